@@ -1,0 +1,105 @@
+"""The command line that every entry point shares: argparse flags beside Hydra overrides, one-line errors, exit codes.
+
+An entry point is a function ``main(args, config)``; :func:`run_entry_point` parses, composes, calls and reports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from hydra import compose, initialize_config_module
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from worldmodel.errors import ConfigError, WorldModelError
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+Main = Callable[[argparse.Namespace, DictConfig], None]
+AddFlags = Callable[[argparse.ArgumentParser], None]
+
+OVERRIDES_HELP = """\
+overrides:
+  Any setting can be overridden as key=value (Hydra's syntax), in any place among the flags:
+    env=vizdoom/health_gathering    choose another file of configs/env
+    tokenizer.codes=1024            set one value
+    device=cuda                     auto, cpu, cuda, cuda:1
+    data=… run=… runs=…             folder of the data, name of the run, folder of the runs
+  --config prints the composed settings and stops.
+"""
+
+
+def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
+    """The composed settings of ``configs/config.yaml``.
+
+    Raises :class:`ConfigError` with Hydra's reason folded into one line.
+    """
+    try:
+        with initialize_config_module("configs", version_base="1.3"):
+            config = compose("config", overrides=list(overrides))
+        OmegaConf.resolve(config)
+        return config
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"cannot apply {' '.join(overrides) or 'the settings'}: {one_line(error)}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error without line breaks."""
+    return "; ".join(part.strip() for part in str(error).splitlines() if part.strip()) or type(error).__name__
+
+
+def parse(
+    argv: Sequence[str] | None, command: str, description: str, add_flags: AddFlags
+) -> tuple[argparse.Namespace, DictConfig]:
+    """Flags and settings of one command line. ``--help`` and malformed flags exit as argparse does (0 and 2)."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m worldmodel.{command}",
+        description=description,
+        epilog=OVERRIDES_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_flags(parser)
+    parser.add_argument("--config", action="store_true", help="print the composed settings and stop")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to override, see below")
+    args = parser.parse_intermixed_args(argv)
+    for override in args.overrides:
+        if "=" not in override and not override.startswith("~"):
+            raise ConfigError(f"{override!r} is neither a flag nor key=value; see python -m worldmodel.{command} --help")
+    return args, compose_config(args.overrides)
+
+
+def run_entry_point(
+    main: Main, command: str, description: str, add_flags: AddFlags = lambda parser: None, argv: Sequence[str] | None = None
+) -> int:
+    """Parse, run, report: returns 0, 2 after a user's error (one line on stderr), 130 after Ctrl-C."""
+    try:
+        args, config = parse(argv, command, description, add_flags)
+        if args.config:
+            print(OmegaConf.to_yaml(config), end="")
+            return 0
+        main(args, config)
+        return 0
+    except WorldModelError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except BrokenPipeError:  # the reader of our output went away, as in `… | head`
+        with contextlib.suppress(OSError):
+            sys.stdout.close()
+        return 0
+    except OSError as error:
+        if error.errno is None:
+            raise
+        # A full disk, a folder that may not be written: the system's reason and the file are what the user needs.
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"error: {os.strerror(error.errno)}{where}; what was already written is kept", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("\ninterrupted; what was already written is kept, run the same command again to go on", file=sys.stderr)
+        return EXIT_INTERRUPTED

@@ -1,0 +1,32 @@
+"""The family of errors that a user may meet. Each message is one line: the value, the choices, the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class WorldModelError(Exception):
+    """Base of all errors raised on purpose. Entry points print the message and exit with code 2."""
+
+
+class ConfigError(WorldModelError):
+    """A setting, flag or override that cannot be honoured."""
+
+
+class EnvError(WorldModelError):
+    """An environment that is unknown, cannot be built, or does not fit (continuous actions, no image)."""
+
+
+class DataError(WorldModelError):
+    """A store or an episode that is missing, damaged or does not fit."""
+
+
+class RunError(WorldModelError):
+    """A run that is missing, unfinished or damaged."""
+
+
+class UnknownActionError(WorldModelError):
+    """An action name that the data's environment does not have."""
+
+    def __init__(self, name: object, known: Sequence[str]):
+        super().__init__(f"unknown action {str(name)!r}; this run knows {', '.join(known)}")

@@ -1,0 +1,121 @@
+"""The facts and the data that travel between the rooms, and the glossary of their shapes.
+
+Letters used in every comment of this package:
+
+====  =====================================================================
+B     batch
+T     steps of an episode or a segment (time)
+C     channels of a frame;  *size* its extent, (H, W) for an image, (L,) for sound
+grid  shape of one grid of codes, (h, w) or (n,);  N the number of its positions
+K     size of the vocabulary of codes
+A     number of named actions
+D     width of a vector
+====  =====================================================================
+
+Alignment, stated once and used everywhere: in an :class:`Episode` ``actions[t]`` leads from ``frames[t]`` to
+``frames[t + 1]`` and earns ``rewards[t]``. In a :class:`Segment` everything at index ``t`` belongs to the *frame* at
+``t``: the action that led to it, the reward received on arriving at it, and whether it ended the episode.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldmodel.errors import DataError, UnknownActionError
+
+NO_ACTION = -1
+"""The action of a frame that no known action led to: the first of an episode or of a segment."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What is known of a source of data; it travels with the data into the run and to the command line."""
+
+    env_id: str  # the gymnasium id, or the name of the source
+    frame_shape: tuple[int, ...]  # (C, *size)
+    action_names: tuple[str, ...]  # A names, in the order of the indices
+    rate: float  # frames a second at which the data plays in real time
+    env_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)  # plain JSON values
+
+    def action_index(self, name: str) -> int:
+        """Index of an action name. Raises :class:`UnknownActionError`, which lists the names."""
+        if name not in self.action_names:
+            raise UnknownActionError(name, self.action_names)
+        return self.action_names.index(name)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Spec:
+        """Inverse of :meth:`to_json`. Raises :class:`DataError` when the text is not a Spec."""
+        try:
+            raw = json.loads(text)
+            return cls(
+                env_id=str(raw["env_id"]),
+                frame_shape=tuple(int(n) for n in raw["frame_shape"]),
+                action_names=tuple(str(name) for name in raw["action_names"]),
+                rate=float(raw["rate"]),
+                env_kwargs=dict(raw.get("env_kwargs", {})),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"not a data specification: {error!r}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Episode:
+    """One recorded episode of T steps, on the host.
+
+    ``terminated``: the last step ended in a terminal state of the environment. ``truncated``: it was cut off (time
+    limit, interruption). Both may be false for an episode whose recording simply stopped.
+    """
+
+    frames: np.ndarray  # (T + 1, C, *size) uint8
+    actions: np.ndarray  # (T,) int64 in [0, A)
+    rewards: np.ndarray  # (T,) float32
+    terminated: bool
+    truncated: bool
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """A batch of windows cut from episodes; a window never crosses an episode's end.
+
+    Exactly one of ``frames`` and ``codes`` is given. Steps with ``valid`` false are padding behind the last step.
+    """
+
+    actions: Tensor  # (B, T) int64: the action that led to the frame; NO_ACTION where there was none
+    rewards: Tensor  # (B, T) float32, received on arriving at the frame
+    terminated: Tensor  # (B, T) bool: the frame is a terminal state
+    truncated: Tensor  # (B, T) bool: the episode was cut off at the frame
+    valid: Tensor  # (B, T) bool
+    frames: Tensor | None = None  # (B, T, C, *size) uint8
+    codes: Tensor | None = None  # (B, T, *grid) int64
+
+    def to(self, device: torch.device | str) -> Segment:
+        """The same segment on another device."""
+        moved = {
+            field.name: None if value is None else value.to(device, non_blocking=True)
+            for field in dataclasses.fields(self)
+            for value in [getattr(self, field.name)]
+        }
+        return Segment(**moved)
+
+
+def to_float(frames: Tensor) -> Tensor:
+    """uint8 frames in [0, 255] → float32 in [-1, 1]; the only place where frames are scaled."""
+    return frames.float().mul_(2 / 255).sub_(1)
+
+
+def to_uint8(frames: Tensor) -> Tensor:
+    """Inverse of :func:`to_float`: clamps, rounds to the nearest level."""
+    return frames.float().add(1).mul_(255 / 2).round_().clamp_(0, 255).to(torch.uint8)
