@@ -1,0 +1,1 @@
+"""Blocks that know nothing of codes, data or environments."""

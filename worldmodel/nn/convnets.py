@@ -1,0 +1,76 @@
+"""Strided convolutional encoders and decoders of any rank (1: sound, 2: images), after the VQ-VAE paper.
+
+van den Oord, Vinyals, Kavukcuoglu, *Neural Discrete Representation Learning*, NeurIPS 2017, section 4.1: 4-wide stride-2
+convolutions, then residual blocks (ReLU, 3-wide convolution, ReLU, 1-wide convolution); the decoder mirrors it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+CONV: dict[int, type[nn.Conv1d] | type[nn.Conv2d]] = {1: nn.Conv1d, 2: nn.Conv2d}
+CONV_TRANSPOSE: dict[int, type[nn.ConvTranspose1d] | type[nn.ConvTranspose2d]] = {
+    1: nn.ConvTranspose1d,
+    2: nn.ConvTranspose2d,
+}
+
+
+class ResidualBlock(nn.Module):
+    """x + conv₁(ReLU(conv₃(ReLU(x)))): (B, width, *size) → the same shape."""
+
+    def __init__(self, rank: int, width: int, hidden: int):
+        super().__init__()
+        self.wide = CONV[rank](width, hidden, 3, padding=1)
+        self.narrow = CONV[rank](hidden, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.narrow(F.relu(self.wide(F.relu(x))))
+
+
+class ConvEncoder(nn.Module):
+    """(B, channels, *size) → (B, widths[-1], *size / 2**len(widths)).
+
+    ``widths``: output channels of each stride-2 convolution; ``blocks``: residual blocks behind them.
+    """
+
+    def __init__(self, rank: int, channels: int, widths: Sequence[int], blocks: int):
+        super().__init__()
+        ins = [channels, *widths[:-1]]
+        self.down = nn.ModuleList(CONV[rank](i, o, 4, stride=2, padding=1) for i, o in zip(ins, widths, strict=True))
+        self.blocks = nn.ModuleList(ResidualBlock(rank, widths[-1], widths[-1]) for _ in range(blocks))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for index, conv in enumerate(self.down):
+            x = conv(x if index == 0 else F.relu(x))
+        for block in self.blocks:
+            x = block(x)
+        return F.relu(x)
+
+
+class ConvDecoder(nn.Module):
+    """(B, width_in, *grid) → (B, channels, *grid · 2**len(widths)); mirrors :class:`ConvEncoder`.
+
+    ``widths`` are the encoder's, in the encoder's order.
+    """
+
+    def __init__(self, rank: int, width_in: int, channels: int, widths: Sequence[int], blocks: int):
+        super().__init__()
+        top = widths[-1]
+        self.enter = CONV[rank](width_in, top, 3, padding=1)
+        self.blocks = nn.ModuleList(ResidualBlock(rank, top, top) for _ in range(blocks))
+        outs = [*reversed(widths[:-1]), channels]
+        ins = list(reversed(widths))
+        self.up = nn.ModuleList(
+            CONV_TRANSPOSE[rank](i, o, 4, stride=2, padding=1) for i, o in zip(ins, outs, strict=True)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        for block in self.blocks:
+            x = block(x)
+        for conv in self.up:
+            x = conv(F.relu(x))
+        return x

@@ -1,0 +1,236 @@
+"""Quantisers: vectors on the last axis → integer codes and back, with a straight-through gradient.
+
+Everything in front of the last axis is batch, so the same module serves grids of any rank.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+CHUNK = 2048  # rows of the distance matrix that are in memory at a time
+
+
+class Quantized(NamedTuple):
+    """What a quantiser returns; D is the width, K the number of codes."""
+
+    vectors: Tensor  # (..., D), the chosen code vectors, gradients straight through to the input
+    codes: Tensor  # (...) int64 in [0, K)
+    losses: dict[str, Tensor]  # named scalar terms, e.g. "commitment"
+
+
+class Quantizer(nn.Module, abc.ABC):
+    """Interface of all quantisers. They compute in float32 whatever the precision around them."""
+
+    keep_float32 = True  # read by the training loop: parameters and buffers are never cast
+    codes: int  # K
+    width: int  # D
+
+    @abc.abstractmethod
+    def forward(self, vectors: Tensor, generator: torch.Generator | None = None) -> Quantized:
+        """(..., D) → :class:`Quantized`; in training mode it may also update its codebook."""
+
+    @abc.abstractmethod
+    def encode(self, vectors: Tensor) -> Tensor:
+        """(..., D) → codes (...) int64, no side effect."""
+
+    @abc.abstractmethod
+    def lookup(self, codes: Tensor) -> Tensor:
+        """Codes (...) → vectors (..., D) float32."""
+
+    def codebook(self) -> Tensor:
+        """All vectors, (K, D). Beware of implicit codebooks with very many codes."""
+        return self.lookup(torch.arange(self.codes, device=next(self.buffers()).device))
+
+
+def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
+    """Index of the nearest row of ``codebook`` (K, D) for each row of ``vectors`` (M, D), float32.
+
+    The mean of the codebook is subtracted from both first: with a common offset the expanded square ‖e‖²/2 − z·e loses
+    the digits that decide. Chunks keep the M×K matrix out of memory.
+    """
+    offset = codebook.mean(0)
+    table = codebook - offset
+    bias = table.square().sum(1).mul_(0.5)
+    weights = table.t().neg()
+    rows = vectors - offset
+    codes = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
+    for start in range(0, len(rows), CHUNK):
+        part = slice(start, start + CHUNK)
+        torch.min(torch.addmm(bias, rows[part], weights), dim=1, out=(rows.new_empty(0), codes[part]))
+    return codes
+
+
+def all_reduce(tensor: Tensor) -> Tensor:
+    """Sum over the processes, in place; nothing to do in a single one."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def broadcast_first(tensor: Tensor) -> Tensor:
+    """The first process's value everywhere, in place."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.broadcast(tensor, src=0)
+    return tensor
+
+
+class VectorQuantizer(Quantizer):
+    """The quantiser of the VQ-VAE paper, by exponential moving averages (its appendix A.1) or by the codebook loss.
+
+    Args:
+        codes: K.
+        width: D.
+        update: ``"ema"`` or ``"loss"`` (the term ``codebook``: ‖sg[z] − e‖²).
+        decay: of the moving averages.
+        revive_after: a code unused for this many training batches restarts at a random input vector of the batch,
+            with its count and its sum, so that it does not collapse again at the next step. 0: never.
+
+    Both give the term ``commitment``, ‖z − sg[e]‖²: its weight is the paper's β, and it belongs to the encoder. Over
+    several processes counts and sums are added up, so that all hold the same codebook.
+    """
+
+    def __init__(self, codes: int, width: int, update: str = "ema", decay: float = 0.99, revive_after: int = 20):
+        super().__init__()
+        if update not in ("ema", "loss"):
+            raise ValueError(f"unknown update {update!r}; choose ema or loss")
+        self.codes, self.width, self.update = codes, width, update
+        self.decay, self.revive_after = decay, revive_after
+        table = torch.randn(codes, width) / math.sqrt(width)
+        if update == "loss":
+            self.table = nn.Parameter(table)
+        else:
+            self.register_buffer("table", table)
+        self.register_buffer("counts", torch.ones(codes))  # moving average of the uses in a batch
+        self.register_buffer("sums", table.clone())  # moving average of the sum of the vectors assigned
+        self.register_buffer("idle", torch.zeros(codes))  # training batches since the last use
+        self.register_buffer("started", torch.zeros(()))  # 1 once the codebook was laid on data
+
+    table: Tensor
+    counts: Tensor
+    sums: Tensor
+    idle: Tensor
+    started: Tensor
+
+    def encode(self, vectors: Tensor) -> Tensor:
+        return nearest(vectors.detach().reshape(-1, self.width).float(), self.table.detach()).view(vectors.shape[:-1])
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        return F.embedding(codes, self.table)
+
+    def codebook(self) -> Tensor:
+        return self.table
+
+    def forward(self, vectors: Tensor, generator: torch.Generator | None = None) -> Quantized:
+        vectors = vectors.float()
+        flat = vectors.detach().reshape(-1, self.width)
+        if self.training:
+            self._start(flat, generator)
+        codes = nearest(flat, self.table.detach())
+        chosen = self.lookup(codes).view_as(vectors)
+        losses = {"commitment": F.mse_loss(vectors, chosen.detach())}
+        if self.update == "loss":
+            losses["codebook"] = F.mse_loss(chosen, vectors.detach())
+        straight = vectors + (chosen - vectors).detach()
+        if self.training:
+            self._follow(flat, codes, generator)
+        return Quantized(straight, codes.view(vectors.shape[:-1]), losses)
+
+    @torch.no_grad()
+    def _start(self, flat: Tensor, generator: torch.Generator | None) -> None:
+        """Lay the codebook on the inputs of the first training batch (random rows, then Lloyd's algorithm)."""
+        if self.started.item():
+            return
+        table = broadcast_first(self._candidates(flat, generator))
+        for _ in range(10):
+            codes = nearest(flat, table)
+            counts, sums = self._statistics(flat, codes)
+            table = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], table)
+        self.table.data.copy_(table)
+        self.counts.fill_(1.0)
+        self.sums.copy_(table)
+        self.started.fill_(1.0)
+
+    def _candidates(self, flat: Tensor, generator: torch.Generator | None) -> Tensor:
+        """(K, D): random rows of the batch, with repetition."""
+        device = generator.device if generator is not None else flat.device
+        rows = torch.randint(len(flat), (self.codes,), generator=generator, device=device)
+        return flat[rows.to(flat.device)]
+
+    def _statistics(self, flat: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Counts (K,) and sums (K, D) of the vectors assigned to each code, over all processes."""
+        counts = torch.bincount(codes, minlength=self.codes).to(flat.dtype)
+        sums = torch.zeros_like(self.sums).index_add_(0, codes, flat)
+        return all_reduce(counts), all_reduce(sums)
+
+    @torch.no_grad()
+    def _follow(self, flat: Tensor, codes: Tensor, generator: torch.Generator | None) -> None:
+        """Move the averages towards this batch, then restart the codes that nobody uses."""
+        counts, sums = self._statistics(flat, codes)
+        self.idle.add_(1).masked_fill_(counts > 0, 0)
+        if self.update == "ema":
+            self.counts.lerp_(counts, 1 - self.decay)
+            self.sums.lerp_(sums, 1 - self.decay)
+            used = (self.counts > 1e-3)[:, None]  # an average over next to nothing stays where it is
+            self.table.copy_(torch.where(used, self.sums / self.counts.clamp(min=1e-3)[:, None], self.table))
+        if self.revive_after:
+            dead = self.idle >= self.revive_after
+            fresh = broadcast_first(self._candidates(flat, generator))
+            self.table.data.copy_(torch.where(dead[:, None], fresh, self.table.data))
+            self.sums.copy_(torch.where(dead[:, None], fresh, self.sums))
+            self.counts.masked_fill_(dead, 1.0)
+            self.idle.masked_fill_(dead, 0)
+
+
+class FiniteScalarQuantizer(Quantizer):
+    """FSQ: each of D numbers is squashed and rounded to a few levels (Mentzer et al., ICLR 2024); no codebook to learn.
+
+    Args:
+        levels: levels of each dimension, e.g. ``(8, 8, 8)``: K is their product, D their number. The table of all codes
+            is never built.
+    """
+
+    def __init__(self, levels: Sequence[int]):
+        super().__init__()
+        if not levels or min(levels) < 2:
+            raise ValueError(f"FSQ needs at least 2 levels in every dimension, not {list(levels)}")
+        self.width, self.codes = len(levels), math.prod(levels)
+        counts = torch.tensor(levels, dtype=torch.int64)
+        self.register_buffer("levels", counts, persistent=False)
+        self.register_buffer(
+            "strides", torch.cumprod(torch.cat([torch.ones(1, dtype=torch.int64), counts[:-1]]), 0), persistent=False
+        )
+
+    levels: Tensor
+    strides: Tensor
+
+    def _bound(self, vectors: Tensor) -> Tensor:
+        """Squash to (−½, levels − ½) so that rounding gives the integers 0 … levels − 1 (paper, section 3.1)."""
+        return (torch.tanh(vectors) + 1) / 2 * (self.levels - 1e-3) - 0.5 + 0.5e-3
+
+    def _digits(self, vectors: Tensor) -> Tensor:
+        return self._bound(vectors.float()).round()
+
+    def encode(self, vectors: Tensor) -> Tensor:
+        return (self._digits(vectors.detach()).long() * self.strides).sum(-1)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        digits = codes[..., None] // self.strides % self.levels
+        return self._normalise(digits.float())
+
+    def _normalise(self, digits: Tensor) -> Tensor:
+        """Digits 0 … levels − 1 → [−1, 1]."""
+        return digits * 2 / (self.levels - 1) - 1
+
+    def forward(self, vectors: Tensor, generator: torch.Generator | None = None) -> Quantized:
+        bounded = self._bound(vectors.float())
+        digits = bounded + (bounded.round() - bounded).detach()
+        codes = (digits.detach().round().long() * self.strides).sum(-1)
+        return Quantized(self._normalise(digits), codes, {})
