@@ -1,0 +1,203 @@
+"""Figures of merit: how near pictures are, how the codes are used, how well rare events are foretold, and how sure that is."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PEAK = 255.0  # data range of uint8 frames
+MSE_FLOOR = 1 / 12
+"""Mean squared error below which frames count as equal: the variance of rounding to 8 bits. Without a floor one pair of
+identical frames, as when an agent stands still, makes every mean infinite. It caps the PSNR at 58.92 dB."""
+
+SSIM_WINDOW, SSIM_SIGMA, SSIM_K1, SSIM_K2 = 11, 1.5, 0.01, 0.03
+
+
+def mse(frames: Tensor, others: Tensor) -> Tensor:
+    """Mean squared error of each frame: two (..., C, H, W) uint8 → (...) float64 in squared grey levels."""
+    return (frames.float() - others.float()).square().flatten(-3).mean(-1).double()
+
+
+def decibels(error: Tensor | np.ndarray | float) -> np.ndarray:
+    """PSNR in dB of mean squared errors in squared grey levels: 10 log₁₀(255² / MSE), with :data:`MSE_FLOOR`."""
+    return 10 * np.log10(PEAK**2 / np.maximum(np.asarray(error, dtype=np.float64), MSE_FLOOR))
+
+
+def psnr(frames: Tensor, others: Tensor) -> np.ndarray:
+    """PSNR of each frame: two (..., C, H, W) uint8 → (...) dB."""
+    return decibels(mse(frames, others))
+
+
+def ssim(frames: Tensor, others: Tensor) -> Tensor:
+    """Structural similarity of each frame: two (..., C, H, W) uint8 → (...) float64 in [-1, 1].
+
+    Wang, Bovik, Sheikh, Simoncelli, *Image quality assessment: from error visibility to structural similarity*, 2004:
+    Gaussian window 11 × 11 with σ = 1.5, K1 = 0.01, K2 = 0.03, data range 255, mean over the positions where the window
+    lies wholly inside; each channel alone, then the mean over channels. Raises ``ValueError`` for smaller frames.
+    """
+    if min(frames.shape[-2:]) < SSIM_WINDOW:
+        raise ValueError(f"SSIM needs frames of at least {SSIM_WINDOW}×{SSIM_WINDOW}, got {tuple(frames.shape[-2:])}")
+    lead, (channels, height, width) = frames.shape[:-3], frames.shape[-3:]
+    x = frames.reshape(-1, 1, height, width).float() / PEAK
+    y = others.reshape(-1, 1, height, width).float() / PEAK
+    # One pass of the window over the five moments; chunks keep the memory of a long evaluation flat.
+    values = [_ssim_planes(*planes) for planes in zip(x.split(4096), y.split(4096), strict=True)]
+    return torch.cat(values).reshape(*lead, channels).mean(-1)
+
+
+def _ssim_planes(x: Tensor, y: Tensor) -> Tensor:
+    """(P, 1, H, W) float in [0, 1], twice → (P,) float64."""
+    offsets = torch.arange(SSIM_WINDOW, device=x.device, dtype=torch.float32) - SSIM_WINDOW // 2
+    kernel = torch.exp(-offsets.square() / (2 * SSIM_SIGMA**2))
+    kernel = kernel / kernel.sum()
+    moments = torch.cat([x, y, x * x, y * y, x * y])
+    moments = F.conv2d(F.conv2d(moments, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))
+    mean_x, mean_y, square_x, square_y, product = moments.double().chunk(5)
+    variance_x, variance_y = square_x - mean_x**2, square_y - mean_y**2
+    covariance = product - mean_x * mean_y
+    c1, c2 = SSIM_K1**2, SSIM_K2**2
+    value = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    value = value / ((mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2))
+    return value.mean((1, 2, 3))
+
+
+@dataclasses.dataclass(frozen=True)
+class CodeUsage:
+    """How often each code of the vocabulary occurred."""
+
+    counts: np.ndarray  # (K,) int64
+
+    @property
+    def used(self) -> int:
+        """Codes that occurred at least once."""
+        return int((self.counts > 0).sum())
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the entropy of the codes' frequencies: the number of equally frequent codes with that entropy."""
+        shares = self.counts[self.counts > 0] / max(1, self.counts.sum())
+        return float(np.exp(-(shares * np.log(shares)).sum()))
+
+    def to_json(self) -> dict[str, Any]:
+        total = len(self.counts)
+        return {
+            "used": self.used,
+            "of": total,
+            "share": self.used / total,
+            "perplexity": self.perplexity,
+            "counts_sorted": sorted(self.counts.tolist(), reverse=True),
+        }
+
+
+def code_usage(codes: Tensor, vocabulary: int) -> CodeUsage:
+    """Count codes of any shape, int64 in [0, K)."""
+    return CodeUsage(torch.bincount(codes.flatten().cpu(), minlength=vocabulary).numpy())
+
+
+def bits(nats: np.ndarray) -> np.ndarray:
+    """Nats → bits."""
+    return nats / math.log(2)
+
+
+def auroc(scores: np.ndarray, labels: np.ndarray) -> float | None:
+    """Chance that a positive scores above a negative, ties counted half (Mann-Whitney); None without both kinds."""
+    positives, negatives = int(labels.sum()), int((~labels).sum())
+    if not positives or not negatives:
+        return None
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]  # 1-based, the mean rank within ties
+    return float((ranks[labels].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def average_precision(scores: np.ndarray, labels: np.ndarray) -> float | None:
+    """Area under precision over recall as a step function, Σ (Rₙ - Rₙ₋₁) Pₙ over distinct thresholds; None without positives.
+
+    By chance it is the share of positives, so it must be read beside their count.
+    """
+    positives = int(labels.sum())
+    if not positives:
+        return None
+    order = np.argsort(-scores, kind="stable")
+    hits = np.cumsum(labels[order])
+    last_of_tie = np.append(np.diff(scores[order]) != 0, True)
+    hits, seen = hits[last_of_tie], (np.arange(len(scores)) + 1)[last_of_tie]
+    return float((np.diff(hits, prepend=0) / positives * hits / seen).sum())
+
+
+def detection(scores: np.ndarray, labels: np.ndarray, threshold: float) -> dict[str, Any]:
+    """How well ``scores > threshold`` finds the positives, with the counts that say how much to trust it."""
+    said = scores > threshold
+    hits = int((said & labels).sum())
+    return {
+        "positives": int(labels.sum()),
+        "of": len(labels),
+        "threshold": threshold,
+        "precision": hits / int(said.sum()) if said.any() else None,
+        "recall": hits / int(labels.sum()) if labels.any() else None,
+        "auroc": auroc(scores, labels),
+        "average_precision": average_precision(scores, labels),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """A statistic with a percentile interval; arrays when the statistic is one, of the same shape."""
+
+    value: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    samples: int  # what was resampled: windows, episodes or pairs
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "value": self.value.tolist(),
+            "low": self.low.tolist(),
+            "high": self.high.tolist(),
+            "samples": self.samples,
+        }
+
+
+def bootstrap(
+    statistic: Callable[..., Any],
+    *samples: np.ndarray,
+    paired: bool = True,
+    seed: int = 0,
+    resamples: int = 1000,
+    level: float = 0.95,
+) -> Interval:
+    """Percentile bootstrap (Efron 1979) of ``statistic(*samples)``, resampling along the first axis of each sample.
+
+    ``paired``: the samples share their first axis and are resampled together, as for a difference on the same windows.
+    """
+    generator = np.random.default_rng(seed)
+    draws = []
+    for _ in range(resamples):
+        rows = generator.integers(len(samples[0]), size=len(samples[0]))
+        chosen = [
+            sample[rows if paired or i == 0 else generator.integers(len(sample), size=len(sample))]
+            for i, sample in enumerate(samples)
+        ]
+        draws.append(np.asarray(statistic(*chosen), dtype=np.float64))
+    tail = (1 - level) / 2
+    low, high = np.quantile(np.stack(draws), [tail, 1 - tail], axis=0)
+    return Interval(np.asarray(statistic(*samples), dtype=np.float64), np.asarray(low), np.asarray(high), len(samples[0]))
+
+
+def mean_interval(values: np.ndarray, seed: int = 0) -> Interval:
+    """Mean over the first axis with its bootstrap interval."""
+    return bootstrap(lambda rows: rows.mean(0), values, seed=seed)
+
+
+def ratio_of_sums(sums: np.ndarray, counts: np.ndarray, seed: int = 0) -> Interval:
+    """Mean of values that lie in clusters (episodes) of unequal size, resampling whole clusters.
+
+    ``sums``, ``counts``: (n,) sum of the values and number of values in each cluster.
+    """
+    return bootstrap(lambda s, c: s.sum() / c.sum(), sums, counts, seed=seed)
