@@ -80,9 +80,7 @@ def _parse_entry(entry: str, text: str, spec: Spec) -> tuple[int, int | None]:
     if not star:
         return action, None
     if not (count.isascii() and count.isdecimal() and len(count) < 10 and int(count) > 0):
-        raise ConfigError(
-            f"count {count!r} in {entry.strip()!r}; write name*n with a whole n of at least 1, as in {name}*4"
-        )
+        raise ConfigError(f"count {count!r} in {entry.strip()!r}; write {name}*n with a whole n of at least 1")
     return action, int(count)
 
 

@@ -1,0 +1,26 @@
+"""Frames → mp4, gif and contact sheet. The only room that knows moviepy and pillow.
+
+A :class:`Strip` is a row of moving pictures with its actions; :func:`save` writes one or several side by side::
+
+    save("dream.mp4", [dream_strip(seen, frames, names)], rate=8.75)
+    save("beside.gif", triptych(truth, reconstruction, dream), rate=8.75, labels="names")
+"""
+
+from worldmodel.media.compose import Labels, canvases, check_labels, contact_sheet
+from worldmodel.media.strip import Strip, action_names, dream_strip, triptych
+from worldmodel.media.write import SUFFIXES, check_path, save, save_png
+
+__all__ = [
+    "SUFFIXES",
+    "Labels",
+    "Strip",
+    "action_names",
+    "canvases",
+    "check_labels",
+    "check_path",
+    "contact_sheet",
+    "dream_strip",
+    "save",
+    "save_png",
+    "triptych",
+]

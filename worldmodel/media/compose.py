@@ -1,0 +1,222 @@
+"""How it is shown: a canvas for every moment of a video, and one contact sheet of all moments."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from typing import Literal, get_args
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from worldmodel.errors import ConfigError, DataError
+from worldmodel.media.draw import DIM, DREAMT, INK, PAPER, RAIL, SEEN, Colour, icon, text_width, write
+from worldmodel.media.strip import Strip
+
+Labels = Literal["arrows", "names", "none"]
+
+EDGE = 3  # coloured line around a picture of the video; 2 on the sheet
+GAP = 12
+CAPTION, BAR, TIMELINE = 24, 34, 4  # heights in pixels: above a picture, under it, at the foot
+ACROSS = 4  # pictures side by side in a video before a second row starts
+SHEET_CELLS = 120  # pictures on a contact sheet; a longer dream is thinned out evenly
+SHEET_COLUMNS = 10
+
+
+def check_labels(labels: str) -> None:
+    """Raises :class:`ConfigError` for a kind of label that does not exist."""
+    if labels not in get_args(Labels):
+        raise ConfigError(f"labels {labels!r}; choose from {', '.join(get_args(Labels))}")
+
+
+def canvases(strips: Sequence[Strip], labels: Labels = "arrows", size: int = 256) -> Iterator[np.ndarray]:
+    """The video: one (height, width, 3) uint8 canvas a step, height and width even, all alike.
+
+    The strips stand side by side, pictures enlarged by a whole number (nearest neighbour) to at least ``size`` pixels.
+    Under each picture a bar tells the step (0 is the last seen frame), the action that led to it, and whether the
+    frame was seen or dreamt; the line at the foot shows how far the video has come.
+    """
+    steps = _steps(strips)
+    check_labels(labels)
+    layout = _Layout.fit(strips, size)
+    for t, step in enumerate(steps):
+        canvas = Image.new("RGB", (layout.width, layout.height), PAPER)
+        draw = ImageDraw.Draw(canvas)
+        for index, strip in enumerate(strips):
+            _panel(canvas, draw, layout, index, strip, t, f"{step:+d}" if step else "0", labels)
+        _timeline(draw, layout, t, len(steps), max(strip.seen for strip in strips), any(s.dreamt for s in strips))
+        yield np.asarray(canvas)
+
+
+def contact_sheet(
+    strips: Sequence[Strip], labels: Labels = "arrows", size: int = 96, title: str = "", columns: int = SHEET_COLUMNS
+) -> np.ndarray:
+    """All moments on one picture (height, width, 3) uint8: time runs to the right and then down, a row for each strip.
+
+    Above each moment stand its step (0 is the last seen frame) and the action that led to it. More moments than fit
+    into :data:`SHEET_CELLS` pictures are thinned out evenly, the first and the last kept.
+    """
+    steps = _steps(strips)
+    check_labels(labels)
+    shown = list(range(len(steps)))
+    room = max(columns, SHEET_CELLS // len(strips))
+    if len(steps) > room:
+        shown = np.linspace(0, len(steps) - 1, room).round().astype(int).tolist()
+    columns = min(columns, len(shown))
+    scale, edge, gap, line = _scale(strips, size), 2, 6, 22
+    height, width = (n * scale + 2 * edge for n in strips[0].frames.shape[1:3])
+    shared = all(strip.actions == strips[0].actions for strip in strips)
+    lines = [row == 0 or not shared for row in range(len(strips))]  # rows with a line of labels above them
+    captions = [strip.caption if len(strips) > 1 else "" for strip in strips]  # alone, the title says what it is
+    left = GAP + (max(text_width(caption, 13) for caption in captions) + GAP if any(captions) else 0)
+    head = 30
+    block = sum(lines) * line + len(strips) * (height + gap) + gap
+    blocks = math.ceil(len(shown) / columns)
+    sheet_width = max(left + columns * (width + gap) - gap + GAP, text_width("seen  dreamt", 13) + 90)
+    canvas = Image.new("RGB", (sheet_width, head + blocks * block + GAP - 2 * gap), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    legend = _legend(draw, strips, sheet_width - GAP)
+    write(draw, (GAP, head / 2 + 1), title, 14, INK, "lm", legend - 2 * GAP)
+    for place, t in enumerate(shown):
+        x = left + (place % columns) * (width + gap)
+        y = head + (place // columns) * block
+        for row, strip in enumerate(strips):
+            if lines[row]:
+                write(draw, (x + 2, y + line / 2), str(steps[t]), 12, DIM, "lm", width)
+                _action(canvas, draw, strip.actions[t], labels, (x + width / 2, y + line / 2), 15, width - 52)
+                y += line
+            _picture(canvas, draw, (x, y), strip, t, scale, edge)
+            if place % columns == 0:
+                write(draw, (GAP, y + height / 2), captions[row], 13, INK, "lm", left)
+            y += height + gap
+    return np.asarray(canvas)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+    """Where the panels of a video stand, in pixels."""
+
+    scale: int
+    panel: tuple[int, int]  # width and height of a picture with its edge
+    across: int
+    caption: int  # height above a picture
+    width: int
+    height: int
+
+    @classmethod
+    def fit(cls, strips: Sequence[Strip], size: int) -> _Layout:
+        scale = _scale(strips, size)
+        height, width = (n * scale + 2 * EDGE for n in strips[0].frames.shape[1:3])
+        across = min(len(strips), ACROSS)
+        down = math.ceil(len(strips) / across)
+        caption = CAPTION if any(strip.caption for strip in strips) else GAP
+        total_width = across * (width + GAP) + GAP
+        total_height = down * (caption + height + BAR) + TIMELINE + 8
+        return cls(
+            scale, (width, height), across, caption, total_width + total_width % 2, total_height + total_height % 2
+        )
+
+    def corner(self, index: int) -> tuple[int, int]:
+        """Upper left corner of the picture of a strip."""
+        row, column = divmod(index, self.across)
+        width, height = self.panel
+        return GAP + column * (width + GAP), row * (self.caption + height + BAR) + self.caption
+
+
+def _panel(
+    canvas: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    layout: _Layout,
+    index: int,
+    strip: Strip,
+    t: int,
+    step: str,
+    labels: Labels,
+) -> None:
+    x, y = layout.corner(index)
+    width, height = layout.panel
+    write(draw, (x + width / 2, y - layout.caption / 2), strip.caption, 14, INK, "mm", width)
+    _picture(canvas, draw, (x, y), strip, t, layout.scale, EDGE)
+    middle = y + height + BAR / 2
+    write(draw, (x + EDGE, middle), step, 14, DIM, "lm", 0.3 * width)
+    _action(canvas, draw, strip.actions[t], labels, (x + width / 2, middle), 22, 0.45 * width)
+    tag, colour = _kind(strip, t)
+    write(draw, (x + width - EDGE, middle), tag, 14, colour, "rm", 0.3 * width)
+
+
+def _picture(
+    canvas: Image.Image, draw: ImageDraw.ImageDraw, xy: tuple[int, int], strip: Strip, t: int, scale: int, edge: int
+) -> None:
+    height, width = (n * scale for n in strip.frames.shape[1:3])
+    x, y = xy
+    draw.rectangle([x, y, x + width + 2 * edge - 1, y + height + 2 * edge - 1], fill=_kind(strip, t)[1])
+    picture = Image.fromarray(strip.frames[t]).resize((width, height), Image.Resampling.NEAREST)
+    canvas.paste(picture, (x + edge, y + edge))
+
+
+def _kind(strip: Strip, t: int) -> tuple[str, Colour]:
+    """Tag and colour of a frame: what the model was shown, what it dreamt, or neither."""
+    if t < strip.seen:
+        return "seen", SEEN
+    return ("dreamt", DREAMT) if strip.dreamt else ("", RAIL)
+
+
+def _action(
+    canvas: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    name: str | None,
+    labels: Labels,
+    centre: tuple[float, float],
+    size: int,
+    width: float,
+) -> None:
+    """The action's arrow, or its name where names are asked for or no arrow fits it."""
+    if name is None or labels == "none":
+        return
+    mask = icon(name, size) if labels == "arrows" else None
+    if mask is None:
+        write(draw, centre, name, max(11, round(0.65 * size)), INK, "mm", width)
+    else:
+        canvas.paste(INK, (round(centre[0] - size / 2), round(centre[1] - size / 2)), mask)
+
+
+def _timeline(draw: ImageDraw.ImageDraw, layout: _Layout, t: int, length: int, seen: int, dreamt: bool) -> None:
+    left, right, top = GAP, layout.width - GAP, layout.height - TIMELINE - 6
+
+    def fill(first: float, last: float, colour: Colour) -> None:
+        span = (right - left) / length
+        if last > first:
+            draw.rectangle([left + first * span, top, left + last * span - 1, top + TIMELINE - 1], fill=colour)
+
+    fill(0, length, RAIL)
+    fill(0, min(t + 1, seen), SEEN)
+    fill(seen, t + 1, DREAMT if dreamt else DIM)
+
+
+def _legend(draw: ImageDraw.ImageDraw, strips: Sequence[Strip], right: int) -> int:
+    """Explain the colours that occur, ending at ``right``; returns where the legend starts."""
+    kinds = [("seen", SEEN, any(s.seen for s in strips)), ("dreamt", DREAMT, any(s.dreamt for s in strips))]
+    for text, colour, occurs in reversed(kinds):
+        if occurs:
+            right -= text_width(text, 13)
+            write(draw, (right, 16), text, 13, colour, "lm", math.inf)
+            right -= 16
+            draw.rectangle([right, 11, right + 9, 20], fill=colour)
+            right -= 14
+    return right
+
+
+def _steps(strips: Sequence[Strip]) -> list[int]:
+    """Number of each moment: 0 is the last seen frame, or the first frame where none was seen."""
+    if not strips:
+        raise DataError("nothing to show; give at least one strip of frames")
+    shapes = {strip.frames.shape for strip in strips}
+    if len(shapes) > 1:
+        raise DataError(f"strips of different shapes {sorted(shapes)} cannot run side by side")
+    seen = max(strip.seen for strip in strips)
+    return [t - max(seen - 1, 0) for t in range(len(strips[0]))]
+
+
+def _scale(strips: Sequence[Strip], size: int) -> int:
+    return max(1, math.ceil(size / min(strips[0].frames.shape[1:3])))

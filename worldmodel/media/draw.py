@@ -1,0 +1,119 @@
+"""Small drawing: the colours of the house, its letters, and the icons of actions."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+from PIL import Image, ImageDraw, ImageFont
+
+Colour = tuple[int, int, int]
+
+PAPER: Colour = (20, 22, 27)  # behind everything
+RAIL: Colour = (48, 52, 61)  # lines that wait to be filled
+DIM: Colour = (136, 143, 156)  # small print
+INK: Colour = (232, 235, 240)  # letters and icons
+SEEN: Colour = (94, 176, 239)  # frames that the model was shown
+DREAMT: Colour = (250, 172, 72)  # frames that the model dreamt
+
+OVERSAMPLE = 8  # icons are drawn this much larger and reduced, for smooth edges
+TURNS = ("turn", "rotate")
+FILLERS = ("move", "go", "walk", "look", "step")
+FIRE = ("fire", "shoot", "attack")
+IDLE = ("noop", "no", "op", "nop", "idle", "nothing", "stay", "wait", "none", "still")
+DIRECTIONS = {  # name → (right, down)
+    "forward": (0, -1), "forwards": (0, -1), "up": (0, -1), "north": (0, -1), "ahead": (0, -1),
+    "backward": (0, 1), "backwards": (0, 1), "back": (0, 1), "down": (0, 1), "south": (0, 1),
+    "left": (-1, 0), "west": (-1, 0), "right": (1, 0), "east": (1, 0),
+}  # fmt: skip
+
+
+@functools.cache
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own outline font at a size in pixels."""
+    return ImageFont.load_default(size)
+
+
+def write(
+    draw: ImageDraw.ImageDraw, xy: tuple[float, float], text: str, size: int, colour: Colour, anchor: str, width: float
+) -> None:
+    """Write one line at ``xy`` (Pillow's anchors), cut with … so that it is at most ``width`` pixels wide."""
+    kept = text
+    while kept and draw.textlength(kept, font(size)) > width:
+        kept = kept[:-2] + "…" if len(kept) > 2 else ""
+    draw.text(xy, kept, colour, font(size), anchor=anchor)
+
+
+def text_width(text: str, size: int) -> int:
+    """Width of a line in pixels."""
+    return math.ceil(font(size).getlength(text))
+
+
+@functools.cache
+def icon(name: str, size: int) -> Image.Image | None:
+    """Mask (mode L, ``size`` × ``size``) of the icon of an action; None when the name suggests no picture.
+
+    Arrows for directions (``forward``, ``left``, ``UPRIGHT``, ``move_back``), bent arrows for turns (``turn_left``),
+    a dot for doing nothing, a ring for firing, an arrow with a ring for both (``UPFIRE``).
+    """
+    words = _words(name)
+    if words is None:
+        return None
+    big = size * OVERSAMPLE
+    mask = Image.new("L", (big, big))
+    draw = ImageDraw.Draw(mask)
+    right, down = (sum(DIRECTIONS[word][axis] for word in words if word in DIRECTIONS) for axis in (0, 1))
+    fires = any(word in FIRE for word in words)
+    if (right, down) == (0, 0):
+        _ring(draw, big, (0.5, 0.5), 0.26) if fires else _dot(draw, big, 0.13)
+    elif any(word in TURNS for word in words) and right:
+        _bent_arrow(draw, big)
+        mask = mask.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if right > 0 else mask
+    else:
+        _arrow(draw, big, math.atan2(down, right))
+        if fires:  # in the lower corner that the arrow leaves free
+            _ring(draw, big, (0.16 if right * down > 0 else 0.84, 0.84), 0.13)
+    return mask.resize((size, size), Image.Resampling.LANCZOS)
+
+
+def _words(name: str) -> list[str] | None:
+    """The known words that a name is made of (``UPRIGHTFIRE``, ``turn_left``), or None when anything else is in it."""
+    vocabulary = sorted((*DIRECTIONS, *TURNS, *FILLERS, *FIRE, *IDLE), key=len, reverse=True)
+    rest = "".join(letter for letter in name.lower() if letter.isalnum())
+    words = []
+    while rest:
+        word = next((word for word in vocabulary if rest.startswith(word)), None)
+        if word is None:
+            return None
+        words.append(word)
+        rest = rest[len(word) :]
+    meaningful = [word for word in words if word not in FILLERS]
+    return meaningful or None
+
+
+def _arrow(draw: ImageDraw.ImageDraw, big: int, angle: float) -> None:
+    tip, neck, tail, barb, half = 0.44, 0.04, -0.42, 0.36, 0.1  # along and across the arrow, in units of the icon
+    outline = [(tip, 0), (neck, barb), (neck, half), (tail, half), (tail, -half), (neck, -half), (neck, -barb)]
+    cos, sin = math.cos(angle), math.sin(angle)
+    draw.polygon([((0.5 + a * cos - c * sin) * big, (0.5 + a * sin + c * cos) * big) for a, c in outline], fill=255)
+
+
+def _bent_arrow(draw: ImageDraw.ImageDraw, big: int) -> None:
+    """An arc over the top that comes down in a head at the left."""
+    thick = round(0.17 * big)
+    draw.arc([0.2 * big, 0.16 * big, 0.92 * big, 0.88 * big], 180, 20, fill=255, width=thick)
+    draw.polygon([(0.02 * big, 0.48 * big), (0.285 * big, 0.86 * big), (0.55 * big, 0.48 * big)], fill=255)
+
+
+def _dot(draw: ImageDraw.ImageDraw, big: int, radius: float) -> None:
+    draw.ellipse([(0.5 - radius) * big, (0.5 - radius) * big, (0.5 + radius) * big, (0.5 + radius) * big], fill=255)
+
+
+def _ring(draw: ImageDraw.ImageDraw, big: int, centre: tuple[float, float], radius: float) -> None:
+    box = [
+        (centre[0] - radius) * big,
+        (centre[1] - radius) * big,
+        (centre[0] + radius) * big,
+        (centre[1] + radius) * big,
+    ]
+    draw.ellipse(box, outline=255, width=round(0.4 * radius * big))

@@ -1,0 +1,119 @@
+"""How it is kept: mp4, gif and png, each written to a temporary name and renamed when whole."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from worldmodel.errors import ConfigError
+from worldmodel.media import draw
+from worldmodel.media.compose import Labels, canvases, contact_sheet
+from worldmodel.media.strip import Strip
+
+SUFFIXES = (".mp4", ".gif", ".png")
+GIF_SIZE = 192  # pixels that a picture measures at least in a gif, which is for pages and mails
+
+
+def check_path(path: str | Path) -> Path:
+    """The path when its suffix is one that can be written. Raises :class:`ConfigError`, which lists them."""
+    path = Path(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise ConfigError(f"cannot write {str(path)!r}; the name must end in {', '.join(SUFFIXES)}")
+    return path
+
+
+def save(path: str | Path, strips: Sequence[Strip], rate: float, labels: Labels = "arrows", title: str = "") -> Path:
+    """Write strips by the suffix of the path: ``.mp4`` and ``.gif`` move at ``rate`` frames a second, ``.png`` is a
+    contact sheet headed by ``title``. Missing folders are made. Returns the path.
+
+    Raises :class:`ConfigError` for another suffix, a kind of label that does not exist or a missing encoder.
+    """
+    path = check_path(path)
+    match path.suffix.lower():
+        case ".mp4":
+            save_mp4(path, canvases(strips, labels), rate)
+        case ".gif":
+            save_gif(path, list(canvases(strips, labels, GIF_SIZE)), rate, palette(strips))
+        case _:
+            save_png(path, contact_sheet(strips, labels, title=title))
+    return path
+
+
+def save_png(path: str | Path, picture: np.ndarray) -> None:
+    """Write one picture, (H, W, 3) or (H, W) uint8."""
+    with _whole(Path(path)) as part:
+        Image.fromarray(picture).save(part, optimize=True)
+
+
+def save_gif(path: str | Path, frames: Sequence[np.ndarray], rate: float, colours: Image.Image) -> None:
+    """Write an endless gif. ``frames`` (H, W, 3) uint8, ``colours`` a palette image as :func:`palette` makes it.
+
+    All frames share the palette and are not dithered: then what does not move costs nothing.
+    """
+    indexed = [Image.fromarray(frame).quantize(palette=colours, dither=Image.Dither.NONE) for frame in frames]
+    # Gifs count time in 1/100 s, and viewers slow down what is shorter than 2/100 s.
+    duration = max(20, 10 * round(100 / rate))
+    with _whole(Path(path)) as part:
+        indexed[0].save(part, save_all=True, append_images=indexed[1:], duration=duration, loop=0, optimize=False)
+
+
+def palette(strips: Sequence[Strip]) -> Image.Image:
+    """256 colours: those of the frame's furniture as they are, the others picked from the pictures by median cut."""
+    furniture = [draw.PAPER, draw.RAIL, draw.DIM, draw.INK, draw.SEEN, draw.DREAMT]
+    blends = [  # the soft edges of letters
+        tuple(round(0.5 * (a + b)) for a, b in zip(draw.PAPER, ink, strict=True)) for ink in furniture[2:]
+    ]
+    pictures = np.concatenate([strip.frames[:: max(1, len(strip) // 32)] for strip in strips])  # (n, H, W, 3)
+    montage = Image.fromarray(pictures.reshape(-1, pictures.shape[2], 3))
+    own = [*furniture, *blends]
+    picked = montage.quantize(256 - len(own), Image.Quantize.MEDIANCUT).getpalette() or []
+    colours = [*(channel for colour in own for channel in colour), *picked]
+    result = Image.new("P", (1, 1))
+    result.putpalette(colours)
+    return result
+
+
+def save_mp4(path: str | Path, frames: Iterator[np.ndarray], rate: float) -> None:
+    """Write H.264 in an mp4, frame by frame as they come. ``frames`` (H, W, 3) uint8, H and W even.
+
+    Raises :class:`ConfigError` when the encoder is missing or gives up.
+    """
+    from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter  # slow to import, and only needed here
+
+    path = Path(path)
+    first = next(frames)
+    height, width = first.shape[:2]
+    remedy = ".gif and .png need no encoder"
+    with _whole(path) as part:
+        try:
+            quality = ["-crf", "18", "-movflags", "+faststart"]
+            writer = FFMPEG_VideoWriter(str(part), (width, height), rate, codec="libx264", ffmpeg_params=quality)
+        except FileNotFoundError as error:
+            raise ConfigError(f"cannot write {path}: no ffmpeg ({error.filename}); {remedy}") from error
+        process = writer.proc
+        try:
+            with writer:
+                writer.write_frame(first)
+                for frame in frames:
+                    writer.write_frame(frame)
+        except OSError as error:  # what ffmpeg said, or a broken pipe to it
+            raise ConfigError(f"cannot write {path}: {error}; {remedy}") from error
+        if process.returncode != 0:
+            raise ConfigError(f"cannot write {path}: ffmpeg gave up (code {process.returncode}); {remedy}")
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A temporary name of the same suffix in the same folder, renamed to ``path`` when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
