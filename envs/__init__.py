@@ -1,0 +1,13 @@
+"""Gymnasium environments and wrappers of this project.
+
+Importing the package registers the environments, so the id ``envs:worldmodel/Vizdoom-v0`` works with
+``gymnasium.make`` anywhere: gymnasium imports what stands before the colon first.
+"""
+
+import gymnasium
+
+from envs.wrappers import FrameEnv, make_frames
+
+__all__ = ["FrameEnv", "make_frames"]
+
+gymnasium.register(id="worldmodel/Vizdoom-v0", entry_point="envs.vizdoom:VizdoomEnv")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -33,6 +34,12 @@ overrides:
     data=… run=… runs=…             folder of the data, name of the run, folder of the runs
   --config prints the composed settings and stops.
 """
+
+
+# A gymnasium id such as ALE/Pong-v5 names folders, so it becomes ale-pong-v5.
+OmegaConf.register_new_resolver(
+    "slug", lambda text: re.sub(r"[^a-z0-9]+", "-", str(text).lower()).strip("-"), replace=True
+)
 
 
 def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
@@ -71,12 +78,16 @@ def parse(
     args = parser.parse_intermixed_args(argv)
     for override in args.overrides:
         if "=" not in override and not override.startswith("~"):
-            raise ConfigError(f"{override!r} is neither a flag nor key=value; see python -m worldmodel.{command} --help")
+            raise ConfigError(f"{override!r} is neither a flag nor key=value; see {parser.prog} --help")
     return args, compose_config(args.overrides)
 
 
 def run_entry_point(
-    main: Main, command: str, description: str, add_flags: AddFlags = lambda parser: None, argv: Sequence[str] | None = None
+    main: Main,
+    command: str,
+    description: str,
+    add_flags: AddFlags = lambda parser: None,
+    argv: Sequence[str] | None = None,
 ) -> int:
     """Parse, run, report: returns 0, 2 after a user's error (one line on stderr), 130 after Ctrl-C."""
     try:

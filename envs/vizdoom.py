@@ -1,0 +1,183 @@
+"""ViZDoom as a gymnasium environment: headless, software rendering, named actions, honest ends of episodes.
+
+It stands directly on ``DoomGame`` because ViZDoom's own gymnasium classes return a black frame at the end of an
+episode, report a timeout as a terminal state too, and number their buttons backwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import vizdoom
+from vizdoom import Button, GameVariable, ScreenFormat, ScreenResolution
+
+from envs import engine
+from envs.wrappers import resize
+from worldmodel.errors import EnvError
+
+TURN = Button.TURN_LEFT_RIGHT_DELTA
+_TURNS = {"TURN_LEFT": ("left", -1), "TURN_RIGHT": ("right", +1), TURN.name: ("", 0)}
+_NAMES = {"MOVE_FORWARD": "forward", "MOVE_BACKWARD": "backward"}
+_POSE = (GameVariable.POSITION_X, GameVariable.POSITION_Y, GameVariable.ANGLE)
+# Strafing looks much like turning and is not needed to reach every place, so the default scenario goes without it.
+_BUTTONS: dict[str, tuple[str, ...]] = {"my_way_home": ("MOVE_FORWARD", "TURN_LEFT", "TURN_RIGHT")}
+_RESOLUTIONS = (
+    (120, ScreenResolution.RES_160X120),
+    (240, ScreenResolution.RES_320X240),
+    (480, ScreenResolution.RES_640X480),
+)
+
+
+class VizdoomEnv(gymnasium.Env[np.ndarray, Any]):
+    """One scenario of ViZDoom. Observations are (size, size, 3) uint8, actions are Discrete: no-op, then one a button.
+
+    ``info["pose"]`` is (x, y, angle): the position in map units and the heading in degrees.
+
+    Raises :class:`EnvError` for an unknown scenario or button, and from :meth:`step` when the engine died; the next
+    :meth:`reset` starts a new engine.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012 (gymnasium's own declaration)
+
+    def __init__(
+        self,
+        scenario: str = "my_way_home",
+        size: int = 64,
+        frame_skip: int = 4,  # tics that an action is held; Doom has 35 a second
+        turn_degrees: float = 15.0,  # degrees that a turn takes over the whole frame_skip; 0 keeps Doom's own turning
+        buttons: Sequence[str] | None = None,  # names of ViZDoom's buttons; None: the scenario's
+        render_mode: str | None = None,
+    ):
+        if size < 1 or frame_skip < 1 or not 0 <= turn_degrees < 180:
+            raise EnvError(
+                f"size={size}, frame_skip={frame_skip}, turn_degrees={turn_degrees}: "
+                "size and frame_skip must be at least 1, turn_degrees at least 0 and below 180"
+            )
+        self.render_mode = render_mode
+        self.size = size
+        self.frame_skip = frame_skip
+        self._game = _configured_game(scenario, size)
+        # Doom's own timeout would replace the last picture by nothing; counted here, the picture is kept.
+        self._timeout = self._game.get_episode_timeout()
+        self._game.set_episode_timeout(0)
+        names = buttons or _BUTTONS.get(scenario) or [button.name for button in self._game.get_available_buttons()]
+        action_names, used, self._actions = _actions(names, turn_degrees / frame_skip)
+        self._game.set_available_buttons(used)
+        self._screen = np.zeros((1, 1, 3), np.uint8)
+        self.metadata = {
+            **type(self).metadata,
+            "render_fps": vizdoom.DEFAULT_TICRATE / frame_skip,
+            "action_names": action_names,
+        }
+        self.observation_space = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
+        self.action_space = gymnasium.spaces.Discrete(len(self._actions))
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begin an episode; starts the engine where there is none. Raises :class:`EnvError` if it cannot start."""
+        super().reset(seed=seed)
+        # The engine is seeded for every episode, so one seed fixes all that follow it.
+        self._game.set_seed(int(self.np_random.integers(2**31)))
+        try:
+            if not self._game.is_running():
+                engine.stop(self._game)
+                engine.start(self._game)
+            self._game.new_episode()
+            state = self._game.get_state()
+        except _ENGINE_ERRORS as error:
+            raise EnvError(f"ViZDoom's engine does not start: {_reason(error)}") from error
+        if state is None:
+            raise EnvError("ViZDoom's engine starts but shows no picture")
+        return self._observe(state), self._info(state)
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Hold one action for ``frame_skip`` tics.
+
+        At a terminal state Doom shows nothing; the observation is then the last picture that was seen.
+        """
+        try:
+            reward = self._game.make_action(self._actions[int(action)], self.frame_skip)
+            terminated = self._game.is_episode_finished()
+            state = None if terminated else self._game.get_state()
+        except _ENGINE_ERRORS as error:
+            engine.stop(self._game)
+            raise EnvError(f"ViZDoom's engine died: {_reason(error)}; reset starts a new one") from error
+        if state is None:
+            return resize(self._screen, self.size), reward, True, False, {}
+        truncated = 0 < self._timeout <= self._game.get_episode_time()
+        return self._observe(state), reward, False, truncated, self._info(state)
+
+    def render(self) -> np.ndarray | None:  # type: ignore[override]
+        """The picture of the last state at the engine's resolution, (H, W, 3) uint8."""
+        return self._screen.copy() if self.render_mode == "rgb_array" else None
+
+    def close(self) -> None:
+        engine.stop(self._game)
+
+    def _observe(self, state: vizdoom.GameState) -> np.ndarray:
+        self._screen = state.screen_buffer
+        return resize(self._screen, self.size)
+
+    def _info(self, state: vizdoom.GameState) -> dict[str, Any]:
+        variables = np.asarray(state.game_variables, np.float32)
+        return {"pose": variables[-len(_POSE) :]}
+
+
+_ENGINE_ERRORS = (
+    vizdoom.ViZDoomErrorException,
+    vizdoom.ViZDoomIsNotRunningException,
+    vizdoom.ViZDoomUnexpectedExitException,
+    vizdoom.MessageQueueException,
+    vizdoom.SharedMemoryException,
+    vizdoom.FileDoesNotExistException,
+)
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().rstrip(".") or type(error).__name__
+
+
+def _configured_game(scenario: str, size: int) -> vizdoom.DoomGame:
+    """A game with everything set but the buttons, not yet running."""
+    known = engine.scenarios()
+    if scenario not in known:
+        raise EnvError(f"unknown ViZDoom scenario {scenario!r}; the bundled ones are {', '.join(known)}")
+    game = vizdoom.DoomGame()
+    game.load_config(str(Path(vizdoom.scenarios_path, f"{scenario}.cfg")))
+    game.set_mode(vizdoom.Mode.PLAYER)  # synchronous: the engine waits for every action
+    game.set_window_visible(False)
+    game.set_sound_enabled(False)
+    game.set_screen_format(ScreenFormat.RGB24)
+    # The smallest picture that is not enlarged; a larger one only costs time.
+    game.set_screen_resolution(next((mode for height, mode in _RESOLUTIONS if height >= size), _RESOLUTIONS[-1][1]))
+    game.set_available_game_variables([*game.get_available_game_variables(), *_POSE])
+    return game
+
+
+def _actions(names: Sequence[str], turn: float) -> tuple[tuple[str, ...], list[Button], list[list[float]]]:
+    """Action names, the engine's buttons, and for every action what each button gets for one tic.
+
+    Doom's TURN_LEFT speeds up over consecutive tics, a hidden state; with ``turn`` > 0 (degrees a tic) the turns go
+    through a button that takes an angle.
+    """
+    chosen: list[tuple[str, Button, float]] = []
+    for name in names:
+        if name not in Button.__members__:
+            raise EnvError(f"unknown ViZDoom button {name!r}; see vizdoom.Button for the names, such as MOVE_FORWARD")
+        if turn > 0 and name in _TURNS:
+            sides = [_TURNS[name]] if _TURNS[name][0] else [_TURNS["TURN_LEFT"], _TURNS["TURN_RIGHT"]]
+            chosen += [(side, TURN, sign * turn) for side, sign in sides]
+        elif not name.endswith("_DELTA"):  # the other deltas are continuous; they have no single step
+            plain = _TURNS[name][0] if name in _TURNS else _NAMES.get(name, name.lower())
+            chosen.append((plain, Button.__members__[name], 1.0))
+    chosen = list({name: (name, button, value) for name, button, value in chosen}.values())
+    if not chosen:
+        raise EnvError(f"no discrete action among the buttons {', '.join(names)}")
+    used = list(dict.fromkeys(button for _, button, _ in chosen))
+    presses = [[value if button is key else 0.0 for key in used] for _, button, value in chosen]
+    return ("noop", *(name for name, _, _ in chosen)), used, [[0.0] * len(used), *presses]

@@ -1,0 +1,182 @@
+"""Any gymnasium environment with pictures and discrete actions as a source of (C, H, W) uint8 frames."""
+
+from __future__ import annotations
+
+import enum
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, Dict, Discrete
+from PIL import Image
+
+from worldmodel.errors import EnvError
+from worldmodel.types import Spec
+
+SMALLEST_PICTURE = 16
+"""Pixels. Image-like arrays below this are encodings of a state (MiniGrid's 7×7×3), not pictures."""
+DEFAULT_RATE = 15.0
+"""Frames a second of environments that do not say."""
+_PACKAGES = {"ALE/": "ale_py", "MiniGrid-": "minigrid", "BabyAI-": "minigrid"}  # beginnings of ids → who registers them
+
+
+def resize(picture: np.ndarray, size: int) -> np.ndarray:
+    """(H, W) or (H, W, C) uint8 → (size, size[, C]), antialiased: every new pixel is the mean of the area it covers."""
+    if picture.shape[:2] == (size, size):
+        return picture
+    if picture.ndim == 3 and picture.shape[2] not in (1, 3, 4):
+        return np.stack([resize(picture[..., channel], size) for channel in range(picture.shape[2])], axis=-1)
+    flat = picture[..., 0] if picture.ndim == 3 and picture.shape[2] == 1 else picture
+    resized = np.asarray(Image.fromarray(flat).resize((size, size), Image.Resampling.BOX))
+    return resized.reshape(size, size, *picture.shape[2:])
+
+
+class FrameEnv(gymnasium.Wrapper[np.ndarray, int, Any, Any]):
+    """An environment whose observations are (C, size, size) uint8 frames; :attr:`data_spec` describes its data.
+
+    ``source`` says where a frame comes from: the ``"observation"`` (an image, or a dict that holds one) or the
+    ``"render"`` of the environment, for environments that observe something else. Raises :class:`EnvError` for
+    actions that are not discrete and for a source without a picture.
+    """
+
+    def __init__(
+        self,
+        env: gymnasium.Env[Any, Any],
+        size: int,
+        source: str = "observation",
+        action_names: Sequence[str] | None = None,
+        env_id: str | None = None,  # the id that the environment was made by, with the module before the colon
+        env_kwargs: Mapping[str, Any] | None = None,  # and the settings; None: those that gymnasium remembers
+    ):
+        super().__init__(env)
+        self.size = size
+        self.source = source
+        env_id = env_id or (env.spec.id if env.spec else type(env.unwrapped).__name__)
+        if not isinstance(env.action_space, Discrete) or env.action_space.start != 0:
+            raise EnvError(
+                f"{env_id} has actions {env.action_space}; only Discrete actions numbered from 0 are supported"
+            )
+        self._key: str | None = None
+        self._channels_first = False
+        if source == "observation":
+            self._key, shape = _find_picture(env.observation_space, env_id)
+            self._channels_first = len(shape) == 3 and shape[0] <= 4 < shape[2]
+            channels = 1 if len(shape) == 2 else shape[0] if self._channels_first else shape[2]
+        elif source == "render":
+            if env.render_mode != "rgb_array":
+                raise EnvError(f"{env_id} cannot render pictures; choose an environment with render_mode rgb_array")
+            channels = 3
+        else:
+            raise EnvError(f"unknown source of frames {source!r}; choose observation or render")
+        self.observation_space = Box(0, 255, (channels, size, size), np.uint8)
+        self.data_spec = Spec(
+            env_id=env_id,
+            frame_shape=(channels, size, size),
+            action_names=_action_names(env, int(env.action_space.n), action_names, env_id),
+            rate=float(env.metadata.get("render_fps") or DEFAULT_RATE),
+            env_kwargs=dict(env_kwargs if env_kwargs is not None else env.spec.kwargs if env.spec else {}),
+        )
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        observation, info = self.env.reset(seed=seed, options=options)
+        return self._frame(observation), info
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return self._frame(observation), float(reward), bool(terminated), bool(truncated), info
+
+    def _frame(self, observation: Any) -> np.ndarray:
+        if self.source == "render":
+            observation = self.env.render()
+        elif self._key is not None:
+            observation = observation[self._key]
+        picture = np.asarray(observation, np.uint8)
+        if picture.ndim == 2:
+            picture = picture[..., None]
+        if self._channels_first:
+            picture = picture.transpose(1, 2, 0)
+        return np.ascontiguousarray(resize(picture, self.size).transpose(2, 0, 1))
+
+
+def make_frames(
+    id: str,
+    kwargs: Mapping[str, Any] | None = None,
+    size: int = 64,
+    source: str = "observation",
+    action_names: Sequence[str] | None = None,
+) -> FrameEnv:
+    """Make an environment by its gymnasium id and wrap it in :class:`FrameEnv`.
+
+    ``action_names`` (one per action) replaces the environment's own. Raises :class:`EnvError` in one line for an id
+    that gymnasium does not know, a package that is not installed, settings that the environment refuses, and for
+    what :class:`FrameEnv` refuses.
+    """
+    settings = dict(kwargs or {})
+    if source == "render":
+        settings.setdefault("render_mode", "rgb_array")
+    module = next((module for start, module in _PACKAGES.items() if id.startswith(start)), None)
+    full_id = f"{module}:{id}" if module else id
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # gymnasium advises of newer versions; the caller chose this one
+            env = gymnasium.make(full_id, disable_env_checker=True, **settings)
+    except EnvError:
+        raise
+    except ModuleNotFoundError as error:
+        package = error.name or full_id.partition(":")[0]  # gymnasium replaces the error and loses the name
+        raise EnvError(f"environment {id!r} needs the Python package {package!r}, which is not installed") from error
+    except (gymnasium.error.Error, ImportError, TypeError, ValueError, AssertionError, KeyError) as error:
+        raise EnvError(f"cannot make environment {id!r}: {' '.join(str(error).split())}") from error
+    try:
+        return FrameEnv(env, size, source, action_names, env_id=full_id, env_kwargs=settings)
+    except EnvError:
+        env.close()
+        raise
+
+
+def _find_picture(space: gymnasium.Space[Any], env_id: str) -> tuple[str | None, tuple[int, ...]]:
+    """Where the picture is in an observation (the key of a dict, or None for the whole), and its shape."""
+    spaces = space.spaces if isinstance(space, Dict) else {None: space}
+    pictures = [(key, part.shape) for key, part in spaces.items() if isinstance(part, Box) and _is_picture(part)]
+    if not pictures:
+        raise EnvError(
+            f"{env_id} observes {' '.join(str(space).split())[:160]}, no picture of 8-bit pixels; "
+            "env.source=render records what it renders instead"
+        )
+    if len(pictures) > 1:
+        raise EnvError(f"{env_id} observes several pictures ({', '.join(str(key) for key, _ in pictures)}); wrap it")
+    return pictures[0]
+
+
+def _is_picture(box: Box) -> bool:
+    return (
+        box.dtype == np.uint8
+        and len(box.shape) in (2, 3)
+        and sorted(box.shape)[-2] >= SMALLEST_PICTURE  # height and width, wherever the channels are
+    )
+
+
+def _action_names(
+    env: gymnasium.Env[Any, Any], count: int, given: Sequence[str] | None, env_id: str
+) -> tuple[str, ...]:
+    """Names given, or the environment's metadata, its ``get_action_meanings`` (Atari), its enum (MiniGrid), numbers."""
+    names: list[str] = []
+    if given is not None:
+        names = [str(name) for name in given]
+    elif env.metadata.get("action_names"):
+        names = [str(name) for name in env.metadata["action_names"]]
+    elif hasattr(env.unwrapped, "get_action_meanings"):
+        names = [str(name).lower() for name in env.unwrapped.get_action_meanings()]
+    else:
+        actions = getattr(env.unwrapped, "actions", None)
+        if isinstance(actions, type) and issubclass(actions, enum.IntEnum):
+            by_number = {int(action): action.name.lower() for action in actions}
+            names = [by_number.get(number, str(number)) for number in range(count)]
+    names = names or [str(number) for number in range(count)]
+    if len(names) != count or len(set(names)) != count:
+        raise EnvError(f"{env_id} has {count} actions, which need as many different names; got {', '.join(names)}")
+    return tuple(names)
