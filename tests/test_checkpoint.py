@@ -1,0 +1,91 @@
+"""Files of tensors: written whole or not at all, read with one clear line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from worldmodel.errors import RunError
+from worldmodel.training.checkpoint import check_fit, load_tensors, save_tensors
+
+
+def test_round_trip_of_types_shapes_and_facts(tmp_path: Path) -> None:
+    shared = torch.randn(4, 4)
+    tensors = {
+        "half": torch.randn(3, 5).bfloat16(),
+        "last": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last),
+        "scalar": torch.tensor(7),
+        "view": shared.t(),
+        "shared": shared,
+    }
+    meta = {"step": 3, "elapsed": 0.1 + 0.2, "window": {"names": ["a"], "sums": [1e-17]}}
+    save_tensors(tmp_path / "new" / "x.safetensors", tensors, meta)
+    loaded, facts = load_tensors(tmp_path / "new" / "x.safetensors", "remedy")
+    assert facts == meta
+    assert loaded.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(loaded[name], tensor) and loaded[name].dtype == tensor.dtype
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["x.safetensors"]
+
+
+def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.safetensors"
+    save_tensors(path, {"a": torch.ones(2)}, {"step": 1})
+
+    def full(tensors, filename, metadata):
+        Path(filename).write_bytes(b"half a")
+        raise OSError(28, "No space left on device", str(filename))
+
+    monkeypatch.setattr("worldmodel.training.checkpoint.save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_tensors(path, {"a": torch.zeros(2)}, {"step": 2})
+    assert load_tensors(path, "")[1] == {"step": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_full_disk_keeps_its_number() -> None:
+    """/dev/full refuses every write; safetensors reports it as text, the command line needs the number."""
+    from safetensors import SafetensorError
+
+    from worldmodel.training.checkpoint import _errno
+
+    assert _errno(SafetensorError("IO error: No space left on device (os error 28)")) == 28
+    assert _errno(SafetensorError("something else")) == 5
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "header", "foreign", "noise"])
+def test_damaged_file_is_one_line_with_the_remedy(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "x.safetensors"
+    save_tensors(path, {"a": torch.ones(100)}, {"step": 1})
+    whole = path.read_bytes()
+    if damage == "foreign":
+        from safetensors.torch import save_file
+
+        save_file({"a": torch.ones(1)}, path)
+    else:
+        path.write_bytes(
+            {"empty": b"", "cut": whole[:-7], "header": whole[:20], "noise": bytes(range(256)) * 9}[damage]
+        )
+    with pytest.raises(RunError, match=r"x\.safetensors is damaged \(.*\); train it again$") as caught:
+        load_tensors(path, "train it again")
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"nothing\.safetensors is missing; train first"):
+        load_tensors(tmp_path / "nothing.safetensors", "train first")
+
+
+def test_misfits_are_named() -> None:
+    a, b = torch.zeros(2, 3), torch.zeros(4)
+    check_fit(Path("f"), {"a": a, "b": b}, {"a": b.new_zeros(2, 3), "b": b}, "r")
+    with pytest.raises(
+        RunError, match=r"^f does not fit the model: a is \(2, 3\) where \(4,\) is expected and 1 more; r$"
+    ):
+        check_fit(Path("f"), {"a": a, "c": b}, {"a": b}, "r")
+    with pytest.raises(RunError, match="b is missing"):
+        check_fit(Path("f"), {"a": a}, {"a": a, "b": b}, "r")
+    with pytest.raises(RunError, match="c is unknown"):
+        check_fit(Path("f"), {"a": a, "c": a}, {"a": a}, "r")

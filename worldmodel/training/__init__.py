@@ -1,0 +1,1 @@
+"""Training: one optimisation loop, the objectives that it minimises, and the hooks that watch it."""

@@ -1,0 +1,84 @@
+"""One file that holds all that a resumed training needs: tensors by name, and plain JSON in the file's own header."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from worldmodel.errors import RunError
+
+META_KEY = "worldmodel"
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None) -> None:
+    """Writes named tensors and JSON facts as one safetensors file, atomically.
+
+    The file appears under its name only when all of it is on the disk: a crash, a full disk or ``kill -9`` leaves the
+    previous one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # contiguous().clone() also parts tensors that share memory, which the format cannot express.
+    plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(plain, temporary, metadata={META_KEY: json.dumps(dict(meta or {}))})
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except SafetensorError as error:
+        raise OSError(_errno(error), f"cannot write {path}: {error}", str(path)) from error
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def _errno(error: SafetensorError) -> int:
+    """The system's error number inside a message of safetensors such as ``… (os error 28)``; EIO when there is none."""
+    import errno
+    import re
+
+    found = re.search(r"os error (\d+)", str(error))
+    return int(found.group(1)) if found else errno.EIO
+
+
+def load_tensors(
+    path: Path, remedy: str, device: torch.device | str = "cpu"
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and facts of a file written by :func:`save_tensors`.
+
+    Raises :class:`RunError`, one line that ends with ``remedy``, when the file is missing, cut short or not of this
+    kind.
+    """
+    if not path.is_file():
+        raise RunError(f"{path} is missing; {remedy}")
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            meta = json.loads((file.metadata() or {})[META_KEY])
+            return {name: file.get_tensor(name) for name in file.keys()}, meta  # noqa: SIM118 (not a dict)
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise RunError(f"{path} is damaged ({reason}); {remedy}") from error
+
+
+def check_fit(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor], remedy: str) -> None:
+    """Raises :class:`RunError` in one line unless both have the same names and shapes."""
+    missing = sorted(set(expected) - set(found))
+    surplus = sorted(set(found) - set(expected))
+    shapes = [
+        f"{name} is {tuple(found[name].shape)} where {tuple(expected[name].shape)} is expected"
+        for name in sorted(set(found) & set(expected))
+        if found[name].shape != expected[name].shape
+    ]
+    faults = shapes + [f"{name} is missing" for name in missing] + [f"{name} is unknown" for name in surplus]
+    if faults:
+        more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
+        raise RunError(f"{path} does not fit the model: {faults[0]}{more}; {remedy}")

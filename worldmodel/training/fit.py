@@ -1,0 +1,328 @@
+"""The one optimisation loop. It knows neither tokenizers nor priors: an objective turns a batch into named losses."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from worldmodel.errors import ConfigError, RunError
+from worldmodel.training.base import Hook, Objective
+from worldmodel.training.checkpoint import check_fit, load_tensors, save_tensors
+from worldmodel.training.optim import MasterOptimizer, WeightAverage, learning_rate_factor, lower_precision
+from worldmodel.types import Segment
+
+AGREE_EVERY = 10
+"""Steps between two agreements of several processes on the clock and on interruptions (each costs a round trip)."""
+
+Batches = Callable[[int], Segment]
+"""Batch of a step, a pure function of it (and of seed and rank), so that a resumed run sees the same data."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FitSettings:
+    """The choices of one fit, which ends after ``steps`` or ``max_seconds``, whichever comes first."""
+
+    steps: int
+    max_seconds: float | None = None
+    learning_rate: float = 1e-3
+    warmup_steps: int = 100
+    decay: str = "cosine"  # cosine, linear, none
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.0  # on matrices and kernels only
+    clip: float | None = 1.0  # largest norm of the gradient
+    ema: float = 0.999  # decay of the average of the weights; 0: none
+    precision: str = "fp32"  # fp32, bf16
+    weights: Mapping[str, float] = dataclasses.field(default_factory=dict)  # of loss terms; 1 where none is given
+    log_every: int = 50  # steps over which metrics are averaged
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "log_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("max_seconds", "learning_rate", "clip"):
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise ConfigError(f"{name} is {value}; it must be positive")
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+    """What a finished fit hands over."""
+
+    steps: int  # updates made, over all sessions
+    seconds: float  # spent, over all sessions
+    weights: dict[str, Tensor]  # state dict of the objective, averaged over training, float32
+
+
+def step_seed(*key: int) -> int:
+    """A 63-bit seed from integers such as (seed, step, rank); near keys give unrelated seeds."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+class Window:
+    """Running means of named scalars, summed on the device in float64 so that a step costs no synchronisation."""
+
+    def __init__(self) -> None:
+        self.names: tuple[str, ...] = ()
+        self.sums: Tensor | None = None
+        self.count = 0
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        names = tuple(values)
+        row = torch.stack([value.detach().to(torch.float64) for value in values.values()])
+        if self.sums is None:
+            self.names, self.sums = names, torch.zeros_like(row)
+        elif names != self.names:
+            raise ValueError(f"an objective must name the same values at every step: {names} after {self.names}")
+        self.sums = self.sums + row
+        self.count += 1
+
+    def means(self, fabric: Fabric) -> dict[str, float]:
+        """Means over the window and over all processes, which must all call this."""
+        if self.sums is None:
+            return {}
+        if fabric.world_size > 1:
+            self.sums = torch.as_tensor(fabric.all_reduce(self.sums, reduce_op="mean"))
+        return dict(zip(self.names, (self.sums / self.count).tolist(), strict=True))
+
+    def state(self) -> dict[str, Any]:
+        """As plain JSON; float64 survives it bit for bit."""
+        return {"names": self.names, "sums": [] if self.sums is None else self.sums.tolist(), "count": self.count}
+
+    def load(self, state: Mapping[str, Any], device: torch.device) -> None:
+        self.names, self.count = tuple(state["names"]), int(state["count"])
+        self.sums = torch.tensor(state["sums"], dtype=torch.float64, device=device) if self.names else None
+
+
+class Fit:
+    """The state of one optimisation, which hooks may read. ``step`` counts the updates that were made."""
+
+    def __init__(self, fabric: Fabric, objective: Objective, settings: FitSettings, stage: str):
+        self.fabric, self.settings, self.stage = fabric, settings, stage
+        self.objective = objective
+        lower_precision(objective, settings.precision)
+        self.module = fabric.setup_module(objective)
+        self.optimizer = MasterOptimizer(
+            objective, betas=settings.betas, weight_decay=settings.weight_decay, clip=settings.clip
+        )
+        self.average = WeightAverage(self.optimizer, settings.ema)
+        self.window = Window()
+        self.terms: tuple[str, ...] = ()
+        self.step = 0
+        self.first_step = 0  # of this session
+        self.learning_rate = 0.0
+        self.interrupted = False
+        self._seconds_before = 0.0
+        self._started = time.monotonic()
+        self.elapsed = 0.0  # seconds over all sessions, the same on every process
+
+    @property
+    def progress(self) -> float:
+        """In [0, 1]: the greater of the steps made and the seconds spent, as shares of what is allowed."""
+        by_clock = 0.0 if self.settings.max_seconds is None else self.elapsed / self.settings.max_seconds
+        return min(1.0, max(self.step / self.settings.steps, by_clock))
+
+    @property
+    def seconds_this_session(self) -> float:
+        return self.elapsed - self._seconds_before
+
+    def agree(self, interrupted: bool) -> None:
+        """Reads the clock. Several processes agree on it and on interruptions, since all must stop at the same step."""
+        elapsed = self._seconds_before + time.monotonic() - self._started
+        if self.fabric.world_size > 1:
+            if self.step % AGREE_EVERY and self.step != self.first_step:
+                return
+            votes = torch.tensor([elapsed, float(interrupted)], dtype=torch.float64, device=self.fabric.device)
+            elapsed, vote = torch.as_tensor(self.fabric.all_reduce(votes, reduce_op="max")).tolist()
+            interrupted = vote > 0
+        self.elapsed, self.interrupted = elapsed, interrupted
+
+    def update(self, batch: Segment) -> None:
+        """One step: losses, gradients, weights, average. All its randomness comes from (seed, step, rank)."""
+        seed = step_seed(self.settings.seed, self.step, self.fabric.global_rank)
+        torch.manual_seed(seed)  # for modules like nn.Dropout that cannot be handed a generator
+        generator = torch.Generator(self.fabric.device).manual_seed(seed)
+        losses = self.module(batch.to(self.fabric.device), generator)
+        loss = weighted_sum(losses.terms, self.settings.weights)
+        self.fabric.backward(loss)
+        self.learning_rate = self.settings.learning_rate * learning_rate_factor(
+            self.step, self.progress, self.settings.warmup_steps, self.settings.decay
+        )
+        norm = self.optimizer.step(self.learning_rate)
+        self.average.update(self.step)
+        self.terms = ("loss", *losses.terms, "gradient_norm")
+        self.window.add({"loss": loss, **losses.terms, "gradient_norm": norm, **losses.metrics})
+        self.step += 1
+        if self.fabric.device.type == "cpu" and self.fabric.world_size == 1:
+            self.check_finite()  # elsewhere this would wait for the device or the others: at the end of a window then
+
+    def check_finite(self) -> dict[str, float]:
+        """Means of the window. Raises :class:`RunError` when a loss term is no longer a number."""
+        means = self.window.means(self.fabric)
+        # The terms are looked at before their sum, to name the culprit.
+        for name in sorted(self.terms, key=lambda name: name == "loss"):
+            if not math.isfinite(means.get(name, 0.0)):
+                raise RunError(
+                    f"{self.stage}: the loss term {name!r} became {means[name]} at step {self.step}; the last "
+                    f"checkpoint is kept: go on from it with a lower training.{self.stage}.learning_rate "
+                    f"(now {self.settings.learning_rate:g})"
+                )
+        return means
+
+    def weights(self) -> dict[str, Tensor]:
+        """State dict of the objective with averaged float32 parameters; floating buffers in float32."""
+        averages = {id(p): a for p, a in zip(self.optimizer.parameters, self.average.averages, strict=True)}
+        result = {}
+        for name, value in self.objective.state_dict(keep_vars=True).items():
+            value = averages.get(id(value), value).detach()
+            result[name] = (value.float() if value.is_floating_point() else value).to("cpu", copy=True)
+        return result
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[Objective]:
+        """Inside, the objective is in evaluation mode, computes with the averaged weights, and records no gradients."""
+        with self.average.applied(), torch.no_grad():
+            self.objective.eval()
+            try:
+                yield self.objective
+            finally:
+                self.objective.train()
+
+    def _tensors(self) -> dict[str, Tensor]:
+        parameters = set(self.optimizer.names)
+        buffers = {f"buffer.{n}": v for n, v in self.objective.state_dict().items() if n not in parameters}
+        return {**self.optimizer.state(), **self.average.state(), **buffers}
+
+    def save(self, path: Path) -> None:
+        """Writes the checkpoint; every process must call this. Nothing is written once a loss is not a number."""
+        self.check_finite()
+        if self.fabric.is_global_zero:
+            meta = {"stage": self.stage, "step": self.step, "elapsed": self.elapsed, "window": self.window.state()}
+            save_tensors(path, self._tensors(), meta)
+
+    def resume(self, path: Path) -> None:
+        """Goes on from a checkpoint. All processes read the file: nodes must share the folder of the runs."""
+        remedy = "remove it to train this stage again, or start another run with run=name"
+        tensors, meta = load_tensors(path, remedy)
+        optional = ("moment1.", "moment2.", "updates.")  # only of parameters that ever had a gradient
+        expected = {n: t for n, t in self._tensors().items() if not n.startswith(optional)}
+        check_fit(path, {n: t for n, t in tensors.items() if not n.startswith(optional)}, expected, remedy)
+        self.optimizer.load(tensors)
+        self.average.load(tensors)
+        for name, value in self.objective.state_dict().items():
+            if f"buffer.{name}" in tensors:
+                value.copy_(tensors[f"buffer.{name}"])
+        self.window.load(meta["window"], self.fabric.device)
+        self.step = self.first_step = int(meta["step"])
+        self.elapsed = self._seconds_before = float(meta["elapsed"])
+        self._started = time.monotonic()
+
+
+def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """Σ weight · term. Raises :class:`ConfigError` for a weight whose term does not exist."""
+    for name in weights:
+        if name not in terms:
+            raise ConfigError(f"there is a weight for the loss term {name!r}; the terms are {', '.join(terms)}")
+    return torch.stack([weights.get(name, 1.0) * term.float() for name, term in terms.items()]).sum()
+
+
+@contextlib.contextmanager
+def _catch_interruptions() -> Iterator[Callable[[], bool]]:
+    """Turns the first SIGINT or SIGTERM into a request to stop after the step; a second one stops at once."""
+    caught: list[int] = []
+
+    def request(number: int, frame: FrameType | None) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False  # only the main thread may handle signals
+        return
+    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(caught)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class _Ahead:
+    """Reads the batch of the next step in a thread while this one computes."""
+
+    def __init__(self, batches: Batches):
+        self._batches = batches
+        self._pool = ThreadPoolExecutor(1, "batches")
+        self._next: tuple[int, Future[Segment]] | None = None
+
+    def __call__(self, step: int) -> Segment:
+        if self._next is None or self._next[0] != step:
+            self._next = (step, self._pool.submit(self._batches, step))
+        future = self._next[1]
+        batch = future.result()
+        self._next = (step + 1, self._pool.submit(self._batches, step + 1))
+        return batch
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def fit(
+    fabric: Fabric,
+    objective: Objective,
+    batches: Batches,
+    settings: FitSettings,
+    checkpoint: Path,
+    hooks: Sequence[Hook] = (),
+    stage: str = "fit",
+) -> FitResult:
+    """Minimises an objective; goes on from ``checkpoint`` where that file exists.
+
+    A fit that is budgeted by steps gives the same losses, interrupted and resumed or not. On SIGTERM or Ctrl-C the
+    step is finished, the hooks' ``on_end`` runs, and KeyboardInterrupt is raised. Raises :class:`RunError` when a loss
+    is not a number any more or the checkpoint is damaged, :class:`ConfigError` for settings that do not fit.
+    """
+    state = Fit(fabric, objective, settings, stage)
+    if checkpoint.is_file():
+        state.resume(checkpoint)
+    objective.train()
+    ahead = _Ahead(batches)
+    try:
+        with _catch_interruptions() as interrupted:
+            for hook in hooks:
+                hook.on_start(state)
+            state.agree(interrupted())
+            while state.progress < 1 and not state.interrupted:
+                state.update(ahead(state.step))
+                state.agree(interrupted())
+                if state.step % settings.log_every == 0 or state.progress >= 1:
+                    means = state.check_finite()
+                    state.window = Window()
+                    for hook in hooks:
+                        hook.on_log(state, means)
+                for hook in hooks:
+                    hook.on_step(state)
+            for hook in hooks:
+                hook.on_end(state)
+    finally:
+        ahead.close()
+        for hook in hooks:
+            hook.close()
+    if state.interrupted:
+        raise KeyboardInterrupt
+    return FitResult(state.step, state.elapsed, state.weights())

@@ -1,0 +1,225 @@
+"""Hooks: what happens beside the optimisation. Each does one thing; the loop calls them in order, on every process."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from worldmodel.training.base import Hook, Objective
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+    from worldmodel.training.fit import Fit
+
+
+class Checkpoint(Hook):
+    """Writes the checkpoint every so many seconds and at the end."""
+
+    def __init__(self, path: Path, every_seconds: float):
+        self.path, self.every_seconds = path, every_seconds
+        self._last = 0.0
+        self._step = 0
+
+    def on_start(self, fit: Fit) -> None:
+        self._last, self._step = fit.elapsed, fit.step
+
+    def on_step(self, fit: Fit) -> None:
+        # The clock of the fit is the same on every process, so all of them decide alike.
+        if fit.elapsed - self._last >= self.every_seconds:
+            self._save(fit)
+
+    def on_end(self, fit: Fit) -> None:
+        if fit.step != self._step:
+            self._save(fit)
+
+    def _save(self, fit: Fit) -> None:
+        fit.save(self.path)
+        self._last, self._step = fit.elapsed, fit.step
+
+
+class JsonLines(Hook):
+    """Appends one JSON object a window to ``metrics.jsonl``: stage, step, seconds, learning_rate, then the means.
+
+    On resume the lines of this stage behind the resumed step are dropped, and any line that a crash cut short.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file: TextIO | None = None
+
+    def on_start(self, fit: Fit) -> None:
+        if not fit.fabric.is_global_zero:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        records = [r for r in read_json_lines(self.path) if r.get("stage") != fit.stage or r["step"] <= fit.step]
+        temporary = self.path.with_name(f".{self.path.name}.tmp")
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in records))
+        temporary.replace(self.path)
+        self._file = self.path.open("a")
+
+    def on_log(self, fit: Fit, means: dict[str, float]) -> None:
+        self.write(fit, means)
+
+    def write(self, fit: Fit, values: dict[str, float]) -> None:
+        """One line of values as of now."""
+        if self._file is None:
+            return
+        facts = {"stage": fit.stage, "step": fit.step, "seconds": round(fit.elapsed, 3)}
+        # JSON knows no infinity; the PSNR of a perfect copy is one.
+        plain = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._file.write(json.dumps({**facts, "learning_rate": fit.learning_rate, **plain}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def read_json_lines(path: Path) -> list[dict]:
+    """The whole lines of a metrics file, in order; none where there is no file."""
+    records = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue  # cut short by a crash
+        if isinstance(record, dict) and "step" in record:
+            records.append(record)
+    return records
+
+
+class TensorBoard(Hook):
+    """Scalars for TensorBoard in a folder, named ``stage/name``."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._writer: SummaryWriter | None = None
+
+    def on_start(self, fit: Fit) -> None:
+        if fit.fabric.is_global_zero:
+            from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
+            self._writer = SummaryWriter(str(self.folder), purge_step=fit.step + 1 if fit.step else None)
+
+    def on_log(self, fit: Fit, means: dict[str, float]) -> None:
+        self.write(fit, {**means, "learning_rate": fit.learning_rate})
+
+    def write(self, fit: Fit, values: dict[str, float]) -> None:
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(f"{fit.stage}/{name}", value, fit.step)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+class Evaluation(Hook):
+    """Every so many steps and at the end, calls a function with the objective under its averaged weights.
+
+    Its named results go to the other hooks that write. Only one process evaluates; the others wait at the next step.
+    """
+
+    def __init__(
+        self,
+        every_steps: int,
+        evaluate: Callable[[Objective], dict[str, float]],
+        writers: tuple[JsonLines | TensorBoard, ...],
+    ):
+        self.every_steps, self.evaluate, self.writers = every_steps, evaluate, writers
+        self._step = -1
+
+    def on_step(self, fit: Fit) -> None:
+        if fit.step % self.every_steps == 0:
+            self._run(fit)
+
+    def on_end(self, fit: Fit) -> None:
+        if not fit.interrupted and fit.step != self._step:
+            self._run(fit)
+
+    def _run(self, fit: Fit) -> None:
+        self._step = fit.step
+        if not fit.fabric.is_global_zero:
+            return
+        with fit.averaged() as objective:
+            values = self.evaluate(objective)
+        for writer in self.writers:
+            writer.write(fit, values)
+
+
+class ProgressBar(Hook):
+    """Loss, headline metrics, steps/s and time left: a bar on a terminal, else a line every ten seconds."""
+
+    def __init__(self, console: Console | None = None, line_seconds: float = 10.0):
+        self.console = console or Console()
+        self.line_seconds = line_seconds
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._figures = ""
+        self._last_line = -math.inf
+
+    def on_start(self, fit: Fit) -> None:
+        if not fit.fabric.is_global_zero:
+            return
+        if fit.step:
+            self.console.print(f"{fit.stage}: going on at step {fit.step} ({fit.elapsed:.0f} s done)", highlight=False)
+        self._last_line = time.monotonic()
+        if self.console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[text]}"), console=self.console
+            )
+            self._task = self._bar.add_task(fit.stage, total=1.0, text="")
+            self._bar.start()
+
+    def on_log(self, fit: Fit, means: dict[str, float]) -> None:
+        names = ["loss", *(name for name in fit.objective.headline if name in means)]
+        self._figures = "  ".join(f"{name} {means[name]:.4g}" for name in names)
+
+    def on_step(self, fit: Fit) -> None:
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=fit.progress, text=self._text(fit))
+        elif fit.fabric.is_global_zero and time.monotonic() - self._last_line >= self.line_seconds:
+            self._last_line = time.monotonic()
+            self._print(fit)
+
+    def on_end(self, fit: Fit) -> None:
+        self.close()
+        if fit.fabric.is_global_zero:
+            self._print(fit)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _print(self, fit: Fit) -> None:
+        self.console.print(f"{fit.stage} {fit.progress:4.0%}  {self._text(fit)}", highlight=False, soft_wrap=True)
+
+    def _text(self, fit: Fit) -> str:
+        rate = (fit.step - fit.first_step) / max(fit.seconds_this_session, 1e-9)
+        left = f"{format_seconds(seconds_left(fit, rate))} left" if fit.step > fit.first_step else ""
+        return "  ".join(part for part in (f"step {fit.step}", self._figures, f"{rate:.1f} steps/s", left) if part)
+
+
+def seconds_left(fit: Fit, rate: float) -> float:
+    """Until the budget of steps or of seconds runs out, whichever comes first."""
+    by_steps = (fit.settings.steps - fit.step) / max(rate, 1e-9)
+    by_clock = math.inf if fit.settings.max_seconds is None else fit.settings.max_seconds - fit.elapsed
+    return max(0.0, min(by_steps, by_clock))
+
+
+def format_seconds(seconds: float) -> str:
+    """As 0:07, 12:30, 1:02:03."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

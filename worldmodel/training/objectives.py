@@ -1,0 +1,65 @@
+"""Objectives: a batch in, named losses and metrics out. They stand between the loop and the models, and are thin."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from worldmodel.priors import Prior
+from worldmodel.quantizers import all_reduce
+from worldmodel.tokenizers import Tokenizer
+from worldmodel.training.base import Losses, Objective
+from worldmodel.types import Segment, to_float
+
+
+class TokenizerObjective(Objective):
+    """Reconstruction of the valid frames of a segment, and the tokenizer's own terms.
+
+    Metrics: ``psnr`` in dB (peak 2: frames span [-1, 1]); in training also ``usage`` (the share of codes used) and
+    ``perplexity`` (exp of the codes' entropy in nats) over the last ``window`` steps of all processes, about an epoch.
+    """
+
+    headline = ("psnr", "usage")
+
+    def __init__(self, tokenizer: Tokenizer, window: int = 100):
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.register_buffer("history", torch.zeros(window, tokenizer.codes, dtype=torch.int32))  # uses in each step
+        self.register_buffer("slot", torch.zeros((), dtype=torch.int64))  # the oldest row of history
+
+    history: Tensor
+    slot: Tensor
+
+    def forward(self, batch: Segment, generator: torch.Generator) -> Losses:
+        if batch.frames is None:
+            raise ValueError("a tokenizer is trained on frames; this segment has codes only")
+        frames = to_float(batch.frames[batch.valid])  # (M, C, *size)
+        result = self.tokenizer(frames, generator)
+        error = (result.frames.detach().clamp(-1, 1) - frames).square().mean()
+        metrics = {"psnr": -10 * torch.log10(error.clamp(min=1e-10) / 4)}
+        if self.training:
+            metrics |= self._usage(result.codes)
+        return Losses(result.losses, metrics)
+
+    @torch.no_grad()
+    def _usage(self, codes: Tensor) -> dict[str, Tensor]:
+        counts = torch.bincount(codes.flatten(), minlength=self.tokenizer.codes).to(torch.int32)
+        self.history.index_copy_(0, self.slot[None], all_reduce(counts)[None])
+        self.slot.copy_((self.slot + 1) % len(self.history))
+        uses = self.history.sum(0, dtype=torch.float64)
+        entropy = torch.special.entr(uses / uses.sum()).sum()
+        return {"usage": (uses > 0).double().mean(), "perplexity": entropy.exp()}
+
+
+class PriorObjective(Objective):
+    """The terms and metrics that a prior states for a segment of codes: likelihood, rewards, ends."""
+
+    headline = ("bits_per_frame",)
+
+    def __init__(self, prior: Prior):
+        super().__init__()
+        self.prior = prior
+
+    def forward(self, batch: Segment, generator: torch.Generator) -> Losses:
+        terms, metrics = self.prior.losses(batch, generator)
+        return Losses(terms, metrics)

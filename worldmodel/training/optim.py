@@ -1,0 +1,170 @@
+"""What happens to the weights: precision, AdamW on float32 masters, the learning-rate schedule, averaging over time."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from worldmodel.errors import ConfigError
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DECAYS = ("cosine", "linear", "none")
+
+
+def lower_precision(module: nn.Module, precision: str) -> nn.Module:
+    """Casts parameters and floating buffers to a precision of :data:`PRECISIONS`, in place.
+
+    A module that marks itself and its children with ``keep_float32 = True`` (a quantiser: distances and moving averages
+    need the digits) is left alone. The weights themselves are cast, not the activations by autocast: on two CPU cores
+    autocast's casts of every weight at every step ate what a small model gained.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigError(f"unknown precision {precision!r}; choose {' or '.join(PRECISIONS)}")
+    dtype = PRECISIONS[precision]
+    if dtype == torch.float32 or getattr(module, "keep_float32", False):
+        return module
+    for parameter in module.parameters(recurse=False):
+        parameter.data = parameter.data.to(dtype)
+    for name, buffer in module.named_buffers(recurse=False):
+        if buffer.is_floating_point():
+            module._buffers[name] = buffer.to(dtype)
+    for child in module.children():
+        lower_precision(child, precision)
+    return module
+
+
+def learning_rate_factor(step: int, progress: float, warmup_steps: int, decay: str) -> float:
+    """Factor in [0, 1] of the learning rate: linear warm-up by steps, then decay to zero by progress in [0, 1].
+
+    Progress may come from a clock, so that a time budget ends with an annealed model whatever the machine.
+    """
+    if decay not in DECAYS:
+        raise ConfigError(f"unknown decay {decay!r}; choose {', '.join(DECAYS)}")
+    rise = min(1.0, (step + 1) / warmup_steps) if warmup_steps > 0 else 1.0
+    progress = min(max(progress, 0.0), 1.0)
+    fall = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress, "none": 1.0}[decay]
+    return rise * fall
+
+
+class MasterOptimizer:
+    """AdamW (Loshchilov and Hutter, 2019) whose arithmetic is in float32 whatever the precision of the parameters.
+
+    A float32 parameter is its own master; one of lower precision has a float32 copy that collects the small updates
+    that bfloat16 (8 bits of mantissa) would round away. Weight decay acts on matrices and kernels only, not on gains
+    and biases.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        clip: float | None = None,
+    ):
+        self.names = [name for name, p in module.named_parameters() if p.requires_grad]
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.masters = [
+            p if p.dtype == torch.float32 else nn.Parameter(p.detach().to(torch.float32)) for p in self.parameters
+        ]
+        self.clip = clip
+        groups = [
+            {"params": [m for m in self.masters if m.ndim >= 2], "weight_decay": weight_decay},
+            {"params": [m for m in self.masters if m.ndim < 2], "weight_decay": 0.0},
+        ]
+        self.adam = torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=betas, eps=eps, fused=True)
+
+    def step(self, learning_rate: float) -> Tensor:
+        """One update from the gradients on the parameters, which are then cleared. Returns the gradient's norm, ()."""
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
+            gradient, parameter.grad = parameter.grad, None
+            if gradient is not None and (gradient.dtype != master.dtype or gradient.stride() != master.stride()):
+                # The fused update walks memory in order: parameter and gradient must lie alike.
+                gradient = torch.empty_like(master).copy_(gradient)
+            master.grad = gradient
+        limit = math.inf if self.clip is None else self.clip
+        norm = nn.utils.clip_grad_norm_(self.masters, limit)
+        for group in self.adam.param_groups:
+            group["lr"] = learning_rate
+        self.adam.step()
+        for master in self.masters:
+            master.grad = None
+        self.publish()
+        return norm
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Rounds the masters into the parameters that the module computes with."""
+        pairs = [(p, m) for p, m in zip(self.parameters, self.masters, strict=True) if p is not m]
+        if pairs:
+            torch._foreach_copy_([p for p, _ in pairs], [m for _, m in pairs])
+
+    def state(self) -> dict[str, Tensor]:
+        """Masters and moments by name: ``parameter.*``, ``moment1.*``, ``moment2.*`` (moments once they exist)."""
+        state: dict[str, Tensor] = {}
+        for name, master in zip(self.names, self.masters, strict=True):
+            state[f"parameter.{name}"] = master.detach()
+            moments = self.adam.state.get(master)
+            if moments:
+                state[f"moment1.{name}"] = moments["exp_avg"]
+                state[f"moment2.{name}"] = moments["exp_avg_sq"]
+                state[f"updates.{name}"] = moments["step"]
+        return state
+
+    @torch.no_grad()
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Inverse of :meth:`state`; names and shapes must have been checked."""
+        for name, master in zip(self.names, self.masters, strict=True):
+            master.copy_(state[f"parameter.{name}"])
+            if f"moment1.{name}" not in state:
+                continue
+            self.adam.state[master] = {
+                "step": state[f"updates.{name}"].to(master.device, copy=True),
+                "exp_avg": torch.empty_like(master).copy_(state[f"moment1.{name}"]),
+                "exp_avg_sq": torch.empty_like(master).copy_(state[f"moment2.{name}"]),
+            }
+        self.publish()
+
+
+class WeightAverage:
+    """Exponential moving average of the masters in float32; its decay warms up as min(decay, (1 + s) / (10 + s)).
+
+    Buffers are not averaged: those that matter (codebooks) are moving averages already.
+    """
+
+    def __init__(self, optimizer: MasterOptimizer, decay: float):
+        if not 0 <= decay < 1:
+            raise ConfigError(f"the decay of the weight average is {decay}; it must lie in [0, 1), 0 for no averaging")
+        self.optimizer = optimizer
+        self.decay = decay
+        self.averages = [master.detach().clone() for master in optimizer.masters]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Takes in the masters as they are after the update ``step`` (from 0)."""
+        decay = min(self.decay, (1 + step) / (10 + step)) if self.decay else 0.0
+        torch._foreach_lerp_(self.averages, list(self.optimizer.masters), 1 - decay)
+
+    def state(self) -> dict[str, Tensor]:
+        return {f"average.{name}": a for name, a in zip(self.optimizer.names, self.averages, strict=True)}
+
+    @torch.no_grad()
+    def load(self, state: dict[str, Tensor]) -> None:
+        for name, average in zip(self.optimizer.names, self.averages, strict=True):
+            average.copy_(state[f"average.{name}"])
+
+    @contextlib.contextmanager
+    @torch.no_grad()
+    def applied(self) -> Iterator[None]:
+        """Inside, the module computes with the averaged weights."""
+        kept = [p.detach().clone() for p in self.optimizer.parameters]
+        torch._foreach_copy_(list(self.optimizer.parameters), self.averages)
+        try:
+            yield
+        finally:
+            torch._foreach_copy_(list(self.optimizer.parameters), kept)
