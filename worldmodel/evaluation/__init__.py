@@ -1,1 +1,1 @@
-"""How good is a world model: pictures, codes, likelihood, open-loop dreams, actions obeyed, rewards and ends foretold."""
+"""How good is a world model: pictures, codes, likelihood, open-loop dreams, obedience to actions, rewards and ends."""

@@ -1,4 +1,4 @@
-"""Figures of merit: how near pictures are, how the codes are used, how well rare events are foretold, and how sure that is."""
+"""Figures of merit: nearness of pictures, use of codes, how well rare events are foretold, and how sure that is."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def auroc(scores: np.ndarray, labels: np.ndarray) -> float | None:
 
 
 def average_precision(scores: np.ndarray, labels: np.ndarray) -> float | None:
-    """Area under precision over recall as a step function, Σ (Rₙ - Rₙ₋₁) Pₙ over distinct thresholds; None without positives.
+    """Area under precision over recall as a step function, Σ (Rₙ - Rₙ₋₁) Pₙ over thresholds; None without positives.
 
     By chance it is the share of positives, so it must be read beside their count.
     """
@@ -187,7 +187,9 @@ def bootstrap(
         draws.append(np.asarray(statistic(*chosen), dtype=np.float64))
     tail = (1 - level) / 2
     low, high = np.quantile(np.stack(draws), [tail, 1 - tail], axis=0)
-    return Interval(np.asarray(statistic(*samples), dtype=np.float64), np.asarray(low), np.asarray(high), len(samples[0]))
+    return Interval(
+        np.asarray(statistic(*samples), dtype=np.float64), np.asarray(low), np.asarray(high), len(samples[0])
+    )
 
 
 def mean_interval(values: np.ndarray, seed: int = 0) -> Interval:

@@ -1,0 +1,111 @@
+"""A world that is known exactly: a square on a ring, moved by its actions. The right dream is the truth itself."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldmodel.types import Episode, Segment, Spec, to_float
+
+PLACES, CERTAINTY = 12, 0.9
+SPEC = Spec("test:square", (3, 16, 24), ("noop", "left", "right"), 10.0)
+MOVES = torch.tensor([0, -1, 1])
+
+
+def pictures() -> Tensor:
+    """(PLACES, C, H, W) uint8: the square at each place, on a fixed texture."""
+    background = torch.randint(0, 60, SPEC.frame_shape, generator=torch.Generator().manual_seed(0))
+    frames = background.expand(PLACES, -1, -1, -1).clone()
+    for place in range(PLACES):
+        frames[place, :, 6:10, 2 * place : 2 * place + 2] = torch.tensor([250, 200, 150])[:, None, None]
+    return frames.to(torch.uint8)
+
+
+def record(seed: int, least: int = 50, most: int = 70) -> Episode:
+    """Random actions; reward 1 and, after ``least`` steps, the end on arriving at place 0."""
+    generator = np.random.default_rng(seed)
+    place, places, actions, rewards = int(generator.integers(1, PLACES)), [], [], []
+    places.append(place)
+    while len(actions) < most and not (len(actions) > least and place == 0):
+        actions.append(int(generator.integers(3)))
+        place = (place + int(MOVES[actions[-1]])) % PLACES
+        places.append(place)
+        rewards.append(1.0 if place == 0 else -0.01)
+    terminated = place == 0 and len(actions) > least
+    return Episode(
+        pictures()[places].numpy(), np.array(actions), np.array(rewards, np.float32), terminated, not terminated
+    )
+
+
+class Tokenizer:
+    codes, grid, frame_shape = PLACES, (1,), SPEC.frame_shape
+
+    def encode(self, frames: Tensor) -> Tensor:
+        known = to_float(pictures()).flatten(1)
+        return torch.cdist(frames.flatten(1), known).argmin(1)[:, None]
+
+    def decode(self, codes: Tensor) -> Tensor:
+        return to_float(pictures())[codes[:, 0]]
+
+
+class Prior:
+    """Certain to 90 % of the place that the action leads to; knows that place 0 pays and may end."""
+
+    def log_likelihood(self, codes: Tensor, actions: Tensor) -> Tensor:
+        place = codes[..., 0]
+        right = torch.zeros_like(place, dtype=torch.bool)
+        moved = (place[:, :-1] + MOVES[actions[:, 1:].clamp(min=0)]) % PLACES
+        right[:, 1:] = moved == place[:, 1:]
+        wrong = math.log((1 - CERTAINTY) / (PLACES - 1))
+        scores = torch.where(right, math.log(CERTAINTY), wrong)
+        scores[:, 0] = -math.log(PLACES)
+        return scores
+
+    def predict_outcomes(self, codes: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        home = (codes[..., 0] == 0).float()
+        return home * 1.01 - 0.01, home * 0.6
+
+
+class World:
+    """``obedience`` is the chance that a dreamt step follows its action instead of a random one."""
+
+    spec, device = SPEC, torch.device("cpu")
+
+    def __init__(self, obedience: float = 1.0):
+        self.tokenizer, self.prior, self.obedience = Tokenizer(), Prior(), obedience
+
+    def imagine(
+        self,
+        frames: Tensor,
+        actions: Tensor,
+        *,
+        past_actions: Tensor,
+        generator: torch.Generator,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+    ) -> SimpleNamespace:
+        assert past_actions.shape == (len(frames), frames.shape[1] - 1) and (past_actions >= 0).all()
+        place = self.tokenizer.encode(to_float(frames[:, -1]))[:, 0]
+        obeys = torch.rand(actions.shape, generator=generator) < self.obedience
+        done = torch.where(obeys, actions, torch.randint(3, actions.shape, generator=generator))
+        places = (place[:, None] + MOVES[done].cumsum(1)) % PLACES
+        return SimpleNamespace(frames=pictures()[places])
+
+
+def windows(count: int, length: int, seed: int = 0) -> Segment:
+    """Windows of as many episodes."""
+    episodes = [record(seed + i) for i in range(count)]
+    actions = torch.stack([torch.from_numpy(np.append(-1, e.actions)[:length]) for e in episodes])
+    flags = torch.zeros(count, length, dtype=torch.bool)
+    return Segment(
+        actions=actions,
+        rewards=torch.stack([torch.from_numpy(np.append(0, e.rewards)[:length]) for e in episodes]),
+        terminated=flags,
+        truncated=flags,
+        valid=~flags,
+        frames=torch.stack([torch.from_numpy(e.frames[:length]) for e in episodes]),
+    )

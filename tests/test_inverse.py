@@ -1,0 +1,126 @@
+"""The inverse-dynamics classifier on a world whose motion is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from moving_square import World, record, windows
+
+from worldmodel.evaluation.inverse import (
+    Budget,
+    InverseDynamics,
+    Pairs,
+    balanced_actions,
+    balanced_pairs,
+    cached_classifier,
+    dream_pairs,
+    obeyed,
+    read,
+    train_classifier,
+)
+
+CPU = torch.device("cpu")
+BUDGET = Budget(pairs=900, steps=120, batch=64)
+
+
+@pytest.fixture(scope="module")
+def training() -> Pairs:
+    return balanced_pairs([record(seed) for seed in range(20)], 3, BUDGET.pairs, np.random.default_rng(0))
+
+
+@pytest.fixture(scope="module")
+def classifier(training: Pairs) -> InverseDynamics:
+    return train_classifier(training, 3, BUDGET, CPU)
+
+
+@pytest.fixture(scope="module")
+def real() -> Pairs:
+    return balanced_pairs([record(seed) for seed in range(100, 110)], 3, 300, np.random.default_rng(1))
+
+
+def test_pairs_are_balanced_and_aligned(training: Pairs) -> None:
+    assert torch.bincount(training.actions).tolist() == [300, 300, 300]
+    columns = [
+        (frames[:, 0, 6] > 200).float().argmax(-1) // 2 for frames in (training.before, training.after)
+    ]  # the square is the only thing so bright
+    moves = torch.tensor([0, -1, 1])[training.actions]
+    assert torch.equal((columns[0] + moves) % 12, columns[1])
+
+
+def test_a_rare_action_is_drawn_again_and_a_missing_one_left_out() -> None:
+    episode = record(0)
+    episode.actions[:] = 1
+    episode.actions[3] = 2
+    pairs = balanced_pairs([episode], 3, 40, np.random.default_rng(0))
+    assert torch.bincount(pairs.actions, minlength=3).tolist() == [0, 20, 20]
+    assert len(pairs.before[pairs.actions == 2].unique(dim=0)) == 1
+
+
+def test_actions_of_dreams_are_balanced() -> None:
+    actions = balanced_actions(30, 8, [0, 1, 2], np.random.default_rng(0))
+    assert actions.shape == (30, 8) and torch.bincount(actions.flatten()).tolist() == [80, 80, 80]
+    assert len(actions.unique(dim=0)) > 20  # shuffled, not a cycle
+    assert set(balanced_actions(5, 4, [0, 2], np.random.default_rng(0)).flatten().tolist()) == {0, 2}
+
+
+def dreamt(obedience: float) -> Pairs:
+    seen = windows(60, 4, seed=200)
+    actions = balanced_actions(60, 8, [0, 1, 2], np.random.default_rng(2))
+    assert seen.frames is not None
+    return dream_pairs(
+        World(obedience),  # type: ignore[arg-type]
+        seen.frames,
+        seen.actions[:, 1:],
+        actions,
+        temperature=0.0,
+        batch=25,
+    )
+
+
+def test_an_obedient_dream_is_read_like_reality(classifier: InverseDynamics, real: Pairs) -> None:
+    truth = read(classifier, real, 3)
+    found = obeyed(read(classifier, dreamt(1.0), 3), truth, 8)
+    assert truth.correct.mean() > 0.97
+    assert found["ratio_to_real"]["value"] == pytest.approx(1.0, abs=0.03)
+    assert np.array(found["confusion"]).sum() == 480 and np.trace(found["confusion"]) > 460
+    assert found["accuracy_by_step"] == pytest.approx([1.0] * 8, abs=0.1)
+    assert found["unchanged"] == [1.0, 0.0, 0.0]  # standing still shows no motion, the others do
+
+
+def test_a_dream_that_ignores_its_actions_is_found_out(classifier: InverseDynamics, real: Pairs) -> None:
+    found = obeyed(read(classifier, dreamt(0.0), 3), read(classifier, real, 3), 8)
+    assert found["accuracy"] == pytest.approx(1 / 3, abs=0.07)
+    half = obeyed(read(classifier, dreamt(0.5), 3), read(classifier, real, 3), 8)
+    assert found["ratio_to_real"]["high"] < half["ratio_to_real"]["low"] < half["ratio_to_real"]["high"] < 0.9
+
+
+def test_the_classifier_is_kept_for_the_same_pairs_only(tmp_path: Path, training: Pairs) -> None:
+    path, calls = tmp_path / "evaluation" / "inverse.safetensors", []
+    budget = Budget(pairs=900, steps=2, batch=32)
+
+    def fetch(pairs: Pairs) -> InverseDynamics:
+        return cached_classifier(path, pairs, 3, budget, CPU, progress=lambda *work: calls.append(work))
+
+    first = fetch(training)
+    assert len(calls) == 2
+    second = fetch(training)
+    assert len(calls) == 2  # not trained again
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
+    fetch(Pairs(training.before, training.after, training.actions.roll(1)))
+    assert len(calls) == 4
+    path.write_bytes(b"damaged")
+    fetch(training)
+    assert len(calls) == 6
+
+
+def test_training_leaves_the_global_generator_alone(training: Pairs) -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    train_classifier(training, 3, Budget(pairs=900, steps=1, batch=8), CPU)
+    assert torch.equal(torch.rand(3), expected)

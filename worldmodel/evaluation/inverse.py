@@ -1,0 +1,240 @@
+"""Actions obeyed: a small classifier learns, on real frame pairs only, which action lies between two frames; then it
+reads dreamt pairs. A dream that obeys its actions is read as well as reality."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from worldmodel.evaluation.metrics import bootstrap
+from worldmodel.evaluation.openloop import Progress, reconstruct
+from worldmodel.types import Episode, to_float
+
+if TYPE_CHECKING:
+    from worldmodel.rollout import WorldModel
+
+UNCHANGED = 1.0  # grey levels of mean absolute difference below which a pair shows no motion at all
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """Consecutive frames and the action between them."""
+
+    before: Tensor  # (n, C, *size) uint8
+    after: Tensor  # (n, C, *size) uint8
+    actions: Tensor  # (n,) int64
+
+    def fingerprint(self) -> str:
+        """Of every byte: a classifier trained on other pairs is another classifier."""
+        digest = hashlib.sha256()
+        for part in (self.before, self.after, self.actions):
+            digest.update(part.contiguous().numpy())
+        return digest.hexdigest()[:16]
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """How the classifier is trained: about half a minute on two cores at 64×64."""
+
+    pairs: int = 12000  # drawn from training episodes, every action equally often
+    steps: int = 300
+    batch: int = 128
+    rate: float = 2e-3  # peak of the learning rate, one cycle
+
+
+def balanced_pairs(episodes: Sequence[Episode], actions: int, count: int, generator: np.random.Generator) -> Pairs:
+    """About ``count`` pairs, every action that occurs equally often, drawn without replacement where there are enough.
+
+    Raises ``ValueError`` when the episodes hold no step.
+    """
+    where = np.concatenate([np.stack([np.full(len(e), i), np.arange(len(e))], 1) for i, e in enumerate(episodes)])
+    told = np.concatenate([np.asarray(episode.actions) for episode in episodes])
+    present = [action for action in range(actions) if (told == action).any()]
+    if not present:
+        raise ValueError("no step to draw pairs from")
+    each = max(1, count // len(present))
+    rows = []
+    for action in present:
+        candidates = np.flatnonzero(told == action)
+        rows.append(generator.choice(candidates, each, replace=len(candidates) < each))
+    chosen = generator.permutation(np.concatenate(rows))
+    places = where[chosen]
+    before = np.stack([episodes[i].frames[t] for i, t in places])
+    after = np.stack([episodes[i].frames[t + 1] for i, t in places])
+    return Pairs(torch.from_numpy(before), torch.from_numpy(after), torch.from_numpy(told[chosen].astype(np.int64)))
+
+
+class InverseDynamics(nn.Module):
+    """Two frames and their difference → logits of the action between them."""
+
+    def __init__(self, channels: int, actions: int, width: int = 32):
+        super().__init__()
+
+        def block(inside: int, outside: int, kernel: int, stride: int) -> list[nn.Module]:
+            convolution = nn.Conv2d(inside, outside, kernel, stride, kernel // 2, bias=False)
+            return [convolution, nn.BatchNorm2d(outside), nn.ReLU()]
+
+        self.body = nn.Sequential(
+            *block(3 * channels, width, 5, 2),
+            *block(width, 2 * width, 3, 2),
+            *block(2 * width, 4 * width, 3, 2),
+            *block(4 * width, 4 * width, 3, 1),
+            nn.AdaptiveAvgPool2d(4),  # keeps where in the picture the motion is
+            nn.Flatten(),
+            nn.Dropout(0.3),
+            nn.Linear(16 * 4 * width, actions),
+        )
+
+    def forward(self, before: Tensor, after: Tensor) -> Tensor:
+        """(B, C, H, W) uint8 twice → (B, A) float32."""
+        first, second = to_float(before), to_float(after)
+        joined = torch.cat([first, second, second - first], 1)
+        return self.body(joined.contiguous(memory_format=torch.channels_last)).float()
+
+    @torch.inference_mode()
+    def read(self, before: Tensor, after: Tensor) -> Tensor:
+        """Most probable actions (n,) on the host, of (n, C, H, W) uint8 pairs."""
+        self.eval()
+        device = next(self.parameters()).device
+        chunks = zip(before.split(256), after.split(256), strict=True)
+        return torch.cat([self(a.to(device), b.to(device)).argmax(-1).cpu() for a, b in chunks])
+
+
+def train_classifier(
+    pairs: Pairs,
+    actions: int,
+    budget: Budget,
+    device: torch.device,
+    seed: int = 0,
+    progress: Progress = lambda name, done, total: None,
+) -> InverseDynamics:
+    """Fit on the pairs with AdamW and a one-cycle rate. The seed decides weights, dropout and order of the batches."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        model = InverseDynamics(pairs.before.shape[1], actions).to(device, memory_format=torch.channels_last)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=budget.rate, weight_decay=0.02)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, budget.rate, total_steps=budget.steps)
+        model.train()
+        order = torch.empty(0, dtype=torch.int64)
+        for step in range(budget.steps):
+            if len(order) < budget.batch:
+                order = torch.cat([order, torch.randperm(len(pairs.actions))])
+            rows, order = order[: budget.batch], order[budget.batch :]
+            with torch.autocast(device.type, torch.bfloat16):
+                logits = model(pairs.before[rows].to(device), pairs.after[rows].to(device))
+            loss = F.cross_entropy(logits, pairs.actions[rows].to(device), label_smoothing=0.05)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            progress("inverse dynamics", step + 1, budget.steps)
+    return model.eval()
+
+
+def cached_classifier(
+    path: Path,
+    pairs: Pairs,
+    actions: int,
+    budget: Budget,
+    device: torch.device,
+    seed: int = 0,
+    progress: Progress = lambda name, done, total: None,
+) -> InverseDynamics:
+    """The classifier in ``path`` if it was trained on the same pairs in the same way, else a new one, saved there."""
+    key = f"{pairs.fingerprint()} {actions} {budget} {seed}"
+    model = InverseDynamics(pairs.before.shape[1], actions)
+    try:
+        with safe_open(path, "pt") as file:
+            if (file.metadata() or {}).get("key") == key:
+                model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+                return model.to(device, memory_format=torch.channels_last).eval()
+    except (OSError, SafetensorError, RuntimeError):
+        pass  # none yet, or damaged, or of an older shape: train it anew
+    model = train_classifier(pairs, actions, budget, device, seed, progress)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    save_file({name: value.contiguous().cpu() for name, value in model.state_dict().items()}, temporary, {"key": key})
+    os.replace(temporary, path)
+    return model
+
+
+def balanced_actions(starts: int, steps: int, present: Sequence[int], generator: np.random.Generator) -> Tensor:
+    """(starts, steps) int64: a shuffled deck in which every action of ``present`` is equally frequent (±1)."""
+    deck = np.resize(np.array(present, dtype=np.int64), starts * steps)
+    return torch.from_numpy(generator.permutation(deck).reshape(starts, steps))
+
+
+def dream_pairs(
+    world: WorldModel,
+    seen: Tensor,
+    past_actions: Tensor,
+    actions: Tensor,
+    *,
+    temperature: float,
+    seed: int = 0,
+    batch: int = 64,
+    progress: Progress = lambda name, done, total: None,
+) -> Pairs:
+    """Pairs of a dream under ``actions`` (S, H), flattened start by start.
+
+    The first pair begins at the tokenizer's picture of the last seen frame, so that both of its frames are decoded.
+    ``seen`` (S, T0, C, *size) uint8; ``past_actions`` (S, T0 - 1).
+    """
+    generator = torch.Generator(world.device).manual_seed(seed)
+    before, after = [], []
+    for start in range(0, len(seen), batch):
+        rows = slice(start, start + batch)
+        dream = world.imagine(
+            seen[rows], actions[rows], past_actions=past_actions[rows], temperature=temperature, generator=generator
+        )
+        frames = dream.frames.cpu()
+        chain = torch.cat([reconstruct(world, seen[rows, -1:]), frames], 1)
+        before.append(chain[:, :-1].flatten(0, 1))
+        after.append(chain[:, 1:].flatten(0, 1))
+        progress("actions obeyed", min(start + batch, len(seen)), len(seen))
+    return Pairs(torch.cat(before), torch.cat(after), actions.flatten())
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What the classifier read from pairs."""
+
+    correct: np.ndarray  # (n,) float64, 0 or 1
+    confusion: np.ndarray  # (A, A) int64, rows: the true action, columns: the action read
+    unchanged: np.ndarray  # (A,) share of the pairs of each action that show no motion
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "accuracy": float(self.correct.mean()),
+            "pairs": len(self.correct),
+            "confusion": self.confusion.tolist(),
+            "unchanged": self.unchanged.tolist(),
+        }
+
+
+def read(model: InverseDynamics, pairs: Pairs, actions: int) -> Reading:
+    """Let the classifier read every pair."""
+    said = model.read(pairs.before, pairs.after)
+    confusion = torch.bincount(pairs.actions * actions + said, minlength=actions**2).reshape(actions, actions)
+    still = (pairs.after.float() - pairs.before.float()).abs().flatten(1).mean(1) < UNCHANGED
+    counts = torch.bincount(pairs.actions, minlength=actions).clamp(min=1)
+    shares = torch.bincount(pairs.actions, weights=still.double(), minlength=actions) / counts
+    return Reading((said == pairs.actions).double().numpy(), confusion.numpy(), shares.numpy())
+
+
+def obeyed(dreamt: Reading, real: Reading, steps: int, seed: int = 0) -> dict[str, Any]:
+    """The ratio of accuracies, dreamt over real, resampling starts of dreams and real pairs apart."""
+    by_start = dreamt.correct.reshape(-1, steps)
+    ratio = bootstrap(lambda d, r: d.mean() / max(r.mean(), 1e-9), by_start, real.correct, paired=False, seed=seed)
+    return {**dreamt.to_json(), "accuracy_by_step": by_start.mean(0).tolist(), "ratio_to_real": ratio.to_json()}

@@ -1,0 +1,216 @@
+"""One step ahead with the true past: reconstruction, use of codes, exact likelihood, rewards and ends, whole episodes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldmodel.evaluation.metrics import (
+    Interval,
+    bits,
+    decibels,
+    detection,
+    mse,
+    ratio_of_sums,
+    ssim,
+)
+from worldmodel.types import NO_ACTION, Episode, to_float, to_uint8
+
+if TYPE_CHECKING:
+    from worldmodel.evaluation.openloop import Progress
+    from worldmodel.rollout import WorldModel
+
+
+@dataclasses.dataclass(frozen=True)
+class OneStep:
+    """What was measured on n frames, in the order of the episodes; index 0 of an episode is the frame of its reset."""
+
+    window: np.ndarray  # (n,) int64: number of the window in which a frame was scored; the unit that is resampled
+    step: np.ndarray  # (n,) int64: index of the frame in its episode
+    squared_error: np.ndarray  # (n,) of the reconstruction, squared grey levels
+    similarity: np.ndarray  # (n,) SSIM of the reconstruction
+    nats: np.ndarray  # (n,) -log p(codes | true past, actions)
+    nats_shuffled: np.ndarray  # (n,) the same with the episode's actions in another order
+    rewards: np.ndarray  # (n,) received on arriving at the frame
+    rewards_said: np.ndarray  # (n,)
+    terminated: np.ndarray  # (n,) bool
+    ends_said: np.ndarray  # (n,) probability
+    truncated: int  # episodes that were cut off instead of ended
+    code_counts: np.ndarray  # (K,)
+
+
+def one_step(
+    world: WorldModel,
+    episodes: Iterable[Episode],
+    context: int,
+    length: int,
+    total_frames: int,
+    *,
+    seed: int = 0,
+    progress: Progress = lambda name, done, total: None,
+) -> OneStep:
+    """Score the frames of ``episodes`` until ``total_frames`` are done, each once.
+
+    Episodes are covered by windows of ``length`` frames of which the first ``context`` are only seen (but at an
+    episode's start, where there is nothing before). So every other frame is predicted from at least ``context`` frames.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    parts: list[dict[str, np.ndarray]] = []
+    counts = torch.zeros(world.tokenizer.codes, dtype=torch.int64)
+    windows = frames_done = truncated = 0
+    for episode in episodes:
+        if frames_done >= total_frames:
+            break
+        codes, measured = _tokenize(world, episode)
+        counts += torch.bincount(codes.flatten(), minlength=len(counts))
+        told = torch.from_numpy(np.asarray(episode.actions, dtype=np.int64))
+        shuffled = told[torch.randperm(len(told), generator=generator)]
+        measured |= _predict(world, codes, told, shuffled, context, length)
+        measured["window"] += windows
+        windows = int(measured["window"].max()) + 1
+        measured["step"] = np.arange(len(codes))
+        measured["rewards"] = np.append(0.0, episode.rewards)
+        measured["terminated"] = np.arange(len(codes)) == (len(codes) - 1 if episode.terminated else -1)
+        truncated += episode.truncated and not episode.terminated
+        parts.append(measured)
+        frames_done += len(codes)
+        progress("one step ahead", min(frames_done, total_frames), total_frames)
+    if not parts:
+        raise ValueError("no episode to score")
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return OneStep(**joined, truncated=truncated, code_counts=counts.numpy())
+
+
+@torch.inference_mode()
+def _tokenize(world: WorldModel, episode: Episode) -> tuple[Tensor, dict[str, np.ndarray]]:
+    """Codes (T + 1, *grid) int64 on the host, and how well they picture the frames."""
+    codes, errors, similar = [], [], []
+    for part in torch.from_numpy(np.array(episode.frames)).split(256):
+        grid = world.tokenizer.encode(to_float(part.to(world.device)))
+        pictures = to_uint8(world.tokenizer.decode(grid)).cpu()
+        codes.append(grid.cpu())
+        errors.append(mse(pictures, part))
+        similar.append(ssim(pictures, part))
+    return torch.cat(codes), {"squared_error": torch.cat(errors).numpy(), "similarity": torch.cat(similar).numpy()}
+
+
+def _tiles(total: int, context: int, length: int) -> Iterator[tuple[int, int, int]]:
+    """(start, first scored, end) of windows that score each of ``total`` frames once; all as long as can be."""
+    done = 0
+    while done < total:
+        end = min(total, max(done - context, 0) + length)
+        yield max(0, end - length), done, end
+        done = end
+
+
+@torch.inference_mode()
+def _predict(
+    world: WorldModel, codes: Tensor, actions: Tensor, shuffled: Tensor, context: int, length: int
+) -> dict[str, np.ndarray]:
+    """Scores of each of the T + 1 frames of one episode from its codes; ``actions`` (T,) lead from frame to frame."""
+    tiles = list(_tiles(len(codes), context, length))
+    size = min(length, len(codes))
+    names = ("nats", "nats_shuffled", "rewards_said", "ends_said")
+    found: dict[str, np.ndarray] = {name: np.zeros(len(codes)) for name in names}
+    found["window"] = np.zeros(len(codes), dtype=np.int64)
+    led, led_shuffled = (torch.cat([torch.tensor([NO_ACTION]), order]) for order in (actions, shuffled))
+
+    def cut(values: Tensor, group: list[tuple[int, int, int]]) -> Tensor:
+        return torch.stack([values[start : start + size] for start, _, _ in group]).to(world.device)
+
+    for first in range(0, len(tiles), 16):  # 16 windows at once: the logits of more would not fit a small machine
+        group = tiles[first : first + 16]
+        grids, acts = cut(codes, group), cut(led, group)
+        rewards, ends = world.prior.predict_outcomes(grids, acts)
+        values = (
+            -world.prior.log_likelihood(grids, acts),
+            -world.prior.log_likelihood(grids, cut(led_shuffled, group)),
+            rewards,
+            ends,
+        )
+        for name, value in zip(names, values, strict=True):
+            rows = value.double().cpu().numpy()
+            for row, (start, scored, end) in zip(rows, group, strict=True):
+                found[name][scored:end] = row[scored - start : end - start]
+        for i, (_, scored, end) in enumerate(group):
+            found["window"][scored:end] = first + i
+    return found
+
+
+def reward_events(rewards: np.ndarray) -> tuple[float, np.ndarray] | None:
+    """The usual reward, and which rewards are events: anything else. None when no value is usual (fewer than half).
+
+    Values are compared to a thousandth of their range, for environments that add up small costs.
+    """
+    unit = max(float(np.ptp(rewards)), 1e-6) * 1e-3
+    rounded = np.round(rewards / unit)
+    values, counts = np.unique(rounded, return_counts=True)
+    if counts.max() < len(rewards) / 2:
+        return None
+    common = rounded == values[counts.argmax()]
+    return float(rewards[common].mean()), ~common
+
+
+def summary(result: OneStep, context: int, vocabulary: int, positions: int, seed: int = 0) -> dict[str, Any]:
+    """Numbers with 95 % intervals (windows resampled). Bits count frames with at least ``context`` frames before them,
+    rewards and ends every frame that a step led to."""
+    past, reached = result.step >= context, result.step >= 1
+
+    def over(values: np.ndarray, chosen: np.ndarray) -> Interval:
+        windows, places = np.unique(result.window[chosen], return_inverse=True)
+        sums = np.bincount(places, weights=values[chosen], minlength=len(windows))
+        return ratio_of_sums(sums, np.bincount(places, minlength=len(windows)), seed)
+
+    everything = np.ones(len(result.step), dtype=bool)
+    of_mean = over(result.squared_error, everything)
+    frame_bits, shuffled_bits = bits(result.nats), bits(result.nats_shuffled)
+    return {
+        "frames": len(result.step),
+        "episodes": int((result.step == 0).sum()),
+        "reconstruction": {
+            "psnr": over(decibels(result.squared_error), everything).to_json(),
+            "psnr_of_mean_mse": Interval(
+                decibels(of_mean.value), decibels(of_mean.high), decibels(of_mean.low), of_mean.samples
+            ).to_json(),
+            "ssim": over(result.similarity, everything).to_json(),
+        },
+        "prior": {
+            "frames": int(past.sum()),
+            "bits_per_frame": over(frame_bits, past).to_json(),
+            "bits_per_code": over(frame_bits / positions, past).to_json(),
+            "bits_per_code_shuffled_actions": over(shuffled_bits / positions, past).to_json(),
+            "bits_per_code_actions_are_worth": over((shuffled_bits - frame_bits) / positions, past).to_json(),
+            "bits_per_code_uniform": float(np.log2(vocabulary)),
+        },
+        "rewards": _reward_summary(result.rewards[reached], result.rewards_said[reached]),
+        "ends": {
+            "truncated_episodes": result.truncated,
+            "mean_probability": float(result.ends_said[reached].mean()),
+            **detection(result.ends_said[reached], result.terminated[reached], 0.5),
+        },
+    }
+
+
+def _reward_summary(true: np.ndarray, said: np.ndarray) -> dict[str, Any]:
+    error = np.abs(said - true)
+    found: dict[str, Any] = {
+        "mean_absolute_error": float(error.mean()),
+        "mean_absolute_error_of_a_constant": float(np.abs(true - np.median(true)).mean()),
+        "events": None,
+    }
+    split = reward_events(true)
+    if split is None:
+        return found
+    usual, events = split
+    size = float(np.median(np.abs(true[events] - usual))) if events.any() else 0.0
+    return found | {
+        "usual_reward": usual,
+        "mean_absolute_error_at_events": float(error[events].mean()) if events.any() else None,
+        # Said to be an event: nearer to one of the usual size than to the usual reward.
+        "events": detection(np.abs(said - usual), events, size / 2),
+    }

@@ -1,0 +1,163 @@
+"""Open loop: some frames are seen, then only actions; how far from the recording is the dream, and from what else?
+
+Every competitor answers for the same windows of held-out episodes:
+
+==================  ============================================================================================
+reconstruction      the tokenizer's own picture of the true frame: what a perfect prior would reach
+dream               the most probable codes at every step (temperature 0)
+dream_sampled       one sample at temperature 1; blurs nothing, so its squared error is larger by nature
+shuffled            as ``dream``, but under the actions of another window: what it lacks is what actions are worth
+last_frame          the last seen frame, raw, repeated
+last_frame_coded    the same after the tokenizer: a baseline that shares the tokenizer's own error
+==================  ============================================================================================
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldmodel.evaluation.metrics import bootstrap, decibels, mean_interval, mse, ssim
+from worldmodel.types import Segment, to_float, to_uint8
+
+if TYPE_CHECKING:
+    from worldmodel.rollout import WorldModel
+
+Progress = Callable[[str, int, int], None]
+"""Called with the name of the work, how much is done, and how much there is."""
+
+DREAMS = ("dream", "dream_sampled", "shuffled")
+COMPETITORS = ("reconstruction", *DREAMS, "last_frame", "last_frame_coded")
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenLoop:
+    """Errors of each competitor, and the pictures of the first windows."""
+
+    squared_error: dict[str, np.ndarray]  # (W, H) mean squared error of a frame, in squared grey levels
+    similarity: dict[str, np.ndarray]  # (W, H) SSIM
+    seen: Tensor  # (P, T0, C, *size) uint8, the seen frames of the first P windows
+    truth: Tensor  # (P, H, C, *size) uint8
+    pictures: dict[str, Tensor]  # each (P, H, C, *size) uint8
+    actions: Tensor  # (W, H) int64
+    shuffled_actions: Tensor  # (W, H) int64
+
+
+def derangement(count: int, generator: torch.Generator) -> Tensor:
+    """A random permutation (count,) without a fixed point: one cycle through all (Sattolo 1986)."""
+    order = list(range(count))
+    for i in range(count - 1, 0, -1):
+        j = int(torch.randint(i, (1,), generator=generator))
+        order[i], order[j] = order[j], order[i]
+    return torch.tensor(order)
+
+
+@torch.inference_mode()
+def reconstruct(world: WorldModel, frames: Tensor) -> Tensor:
+    """Frames (..., C, *size) uint8 → the tokenizer's pictures of them, of the same shape, uint8 on the host."""
+    flat = frames.flatten(0, -len(world.spec.frame_shape) - 1)
+    pictures = [
+        to_uint8(world.tokenizer.decode(world.tokenizer.encode(to_float(part.to(world.device))))).cpu()
+        for part in flat.split(256)
+    ]
+    return torch.cat(pictures).reshape(frames.shape)
+
+
+def open_loop(
+    world: WorldModel,
+    windows: Segment,
+    context: int,
+    *,
+    top_k: int | None = None,
+    seed: int = 0,
+    batch: int = 64,
+    pictures: int = 6,
+    progress: Progress = lambda name, done, total: None,
+) -> OpenLoop:
+    """Compare on ``windows`` (W ≥ 2 windows of context + H valid frames). The first ``context`` frames are seen.
+
+    ``shuffled`` gives every window the future actions of another (a derangement of the windows); the actions between
+    the seen frames stay true. ``top_k`` applies to ``dream_sampled`` alone.
+    """
+    assert windows.frames is not None
+    frames, total = windows.frames, len(windows.actions)
+    if total < 2:
+        raise ValueError("shuffling actions among windows needs at least two windows")
+    future = windows.actions[:, context:]
+    shuffled = future[derangement(total, torch.Generator().manual_seed(seed))]
+    generator = torch.Generator(world.device).manual_seed(seed)
+    how: dict[str, tuple[Tensor, dict[str, Any]]] = {
+        "dream": (future, {"temperature": 0.0}),
+        "dream_sampled": (future, {"temperature": 1.0, "top_k": top_k}),
+        "shuffled": (shuffled, {"temperature": 0.0}),
+    }
+    errors: dict[str, list[np.ndarray]] = {name: [] for name in COMPETITORS}
+    similar: dict[str, list[np.ndarray]] = {name: [] for name in COMPETITORS}
+    shown: dict[str, list[Tensor]] = {name: [] for name in COMPETITORS}
+    for start in range(0, total, batch):
+        rows = slice(start, start + batch)
+        seen, truth = frames[rows, :context], frames[rows, context:]
+        last = seen[:, -1:]
+        answers = {
+            "reconstruction": reconstruct(world, truth),
+            "last_frame": last.expand_as(truth),
+            "last_frame_coded": reconstruct(world, last).expand_as(truth),
+        }
+        for i, (name, (actions, options)) in enumerate(how.items()):
+            dream = world.imagine(
+                seen, actions[rows], past_actions=windows.actions[rows, 1:context], generator=generator, **options
+            )
+            answers[name] = dream.frames.cpu()
+            progress("open loop", start * len(how) + (i + 1) * len(seen), total * len(how))
+        for name, answer in answers.items():
+            errors[name].append(mse(answer, truth).numpy())
+            similar[name].append(ssim(answer, truth).numpy())
+            shown[name].append(answer[: max(0, pictures - start)].clone())
+    return OpenLoop(
+        {name: np.concatenate(parts) for name, parts in errors.items()},
+        {name: np.concatenate(parts) for name, parts in similar.items()},
+        frames[:pictures, :context],
+        frames[:pictures, context:],
+        {name: torch.cat(parts) for name, parts in shown.items()},
+        future,
+        shuffled,
+    )
+
+
+def summary(result: OpenLoop, steps: tuple[int, ...], seed: int = 0) -> dict[str, Any]:
+    """Curves with 95 % intervals over windows, a table at ``steps`` (1-based), and the dream's paired gains there."""
+    horizon = result.actions.shape[1]
+    at = np.array([step for step in steps if step <= horizon]) - 1
+    quality = {name: decibels(error) for name, error in result.squared_error.items()}
+
+    def gain(rival: str) -> dict[str, Any]:
+        mine, theirs = result.squared_error["dream"][:, at], result.squared_error[rival][:, at]
+        of_mean = bootstrap(lambda a, b: decibels(a.mean(0)) - decibels(b.mean(0)), mine, theirs, seed=seed)
+        likeness = mean_interval((result.similarity["dream"] - result.similarity[rival])[:, at], seed)
+        return {
+            "psnr": mean_interval((quality["dream"] - quality[rival])[:, at], seed).to_json(),
+            "psnr_of_mean_mse": of_mean.to_json(),
+            "ssim": likeness.to_json(),
+        }
+
+    same = (result.actions == result.shuffled_actions).float().mean().item()
+    return {
+        "windows": len(result.actions),
+        "horizon": horizon,
+        "steps": (at + 1).tolist(),
+        "shuffled_actions_equal_to_true": same,
+        "curves": {
+            name: {
+                "psnr": mean_interval(quality[name], seed).to_json(),
+                "psnr_of_mean_mse": bootstrap(lambda e: decibels(e.mean(0)), error, seed=seed).to_json(),
+                "ssim": mean_interval(result.similarity[name], seed).to_json(),
+            }
+            for name, error in result.squared_error.items()
+        },
+        "gain_over": {rival: gain(rival) for rival in ("last_frame", "last_frame_coded", "shuffled")},
+    }

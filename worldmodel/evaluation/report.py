@@ -1,0 +1,196 @@
+"""What an evaluation found, for eyes: a table on the terminal, a page of plots, strips of pictures, one HTML file."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import html
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from rich.table import Table
+from torch import Tensor
+
+from worldmodel.evaluation.figures import LABELS, plots
+from worldmodel.evaluation.openloop import OpenLoop
+from worldmodel.media import Strip, action_names, contact_sheet, dream_strip, save_png
+
+STRIP_ROWS = ("reconstruction", "dream", "dream_sampled", "shuffled")
+
+
+def number(interval: dict[str, Any], digits: int = 2, index: int | None = None) -> str:
+    """``value [low, high]`` of an interval, or of one entry of a curve."""
+    parts = [interval[key] if index is None else interval[key][index] for key in ("value", "low", "high")]
+    return "{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(*parts, d=digits)
+
+
+def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """The figures of one evaluation as (name, value) lines; an empty value heads a section."""
+    one, codes = found["one_step"], found["codes"]
+    picture, prior = one["reconstruction"], one["prior"]
+    lines = [
+        (f"One step, {one['frames']} held-out frames of {one['episodes']} episodes", ""),
+        ("reconstruction PSNR (mean over frames)", number(picture["psnr"]) + " dB"),
+        ("reconstruction PSNR (of the mean error)", number(picture["psnr_of_mean_mse"]) + " dB"),
+        ("reconstruction SSIM", number(picture["ssim"], 3)),
+        (
+            "codes used",
+            f"{codes['used']} of {codes['of']} ({codes['share']:.0%}), perplexity {codes['perplexity']:.0f}",
+        ),
+        ("prior, bits per frame", number(prior["bits_per_frame"], 1)),
+        ("prior, bits per code", f"{number(prior['bits_per_code'])} (uniform {prior['bits_per_code_uniform']:.2f})"),
+        ("prior, bits per code, shuffled actions", number(prior["bits_per_code_shuffled_actions"])),
+        ("reward, mean absolute error", _reward_line(one["rewards"])),
+        ("reward events", _events_line(one["rewards"]["events"])),
+        ("ends", _events_line(one["ends"])),
+    ]
+    loop = found["open_loop"]
+    lines.append((f"Open loop, {loop['windows']} held-out windows, PSNR in dB at step", ""))
+    lines += [("step", "  ".join(f"{step:>5}" for step in loop["steps"]))]
+    for name, label in LABELS.items():
+        curve = loop["curves"][name]["psnr"]["value"]
+        lines.append((label, "  ".join(f"{curve[step - 1]:5.1f}" for step in loop["steps"])))
+    for rival, label in (("last_frame", "dream over last frame"), ("shuffled", "dream over shuffled actions")):
+        gain = loop["gain_over"][rival]["psnr"]
+        spread = "  ".join(f"{low:.1f}…{high:.1f}" for low, high in zip(gain["low"], gain["high"], strict=True))
+        lines.append((label, "  ".join(f"{value:+5.1f}" for value in gain["value"])))
+        lines.append(("  95 %", spread))
+    if found.get("inverse"):
+        inverse = found["inverse"]
+        lines.append(
+            (
+                f"Actions obeyed, {inverse['starts']} starts × {inverse['steps']} steps, chance {inverse['chance']:.0%}",
+                "",
+            )
+        )
+        lines.append(("classifier on real pairs", f"{inverse['real']['accuracy']:.1%}"))
+        lines.append(("classifier on real pairs, coded", f"{inverse['real_coded']['accuracy']:.1%}"))
+        for name, reading in inverse["dreamt"].items():
+            value = f"{reading['accuracy']:.1%}, dreamt / real {number(reading['ratio_to_real'])}"
+            lines.append((f"dreamt pairs, temperature {name}", value))
+    return lines
+
+
+def _reward_line(rewards: dict[str, Any]) -> str:
+    constant = rewards["mean_absolute_error_of_a_constant"]
+    return f"{rewards['mean_absolute_error']:.4g} (always the median: {constant:.4g})"
+
+
+def _events_line(events: dict[str, Any] | None) -> str:
+    if events is None:
+        return "rewards have no usual value"
+    if not events["positives"]:
+        return f"none among {events['of']} steps: nothing to measure"
+
+    def percent(value: float | None) -> str:
+        return "–" if value is None else f"{value:.0%}"
+
+    few = ", too few to trust" if events["positives"] < 10 else ""
+    return (
+        f"AUROC {events['auroc']:.3f}, average precision {events['average_precision']:.2f}, "
+        f"precision {percent(events['precision'])}, recall {percent(events['recall'])} "
+        f"({events['positives']} of {events['of']} steps{few})"
+        if events["auroc"] is not None
+        else f"every one of {events['of']} steps"
+    )
+
+
+def table(found: dict[str, Any]) -> Table:
+    """The same lines as a table for the terminal."""
+    result = Table(title=f"{found['run']} · {found['environment']}", show_header=False, pad_edge=False)
+    result.add_column(no_wrap=True)
+    result.add_column()
+    for name, value in rows(found):
+        if value:
+            result.add_row(name, value)
+        else:
+            result.add_section()
+            result.add_row(f"[bold]{name}[/bold]", "")
+    return result
+
+
+def strips(result: OpenLoop, names: Sequence[str], windows: int = 4) -> np.ndarray:
+    """A picture (height, width, 3) uint8: for some windows the truth, its reconstruction and the dreams, row by row."""
+
+    def strip(window: int, name: str, frames: Tensor) -> Strip:
+        given = result.shuffled_actions if name == "shuffled" else result.actions
+        actions = action_names(given[window], names)
+        return dream_strip(result.seen[window, -1:], frames[window], actions, LABELS.get(name, name))
+
+    sheets = []
+    for window in range(min(windows, len(result.truth))):
+        lines = [strip(window, "truth", result.truth), strip(window, STRIP_ROWS[0], result.pictures[STRIP_ROWS[0]])]
+        lines = [dataclasses.replace(line, frames=line.frames.transpose(0, 3, 1, 2), dreamt=False) for line in lines]
+        lines += [strip(window, name, result.pictures[name]) for name in STRIP_ROWS[1:]]
+        sheets.append(contact_sheet(lines, size=64, title=f"held-out window {window + 1}", columns=24))
+    return np.concatenate(sheets)
+
+
+def _save_figure(figure: Figure, path: Path) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    figure.savefig(temporary, format="png", facecolor="white")
+    os.replace(temporary, path)
+
+
+def _save_text(text: str, path: Path) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def plain(value: Any) -> Any:
+    """A copy in which numbers that JSON does not know (inf, nan) are null."""
+    if isinstance(value, dict):
+        return {key: plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def page(found: dict[str, Any], pictures: dict[str, Path]) -> str:
+    """One HTML file without outside references: the table, the pictures, the definitions."""
+    lines = "".join(
+        f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>"
+        if value
+        else f'<tr><th colspan="2">{html.escape(name)}</th></tr>'
+        for name, value in rows(found)
+    )
+    images = "".join(
+        f'<h2>{html.escape(title)}</h2><img alt="{html.escape(title)}" '
+        f'src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
+        for title, path in pictures.items()
+    )
+    meaning = "".join(
+        f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>" for name, text in found["definitions"].items()
+    )
+    title = html.escape(f"{found['run']} · {found['environment']}")
+    about = html.escape(f"{found['date']} · {found['machine']} · {found['command']}")
+    return f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; color: #222 }}
+img {{ max-width: 100%; height: auto }}
+table {{ border-collapse: collapse }} td, th {{ padding: .15rem .8rem .15rem 0; text-align: left }}
+th {{ padding-top: .8rem }} td + td {{ font-family: ui-monospace, monospace; white-space: pre-wrap }}
+dt {{ font-weight: 600 }} .about {{ color: #666 }}
+</style>
+<h1>{title}</h1><p class="about">{about}</p>
+<table>{lines}</table>{images}<h2>What the figures mean</h2><dl>{meaning}</dl></html>
+"""
+
+
+def save_report(found: dict[str, Any], result: OpenLoop, folder: Path) -> dict[str, Path]:
+    """Write ``metrics.json``, ``report.png``, ``strips.png`` and ``report.html``; returns where they are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {name: folder / name for name in ("metrics.json", "report.png", "strips.png", "report.html")}
+    _save_text(json.dumps(plain(found), indent=1, allow_nan=False), paths["metrics.json"])
+    _save_figure(plots(found), paths["report.png"])
+    save_png(paths["strips.png"], strips(result, found["actions"]))
+    _save_text(page(found, {"Plots": paths["report.png"], "Pictures": paths["strips.png"]}), paths["report.html"])
+    return paths
