@@ -1,0 +1,262 @@
+"""The episode store: what is written comes back, and no crash, damage or full disk costs more than it must."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from worldmodel.data import store as store_module
+from worldmodel.data.files import append_line
+from worldmodel.data.store import EpisodeStore
+from worldmodel.errors import DataError
+from worldmodel.types import Episode, Spec
+
+SPEC = Spec("test", (3, 8, 8), ("noop", "left", "right"), 10.0)
+
+
+def make_episode(seed: int, length: int = 7, shape: tuple[int, ...] = SPEC.frame_shape, **flags: bool) -> Episode:
+    rng = np.random.default_rng(seed)
+    return Episode(
+        frames=rng.integers(0, 256, (length + 1, *shape), np.uint8),
+        actions=rng.integers(0, 3, length),
+        rewards=rng.normal(size=length).astype(np.float32),
+        terminated=flags.get("terminated", False),
+        truncated=flags.get("truncated", False),
+    )
+
+
+def fill(path: Path, count: int, spec: Spec = SPEC) -> list[Episode]:
+    episodes = [make_episode(seed, 3 + seed % 5, spec.frame_shape, terminated=seed % 2 == 0) for seed in range(count)]
+    with EpisodeStore.writer(path, spec) as store:
+        for episode in episodes:
+            store.append(episode)
+    return episodes
+
+
+def assert_same(got: Episode, wanted: Episode) -> None:
+    for field in dataclasses.fields(Episode):
+        np.testing.assert_array_equal(getattr(got, field.name), getattr(wanted, field.name), err_msg=field.name)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 5, 9), (2, 33)])
+def test_what_is_written_comes_back(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    spec = dataclasses.replace(SPEC, frame_shape=shape, env_kwargs={"a": [1, None]})
+    episodes = fill(tmp_path, 4, spec)
+    store = EpisodeStore.open(tmp_path)
+    assert store.spec == spec
+    assert store.lengths.tolist() == [len(episode) for episode in episodes]
+    for index, episode in enumerate(episodes):
+        assert_same(store.episode(index), episode)
+    assert store.verify() == []
+
+
+def test_appending_again_goes_on_where_it_stopped_and_over_several_shards(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(store_module, "SHARD_BYTES", 3000)  # 15 frames of 192 bytes
+    episodes = fill(tmp_path, 3)
+    with EpisodeStore.writer(tmp_path, SPEC) as store:
+        episodes.append(make_episode(50, 40))  # larger than a shard: gets one for itself
+        episodes.append(make_episode(51, 2))
+        assert [store.append(episode) for episode in episodes[3:]] == [3, 4]
+        assert_same(store.episode(4), episodes[4])
+    store = EpisodeStore.open(tmp_path)
+    assert len({entry.shard for entry in store.entries}) == 3
+    for index, episode in enumerate(episodes):
+        assert_same(store.episode(index), episode)
+
+
+def test_every_tenth_episode_is_held_out(tmp_path: Path) -> None:
+    fill(tmp_path, 23)
+    store = EpisodeStore.open(tmp_path)
+    assert store.split("held_out").tolist() == [9, 19]
+    assert sorted([*store.split("train"), *store.split("held_out")]) == list(range(23)) == store.split("all").tolist()
+    with pytest.raises(DataError, match="train, held_out or all"):
+        store.split("test")  # type: ignore[arg-type]
+
+
+def test_leftovers_of_a_crash_are_overwritten(tmp_path: Path) -> None:
+    episodes = fill(tmp_path, 2)
+    for name in ("shard-00000.frames", "shard-00000.steps"):
+        with open(tmp_path / name, "ab") as file:
+            file.write(b"\x07" * 1001)
+    with open(tmp_path / "index.jsonl", "a") as file:
+        file.write('{"episode": 2, "sha')
+    assert len(EpisodeStore.open(tmp_path)) == 2
+    episodes.append(make_episode(9, 1))
+    with EpisodeStore.writer(tmp_path, SPEC) as store:
+        store.append(episodes[-1])
+    store = EpisodeStore.open(tmp_path)
+    assert store.damaged == [] and store.verify() == []
+    for index, episode in enumerate(episodes):
+        assert_same(store.episode(index), episode)
+    assert (tmp_path / "shard-00000.steps").stat().st_size == 8 * sum(len(episode) + 1 for episode in episodes)
+
+
+def test_a_writer_killed_at_any_moment_loses_nothing_indexed(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.path[:0] = ['tests']\n"
+        "from test_store import *\n"
+        "with EpisodeStore.writer(sys.argv[1], SPEC) as store:\n"
+        "    for seed in range(10**6):\n"
+        "        store.append(make_episode(seed, 30))\n"
+        "        print(seed, flush=True)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    while (line := process.stdout.readline()) and int(line) < 20:
+        pass
+    time.sleep(0.003)
+    process.send_signal(signal.SIGKILL)
+    reported = [int(line), *(int(rest) for rest in process.stdout.read().splitlines())]
+    process.wait()
+    with EpisodeStore.writer(tmp_path, SPEC) as store:
+        assert len(store) >= reported[-1] + 1
+        assert store.verify() == []
+        store.append(make_episode(len(store), 30))
+        for index in (0, len(store) // 2, len(store) - 1):
+            assert_same(store.episode(index), make_episode(index, 30))
+
+
+def test_a_damaged_episode_is_named_set_aside_and_skipped(tmp_path: Path, caplog) -> None:
+    episodes = fill(tmp_path, 3)
+    with open(tmp_path / "shard-00000.frames", "r+b") as file:
+        file.seek((len(episodes[0]) + 1) * 192 + 5)
+        file.write(b"garbage")
+    store = EpisodeStore.open(tmp_path)
+    with pytest.raises(DataError, match=r"episode 1 in .*shard-00000\.frames is damaged"):
+        store.episode(1)
+    (report,) = store.verify()
+    assert "episode 1" in report and report in caplog.text
+    assert len(store) == 2
+    assert_same(store.episode(1), episodes[2])
+    again = EpisodeStore.open(tmp_path)
+    assert [entry.episode for entry in again.entries] == [0, 2] and again.damaged == []
+    assert json.loads((tmp_path / "damaged.jsonl").read_text())["episode"] == 1
+    with EpisodeStore.writer(tmp_path, SPEC) as writer:
+        assert writer.next_number == 3
+
+
+def test_a_truncated_shard_costs_the_episodes_behind_the_cut(tmp_path: Path) -> None:
+    episodes = fill(tmp_path, 4)
+    os.truncate(tmp_path / "shard-00000.frames", 192 * (len(episodes[0]) + 1 + len(episodes[1]) + 1) + 50)
+    with EpisodeStore.writer(tmp_path, SPEC) as store:
+        assert len(store) == 2 and len(store.damaged) == 2 and "episode 2" in store.damaged[0]
+        store.append(make_episode(77))
+        assert store.next_number == 5  # the numbers of lost episodes are not given again
+    store = EpisodeStore.open(tmp_path)
+    assert store.verify() == []
+    assert_same(store.episode(1), episodes[1])
+    assert_same(store.episode(2), make_episode(77))
+
+
+def test_an_unreadable_index_line_is_set_aside(tmp_path: Path) -> None:
+    episodes = fill(tmp_path, 3)
+    lines = (tmp_path / "index.jsonl").read_text().splitlines()
+    (tmp_path / "index.jsonl").write_text("\n".join([lines[0], "{}", lines[2], ""]))
+    store = EpisodeStore.open(tmp_path)
+    assert [entry.episode for entry in store.entries] == [0, 2] and len(store.damaged) == 1
+    assert_same(store.episode(1), episodes[2])
+    assert EpisodeStore.open(tmp_path).damaged == []
+
+
+def test_setting_aside_keeps_what_another_process_appended_meanwhile(tmp_path: Path) -> None:
+    episodes = fill(tmp_path, 2)
+    reader = EpisodeStore.open(tmp_path)
+    with EpisodeStore.writer(tmp_path, SPEC) as writer:
+        writer.append(make_episode(5))
+    with open(tmp_path / "shard-00000.frames", "r+b") as file:
+        file.write(b"garbage")
+    assert len(reader.verify()) == 1
+    store = EpisodeStore.open(tmp_path)
+    assert [entry.episode for entry in store.entries] == [1, 2]
+    assert_same(store.episode(0), episodes[1])
+
+
+def test_another_spec_is_refused_with_the_difference(tmp_path: Path) -> None:
+    fill(tmp_path, 1)
+    with pytest.raises(DataError, match=r"frame_shape \[3, 8, 8\], not \[3, 9, 8\]; choose another folder"):
+        EpisodeStore.writer(tmp_path, dataclasses.replace(SPEC, frame_shape=(3, 9, 8)))
+    EpisodeStore.writer(tmp_path, SPEC).close()  # the refusal gave the lock back
+
+
+def test_only_one_writer(tmp_path: Path) -> None:
+    with EpisodeStore.writer(tmp_path, SPEC) as store:
+        with pytest.raises(DataError, match="another process is writing"):
+            EpisodeStore.writer(tmp_path, SPEC)
+        store.append(make_episode(0))
+        assert len(EpisodeStore.open(tmp_path)) == 1  # reading is always possible
+    with pytest.raises(DataError, match="open for reading"):
+        EpisodeStore.open(tmp_path).append(make_episode(1))
+
+
+def test_missing_and_unreadable_stores(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no data at .*worldmodel\.collect"):
+        EpisodeStore.open(tmp_path / "nothing")
+    (tmp_path / "spec.json").write_text("{")
+    with pytest.raises(DataError, match=r"spec\.json is damaged"):
+        EpisodeStore.open(tmp_path)
+    with pytest.raises(DataError, match="no episode 0"):
+        EpisodeStore.writer(tmp_path / "empty", SPEC).episode(0)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"frames": np.zeros((8, 3, 8, 9), np.uint8)},
+        {"frames": np.zeros((7, 3, 8, 8), np.uint8)},
+        {"frames": np.zeros((8, 3, 8, 8), np.float32)},
+        {"actions": np.full(7, 3)},
+        {"actions": np.full(7, -1)},
+        {"rewards": np.zeros(8, np.float32)},
+    ],
+)
+def test_an_episode_that_does_not_fit_is_refused(tmp_path: Path, broken: dict[str, np.ndarray]) -> None:
+    with EpisodeStore.writer(tmp_path, SPEC) as store:
+        with pytest.raises(DataError):
+            store.append(dataclasses.replace(make_episode(0), **broken))
+        assert len(store) == 0
+
+
+def test_a_full_disk_passes_the_error_on_and_loses_nothing(tmp_path: Path) -> None:
+    """The limit on the size of a file stands in for the disk: the system really refuses the bytes."""
+    fill(tmp_path, 2)
+    before = (tmp_path / "index.jsonl").read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    with EpisodeStore.writer(tmp_path, SPEC) as store:
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2500, hard))
+            with pytest.raises(OSError, match="too large"):
+                store.append(make_episode(7, 9))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            signal.signal(signal.SIGXFSZ, ignored)
+        assert (tmp_path / "index.jsonl").read_bytes() == before
+        store.append(make_episode(8))
+    store = EpisodeStore.open(tmp_path)
+    assert len(store) == 3 and store.verify() == []
+    assert_same(store.episode(2), make_episode(8))
+
+
+def test_an_index_line_is_appended_whole_or_not_at_all(tmp_path: Path) -> None:
+    file = tmp_path / "index.jsonl"
+    file.write_text("first\n")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+        with pytest.raises(OSError, match="too large"):
+            append_line(file, "second")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert file.read_text() == "first\n"
