@@ -54,7 +54,8 @@ def _draw_gains(axes: Axes, loop: dict[str, Any]) -> None:
         axes.bar(places, value, 0.32, yerr=spread, color=STYLES[rival][0], label=f"over {LABELS[rival]}", capsize=2)
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xticks(np.arange(len(loop["steps"])), [str(step) for step in loop["steps"]])
-    axes.legend()
+    axes.margins(y=0.2)
+    axes.legend(loc="upper right")
     _finish(axes, "What the dream gains, dB", "steps dreamt")
 
 
@@ -62,12 +63,12 @@ def _draw_bits(axes: Axes, prior: dict[str, Any]) -> None:
     parts = [prior["bits_per_code"], prior["bits_per_code_shuffled_actions"]]
     values = np.array([part["value"] for part in parts])
     spread = np.abs(np.array([[part["low"] for part in parts], [part["high"] for part in parts]]) - values)
-    axes.barh([1, 0], values, xerr=spread, color=[STYLES["dream"][0], STYLES["shuffled"][0]], capsize=3)
+    axes.barh([1, 0], values, xerr=spread, color=[STYLES["dream"][0], STYLES["shuffled"][0]], height=0.6, capsize=3)
     axes.axvline(prior["bits_per_code_uniform"], color="black", linestyle=":")
     axes.text(prior["bits_per_code_uniform"], 1.45, "uniform ", ha="right", va="top", fontsize=9)
     axes.set_yticks([1, 0], ["true\nactions", "shuffled\nactions"])
     for place, value in zip([1, 0], values, strict=True):
-        axes.text(value / 2, place, f"{value:.2f}", color="white", ha="center", va="center")
+        axes.text(0.05, place + 0.32, f"{value:.2f}", color="black", va="bottom")
     _finish(axes, "Prior on held-out frames", "bits per code")
 
 
@@ -84,6 +85,7 @@ def _draw_confusion(axes: Axes, reading: dict[str, Any], names: list[str], title
     counts = np.array(reading["confusion"], dtype=float)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+    axes.grid(visible=False)
     if len(names) <= 8:
         for (row, column), share in np.ndenumerate(shares):
             axes.text(column, row, f"{share:.0%}", ha="center", va="center", color="white" if share > 0.5 else "black")

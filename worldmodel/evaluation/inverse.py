@@ -39,7 +39,7 @@ class Pairs:
         """Of every byte: a classifier trained on other pairs is another classifier."""
         digest = hashlib.sha256()
         for part in (self.before, self.after, self.actions):
-            digest.update(part.contiguous().numpy())
+            digest.update(part.contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
 
@@ -122,7 +122,8 @@ def train_classifier(
     """Fit on the pairs with AdamW and a one-cycle rate. The seed decides weights, dropout and order of the batches."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        model = InverseDynamics(pairs.before.shape[1], actions).to(device, memory_format=torch.channels_last)
+        model = InverseDynamics(pairs.before.shape[1], actions).to(device)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in the stubs
         optimizer = torch.optim.AdamW(model.parameters(), lr=budget.rate, weight_decay=0.02)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, budget.rate, total_steps=budget.steps)
         model.train()
@@ -158,7 +159,7 @@ def cached_classifier(
         with safe_open(path, "pt") as file:
             if (file.metadata() or {}).get("key") == key:
                 model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-                return model.to(device, memory_format=torch.channels_last).eval()
+                return model.to(device).eval()
     except (OSError, SafetensorError, RuntimeError):
         pass  # none yet, or damaged, or of an older shape: train it anew
     model = train_classifier(pairs, actions, budget, device, seed, progress)

@@ -1,4 +1,4 @@
-"""One step ahead with the true past: reconstruction, use of codes, exact likelihood, rewards and ends, whole episodes."""
+"""One step ahead with the true past: reconstruction, use of codes, exact likelihood, rewards, ends; whole episodes."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import html
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,29 +52,29 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     loop = found["open_loop"]
     lines.append((f"Open loop, {loop['windows']} held-out windows, PSNR in dB at step", ""))
-    lines += [("step", "  ".join(f"{step:>5}" for step in loop["steps"]))]
+    lines.append(("step", _cells(str(step) for step in loop["steps"])))
     for name, label in LABELS.items():
         curve = loop["curves"][name]["psnr"]["value"]
-        lines.append((label, "  ".join(f"{curve[step - 1]:5.1f}" for step in loop["steps"])))
+        lines.append((label, _cells(f"{curve[step - 1]:.1f}" for step in loop["steps"])))
     for rival, label in (("last_frame", "dream over last frame"), ("shuffled", "dream over shuffled actions")):
         gain = loop["gain_over"][rival]["psnr"]
-        spread = "  ".join(f"{low:.1f}…{high:.1f}" for low, high in zip(gain["low"], gain["high"], strict=True))
-        lines.append((label, "  ".join(f"{value:+5.1f}" for value in gain["value"])))
+        spread = _cells(f"{low:.1f}…{high:.1f}" for low, high in zip(gain["low"], gain["high"], strict=True))
+        lines.append((label, _cells(f"{value:+.1f}" for value in gain["value"])))
         lines.append(("  95 %", spread))
     if found.get("inverse"):
         inverse = found["inverse"]
-        lines.append(
-            (
-                f"Actions obeyed, {inverse['starts']} starts × {inverse['steps']} steps, chance {inverse['chance']:.0%}",
-                "",
-            )
-        )
+        title = f"Actions obeyed, {inverse['starts']} starts × {inverse['steps']} steps"
+        lines.append((f"{title}, chance {inverse['chance']:.0%}", ""))
         lines.append(("classifier on real pairs", f"{inverse['real']['accuracy']:.1%}"))
         lines.append(("classifier on real pairs, coded", f"{inverse['real_coded']['accuracy']:.1%}"))
         for name, reading in inverse["dreamt"].items():
             value = f"{reading['accuracy']:.1%}, dreamt / real {number(reading['ratio_to_real'])}"
             lines.append((f"dreamt pairs, temperature {name}", value))
     return lines
+
+
+def _cells(values: Iterable[str]) -> str:
+    return "".join(f"{value:>11}" for value in values)
 
 
 def _reward_line(rewards: dict[str, Any]) -> str:
@@ -105,7 +105,7 @@ def table(found: dict[str, Any]) -> Table:
     """The same lines as a table for the terminal."""
     result = Table(title=f"{found['run']} · {found['environment']}", show_header=False, pad_edge=False)
     result.add_column(no_wrap=True)
-    result.add_column()
+    result.add_column(overflow="fold")
     for name, value in rows(found):
         if value:
             result.add_row(name, value)
