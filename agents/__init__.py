@@ -1,0 +1,1 @@
+"""Explorers: what chooses the actions while data is collected."""
