@@ -1,0 +1,136 @@
+"""The shared command line: overrides among flags, one-line errors, exit codes, and the dispatcher."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig
+
+import worldmodel
+from worldmodel.__main__ import COMMANDS
+from worldmodel.__main__ import main as dispatch
+from worldmodel.cli import compose_config, run_entry_point
+from worldmodel.errors import ConfigError, DataError
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--horizon", type=int, default=5)
+
+
+def call(main: Callable[[argparse.Namespace, DictConfig], None], *argv: str) -> int:
+    return run_entry_point(main, "toy", "A toy command.", add_flags, argv)
+
+
+def test_overrides_stand_anywhere_among_flags() -> None:
+    seen = []
+    assert call(lambda args, config: seen.append((args, config)), "seed=3", "--horizon", "7", "run=mine") == 0
+    ((args, config),) = seen
+    assert (args.horizon, config.seed, config.run) == (7, 3, "mine")
+
+
+def test_groups_can_be_chosen_and_values_are_resolved() -> None:
+    config = compose_config(["env=vizdoom/health_gathering"])
+    assert config.env.name == "health_gathering"
+    assert config.data == "data/health_gathering"
+
+
+def test_config_is_printed_and_nothing_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(lambda args, config: pytest.fail("ran"), "--config", "seed=11") == 0
+    assert "seed: 11" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["sed=3"], "'sed'"),
+        (["env=nowhere"], "nowhere"),
+        (["forward"], "'forward' is neither a flag nor key=value; see python -m worldmodel.toy --help"),
+        (["seed=[1"], "seed=[1"),
+    ],
+)
+def test_bad_overrides_are_one_line_and_exit_2(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(lambda args, config: pytest.fail("ran"), *argv) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1 and message in err
+
+
+def test_unknown_flag_exits_2() -> None:
+    with pytest.raises(SystemExit) as caught:
+        call(lambda args, config: None, "--horzion", "3")
+    assert caught.value.code == 2
+
+
+def raising(error: BaseException) -> Callable[[argparse.Namespace, DictConfig], None]:
+    def main(args: argparse.Namespace, config: DictConfig) -> None:
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (DataError("no episodes\nin data"), 2, "error: no episodes; in data\n"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "runs/x"),
+            2,
+            "error: No space left on device (runs/x); what was",
+        ),
+        (KeyboardInterrupt(), 130, "\ninterrupted; what was already written is kept"),
+        (BrokenPipeError(), 0, ""),
+    ],
+)
+def test_errors_become_one_line_and_a_code(
+    error: BaseException, code: int, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "close", lambda: None)  # closed on a broken pipe; pytest still needs it
+    assert call(raising(error)) == code
+    assert capsys.readouterr().err.startswith(message)
+
+
+def test_faults_of_the_program_keep_their_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        call(raising(ZeroDivisionError()))
+
+
+def test_compose_reports_the_override() -> None:
+    with pytest.raises(ConfigError, match=r"^cannot apply training\.tokenizer\.stepz=1: "):
+        compose_config(["training.tokenizer.stepz=1"])
+
+
+def test_dispatcher_lists_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert dispatch(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"  {name} " in out for name in COMMANDS)
+    assert dispatch([]) == 2
+    assert dispatch(["--version"]) == 0
+    assert worldmodel.__version__ in capsys.readouterr().out
+
+
+def test_dispatcher_names_the_choices(capsys: pytest.CaptureFixture[str]) -> None:
+    assert dispatch(["dreem"]) == 2
+    assert capsys.readouterr().err == (
+        "error: unknown command 'dreem'; choose quickstart, collect, train, dream, evaluate\n"
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        dispatch([command, "--help"])
+    assert caught.value.code == 0
+    out = capsys.readouterr().out
+    assert f"python -m worldmodel.{command}" in out and "overrides:" in out
+
+
+def test_module_runs_as_a_program() -> None:
+    done = subprocess.run([sys.executable, "-m", "worldmodel", "nap"], capture_output=True, text=True, cwd=Path.cwd())
+    assert done.returncode == 2 and done.stderr.count("\n") == 1

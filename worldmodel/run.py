@@ -1,0 +1,224 @@
+"""Runs: ``runs/<name>/`` with settings, specification and weights as plain data; models built from settings."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from hydra.errors import HydraException
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor, nn
+
+from worldmodel.cli import one_line
+from worldmodel.errors import ConfigError, DataError, RunError, WorldModelError
+from worldmodel.priors import Prior
+from worldmodel.tokenizers import Tokenizer
+from worldmodel.training.checkpoint import check_fit, load_tensors, save_tensors
+from worldmodel.types import Spec
+
+CONFIG = "config.yaml"
+SPEC = "spec.json"
+METRICS = "metrics.jsonl"
+TOKENIZER = "tokenizer.safetensors"
+PRIOR = "prior.safetensors"
+TRAIN_FIRST = "train first: python -m worldmodel.train"
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` (the first GPU, else the CPU), ``cpu``, ``cuda`` or ``cuda:1`` → device. Raises :class:`ConfigError`."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    choices = ["auto", "cpu", *(["cuda"] if count else []), *(f"cuda:{index}" for index in range(count))]
+    if name not in choices:
+        raise ConfigError(f"device {name!r} is not available here; choose {', '.join(choices)}")
+    if name == "auto":
+        name = "cuda" if count else "cpu"
+    return torch.device("cuda:0" if name == "cuda" else name)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a small file under a temporary name and renames it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def list_runs(runs: Path) -> list[str]:
+    """Names of the runs in a folder, the oldest first."""
+    found = [path.parent for path in runs.glob(f"*/{CONFIG}") if not path.parent.name.startswith(".")]
+    return [path.name for path in sorted(found, key=_age)]
+
+
+def _age(run: Path) -> tuple[int, int, str]:
+    """Order of creation; the specification is written once. The number breaks ties of a coarse clock."""
+    number = re.search(r"-(\d+)$", run.name)
+    with contextlib.suppress(FileNotFoundError):
+        return ((run / SPEC).stat().st_mtime_ns, int(number.group(1)) if number else 0, run.name)
+    return (0, 0, run.name)
+
+
+def find_run(runs: str | Path, name: str | Path | None = None, holding: str | None = None) -> Path:
+    """Folder of a run: by name in ``runs``, by path, or the latest, of those that hold a file when one is named.
+
+    Raises :class:`RunError`, which lists the runs that there are.
+    """
+    runs = Path(runs)
+    known = list_runs(runs)
+    if name is not None:
+        for folder in (runs / name, Path(name)):
+            if (folder / CONFIG).is_file():
+                return folder
+        raise RunError(f"unknown run {str(name)!r}; {_listing(runs, known)}")
+    for candidate in reversed(known):
+        if holding is None or (runs / candidate / holding).is_file():
+            return runs / candidate
+    if known and holding is not None:
+        raise RunError(f"no run in {runs} has {holding} yet ({', '.join(known)}); finish the training of one: "
+                       f"python -m worldmodel.train run={known[-1]}")  # fmt: skip
+    raise RunError(_listing(runs, known))
+
+
+def _listing(runs: Path, known: list[str]) -> str:
+    return f"{runs} has {', '.join(known)}" if known else f"there are no runs in {runs}; {TRAIN_FIRST}"
+
+
+def new_run(config: DictConfig, spec: Spec) -> Path:
+    """Makes ``runs/<name>`` with the settings and the specification; it appears whole or not at all.
+
+    The name is ``config.run``, else the first free ``<environment>-<number>``. Raises :class:`RunError` when it exists.
+    """
+    runs = Path(config.runs)
+    if config.run is not None and not re.fullmatch(r"[\w.+@ -]*\w[\w.+@ -]*", str(config.run)):
+        raise RunError(f"the name of a run is a plain name of a folder, not {str(config.run)!r}")
+    runs.mkdir(parents=True, exist_ok=True)
+    draft = runs / f".new-{os.getpid()}"
+    shutil.rmtree(draft, ignore_errors=True)  # of a crashed process with our number
+    draft.mkdir()
+    try:
+        (draft / SPEC).write_text(spec.to_json())
+        save_config(draft, config)
+        for folder in _candidates(config, runs):
+            # Renaming onto a folder that holds something fails: two processes never share a run by accident.
+            with contextlib.suppress(OSError):
+                if not folder.exists():
+                    return draft.rename(folder)
+        raise RunError(f"the run {str(config.run)!r} exists already in {runs}; choose another name with run=…")
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _candidates(config: DictConfig, runs: Path) -> Iterator[Path]:
+    if config.run is not None:
+        yield runs / str(config.run)
+        return
+    stem = str(config.env.name)
+    taken = [int(m.group(1)) for p in runs.iterdir() if (m := re.fullmatch(re.escape(stem) + r"-(\d+)", p.name))]
+    first = max(taken, default=0) + 1
+    yield from (runs / f"{stem}-{number}" for number in range(first, first + 1000))
+
+
+def save_config(folder: Path, config: DictConfig) -> None:
+    """Writes the composed settings of a run, resolved."""
+    write_text(folder / CONFIG, OmegaConf.to_yaml(config, resolve=True))
+
+
+def load_config(folder: Path) -> DictConfig:
+    """The settings of a run. Raises :class:`RunError`."""
+    path = folder / CONFIG
+    try:
+        config = OmegaConf.load(path)
+    except FileNotFoundError as error:
+        raise RunError(f"{path} is missing; {TRAIN_FIRST}") from error
+    except Exception as error:  # whatever the YAML parser raises for whatever is in the file
+        raise RunError(f"{path} is damaged ({one_line(error)}); {TRAIN_FIRST}") from error
+    if not isinstance(config, DictConfig) or not {"tokenizer", "prior", "training"} <= set(config):
+        raise RunError(f"{path} is damaged (it lacks tokenizer, prior or training); {TRAIN_FIRST}")
+    return config
+
+
+def load_spec(folder: Path) -> Spec:
+    """The specification of the data that a run was trained on. Raises :class:`RunError`."""
+    try:
+        return Spec.from_json((folder / SPEC).read_text())
+    except (OSError, UnicodeDecodeError, DataError) as error:
+        raise RunError(f"{folder / SPEC} is missing or damaged ({one_line(error)}); {TRAIN_FIRST}") from error
+
+
+def build_tokenizer(config: DictConfig, spec: Spec) -> Tokenizer:
+    """The tokenizer of the settings for the frames of a source, untrained. Raises :class:`ConfigError`."""
+    return _build(config.tokenizer, "tokenizer", Tokenizer, frame_shape=spec.frame_shape)
+
+
+def build_prior(config: DictConfig, spec: Spec, tokenizer: Tokenizer) -> Prior:
+    """The prior of the settings over the codes of a tokenizer and the actions of a source, untrained."""
+    return _build(config.prior, "prior", Prior, tokenizer=tokenizer, actions=len(spec.action_names))
+
+
+def _build(node: DictConfig, name: str, kind: type[Model], **facts: Any) -> Model:
+    try:
+        for target in _targets(node):
+            # A run may come from elsewhere: its YAML may name modules to build, not functions to call.
+            if not (isinstance(found := get_object(target), type) and issubclass(found, nn.Module)):
+                raise ConfigError(f"{name}: {target} is not a module of PyTorch; _target_ may name nothing else here")
+        model = instantiate(node, **facts)
+    except (HydraException, OmegaConfBaseException, ValueError, TypeError, ImportError) as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, WorldModelError):
+            raise cause from error
+        raise ConfigError(f"cannot build the {name}: {one_line(cause)}") from error
+    if not isinstance(model, kind):
+        raise ConfigError(f"{name}._target_ is {node.get('_target_')}, which is not a {kind.__name__}")
+    return model
+
+
+def _targets(node: Any) -> Iterator[str]:
+    """Every ``_target_`` below a node."""
+    if isinstance(node, DictConfig):
+        if "_target_" in node:
+            yield str(node["_target_"])
+        for key in node:
+            yield from _targets(node[key])
+    elif isinstance(node, ListConfig):
+        for item in node:
+            yield from _targets(item)
+
+
+def save_weights(path: Path, weights: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None) -> None:
+    """Writes a state dict for use, with JSON facts about its training."""
+    save_tensors(path, weights, meta)
+
+
+def load_weights(module: Model, path: Path, remedy: str = TRAIN_FIRST) -> Model:
+    """Reads a state dict into a module, in place. Raises :class:`RunError` in one line when the file does not fit."""
+    tensors, _ = load_tensors(path, remedy)
+    check_fit(path, tensors, module.state_dict(), remedy)
+    module.load_state_dict(tensors)
+    return module
+
+
+def load_tokenizer(folder: Path, device: torch.device | str = "cpu") -> Tokenizer:
+    """The trained tokenizer of a run, in evaluation mode."""
+    tokenizer = build_tokenizer(load_config(folder), load_spec(folder))
+    return load_weights(tokenizer, folder / TOKENIZER, _finish(folder)).to(device).eval().requires_grad_(False)
+
+
+def load_prior(folder: Path, tokenizer: Tokenizer, device: torch.device | str = "cpu") -> Prior:
+    """The trained prior of a run, in evaluation mode."""
+    prior = build_prior(load_config(folder), load_spec(folder), tokenizer)
+    return load_weights(prior, folder / PRIOR, _finish(folder)).to(device).eval().requires_grad_(False)
+
+
+def _finish(folder: Path) -> str:
+    return f"train it: python -m worldmodel.train run={folder.name} runs={folder.parent}"
