@@ -1,6 +1,6 @@
 """Plots in the house style: say what is to be seen as panels of lines or bars, and :func:`save_panels` draws the page.
 
-The only place that knows matplotlib, without its global state: nothing here opens a window or needs a display.
+Without the global state of pyplot: nothing here opens a window or needs a display.
 """
 
 from __future__ import annotations

@@ -1,0 +1,247 @@
+"""The dream command, from the line a user types to the files, on a world that is known exactly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from moving_square import SPEC, World, record
+from PIL import Image
+
+from worldmodel import dream
+from worldmodel.data.store import EpisodeStore
+from worldmodel.errors import RunError
+from worldmodel.media import Strip
+from worldmodel.scenes import random_place
+from worldmodel.types import Episode, Spec
+
+EPISODES = 12  # so that episode 9 alone is held out
+
+
+class TracedWorld(World):
+    """The known world behind the whole interface; keeps what it was asked."""
+
+    def __init__(self, obedience: float):
+        super().__init__(obedience)
+        self.asked: list[dict[str, Any]] = []
+
+    def imagine(self, frames: torch.Tensor, actions: torch.Tensor, **options: Any) -> SimpleNamespace:
+        self.asked.append({"frames": frames, "actions": actions, **options})
+        known = {name: options[name] for name in ("past_actions", "generator")}
+        dreamt = super().imagine(frames, actions, **known)
+        return SimpleNamespace(frames=dreamt.frames, passes=torch.full(actions.shape[1:], 4.5))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("square") / "data"
+    with EpisodeStore.writer(folder, SPEC) as store:
+        for seed in range(EPISODES):
+            store.append(record(seed))
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path: Path, data: Path) -> Path:
+    """A run that was trained on the data, as far as this command looks into it."""
+    folder = tmp_path / "runs" / "square-1"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(f"data: {data}\ntokenizer: {{}}\nprior: {{}}\ntraining: {{}}\n")
+    (folder / "spec.json").write_text(SPEC.to_json())
+    (folder / "prior.safetensors").touch()
+    return folder
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> TracedWorld:
+    world = TracedWorld(obedience=0.7)
+    monkeypatch.setattr(dream.WorldModel, "load", lambda run, device: world)
+    return world
+
+
+@pytest.fixture
+def strips(monkeypatch: pytest.MonkeyPatch) -> list[list[Strip]]:
+    """The strips of every file that would be written; nothing is, which is quick."""
+    saved: list[list[Strip]] = []
+    monkeypatch.setattr(dream.media, "save", lambda path, strips, *rest: saved.append(strips))
+    return saved
+
+
+def call(run: Path, *flags: str) -> int:
+    return dream.main([*flags, f"runs={run.parent}"])
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_dream_is_written_three_times_and_announced(
+    run: Path, world: TracedWorld, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(run, "--actions", "right*3,left", "--seed", "3", "--start", "9:5") == 0
+    name = "right3-left-ep9.5-h4-seed3"
+    assert files(run / "dreams") == [f"{name}.gif", f"{name}.mp4", f"{name}.png"]
+    told = capsys.readouterr().out
+    assert all(f"{run / 'dreams' / name}{suffix}" in told for suffix in (".mp4", ".gif", ".png"))
+    assert "episode 9 (held out), frames 5 to 12 seen" in told
+    assert "4 frames in" in told and "frames/s" in told and "4.5 head passes a frame" in told
+    with Image.open(run / "dreams" / f"{name}.gif") as gif:
+        assert gif.n_frames == 8 + 4 and gif.info["duration"] == 100
+
+
+def test_the_world_is_asked_for_what_the_flags_say(run: Path, world: TracedWorld, strips: list[list[Strip]]) -> None:
+    flags = "--actions left --horizon 3 --start 4:6 --context 5 --samples 2 --temperature 0.5 --top-k 7"
+    assert call(run, *flags.split(), "--sampler", "ancestral", "--seed", "11") == 0
+    (asked,), episode = world.asked, record(4)
+    assert asked["frames"].shape == (2, 5, *SPEC.frame_shape)
+    assert np.array_equal(asked["frames"][1], episode.frames[6:11])
+    assert np.array_equal(asked["past_actions"][1], episode.actions[6:10])
+    assert asked["actions"].tolist() == [[1, 1, 1]] * 2
+    assert (asked["temperature"], asked["top_k"], asked["sampler"]) == (0.5, 7, "ancestral")
+    assert asked["generator"].initial_seed() == 11
+    assert [strip.caption for strip in strips[0]] == ["dream 1", "dream 2"]
+
+
+def test_a_replay_stands_beside_the_truth_and_the_reconstruction(
+    run: Path, world: TracedWorld, strips: list[list[Strip]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.obedience = 1.0  # then the dream is the truth
+    assert call(run, "--replay", "4:10", "--horizon", "30") == 0
+    recorded = record(4)
+    wanted = recorded.frames[10 : 10 + 8 + 30].transpose(0, 2, 3, 1)
+    assert [strip.caption for strip in strips[0]] == ["truth", "reconstruction", "dream"]
+    for strip in strips[0]:
+        assert np.array_equal(strip.frames, wanted)
+        assert strip.actions == (None, *(SPEC.action_names[a] for a in recorded.actions[10 : 10 + 7 + 30]))
+        assert strip.seen == 8
+    assert [strip.dreamt for strip in strips[0]] == [False, False, True]
+    told = capsys.readouterr().out
+    assert "episode 4 (the model was trained on it), frames 10 to 17 seen" in told
+    assert "PSNR      58.9 at 1, 58.9 at 5, 58.9 at 10, 58.9 at 15, 58.9 at 30 dB" in told
+
+
+def test_psnr_falls_where_the_dream_leaves_the_truth(
+    run: Path, world: TracedWorld, strips: list[list[Strip]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.obedience = 0.0
+    assert call(run, "--replay", "4", "--horizon", "10", "--samples", "16") == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("PSNR"))
+    assert float(line.split(" at 10 dB")[0].split()[-1]) < 50
+    assert len(strips[0]) == 2 + 16
+
+
+def test_a_replay_ends_with_its_episode_and_says_so(
+    run: Path, world: TracedWorld, strips: list[list[Strip]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    left = len(record(4)) - (8 - 1) - 40
+    assert call(run, "--replay", "4:40", "--horizon", "500") == 0
+    assert len(strips[0][0]) == 8 + left
+    assert f"ends {left} steps on; --horizon 500" in capsys.readouterr().out
+
+
+def test_without_a_choice_a_held_out_episode_is_replayed(
+    run: Path, world: TracedWorld, strips: list[list[Strip]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(run, "--horizon", "20") == 0
+    assert "episode 9 (held out)" in capsys.readouterr().out
+    assert len(strips[0]) == 3 and len(strips[0][0]) == 8 + 20
+
+
+def test_the_same_seed_gives_the_same_video(run: Path, world: TracedWorld, tmp_path: Path) -> None:
+    def video(name: str, seed: int) -> bytes:
+        path = tmp_path / name
+        assert call(run, "--actions", "left,right", "--seed", str(seed), "--output", str(path)) == 0
+        return path.read_bytes()
+
+    assert video("first.mp4", 3) == video("second.mp4", 3)
+    assert video("first.gif", 3) == video("second.gif", 3)
+    assert video("first.gif", 3) != video("third.gif", 4)
+
+
+def test_output_is_one_file_or_the_stem_of_three_or_a_folder(run: Path, world: TracedWorld, tmp_path: Path) -> None:
+    for output in ("one/dream.png", "three/dream"):
+        assert call(run, "--actions", "left*2", "--output", str(tmp_path / output)) == 0
+    (tmp_path / "folder").mkdir()
+    assert call(run, "--actions", "left*2", "--output", str(tmp_path / "folder"), "--start", "9", "--seed", "0") == 0
+    assert files(tmp_path / "one") == ["dream.png"]
+    assert files(tmp_path / "three") == ["dream.gif", "dream.mp4", "dream.png"]
+    assert files(tmp_path / "folder") == [f"left2-ep9.0-h2-seed0{suffix}" for suffix in (".gif", ".mp4", ".png")]
+    assert not (run / "dreams").exists()
+
+
+LAST = len(record(4)) + 1 - 8  # the last frame of episode 4 at which eight frames can be seen
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--actions forwards", "unknown action 'forwards'; this run knows noop, left, right"),
+        ("--actions left*0", "count '0'"),
+        ("--actions left --horizon 0", "horizon 0; give a number of steps from 1"),
+        ("--replay 4 --horizon -3", "horizon -3"),
+        ("--replay 99", f"episode 99 is not in {{data}}; choose from 0 to {EPISODES - 1}"),
+        ("--replay four", "'four' is no place in the data; write EPISODE or EPISODE:FRAME"),
+        (f"--replay 4:{LAST}", f"choose from 0 to {LAST - 1}"),
+        (f"--actions left --start 4:{LAST + 1}", f"choose from 0 to {LAST}"),
+        ("--replay 4 --context 900", "too few for --context 900"),
+        ("--replay 4 --context 0", "--context 0; give a number from 1"),
+        ("--context 900", "no episode in {data} has 901 frames"),
+        ("--replay 4 --samples 0", "--samples 0"),
+        ("--replay 4 --start 3", "--start 3 goes with --actions"),
+        ("--replay 4 --seed -1", "seed -1"),
+        ("--replay 4 --output dream.avi", "must end in .mp4, .gif, .png"),
+        ("--replay 4 run=other", "unknown run 'other'"),
+        ("--replay 4 data=/no/such/folder", "no data at /no/such/folder"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_two(
+    run: Path, data: Path, world: TracedWorld, capsys: pytest.CaptureFixture[str], flags: str, said: str
+) -> None:
+    assert call(run, *flags.split()) == 2
+    caught = capsys.readouterr()
+    assert said.format(data=data) in caught.err and caught.err.count("\n") == 1 and caught.out == ""
+    assert not (run / "dreams").exists()
+
+
+def test_data_of_another_kind_is_refused(
+    run: Path, world: TracedWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = Spec("test:other", SPEC.frame_shape, ("noop", "up", "down"), 10.0)
+    with EpisodeStore.writer(tmp_path / "other", other) as store:
+        store.append(record(0))
+    assert call(run, "--replay", "0", f"data={tmp_path / 'other'}") == 2
+    assert "of another kind" in capsys.readouterr().err
+
+
+def test_a_run_that_cannot_be_loaded_is_named(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def damaged(folder: Path, device: str) -> None:
+        raise RunError(f"{folder} is damaged")
+
+    monkeypatch.setattr(dream.WorldModel, "load", damaged)
+    assert call(run, "--actions", "left") == 2
+    assert str(run) in capsys.readouterr().err
+
+
+def cut(episode: Episode, steps: int) -> Episode:
+    return Episode(episode.frames[: steps + 1], episode.actions[:steps], episode.rewards[:steps], False, True)
+
+
+def test_a_random_place_is_held_out_where_one_is_long_enough(tmp_path: Path) -> None:
+    with EpisodeStore.writer(tmp_path / "data", SPEC) as store:
+        for index in range(11):
+            store.append(cut(record(index), 12 if index == 9 else 40))
+    rng = np.random.default_rng(0)
+    for wanted in (
+        5,
+        20,
+    ):  # the held-out one has 9 steps behind its first 4 frames: fewer than wanted are better than none
+        places = [random_place(store, 4, 1, wanted, rng) for _ in range(50)]
+        assert {place.episode for place in places} == {9}
+        assert {place.first for place in places} == set(range(12 + 1 - 4 - (wanted if wanted == 5 else 1) + 1))
+    assert all(random_place(store, 14, 1, 1, rng).episode != 9 for _ in range(20))

@@ -1,0 +1,245 @@
+"""Dream: show the model some recorded frames, then let it imagine what the actions of the user's choice lead to::
+
+python -m worldmodel.dream --actions forward,left
+python -m worldmodel.dream --replay 4 --horizon 30
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from worldmodel import media
+from worldmodel.actions import ACTIONS_HELP, check_horizon, parse_script
+from worldmodel.cli import run_entry_point
+from worldmodel.data.store import EpisodeStore
+from worldmodel.errors import ConfigError, DataError
+from worldmodel.evaluation.metrics import psnr
+from worldmodel.evaluation.openloop import reconstruct
+from worldmodel.rollout import Dream, WorldModel
+from worldmodel.run import PRIOR, find_run, load_config
+from worldmodel.scenes import Place, Scene, random_place, replayed_scene, scripted_scene
+from worldmodel.types import Spec
+
+DESCRIPTION = """\
+Dream a video: the model sees a few recorded frames, then only actions.
+
+  --actions forward,left              dream under actions of your choice
+  --replay 4                          dream under those of a recorded episode, beside the truth and the reconstruction
+Without either, a held-out episode is replayed. Writes an mp4, a gif and a contact sheet; the same seed gives the same
+video. Frames the model was shown have a blue edge, dreamt ones an orange edge; step 0 is the last frame shown."""
+
+REPLAY_STEPS = 60  # longest replay without --horizon
+CONTEXT = 8  # frames that the model sees by default
+MOST = 1000  # seen frames or dreams at once; more is taken for a slip of the finger
+REPORTED_STEPS = (1, 5, 10, 15, 30, 60)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of this command."""
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--actions", metavar="SCRIPT", help=ACTIONS_HELP)
+    what.add_argument(
+        "--replay", metavar="EPISODE[:FRAME]", help="dream under the recorded actions of an episode, from a frame (0)"
+    )
+    parser.add_argument(
+        "--horizon",
+        type=int,
+        metavar="STEPS",
+        help=f"steps to dream (default: the script once; a replay until its end, at most {REPLAY_STEPS})",
+    )
+    parser.add_argument(
+        "--start",
+        metavar="EPISODE[:FRAME]",
+        help="where the seen frames begin; default: in a held-out episode, by seed",
+    )
+    parser.add_argument(
+        "--context", type=int, default=CONTEXT, metavar="FRAMES", help="number of seen frames (%(default)s)"
+    )
+    parser.add_argument("--samples", type=int, default=1, metavar="N", help="dreams of the same start, side by side")
+    parser.add_argument("--seed", type=int, help="of the dream and of the default start (default: the setting)")
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=1.0,
+        help="below 1 more likely frames, 0 the most likely codes (%(default)s)",
+    )
+    parser.add_argument("--top-k", type=int, metavar="K", help="draw each code from the K most likely ones only")
+    parser.add_argument(
+        "--sampler",
+        default="auto",
+        choices=("auto", "ancestral", "predictive"),
+        help="both return the same codes; auto takes the faster one",
+    )
+    parser.add_argument(
+        "--labels",
+        default="arrows",
+        choices=("arrows", "names", "none"),
+        help="actions under the pictures (%(default)s)",
+    )
+    parser.add_argument(
+        "--output",
+        metavar="PATH",
+        help=f"one file ({' '.join(media.SUFFIXES)}), a folder, or a name without suffix for all three",
+    )
+
+
+def dream(args: argparse.Namespace, config: DictConfig) -> None:
+    """Load the run, choose the scene, imagine, write, report."""
+    check_flags(args)
+    seed = config.seed if args.seed is None else args.seed
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"seed {seed}; give a whole number from 0 to 2**63 - 1")
+    run = find_run(config.runs, config.run, holding=PRIOR)
+    world = WorldModel.load(run, device=config.device)
+    store = open_data(args.overrides, config, run, world.spec)
+    scene = choose_scene(args, world.spec, store, np.random.default_rng(seed))
+    started = time.perf_counter()
+    dreamt = imagine(world, scene, args, seed)
+    frames = dreamt.frames.cpu()  # (N, H, C, H, W); on the host, so that the clock has waited for the device
+    seconds = time.perf_counter() - started
+    paths = output_paths(args.output, run / "dreams", file_name(args, scene, seed))
+    title = f"{world.spec.env_id} · {args.actions or f'actions of episode {scene.place.episode}'} · seed {seed}"
+    reconstruction = None if scene.truth is None else reconstruct(world, torch.cat([scene.seen, scene.truth]))
+    strips = make_strips(world.spec, scene, frames, reconstruction)
+    for path in paths:
+        media.save(path, strips, world.spec.rate, args.labels, title)
+    print(f"run       {run}")
+    print("\n".join(describe(scene, dreamt, frames, reconstruction, seconds)))
+    if args.horizon is not None and len(scene.actions) < args.horizon:
+        print(f"note      the episode ends {len(scene.actions)} steps on; --horizon {args.horizon} asked for more")
+    print("\n".join(f"{'written' if path is paths[0] else '':<10}{path}" for path in paths))
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """Raises :class:`ConfigError` for what is wrong whatever the run; before anything slow is loaded."""
+    for flag, value in (("--context", args.context), ("--samples", args.samples)):
+        if not 1 <= value <= MOST:
+            raise ConfigError(f"{flag} {value}; give a number from 1 to {MOST}")
+    if args.horizon is not None:
+        check_horizon(args.horizon)
+    if args.start is not None and args.actions is None:
+        raise ConfigError(
+            f"--start {args.start} goes with --actions; a replay starts where --replay EPISODE:FRAME says"
+        )
+    if args.output is not None and Path(args.output).suffix:
+        media.check_path(args.output)
+
+
+def open_data(overrides: Sequence[str], config: DictConfig, run: Path, spec: Spec) -> EpisodeStore:
+    """The episodes that the run was trained on, or those of data=… when it was given on the command line.
+
+    Raises :class:`DataError` when there are none or when they are not of the run's kind.
+    """
+    given = any(override.startswith("data=") for override in overrides)
+    store = EpisodeStore.open(str(config.data if given else load_config(run).data))
+    if (store.spec.frame_shape, store.spec.action_names) != (spec.frame_shape, spec.action_names):
+        raise DataError(f"{store.path} holds frames or actions of another kind than {run} knows; give another data=…")
+    return store
+
+
+def choose_scene(args: argparse.Namespace, spec: Spec, store: EpisodeStore, rng: np.random.Generator) -> Scene:
+    """The seen frames and the actions that the flags ask for.
+
+    Raises what :func:`worldmodel.actions.parse_script` and :mod:`worldmodel.scenes` raise.
+    """
+    if args.actions is not None:
+        actions = parse_script(args.actions, spec).play(args.horizon)
+        place = Place.parse(args.start) if args.start is not None else random_place(store, args.context, 0, 0, rng)
+        return scripted_scene(store, place, args.context, actions)
+    steps = REPLAY_STEPS if args.horizon is None else args.horizon
+    place = Place.parse(args.replay) if args.replay is not None else random_place(store, args.context, 1, steps, rng)
+    return replayed_scene(store, place, args.context, steps)
+
+
+def imagine(world: WorldModel, scene: Scene, args: argparse.Namespace, seed: int) -> Dream:
+    """``--samples`` dreams of one scene as a batch."""
+
+    def batch(tensor: Tensor) -> Tensor:
+        return tensor.expand(args.samples, *tensor.shape)
+
+    return world.imagine(
+        batch(scene.seen),
+        batch(scene.actions),
+        past_actions=batch(scene.past_actions),
+        temperature=args.temperature,
+        top_k=args.top_k,
+        sampler=args.sampler,
+        generator=torch.Generator(world.device).manual_seed(seed),
+    )
+
+
+def make_strips(spec: Spec, scene: Scene, frames: Tensor, reconstruction: Tensor | None) -> list[media.Strip]:
+    """One strip a dream; before them the truth and its reconstruction where there is a truth.
+
+    ``frames`` (N, H, C, H, W) uint8 dreamt, ``reconstruction`` (T0 + H, C, H, W) uint8.
+    """
+    names, past = (media.action_names(a, spec.action_names) for a in (scene.actions, scene.past_actions))
+    captions = ["dream"] if len(frames) == 1 else [f"dream {n + 1}" for n in range(len(frames))]
+    dreams = [
+        media.dream_strip(scene.seen, dreamt, names, caption, past)
+        for dreamt, caption in zip(frames, captions, strict=True)
+    ]
+    if scene.truth is None or reconstruction is None:
+        return dreams
+    return [*media.triptych(torch.cat([scene.seen, scene.truth]), reconstruction, dreams[0]), *dreams[1:]]
+
+
+def file_name(args: argparse.Namespace, scene: Scene, seed: int) -> str:
+    """A name that tells dreams apart: what is dreamt, where it starts, and every setting that is not the default."""
+    what = re.sub(r"[^\w,*-]+", "", args.actions or "replay").replace("*", "").replace(",", "-")[:60]
+    parts = [what, f"ep{scene.place.episode}.{scene.place.first}", f"h{len(scene.actions)}", f"seed{seed}"]
+    for text, value, default in (
+        ("t", args.temperature, 1.0),
+        ("k", args.top_k, None),
+        ("c", args.context, CONTEXT),
+        ("x", args.samples, 1),
+    ):
+        if value != default:
+            parts.append(f"{text}{value:g}")
+    return "-".join(parts)
+
+
+def output_paths(output: str | None, folder: Path, name: str) -> list[Path]:
+    """``--output`` with a suffix is one file, without one the stem of three, or a folder for them when there is one."""
+    given = folder if output is None else Path(output)
+    if output is not None and given.suffix:
+        return [media.check_path(given)]
+    stem = given / name if output is None or given.is_dir() else given
+    return [stem.with_name(stem.name + suffix) for suffix in media.SUFFIXES]
+
+
+def describe(
+    scene: Scene, dreamt: Dream, frames: Tensor, reconstruction: Tensor | None, seconds: float
+) -> Iterator[str]:
+    """What was dreamt, how fast, and how near the truth it came, in a few lines."""
+    seen, steps = len(scene.seen), len(scene.actions)
+    of = "held out" if scene.held_out else "the model was trained on it"
+    place = scene.place
+    yield f"start     episode {place.episode} ({of}), frames {place.first} to {place.first + seen - 1} seen"
+    count = f"{len(frames)} × {steps} frames" if len(frames) > 1 else f"{steps} frames"
+    rate, passes = frames.shape[:2].numel() / seconds, float(dreamt.passes.mean())
+    yield f"dreamt    {count} in {seconds:.2f} s: {rate:.0f} frames/s with decoding, {passes:.1f} head passes a frame"
+    if scene.truth is not None and reconstruction is not None:
+        near = psnr(frames, scene.truth.expand_as(frames)).mean(0)  # (H,) dB
+        bound = psnr(reconstruction[seen:], scene.truth).mean()
+        told = [f"{near[step - 1]:.1f} at {step}" for step in sorted({*REPORTED_STEPS, steps}) if step <= steps]
+        yield f"PSNR      {', '.join(told)} dB; the tokenizer's own reconstruction {bound:.1f} dB"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    return run_entry_point(dream, "dream", DESCRIPTION, add_flags, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

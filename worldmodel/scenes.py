@@ -1,0 +1,104 @@
+"""Scenes: which recorded frames a dream starts from, and which actions lead on."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldmodel.data.store import EpisodeStore
+from worldmodel.errors import ConfigError, DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Somewhere in a store."""
+
+    episode: int  # index of the episode
+    first: int  # index of the first frame that is shown to the model
+
+    @classmethod
+    def parse(cls, text: str) -> Place:
+        """``4`` → the start of episode 4, ``4:20`` → its frame 20. Raises :class:`ConfigError`."""
+        found = re.fullmatch(r"(\d{1,12})(?::(\d{1,12}))?", text.strip(), re.ASCII)
+        if found is None:
+            raise ConfigError(f"{text!r} is no place in the data; write EPISODE or EPISODE:FRAME, as in 4 or 4:20")
+        return cls(int(found[1]), int(found[2] or 0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """What a dream starts from and is led by."""
+
+    place: Place
+    held_out: bool  # the model was not trained on the episode
+    seen: Tensor  # (T0, C, H, W) uint8
+    past_actions: Tensor  # (T0 - 1,) int64, between the seen frames
+    actions: Tensor  # (H,) int64
+    truth: Tensor | None  # (H, C, H, W) uint8, what really followed; None under actions of the user's choice
+
+
+def scripted_scene(store: EpisodeStore, place: Place, context: int, actions: np.ndarray) -> Scene:
+    """``context`` frames from a place on, then chosen actions (H,). Raises as :func:`check_place` does."""
+    check_place(store, place, context, 0)
+    return _scene(store, place, context, torch.tensor(actions), None)
+
+
+def replayed_scene(store: EpisodeStore, place: Place, context: int, steps: int) -> Scene:
+    """``context`` frames from a place on, then the recorded actions, ``steps`` of them or as many as the episode has.
+
+    Raises as :func:`check_place` does.
+    """
+    check_place(store, place, context, 1)
+    episode = store.episode(place.episode)
+    now = place.first + context - 1  # the last seen frame
+    actions = torch.tensor(episode.actions[now : now + steps])
+    truth = torch.tensor(episode.frames[now + 1 : now + 1 + steps])
+    return _scene(store, place, context, actions, truth)
+
+
+def _scene(store: EpisodeStore, place: Place, context: int, actions: Tensor, truth: Tensor | None) -> Scene:
+    episode = store.episode(place.episode)
+    now = place.first + context - 1
+    return Scene(
+        place=place,
+        held_out=place.episode in store.split("held_out"),
+        seen=torch.tensor(episode.frames[place.first : now + 1]),
+        past_actions=torch.tensor(episode.actions[place.first : now]),
+        actions=actions,
+        truth=truth,
+    )
+
+
+def check_place(store: EpisodeStore, place: Place, context: int, behind: int) -> None:
+    """Raises :class:`ConfigError`, naming the range, unless ``context`` frames and then ``behind`` steps lie there."""
+    if not 0 <= place.episode < len(store):
+        there = f"choose from 0 to {len(store) - 1}" if len(store) else "there are no episodes"
+        raise ConfigError(f"episode {place.episode} is not in {store.path}; {there}")
+    frames = int(store.lengths[place.episode]) + 1
+    last = frames - context - behind
+    if last < 0:
+        raise ConfigError(f"episode {place.episode} has {frames} frames, too few for --context {context}; give fewer")
+    if not 0 <= place.first <= last:
+        raise ConfigError(
+            f"frame {place.first} of episode {place.episode} leaves too little behind it; choose from 0 to {last}"
+        )
+
+
+def random_place(store: EpisodeStore, context: int, behind: int, wanted: int, rng: np.random.Generator) -> Place:
+    """A place with ``context`` frames and then at least ``behind`` steps, ``wanted`` where an episode has so many.
+
+    Held-out episodes come first; where none of them is long enough any episode will do. Raises :class:`DataError` when
+    no episode is.
+    """
+    room = store.lengths + 1 - context  # (E,) steps that follow the first frames of each episode
+    for steps, split in ((wanted, "held_out"), (behind, "held_out"), (wanted, "train"), (behind, "train")):
+        episodes = store.split(split)
+        episodes = episodes[room[episodes] >= steps]
+        if len(episodes):
+            index = int(rng.choice(episodes))
+            return Place(index, int(rng.integers(room[index] - steps + 1)))
+    raise DataError(f"no episode in {store.path} has {context + behind} frames; give a smaller --context")
