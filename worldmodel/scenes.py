@@ -95,10 +95,10 @@ def random_place(store: EpisodeStore, context: int, behind: int, wanted: int, rn
     no episode is.
     """
     room = store.lengths + 1 - context  # (E,) steps that follow the first frames of each episode
-    for steps, split in ((wanted, "held_out"), (behind, "held_out"), (wanted, "train"), (behind, "train")):
-        episodes = store.split(split)
-        episodes = episodes[room[episodes] >= steps]
-        if len(episodes):
-            index = int(rng.choice(episodes))
-            return Place(index, int(rng.integers(room[index] - steps + 1)))
+    for episodes in (store.split("held_out"), store.split("train")):
+        for steps in (wanted, behind):
+            choices = episodes[room[episodes] >= steps]
+            if len(choices):
+                index = int(rng.choice(choices))
+                return Place(index, int(rng.integers(room[index] - steps + 1)))
     raise DataError(f"no episode in {store.path} has {context + behind} frames; give a smaller --context")
