@@ -19,7 +19,7 @@ Labels = Literal["arrows", "names", "none"]
 EDGE = 3  # coloured line around a picture of the video; 2 on the sheet
 GAP = 12
 CAPTION, BAR, TIMELINE = 24, 34, 4  # heights in pixels: above a picture, under it, at the foot
-ACROSS = 4  # pictures side by side in a video before a second row starts
+ACROSS = 4  # most pictures side by side in a video; more stand in rows
 SHEET_CELLS = 120  # pictures on a contact sheet; a longer dream is thinned out evenly
 SHEET_COLUMNS = 10
 
@@ -108,8 +108,8 @@ class _Layout:
     def fit(cls, strips: Sequence[Strip], size: int) -> _Layout:
         scale = _scale(strips, size)
         height, width = (n * scale + 2 * EDGE for n in strips[0].frames.shape[1:3])
-        across = min(len(strips), ACROSS)
-        down = math.ceil(len(strips) / across)
+        down = math.ceil(len(strips) / ACROSS)
+        across = math.ceil(len(strips) / down)  # six stand as 3 + 3, not as 4 + 2
         caption = CAPTION if any(strip.caption for strip in strips) else GAP
         total_width = across * (width + GAP) + GAP
         total_height = down * (caption + height + BAR) + TIMELINE + 8

@@ -47,7 +47,7 @@ def save(path: str | Path, strips: Sequence[Strip], rate: float, labels: Labels 
 def save_png(path: str | Path, picture: np.ndarray) -> None:
     """Write one picture, (H, W, 3) or (H, W) uint8."""
     with _whole(Path(path)) as part:
-        Image.fromarray(picture).save(part, optimize=True)
+        Image.fromarray(picture).save(part)
 
 
 def save_gif(path: str | Path, frames: Sequence[np.ndarray], rate: float, colours: Image.Image) -> None:
