@@ -1,0 +1,241 @@
+"""Collect: play an environment with an explorer and record the episodes."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from worldmodel.cli import one_line, run_entry_point
+from worldmodel.data.pool import RecorderPool, Report
+from worldmodel.data.recorder import ActionSource, FrameSource, Order
+from worldmodel.data.store import EpisodeStore
+from worldmodel.errors import ConfigError, WorldModelError
+
+DESCRIPTION = """\
+Play an environment with an explorer and record what it sees, in several processes.
+
+Run it again to append. It can be stopped at any moment: only the episodes then being recorded are lost, and after
+Ctrl-C or SIGTERM not even these."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Collected:
+    """What one call recorded."""
+
+    steps: int
+    episodes: int
+    terminated: int  # episodes that ended in a terminal state
+    frame_bytes: int
+    seconds: float
+    actions: tuple[int, ...]  # (A,) how often each was taken
+    places: int  # distinct poses, or coarse pictures where the environment tells no pose
+    warnings: tuple[str, ...]
+
+    def describe(self, action_names: tuple[str, ...]) -> str:
+        """Some lines for the user."""
+        total = max(sum(self.actions), 1)
+        rate = self.steps / max(self.seconds, 1e-9)
+        shares = ", ".join(
+            f"{name} {count / total:.0%}" for name, count in zip(action_names, self.actions, strict=True)
+        )
+        return (
+            f"recorded  {self.steps:,} steps, {self.episodes:,} episodes ({self.terminated:,} ended by themselves), "
+            f"{self.frame_bytes / 1e6:,.0f} MB in {self.seconds:.1f} s, {rate:,.0f} steps/s\n"
+            f"coverage  {self.places:,} distinct places\n"
+            f"actions   {shares}"
+        )
+
+
+def collect(
+    store: EpisodeStore,
+    make_env: Callable[[], FrameSource],
+    explorer: ActionSource,
+    steps: int,
+    workers: int = 2,
+    seed: int = 0,
+    progress: bool = True,
+    longest: int = 1000,
+    timeout: float = 60.0,
+) -> Collected:
+    """Record exactly ``steps`` steps into a store that is open for writing.
+
+    ``make_env`` and ``explorer`` are sent to ``workers`` processes and must be picklable. The seeds follow from
+    ``seed`` and the number of episodes already in the store, so a second call continues with others. The last episode
+    of every process is cut when its share of the steps is done, and flagged as truncated; so is one after ``longest``
+    steps. A process that dies, or says nothing for ``timeout`` seconds, is replaced.
+
+    Raises :class:`ConfigError` for numbers below their minimum, :class:`EnvError` when the environment keeps failing,
+    OSError when the disk is full, KeyboardInterrupt after keeping what was half recorded.
+    """
+    for name, value, least in (
+        ("steps", steps, 1),
+        ("workers", workers, 1),
+        ("longest", longest, 1),
+        ("seed", seed, 0),
+    ):
+        if value < least:
+            raise ConfigError(f"{name}={value}: must be at least {least}")
+    tally = _Tally(store, steps)
+    order = Order(make_env, explorer, steps, longest, (seed, store.next_number))
+    with _progress(progress) as bar, RecorderPool(order, workers, timeout) as pool:
+        task = bar.add_task("recording", total=steps, rate=0.0, episodes=0)
+        try:
+            for report in pool.reports():
+                tally.take(report, bar.console)
+                rate = tally.seen / max(tally.seconds, 1e-9)
+                bar.update(task, completed=tally.seen, rate=rate, episodes=tally.episodes)
+        except KeyboardInterrupt:
+            for report in pool.stop():
+                tally.take(report, bar.console)
+            raise
+    return tally.collected()
+
+
+class _Tally:
+    """Writes the episodes that come in and counts them."""
+
+    def __init__(self, store: EpisodeStore, steps: int):
+        self.store = store
+        self.target = steps
+        self.steps = self.episodes = self.terminated = self.frame_bytes = 0
+        self.under_way = 0  # steps reported of episodes that are not finished
+        self.actions = np.zeros(len(store.spec.action_names), np.int64)
+        self.places: set[int] = set()
+        self.warnings: list[str] = []
+        self.start = time.monotonic()
+        self.first: float | None = None  # when the first step was heard of: starting processes is not recording
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - (self.first or time.monotonic())
+
+    @property
+    def seen(self) -> int:
+        return min(self.steps + self.under_way, self.target)
+
+    def take(self, report: Report, console: Console) -> None:
+        if self.first is None and (report.steps or report.recording):
+            self.first = time.monotonic()
+        self.under_way += report.steps
+        if report.warning:
+            self.warnings.append(report.warning)
+            console.print(report.warning, style="yellow", markup=False, highlight=False)
+        if report.recording:
+            episode = report.recording.episode
+            self.store.append(episode)
+            self.under_way = max(0, self.under_way - len(episode))
+            self.steps += len(episode)
+            self.episodes += 1
+            self.terminated += episode.terminated
+            self.frame_bytes += episode.frames.nbytes
+            self.actions += np.bincount(episode.actions, minlength=len(self.actions))
+            self.places |= report.recording.places
+
+    def collected(self) -> Collected:
+        return Collected(
+            steps=self.steps,
+            episodes=self.episodes,
+            terminated=self.terminated,
+            frame_bytes=self.frame_bytes,
+            seconds=time.monotonic() - self.start,
+            actions=tuple(int(count) for count in self.actions),
+            places=len(self.places),
+            warnings=tuple(self.warnings),
+        )
+
+
+def _progress(shown: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps"),
+        TextColumn("{task.fields[rate]:,.0f}/s"),
+        TextColumn("{task.fields[episodes]:,} episodes"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+        console=Console(file=sys.stderr, quiet=not shown),
+    )
+
+
+def build(settings: dict[str, Any]) -> Any:
+    """The object that a ``_target_`` describes. Its own error passes, others become a :class:`ConfigError`."""
+    try:
+        return instantiate(settings, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, WorldModelError):
+            raise error.__cause__ from None
+        raise ConfigError(f"cannot build {settings.get('_target_')}: {one_line(error)}") from error
+
+
+def env_maker(config: DictConfig) -> Callable[[], FrameSource]:
+    """What builds the environment of the settings, here or in another process."""
+    settings = OmegaConf.to_container(config.env, resolve=True)
+    assert isinstance(settings, dict)
+    return functools.partial(build, {str(key): value for key, value in settings.items() if key != "name"})
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Within it, SIGTERM interrupts as Ctrl-C does (in the main thread, the only one that may say so)."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def main(args: argparse.Namespace, config: DictConfig) -> None:
+    """Entry point; see :data:`DESCRIPTION`."""
+    make_env = env_maker(config)
+    env = make_env()
+    spec = env.data_spec
+    env.close()
+    explorer = build(OmegaConf.to_container(config.explorer, resolve=True))  # type: ignore[arg-type]
+    settings = config.collect
+    with terminable(), EpisodeStore.writer(Path(str(config.data)), spec) as store:
+        result = collect(
+            store,
+            make_env,
+            explorer,
+            steps=settings.steps if args.steps is None else args.steps,
+            workers=settings.workers if args.workers is None else args.workers,
+            seed=config.seed,
+            longest=settings.longest,
+            timeout=settings.timeout,
+        )
+        print(result.describe(spec.action_names))
+        held_out = len(store.split("held_out"))
+        print(f"now       {store.steps:,} steps in {len(store):,} episodes ({held_out:,} held out) at {store.path}")
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--steps", type=int, metavar="N", help="environment steps to record (default: collect.steps)")
+    parser.add_argument("--workers", type=int, metavar="N", help="simulator processes (default: collect.workers)")
+
+
+if __name__ == "__main__":
+    sys.exit(run_entry_point(main, "collect", DESCRIPTION, add_flags))

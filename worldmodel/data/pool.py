@@ -1,0 +1,143 @@
+"""Recorders under supervision: one that dies or hangs is replaced, and what it owed is recorded by the next."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from types import TracebackType
+
+from worldmodel.data.recorder import Order, Recording, receive, work
+from worldmodel.errors import EnvError
+
+MOST_FAILURES = 5  # recorders that may fail one after another without an episode between them
+STOP_SECONDS = 5.0
+
+
+@dataclasses.dataclass
+class _Recorder:
+    """The writer's end of one process."""
+
+    process: BaseProcess
+    results: Connection
+    control: Connection
+    order: Order  # what it still has to do when all that it sent is counted
+    place: int  # which of the pool's places it fills
+    life: int  # how many filled that place before
+    heard: float  # time.monotonic() of its last sign of life
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Something that happened: steps taken, an episode received, or a line to tell the user."""
+
+    steps: int = 0
+    recording: Recording | None = None
+    warning: str | None = None
+
+
+class RecorderPool:
+    """Processes that share the steps of an order; a context manager that leaves none of them behind.
+
+    ``timeout`` is the seconds of silence after which a recorder counts as hung.
+    """
+
+    def __init__(self, order: Order, workers: int, timeout: float):
+        self._spawn = multiprocessing.get_context("spawn")  # engines and threads do not survive a fork
+        self._timeout = timeout
+        self._failures = 0
+        self._recorders: list[_Recorder] = []
+        self._shares = [
+            dataclasses.replace(order, steps=share, seed=(*order.seed, place))
+            for place in range(workers)
+            if (share := order.steps // workers + (place < order.steps % workers))
+        ]
+
+    def __enter__(self) -> RecorderPool:
+        for place, order in enumerate(self._shares):
+            self._start(order, place, 0)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for recorder in list(self._recorders):
+            self._remove(recorder)
+
+    def reports(self) -> Iterator[Report]:
+        """What happens, until every step is recorded. Raises :class:`EnvError` when recorders keep failing."""
+        while self._recorders:
+            yield from self._listen(0.5, self._replace)
+            now = time.monotonic()
+            for recorder in [one for one in self._recorders if now - one.heard > self._timeout]:
+                yield self._replace(recorder, f"silent for {self._timeout:g} s")
+
+    def stop(self) -> Iterator[Report]:
+        """Ask for what is half recorded, flagged as truncated; wait some seconds for it."""
+        for recorder in self._recorders:
+            try:
+                recorder.control.send_bytes(b"stop")
+            except OSError:
+                continue
+        deadline = time.monotonic() + STOP_SECONDS
+        while self._recorders and (left := deadline - time.monotonic()) > 0:
+            yield from self._listen(left, self._give_up)
+
+    def _start(self, order: Order, place: int, life: int) -> None:
+        results, their_results = self._spawn.Pipe(duplex=False)
+        their_control, control = self._spawn.Pipe(duplex=False)
+        order_now = dataclasses.replace(order, seed=(*order.seed, life))
+        process = self._spawn.Process(target=work, args=(order_now, their_results, their_control), daemon=True)
+        process.start()
+        their_results.close()  # so that its death ends the pipe
+        their_control.close()
+        self._recorders.append(_Recorder(process, results, control, order, place, life, time.monotonic()))
+
+    def _remove(self, recorder: _Recorder) -> None:
+        self._recorders.remove(recorder)
+        recorder.process.kill()
+        recorder.process.join()
+        recorder.results.close()
+        recorder.control.close()
+
+    def _listen(self, seconds: float, failed: Callable[[_Recorder, str], Report]) -> Iterator[Report]:
+        ready = wait([recorder.results for recorder in self._recorders], seconds)
+        for recorder in [one for one in self._recorders if one.results in ready]:
+            try:
+                message = recorder.results.recv()
+                recorder.heard = time.monotonic()
+                match message[0]:
+                    case "steps":
+                        yield Report(steps=message[1])
+                    case "episode":
+                        recording = receive(message, recorder.results)
+                        left = recorder.order.steps - len(recording.episode)
+                        recorder.order = dataclasses.replace(recorder.order, steps=left)
+                        self._failures = 0
+                        yield Report(recording=recording)
+                    case "lost":
+                        yield Report(warning=f"an episode was lost: {message[1]}")
+                    case "failed":
+                        yield failed(recorder, message[1])
+                    case "done":
+                        self._remove(recorder)
+            except (EOFError, ConnectionResetError):
+                recorder.process.join(1)
+                yield failed(recorder, f"ended with exit code {recorder.process.exitcode}")
+
+    def _give_up(self, recorder: _Recorder, reason: str) -> Report:
+        self._remove(recorder)
+        return Report()
+
+    def _replace(self, recorder: _Recorder, reason: str) -> Report:
+        """A new process for what the old one still had to do, with other seeds."""
+        self._remove(recorder)
+        self._failures += 1
+        if self._failures >= MOST_FAILURES:
+            raise EnvError(f"recording failed {self._failures} times in a row, the last time because: {reason}")
+        if recorder.order.steps > 0:
+            self._start(recorder.order, recorder.place, recorder.life + 1)
+        return Report(warning=f"recorder {recorder.place} was replaced, its episode is lost: {reason}")

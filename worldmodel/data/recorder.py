@@ -1,0 +1,186 @@
+"""A process that plays an environment and sends what it saw to the one process that writes.
+
+Messages to the writer are small tuples, ``(kind, …)``: ``steps`` (taken since the last, also the sign of life),
+``episode`` (followed by the bytes of its arrays), ``lost`` (an episode, with the reason), ``failed``, ``done``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import threading
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
+from typing import Any, Protocol
+
+import numpy as np
+
+from worldmodel.errors import EnvError
+from worldmodel.types import Episode, Spec
+
+REPORT_SECONDS = 0.2
+MOST_LOST = 3  # episodes lost in a row after which a recorder gives up and is replaced
+
+
+class FrameSource(Protocol):
+    """What is recorded: a gymnasium environment whose observations are (C, *size) uint8 frames, with a Spec."""
+
+    @property
+    def data_spec(self) -> Spec: ...
+    def reset(self, *, seed: int | None = None) -> tuple[np.ndarray, dict[str, Any]]: ...
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]: ...
+    def close(self) -> None: ...
+
+
+class ActionSource(Protocol):
+    """What chooses the actions; see :class:`agents.explorers.Explorer`."""
+
+    def begin(self, action_names: tuple[str, ...], rng: np.random.Generator) -> None: ...
+    def act(self, frame: np.ndarray) -> int: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """What one recorder has to do."""
+
+    make_env: Callable[[], FrameSource]  # picklable
+    explorer: ActionSource  # picklable
+    steps: int  # to record in all
+    longest: int  # steps after which an episode is cut
+    seed: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """One episode, and the places it visited."""
+
+    episode: Episode
+    places: frozenset[int]
+
+
+def record_episode(
+    env: FrameSource, explorer: ActionSource, rng: np.random.Generator, longest: int, tick: Callable[[], bool]
+) -> Recording | None:
+    """Play one episode of at most ``longest`` steps.
+
+    ``tick`` is called after every step and says whether to go on. An episode that is cut, by it or for its length,
+    is flagged as truncated; one that was cut before its first step is None. Raises what the environment raises.
+    """
+    frame, info = env.reset(seed=int(rng.integers(2**31)))
+    explorer.begin(env.data_spec.action_names, np.random.default_rng(int(rng.integers(2**63))))
+    frames: list[np.ndarray] = [frame]
+    actions: list[int] = []
+    rewards: list[float] = []
+    places = {place_of(frame, info)}
+    terminated = truncated = False
+    go_on = True
+    while not terminated and not truncated and go_on and len(actions) < longest:
+        action = explorer.act(frame)
+        frame, reward, terminated, truncated, info = env.step(action)
+        frames.append(frame)
+        actions.append(action)
+        rewards.append(reward)
+        places.add(place_of(frame, info))
+        go_on = tick()
+    if not actions:
+        return None
+    episode = Episode(
+        frames=np.stack(frames),
+        actions=np.array(actions, np.int64),
+        rewards=np.array(rewards, np.float32),
+        terminated=terminated,
+        truncated=truncated or not terminated,
+    )
+    return Recording(episode, frozenset(places))
+
+
+def place_of(frame: np.ndarray, info: Mapping[str, Any]) -> int:
+    """A number for where one is: the cell of ``info["pose"]``, 64 units × 64 units × 30°, or else a coarse picture."""
+    if "pose" in info:
+        cells = np.floor_divide(np.asarray(info["pose"], np.float64), (64, 64, 30)).astype(np.int32)
+    else:
+        tiles = [np.array_split(part, 4, axis=-1) for part in np.array_split(frame.mean(0), 4, axis=0)]
+        cells = np.array([[tile.mean() // 32 for tile in row] for row in tiles], np.int32)
+    return zlib.crc32(cells.tobytes())
+
+
+def work(order: Order, results: Connection, control: Connection) -> None:
+    """Body of the process. Ends when its steps are recorded, when told to, and when the writer is gone."""
+    os.setpgrp()  # Ctrl-C goes to the writer alone, which then asks for what is half recorded
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    stopped = threading.Event()
+    threading.Thread(target=_watch, args=(control, stopped), daemon=True).start()
+    try:
+        _record(order, results, stopped)
+        results.send(("done",))
+    except (BrokenPipeError, ConnectionResetError):
+        os._exit(1)
+    except Exception as error:
+        results.send(("failed", f"{type(error).__name__}: {error}" if not isinstance(error, EnvError) else str(error)))
+
+
+def _watch(control: Connection, stopped: threading.Event) -> None:
+    """Wait for the word to stop. A writer that died says it by closing the pipe; then nothing here is of use."""
+    try:
+        control.recv_bytes()
+    except (EOFError, OSError):
+        os._exit(1)
+    stopped.set()
+
+
+def _record(order: Order, results: Connection, stopped: threading.Event) -> None:
+    rng = np.random.default_rng(order.seed)
+    env = order.make_env()
+    left, lost = order.steps, 0
+    unreported, reported_at = 0, time.monotonic()
+
+    def tick() -> bool:
+        nonlocal unreported, reported_at
+        unreported += 1
+        now = time.monotonic()
+        if now - reported_at >= REPORT_SECONDS:
+            results.send(("steps", unreported))
+            unreported, reported_at = 0, now
+        return not stopped.is_set()
+
+    try:
+        while left > 0 and not stopped.is_set():
+            try:
+                recording = record_episode(env, order.explorer, rng, min(order.longest, left), tick)
+            except EnvError as error:  # the environment says that a reset helps
+                lost, unreported = lost + 1, 0
+                if lost >= MOST_LOST:
+                    raise
+                results.send(("lost", str(error)))
+                continue
+            if recording is not None:
+                left, lost, unreported = left - len(recording.episode), 0, 0
+                send(results, recording)
+    finally:
+        env.close()
+
+
+def send(results: Connection, recording: Recording) -> None:
+    """Send one episode; :func:`receive` is the other end."""
+    episode = recording.episode
+    flags = (episode.terminated, episode.truncated)
+    results.send(("episode", episode.frames.shape, flags, recording.places))
+    for array in (episode.frames, episode.actions, episode.rewards):
+        results.send_bytes(array.reshape(-1).view(np.uint8).data)
+
+
+def receive(message: tuple[Any, ...], results: Connection) -> Recording:
+    """The episode that an ``episode`` message announces. Raises EOFError when the sender died in the middle."""
+    _, shape, (terminated, truncated), places = message
+    frames, actions, rewards = (results.recv_bytes() for _ in range(3))
+    episode = Episode(
+        frames=np.frombuffer(frames, np.uint8).reshape(shape),
+        actions=np.frombuffer(actions, np.int64),
+        rewards=np.frombuffer(rewards, np.float32),
+        terminated=terminated,
+        truncated=truncated,
+    )
+    return Recording(episode, places)
