@@ -1,0 +1,155 @@
+"""The codes of a whole store, computed once and kept beside the run that they belong to.
+
+``<run>/codes/codes.npy`` holds the codes of all frames of all episodes, one after another; ``codes.json`` says of which
+episodes and by which tokenizer. What no longer fits is computed again: everything for another tokenizer, only the new
+episodes when the store has grown.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.lib.format import open_memmap
+
+from worldmodel.data.files import replace_text
+from worldmodel.data.store import EpisodeStore
+from worldmodel.tokenizers.base import Tokenizer
+from worldmodel.types import to_float
+
+
+class CodeStore:
+    """Codes of all episodes of a store: episode e has rows ``starts[e]`` to ``starts[e] + lengths[e]``, included."""
+
+    def __init__(self, store: EpisodeStore, codes: np.ndarray, size: int):
+        self.store = store
+        self.codes = codes  # (frames of all episodes, *grid) uint16 or uint32, memory-mapped
+        self.size = size  # K
+        self.starts = _starts(store)  # (E,) int64
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        return self.codes.shape[1:]
+
+    def episode(self, index: int) -> np.ndarray:
+        """(T + 1, *grid): the codes of one episode, as a view."""
+        start = self.starts[index]
+        return self.codes[start : start + self.store.entries[index].length + 1]
+
+
+def encode_store(
+    store: EpisodeStore,
+    tokenizer: Tokenizer,
+    folder: str | Path,
+    device: torch.device | str = "cpu",
+    batch: int = 256,
+    progress: Callable[[int, int], None] | None = None,
+) -> CodeStore:
+    """The codes of every frame, from the cache in ``folder`` as far as it fits, else computed and cached there.
+
+    ``progress(frames done, frames to encode)`` is called after every batch of frames. The tokenizer is moved to
+    ``device`` and back into the mode it was in. Raises :class:`DataError` for a damaged episode.
+    """
+    folder = Path(folder)
+    key = {"tokenizer": fingerprint(tokenizer), "episodes": _names(store)}
+    cached = _open_cache(folder)
+    if cached is not None and cached[0] == key:
+        return CodeStore(store, cached[1], tokenizer.codes)
+    known = cached[1] if cached is not None and cached[0].get("tokenizer") == key["tokenizer"] else None
+    old_names = cached[0]["episodes"] if cached is not None and known is not None else []
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / "codes.npy.tmp"
+    frames = int((store.lengths + 1).sum())
+    dtype = np.uint16 if tokenizer.codes <= 2**16 else np.uint32
+    out = open_memmap(temporary, "w+", dtype, (frames, *tokenizer.grid))
+    missing = _copy_known(out, store, known, old_names)
+    _encode(out, store, missing, tokenizer, device, batch, progress)
+    out.flush()
+    del out
+    (folder / "codes.json").unlink(missing_ok=True)  # never a key beside codes that it does not describe
+    os.replace(temporary, folder / "codes.npy")
+    replace_text(folder / "codes.json", json.dumps(key))
+    return CodeStore(store, np.load(folder / "codes.npy", mmap_mode="r"), tokenizer.codes)
+
+
+def fingerprint(tokenizer: Tokenizer) -> str:
+    """SHA-256 over everything that decides a tokenizer's codes: its class, its sizes and all of its tensors."""
+    digest = hashlib.sha256(f"{type(tokenizer).__name__} {tokenizer.grid} {tokenizer.codes}".encode())
+    for name, tensor in sorted(tokenizer.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _starts(store: EpisodeStore) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(store.lengths + 1)[:-1]]).astype(np.int64)
+
+
+def _names(store: EpisodeStore) -> list[list[int]]:
+    """What an episode is known by: number, steps, checksum."""
+    return [[entry.episode, entry.length, entry.crc] for entry in store.entries]
+
+
+def _open_cache(folder: Path) -> tuple[dict[str, Any], np.ndarray] | None:
+    """Key and codes of a cache that is whole in itself; None for any other."""
+    try:
+        key = json.loads((folder / "codes.json").read_text())
+        codes = np.load(folder / "codes.npy", mmap_mode="r", allow_pickle=False)
+        frames = sum(length + 1 for _, length, _ in key["episodes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return (key, codes) if len(codes) == frames else None
+
+
+def _copy_known(
+    out: np.ndarray, store: EpisodeStore, known: np.ndarray | None, old_names: list[list[int]]
+) -> list[int]:
+    """Take over the codes of episodes that are in the old cache; returns the indices of the others."""
+    if known is None or known.shape[1:] != out.shape[1:] or known.dtype != out.dtype:
+        return list(range(len(store)))
+    rows = np.cumsum([0, *(length + 1 for _, length, _ in old_names)])
+    found = {tuple(name): int(row) for name, row in zip(old_names, rows[:-1], strict=True)}
+    missing = []
+    for index, (name, start) in enumerate(zip(_names(store), _starts(store), strict=True)):
+        row, size = found.get(tuple(name)), name[1] + 1
+        if row is None:
+            missing.append(index)
+        else:
+            out[start : start + size] = known[row : row + size]
+    return missing
+
+
+@torch.no_grad()
+def _encode(
+    out: np.ndarray,
+    store: EpisodeStore,
+    episodes: list[int],
+    tokenizer: Tokenizer,
+    device: torch.device | str,
+    batch: int,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Encode whole episodes into their rows, with evaluation-mode statistics."""
+    total = int(sum(store.lengths[index] + 1 for index in episodes))
+    done = 0
+    training = tokenizer.training
+    tokenizer.to(device).eval()
+    starts = _starts(store)
+    try:
+        for index in episodes:
+            frames = store.episode(index).frames
+            for at in range(0, len(frames), batch):
+                part = torch.from_numpy(frames[at : at + batch].copy()).to(device, non_blocking=True)
+                codes = tokenizer.encode(to_float(part))
+                out[starts[index] + at : starts[index] + at + len(part)] = codes.cpu().numpy()
+                done += len(part)
+                if progress is not None:
+                    progress(done, total)
+    finally:
+        tokenizer.train(training)

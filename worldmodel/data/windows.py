@@ -1,0 +1,151 @@
+"""Windows cut from episodes, read from memory maps at the speed that training needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldmodel.data.store import STEP, EpisodeStore, Split
+from worldmodel.errors import DataError
+from worldmodel.types import NO_ACTION, Segment
+
+
+class Codes(Protocol):
+    """Codes of all episodes of a store; see :class:`worldmodel.data.codes.CodeStore`."""
+
+    store: EpisodeStore
+    codes: np.ndarray  # (frames of all episodes, *grid) unsigned
+    starts: np.ndarray  # (E,) int64: the row of each episode's first frame
+
+
+class Windows:
+    """Windows of ``length`` frames over some episodes of a store, or over its cached codes.
+
+    ``episodes`` is a split's name or the indices of episodes. The actions and rewards of all frames are held in memory
+    (13 bytes a frame); of the frames themselves only those of the windows are read.
+    """
+
+    def __init__(
+        self, source: EpisodeStore | Codes, episodes: Split | Sequence[int] | np.ndarray = "all", length: int = 1
+    ):
+        if length < 1:
+            raise DataError(f"windows need at least one frame; got length {length}")
+        self.store = source if isinstance(source, EpisodeStore) else source.store
+        self.source = source
+        self.length = length
+        self.episodes = self.store.split(episodes) if isinstance(episodes, str) else np.asarray(episodes, np.int64)
+        if self.episodes.size and not 0 <= self.episodes.min() <= self.episodes.max() < len(self.store):
+            raise DataError(f"there are episodes 0 to {len(self.store) - 1} in {self.store.path}")
+        self.sizes = self.store.lengths[self.episodes] + 1  # (n,) frames of each episode
+        self._first = np.concatenate([[0], np.cumsum(self.sizes)])  # (n + 1,) where each begins in the arrays below
+        records = [self.store.read(int(e), 0, int(size))[1] for e, size in zip(self.episodes, self.sizes, strict=True)]
+        steps = np.concatenate([np.empty(0, STEP), *records])
+        self._actions = torch.from_numpy(steps["action"].astype(np.int64))
+        self._rewards = torch.from_numpy(steps["reward"].copy())
+        self._terminated = torch.zeros(len(steps), dtype=torch.bool)
+        self._truncated = torch.zeros(len(steps), dtype=torch.bool)
+        for last, episode in zip(self._first[1:] - 1, self.episodes, strict=True):
+            self._terminated[last] = self.store.entries[episode].terminated
+            self._truncated[last] = self.store.entries[episode].truncated
+
+    def __len__(self) -> int:
+        """Frames in all episodes together."""
+        return int(self._first[-1])
+
+    def sample(self, batch: int, generator: torch.Generator) -> Segment:
+        """``batch`` random windows; every frame is equally likely to be at every place of a window.
+
+        For that, windows may hang over both ends of an episode. What hangs over is cut off: the valid part stands in
+        front, padding behind it. Raises :class:`DataError` when there is no episode.
+        """
+        self._check_any()
+        # An episode of F frames has F + length - 1 windows that touch it; starts are counted through all of them.
+        overlap = self.length - 1
+        ends = np.cumsum(self.sizes + overlap)
+        drawn = torch.randint(int(ends[-1]), (batch,), generator=generator).numpy()
+        which = np.searchsorted(ends, drawn, side="right")
+        start = drawn - (ends[which] - self.sizes[which] - overlap) - overlap  # from -(length - 1) to F - 1
+        first = np.maximum(start, 0)
+        count = np.minimum(start + self.length, self.sizes[which]) - first
+        return self._cut(which, first, count, self.length)
+
+    def fixed(self, count: int, length: int | None = None, seed: int = 0) -> Segment:
+        """The same ``count`` windows for the same ``seed``: whole ones only, spread evenly over the episodes.
+
+        There are fewer when the episodes do not hold that many different ones. Raises :class:`DataError` when no
+        episode has ``length`` frames (default: the length of these windows).
+        """
+        length = self.length if length is None else length
+        room = self.sizes - length + 1  # (n,) whole windows in each episode
+        eligible = np.flatnonzero(room > 0)
+        if not len(eligible):
+            longest = int(self.sizes.max(initial=0))
+            raise DataError(f"no episode in {self.store.path} has {length} frames; the longest has {longest}")
+        rng = np.random.default_rng(seed)
+        share = np.zeros(len(self.sizes), np.int64)
+        left = min(count, int(room[eligible].sum()))
+        while left:  # a round gives every episode that has room one window more
+            for episode in rng.permutation(eligible)[:left]:
+                if share[episode] < room[episode]:
+                    share[episode] += 1
+                    left -= 1
+        which = np.repeat(np.arange(len(share)), share)
+        starts = [rng.choice(room[episode], share[episode], replace=False) for episode in np.flatnonzero(share)]
+        first = np.concatenate(starts).astype(np.int64)
+        return self._cut(which, first, np.full(len(which), length), length)
+
+    def cover(self, batch: int) -> Iterator[Segment]:
+        """Every frame exactly once, in order: consecutive windows of each episode, the last one padded."""
+        which = np.repeat(np.arange(len(self.sizes)), -(-self.sizes // self.length))
+        begins = [np.arange(0, size, self.length) for size in self.sizes]
+        first = np.concatenate([np.empty(0, np.int64), *begins])
+        for at in range(0, len(which), batch):
+            part = slice(at, at + batch)
+            count = np.minimum(self.length, self.sizes[which[part]] - first[part])
+            yield self._cut(which[part], first[part], count, self.length)
+
+    def _check_any(self) -> None:
+        if not len(self.episodes):
+            raise DataError(
+                f"no episode to take windows from: {self.store.path} has {len(self.store)}, of which every tenth is "
+                "held out; python -m worldmodel.collect records more"
+            )
+
+    def _cut(self, which: np.ndarray, first: np.ndarray, count: np.ndarray, length: int) -> Segment:
+        """Windows of ``count`` frames from frame ``first`` of the ``which``-th episodes, padded to ``length``."""
+        place = np.arange(length)
+        valid = torch.from_numpy(place < count[:, None])  # (B, T)
+        # Padding points at the window's last frame, so that every index exists; it is overwritten below.
+        inside = np.minimum(place, count[:, None] - 1) + first[:, None]  # (B, T) frames of the episode
+        rows = torch.from_numpy(self._first[which][:, None] + inside)
+        frames = codes = None
+        if isinstance(self.source, EpisodeStore):
+            frames = self._frames(which, first, count, length)
+        else:
+            codes = self._codes(self.source, which, inside, valid)
+        return Segment(
+            actions=self._actions[rows].masked_fill_(~valid, NO_ACTION),
+            rewards=self._rewards[rows].masked_fill_(~valid, 0.0),
+            terminated=self._terminated[rows] & valid,
+            truncated=self._truncated[rows] & valid,
+            valid=valid,
+            frames=frames,
+            codes=codes,
+        )
+
+    def _frames(self, which: np.ndarray, first: np.ndarray, count: np.ndarray, length: int) -> Tensor:
+        # One contiguous copy a window is as fast as memory allows; gathering frame by frame is not.
+        frames = np.empty((len(which), length, *self.store.spec.frame_shape), np.uint8)
+        for row, (episode, begin, n) in enumerate(zip(self.episodes[which], first, count, strict=True)):
+            frames[row, :n] = self.store.read(int(episode), int(begin), int(begin + n))[0]
+            frames[row, n:] = 0
+        return torch.from_numpy(frames)
+
+    def _codes(self, source: Codes, which: np.ndarray, inside: np.ndarray, valid: Tensor) -> Tensor:
+        rows = source.starts[self.episodes[which]][:, None] + inside
+        codes = torch.from_numpy(source.codes[rows].astype(np.int64))
+        return codes * valid.reshape(*valid.shape, *[1] * (codes.ndim - 2))
