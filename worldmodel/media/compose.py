@@ -20,7 +20,7 @@ EDGE = 3  # coloured line around a picture of the video; 2 on the sheet
 GAP = 12
 CAPTION, BAR, TIMELINE = 24, 34, 4  # heights in pixels: above a picture, under it, at the foot
 ACROSS = 4  # most pictures side by side in a video; more stand in rows
-SHEET_CELLS = 120  # pictures on a contact sheet; a longer dream is thinned out evenly
+SHEET_CELLS = 120  # most pictures on a contact sheet; of a longer dream every second, third, … moment is shown
 SHEET_COLUMNS = 10
 
 
@@ -54,15 +54,13 @@ def contact_sheet(
 ) -> np.ndarray:
     """All moments on one picture (height, width, 3) uint8: time runs to the right and then down, a row for each strip.
 
-    Above each moment stand its step (0 is the last seen frame) and the action that led to it. More moments than fit
-    into :data:`SHEET_CELLS` pictures are thinned out evenly, the first and the last kept.
+    Above each moment stand its step (0 is the last seen frame) and the action that led to it. Of more moments than
+    fit into :data:`SHEET_CELLS` pictures every second, third, … is shown, so that step 0 is among them.
     """
     steps = _steps(strips)
     check_labels(labels)
-    shown = list(range(len(steps)))
-    room = max(columns, SHEET_CELLS // len(strips))
-    if len(steps) > room:
-        shown = np.linspace(0, len(steps) - 1, room).round().astype(int).tolist()
+    stride = math.ceil(len(steps) / max(columns, SHEET_CELLS // len(strips)))
+    shown = [t for t, step in enumerate(steps) if step % stride == 0]
     columns = min(columns, len(shown))
     scale, edge, gap, line = _scale(strips, size), 2, 6, 22
     height, width = (n * scale + 2 * edge for n in strips[0].frames.shape[1:3])
