@@ -29,6 +29,7 @@ SPEC = "spec.json"
 METRICS = "metrics.jsonl"
 TOKENIZER = "tokenizer.safetensors"
 PRIOR = "prior.safetensors"
+CODES = "codes"
 TRAIN_FIRST = "train first: python -m worldmodel.train"
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -166,7 +167,7 @@ def build_prior(config: DictConfig, spec: Spec, tokenizer: Tokenizer) -> Prior:
     return _build(config.prior, "prior", Prior, tokenizer=tokenizer, actions=len(spec.action_names))
 
 
-def _build(node: DictConfig, name: str, kind: type[Model], **facts: Any) -> Model:
+def _build(node: DictConfig, name: str, kind: type[Any], **facts: Any) -> Any:
     try:
         for target in _targets(node):
             # A run may come from elsewhere: its YAML may name modules to build, not functions to call.

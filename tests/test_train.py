@@ -1,0 +1,270 @@
+"""Training a whole world model on a world that is known exactly: stages, continuation, refusals."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from moving_square import SPEC, record
+from omegaconf import DictConfig, OmegaConf
+
+from worldmodel import train as train_module
+from worldmodel.data.store import EpisodeStore
+from worldmodel.errors import ConfigError, DataError, RunError
+from worldmodel.run import load_prior, load_tokenizer
+from worldmodel.train import essence, fit_settings, main, make_batches, train
+from worldmodel.training.checkpoint import load_tensors
+from worldmodel.training.fit import Fit
+from worldmodel.training.hooks import Checkpoint, read_json_lines
+from worldmodel.types import Segment
+
+ROOT = Path(__file__).parents[1]
+QUICK = {"steps": 30, "batch": 4, "precision": "fp32", "log_every": 5, "evaluate_every": 20, "evaluate_batches": 2}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data")
+    with EpisodeStore.writer(path, SPEC) as store:
+        for seed in range(11):  # the tenth is held out
+            store.append(record(seed))
+    return path
+
+
+def settings(data: Path, runs: Path, **changes) -> DictConfig:
+    """A tiny model; ``changes`` are dotted names with ``__`` for the dot."""
+    quantizer = {"_target_": "worldmodel.quantizers.VectorQuantizer", "codes": 16, "width": 4}
+    partial = {"_partial_": True}
+    config = OmegaConf.create(
+        {
+            "env": {"name": "square"},
+            "data": str(data),
+            "runs": str(runs),
+            "run": None,
+            "device": "cpu",
+            "seed": 0,
+            "tokenizer": {
+                "_target_": "worldmodel.tokenizers.VQVAE",
+                "quantizer": quantizer,
+                "widths": [8, 8],
+                "blocks": 1,
+            },
+            "prior": {
+                "_target_": "worldmodel.priors.Prior",
+                "trunk": {"_target_": "worldmodel.priors.ConvTrunk", "width": 16, "blocks": 1, "history": 2, **partial},
+                "head": {"_target_": "worldmodel.priors.RasterHead", "width": 16, "heads": 2, **partial},
+            },
+            "training": OmegaConf.load(ROOT / "configs/training/default.yaml"),
+        }
+    )
+    for stage in ("tokenizer", "prior"):
+        config.training[stage].update(QUICK)
+    config.training.tokenizer.weights = {"commitment": 0.25}
+    for name, value in changes.items():
+        OmegaConf.update(config, name.replace("__", "."), value)
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(settings(data, tmp_path_factory.mktemp("runs")))
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, stage: str, step: int) -> None:
+    """From now on training is asked to stop after a step, by a signal, as from a scheduler."""
+    original = Checkpoint.on_step
+
+    def on_step(self: Checkpoint, fit: Fit) -> None:
+        original(self, fit)
+        if (fit.stage, fit.step) == (stage, step):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Checkpoint, "on_step", on_step)
+
+
+def test_a_run_holds_what_the_plan_says(finished: Path) -> None:
+    assert finished.name == "square-1"
+    names = {path.relative_to(finished).as_posix() for path in finished.rglob("*") if path.is_file()}
+    assert {
+        "config.yaml",
+        "spec.json",
+        "tokenizer.safetensors",
+        "prior.safetensors",
+        "metrics.jsonl",
+        "metrics.png",
+    } <= names
+    assert {"checkpoints/tokenizer.safetensors", "checkpoints/prior.safetensors"} <= names
+    assert any(name.startswith("tensorboard/") for name in names)
+    assert not [name for name in names if name.endswith(".tmp")]
+    assert load_tensors(finished / "tokenizer.safetensors", "")[1]["steps"] == 30
+
+
+def test_metrics_of_both_stages_are_logged(finished: Path) -> None:
+    lines = read_json_lines(finished / "metrics.jsonl")
+    for stage, names in (
+        ("tokenizer", {"loss", "reconstruction", "commitment", "psnr", "usage", "perplexity", "gradient_norm"}),
+        ("prior", {"loss", "codes", "reward", "end", "bits_per_frame"}),
+    ):
+        mine = [line for line in lines if line["stage"] == stage and "loss" in line]
+        assert [line["step"] for line in mine] == [5, 10, 15, 20, 25, 30]
+        assert names <= set(mine[0])
+        assert mine[-1]["loss"] < mine[0]["loss"]
+        held_out = [line["step"] for line in lines if line["stage"] == stage and "loss" not in line]
+        assert held_out == [20, 30]
+
+
+def test_models_of_a_run_load_and_fit_together(finished: Path) -> None:
+    tokenizer = load_tokenizer(finished)
+    prior = load_prior(finished, tokenizer)
+    frames = torch.rand(4, *SPEC.frame_shape) * 2 - 1
+    codes = tokenizer.encode(frames)[None]
+    assert codes.shape == (1, 4, 4, 6)
+    likelihood = prior.log_likelihood(codes, torch.zeros(1, 4, dtype=torch.int64))
+    assert likelihood.shape == (1, 4) and bool((likelihood < 0).all())
+
+
+def test_finished_run_is_left_alone(finished: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")}
+    assert train(settings(data, finished.parent)) == finished
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    out = capsys.readouterr().out
+    assert "tokenizer is trained already" in out and "run=another-name" in out
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "prior"])
+def test_interrupted_training_goes_on_and_ends_the_same(
+    stage: str, finished: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, stage, 13)
+        with pytest.raises(KeyboardInterrupt):
+            train(settings(data, tmp_path))
+    assert not (tmp_path / "square-1" / f"{stage}.safetensors").exists()
+    folder = train(settings(data, tmp_path))
+    assert folder == tmp_path / "square-1"
+    for name in ("tokenizer.safetensors", "prior.safetensors"):
+        expected, _ = load_tensors(finished / name, "")
+        found, _ = load_tensors(folder / name, "")
+        assert all(torch.equal(found[key], expected[key]) for key in expected), name
+    losses = [
+        [line.get("loss") for line in read_json_lines(run / "metrics.jsonl") if "loss" in line]
+        for run in (finished, folder)
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_other_settings_start_another_run(data: Path, tmp_path: Path) -> None:
+    def tokenizer(**changes) -> str:
+        return train(settings(data, tmp_path, training__tokenizer__steps=2, **changes), "tokenizer").name
+
+    assert tokenizer() == "square-1"
+    assert tokenizer() == "square-1"
+    assert tokenizer(seed=1) == "square-2"
+    assert tokenizer(seed=1, run="mine") == "mine"
+    with pytest.raises(ConfigError, match=r"'mine' was started with other settings \(tokenizer.blocks was 1, now 2\)"):
+        tokenizer(seed=1, run="mine", tokenizer__blocks=2)
+
+
+def test_an_unfinished_run_accepts_another_budget(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, "tokenizer", 4)
+        with pytest.raises(KeyboardInterrupt):
+            train(settings(data, tmp_path), "tokenizer")
+    folder = train(settings(data, tmp_path, training__tokenizer__steps=8), "tokenizer")
+    assert folder.name == "square-1"
+    assert load_tensors(folder / "tokenizer.safetensors", "")[1]["steps"] == 8
+
+
+def test_prior_needs_a_tokenizer(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"tokenizer\.safetensors is missing"):
+        train(settings(data, tmp_path), "prior")
+
+
+def test_no_data_names_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        train(settings(tmp_path / "nothing", tmp_path / "runs"))
+    with EpisodeStore.writer(tmp_path / "empty", SPEC):
+        pass
+    with pytest.raises(DataError, match=r"no finished episode yet; collect some: python -m worldmodel\.collect"):
+        train(settings(tmp_path / "empty", tmp_path / "runs"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_damaged_checkpoint_is_named(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, "tokenizer", 4)
+        with pytest.raises(KeyboardInterrupt):
+            train(settings(data, tmp_path), "tokenizer")
+    path = tmp_path / "square-1" / "checkpoints" / "tokenizer.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(
+        RunError, match=r"checkpoints/tokenizer\.safetensors is damaged .* remove it to train this stage again"
+    ):
+        train(settings(data, tmp_path), "tokenizer")
+
+
+def test_divergence_is_one_line(data: Path, tmp_path: Path) -> None:
+    wild = settings(data, tmp_path, training__tokenizer__learning_rate=1e30, training__tokenizer__warmup_steps=0)
+    with pytest.raises(RunError, match=r"lower training\.tokenizer\.learning_rate"):
+        train(wild, "tokenizer")
+
+
+def test_weight_of_a_missing_term_names_the_terms(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'perceptual'; the terms are reconstruction, commitment"):
+        train(settings(data, tmp_path, training__tokenizer__weights={"perceptual": 1.0}), "tokenizer")
+
+
+def test_settings_of_the_wrong_kind_are_one_line(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"training\.prior"):
+        fit_settings(settings(data, tmp_path, training__prior__steps="many"), "prior")
+
+
+def test_essence_leaves_out_budgets_and_machines(data: Path, tmp_path: Path) -> None:
+    base = essence(settings(data, tmp_path))
+    assert base == essence(settings(data, tmp_path, training__prior__steps=7, training__devices=2, device="cuda"))
+    assert base != essence(settings(data, tmp_path, training__prior__batch=7))
+    assert base["tokenizer.quantizer.codes"] == 16
+
+
+def test_batches_are_a_function_of_step_and_rank() -> None:
+    def sample(size: int, generator: torch.Generator) -> Segment:
+        numbers = torch.randint(0, 1000, (size, 1), generator=generator)
+        flags = torch.zeros(size, 1, dtype=torch.bool)
+        return Segment(numbers, flags.float(), flags, flags, ~flags)
+
+    first, second = make_batches(sample, 8, seed=0, rank=0), make_batches(sample, 8, seed=0, rank=1)
+    assert torch.equal(first(5).actions, first(5).actions)
+    assert not torch.equal(first(5).actions, first(6).actions)
+    assert not torch.equal(first(5).actions, second(5).actions)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--steps", "0"], "--steps is 0; it must be at least 1"),
+        (["--minutes", "-1"], "--minutes is -1; it must be positive"),
+        (["device=tpu"], "device 'tpu' is not available here"),
+        (["data=nowhere"], "nowhere"),
+        (["training.tokenizer.precision=fp7"], "unknown precision 'fp7'"),
+        (["training.devices=0"], "training.devices is 0"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(
+    argv: list[str], message: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([f"data={data}", f"runs={tmp_path}", "device=cpu", *argv]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1 and message in err
+
+
+def test_minutes_are_shared_between_the_stages(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[DictConfig] = []
+    monkeypatch.setattr(train_module, "train", lambda config, stage: seen.append(config))
+    assert main([f"data={data}", "--minutes", "3", "--steps", "9"]) == 0
+    assert (seen[0].training.tokenizer.max_seconds, seen[0].training.prior.max_seconds) == pytest.approx((60, 120))
+    assert seen[0].training.prior.steps == seen[0].training.tokenizer.steps == 9
+    assert main([f"data={data}", "--minutes", "3", "--stage", "prior"]) == 0
+    assert (seen[1].training.tokenizer.max_seconds, seen[1].training.prior.max_seconds) == (None, 180)

@@ -1,0 +1,315 @@
+"""Train: the tokenizer, then the codes of the whole set, then the prior. Goes on where it was stopped.
+
+python -m worldmodel.train
+torchrun --nproc-per-node 2 -m worldmodel.train
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from worldmodel import plots
+from worldmodel.cli import run_entry_point
+from worldmodel.data.codes import CodeStore, encode_store
+from worldmodel.data.store import EpisodeStore, Split
+from worldmodel.data.windows import Windows
+from worldmodel.errors import ConfigError, DataError
+from worldmodel.run import (
+    CODES,
+    METRICS,
+    PRIOR,
+    TOKENIZER,
+    build_prior,
+    build_tokenizer,
+    find_run,
+    list_runs,
+    load_config,
+    load_spec,
+    load_tokenizer,
+    new_run,
+    resolve_device,
+    save_config,
+    save_weights,
+)
+from worldmodel.tokenizers import Tokenizer
+from worldmodel.training import hooks as watch
+from worldmodel.training.base import Hook, Objective
+from worldmodel.training.fit import Batches, FitSettings, fit, step_seed
+from worldmodel.training.objectives import PriorObjective, TokenizerObjective
+from worldmodel.types import Segment, Spec
+
+DESCRIPTION = """\
+Train a world model on the recorded episodes: first the tokenizer, then the prior over its codes.
+
+The latest run is continued if it is unfinished and has the same settings; otherwise a new one is started. Ctrl-C
+saves and stops, and the same command goes on. run=name names the run: another name starts another. Budgets are
+settings too: training.tokenizer.steps, training.prior.max_seconds, …; --steps and --minutes are short for them."""
+
+SPLITS: tuple[Split, ...] = ("train", "held_out")
+STAGES = {"tokenizer": TOKENIZER, "prior": PRIOR}
+SHARES = {"tokenizer": 1 / 3, "prior": 2 / 3}  # of --minutes
+DRAWS_BATCHES = 1  # parts the seeds of the batches from those of the objective's own noise
+BUDGET = ("steps", "max_seconds", "log_every", "evaluate_every", "evaluate_batches", "checkpoint_seconds")
+"""Settings of a stage that may change from one session of a run to the next."""
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of this command."""
+    parser.add_argument("--stage", choices=(*STAGES, "all"), default="all", help="what to train (default: all)")
+    parser.add_argument("--steps", type=int, help="most steps of each stage trained")
+    parser.add_argument(
+        "--minutes", type=float, help="time for training: a third for the tokenizer, the rest for the prior"
+    )
+
+
+def train(config: DictConfig, stage: str = "all") -> Path:
+    """Trains the stages that are not finished and returns the folder of the run.
+
+    Raises :class:`DataError` without data, :class:`ConfigError` for settings that do not fit, :class:`RunError` for a
+    damaged or diverged run, and KeyboardInterrupt, with everything saved, when asked to stop.
+    """
+    stages = list(STAGES) if stage == "all" else [stage]
+    store = open_store(config)
+    fabric = make_fabric(config)
+    fabric.launch()
+    folder = Path(fabric.broadcast(str(choose_run(config, store.spec, stages)) if fabric.is_global_zero else ""))
+    say(fabric, f"run {folder.name}")
+    for name in stages:
+        if (folder / STAGES[name]).is_file():
+            say(fabric, f"the {name} is trained already; to start another run: run=another-name")
+            continue
+        train_tokenizer(fabric, config, store, folder) if name == "tokenizer" else train_prior(
+            fabric, config, store, folder
+        )
+        if fabric.is_global_zero:
+            plot_metrics(folder)
+    say(fabric, f"weights, metrics and curves are in {folder}")
+    return folder
+
+
+def open_store(config: DictConfig) -> EpisodeStore:
+    """The recorded episodes. Raises :class:`DataError` when there are none to train on."""
+    store = EpisodeStore.open(config.data)
+    if not len(store.split("train")):
+        raise DataError(f"{config.data} holds no finished episode yet; collect some: python -m worldmodel.collect")
+    return store
+
+
+def make_fabric(config: DictConfig) -> Fabric:
+    """Fabric for ``device`` and ``training.devices``; under torchrun for the processes that it started."""
+    device = resolve_device(str(config.device))
+    devices, nodes = int(config.training.devices), int(config.training.nodes)
+    if "LOCAL_WORLD_SIZE" in os.environ:  # torchrun
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // devices
+    if devices < 1 or nodes < 1:
+        raise ConfigError(f"training.devices is {devices} and training.nodes {nodes}; both must be at least 1")
+    several = devices * nodes > 1
+    if device.type == "cuda" and devices > torch.cuda.device_count():
+        raise ConfigError(f"training.devices is {devices}, but this machine has {torch.cuda.device_count()} GPUs")
+    chosen: Any = [device.index] if device.type == "cuda" and not several else devices
+    return Fabric(accelerator=device.type, devices=chosen, num_nodes=nodes, strategy="ddp" if several else "auto")
+
+
+def say(fabric: Fabric, text: str) -> None:
+    """One line, from one process."""
+    if fabric.is_global_zero:
+        print(text, flush=True)
+
+
+def choose_run(config: DictConfig, spec: Spec, stages: Sequence[str]) -> Path:
+    """The run to go on with, or a new one. A run goes on under the settings it was started with, budgets aside."""
+    runs = Path(config.runs)
+    known = list_runs(runs)
+    if config.run is not None:
+        if config.run not in known:
+            return new_run(config, spec)
+        folder = find_run(runs, config.run)
+        if difference := compare(config, spec, folder):
+            raise ConfigError(f"the run {config.run!r} was started with other settings ({difference}); choose another "
+                              "name with run=…, or the settings it was started with")  # fmt: skip
+    else:
+        if not known:
+            return new_run(config, spec)
+        folder = find_run(runs)
+        difference = compare(config, spec, folder)
+        finished = all((folder / STAGES[name]).is_file() for name in stages)
+        if difference or (finished and budgets(config) != budgets(load_config(folder))):
+            return new_run(config, spec)
+    kept = load_config(folder)
+    # The budgets of this session are part of the run's history; its name and folder are facts of the file system.
+    merged = OmegaConf.merge(kept, {"training": OmegaConf.to_container(config.training)})
+    assert isinstance(merged, DictConfig)
+    save_config(folder, merged)
+    return folder
+
+
+def essence(config: DictConfig) -> dict[str, Any]:
+    """The settings that make a run what it is, flat: 'training.prior.batch' → 32."""
+    chosen = {key: config.get(key) for key in ("tokenizer", "prior", "training", "seed")}
+    flat = flatten(OmegaConf.to_container(OmegaConf.create(chosen), resolve=True))
+    where = ("training.devices", "training.nodes")
+    return {key: value for key, value in flat.items() if key not in where and key.rsplit(".", 1)[-1] not in BUDGET}
+
+
+def budgets(config: DictConfig) -> list[Any]:
+    return [config.training[stage].get(name) for stage in STAGES for name in ("steps", "max_seconds")]
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts → dotted names."""
+    if not isinstance(value, dict) or not value:
+        return {prefix: value}
+    parts = (flatten(item, f"{prefix}.{key}" if prefix else str(key)) for key, item in value.items())
+    return {name: item for part in parts for name, item in part.items()}
+
+
+def compare(config: DictConfig, spec: Spec, folder: Path) -> str:
+    """The first difference between these settings and those of a run, in words; empty when there is none."""
+    if load_spec(folder) != spec:
+        return "it knows other data"
+    there, here = essence(load_config(folder)), essence(config)
+    for key in sorted({*there, *here}):
+        if there.get(key) != here.get(key):
+            return f"{key} was {there.get(key)}, now {here.get(key)}"
+    return ""
+
+
+def fit_settings(config: DictConfig, stage: str) -> FitSettings:
+    """The part of ``training.<stage>`` that the optimisation loop knows. Raises :class:`ConfigError`."""
+    node = OmegaConf.to_container(config.training[stage], resolve=True)
+    assert isinstance(node, dict)
+    names = {field.name for field in dataclasses.fields(FitSettings)}
+    try:
+        return FitSettings(**{str(k): v for k, v in node.items() if k in names}, seed=int(config.seed))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"training.{stage} cannot be read: {error}") from error
+
+
+def make_batches(sample: Callable[[int, torch.Generator], Segment], size: int, seed: int, rank: int) -> Batches:
+    """Batch of a step: drawn by a generator that is seeded from (seed, step, rank) and nothing else."""
+    return lambda step: sample(size, torch.Generator().manual_seed(step_seed(seed, step, rank, DRAWS_BATCHES)))
+
+
+def train_tokenizer(fabric: Fabric, config: DictConfig, store: EpisodeStore, folder: Path) -> None:
+    """Trains the tokenizer on windows of frames and writes ``tokenizer.safetensors``."""
+    node = config.training.tokenizer
+    torch.manual_seed(config.seed)
+    tokenizer = build_tokenizer(config, store.spec)
+    frames = int(store.lengths[store.split("train")].sum())
+    steps_an_epoch = math.ceil(frames / (node.batch * node.length * fabric.world_size))
+    objective = TokenizerObjective(tokenizer, window=min(max(steps_an_epoch, 10), 1000))
+    windows = {split: Windows(store, split, node.length) for split in SPLITS}
+    run_stage(fabric, config, "tokenizer", objective, windows, folder)
+
+
+def train_prior(fabric: Fabric, config: DictConfig, store: EpisodeStore, folder: Path) -> None:
+    """Encodes the whole set once, trains the prior on windows of codes and writes ``prior.safetensors``."""
+    node = config.training.prior
+    tokenizer = load_tokenizer(folder)
+    codes = encode(fabric, store, tokenizer, folder / CODES)
+    torch.manual_seed(config.seed)
+    objective = PriorObjective(build_prior(config, store.spec, tokenizer))
+    windows = {split: Windows(codes, split, node.length) for split in SPLITS}
+    run_stage(fabric, config, "prior", objective, windows, folder)
+
+
+def encode(fabric: Fabric, store: EpisodeStore, tokenizer: Tokenizer, folder: Path) -> CodeStore:
+    """The codes of all episodes: the first process computes what the cache lacks, then all of them open it."""
+    if fabric.is_global_zero:
+        columns = TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn()
+        with Bars(*columns, transient=True, disable=not Console().is_terminal) as bars:
+            task = bars.add_task("codes of all frames")
+            encode_store(
+                store, tokenizer, folder, fabric.device, progress=lambda n, of: bars.update(task, completed=n, total=of)
+            )
+    fabric.barrier()
+    codes = encode_store(store, tokenizer, folder, fabric.device)
+    tokenizer.cpu()
+    return codes
+
+
+def run_stage(
+    fabric: Fabric, config: DictConfig, stage: str, objective: Objective, windows: dict[Split, Windows], folder: Path
+) -> None:
+    """One fit with its hooks; the averaged weights of the model appear in the folder when it is finished."""
+    node, settings = config.training[stage], fit_settings(config, stage)
+    checkpoint = folder / "checkpoints" / f"{stage}.safetensors"
+    batches = make_batches(windows["train"].sample, node.batch, config.seed, fabric.global_rank)
+    lines, board = watch.JsonLines(folder / METRICS), watch.TensorBoard(folder / "tensorboard")
+    chain: list[Hook] = [watch.ProgressBar(), lines, board]
+    if len(windows["held_out"]):
+        held_out = make_batches(windows["held_out"].sample, node.batch, config.seed, 0)
+        evaluate = Measure(held_out, node.evaluate_batches, fabric.device)
+        chain.append(watch.Evaluation(node.evaluate_every, evaluate, (lines, board)))
+    chain.append(watch.Checkpoint(checkpoint, node.checkpoint_seconds))
+    result = fit(fabric, objective, batches, settings, checkpoint, chain, stage)
+    if fabric.is_global_zero:
+        prefix = f"{stage}."
+        weights = {k.removeprefix(prefix): v for k, v in result.weights.items() if k.startswith(prefix)}
+        facts = {"stage": stage, "steps": result.steps, "seconds": round(result.seconds, 1)}
+        save_weights(folder / STAGES[stage], weights, facts)
+    fabric.barrier()
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """Mean terms and metrics over the same few batches of held-out windows, named ``held_out_…``."""
+
+    batches: Batches
+    count: int
+    device: torch.device
+
+    def __call__(self, objective: Objective) -> dict[str, float]:
+        sums: dict[str, float] = {}
+        for index in range(self.count):
+            generator = torch.Generator(self.device).manual_seed(index)
+            losses = objective(self.batches(index).to(self.device), generator)
+            for name, value in (losses.terms | losses.metrics).items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+        return {f"held_out_{name}": total / self.count for name, total in sums.items()}
+
+
+def plot_metrics(folder: Path) -> None:
+    """Draws every logged value over the steps as ``metrics.png``."""
+    records = watch.read_json_lines(folder / METRICS)
+    if records:
+        plots.save_panels(folder / "metrics.png", plots.metrics_panels(records), title=folder.name)
+
+
+def run(args: argparse.Namespace, config: DictConfig) -> None:
+    """The command, behind the parsing."""
+    stages = list(STAGES) if args.stage == "all" else [args.stage]
+    if args.steps is not None and args.steps < 1:
+        raise ConfigError(f"--steps is {args.steps}; it must be at least 1")
+    if args.minutes is not None and not 0 < args.minutes < math.inf:
+        raise ConfigError(f"--minutes is {args.minutes:g}; it must be positive")
+    for stage in stages:
+        if args.steps is not None:
+            config.training[stage].steps = args.steps
+        if args.minutes is not None:
+            share = SHARES[stage] if len(stages) > 1 else 1.0
+            config.training[stage].max_seconds = 60 * args.minutes * share
+    train(config, args.stage)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_entry_point(run, "train", DESCRIPTION, add_flags, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
