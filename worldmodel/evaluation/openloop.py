@@ -37,11 +37,12 @@ COMPETITORS = ("reconstruction", *DREAMS, "last_frame", "last_frame_coded")
 
 @dataclasses.dataclass(frozen=True)
 class OpenLoop:
-    """Errors of each competitor, and the pictures of the first windows."""
+    """Errors of each competitor, and the pictures of some windows."""
 
     squared_error: dict[str, np.ndarray]  # (W, H) mean squared error of a frame, in squared grey levels
     similarity: dict[str, np.ndarray]  # (W, H) SSIM
-    seen: Tensor  # (P, T0, C, *size) uint8, the seen frames of the first P windows
+    shown: Tensor  # (P,) int64: the windows of which there are pictures
+    seen: Tensor  # (P, T0, C, *size) uint8
     truth: Tensor  # (P, H, C, *size) uint8
     pictures: dict[str, Tensor]  # each (P, H, C, *size) uint8
     actions: Tensor  # (W, H) int64
@@ -99,6 +100,8 @@ def open_loop(
     errors: dict[str, list[np.ndarray]] = {name: [] for name in COMPETITORS}
     similar: dict[str, list[np.ndarray]] = {name: [] for name in COMPETITORS}
     shown: dict[str, list[Tensor]] = {name: [] for name in COMPETITORS}
+    # Spread over the windows, which come in the order of the episodes.
+    chosen = torch.linspace(0, total - 1, min(pictures, total)).long()
     for start in range(0, total, batch):
         rows = slice(start, start + batch)
         seen, truth = frames[rows, :context], frames[rows, context:]
@@ -117,12 +120,13 @@ def open_loop(
         for name, answer in answers.items():
             errors[name].append(mse(answer, truth).numpy())
             similar[name].append(ssim(answer, truth).numpy())
-            shown[name].append(answer[: max(0, pictures - start)].clone())
+            shown[name].append(answer[chosen[(chosen >= start) & (chosen < start + batch)] - start].clone())
     return OpenLoop(
         {name: np.concatenate(parts) for name, parts in errors.items()},
         {name: np.concatenate(parts) for name, parts in similar.items()},
-        frames[:pictures, :context],
-        frames[:pictures, context:],
+        chosen,
+        frames[chosen, :context],
+        frames[chosen, context:],
         {name: torch.cat(parts) for name, parts in shown.items()},
         future,
         shuffled,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import html
 import json
 import math
@@ -13,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from rich.table import Table
 from torch import Tensor
 
 from worldmodel.evaluation.figures import LABELS, plots
-from worldmodel.evaluation.openloop import OpenLoop
-from worldmodel.media import Strip, action_names, contact_sheet, dream_strip, save_png
+from worldmodel.evaluation.openloop import DREAMS, OpenLoop
+from worldmodel.media import Strip, action_names, contact_sheet, save_png
 
 STRIP_ROWS = ("reconstruction", "dream", "dream_sampled", "shuffled")
 
@@ -120,15 +120,15 @@ def strips(result: OpenLoop, names: Sequence[str], windows: int = 4) -> np.ndarr
 
     def strip(window: int, name: str, frames: Tensor) -> Strip:
         given = result.shuffled_actions if name == "shuffled" else result.actions
-        actions = action_names(given[window], names)
-        return dream_strip(result.seen[window, -1:], frames[window], actions, LABELS.get(name, name))
+        actions = action_names(given[result.shown[window]], names)
+        both = torch.cat([result.seen[window, -1:], frames[window]]).numpy()
+        return Strip(both, LABELS.get(name, name), (None, *actions), seen=1, dreamt=name in DREAMS)
 
     sheets = []
-    for window in range(min(windows, len(result.truth))):
-        lines = [strip(window, "truth", result.truth), strip(window, STRIP_ROWS[0], result.pictures[STRIP_ROWS[0]])]
-        lines = [dataclasses.replace(line, frames=line.frames.transpose(0, 3, 1, 2), dreamt=False) for line in lines]
-        lines += [strip(window, name, result.pictures[name]) for name in STRIP_ROWS[1:]]
-        sheets.append(contact_sheet(lines, size=64, title=f"held-out window {window + 1}", columns=24))
+    for window, number_of in enumerate(result.shown[:windows].tolist()):
+        lines = [strip(window, "truth", result.truth)]
+        lines += [strip(window, name, result.pictures[name]) for name in STRIP_ROWS]
+        sheets.append(contact_sheet(lines, size=64, title=f"held-out window {number_of + 1}", columns=24))
     return np.concatenate(sheets)
 
 

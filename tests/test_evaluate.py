@@ -1,0 +1,141 @@
+"""The evaluation as a whole: a known world, episodes on disk, the report in a folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from moving_square import SPEC, World, record
+from PIL import Image
+
+from worldmodel.data.store import EpisodeStore
+from worldmodel.errors import ConfigError, DataError
+from worldmodel.evaluate import QUICK, Settings, evaluate, main, settings_of
+from worldmodel.evaluation.inverse import Budget
+from worldmodel.evaluation.report import page, plain, rows
+from worldmodel.types import Spec
+
+SMALL = Settings(windows=16, horizon=12, frames=200, budget=Budget(900, 100, 64), starts=20, dream_steps=4)
+
+
+def fill(path: Path, count: int, spec: Spec = SPEC) -> EpisodeStore:
+    with EpisodeStore.writer(path, spec) as writer:
+        for seed in range(count):
+            writer.append(record(seed))
+    return EpisodeStore.open(path)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> EpisodeStore:
+    return fill(tmp_path_factory.mktemp("data"), 40)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("run") / "evaluation"
+
+
+@pytest.fixture(scope="module")
+def found(store: EpisodeStore, folder: Path) -> dict[str, Any]:
+    return evaluate(World(), store, SMALL, folder=folder, run="square-1", command="test")  # type: ignore[arg-type]
+
+
+def test_an_exact_world_gets_full_marks(found: dict[str, Any]) -> None:
+    assert found["open_loop"]["curves"]["dream"]["psnr"]["value"] == pytest.approx([58.92] * 12, abs=0.01)
+    assert found["open_loop"]["windows"] == 16 and found["open_loop"]["steps"] == [1, 5, 10]
+    assert min(found["open_loop"]["gain_over"]["last_frame"]["psnr"]["low"]) > 3
+    assert found["inverse"]["real"]["accuracy"] > 0.95
+    assert found["inverse"]["headline"] == "1" and set(found["inverse"]["dreamt"]) == {"1", "0"}
+    assert found["inverse"]["dreamt"]["1"]["ratio_to_real"]["value"] == pytest.approx(1.0, abs=0.05)
+    assert found["one_step"]["prior"]["bits_per_code"]["value"] == pytest.approx(0.152, abs=0.001)
+    assert found["codes"]["of"] == 12
+
+
+def test_only_held_out_episodes_are_measured(found: dict[str, Any], store: EpisodeStore) -> None:
+    held_out = store.split("held_out")
+    lengths = np.cumsum(store.lengths[held_out] + 1)
+    assert found["one_step"]["frames"] in lengths.tolist()
+    rewards = [store.episode(int(i)).rewards for i in held_out][: found["one_step"]["episodes"]]
+    assert found["one_step"]["rewards"]["events"]["positives"] == sum(int((r == 1).sum()) for r in rewards)
+
+
+def test_the_report_is_written_whole(found: dict[str, Any], folder: Path) -> None:
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"metrics.json", "report.png", "strips.png", "report.html", "inverse.safetensors"}
+    assert json.loads((folder / "metrics.json").read_text()) == json.loads(json.dumps(plain(found)))
+    for name in ("report.png", "strips.png"):
+        with Image.open(folder / name) as picture:
+            assert min(picture.size) > 300
+            assert len(picture.convert("RGB").resize((64, 64)).getcolors(4096) or []) > 10  # not blank
+    text = (folder / "report.html").read_text()
+    assert text.count("data:image/png;base64,") == 2
+    assert "http" not in text.replace("http-equiv", "")  # needs nothing from outside
+    assert all(key in text for key in ("square-1", "psnr_of_mean_mse", "dream over last frame"))
+
+
+def test_the_classifier_is_kept_and_all_repeats(found: dict[str, Any], store: EpisodeStore, folder: Path) -> None:
+    before = (folder / "inverse.safetensors").stat().st_mtime_ns
+    again = evaluate(World(), store, SMALL, folder=folder, run="square-1", command="test")  # type: ignore[arg-type]
+    assert (folder / "inverse.safetensors").stat().st_mtime_ns == before
+    assert plain({**again, "date": ""}) == plain({**found, "date": ""})
+
+
+def test_without_classifier_and_folder(store: EpisodeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    seen: list[str] = []
+    quick = dataclasses.replace(QUICK, windows=8, frames=100)
+    found = evaluate(World(), store, quick, progress=lambda name, done, total: seen.append(name))  # type: ignore[arg-type]
+    assert found["inverse"] is None
+    assert set(seen) == {"one step ahead", "open loop"}
+    assert not list(tmp_path.iterdir())
+    assert not any("obeyed" in name for name, _ in rows(found))
+
+
+def test_text_of_the_data_cannot_become_markup(found: dict[str, Any]) -> None:
+    assert "<script>" not in page({**found, "environment": "<script>"}, {})
+
+
+def test_plain_has_no_numbers_that_json_lacks() -> None:
+    assert plain({"a": [float("nan"), 1.0, (float("inf"), None)]}) == {"a": [None, 1.0, [None, None]]}
+
+
+def test_shorter_episodes_shorten_the_horizon(tmp_path: Path) -> None:
+    with EpisodeStore.writer(tmp_path / "short", SPEC) as writer:
+        for seed in range(30):
+            writer.append(record(seed, least=8, most=12))
+    quick = dataclasses.replace(QUICK, windows=4)
+    found = evaluate(World(), EpisodeStore.open(tmp_path / "short"), quick)  # type: ignore[arg-type]
+    assert found["open_loop"]["horizon"] <= 9 and found["open_loop"]["steps"] == [1, 5]
+
+
+def test_data_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="none held out"):
+        evaluate(World(), fill(tmp_path / "few", 5), QUICK)  # type: ignore[arg-type]
+    other = dataclasses.replace(SPEC, action_names=("stay", "left", "right"))
+    with pytest.raises(DataError, match=r"stay.*choose data="):
+        evaluate(World(), fill(tmp_path / "other", 12, other), QUICK)  # type: ignore[arg-type]
+
+
+def arguments(**flags: Any) -> Any:
+    return SimpleNamespace(**{"quick": False, "windows": None, "top_k": None, "skip": None, **flags})
+
+
+def test_flags_become_settings() -> None:
+    assert settings_of(arguments(), 3) == dataclasses.replace(Settings(), seed=3)
+    assert settings_of(arguments(quick=True, windows=9), 0) == dataclasses.replace(QUICK, windows=9)
+    assert settings_of(arguments(skip="inverse", top_k=5), 0) == dataclasses.replace(Settings(), budget=None, top_k=5)
+    with pytest.raises(ConfigError, match="--windows 1"):
+        settings_of(arguments(windows=1), 0)
+    with pytest.raises(ConfigError, match="--top-k 0"):
+        settings_of(arguments(top_k=0), 0)
+
+
+def test_an_unknown_run_is_one_line_and_code_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"runs={tmp_path}", "run=nowhere"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "nowhere" in error and error.count("\n") == 1
