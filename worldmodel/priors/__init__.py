@@ -1,0 +1,22 @@
+"""Priors over grids of codes: trunk, head, outcomes, samplers."""
+
+from worldmodel.priors.base import Head, PriorOutput, PriorState, Step, Trunk
+from worldmodel.priors.conv_trunk import ConvTrunk
+from worldmodel.priors.head import RasterHead
+from worldmodel.priors.prior import Prior
+from worldmodel.priors.sampling import Ancestral, Predictive, Sampler, make_sampler
+
+__all__ = [
+    "Ancestral",
+    "ConvTrunk",
+    "Head",
+    "Predictive",
+    "Prior",
+    "PriorOutput",
+    "PriorState",
+    "RasterHead",
+    "Sampler",
+    "Step",
+    "Trunk",
+    "make_sampler",
+]

@@ -1,0 +1,96 @@
+"""The prior: p(next grid | grids so far, actions) as a trunk over history times a head within the grid."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+State = Any  # what a trunk carries from frame to frame; a tree of tensors, passed and returned, never hidden
+
+
+class Trunk(nn.Module, abc.ABC):
+    """Reads past grids and actions, one pass a frame, and returns the context of the next grid: one vector a code.
+
+    At index t it is given the *previous* grid (−1 everywhere where there is none) and the action that leads to the
+    frame t; ``forward`` over T steps equals T calls of ``step``, whatever the length: a full context slides.
+    """
+
+    width: int  # of a context vector
+
+    @abc.abstractmethod
+    def forward(self, previous: Tensor, actions: Tensor) -> Tensor:
+        """previous (B, T, *grid) int64, actions (B, T) int64 → contexts (B, T, N, width)."""
+
+    @abc.abstractmethod
+    def begin(self, batch: int) -> State:
+        """The state before anything was seen."""
+
+    @abc.abstractmethod
+    def step(self, state: State, previous: Tensor, actions: Tensor) -> tuple[Tensor, State]:
+        """previous (B, *grid), actions (B,) → contexts (B, N, width) and the state behind this frame."""
+
+    @abc.abstractmethod
+    def observe(self, state: State, previous: Tensor, actions: Tensor) -> State:
+        """The state that :meth:`step` would return, where the context is not needed (it may cost less)."""
+
+
+class Head(nn.Module, abc.ABC):
+    """Autoregressive over the N positions of one grid in raster order: p(code i | codes < i, context).
+
+    The sampler sees nothing but these calls. ``extend`` is what makes both samplers fast: it computes the positions
+    ``start … start + n`` behind a verified prefix, whose keys and values lie in the state.
+    """
+
+    @abc.abstractmethod
+    def forward(self, codes: Tensor, contexts: Tensor) -> Tensor:
+        """codes (B, N) int64, contexts (B, N, width) → logits (B, N, K); logits[:, i] sees codes[:, :i] alone."""
+
+    @abc.abstractmethod
+    def begin(self, contexts: Tensor) -> State:
+        """A state for the grids of ``contexts`` (B, N, width), with nothing computed yet."""
+
+    @abc.abstractmethod
+    def extend(self, state: State, codes: Tensor, start: int, stop: int) -> Tensor:
+        """Logits (B, stop − start, K) of the positions start … stop − 1.
+
+        ``codes`` (B, N): the entries before ``stop − 1`` are read. The positions before ``start`` must have been computed
+        already with the same codes; keys and values of the new positions are written into the state, in place.
+        """
+
+    @abc.abstractmethod
+    def select(self, state: State, rows: Tensor) -> State:
+        """The state of some rows of the batch."""
+
+    @abc.abstractmethod
+    def forecast(self, contexts: Tensor) -> Tensor:
+        """contexts (B, N, width) → logits (B, N, K) of every code on its own: a first guess for predictive sampling."""
+
+
+class PriorOutput(NamedTuple):
+    logits: Tensor  # (B, T, N, K)
+    forecast: Tensor  # (B, T, N, K), every code on its own
+    rewards: Tensor  # (B, T, bins): logits of the two-hot reward
+    ends: Tensor  # (B, T): logit of the episode's termination at the frame
+
+
+class Step(NamedTuple):
+    """One imagined frame."""
+
+    codes: Tensor  # (B, *grid) int64
+    rewards: Tensor  # (B,) float32, expected reward on arriving at the frame
+    ends: Tensor  # (B,) float32, probability that the frame is terminal
+    passes: Tensor  # () float32: mean passes of the head over the batch
+
+
+class PriorState(NamedTuple):
+    trunk: State
+    previous: Tensor  # (B, *grid) int64, the last grid; −1 where nothing was seen
+
+
+def grid_size(grid: Sequence[int]) -> int:
+    """N, the number of positions."""
+    return int(torch.tensor(list(grid)).prod())

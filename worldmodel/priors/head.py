@@ -1,0 +1,141 @@
+"""The raster head: a small causal transformer over the positions of one grid, with its causal neighbours at hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from worldmodel.priors.base import Head, grid_size
+from worldmodel.priors.embedding import CodeEmbedding
+
+
+class HeadState(NamedTuple):
+    inputs: Tensor  # (B, N, width): the part of every position's input that is known beforehand
+    keys: list[Tensor]  # a layer: (B, heads, N, width / heads)
+    values: list[Tensor]
+
+
+def causal_neighbours(grid: Sequence[int]) -> Tensor:
+    """(N, n) int64: the raster indices of the neighbours that come before each position; N stands for "outside".
+
+    The neighbours are those of the PixelCNN's first mask: left in the row; above-left, above, above-right in the row before.
+    In one dimension: the two positions before.
+    """
+    size = grid_size(grid)
+    if len(grid) == 1:
+        index = torch.arange(size)
+        return torch.stack([torch.where(index >= k, index - k, size) for k in (1, 2)], 1)
+    height, width = grid
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    found = []
+    for down, right in ((0, -1), (-1, -1), (-1, 0), (-1, 1)):
+        r, c = rows + down, columns + right
+        inside = (r >= 0) & (c >= 0) & (c < width)
+        found.append(torch.where(inside, r * width + c, size).flatten())
+    return torch.stack(found, 1)
+
+
+class HeadBlock(nn.Module):
+    """Pre-norm causal attention and MLP."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        for layer in (self.out, self.down):
+            nn.init.normal_(layer.weight, std=0.02 / math.sqrt(2))
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, n, width) → query, key, value (B, heads, n, width / heads)."""
+        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return q, k, v
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        x = x + self.out(attended.transpose(1, 2).flatten(2))
+        return x + self.down(F.gelu(self.up(self.norm2(x)), approximate="tanh"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.split(x)
+        return self.finish(x, F.scaled_dot_product_attention(q, k, v, is_causal=True))
+
+
+class RasterHead(Head):
+    """Transformer head. Position i reads its context and its causal neighbours, and attends to the positions before it.
+
+    Args:
+        grid: shape of a grid. codebook: (K, D). context_width: of the trunk's vectors.
+        width, blocks, heads: of the transformer. embed: width of an embedded code.
+    """
+
+    def __init__(
+        self,
+        grid: Sequence[int],
+        codebook: Tensor,
+        context_width: int,
+        width: int = 160,
+        blocks: int = 1,
+        heads: int = 4,
+        embed: int = 48,
+    ):
+        super().__init__()
+        codes, positions = len(codebook), grid_size(grid)
+        self.positions = positions
+        self.embed = CodeEmbedding(codebook, embed)
+        neighbours = causal_neighbours(grid)
+        self.register_buffer("neighbours", neighbours, persistent=False)
+        self.enter_codes = nn.Linear(neighbours.shape[1] * embed, width, bias=False)
+        self.enter_context = nn.Linear(context_width, width)
+        self.position = nn.Parameter(torch.randn(positions, width) * 0.02)
+        self.blocks = nn.ModuleList(HeadBlock(width, heads) for _ in range(blocks))
+        self.norm = nn.LayerNorm(width)
+        self.logits = nn.Linear(width, codes)
+        self.guess = nn.Linear(context_width, codes)
+        for layer in (self.logits, self.guess):
+            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+
+    neighbours: Tensor
+
+    def _near(self, codes: Tensor, start: int, stop: int) -> Tensor:
+        """What the neighbours say to the positions start … stop − 1: (B, stop − start, width)."""
+        padded = F.pad(codes, (0, 1), value=-1)
+        near = padded[:, self.neighbours[start:stop]]
+        return self.enter_codes(self.embed(near).flatten(2))
+
+    def forward(self, codes: Tensor, contexts: Tensor) -> Tensor:
+        x = self.enter_context(contexts) + self.position + self._near(codes, 0, self.positions)
+        for block in self.blocks:
+            x = block(x)
+        return self.logits(self.norm(x)).float()
+
+    def begin(self, contexts: Tensor) -> HeadState:
+        inputs = self.enter_context(contexts) + self.position
+        heads = [block.heads for block in self.blocks]  # type: ignore[union-attr]
+        shapes = [(len(inputs), h, self.positions, inputs.shape[-1] // int(h)) for h in heads]  # type: ignore[arg-type]
+        return HeadState(inputs, [inputs.new_zeros(s) for s in shapes], [inputs.new_zeros(s) for s in shapes])
+
+    def extend(self, state: HeadState, codes: Tensor, start: int, stop: int) -> Tensor:
+        x = state.inputs[:, start:stop] + self._near(codes, start, stop)
+        mask = None
+        if stop - start > 1:
+            mask = torch.ones(stop - start, stop, dtype=torch.bool, device=x.device).tril(start)
+        for block, keys, values in zip(self.blocks, state.keys, state.values, strict=True):
+            q, k, v = block.split(x)  # type: ignore[operator]
+            keys[:, :, start:stop], values[:, :, start:stop] = k, v
+            attended = F.scaled_dot_product_attention(q, keys[:, :, :stop], values[:, :, :stop], attn_mask=mask)
+            x = block.finish(x, attended)  # type: ignore[operator]
+        return self.logits(self.norm(x)).float()
+
+    def select(self, state: HeadState, rows: Tensor) -> HeadState:
+        return HeadState(state.inputs[rows], [k[rows] for k in state.keys], [v[rows] for v in state.values])
+
+    def forecast(self, contexts: Tensor) -> Tensor:
+        return self.guess(contexts).float()

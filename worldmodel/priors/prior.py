@@ -1,0 +1,124 @@
+"""The prior of the world model: a trunk, a head, outcomes; training losses, exact likelihood and stepping."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from worldmodel.priors.base import Head, PriorOutput, PriorState, Step, Trunk, grid_size
+from worldmodel.priors.outcomes import OutcomeHead
+from worldmodel.priors.sampling import Sampler
+from worldmodel.tokenizers.base import Tokenizer
+from worldmodel.types import Segment
+
+
+class Prior(nn.Module):
+    """p(grid t | grids < t, actions ≤ t), its reward and its end.
+
+    Args:
+        tokenizer: gives the grid, K and the codebook; it is not kept.
+        actions: A, the number of named actions (or classes, or speakers).
+        trunk, head: constructors, called with what they must know of the data.
+        context: leading frames of a training segment that are seen but not predicted (0 for one-step sources).
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        actions: int,
+        trunk: Callable[..., Trunk],
+        head: Callable[..., Head],
+        context: int = 1,
+    ):
+        super().__init__()
+        self.grid, self.codes, self.actions, self.context = tokenizer.grid, tokenizer.codes, actions, context
+        self.positions = grid_size(self.grid)
+        codebook = tokenizer.codebook()
+        self.trunk = trunk(grid=self.grid, codebook=codebook, actions=actions)
+        self.head = head(grid=self.grid, codebook=codebook, context_width=self.trunk.width)
+        self.outcomes = OutcomeHead(codebook, self.positions, self.trunk.width)
+
+    def contexts(self, codes: Tensor, actions: Tensor) -> Tensor:
+        """codes (B, T, *grid), actions (B, T) → contexts (B, T, N, width); index t does not see codes t."""
+        nothing = torch.full_like(codes[:, :1], -1)
+        return self.trunk(torch.cat([nothing, codes[:, :-1]], 1), actions)
+
+    def forward(self, codes: Tensor, actions: Tensor) -> PriorOutput:
+        """codes (B, T, *grid) int64, actions (B, T) int64 (the action that led to the frame, −1 for none)."""
+        batch = codes.shape[:2]
+        contexts = self.contexts(codes, actions).flatten(0, 1)
+        flat = codes.flatten(2).flatten(0, 1)
+        rewards, ends = self.outcomes(contexts, flat)
+        parts = self.head(flat, contexts), self.head.forecast(contexts), rewards, ends
+        return PriorOutput(*(part.unflatten(0, batch) for part in parts))
+
+    def log_likelihood(self, codes: Tensor, actions: Tensor) -> Tensor:
+        """Exact log p(grid t | grids < t, actions ≤ t) in nats, (B, T)."""
+        logits = self(codes, actions).logits
+        return -nats(logits, codes.flatten(2)).sum(-1)
+
+    def predict_outcomes(self, codes: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Expected reward and probability of termination at every frame, both (B, T) float32."""
+        contexts = self.contexts(codes, actions).flatten(0, 1)
+        rewards, ends = self.outcomes(contexts, codes.flatten(2).flatten(0, 1))
+        expected = self.outcomes.expected_reward(rewards)
+        return expected.unflatten(0, codes.shape[:2]), ends.sigmoid().unflatten(0, codes.shape[:2])
+
+    def losses(
+        self, segment: Segment, generator: torch.Generator | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Terms to minimise and figures to report; steps before ``context`` and padding do not count.
+
+        Terms: ``codes`` (nats per code), ``forecast`` (nats per code of the independent guess), ``reward`` and ``end``
+        (cross-entropies, nats per frame). Metrics: ``bits_per_frame``, ``bits_per_code``.
+        """
+        if segment.codes is None:
+            raise ValueError("the prior is trained on segments of codes, not of frames")
+        codes, first = segment.codes, self.context
+        contexts = self.contexts(codes, segment.actions)[:, first:].flatten(0, 1)
+        target = codes[:, first:].flatten(2).flatten(0, 1)
+        weight = segment.valid[:, first:].flatten().float()
+        weight = weight / weight.sum().clamp(min=1)
+        code = nats(self.head(target, contexts), target).mean(-1) @ weight
+        guess = nats(self.head.forecast(contexts), target).mean(-1) @ weight
+        outcome = self.outcomes(contexts, target)
+        reward, end = self.outcomes.losses(
+            outcome, segment.rewards[:, first:].flatten(), segment.terminated[:, first:].flatten()
+        )
+        bits = code.detach() / torch.log(torch.tensor(2.0))
+        terms = {"codes": code, "forecast": guess, "reward": reward @ weight, "end": end @ weight}
+        return terms, {"bits_per_code": bits, "bits_per_frame": bits * self.positions}
+
+    def begin(self, batch: int) -> PriorState:
+        """The state before anything was seen."""
+        device = next(self.parameters()).device
+        nothing = torch.full((batch, *self.grid), -1, dtype=torch.int64, device=device)
+        return PriorState(self.trunk.begin(batch), nothing)
+
+    def observe(self, state: PriorState, codes: Tensor, actions: Tensor) -> PriorState:
+        """Take in a frame that was seen: codes (B, *grid), the action that led to it (B,), −1 for none."""
+        return PriorState(self.trunk.observe(state.trunk, state.previous, actions), codes)
+
+    def step(
+        self, state: PriorState, actions: Tensor, sampler: Sampler, generator: torch.Generator | None = None
+    ) -> tuple[Step, PriorState]:
+        """Imagine the frame that the actions (B,) lead to."""
+        contexts, trunk = self.trunk.step(state.trunk, state.previous, actions)
+        guess = state.previous.flatten(1)
+        codes, passes = sampler.sample(self.head, contexts.to(self.head_dtype), guess, generator)
+        rewards, ends = self.outcomes(contexts, codes)
+        grids = codes.unflatten(1, self.grid)
+        step = Step(grids, self.outcomes.expected_reward(rewards), ends.sigmoid(), passes)
+        return step, PriorState(trunk, grids)
+
+    @property
+    def head_dtype(self) -> torch.dtype:
+        return next(self.head.parameters()).dtype
+
+
+def nats(logits: Tensor, codes: Tensor) -> Tensor:
+    """Negative log-likelihood of codes (...) under logits (..., K), unreduced, float32."""
+    return F.cross_entropy(logits.flatten(0, -2).float(), codes.flatten(), reduction="none").view(codes.shape)

@@ -1,0 +1,179 @@
+"""Samplers: from a head's logits and noise drawn beforehand to the codes of a grid.
+
+Both samplers compute the same function. With Gumbel noise g the sample of position i is
+
+    code[i] = argmax_k  logits[i, k] / temperature + g[i, k],      logits[i] = head(codes[< i], context),
+
+which is an exact draw from the autoregressive distribution (Gumbel-max). *Ancestral* sampling evaluates it position by
+position. *Predictive* sampling (Wiggers & Hoogeboom, *Predictive Sampling with Forecasting Autoregressive Models*, ICML 2020;
+Song et al., *Accelerating Feedforward Computation via Parallel Nonlinear Equation Solving*, ICML 2021) guesses the
+whole grid, evaluates every position at once and repeats until nothing changes: the only fixed point is the ancestral
+sample, and at least one more position is right after every pass.
+
+In floating point, two orders of summation may disagree when the best two scores of a position are nearly equal. Such
+a near tie (closer than ``TIE``, far above the rounding error) is decided by :func:`settle`, which both samplers share and
+which evaluates the head in one fixed way, row by row; so the samples are equal, not just almost always.
+"""
+
+from __future__ import annotations
+
+import abc
+
+import torch
+from torch import Tensor
+
+from worldmodel.errors import ConfigError
+from worldmodel.priors.base import Head
+
+TIE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.bfloat16: 0.0, torch.float16: 0.0}
+PREDICTIVE_BATCH = 4  # up to this batch the predictive sampler is the faster one on a CPU
+
+
+class Sampler(abc.ABC):
+    """Draws grids from a head.
+
+    Args:
+        temperature: divides the logits; 0 takes the most probable code of every position.
+        top_k: only the k most probable codes of a position may be drawn; None: all.
+    """
+
+    def __init__(self, temperature: float = 1.0, top_k: int | None = None):
+        if not temperature >= 0:
+            raise ConfigError(f"temperature {temperature} is negative; choose 0 (most probable) or more")
+        if top_k is not None and top_k < 1:
+            raise ConfigError(f"top_k {top_k} leaves no code to draw; choose 1 or more")
+        self.temperature, self.top_k = temperature, top_k
+
+    @torch.no_grad()
+    def sample(
+        self, head: Head, contexts: Tensor, guess: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """contexts (B, N, width), a guess of the grids (B, N) → codes (B, N) int64 and mean passes of the head, ().
+
+        The guess bears on the speed alone. One pass is one evaluation of the head, of one position or of many.
+        """
+        forecast = head.forecast(contexts)
+        noise = self.noise(forecast, generator)
+        codes, passes, ambiguous = self.run(head, contexts, forecast, guess, noise)
+        if contexts.device.type == "cpu" or self.exact_everywhere:
+            self.settle(head, contexts, noise, codes, ambiguous)
+        return codes, passes
+
+    exact_everywhere = True
+
+    @abc.abstractmethod
+    def run(
+        self, head: Head, contexts: Tensor, forecast: Tensor, guess: Tensor, noise: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """→ codes (B, N), mean passes (), and which positions were near ties (B, N) bool."""
+
+    def noise(self, like: Tensor, generator: torch.Generator | None) -> Tensor | None:
+        """Gumbel noise of the shape of ``like`` (B, N, K); none is needed at temperature 0."""
+        if self.temperature == 0:
+            return None
+        device = generator.device if generator is not None else like.device
+        uniform = torch.rand(like.shape, generator=generator, device=device, dtype=torch.float32)
+        return uniform.clamp_(1e-20, 1 - 6e-8).log_().neg_().log_().neg_().to(like)
+
+    def scores(self, logits: Tensor, noise: Tensor | None) -> Tensor:
+        """(..., K) logits and noise → what the drawn code maximises."""
+        if self.top_k is not None and self.top_k < logits.shape[-1]:
+            least = logits.topk(self.top_k, -1).values[..., -1:]
+            logits = logits.masked_fill(logits < least, float("-inf"))
+        return logits if noise is None else noise + logits / self.temperature
+
+    def choose(self, logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        """→ codes (...) and near ties (...) bool."""
+        tie = TIE[logits.dtype] * max(1.0, 1 / (self.temperature or 1.0))
+        values, indices = self.scores(logits, noise).topk(2, -1)
+        near = values[..., 0] - values[..., 1] < tie
+        if (
+            self.top_k is not None and self.top_k < logits.shape[-1]
+        ):  # which codes are the k best may be a near tie, too
+            edge = logits.topk(self.top_k + 1, -1).values
+            near |= edge[..., -2] - edge[..., -1] < tie
+        return indices[..., 0], near
+
+    def settle(self, head: Head, contexts: Tensor, noise: Tensor | None, codes: Tensor, ambiguous: Tensor) -> None:
+        """Draw the rows that had near ties anew, in place, in an order of summation that no sampler can change."""
+        for row in ambiguous.any(-1).nonzero().flatten().tolist():
+            one = slice(row, row + 1)
+            for position in range(int(ambiguous[row].int().argmax()), codes.shape[1]):
+                logits = head(codes[one], contexts[one])[:, position]
+                codes[one, position] = self.choose(logits, None if noise is None else noise[one, position])[0]
+
+
+class Ancestral(Sampler):
+    """One position after the other, with cached keys and values: the fewest operations, N steps in a row."""
+
+    def run(
+        self, head: Head, contexts: Tensor, forecast: Tensor, guess: Tensor, noise: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        codes, ambiguous = guess.new_zeros(guess.shape), guess.new_zeros(guess.shape, dtype=torch.bool)
+        state = head.begin(contexts)
+        for i in range(guess.shape[1]):
+            logits = head.extend(state, codes, i, i + 1)[:, 0]
+            codes[:, i], ambiguous[:, i] = self.choose(logits, None if noise is None else noise[:, i])
+        return codes, torch.tensor(float(guess.shape[1])), ambiguous
+
+
+class Predictive(Sampler):
+    """Fixed-point iteration from a guess: the head's own forecast of each code, under the same noise.
+
+    A pass computes only what lies behind the prefix that every row has verified; rows that have converged leave the batch.
+    """
+
+    def run(
+        self, head: Head, contexts: Tensor, forecast: Tensor, guess: Tensor, noise: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        batch, positions = guess.shape
+        result, ambiguous = torch.empty_like(guess), guess.new_zeros(guess.shape, dtype=torch.bool)
+        codes = self.scores(forecast, noise).argmax(-1)
+        rows = torch.arange(batch, device=guess.device)
+        state = head.begin(contexts)
+        verified = torch.zeros(batch, dtype=torch.int64, device=guess.device)
+        passes, total = 0, 0
+        tie = ambiguous.clone()
+        while len(rows):
+            start = int(verified.min())
+            logits = head.extend(state, codes, start, positions)
+            new, tie[:, start:] = self.choose(logits, None if noise is None else noise[:, start:])
+            passes += 1
+            total += len(rows)
+            same = new == codes[:, start:]
+            codes = torch.cat([codes[:, :start], new], 1)
+            # Everything before the first difference was computed from right codes, and so was the difference itself.
+            first = torch.where(same.all(1), positions, same.int().argmin(1) + start + 1)
+            verified = torch.maximum(verified, first)
+            done = verified >= positions
+            if done.any():
+                result[rows[done]], ambiguous[rows[done]] = codes[done], tie[done]
+                keep = (~done).nonzero().flatten()
+                rows, codes, verified, tie = rows[keep], codes[keep], verified[keep], tie[keep]
+                noise = None if noise is None else noise[keep]
+                state = head.select(state, keep)
+        return result, torch.tensor(total / batch), ambiguous
+
+
+class Automatic(Sampler):
+    """The faster one: predictive for small batches, ancestral for large ones. The samples are the same."""
+
+    def __init__(self, temperature: float = 1.0, top_k: int | None = None):
+        super().__init__(temperature, top_k)
+        self.few, self.many = Predictive(temperature, top_k), Ancestral(temperature, top_k)
+
+    def run(
+        self, head: Head, contexts: Tensor, forecast: Tensor, guess: Tensor, noise: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        chosen = self.few if len(contexts) <= PREDICTIVE_BATCH else self.many
+        return chosen.run(head, contexts, forecast, guess, noise)
+
+
+SAMPLERS: dict[str, type[Sampler]] = {"auto": Automatic, "ancestral": Ancestral, "predictive": Predictive}
+
+
+def make_sampler(name: str = "auto", temperature: float = 1.0, top_k: int | None = None) -> Sampler:
+    """A sampler by name. Raises :class:`ConfigError` for an unknown one."""
+    if name not in SAMPLERS:
+        raise ConfigError(f"unknown sampler {name!r}; choose {', '.join(SAMPLERS)}")
+    return SAMPLERS[name](temperature, top_k)
