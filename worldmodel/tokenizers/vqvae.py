@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -19,14 +19,22 @@ class VQVAE(Tokenizer):
 
     Args:
         frame_shape: (C, *size) of the observations.
-        quantizer: any :class:`~worldmodel.quantizers.Quantizer`; it brings K and D.
+        quantizer: constructor of a :class:`~worldmodel.quantizers.Quantizer`, called with ``codes``.
         widths: output channels of the stride-2 convolutions; their number fixes the grid, size / 2**len(widths).
         blocks: residual blocks of the encoder and of the decoder.
+        codes: K; None for a quantizer that brings it, as FSQ does with its levels.
 
     Raises :class:`ConfigError` when the size of the frames cannot be halved that often.
     """
 
-    def __init__(self, frame_shape: Sequence[int], quantizer: Quantizer, widths: Sequence[int], blocks: int = 2):
+    def __init__(
+        self,
+        frame_shape: Sequence[int],
+        quantizer: Callable[..., Quantizer],
+        widths: Sequence[int],
+        blocks: int = 2,
+        codes: int | None = None,
+    ):
         super().__init__()
         channels, *size = frame_shape
         factor = 2 ** len(widths)
@@ -38,11 +46,11 @@ class VQVAE(Tokenizer):
         rank = len(size)
         self.frame_shape = tuple(frame_shape)
         self.grid = tuple(extent // factor for extent in size)
-        self.codes = quantizer.codes
+        self.quantizer = quantizer() if codes is None else quantizer(codes=codes)
+        self.codes = self.quantizer.codes
         self.encoder = ConvEncoder(rank, channels, widths, blocks)
-        self.project = CONV[rank](widths[-1], quantizer.width, 1)
-        self.quantizer = quantizer
-        self.decoder = ConvDecoder(rank, quantizer.width, channels, widths, blocks)
+        self.project = CONV[rank](widths[-1], self.quantizer.width, 1)
+        self.decoder = ConvDecoder(rank, self.quantizer.width, channels, widths, blocks)
         if rank == 2:
             self.to(memory_format=torch.channels_last)
 
