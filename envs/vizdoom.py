@@ -81,12 +81,12 @@ class VizdoomEnv(gymnasium.Env[np.ndarray, Any]):
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Begin an episode; starts the engine where there is none. Raises :class:`EnvError` if it cannot start."""
         super().reset(seed=seed)
-        # The engine is seeded for every episode, so one seed fixes all that follow it.
-        self._game.set_seed(int(self.np_random.integers(2**31)))
         try:
             if not self._game.is_running():
                 engine.stop(self._game)
                 engine.start(self._game)
+            # Seeded for every episode, so one seed fixes all that follow; a seed set before the start counts otherwise.
+            self._game.set_seed(int(self.np_random.integers(2**31)))
             self._game.new_episode()
             state = self._game.get_state()
         except _ENGINE_ERRORS as error:

@@ -26,7 +26,7 @@ def resize(picture: np.ndarray, size: int) -> np.ndarray:
     """(H, W) or (H, W, C) uint8 → (size, size[, C]), antialiased: every new pixel is the mean of the area it covers."""
     if picture.shape[:2] == (size, size):
         return picture
-    if picture.ndim == 3 and picture.shape[2] not in (1, 3, 4):
+    if picture.ndim == 3 and picture.shape[2] not in (1, 3):  # Pillow would weigh four channels by the last, as opacity
         return np.stack([resize(picture[..., channel], size) for channel in range(picture.shape[2])], axis=-1)
     flat = picture[..., 0] if picture.ndim == 3 and picture.shape[2] == 1 else picture
     resized = np.asarray(Image.fromarray(flat).resize((size, size), Image.Resampling.BOX))

@@ -1,0 +1,366 @@
+"""Environments: ViZDoom's traps one by one, with the real engine, and the wrapper for all others."""
+
+from __future__ import annotations
+
+import enum
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.spaces import Box, Dict, Discrete
+
+from envs import FrameEnv, make_frames
+from envs.vizdoom import VizdoomEnv
+from envs.wrappers import resize
+from worldmodel.errors import EnvError
+
+ROOT = Path(__file__).parents[1]
+NOOP, FORWARD, LEFT, RIGHT = range(4)
+
+
+def children(parent: int) -> list[int]:
+    """Process ids of the living children of a process."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, ppid = stat.read_text().rpartition(")")[2].split()[:2]
+        except OSError:
+            continue
+        if int(ppid) == parent and state != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+def alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_until_gone(process: int) -> bool:
+    for _ in range(100):
+        if not alive(process):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.fixture
+def env() -> Iterator[VizdoomEnv]:
+    env = VizdoomEnv()
+    yield env
+    env.close()
+
+
+def test_it_is_made_by_its_id() -> None:
+    env = gymnasium.make(
+        "envs:worldmodel/Vizdoom-v0",
+        scenario="my_way_home",
+        size=48,
+        frame_skip=4,
+        turn_degrees=15,
+        disable_env_checker=True,
+    )
+    observation, info = env.reset(seed=0)
+    assert env.observation_space == Box(0, 255, (48, 48, 3), np.uint8) and env.action_space == Discrete(4)
+    assert observation in env.observation_space and info["pose"].shape == (3,)
+    assert env.metadata["action_names"] == ("noop", "forward", "left", "right")
+    assert env.metadata["render_fps"] == 35 / 4
+    env.close()
+
+
+@pytest.mark.parametrize(("frame_skip", "degrees"), [(4, 15), (3, 10), (1, 30)])
+def test_a_turn_is_the_same_angle_every_time(frame_skip: int, degrees: float) -> None:
+    env = VizdoomEnv(frame_skip=frame_skip, turn_degrees=degrees)
+    _, info = env.reset(seed=1)
+    angle = info["pose"][2]
+    for action, sign in [(LEFT, 1)] * 5 + [(RIGHT, -1)] * 5 + [(NOOP, 0), (LEFT, 1), (FORWARD, 0)]:
+        *_, info = env.step(action)
+        turned = (info["pose"][2] - angle + 180) % 360 - 180
+        assert turned == pytest.approx(sign * degrees, abs=0.05)
+        angle = info["pose"][2]
+    env.close()
+
+
+def test_forward_walks_where_one_looks(env: VizdoomEnv) -> None:
+    _, before = env.reset(seed=2)  # a place with room in front
+    for _ in range(4):
+        *_, info = env.step(FORWARD)
+    x, y = info["pose"][:2] - before["pose"][:2]
+    assert np.hypot(x, y) > 20
+    assert np.degrees(np.arctan2(y, x)) % 360 == pytest.approx(before["pose"][2], abs=2)
+
+
+def test_the_same_seed_plays_the_same_episodes(env: VizdoomEnv) -> None:
+    def play(env: VizdoomEnv, seed: int) -> np.ndarray:
+        actions = np.random.default_rng(0).integers(4, size=20)
+        seen = []
+        for episode in range(2):  # the second episode is fixed by the seed of the first
+            seen.append(env.reset(seed=seed if episode == 0 else None)[0])
+            seen += [env.step(int(action))[0] for action in actions]
+        return np.stack(seen)
+
+    first = play(env, 5)
+    assert np.array_equal(first, play(env, 5))
+    assert not np.array_equal(first, play(env, 6))
+    assert not np.array_equal(first[0], first[21])
+    other = VizdoomEnv()
+    assert np.array_equal(first, play(other, 5))
+    other.close()
+
+
+def test_death_is_terminal_and_shows_the_last_picture() -> None:
+    env = VizdoomEnv("health_gathering")
+    observation, _ = env.reset(seed=0)
+    for _ in range(500):
+        before = observation
+        observation, reward, terminated, truncated, _ = env.step(NOOP)
+        if terminated or truncated:
+            break
+    assert terminated and not truncated and reward < -50
+    assert np.array_equal(observation, before) and observation.max() > 50
+    env.close()
+
+
+def test_a_timeout_is_a_truncation_with_a_picture() -> None:
+    env = VizdoomEnv("basic")
+    env.reset(seed=0)
+    steps, terminated, truncated = 0, False, False
+    while not terminated and not truncated:
+        observation, _, terminated, truncated, info = env.step(NOOP)
+        steps += 1
+    assert truncated and not terminated and "pose" in info
+    assert 70 <= steps <= 75  # 300 tics, some of which pass before the first step
+    assert observation.max() > 50
+    env.close()
+
+
+def test_nothing_is_left_in_the_working_directory(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    env = VizdoomEnv()
+    env.reset(seed=0)
+    env.step(FORWARD)
+    env.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_engine_that_dies_is_an_error_and_reset_recovers(env: VizdoomEnv) -> None:
+    first, _ = env.reset(seed=7)
+    (engine,) = children(os.getpid())
+    os.kill(engine, signal.SIGKILL)
+    with pytest.raises(EnvError, match="engine died"):
+        for _ in range(3):
+            env.step(FORWARD)
+    again, _ = env.reset(seed=7)
+    assert np.array_equal(first, again)
+    assert env.step(FORWARD)[0].shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_the_engine_dies_with_its_parent(number: signal.Signals, tmp_path: Path) -> None:
+    code = (
+        "import envs.vizdoom, time\n"
+        "env = envs.vizdoom.VizdoomEnv()\n"
+        "env.reset(seed=0)\n"
+        "print('ready', flush=True)\n"
+        "while True: env.step(1); time.sleep(0.01)\n"
+    )
+    memory = Path("/dev/shm")
+    before = {path.name for path in memory.glob("ViZDoom*")}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=environment
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    (engine,) = children(process.pid)
+    process.send_signal(number)
+    assert process.wait(10) == -number
+    assert wait_until_gone(engine)
+    assert list(tmp_path.iterdir()) == []
+    left = {path.name for path in memory.glob("ViZDoom*")} - before
+    assert not left
+
+
+def test_other_scenarios_have_their_own_actions() -> None:
+    assert VizdoomEnv("basic").metadata["action_names"] == ("noop", "move_left", "move_right", "attack")
+    assert VizdoomEnv("health_gathering").metadata["action_names"] == ("noop", "left", "right", "forward")
+    chosen = VizdoomEnv("deathmatch", buttons=["TURN_LEFT_RIGHT_DELTA", "ATTACK", "LOOK_UP_DOWN_DELTA"])
+    assert chosen.metadata["action_names"] == ("noop", "left", "right", "attack")
+    doom = VizdoomEnv("health_gathering", turn_degrees=0)
+    assert doom.metadata["action_names"] == ("noop", "left", "right", "forward")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"scenario": "nowhere"}, "unknown ViZDoom scenario 'nowhere'; the bundled ones are basic, .*my_way_home"),
+        ({"buttons": ["FLY"]}, "unknown ViZDoom button 'FLY'"),
+        ({"buttons": ["LOOK_UP_DOWN_DELTA"]}, "no discrete action"),
+        ({"frame_skip": 0}, "frame_skip=0"),
+        ({"size": 0}, "size=0"),
+        ({"turn_degrees": 180}, "turn_degrees=180"),
+    ],
+)
+def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(EnvError, match=message):
+        VizdoomEnv(**settings)
+
+
+def test_render_shows_the_engine_s_picture() -> None:
+    env = VizdoomEnv(render_mode="rgb_array")
+    first, _ = env.reset(seed=0)
+    picture = env.render()
+    assert picture is not None and picture.shape == (120, 160, 3)
+    assert np.array_equal(resize(picture, 64), first)
+    env.close()
+
+
+# ------------------------------------------------------------------------------------------------------- the wrapper
+
+
+class Painted(gymnasium.Env[Any, Any]):
+    """Shows whatever its observation space asks for, all pixels equal to the number of steps taken."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 12}  # noqa: RUF012
+
+    def __init__(self, space: gymnasium.Space[Any], action_space: Any = None, render_mode: str | None = None):
+        self.observation_space = space
+        self.action_space = action_space or Discrete(3)
+        self.render_mode = render_mode
+
+    def observation(self) -> Any:
+        parts = self.observation_space
+        if isinstance(parts, Dict):
+            return {key: np.full(part.shape, self.steps, part.dtype) for key, part in parts.spaces.items()}
+        return np.full(parts.shape, self.steps, parts.dtype)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self.steps = 0
+        return self.observation(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        return self.observation(), 1.0, False, self.steps == 5, {}
+
+    def render(self) -> Any:
+        return np.full((30, 20, 3), 10 * self.steps, np.uint8)
+
+
+def image(*shape: int) -> Box:
+    return Box(0, 255, shape, np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("space", "channels"),
+    [
+        (image(40, 30, 3), 3),
+        (image(40, 30), 1),
+        (image(16, 16, 1), 1),
+        (image(4, 84, 84), 4),
+        (image(84, 84, 6), 6),
+        (Dict(image=image(32, 32, 3), position=Box(0, 1, (2,), np.float32)), 3),
+    ],
+)
+def test_any_picture_becomes_a_frame(space: gymnasium.Space[Any], channels: int) -> None:
+    env = FrameEnv(Painted(space), size=24)
+    frame, _ = env.reset()
+    assert frame.shape == (channels, 24, 24) == env.data_spec.frame_shape and frame.flags.c_contiguous
+    for step in range(1, 6):
+        frame, reward, terminated, truncated, _ = env.step(0)
+        assert frame in env.observation_space and (frame == step).all()
+        assert (reward, terminated, truncated) == (1.0, False, step == 5)
+    assert env.data_spec.rate == 12
+
+
+def test_what_it_renders_can_be_the_frame() -> None:
+    env = FrameEnv(Painted(Box(0, 1, (2,)), render_mode="rgb_array"), size=16, source="render")
+    env.reset()
+    assert (env.step(0)[0] == 10).all() and env.data_spec.frame_shape == (3, 16, 16)
+    with pytest.raises(EnvError, match="cannot render pictures"):
+        FrameEnv(Painted(Box(0, 1, (2,))), size=16, source="render")
+    with pytest.raises(EnvError, match="choose observation or render"):
+        FrameEnv(Painted(image(16, 16)), size=16, source="screen")
+
+
+@pytest.mark.parametrize(
+    ("space", "actions", "message"),
+    [
+        (image(32, 32, 3), Box(-1, 1, (2,)), "only Discrete actions"),
+        (image(32, 32, 3), Discrete(3, start=1), "only Discrete actions numbered from 0"),
+        (Box(0, 1, (32, 32, 3)), None, r"no picture of 8-bit pixels; env\.source=render"),
+        (Dict(image=image(7, 7, 3)), None, "no picture"),
+        (Dict(left=image(32, 32), right=image(32, 32)), None, r"several pictures \(left, right\)"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(space: Any, actions: Any, message: str) -> None:
+    with pytest.raises(EnvError, match=message) as caught:
+        FrameEnv(Painted(space, actions), size=16)
+    assert "\n" not in str(caught.value)
+
+
+def test_names_of_actions_come_from_the_best_source() -> None:
+    env = Painted(image(16, 16))
+    assert FrameEnv(env, 16).data_spec.action_names == ("0", "1", "2")
+    env.actions = enum.IntEnum("Actions", {"Left": 0, "Right": 1, "Jump": 2})  # type: ignore[attr-defined]
+    assert FrameEnv(env, 16).data_spec.action_names == ("left", "right", "jump")
+    env.get_action_meanings = lambda: ["NOOP", "UP", "DOWN"]  # type: ignore[attr-defined]
+    assert FrameEnv(env, 16).data_spec.action_names == ("noop", "up", "down")
+    env.metadata = {**env.metadata, "action_names": ["a", "b", "c"]}
+    assert FrameEnv(env, 16).data_spec.action_names == ("a", "b", "c")
+    assert FrameEnv(env, 16, action_names=["x", "y", "z"]).data_spec.action_names == ("x", "y", "z")
+    for wrong in (["x", "y"], ["x", "y", "y"]):
+        with pytest.raises(EnvError, match="3 actions, which need as many different names"):
+            FrameEnv(env, 16, action_names=wrong)
+
+
+@pytest.mark.parametrize(
+    ("id", "kwargs", "message"),
+    [
+        ("Nowhere-v0", {}, "cannot make environment 'Nowhere-v0': .*exist"),
+        ("not an id", {}, "cannot make environment"),
+        ("nopackage:Nowhere-v0", {}, "needs the Python package 'nopackage'"),
+        ("envs:worldmodel/Vizdoom-v0", {"colour": 1}, "unexpected keyword argument 'colour'"),
+        ("envs:worldmodel/Vizdoom-v0", {"scenario": "nowhere"}, "unknown ViZDoom scenario"),
+        ("CartPole-v1", {}, "no picture"),
+        ("Pendulum-v1", {}, "only Discrete"),
+    ],
+)
+def test_environments_that_cannot_be_made_are_named(id: str, kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(EnvError, match=message):
+        make_frames(id, kwargs)
+
+
+def test_the_spec_can_make_the_environment_again() -> None:
+    env = make_frames("envs:worldmodel/Vizdoom-v0", {"scenario": "basic", "size": 32}, size=32)
+    spec = env.data_spec
+    assert spec.env_kwargs == {"scenario": "basic", "size": 32} and spec.rate == 8.75
+    assert make_frames(spec.env_id, spec.env_kwargs, size=32).data_spec == spec
+
+
+@pytest.mark.parametrize(
+    ("module", "id", "source", "name"),
+    [("ale_py", "ALE/Pong-v5", "observation", "fire"), ("minigrid", "MiniGrid-Empty-5x5-v0", "render", "forward")],
+)
+def test_well_known_packages_need_no_prefix(module: str, id: str, source: str, name: str) -> None:
+    pytest.importorskip(module)
+    env = make_frames(id, size=48, source=source)
+    frame, _ = env.reset(seed=0)
+    assert frame.shape == (3, 48, 48) and frame.std() > 1 and name in env.data_spec.action_names
+    env.close()
+
+
+def test_resizing_takes_the_mean_of_the_area() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (12, 8, 3), np.uint8)
+    wanted = picture.reshape(4, 3, 4, 2, 3).mean((1, 3))
+    assert np.abs(resize(picture, 4) - wanted).max() <= 1
+    assert resize(picture[..., :2], 4).shape == (4, 4, 2)
+    assert np.array_equal(resize(picture[:8], 8), picture[:8])
