@@ -48,7 +48,7 @@ def ssim(frames: Tensor, others: Tensor) -> Tensor:
     x = frames.reshape(-1, 1, height, width).float() / PEAK
     y = others.reshape(-1, 1, height, width).float() / PEAK
     # One pass of the window over the five moments; chunks keep the memory of a long evaluation flat.
-    values = [_ssim_planes(*planes) for planes in zip(x.split(4096), y.split(4096), strict=True)]
+    values = [_ssim_planes(*planes) for planes in zip(x.split(256), y.split(256), strict=True)]
     return torch.cat(values).reshape(*lead, channels).mean(-1)
 
 
