@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,16 +27,17 @@ BATCH = 16  # over all processes
 def objective() -> TokenizerObjective:
     """A tiny tokenizer whose codebook lies already: where it is laid first depends on the rank's own random rows."""
     torch.manual_seed(0)
-    quantizer = VectorQuantizer(8, 4, revive_after=0)
-    quantizer.started.fill_(1.0)
-    return TokenizerObjective(VQVAE((3, 8, 8), quantizer, [8, 8], blocks=1), window=5)
+    tokenizer = VQVAE((3, 8, 8), partial(VectorQuantizer, 8, 4, revive_after=0), [8, 8], blocks=1)
+    tokenizer.quantizer.started.fill_(1.0)
+    return TokenizerObjective(tokenizer, window=5)
 
 
 def revived() -> TokenizerObjective:
     """The same, laid on the first batch and with codes that restart all the time, from random rows."""
     torch.manual_seed(0)
-    quantizer = VectorQuantizer(64, 4, revive_after=2)
-    return TokenizerObjective(VQVAE((3, 8, 8), quantizer, [8, 8], blocks=1), window=5)
+    return TokenizerObjective(
+        VQVAE((3, 8, 8), partial(VectorQuantizer, 64, 4, revive_after=2), [8, 8], blocks=1), window=5
+    )
 
 
 def frames(step: int, rank: int, world: int) -> Segment:

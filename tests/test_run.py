@@ -42,7 +42,8 @@ def settings(tmp_path: Path, **changes) -> DictConfig:
             "run": None,
             "tokenizer": {
                 "_target_": "worldmodel.tokenizers.VQVAE",
-                "quantizer": {"_target_": "worldmodel.quantizers.VectorQuantizer", "codes": 16, "width": 4},
+                "quantizer": {"_target_": "worldmodel.quantizers.VectorQuantizer", "_partial_": True, "width": 4},
+                "codes": 16,
                 "widths": [8, 8],
                 "blocks": 1,
             },

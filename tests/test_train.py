@@ -36,8 +36,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def settings(data: Path, runs: Path, **changes) -> DictConfig:
     """A tiny model; ``changes`` are dotted names with ``__`` for the dot."""
-    quantizer = {"_target_": "worldmodel.quantizers.VectorQuantizer", "codes": 16, "width": 4}
     partial = {"_partial_": True}
+    quantizer = {"_target_": "worldmodel.quantizers.VectorQuantizer", "width": 4, **partial}
     config = OmegaConf.create(
         {
             "env": {"name": "square"},
@@ -49,6 +49,7 @@ def settings(data: Path, runs: Path, **changes) -> DictConfig:
             "tokenizer": {
                 "_target_": "worldmodel.tokenizers.VQVAE",
                 "quantizer": quantizer,
+                "codes": 16,
                 "widths": [8, 8],
                 "blocks": 1,
             },
@@ -226,7 +227,7 @@ def test_essence_leaves_out_budgets_and_machines(data: Path, tmp_path: Path) -> 
     base = essence(settings(data, tmp_path))
     assert base == essence(settings(data, tmp_path, training__prior__steps=7, training__devices=2, device="cuda"))
     assert base != essence(settings(data, tmp_path, training__prior__batch=7))
-    assert base["tokenizer.quantizer.codes"] == 16
+    assert base["tokenizer.codes"] == 16
 
 
 def test_batches_are_a_function_of_step_and_rank() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor
 
 from worldmodel.errors import RunError
@@ -27,27 +26,18 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, A
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    # contiguous().clone() also parts tensors that share memory, which the format cannot express.
+    # A copy of each, since the format knows neither strides nor tensors that share memory.
     plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    # The library's own writing to files hides the system's error number and gives the file to its owner alone.
+    content = serialize(plain, metadata={META_KEY: json.dumps(dict(meta or {}))})
     try:
-        save_file(plain, temporary, metadata={META_KEY: json.dumps(dict(meta or {}))})
-        with temporary.open("rb") as file:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except SafetensorError as error:
-        raise OSError(_errno(error), f"cannot write {path}: {error}", str(path)) from error
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
-
-
-def _errno(error: SafetensorError) -> int:
-    """The system's error number inside a message of safetensors such as ``… (os error 28)``; EIO when there is none."""
-    import errno
-    import re
-
-    found = re.search(r"os error (\d+)", str(error))
-    return int(found.group(1)) if found else errno.EIO
+        temporary.unlink(missing_ok=True)
 
 
 def load_tensors(

@@ -167,6 +167,7 @@ class ProgressBar(Hook):
         self._task: TaskID | None = None
         self._figures = ""
         self._last_line = -math.inf
+        self._printed = -1  # step of the last line
 
     def on_start(self, fit: Fit) -> None:
         if not fit.fabric.is_global_zero:
@@ -194,7 +195,7 @@ class ProgressBar(Hook):
 
     def on_end(self, fit: Fit) -> None:
         self.close()
-        if fit.fabric.is_global_zero:
+        if fit.fabric.is_global_zero and fit.step != self._printed:
             self._print(fit)
 
     def close(self) -> None:
@@ -203,6 +204,7 @@ class ProgressBar(Hook):
             self._bar = None
 
     def _print(self, fit: Fit) -> None:
+        self._printed = fit.step
         self.console.print(f"{fit.stage} {fit.progress:4.0%}  {self._text(fit)}", highlight=False, soft_wrap=True)
 
     def _text(self, fit: Fit) -> str:
