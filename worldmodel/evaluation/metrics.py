@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 PEAK = 255.0  # data range of uint8 frames
@@ -45,27 +44,32 @@ def ssim(frames: Tensor, others: Tensor) -> Tensor:
     if min(frames.shape[-2:]) < SSIM_WINDOW:
         raise ValueError(f"SSIM needs frames of at least {SSIM_WINDOW}×{SSIM_WINDOW}, got {tuple(frames.shape[-2:])}")
     lead, (channels, height, width) = frames.shape[:-3], frames.shape[-3:]
-    x = frames.reshape(-1, 1, height, width).float() / PEAK
-    y = others.reshape(-1, 1, height, width).float() / PEAK
-    # One pass of the window over the five moments; chunks keep the memory of a long evaluation flat.
+    x = frames.reshape(-1, height, width).float() / PEAK
+    y = others.reshape(-1, height, width).float() / PEAK
+    # In chunks, so that the memory of a long evaluation stays flat.
     values = [_ssim_planes(*planes) for planes in zip(x.split(256), y.split(256), strict=True)]
     return torch.cat(values).reshape(*lead, channels).mean(-1)
 
 
+def _window(extent: int, device: torch.device) -> Tensor:
+    """(extent, extent - 10): the Gaussian window along one axis as a matrix; much faster than a convolution."""
+    offsets = torch.arange(extent, device=device)[:, None] - torch.arange(extent - SSIM_WINDOW + 1, device=device)
+    weights = torch.exp(-(offsets - SSIM_WINDOW // 2).square() / (2 * SSIM_SIGMA**2))
+    weights = weights.masked_fill((offsets < 0) | (offsets >= SSIM_WINDOW), 0.0)
+    return weights / weights[:, :1].sum()
+
+
 def _ssim_planes(x: Tensor, y: Tensor) -> Tensor:
-    """(P, 1, H, W) float in [0, 1], twice → (P,) float64."""
-    offsets = torch.arange(SSIM_WINDOW, device=x.device, dtype=torch.float32) - SSIM_WINDOW // 2
-    kernel = torch.exp(-offsets.square() / (2 * SSIM_SIGMA**2))
-    kernel = kernel / kernel.sum()
-    moments = torch.cat([x, y, x * x, y * y, x * y])
-    moments = F.conv2d(F.conv2d(moments, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))
-    mean_x, mean_y, square_x, square_y, product = moments.double().chunk(5)
+    """(P, H, W) float in [0, 1], twice → (P,) float64."""
+    down, across = _window(x.shape[1], x.device), _window(x.shape[2], x.device)
+    moments = down.T @ torch.cat([x, y, x * x, y * y, x * y]) @ across
+    mean_x, mean_y, square_x, square_y, product = moments.chunk(5)
     variance_x, variance_y = square_x - mean_x**2, square_y - mean_y**2
     covariance = product - mean_x * mean_y
     c1, c2 = SSIM_K1**2, SSIM_K2**2
     value = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     value = value / ((mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2))
-    return value.mean((1, 2, 3))
+    return value.double().mean((1, 2))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -65,7 +65,7 @@ class Settings:
     seed: int = 0
 
 
-QUICK = Settings(windows=48, horizon=15, frames=1500, budget=None)
+QUICK = Settings(windows=48, horizon=15, frames=1000, budget=None)
 """Some seconds: open loop to 15 steps on 48 windows, a few episodes one step ahead, no classifier."""
 
 
