@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,12 +13,13 @@ import numpy as np
 import pytest
 from moving_square import SPEC, World, record
 from PIL import Image
+from rich.console import Console
 
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.evaluate import QUICK, Settings, evaluate, main, settings_of
 from worldmodel.evaluation.inverse import Budget
-from worldmodel.evaluation.report import page, plain, rows
+from worldmodel.evaluation.report import page, plain, rows, table
 from worldmodel.types import Spec
 
 SMALL = Settings(windows=16, horizon=12, frames=200, budget=Budget(900, 100, 64), starts=20, dream_steps=4)
@@ -139,3 +141,15 @@ def test_an_unknown_run_is_one_line_and_code_two(tmp_path: Path, capsys: pytest.
     assert main([f"runs={tmp_path}", "run=nowhere"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and "nowhere" in error and error.count("\n") == 1
+
+
+def test_the_table_fits_a_terminal_of_80_columns(found: dict[str, Any]) -> None:
+    console = Console(width=80, file=io.StringIO())
+    console.print(table(found))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    lines = text.splitlines()
+    (steps,) = [line for line in lines if line.startswith("step ")]
+    (dream,) = [line for line in lines if line.startswith("dream, temperature 0")]
+    assert steps.split() == ["step", "1", "5", "10"]
+    assert dream.split()[-3:] == ["58.9"] * 3  # on one line
+    assert max(map(len, lines)) <= 80

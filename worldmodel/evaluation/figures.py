@@ -122,7 +122,7 @@ def plots(found: dict[str, Any]) -> Figure:
         axes = figure.subplots(2, 4)
         loop, one = found["open_loop"], found["one_step"]
         _draw_curves(axes[0, 0], loop, "psnr", f"Open-loop PSNR, dB, {loop['windows']} windows")
-        axes[0, 0].legend()
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=len(LABELS))
         _draw_curves(axes[0, 1], loop, "ssim", "Open-loop SSIM")
         _draw_gains(axes[0, 2], loop)
         _draw_events(axes[0, 3], one)

@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from worldmodel.evaluation.figures import LABELS, plots
@@ -56,7 +58,7 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     for name, label in LABELS.items():
         curve = loop["curves"][name]["psnr"]["value"]
         lines.append((label, _cells(f"{curve[step - 1]:.1f}" for step in loop["steps"])))
-    for rival, label in (("last_frame", "dream over last frame"), ("shuffled", "dream over shuffled actions")):
+    for rival, label in (("last_frame", "dream over last frame"), ("shuffled", "dream over shuffled")):
         gain = loop["gain_over"][rival]["psnr"]
         spread = _cells(f"{low:.1f}…{high:.1f}" for low, high in zip(gain["low"], gain["high"], strict=True))
         lines.append((label, _cells(f"{value:+.1f}" for value in gain["value"])))
@@ -74,7 +76,7 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _cells(values: Iterable[str]) -> str:
-    return "".join(f"{value:>11}" for value in values)
+    return "".join(f" {value:>9}" for value in values)
 
 
 def _reward_line(rewards: dict[str, Any]) -> str:
@@ -101,18 +103,19 @@ def _events_line(events: dict[str, Any] | None) -> str:
     )
 
 
-def table(found: dict[str, Any]) -> Table:
-    """The same lines as a table for the terminal."""
-    result = Table(title=f"{found['run']} · {found['environment']}", show_header=False, pad_edge=False)
-    result.add_column(no_wrap=True)
-    result.add_column(overflow="fold")
+def table(found: dict[str, Any]) -> Group:
+    """The same lines for a terminal, a borderless table for each section: 80 columns are enough."""
+    parts: list[Table] = []
     for name, value in rows(found):
-        if value:
-            result.add_row(name, value)
+        if not value:
+            title = Text(name, style="bold")
+            parts.append(Table(title=title, title_justify="left", box=None, show_header=False, pad_edge=False))
+            parts[-1].add_column(no_wrap=True)
+            parts[-1].add_column(overflow="fold")
         else:
-            result.add_section()
-            result.add_row(f"[bold]{name}[/bold]", "")
-    return result
+            parts[-1].add_row(name, Text(value))
+    spaced = [part for table in parts for part in (Text(""), table)]
+    return Group(Text(f"{found['run']} · {found['environment']}", style="bold"), *spaced)
 
 
 def strips(result: OpenLoop, names: Sequence[str], windows: int = 4) -> np.ndarray:
