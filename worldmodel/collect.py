@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -84,14 +84,10 @@ def collect(
     Raises :class:`ConfigError` for numbers below their minimum, :class:`EnvError` when the environment keeps failing,
     OSError when the disk is full, KeyboardInterrupt after keeping what was half recorded.
     """
-    for name, value, least in (
-        ("steps", steps, 1),
-        ("workers", workers, 1),
-        ("longest", longest, 1),
-        ("seed", seed, 0),
-    ):
-        if value < least:
-            raise ConfigError(f"{name}={value}: must be at least {least}")
+    least = {"steps": (steps, 1), "workers": (workers, 1), "longest": (longest, 1), "seed": (seed, 0)}
+    for name, (value, minimum) in least.items():
+        if value < minimum:
+            raise ConfigError(f"{name} is {value}; it must be at least {minimum}")
     tally = _Tally(store, steps)
     order = Order(make_env, explorer, steps, longest, (seed, store.next_number))
     with _progress(progress) as bar, RecorderPool(order, workers, timeout) as pool:
@@ -185,7 +181,12 @@ def build(settings: dict[str, Any]) -> Any:
 
 
 def env_maker(config: DictConfig) -> Callable[[], FrameSource]:
-    """What builds the environment of the settings, here or in another process."""
+    """What builds the environment of the settings, here or in another process.
+
+    Raises :class:`ConfigError` for a setting that has to be given and was not.
+    """
+    if missing := sorted(OmegaConf.missing_keys(config.env)):
+        raise ConfigError(f"the environment needs {', '.join(f'env.{key}=…' for key in missing)}")
     settings = OmegaConf.to_container(config.env, resolve=True)
     assert isinstance(settings, dict)
     return functools.partial(build, {str(key): value for key, value in settings.items() if key != "name"})
@@ -208,8 +209,8 @@ def terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def main(args: argparse.Namespace, config: DictConfig) -> None:
-    """Entry point; see :data:`DESCRIPTION`."""
+def record(args: argparse.Namespace, config: DictConfig) -> None:
+    """What the command does; see :data:`DESCRIPTION`."""
     make_env = env_maker(config)
     env = make_env()
     spec = env.data_spec
@@ -237,5 +238,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, metavar="N", help="simulator processes (default: collect.workers)")
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return run_entry_point(record, "collect", DESCRIPTION, add_flags, argv)
+
+
 if __name__ == "__main__":
-    sys.exit(run_entry_point(main, "collect", DESCRIPTION, add_flags))
+    sys.exit(main())

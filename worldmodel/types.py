@@ -108,7 +108,7 @@ class Segment:
             for field in dataclasses.fields(self)
             for value in [getattr(self, field.name)]
         }
-        return Segment(**moved)
+        return dataclasses.replace(self, **moved)
 
 
 def to_float(frames: Tensor) -> Tensor:

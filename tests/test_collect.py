@@ -1,0 +1,263 @@
+"""Collecting: exact numbers of steps, honest flags, and nothing lost that need not be."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from agents.explorers import StickyExplorer, UniformExplorer
+from envs import make_frames
+from worldmodel import collect as collect_module
+from worldmodel.cli import run_entry_point
+from worldmodel.collect import Collected, collect
+from worldmodel.data.recorder import place_of, record_episode
+from worldmodel.data.store import EpisodeStore
+from worldmodel.errors import ConfigError, EnvError
+from worldmodel.types import Spec
+
+ROOT = Path(__file__).parents[1]
+SPEC = Spec("counting", (1, 4, 4), ("stay", "go"), 10.0)
+
+
+class Counting:
+    """Frames count the steps of the episode, which ends by itself after ``length``. Misbehaves once, on demand.
+
+    ``flag``: a file; the process that can remove it misbehaves (each file for one process once).
+    """
+
+    def __init__(self, length: int = 10, behaviour: str = "", flag: str = "", pause: float = 0.0):
+        self.data_spec = SPEC
+        self.length, self.behaviour, self.flag, self.pause = length, behaviour, flag, pause
+
+    def reset(self, *, seed: int | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        self.seed, self.steps = seed or 0, 0
+        return self.frame(), {}
+
+    def frame(self) -> np.ndarray:
+        frame = np.full(SPEC.frame_shape, self.steps, np.uint8)
+        frame[0, 0] = np.frombuffer(np.uint32(self.seed).tobytes(), np.uint8)
+        return frame
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        time.sleep(self.pause)
+        self.steps += 1
+        if self.behaviour and self.steps == 5:
+            self.misbehave()
+        return self.frame(), float(action), self.steps == self.length, False, {}
+
+    def misbehave(self) -> None:
+        if self.behaviour != "always fails":
+            try:
+                os.unlink(self.flag)
+            except FileNotFoundError:
+                return
+        if self.behaviour == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif self.behaviour == "hangs":
+            time.sleep(1000)
+        elif self.behaviour == "recovers":
+            raise EnvError("the engine died")
+        else:
+            raise ValueError("broken\nenvironment")
+
+    def close(self) -> None:
+        pass
+
+
+def run(path: Path, steps: int, **settings: Any) -> Collected:
+    make_env = functools.partial(Counting, **{key: settings.pop(key) for key in list(settings) if key in KNOBS})
+    with EpisodeStore.writer(path, SPEC) as store:
+        return collect(store, make_env, UniformExplorer(), steps, progress=False, **settings)
+
+
+KNOBS = ("length", "behaviour", "flag", "pause")
+
+
+def seeds(store: EpisodeStore) -> list[bytes]:
+    return [store.episode(index).frames[0, 0, 0].tobytes() for index in range(len(store))]
+
+
+def test_exactly_the_steps_asked_for_are_recorded_and_seeds_never_repeat(tmp_path: Path) -> None:
+    result = run(tmp_path, 101, workers=2)
+    store = EpisodeStore.open(tmp_path)
+    assert result.steps == store.steps == sum(result.actions) == 101 and result.episodes == len(store) == 11
+    assert result.terminated == 10 and result.warnings == ()
+    for index, length in enumerate(store.lengths):
+        episode = store.episode(index)
+        assert episode.frames[:, 0, 1, 0].tolist() == list(range(length + 1))
+        assert np.array_equal(episode.rewards, episode.actions)
+        assert (episode.terminated, episode.truncated) == (length == 10, length < 10)
+    assert sorted(store.lengths) == [1, *[10] * 10]  # the shares are 51 and 50
+    run(tmp_path, 40, workers=1)
+    store = EpisodeStore.open(tmp_path)
+    assert store.steps == 141 and len(set(seeds(store))) == len(store) == 15
+
+
+def test_one_worker_repeats_exactly(tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run(tmp_path / name, 50, workers=1, seed=seed)
+    a, b, c = ((tmp_path / name / "shard-00000.frames").read_bytes() for name in "abc")
+    assert a == b != c
+
+
+def test_long_episodes_are_cut_and_flagged(tmp_path: Path) -> None:
+    run(tmp_path, 20, workers=1, length=10**6, longest=8)
+    store = EpisodeStore.open(tmp_path)
+    assert store.lengths.tolist() == [8, 8, 4]
+    assert all(entry.truncated and not entry.terminated for entry in store.entries)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "warning"),
+    [
+        ("dies", "replaced, its episode is lost: ended with exit code -9"),
+        ("hangs", "replaced, its episode is lost: silent for 6 s"),
+        ("raises", "replaced, its episode is lost: ValueError: broken"),
+        ("recovers", "an episode was lost: the engine died"),
+    ],
+)
+def test_a_worker_that_fails_costs_one_episode(tmp_path: Path, behaviour: str, warning: str) -> None:
+    flag = tmp_path / "flag"
+    flag.touch()
+    result = run(tmp_path / "data", 60, workers=2, behaviour=behaviour, flag=str(flag), timeout=6.0)
+    assert [warning in line for line in result.warnings] == [True]
+    store = EpisodeStore.open(tmp_path / "data")
+    assert store.steps == 60 and store.verify() == [] and len(set(seeds(store))) == len(store)
+
+
+def test_an_environment_that_always_fails_is_given_up_on(tmp_path: Path) -> None:
+    with pytest.raises(EnvError, match="failed 5 times in a row, the last time because: ValueError: broken"):
+        run(tmp_path, 60, workers=2, behaviour="always fails")
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"workers": 0}, {"longest": 0}, {"seed": -1}])
+def test_numbers_below_their_minimum_are_named(tmp_path: Path, wrong: dict[str, int]) -> None:
+    (name, value) = next(iter(wrong.items()))
+    with pytest.raises(ConfigError, match=f"{name} is {value}; it must be at least"):
+        run(tmp_path, **{"steps": 10, **wrong})
+
+
+def test_a_cut_before_the_first_step_is_no_episode() -> None:
+    env = Counting()
+    recording = record_episode(env, UniformExplorer(), np.random.default_rng(0), 100, lambda: False)
+    assert recording is not None and len(recording.episode) == 1 and recording.episode.truncated
+    assert record_episode(env, UniformExplorer(), np.random.default_rng(0), 0, lambda: True) is None
+
+
+def test_places_are_poses_or_coarse_pictures() -> None:
+    frame = np.zeros((3, 16, 16), np.uint8)
+    pose = {"pose": np.array([10.0, -5.0, 31.0])}
+    assert place_of(frame, pose) == place_of(frame + 200, {"pose": np.array([60.0, -60.0, 59.0])})
+    assert place_of(frame, pose) != place_of(frame, {"pose": np.array([10.0, -5.0, 29.0])})
+    brighter = frame.copy()
+    brighter[:, :4, :4] = 100
+    assert place_of(frame, {}) == place_of(frame + 3, {}) != place_of(brighter, {})
+
+
+def test_vizdoom_is_recorded_as_it_is_played(tmp_path: Path) -> None:
+    make_env = functools.partial(
+        make_frames, "envs:worldmodel/Vizdoom-v0", {"scenario": "my_way_home", "size": 32}, size=32
+    )
+    env = make_env()
+    with EpisodeStore.writer(tmp_path, env.data_spec) as store:
+        result = collect(store, make_env, StickyExplorer(), 120, workers=2, progress=False)
+    assert result.steps == 120 and result.places > 5 and "noop" in result.describe(env.data_spec.action_names)
+    # Played again from the seed that the first recorder began with, its actions lead to the very same frames.
+    store = EpisodeStore.open(tmp_path)
+    start = int(np.random.default_rng((0, 0, 0, 0)).integers(2**31))
+    frame, _ = env.reset(seed=start)
+    episode = next(one for one in map(store.episode, range(len(store))) if np.array_equal(one.frames[0], frame))
+    for step, action in enumerate(episode.actions):
+        frame, reward, *_ = env.step(int(action))
+        assert np.array_equal(frame, episode.frames[step + 1]) and reward == pytest.approx(episode.rewards[step])
+    env.close()
+
+
+def start_command(path: Path, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "worldmodel.collect", f"data={path}", "env.size=32", *more]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=path.parent, env=environment
+    )
+
+
+def wait_for_episodes(path: Path, count: int) -> None:
+    index = path / "index.jsonl"
+    for _ in range(1200):
+        if index.exists() and len(index.read_bytes().splitlines()) >= count:
+            return
+        time.sleep(0.05)
+    raise AssertionError("nothing was recorded within a minute")
+
+
+def processes_in(path: Path) -> list[str]:
+    """Processes whose working directory is a folder: the command and its recorders."""
+    found = []
+    for link in Path("/proc").glob("[0-9]*/cwd"):
+        try:
+            if link.resolve() == path:
+                found.append(link.parent.name)
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_an_interruption_keeps_what_was_recorded(tmp_path: Path, number: signal.Signals) -> None:
+    data = tmp_path / "data"
+    process = start_command(data, "collect.steps=1000000", "collect.longest=100")
+    wait_for_episodes(data, 3)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == (-9 if number == signal.SIGKILL else 130), errors
+    if number != signal.SIGKILL:
+        assert "interrupted" in errors and "Traceback" not in errors
+    with EpisodeStore.writer(data, EpisodeStore.open(data).spec) as store:  # the lock is free
+        assert len(store) >= 3 and store.verify() == [] and store.damaged == []
+        halves = [entry for entry in store.entries if entry.length < 100 and not entry.terminated]
+        assert all(entry.truncated for entry in store.entries if not entry.terminated)
+        assert bool(halves) == (number != signal.SIGKILL)
+    for _ in range(100):
+        if not processes_in(tmp_path):
+            break
+        time.sleep(0.05)
+    assert processes_in(tmp_path) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["env=gym", "env.id=Nowhere-v0"], "cannot make environment 'Nowhere-v0'"),
+        (["env=gym", "env.id=Pendulum-v1"], "only Discrete actions"),
+        (["env=gym", "env.id=CartPole-v1"], "no picture"),
+        (["env=gym"], "env.id"),
+        (["env=doom"], "doom"),
+        (["env.kwargs.scenario=nowhere"], "unknown ViZDoom scenario 'nowhere'"),
+        (["explorer.turn_away=[0,1]"], "the run of turn_away"),
+        (["--steps", "0"], "steps is 0"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    argv = [f"data={tmp_path / 'data'}", *arguments]
+    code = run_entry_point(collect_module.main, "collect", "", collect_module.add_flags, argv)
+    errors = capsys.readouterr().err
+    assert code == 2 and message in errors and errors.count("\n") == 1 and errors.startswith("error: ")
+
+
+def test_data_of_another_environment_is_not_mixed_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    EpisodeStore.writer(tmp_path, SPEC).close()
+    argv = [f"data={tmp_path}", "--steps", "5"]
+    assert run_entry_point(collect_module.main, "collect", "", collect_module.add_flags, argv) == 2
+    assert "choose another folder with data=" in capsys.readouterr().err

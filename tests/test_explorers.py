@@ -1,0 +1,114 @@
+"""Explorers: runs of actions as configured, away from walls, and measurably further than a uniform walk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from agents.explorers import Explorer, StickyExplorer, UniformExplorer
+from envs import make_frames
+from worldmodel.errors import ConfigError
+
+NAMES = ("noop", "forward", "left", "right")
+CONFIGS = Path(__file__).parents[1] / "configs" / "explorer"
+
+
+def play(explorer: Explorer, steps: int, names: Sequence[str] = NAMES, moving: bool = True, seed: int = 0) -> list[int]:
+    """Actions at frames that all differ, or that never change."""
+    explorer.begin(names, np.random.default_rng(seed))
+    frame = np.zeros((3, 8, 8), np.uint8)
+    return [explorer.act(np.full_like(frame, 60 * (step % 2)) if moving else frame) for step in range(steps)]
+
+
+def runs(actions: list[int]) -> list[tuple[int, int]]:
+    """(action, length) of every run."""
+    ends = [i for i in range(len(actions)) if i + 1 == len(actions) or actions[i] != actions[i + 1]]
+    return [(actions[end], end - start) for start, end in zip([-1, *ends], ends, strict=False)]
+
+
+def test_weights_and_runs_are_kept() -> None:
+    explorer = StickyExplorer({"forward": 3, "left": 1, "noop": 0, "fly": 9}, {"forward": (5, 5)}, default_run=(2, 2))
+    found = runs(play(explorer, 6000))
+    assert {action for action, _ in found} == {1, 2, 3}  # noop has no weight, right has the default
+    assert all(length % (5 if action == 1 else 2) == 0 for action, length in found[:-1])
+    share = sum(length for action, length in found if action == 1) / 6000
+    assert share == pytest.approx(3 * 5 / (3 * 5 + 2 * 2), abs=0.04)
+
+
+def test_a_walk_that_is_stopped_turns_away_to_one_side() -> None:
+    explorer = StickyExplorer({"forward": 1, "left": 0, "right": 0, "noop": 0}, {"forward": (9, 9)}, turn_away=(3, 4))
+    found = runs(play(explorer, 300, moving=False))
+    turns = [(action, length) for action, length in found[:-1] if action != 1]
+    assert all(length == 1 for action, length in found[:-1] if action == 1)  # one step is enough to notice
+    assert len({action for action, _ in turns}) == 1 and {length for _, length in turns} == {3, 4}
+    assert set(play(explorer, 300, moving=True)) == {1}
+    sides = {action for seed in range(8) for action in play(explorer, 5, moving=False, seed=seed)}
+    assert sides == {1, 2, 3}
+
+
+def test_environments_without_a_walk_are_explored_too() -> None:
+    names = ("NOOP", "UP", "DOWN")
+    assert set(play(StickyExplorer({"up": 2}), 200, names, moving=False)) == {0, 1, 2}
+
+
+def test_the_generator_decides() -> None:
+    for explorer in (StickyExplorer(), UniformExplorer()):
+        assert play(explorer, 100, seed=1) == play(explorer, 100, seed=1) != play(explorer, 100, seed=2)
+
+
+def test_uniform_is_uniform() -> None:
+    counts = np.bincount(play(UniformExplorer(), 8000), minlength=4)
+    assert counts / 8000 == pytest.approx(np.full(4, 0.25), abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"weights": {"left": -1}}, "must not be negative"),
+        ({"runs": {"left": [3, 2]}}, r"the run of left must be \[shortest, longest\].*got \[3, 2\]"),
+        ({"default_run": [0, 2]}, "the run of default_run"),
+        ({"turn_away": [1]}, "the run of turn_away"),
+    ],
+)
+def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        StickyExplorer(**settings)
+
+
+def test_no_weight_at_all_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="no action of a, b has a weight above 0"):
+        StickyExplorer(default_weight=0).begin(("a", "b"), np.random.default_rng(0))
+
+
+def walk(explorer: Explorer, steps: int) -> tuple[int, float]:
+    """Poses visited in ViZDoom (cells of 64 units and 30°), and the share of forward steps that led nowhere."""
+    env = make_frames("envs:worldmodel/Vizdoom-v0", {"scenario": "my_way_home", "size": 64})
+    rng = np.random.default_rng(0)
+    poses, walked, blocked = set(), 0, 0
+    done = True
+    for _ in range(steps):
+        if done:
+            frame, info = env.reset(seed=int(rng.integers(2**31)))
+            explorer.begin(env.data_spec.action_names, rng)
+        action, before = explorer.act(frame), info["pose"]
+        frame, _, terminated, truncated, info = env.step(action)
+        done = terminated or truncated
+        if "pose" in info:
+            poses.add(tuple(np.floor_divide(info["pose"], (64, 64, 30))))
+            walked += action == 1
+            blocked += action == 1 and np.hypot(*(info["pose"] - before)[:2]) < 1
+    env.close()
+    return len(poses), blocked / walked
+
+
+def test_the_configured_explorer_sees_more_of_the_rooms_than_a_uniform_one() -> None:
+    sticky, uniform = (instantiate(OmegaConf.load(CONFIGS / f"{name}.yaml")) for name in ("sticky", "uniform"))
+    poses, blocked = walk(sticky, 3000)
+    base_poses, base_blocked = walk(uniform, 3000)
+    assert poses > 1.4 * base_poses and blocked < 0.5 * base_blocked
