@@ -111,5 +111,7 @@ class StickyExplorer(Explorer):
 def _checked(name: str, run: Sequence[int]) -> tuple[int, int]:
     """A (shortest, longest) pair. Raises :class:`ConfigError` naming the setting."""
     if len(run) != 2 or not 1 <= run[0] <= run[1]:
-        raise ConfigError(f"the run of {name} must be [shortest, longest] with 1 <= shortest <= longest; got {list(run)}")
+        raise ConfigError(
+            f"the run of {name} must be [shortest, longest] with 1 <= shortest <= longest; got {list(run)}"
+        )
     return int(run[0]), int(run[1])

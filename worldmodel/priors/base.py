@@ -22,8 +22,9 @@ class Trunk(nn.Module, abc.ABC):
     width: int  # of a context vector
 
     @abc.abstractmethod
-    def forward(self, previous: Tensor, actions: Tensor) -> Tensor:
-        """previous (B, T, *grid) int64, actions (B, T) int64 → contexts (B, T, N, width)."""
+    def forward(self, previous: Tensor, actions: Tensor, first: int = 0) -> Tensor:
+        """previous (B, T, *grid) int64, actions (B, T) int64 → contexts (B, T − first, N, width) of the steps from
+        ``first`` on; the others are seen, but what is theirs alone is not computed."""
 
     @abc.abstractmethod
     def begin(self, batch: int) -> State:

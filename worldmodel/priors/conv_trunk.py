@@ -82,12 +82,12 @@ class ConvTrunk(Trunk):
         x = x.movedim(1, -1)
         return F.layer_norm(x, x.shape[-1:]).reshape(len(x), -1, self.width)
 
-    def forward(self, previous: Tensor, actions: Tensor) -> Tensor:
+    def forward(self, previous: Tensor, actions: Tensor, first: int = 0) -> Tensor:
         batch, steps = actions.shape
         state = self.begin(batch)
-        grids = torch.cat([state.grids, previous], 1).unfold(1, self.history, 1).movedim(-1, 2)
-        acts = torch.cat([state.actions, actions], 1).unfold(1, self.history, 1)
-        return self._contexts(grids.flatten(0, 1), acts.flatten(0, 1)).unflatten(0, (batch, steps))
+        grids = torch.cat([state.grids, previous], 1)[:, first:].unfold(1, self.history, 1).movedim(-1, 2)
+        acts = torch.cat([state.actions, actions], 1)[:, first:].unfold(1, self.history, 1)
+        return self._contexts(grids.flatten(0, 1), acts.flatten(0, 1)).unflatten(0, (batch, steps - first))
 
     def begin(self, batch: int) -> ConvTrunkState:
         device = self.position.device

@@ -101,6 +101,7 @@ class RasterHead(Head):
         for layer in (self.logits, self.guess):
             nn.init.normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
+            layer.keep_adam = True  # type: ignore[assignment]
 
     neighbours: Tensor
 

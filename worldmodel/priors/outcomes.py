@@ -41,6 +41,8 @@ class OutcomeHead(nn.Module):
         self.hidden = nn.Linear(2 * width, 2 * width)
         self.reward = nn.Linear(2 * width, BINS)
         self.end = nn.Linear(2 * width, 1)
+        for layer in (self.reward, self.end):
+            layer.keep_adam = True  # type: ignore[assignment]
         self.register_buffer("bins", symexp(torch.linspace(-SPAN, SPAN, BINS)), persistent=False)
 
     bins: Tensor

@@ -23,6 +23,8 @@ class Prior(nn.Module):
         actions: A, the number of named actions (or classes, or speakers).
         trunk, head: constructors, called with what they must know of the data.
         context: leading frames of a training segment that are seen but not predicted (0 for one-step sources).
+        forget: share of the training segments whose oldest frames (a random number of them) are hidden, so that dreams
+            may start from fewer frames than ``context``.
     """
 
     def __init__(
@@ -32,19 +34,21 @@ class Prior(nn.Module):
         trunk: Callable[..., Trunk],
         head: Callable[..., Head],
         context: int = 1,
+        forget: float = 0.0,
     ):
         super().__init__()
         self.grid, self.codes, self.actions, self.context = tokenizer.grid, tokenizer.codes, actions, context
+        self.forget = forget
         self.positions = grid_size(self.grid)
         codebook = tokenizer.codebook()
         self.trunk = trunk(grid=self.grid, codebook=codebook, actions=actions)
         self.head = head(grid=self.grid, codebook=codebook, context_width=self.trunk.width)
         self.outcomes = OutcomeHead(codebook, self.positions, self.trunk.width)
 
-    def contexts(self, codes: Tensor, actions: Tensor) -> Tensor:
-        """codes (B, T, *grid), actions (B, T) → contexts (B, T, N, width); index t does not see codes t."""
+    def contexts(self, codes: Tensor, actions: Tensor, first: int = 0) -> Tensor:
+        """codes (B, T, *grid), actions (B, T) → contexts (B, T − first, N, width); step t does not see codes t."""
         nothing = torch.full_like(codes[:, :1], -1)
-        return self.trunk(torch.cat([nothing, codes[:, :-1]], 1), actions)
+        return self.trunk(torch.cat([nothing, codes[:, :-1]], 1), actions, first)
 
     def forward(self, codes: Tensor, actions: Tensor) -> PriorOutput:
         """codes (B, T, *grid) int64, actions (B, T) int64 (the action that led to the frame, −1 for none)."""
@@ -78,7 +82,7 @@ class Prior(nn.Module):
         if segment.codes is None:
             raise ValueError("the prior is trained on segments of codes, not of frames")
         codes, first = segment.codes, self.context
-        contexts = self.contexts(codes, segment.actions)[:, first:].flatten(0, 1)
+        contexts = self.contexts(*self._forget(codes, segment.actions, generator), first).flatten(0, 1)
         target = codes[:, first:].flatten(2).flatten(0, 1)
         weight = segment.valid[:, first:].flatten().float()
         weight = weight / weight.sum().clamp(min=1)
@@ -91,6 +95,20 @@ class Prior(nn.Module):
         bits = code.detach() / torch.log(torch.tensor(2.0))
         terms = {"codes": code, "forecast": guess, "reward": reward @ weight, "end": end @ weight}
         return terms, {"bits_per_code": bits, "bits_per_frame": bits * self.positions}
+
+    def _forget(self, codes: Tensor, actions: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """In training, hide the oldest frames of some rows; at least one seen frame stays."""
+        if not self.training or self.forget == 0 or self.context < 2:
+            return codes, actions
+        device = codes.device if generator is None else generator.device
+        chance = torch.rand(len(codes), generator=generator, device=device)
+        count = torch.randint(1, self.context, (len(codes),), generator=generator, device=device)
+        hidden = torch.where(chance < self.forget, count, 0).to(codes.device)
+        # The action that led to the first visible frame is unknown, too.
+        unknown = (torch.arange(codes.shape[1], device=codes.device) <= hidden[:, None]) & (hidden[:, None] > 0)
+        gone = torch.arange(codes.shape[1], device=codes.device) < hidden[:, None]
+        shape = (*gone.shape, *[1] * len(self.grid))
+        return codes.masked_fill(gone.view(shape), -1), actions.masked_fill(unknown, -1)
 
     def begin(self, batch: int) -> PriorState:
         """The state before anything was seen."""

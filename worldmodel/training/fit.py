@@ -44,6 +44,7 @@ class FitSettings:
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.0  # on matrices and kernels only
     clip: float | None = 1.0  # largest norm of the gradient
+    muon: float = 0.0  # Muon's learning rate for hidden weights, as a multiple of learning_rate; 0: AdamW for all
     ema: float = 0.999  # decay of the average of the weights; 0: none
     precision: str = "fp32"  # fp32, bf16
     weights: Mapping[str, float] = dataclasses.field(default_factory=dict)  # of loss terms; 1 where none is given
@@ -118,7 +119,11 @@ class Fit:
         lower_precision(objective, settings.precision)
         self.module = fabric.setup_module(objective)
         self.optimizer = MasterOptimizer(
-            objective, betas=settings.betas, weight_decay=settings.weight_decay, clip=settings.clip
+            objective,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+            clip=settings.clip,
+            muon=settings.muon,
         )
         self.average = WeightAverage(self.optimizer, settings.ema)
         self.window = Window()

@@ -1,4 +1,4 @@
-"""What happens to the weights: precision, AdamW on float32 masters, the learning-rate schedule, averaging over time."""
+"""What happens to the weights: precision, AdamW or Muon on float32 masters, the learning-rate schedule, averaging over time."""
 
 from __future__ import annotations
 
@@ -50,12 +50,33 @@ def learning_rate_factor(step: int, progress: float, warmup_steps: int, decay: s
     return rise * fall
 
 
+def as_matrix(tensor: Tensor) -> Tensor:
+    """A matrix or kernel as a 2-D view (outputs, rest) of the same memory, whatever the layout."""
+    return tensor.flatten(1) if tensor.is_contiguous() else tensor.movedim(1, -1).flatten(1)
+
+
+def hidden_weights(module: nn.Module) -> set[str]:
+    """Names of the weights of linear and convolutional layers, save those that mark themselves ``keep_adam = True``.
+
+    Muon is meant for these alone: embeddings, the layers that give logits, gains and biases stay with Adam.
+    """
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)
+    return {
+        f"{name}.weight" if name else "weight"
+        for name, child in module.named_modules()
+        if isinstance(child, kinds) and not getattr(child, "keep_adam", False)
+    }
+
+
 class MasterOptimizer:
     """AdamW (Loshchilov and Hutter, 2019) whose arithmetic is in float32 whatever the precision of the parameters.
 
     A float32 parameter is its own master; one of lower precision has a float32 copy that collects the small updates
     that bfloat16 (8 bits of mantissa) would round away. Weight decay acts on matrices and kernels only, not on gains
     and biases.
+
+    ``muon`` > 0 hands the hidden weights (:func:`hidden_weights`) to Muon (Jordan et al., 2024: momentum whose matrix is made
+    orthogonal), at ``muon`` times the learning rate, its updates scaled to the size of Adam's (Liu et al., 2025).
     """
 
     def __init__(
@@ -66,6 +87,7 @@ class MasterOptimizer:
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         clip: float | None = None,
+        muon: float = 0.0,
     ):
         self.names = [name for name, p in module.named_parameters() if p.requires_grad]
         self.parameters = [p for p in module.parameters() if p.requires_grad]
@@ -73,11 +95,22 @@ class MasterOptimizer:
             p if p.dtype == torch.float32 else nn.Parameter(p.detach().to(torch.float32)) for p in self.parameters
         ]
         self.clip = clip
+        self.muon_factor = muon
+        hidden = hidden_weights(module) if muon > 0 else set()
+        named = list(zip(self.names, self.masters, strict=True))
+        others = [m for name, m in named if name not in hidden]
         groups = [
-            {"params": [m for m in self.masters if m.ndim >= 2], "weight_decay": weight_decay},
-            {"params": [m for m in self.masters if m.ndim < 2], "weight_decay": 0.0},
+            {"params": [m for m in others if m.ndim >= 2], "weight_decay": weight_decay},
+            {"params": [m for m in others if m.ndim < 2], "weight_decay": 0.0},
         ]
         self.adam = torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=betas, eps=eps, fused=True)
+        # Views of the masters as matrices, which Muon updates in place.
+        self.matrices = {name: nn.Parameter(as_matrix(m.detach())) for name, m in named if name in hidden}
+        self.muon = (
+            torch.optim.Muon(self.matrices.values(), lr=0.0, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+            if self.matrices
+            else None
+        )
 
     def step(self, learning_rate: float) -> Tensor:
         """One update from the gradients on the parameters, which are then cleared. Returns the gradient's norm, ()."""
@@ -92,6 +125,15 @@ class MasterOptimizer:
         for group in self.adam.param_groups:
             group["lr"] = learning_rate
         self.adam.step()
+        if self.muon is not None:
+            for name, master in zip(self.names, self.masters, strict=True):
+                if name in self.matrices and master.grad is not None:
+                    self.matrices[name].grad = as_matrix(master.grad)
+            for group in self.muon.param_groups:
+                group["lr"] = learning_rate * self.muon_factor
+            self.muon.step()
+            for matrix in self.matrices.values():
+                matrix.grad = None
         for master in self.masters:
             master.grad = None
         self.publish()
@@ -105,7 +147,7 @@ class MasterOptimizer:
             torch._foreach_copy_([p for p, _ in pairs], [m for _, m in pairs])
 
     def state(self) -> dict[str, Tensor]:
-        """Masters and moments by name: ``parameter.*``, ``moment1.*``, ``moment2.*`` (moments once they exist)."""
+        """Masters and moments by name: ``parameter.*``, ``moment1.*``, ``moment2.*``, ``momentum.*`` (once they exist)."""
         state: dict[str, Tensor] = {}
         for name, master in zip(self.names, self.masters, strict=True):
             state[f"parameter.{name}"] = master.detach()
@@ -114,6 +156,8 @@ class MasterOptimizer:
                 state[f"moment1.{name}"] = moments["exp_avg"]
                 state[f"moment2.{name}"] = moments["exp_avg_sq"]
                 state[f"updates.{name}"] = moments["step"]
+            if self.muon is not None and name in self.matrices and self.muon.state.get(self.matrices[name]):
+                state[f"momentum.{name}"] = self.muon.state[self.matrices[name]]["momentum_buffer"]
         return state
 
     @torch.no_grad()
@@ -121,6 +165,10 @@ class MasterOptimizer:
         """Inverse of :meth:`state`; names and shapes must have been checked."""
         for name, master in zip(self.names, self.masters, strict=True):
             master.copy_(state[f"parameter.{name}"])
+            if self.muon is not None and f"momentum.{name}" in state:
+                self.muon.state[self.matrices[name]]["momentum_buffer"] = state[f"momentum.{name}"].to(
+                    master.device, copy=True
+                )
             if f"moment1.{name}" not in state:
                 continue
             self.adam.state[master] = {

@@ -1,0 +1,206 @@
+"""The contract of priors, run on every file of configs/prior: causality, exact likelihood, stepping equals a full pass."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from tiny import PRIORS, random_segment, tiny_prior
+
+from worldmodel.priors import Prior
+from worldmodel.priors.head import RasterHead, causal_neighbours
+from worldmodel.priors.outcomes import OutcomeHead, symexp, two_hot
+from worldmodel.run import load_weights, save_weights
+
+
+@pytest.fixture(params=PRIORS)
+def prior(request: pytest.FixtureRequest) -> Prior:
+    return tiny_prior(request.param).double()
+
+
+def stepped_contexts(prior: Prior, codes: torch.Tensor, actions: torch.Tensor, observed: int = 0) -> torch.Tensor:
+    """The contexts of all steps, one frame at a time; the first ``observed`` ones by observe() alone."""
+    state = prior.begin(len(codes))
+    trunk, previous, contexts = state.trunk, state.previous, []
+    for t in range(codes.shape[1]):
+        if t < observed:
+            trunk = prior.trunk.observe(trunk, previous, actions[:, t])
+        else:
+            context, trunk = prior.trunk.step(trunk, previous, actions[:, t])
+            contexts.append(context)
+        previous = codes[:, t]
+    return torch.stack(contexts, 1)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 25])
+def test_stepping_equals_one_full_pass(prior: Prior, steps: int) -> None:
+    segment = random_segment(steps=steps)
+    full = prior.contexts(segment.codes, segment.actions)
+    torch.testing.assert_close(stepped_contexts(prior, segment.codes, segment.actions), full, rtol=1e-9, atol=1e-9)
+
+
+def test_observing_equals_stepping(prior: Prior) -> None:
+    segment = random_segment(steps=9)
+    stepped = stepped_contexts(prior, segment.codes, segment.actions)
+    observed = stepped_contexts(prior, segment.codes, segment.actions, observed=6)
+    torch.testing.assert_close(observed, stepped[:, 6:], rtol=1e-9, atol=1e-9)
+
+
+def test_leaving_out_the_first_contexts_changes_no_other(prior: Prior) -> None:
+    segment = random_segment()
+    full = prior.contexts(segment.codes, segment.actions)
+    torch.testing.assert_close(prior.contexts(segment.codes, segment.actions, first=3), full[:, 3:])
+
+
+def test_no_context_sees_its_own_frame_or_a_later_action(prior: Prior) -> None:
+    segment = random_segment(steps=6)
+    before = prior.contexts(segment.codes, segment.actions)
+    codes, actions = segment.codes.clone(), segment.actions.clone()
+    codes[:, 3:] = (codes[:, 3:] + 1) % 16
+    actions[:, 4:] = (actions[:, 4:] + 1) % 3
+    after = prior.contexts(codes, actions)
+    torch.testing.assert_close(after[:, :4], before[:, :4])
+    assert not torch.allclose(after[:, 4], before[:, 4])
+
+
+def test_the_action_that_leads_to_a_frame_reaches_its_context(prior: Prior) -> None:
+    segment = random_segment(steps=4)
+    actions = segment.actions.clone()
+    actions[:, 3] = (actions[:, 3] + 1) % 3
+    changed = prior.contexts(segment.codes, actions) - prior.contexts(segment.codes, segment.actions)
+    assert changed[:, :3].abs().max() == 0
+    assert changed[:, 3].abs().max() > 1e-3
+
+
+def test_the_head_is_causal_in_raster_order(prior: Prior) -> None:
+    segment = random_segment(steps=1)
+    codes, contexts = segment.codes.flatten(2)[:, 0], prior.contexts(segment.codes, segment.actions)[:, 0]
+    before = prior.head(codes, contexts)
+    for position in (0, 5, 15):
+        changed = codes.clone()
+        changed[:, position] = (changed[:, position] + 1) % 16
+        after = prior.head(changed, contexts)
+        torch.testing.assert_close(after[:, : position + 1], before[:, : position + 1])
+        assert position == 15 or not torch.allclose(after[:, position + 1], before[:, position + 1])
+
+
+def test_extending_behind_any_prefix_equals_the_full_pass(prior: Prior) -> None:
+    segment = random_segment(steps=1)
+    codes, contexts = segment.codes.flatten(2)[:, 0], prior.contexts(segment.codes, segment.actions)[:, 0]
+    full = prior.head(codes, contexts)
+    for cuts in ([0, 16], [0, 1, 2, 16], [0, 7, 9, 16], list(range(17))):
+        state = prior.head.begin(contexts)
+        parts = [prior.head.extend(state, codes, a, b) for a, b in itertools.pairwise(cuts)]
+        torch.testing.assert_close(torch.cat(parts, 1), full, rtol=1e-9, atol=1e-9)
+
+
+def test_a_longer_extension_repairs_wrong_keys(prior: Prior) -> None:
+    segment = random_segment(steps=1)
+    codes, contexts = segment.codes.flatten(2)[:, 0], prior.contexts(segment.codes, segment.actions)[:, 0]
+    wrong = codes.clone()
+    wrong[:, 4:] = (wrong[:, 4:] + 1) % 16
+    state = prior.head.begin(contexts)
+    prior.head.extend(state, wrong, 0, 16)
+    again = prior.head.extend(state, codes, 5, 16)
+    torch.testing.assert_close(again, prior.head(codes, contexts)[:, 5:], rtol=1e-9, atol=1e-9)
+
+
+def test_the_likelihood_of_all_grids_sums_to_one() -> None:
+    torch.manual_seed(0)
+    head = RasterHead(grid=(2, 2), codebook=torch.randn(3, 2), context_width=4, width=8, heads=2, embed=4).double()
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    grids = torch.tensor(list(itertools.product(range(3), repeat=4)))
+    logits = head(grids, torch.randn(1, 4, 4, dtype=torch.float64).expand(81, -1, -1)).double()
+    chosen = logits.log_softmax(-1).gather(-1, grids[..., None]).squeeze(-1).sum(1)
+    assert chosen.exp().sum().item() == pytest.approx(1, abs=1e-6)
+    assert chosen.exp().max().item() > 3 / 81  # not flat: the sum says something
+
+
+def test_log_likelihood_adds_up_the_codes(prior: Prior) -> None:
+    segment = random_segment()
+    logits = prior(segment.codes, segment.actions).logits.double()
+    each = logits.log_softmax(-1).gather(-1, segment.codes.flatten(2)[..., None]).squeeze(-1)
+    torch.testing.assert_close(
+        prior.log_likelihood(segment.codes, segment.actions).double(), each.sum(-1), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_losses_leave_out_context_and_padding(prior: Prior) -> None:
+    segment = random_segment()
+    segment.valid[0, 6:] = False
+    terms, metrics = prior.losses(segment)
+    likelihood = prior.log_likelihood(segment.codes, segment.actions)
+    kept = torch.cat([likelihood[0, prior.context : 6], likelihood[1, prior.context :]])
+    assert float(terms["codes"]) == pytest.approx(-float(kept.mean()) / 16, rel=1e-5)
+    assert float(metrics["bits_per_frame"]) == pytest.approx(-float(kept.mean()) / math.log(2), rel=1e-5)
+
+
+def test_hidden_history_is_as_if_never_seen(prior: Prior) -> None:
+    prior.train()
+    prior.forget = 1.0
+    segment = random_segment(batch=50, steps=5)
+    codes, actions = prior._forget(segment.codes, segment.actions, torch.Generator().manual_seed(0))
+    hidden = (codes == -1).flatten(2).all(-1).sum(1)
+    assert set(hidden.tolist()) == {1, 2, 3}
+    for row, count in enumerate(hidden.tolist()):
+        assert torch.equal(codes[row, count:], segment.codes[row, count:])
+        assert (actions[row, : count + 1] == -1).all()
+        assert torch.equal(actions[row, count + 1 :], segment.actions[row, count + 1 :])
+
+
+def test_every_parameter_learns(prior: Prior) -> None:
+    segment = random_segment(steps=6)
+    terms, _ = prior.losses(segment)
+    sum(terms.values()).backward()  # type: ignore[union-attr]
+    idle = [name for name, p in prior.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not idle
+
+
+def test_saved_and_loaded_bit_for_bit(prior: Prior, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    segment = random_segment()
+    save_weights(tmp_path / "prior.safetensors", prior.state_dict())
+    expected = prior.log_likelihood(segment.codes, segment.actions)
+    with torch.no_grad():
+        for parameter in prior.parameters():
+            parameter.zero_()
+    load_weights(prior, tmp_path / "prior.safetensors")
+    assert torch.equal(prior.log_likelihood(segment.codes, segment.actions), expected)
+
+
+def test_neighbours_come_before_their_position() -> None:
+    for grid in ((4, 5), (7,), (1, 3)):
+        table = causal_neighbours(grid)
+        size = math.prod(grid)
+        position = torch.arange(size)[:, None].expand_as(table)
+        assert ((table < position) | (table == size)).all()
+    assert causal_neighbours((4, 5))[7].tolist() == [6, 1, 2, 3]
+    assert causal_neighbours((4, 5))[5].tolist() == [20, 20, 0, 1]
+
+
+def test_two_hot_keeps_the_mean() -> None:
+    bins = symexp(torch.linspace(-8, 8, 65))
+    values = torch.tensor([-0.0004, 0.0, 1.0, 0.3, -17.5, 100.0, float(bins[0]), float(bins[-1])])
+    weights = two_hot(values, bins)
+    assert ((weights > 0).sum(-1) <= 2).all()
+    torch.testing.assert_close(weights @ bins, values, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(two_hot(torch.tensor([1e9]), bins) @ bins, bins[-1:])
+
+
+def test_outcomes_learn_what_stands_in_the_codes() -> None:
+    torch.manual_seed(0)
+    head = OutcomeHead(torch.randn(8, 4), positions=4, context_width=4, width=16)
+    optimizer = torch.optim.Adam(head.parameters(), 1e-2)
+    codes, contexts = torch.randint(0, 8, (256, 4)), torch.randn(256, 4, 4)
+    rewards, ends = (codes == 3).sum(1).float(), (codes == 5).any(1)
+    for _ in range(200):
+        loss = sum(part.mean() for part in head.losses(head(contexts, codes), rewards, ends))
+        loss.backward()  # type: ignore[union-attr]
+        optimizer.step()
+        optimizer.zero_grad()
+    logits, end = head(contexts, codes)
+    assert (head.expected_reward(logits) - rewards).abs().mean() < 0.1
+    assert ((end > 0) == ends).float().mean() > 0.97

@@ -1,0 +1,105 @@
+"""The contract of tokenizers, run on every file of configs/tokenizer."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from tiny import SPEC, TOKENIZERS, frames, tiny_tokenizer
+
+from worldmodel.cli import compose_config
+from worldmodel.errors import ConfigError
+from worldmodel.quantizers import VectorQuantizer
+from worldmodel.run import build_tokenizer, load_weights, save_weights
+from worldmodel.tokenizers import VQVAE, Tokenizer
+from worldmodel.types import Spec, to_float, to_uint8
+
+
+@pytest.fixture(params=TOKENIZERS)
+def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
+    return tiny_tokenizer(request.param)
+
+
+def test_shapes(tokenizer: Tokenizer) -> None:
+    x = to_float(frames(3))
+    result = tokenizer(x)
+    assert tokenizer.grid == (4, 4)
+    assert result.frames.shape == x.shape
+    assert result.codes.shape == (3, 4, 4)
+    assert "reconstruction" in result.losses
+    assert torch.equal(tokenizer.encode(x), result.codes)
+    assert tokenizer.decode(result.codes).shape == x.shape
+    assert tokenizer.codebook().shape[0] == tokenizer.codes
+
+
+def test_decoding_the_codes_is_the_reconstruction(tokenizer: Tokenizer) -> None:
+    result = tokenizer(to_float(frames(2)))
+    torch.testing.assert_close(tokenizer.decode(result.codes), result.frames)
+
+
+def test_every_parameter_learns(tokenizer: Tokenizer) -> None:
+    tokenizer.train()
+    result = tokenizer(to_float(frames(4)), torch.Generator().manual_seed(0))
+    sum(result.losses.values()).backward()  # type: ignore[union-attr]
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in tokenizer.parameters())
+
+
+def test_a_few_steps_lower_the_reconstruction_error(tokenizer: Tokenizer) -> None:
+    tokenizer.train()
+    x, generator = to_float(frames(8)) * 0.3, torch.Generator().manual_seed(0)
+    optimizer = torch.optim.Adam(tokenizer.parameters(), 3e-3)
+    errors = []
+    for _ in range(80):
+        losses = tokenizer(x, generator).losses
+        errors.append(float(losses["reconstruction"].detach()))
+        sum(losses.values()).backward()  # type: ignore[union-attr]
+        optimizer.step()
+        optimizer.zero_grad()
+    assert errors[-1] < 0.9 * errors[0]
+
+
+def test_saved_and_loaded_bit_for_bit(tokenizer: Tokenizer, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    save_weights(tmp_path / "weights.safetensors", tokenizer.state_dict())
+    torch.manual_seed(99)
+    other = tiny_tokenizer("fsq" if tokenizer.codebook().shape[1] == 2 else "vqvae")
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(1)
+    load_weights(other, tmp_path / "weights.safetensors")
+    x = to_float(frames(2))
+    codes = tokenizer.encode(x)
+    assert torch.equal(codes, other.encode(x))
+    assert torch.equal(tokenizer.decode(codes), other.decode(codes))
+
+
+@pytest.mark.parametrize(
+    ("size", "widths", "grid"),
+    [(64, [32, 64, 128], (8, 8)), (64, [8] * 4, (4, 4)), (64, [8] * 2, (16, 16)), (84, [8] * 2, (21, 21))],
+)
+def test_the_grids_that_the_settings_name(size: int, widths: list[int], grid: tuple[int, int]) -> None:
+    config = compose_config([f"tokenizer.widths={widths}"])
+    assert build_tokenizer(config, Spec("x", (3, size, size), ("a",), 1.0)).grid == grid
+
+
+def test_sound_has_rank_one() -> None:
+    model = VQVAE((1, 64), partial(VectorQuantizer, width=4), widths=[4, 4], codes=8).eval()
+    sound = torch.randn(2, 1, 64)
+    assert model.encode(sound).shape == (2, 16)
+    assert model(sound).frames.shape == sound.shape
+
+
+def test_frames_that_cannot_be_halved() -> None:
+    with pytest.raises(ConfigError, match="84×84 cannot be halved 3 times"):
+        build_tokenizer(compose_config(), Spec("x", (3, 84, 84), ("a",), 1.0))
+
+
+def test_the_number_of_codes_is_a_setting() -> None:
+    assert build_tokenizer(compose_config(["tokenizer.codes=1024"]), SPEC).codes == 1024
+
+
+def test_frames_survive_the_scaling() -> None:
+    levels = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_uint8(to_float(levels)), levels)
+    assert to_float(levels).min() == -1
+    assert to_float(levels).max() == 1

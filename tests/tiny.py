@@ -1,0 +1,63 @@
+"""Tiny models for tests, built from the very YAML files that users get."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import configs
+from worldmodel.cli import compose_config
+from worldmodel.priors import Prior
+from worldmodel.run import build_prior, build_tokenizer
+from worldmodel.tokenizers import Tokenizer
+from worldmodel.types import Segment, Spec
+
+SPEC = Spec("tiny", (3, 16, 16), ("noop", "forward", "left"), 10.0)
+PRIORS = sorted(path.stem for path in (Path(configs.__file__).parent / "prior").glob("*.yaml"))
+TOKENIZERS = sorted(path.stem for path in (Path(configs.__file__).parent / "tokenizer").glob("*.yaml"))
+SMALL_TOKENIZER = ("tokenizer.widths=[8,8]", "tokenizer.blocks=1")
+SMALL_PRIOR = ("prior.trunk.width=16", "prior.trunk.blocks=1", "prior.head.width=16")
+
+
+def tiny_tokenizer(name: str = "vqvae", spec: Spec = SPEC) -> Tokenizer:
+    """16×16 frames → 4×4 codes."""
+    overrides = [f"tokenizer={name}", *SMALL_TOKENIZER]
+    overrides.append("tokenizer.codes=16" if name == "vqvae" else "tokenizer.quantizer.levels=[4,4]")
+    torch.manual_seed(0)
+    return build_tokenizer(compose_config(overrides), spec).eval()
+
+
+def tiny_prior(name: str = "conv", spec: Spec = SPEC, spread: float = 3.0) -> Prior:
+    """An untrained prior over 4×4 codes of 16; its weights are blown up so that its distributions are far from flat."""
+    torch.manual_seed(0)
+    config = compose_config([f"prior={name}", *SMALL_TOKENIZER, *SMALL_PRIOR, "tokenizer.codes=16"])
+    prior = build_prior(config, spec, tiny_tokenizer(spec=spec)).eval()
+    with torch.no_grad():
+        for parameter in prior.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1 * spread)
+    return prior
+
+
+def random_segment(batch: int = 2, steps: int = 7, grid: tuple[int, ...] = (4, 4), codes: int = 16) -> Segment:
+    """Random codes, actions, rewards and ends; the first action of each row is unknown."""
+    generator = torch.Generator().manual_seed(0)
+    actions = torch.randint(0, 3, (batch, steps), generator=generator)
+    actions[:, 0] = -1
+    flags = torch.zeros(batch, steps, dtype=torch.bool)
+    return Segment(
+        actions=actions,
+        rewards=torch.randn(batch, steps, generator=generator),
+        terminated=flags,
+        truncated=flags,
+        valid=~flags,
+        codes=torch.randint(0, codes, (batch, steps, *grid), generator=generator),
+    )
+
+
+def frames(count: int, spec: Spec = SPEC) -> Tensor:
+    """(count, C, H, W) uint8 noise."""
+    return torch.randint(
+        0, 256, (count, *spec.frame_shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )

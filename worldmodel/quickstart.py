@@ -1,0 +1,100 @@
+"""Quickstart: collect, train, dream and measure on a laptop without a GPU, in less than ten minutes.
+
+python -m worldmodel.quickstart
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig
+from rich.console import Console
+
+from worldmodel import collect, dream, evaluate, train
+from worldmodel.cli import run_entry_point
+from worldmodel.data.store import EpisodeStore
+from worldmodel.errors import ConfigError, DataError
+from worldmodel.run import find_run
+
+DESCRIPTION = """\
+All of it in one go: collect episodes of ViZDoom (or of env=…), train the tokenizer and the prior, dream, measure.
+
+--minutes is a budget for the whole; training takes what the rest leaves, so that a slower machine ends with a weaker
+model, not later. What is recorded and trained already is kept: after an interruption the same command goes on."""
+
+REST = 75.0  # seconds set aside for what is not trained or collected: encoding the set, dreaming, measuring
+SHARES = {"tokenizer": 0.27, "prior": 0.73}  # of the seconds of training
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    overrides = list(sys.argv[1:] if argv is None else argv)
+
+    def run(args: argparse.Namespace, config: DictConfig) -> None:
+        quickstart(args, config)
+
+    return run_entry_point(run, "quickstart", DESCRIPTION, add_flags, overrides)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--minutes", type=float, default=9.0, help="budget of the whole (default: 9)")
+    parser.add_argument("--actions", default="forward*8,left*8,forward*8,right*8", help="what to dream of at the end")
+
+
+def quickstart(args: argparse.Namespace, config: DictConfig) -> None:
+    """Collect what is missing, train within the budget, dream and measure."""
+    if not args.minutes > 2:
+        raise ConfigError(f"--minutes {args.minutes:g} leaves no time to train; give more than 2")
+    started = time.monotonic()
+    console = Console()
+
+    def title(text: str) -> None:
+        console.print(f"\n[bold]{text}[/bold]  [dim]{time.monotonic() - started:.0f} s[/dim]")
+
+    title("1/4 collect")
+    missing = config.collect.steps - recorded(config)
+    if missing > 0:
+        call(collect.main, [*args.overrides, f"collect.steps={missing}"])
+    title("2/4 train")
+    left = 60 * args.minutes - REST - (time.monotonic() - started)
+    budget = max(left, 60.0)
+    for stage, share in SHARES.items():
+        config.training[stage].max_seconds = round(budget * share, 1)
+        config.training[stage].steps = 1_000_000  # the clock decides
+    folder = train.train(config)
+    title("3/4 dream")
+    where = [f"run={folder.name}", *(o for o in args.overrides if not o.startswith("run="))]
+    call(dream.main, ["--actions", args.actions, *where])
+    call(dream.main, ["--horizon", "30", *where])
+    title("4/4 evaluate")
+    call(evaluate.main, ["--quick", *where])
+    title("done")
+    console.print(f"Look at {find_run(config.runs, folder.name) / 'dreams'}; dream of something else:")
+    console.print("  python -m worldmodel.dream --actions forward*12,left*4,forward*8 --seed 3")
+
+
+def recorded(config: DictConfig) -> int:
+    """Steps that the data folder holds already."""
+    if not (Path(config.data) / "spec.json").is_file():
+        return 0
+    try:
+        store = EpisodeStore.open(config.data)
+    except DataError:
+        return 0
+    return store.steps
+
+
+def call(entry: object, argv: Sequence[str]) -> None:
+    """Run another entry point; its error, already printed, ends this one with the same code."""
+    assert callable(entry)
+    code = entry(argv)
+    if code:
+        raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
