@@ -17,7 +17,6 @@ import pytest
 from agents.explorers import StickyExplorer, UniformExplorer
 from envs import make_frames
 from worldmodel import collect as collect_module
-from worldmodel.cli import run_entry_point
 from worldmodel.collect import Collected, collect
 from worldmodel.data.recorder import place_of, record_episode
 from worldmodel.data.store import EpisodeStore
@@ -251,7 +250,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     argv = [f"data={tmp_path / 'data'}", *arguments]
-    code = run_entry_point(collect_module.main, "collect", "", collect_module.add_flags, argv)
+    code = collect_module.main(argv)
     errors = capsys.readouterr().err
     assert code == 2 and message in errors and errors.count("\n") == 1 and errors.startswith("error: ")
 
@@ -259,5 +258,5 @@ def test_bad_input_is_one_line_and_exit_code_2(
 def test_data_of_another_environment_is_not_mixed_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     EpisodeStore.writer(tmp_path, SPEC).close()
     argv = [f"data={tmp_path}", "--steps", "5"]
-    assert run_entry_point(collect_module.main, "collect", "", collect_module.add_flags, argv) == 2
+    assert collect_module.main(argv) == 2
     assert "choose another folder with data=" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The contract of priors, run on every file of configs/prior: causality, exact likelihood, stepping equals a full pass."""
+"""The contract of priors, run on every file of configs/prior: causality, exact likelihood, stepping."""
 
 from __future__ import annotations
 

@@ -158,8 +158,8 @@ class WorldModel:
         batch = frames if frames.dim() == len(shape) + 2 else frames[None]
         if batch.dtype != torch.uint8 or tuple(batch.shape[2:]) != shape or batch.shape[1] < 1:
             raise ConfigError(
-                f"seen frames are {tuple(frames.shape)} {frames.dtype}; this run takes (T0, {', '.join(map(str, shape))}) "
-                "or a batch of them, uint8"
+                f"seen frames are {tuple(frames.shape)} {frames.dtype}; this run takes "
+                f"(T0, {', '.join(map(str, shape))}) or a batch of them, uint8"
             )
         return batch.to(self.device)
 

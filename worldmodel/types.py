@@ -103,7 +103,7 @@ class Segment:
 
     def to(self, device: torch.device | str) -> Segment:
         """The same segment on another device."""
-        moved = {
+        moved: dict[str, Any] = {
             field.name: None if value is None else value.to(device, non_blocking=True)
             for field in dataclasses.fields(self)
             for value in [getattr(self, field.name)]

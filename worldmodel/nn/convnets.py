@@ -1,7 +1,8 @@
 """Strided convolutional encoders and decoders of any rank (1: sound, 2: images), after the VQ-VAE paper.
 
-van den Oord, Vinyals, Kavukcuoglu, *Neural Discrete Representation Learning*, NeurIPS 2017, section 4.1: 4-wide stride-2
-convolutions, then residual blocks (ReLU, 3-wide convolution, ReLU, 1-wide convolution); the decoder mirrors it.
+van den Oord, Vinyals, Kavukcuoglu, *Neural Discrete Representation Learning*, NeurIPS 2017, section 4.1: 4-wide
+stride-2 convolutions, then residual blocks (ReLU, 3-wide convolution, ReLU, 1-wide convolution); the decoder mirrors
+it.
 """
 
 from __future__ import annotations

@@ -58,8 +58,8 @@ class Head(nn.Module, abc.ABC):
     def extend(self, state: State, codes: Tensor, start: int, stop: int) -> Tensor:
         """Logits (B, stop − start, K) of the positions start … stop − 1.
 
-        ``codes`` (B, N): the entries before ``stop − 1`` are read. The positions before ``start`` must have been computed
-        already with the same codes; keys and values of the new positions are written into the state, in place.
+        ``codes`` (B, N): the entries before ``stop − 1`` are read. The positions before ``start`` must have been
+        computed already with the same codes; keys and values of the new positions are written into the state, in place.
         """
 
     @abc.abstractmethod

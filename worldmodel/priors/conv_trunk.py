@@ -70,7 +70,7 @@ class ConvTrunk(Trunk):
         self.position = nn.Parameter(torch.zeros(width, *grid))
         self.blocks = nn.ModuleList(FilmBlock(rank, width, 128) for _ in range(blocks))
         if rank == 2:
-            self.to(memory_format=torch.channels_last)
+            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _contexts(self, grids: Tensor, actions: Tensor) -> Tensor:
         """grids (M, history, *grid), actions (M, history), oldest first → (M, N, width)."""

@@ -23,7 +23,7 @@ class HeadState(NamedTuple):
 def causal_neighbours(grid: Sequence[int]) -> Tensor:
     """(N, n) int64: the raster indices of the neighbours that come before each position; N stands for "outside".
 
-    The neighbours are those of the PixelCNN's first mask: left in the row; above-left, above, above-right in the row before.
+    The neighbours are those of the PixelCNN's first mask: left; above-left, above, above-right.
     In one dimension: the two positions before.
     """
     size = grid_size(grid)

@@ -18,7 +18,7 @@ def symexp(x: Tensor) -> Tensor:
 
 
 def two_hot(values: Tensor, bins: Tensor) -> Tensor:
-    """Scalars (...) → weights (..., len(bins)) on the two neighbouring bins whose mean is the value (same paper, eq. 10).
+    """Scalars (...) → weights (..., len(bins)) on the two neighbouring bins with that mean (same paper, eq. 10).
 
     Values outside the bins are clamped to the outermost ones.
     """

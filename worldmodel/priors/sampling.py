@@ -5,13 +5,13 @@ Both samplers compute the same function. With Gumbel noise g the sample of posit
     code[i] = argmax_k  logits[i, k] / temperature + g[i, k],      logits[i] = head(codes[< i], context),
 
 which is an exact draw from the autoregressive distribution (Gumbel-max). *Ancestral* sampling evaluates it position by
-position. *Predictive* sampling (Wiggers & Hoogeboom, *Predictive Sampling with Forecasting Autoregressive Models*, ICML 2020;
-Song et al., *Accelerating Feedforward Computation via Parallel Nonlinear Equation Solving*, ICML 2021) guesses the
-whole grid, evaluates every position at once and repeats until nothing changes: the only fixed point is the ancestral
+position. *Predictive* sampling (Wiggers & Hoogeboom, *Predictive Sampling with Forecasting Autoregressive Models*,
+ICML 2020; Song et al., *Accelerating Feedforward Computation via Parallel Nonlinear Equation Solving*, ICML 2021)
+guesses the whole grid, evaluates every position at once and repeats until nothing changes: the only fixed point is the ancestral
 sample, and at least one more position is right after every pass.
 
 In floating point, two orders of summation may disagree when the best two scores of a position are nearly equal. Such
-a near tie (closer than ``TIE``, far above the rounding error) is decided by :func:`settle`, which both samplers share and
+a near tie (closer than ``TIE``, far above the rounding error) is decided by ``settle``, which both samplers share and
 which evaluates the head in one fixed way, row by row; so the samples are equal, not just almost always.
 """
 
@@ -120,7 +120,7 @@ class Ancestral(Sampler):
 class Predictive(Sampler):
     """Fixed-point iteration from a guess: the head's own forecast of each code, under the same noise.
 
-    A pass computes only what lies behind the prefix that every row has verified; rows that have converged leave the batch.
+    A pass computes only what lies behind the prefix that every row has verified; converged rows leave the batch.
     """
 
     def run(

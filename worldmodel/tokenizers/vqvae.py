@@ -52,7 +52,7 @@ class VQVAE(Tokenizer):
         self.project = CONV[rank](widths[-1], self.quantizer.width, 1)
         self.decoder = ConvDecoder(rank, self.quantizer.width, channels, widths, blocks)
         if rank == 2:
-            self.to(memory_format=torch.channels_last)
+            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _vectors(self, frames: Tensor) -> Tensor:
         """Frames → what is quantised, (B, *grid, D) float32."""

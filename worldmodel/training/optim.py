@@ -1,4 +1,4 @@
-"""What happens to the weights: precision, AdamW or Muon on float32 masters, the learning-rate schedule, averaging over time."""
+"""What happens to the weights: precision, AdamW or Muon on float32 masters, learning rate, averaging over time."""
 
 from __future__ import annotations
 
@@ -75,8 +75,9 @@ class MasterOptimizer:
     that bfloat16 (8 bits of mantissa) would round away. Weight decay acts on matrices and kernels only, not on gains
     and biases.
 
-    ``muon`` > 0 hands the hidden weights (:func:`hidden_weights`) to Muon (Jordan et al., 2024: momentum whose matrix is made
-    orthogonal), at ``muon`` times the learning rate, its updates scaled to the size of Adam's (Liu et al., 2025).
+    ``muon`` > 0 hands the hidden weights (:func:`hidden_weights`) to Muon (Jordan et al., 2024: momentum whose
+    matrix is made orthogonal), at ``muon`` times the learning rate, its updates scaled to the size of Adam's (Liu et
+    al., 2025).
     """
 
     def __init__(
@@ -147,7 +148,7 @@ class MasterOptimizer:
             torch._foreach_copy_([p for p, _ in pairs], [m for _, m in pairs])
 
     def state(self) -> dict[str, Tensor]:
-        """Masters and moments by name: ``parameter.*``, ``moment1.*``, ``moment2.*``, ``momentum.*`` (once they exist)."""
+        """Masters and moments by name: ``parameter.*``, ``moment1.*``, ``moment2.*``, ``momentum.*``."""
         state: dict[str, Tensor] = {}
         for name, master in zip(self.names, self.masters, strict=True):
             state[f"parameter.{name}"] = master.detach()
