@@ -7,7 +7,8 @@ Both samplers compute the same function. With Gumbel noise g the sample of posit
 which is an exact draw from the autoregressive distribution (Gumbel-max). *Ancestral* sampling evaluates it position by
 position. *Predictive* sampling (Wiggers & Hoogeboom, *Predictive Sampling with Forecasting Autoregressive Models*,
 ICML 2020; Song et al., *Accelerating Feedforward Computation via Parallel Nonlinear Equation Solving*, ICML 2021)
-guesses the whole grid, evaluates every position at once and repeats until nothing changes: the only fixed point is the ancestral
+guesses the
+whole grid, evaluates every position at once and repeats until nothing changes: the only fixed point is the ancestral
 sample, and at least one more position is right after every pass.
 
 In floating point, two orders of summation may disagree when the best two scores of a position are nearly equal. Such
