@@ -4,7 +4,7 @@ ViZDoom runs its engine as a child process. Left alone, that process survives th
 SIGTERM (and ignores SIGTERM itself), writes ``_vizdoom/`` and ``_vizdoom.ini`` into the working directory, and leaves
 its shared memory behind when it is killed. So the engine is started through a small guard, which asks the kernel to
 kill it as soon as its parent dies and moves it to a temporary directory; directory and names of the shared memory
-are removed as soon as both sides hold them open.
+are removed as soon as both sides hold them open. (Killed in the fraction of a second before that, they stay: 20 kB.)
 """
 
 from __future__ import annotations

@@ -26,15 +26,16 @@ ROOT = Path(__file__).parents[1]
 NOOP, FORWARD, LEFT, RIGHT = range(4)
 
 
-def children(parent: int) -> list[int]:
-    """Process ids of the living children of a process."""
+def engines(parent: int) -> list[int]:
+    """Process ids of the living ViZDoom engines that a process started."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            state, ppid = stat.read_text().rpartition(")")[2].split()[:2]
+            name, _, rest = stat.read_text().rpartition(")")
         except OSError:
             continue
-        if int(ppid) == parent and state != "Z":
+        state, ppid = rest.split()[:2]
+        if name.endswith("(vizdoom") and int(ppid) == parent and state != "Z":
             found.append(int(stat.parent.name))
     return found
 
@@ -155,7 +156,7 @@ def test_nothing_is_left_in_the_working_directory(tmp_path: Path, monkeypatch) -
 
 def test_an_engine_that_dies_is_an_error_and_reset_recovers(env: VizdoomEnv) -> None:
     first, _ = env.reset(seed=7)
-    (engine,) = children(os.getpid())
+    (engine,) = engines(os.getpid())
     os.kill(engine, signal.SIGKILL)
     with pytest.raises(EnvError, match="engine died"):
         for _ in range(3):
@@ -181,7 +182,7 @@ def test_the_engine_dies_with_its_parent(number: signal.Signals, tmp_path: Path)
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=environment
     )
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
-    (engine,) = children(process.pid)
+    (engine,) = engines(process.pid)
     process.send_signal(number)
     assert process.wait(10) == -number
     assert wait_until_gone(engine)

@@ -21,13 +21,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from worldmodel.errors import DataError, UnknownActionError
+
+if TYPE_CHECKING:  # the processes that record episodes need the types of this module but never torch
+    import torch
+    from torch import Tensor
 
 NO_ACTION = -1
 """The action of a frame that no known action led to: the first of an episode or of a segment."""
@@ -118,4 +120,4 @@ def to_float(frames: Tensor) -> Tensor:
 
 def to_uint8(frames: Tensor) -> Tensor:
     """Inverse of :func:`to_float`: clamps, rounds to the nearest level."""
-    return frames.float().add(1).mul_(255 / 2).round_().clamp_(0, 255).to(torch.uint8)
+    return frames.float().add(1).mul_(255 / 2).round_().clamp_(0, 255).byte()

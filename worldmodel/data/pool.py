@@ -15,6 +15,7 @@ from worldmodel.errors import EnvError
 
 MOST_FAILURES = 5  # recorders that may fail one after another without an episode between them
 STOP_SECONDS = 5.0
+START_SECONDS = 120.0  # to start an interpreter on a busy machine
 
 
 @dataclasses.dataclass
@@ -27,7 +28,7 @@ class _Recorder:
     order: Order  # what it still has to do when all that it sent is counted
     place: int  # which of the pool's places it fills
     life: int  # how many filled that place before
-    heard: float  # time.monotonic() of its last sign of life
+    deadline: float  # time.monotonic() by which it has to show a sign of life
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +73,7 @@ class RecorderPool:
         while self._recorders:
             yield from self._listen(0.5, self._replace)
             now = time.monotonic()
-            for recorder in [one for one in self._recorders if now - one.heard > self._timeout]:
+            for recorder in [one for one in self._recorders if now > one.deadline]:
                 yield self._replace(recorder, f"silent for {self._timeout:g} s")
 
     def stop(self) -> Iterator[Report]:
@@ -94,7 +95,8 @@ class RecorderPool:
         process.start()
         their_results.close()  # so that its death ends the pipe
         their_control.close()
-        self._recorders.append(_Recorder(process, results, control, order, place, life, time.monotonic()))
+        deadline = time.monotonic() + max(self._timeout, START_SECONDS)
+        self._recorders.append(_Recorder(process, results, control, order, place, life, deadline))
 
     def _remove(self, recorder: _Recorder) -> None:
         self._recorders.remove(recorder)
@@ -108,7 +110,7 @@ class RecorderPool:
         for recorder in [one for one in self._recorders if one.results in ready]:
             try:
                 message = recorder.results.recv()
-                recorder.heard = time.monotonic()
+                recorder.deadline = time.monotonic() + self._timeout
                 match message[0]:
                     case "steps":
                         yield Report(steps=message[1])

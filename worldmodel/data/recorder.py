@@ -114,6 +114,7 @@ def work(order: Order, results: Connection, control: Connection) -> None:
     stopped = threading.Event()
     threading.Thread(target=_watch, args=(control, stopped), daemon=True).start()
     try:
+        results.send(("steps", 0))  # awake: from now on silence has a meaning
         _record(order, results, stopped)
         results.send(("done",))
     except (BrokenPipeError, ConnectionResetError):
