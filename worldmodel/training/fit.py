@@ -150,7 +150,7 @@ class Fit:
         """Reads the clock. Several processes agree on it and on interruptions, since all must stop at the same step."""
         elapsed = self._seconds_before + time.monotonic() - self._started
         if self.fabric.world_size > 1:
-            if self.step % AGREE_EVERY and self.step != self.first_step:
+            if self.step % AGREE_EVERY and self.step not in (self.first_step, self.settings.steps):
                 return
             votes = torch.tensor([elapsed, float(interrupted)], dtype=torch.float64, device=self.fabric.device)
             elapsed, vote = torch.as_tensor(self.fabric.all_reduce(votes, reduce_op="max")).tolist()
