@@ -143,6 +143,16 @@ def test_bad_settings_are_named() -> None:
         make_sampler("gibbs")
 
 
+def test_a_trunk_in_bfloat16_feeds_a_head_in_float32() -> None:
+    prior = tiny_prior()
+    prior.trunk.bfloat16()
+    codes, actions = torch.randint(0, 16, (2, 5, 4, 4)), torch.zeros(2, 5, dtype=torch.int64)
+    with torch.no_grad():
+        assert prior.log_likelihood(codes, actions).dtype == torch.float32
+        step, _ = prior.step(prior.begin(2), torch.tensor([1, 2]), Predictive(), torch.Generator().manual_seed(0))
+    assert step.rewards.dtype == torch.float32
+
+
 def test_a_whole_step_is_equal_under_both_samplers() -> None:
     prior = tiny_prior()
     state = prior.observe(prior.begin(2), torch.randint(0, 16, (2, 4, 4)), torch.tensor([-1, -1]))

@@ -48,7 +48,7 @@ class Prior(nn.Module):
     def contexts(self, codes: Tensor, actions: Tensor, first: int = 0) -> Tensor:
         """codes (B, T, *grid), actions (B, T) → contexts (B, T − first, N, width); step t does not see codes t."""
         nothing = torch.full_like(codes[:, :1], -1)
-        return self.trunk(torch.cat([nothing, codes[:, :-1]], 1), actions, first)
+        return self.trunk(torch.cat([nothing, codes[:, :-1]], 1), actions, first).to(self.head_dtype)
 
     def forward(self, codes: Tensor, actions: Tensor) -> PriorOutput:
         """codes (B, T, *grid) int64, actions (B, T) int64 (the action that led to the frame, −1 for none)."""
@@ -125,8 +125,8 @@ class Prior(nn.Module):
     ) -> tuple[Step, PriorState]:
         """Imagine the frame that the actions (B,) lead to."""
         contexts, trunk = self.trunk.step(state.trunk, state.previous, actions)
-        guess = state.previous.flatten(1)
-        codes, passes = sampler.sample(self.head, contexts.to(self.head_dtype), guess, generator)
+        contexts = contexts.to(self.head_dtype)  # the trunk may run in bfloat16; the head decides on codes and does not
+        codes, passes = sampler.sample(self.head, contexts, state.previous.flatten(1), generator)
         rewards, ends = self.outcomes(contexts, codes)
         grids = codes.unflatten(1, self.grid)
         step = Step(grids, self.outcomes.expected_reward(rewards), ends.sigmoid(), passes)
