@@ -216,7 +216,7 @@ def test_an_interruption_keeps_what_was_recorded(tmp_path: Path, number: signal.
     process = start_command(data, "collect.steps=1000000", "collect.longest=100")
     wait_for_episodes(data, 3)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == (-9 if number == signal.SIGKILL else 130), errors
     if number != signal.SIGKILL:
         assert "interrupted" in errors and "Traceback" not in errors
