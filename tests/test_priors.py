@@ -9,8 +9,10 @@ import pytest
 import torch
 from tiny import PRIORS, random_segment, tiny_prior
 
+from worldmodel.errors import ConfigError
 from worldmodel.priors import Prior
-from worldmodel.priors.head import RasterHead, causal_neighbours
+from worldmodel.priors.head import TransformerHead
+from worldmodel.priors.order import ORDERS, make_order
 from worldmodel.priors.outcomes import OutcomeHead, symexp, two_hot
 from worldmodel.run import load_weights, save_weights
 
@@ -74,7 +76,7 @@ def test_the_action_that_leads_to_a_frame_reaches_its_context(prior: Prior) -> N
     assert changed[:, 3].abs().max() > 1e-3
 
 
-def test_the_head_is_causal_in_raster_order(prior: Prior) -> None:
+def test_the_head_is_causal_in_its_order(prior: Prior) -> None:
     segment = random_segment(steps=1)
     codes, contexts = segment.codes.flatten(2)[:, 0], prior.contexts(segment.codes, segment.actions)[:, 0]
     before = prior.head(codes, contexts)
@@ -109,7 +111,7 @@ def test_a_longer_extension_repairs_wrong_keys(prior: Prior) -> None:
 
 def test_the_likelihood_of_all_grids_sums_to_one() -> None:
     torch.manual_seed(0)
-    head = RasterHead(grid=(2, 2), codebook=torch.randn(3, 2), context_width=4, width=8, heads=2, embed=4).double()
+    head = TransformerHead(grid=(2, 2), codebook=torch.randn(3, 2), context_width=4, width=8, heads=2, embed=4).double()
     with torch.no_grad():
         for parameter in head.parameters():
             parameter.add_(torch.randn_like(parameter))
@@ -171,14 +173,36 @@ def test_saved_and_loaded_bit_for_bit(prior: Prior, tmp_path) -> None:  # type: 
     assert torch.equal(prior.log_likelihood(segment.codes, segment.actions), expected)
 
 
-def test_neighbours_come_before_their_position() -> None:
-    for grid in ((4, 5), (7,), (1, 3)):
-        table = causal_neighbours(grid)
-        size = math.prod(grid)
-        position = torch.arange(size)[:, None].expand_as(table)
-        assert ((table < position) | (table == size)).all()
-    assert causal_neighbours((4, 5))[7].tolist() == [6, 1, 2, 3]
-    assert causal_neighbours((4, 5))[5].tolist() == [20, 20, 0, 1]
+@pytest.mark.parametrize("name", ORDERS)
+@pytest.mark.parametrize("grid", [(4, 5), (8, 8), (7,), (1, 3), (21, 21), (16, 16), (1, 1)])
+def test_an_order_visits_every_position_once_and_looks_back_only(name: str, grid: tuple[int, ...]) -> None:
+    positions, stages, neighbours = make_order(name, grid)
+    size = math.prod(grid)
+    assert sorted(positions.tolist()) == list(range(size))
+    assert sum(stages) == size
+    place = torch.arange(size)[:, None].expand_as(neighbours)
+    assert ((neighbours < place) | (neighbours == size)).all()
+
+
+def test_raster_order_has_the_neighbours_of_a_pixelcnn() -> None:
+    positions, stages, neighbours = make_order("raster", (4, 5))
+    assert positions.tolist() == list(range(20))
+    assert stages == [20]
+    assert neighbours[7].tolist() == [6, 1, 2, 3, 5]
+    assert neighbours[5].tolist() == [4, 20, 0, 1, 20]
+
+
+def test_coarse_order_draws_most_positions_between_known_ones() -> None:
+    positions, stages, neighbours = make_order("coarse", (8, 8))
+    assert stages == [4, 4, 8, 16, 32]
+    assert positions[:4].tolist() == [0, 4, 32, 36]
+    last = positions.tolist().index(8 * 3 + 4)  # row 3, column 4: its four neighbours stand already
+    assert sorted(positions[neighbours[last, 1:]].tolist()) == [8 * 2 + 4, 8 * 3 + 3, 8 * 3 + 5, 8 * 4 + 4]
+
+
+def test_an_unknown_order_is_named() -> None:
+    with pytest.raises(ConfigError, match="unknown order 'spiral'; choose coarse, raster"):
+        make_order("spiral", (4, 4))
 
 
 def test_two_hot_keeps_the_mean() -> None:

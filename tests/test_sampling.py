@@ -10,13 +10,13 @@ from tiny import tiny_prior
 
 from worldmodel.errors import ConfigError
 from worldmodel.priors import Ancestral, Predictive, make_sampler
-from worldmodel.priors.head import RasterHead
+from worldmodel.priors.head import TransformerHead
 
 
-def head_and_contexts(count: int, dtype: torch.dtype) -> tuple[RasterHead, torch.Tensor]:
+def head_and_contexts(count: int, dtype: torch.dtype) -> tuple[TransformerHead, torch.Tensor]:
     """A head of 64 positions and 512 codes with strong dependencies between them."""
     torch.manual_seed(0)
-    head = RasterHead(grid=(8, 8), codebook=torch.randn(512, 8), context_width=16, width=32, heads=2, embed=16)
+    head = TransformerHead(grid=(8, 8), codebook=torch.randn(512, 8), context_width=16, width=32, heads=2, embed=16)
     with torch.no_grad():
         for parameter in head.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
@@ -32,10 +32,7 @@ def test_predictive_equals_ancestral_on_a_thousand_grids(
     results = []
     for kind in (Ancestral, Predictive):
         sampler, generator = kind(temperature, top_k), torch.Generator().manual_seed(7)
-        parts = [
-            sampler.sample(head, part, torch.zeros(len(part), 64, dtype=torch.int64), generator)
-            for part in contexts.split(250)
-        ]
+        parts = [sampler.sample(head, part, generator) for part in contexts.split(250)]
         results.append(torch.cat([codes for codes, _ in parts]))
     assert torch.equal(results[0], results[1])
     assert len(results[0].unique()) > 100
@@ -43,20 +40,17 @@ def test_predictive_equals_ancestral_on_a_thousand_grids(
 
 def test_predictive_equals_ancestral_with_few_candidates() -> None:
     head, contexts = head_and_contexts(60, torch.float32)
-    guess = torch.zeros(60, 64, dtype=torch.int64)
     one, two = (
-        kind(0.7, 20).sample(head, contexts, guess, torch.Generator().manual_seed(7))[0]
-        for kind in (Ancestral, Predictive)
+        kind(0.7, 20).sample(head, contexts, torch.Generator().manual_seed(7))[0] for kind in (Ancestral, Predictive)
     )
     assert torch.equal(one, two)
 
 
 def test_a_batch_of_one_draws_the_same_as_ancestral() -> None:
     head, contexts = head_and_contexts(20, torch.float32)
-    guess = torch.zeros(1, 64, dtype=torch.int64)
     for row in contexts.split(1):
-        one, ones = Ancestral().sample(head, row, guess, torch.Generator().manual_seed(3))
-        two, passes = Predictive().sample(head, row, guess, torch.Generator().manual_seed(3))
+        one, ones = Ancestral().sample(head, row, torch.Generator().manual_seed(3))
+        two, passes = Predictive().sample(head, row, torch.Generator().manual_seed(3))
         assert torch.equal(one, two)
         assert float(ones) == 64
         assert 1 <= float(passes) <= 64
@@ -67,17 +61,16 @@ def test_near_ties_are_settled_alike() -> None:
     with torch.no_grad():  # every code has a twin that differs by rounding alone
         head.logits.weight[256:] = head.logits.weight[:256]
         head.logits.bias[256:] = head.logits.bias[:256] * (1 + 1e-7)
-    guess = torch.zeros(8, 64, dtype=torch.int64)
-    first, _ = Ancestral(0.0).sample(head, contexts, guess)
-    second, _ = Predictive(0.0).sample(head, contexts, guess)
-    single = torch.cat([Predictive(0.0).sample(head, row, guess[:1])[0] for row in contexts.split(1)])
+    first, _ = Ancestral(0.0).sample(head, contexts)
+    second, _ = Predictive(0.0).sample(head, contexts)
+    single = torch.cat([Predictive(0.0).sample(head, row)[0] for row in contexts.split(1)])
     assert torch.equal(first, second)
     assert torch.equal(first, single)
 
 
 def test_samples_follow_the_distribution() -> None:
     torch.manual_seed(0)
-    head = RasterHead(grid=(1, 3), codebook=torch.randn(3, 2), context_width=4, width=8, heads=2, embed=4).eval()
+    head = TransformerHead(grid=(1, 3), codebook=torch.randn(3, 2), context_width=4, width=8, heads=2, embed=4).eval()
     with torch.no_grad():
         for parameter in head.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.7)
@@ -87,9 +80,7 @@ def test_samples_follow_the_distribution() -> None:
         logits = head(grids, context.expand(27, -1, -1))
     exact = logits.log_softmax(-1).gather(-1, grids[..., None]).squeeze(-1).sum(1).exp()
     count = 20000
-    codes, _ = Predictive().sample(
-        head, context.expand(count, -1, -1), torch.zeros(count, 3, dtype=torch.int64), torch.Generator().manual_seed(0)
-    )
+    codes, _ = Predictive().sample(head, context.expand(count, -1, -1), torch.Generator().manual_seed(0))
     found = torch.bincount(codes @ torch.tensor([9, 3, 1]), minlength=27) / count
     assert (found - exact).abs().max() < 4 * (0.25 / count) ** 0.5
     assert exact.max() > 0.1
@@ -97,16 +88,14 @@ def test_samples_follow_the_distribution() -> None:
 
 def test_temperature_zero_takes_the_most_probable_code() -> None:
     head, contexts = head_and_contexts(4, torch.float32)
-    codes, _ = Ancestral(0.0).sample(head, contexts, torch.zeros(4, 64, dtype=torch.int64))
+    codes, _ = Ancestral(0.0).sample(head, contexts)
     with torch.no_grad():
         assert torch.equal(head(codes, contexts).argmax(-1), codes)
 
 
 def test_top_k_draws_nothing_else() -> None:
     head, contexts = head_and_contexts(4, torch.float32)
-    codes, _ = Ancestral(1.0, top_k=3).sample(
-        head, contexts, torch.zeros(4, 64, dtype=torch.int64), torch.Generator().manual_seed(0)
-    )
+    codes, _ = Ancestral(1.0, top_k=3).sample(head, contexts, torch.Generator().manual_seed(0))
     with torch.no_grad():
         best = head(codes, contexts).topk(3, -1).indices
     assert (best == codes[..., None]).any(-1).all()
@@ -114,8 +103,7 @@ def test_top_k_draws_nothing_else() -> None:
 
 def test_the_same_seed_gives_the_same_codes_and_another_seed_others() -> None:
     head, contexts = head_and_contexts(2, torch.float32)
-    guess = torch.zeros(2, 64, dtype=torch.int64)
-    draw = [make_sampler().sample(head, contexts, guess, torch.Generator().manual_seed(s))[0] for s in (1, 1, 2)]
+    draw = [make_sampler().sample(head, contexts, torch.Generator().manual_seed(s))[0] for s in (1, 1, 2)]
     assert torch.equal(draw[0], draw[1])
     assert not torch.equal(draw[0], draw[2])
 
@@ -127,9 +115,7 @@ def test_a_perfect_forecast_takes_one_pass() -> None:
         head.logits.bias.copy_(torch.randn(512) * 5)
         head.guess.weight.zero_()
         head.guess.bias.copy_(head.logits.bias)
-    codes, passes = Predictive().sample(
-        head, contexts, torch.zeros(3, 64, dtype=torch.int64), torch.Generator().manual_seed(0)
-    )
+    codes, passes = Predictive().sample(head, contexts, torch.Generator().manual_seed(0))
     assert float(passes) == 1
     assert codes.shape == (3, 64)
 

@@ -56,7 +56,7 @@ def settings(data: Path, runs: Path, **changes) -> DictConfig:
             "prior": {
                 "_target_": "worldmodel.priors.Prior",
                 "trunk": {"_target_": "worldmodel.priors.ConvTrunk", "width": 16, "blocks": 1, "history": 2, **partial},
-                "head": {"_target_": "worldmodel.priors.RasterHead", "width": 16, "heads": 2, **partial},
+                "head": {"_target_": "worldmodel.priors.TransformerHead", "width": 16, "heads": 2, **partial},
             },
             "training": OmegaConf.load(ROOT / "configs/training/default.yaml"),
         }

@@ -2,7 +2,7 @@
 
 from worldmodel.priors.base import Head, PriorOutput, PriorState, Step, Trunk
 from worldmodel.priors.conv_trunk import ConvTrunk
-from worldmodel.priors.head import RasterHead
+from worldmodel.priors.head import TransformerHead
 from worldmodel.priors.prior import Prior
 from worldmodel.priors.sampling import Ancestral, Predictive, Sampler, make_sampler
 
@@ -14,7 +14,7 @@ __all__ = [
     "Prior",
     "PriorOutput",
     "PriorState",
-    "RasterHead",
+    "TransformerHead",
     "Sampler",
     "Step",
     "Trunk",

@@ -40,11 +40,16 @@ class Trunk(nn.Module, abc.ABC):
 
 
 class Head(nn.Module, abc.ABC):
-    """Autoregressive over the N positions of one grid in raster order: p(code i | codes < i, context).
+    """Autoregressive over the N positions of one grid in an order of its own: p(code i | codes < i, context).
+
+    ``order`` (N,) int64 is the raster index of the position that comes i-th. Everything else here stands in that order:
+    whoever calls permutes contexts and codes, so that samplers need not know.
 
     The sampler sees nothing but these calls. ``extend`` is what makes both samplers fast: it computes the positions
     ``start … start + n`` behind a verified prefix, whose keys and values lie in the state.
     """
+
+    order: Tensor
 
     @abc.abstractmethod
     def forward(self, codes: Tensor, contexts: Tensor) -> Tensor:

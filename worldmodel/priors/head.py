@@ -1,4 +1,4 @@
-"""The raster head: a small causal transformer over the positions of one grid, with its causal neighbours at hand."""
+"""The transformer head: small, causal over the positions of one grid, each with its earlier neighbours at hand."""
 
 from __future__ import annotations
 
@@ -12,32 +12,13 @@ from torch.nn import functional as F
 
 from worldmodel.priors.base import Head, grid_size
 from worldmodel.priors.embedding import CodeEmbedding
+from worldmodel.priors.order import make_order
 
 
 class HeadState(NamedTuple):
     inputs: Tensor  # (B, N, width): the part of every position's input that is known beforehand
     keys: list[Tensor]  # a layer: (B, heads, N, width / heads)
     values: list[Tensor]
-
-
-def causal_neighbours(grid: Sequence[int]) -> Tensor:
-    """(N, n) int64: the raster indices of the neighbours that come before each position; N stands for "outside".
-
-    The neighbours are those of the PixelCNN's first mask: left; above-left, above, above-right.
-    In one dimension: the two positions before.
-    """
-    size = grid_size(grid)
-    if len(grid) == 1:
-        index = torch.arange(size)
-        return torch.stack([torch.where(index >= k, index - k, size) for k in (1, 2)], 1)
-    height, width = grid
-    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    found = []
-    for down, right in ((0, -1), (-1, -1), (-1, 0), (-1, 1)):
-        r, c = rows + down, columns + right
-        inside = (r >= 0) & (c >= 0) & (c < width)
-        found.append(torch.where(inside, r * width + c, size).flatten())
-    return torch.stack(found, 1)
 
 
 class HeadBlock(nn.Module):
@@ -67,12 +48,13 @@ class HeadBlock(nn.Module):
         return self.finish(x, F.scaled_dot_product_attention(q, k, v, is_causal=True))
 
 
-class RasterHead(Head):
-    """Transformer head. Position i reads its context and its causal neighbours, and attends to the positions before it.
+class TransformerHead(Head):
+    """Position i reads its context and its earlier neighbours, and attends to all positions before it.
 
     Args:
         grid: shape of a grid. codebook: (K, D). context_width: of the trunk's vectors.
         width, blocks, heads: of the transformer. embed: width of an embedded code.
+        order: ``coarse`` or ``raster``, see :mod:`worldmodel.priors.order`.
     """
 
     def __init__(
@@ -84,14 +66,17 @@ class RasterHead(Head):
         blocks: int = 1,
         heads: int = 4,
         embed: int = 48,
+        order: str = "coarse",
     ):
         super().__init__()
         codes, positions = len(codebook), grid_size(grid)
         self.positions = positions
         self.embed = CodeEmbedding(codebook, embed)
-        neighbours = causal_neighbours(grid)
+        places, self.stages, neighbours = make_order(order, grid)
+        self.register_buffer("order", places, persistent=False)
         self.register_buffer("neighbours", neighbours, persistent=False)
-        self.enter_codes = nn.Linear(neighbours.shape[1] * embed, width, bias=False)
+        size = neighbours.shape[1] * embed
+        self.enter_codes = nn.ModuleList(nn.Linear(size, width, bias=False) for _ in self.stages)
         self.enter_context = nn.Linear(context_width, width)
         self.position = nn.Parameter(torch.randn(positions, width) * 0.02)
         self.blocks = nn.ModuleList(HeadBlock(width, heads) for _ in range(blocks))
@@ -103,13 +88,20 @@ class RasterHead(Head):
             nn.init.zeros_(layer.bias)
             layer.keep_adam = True  # type: ignore[assignment]
 
+    order: Tensor
     neighbours: Tensor
 
     def _near(self, codes: Tensor, start: int, stop: int) -> Tensor:
         """What the neighbours say to the positions start … stop − 1: (B, stop − start, width)."""
         padded = F.pad(codes, (0, 1), value=-1)
-        near = padded[:, self.neighbours[start:stop]]
-        return self.enter_codes(self.embed(near).flatten(2))
+        near = self.embed(padded[:, self.neighbours[start:stop]]).flatten(2)
+        parts, first = [], 0
+        for size, enter in zip(self.stages, self.enter_codes, strict=True):
+            a, b = max(first, start), min(first + size, stop)
+            if a < b:
+                parts.append(enter(near[:, a - start : b - start]))
+            first += size
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def forward(self, codes: Tensor, contexts: Tensor) -> Tensor:
         x = self.enter_context(contexts) + self.position + self._near(codes, 0, self.positions)

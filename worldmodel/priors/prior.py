@@ -43,7 +43,10 @@ class Prior(nn.Module):
         codebook = tokenizer.codebook()
         self.trunk = trunk(grid=self.grid, codebook=codebook, actions=actions)
         self.head = head(grid=self.grid, codebook=codebook, context_width=self.trunk.width)
+        self.register_buffer("place", self.head.order.argsort(), persistent=False)  # of a raster index in that order
         self.outcomes = OutcomeHead(codebook, self.positions, self.trunk.width)
+
+    place: Tensor
 
     def contexts(self, codes: Tensor, actions: Tensor, first: int = 0) -> Tensor:
         """codes (B, T, *grid), actions (B, T) → contexts (B, T − first, N, width); step t does not see codes t."""
@@ -56,7 +59,8 @@ class Prior(nn.Module):
         contexts = self.contexts(codes, actions).flatten(0, 1)
         flat = codes.flatten(2).flatten(0, 1)
         rewards, ends = self.outcomes(contexts, flat)
-        parts = self.head(flat, contexts), self.head.forecast(contexts), rewards, ends
+        logits = self.head(flat[:, self.head.order], contexts[:, self.head.order])[:, self.place]
+        parts = logits, self.head.forecast(contexts), rewards, ends
         return PriorOutput(*(part.unflatten(0, batch) for part in parts))
 
     def log_likelihood(self, codes: Tensor, actions: Tensor) -> Tensor:
@@ -86,7 +90,8 @@ class Prior(nn.Module):
         target = codes[:, first:].flatten(2).flatten(0, 1)
         weight = segment.valid[:, first:].flatten().float()
         weight = weight / weight.sum().clamp(min=1)
-        code = nats(self.head(target, contexts), target).mean(-1) @ weight
+        ordered = target[:, self.head.order]
+        code = nats(self.head(ordered, contexts[:, self.head.order]), ordered).mean(-1) @ weight
         guess = nats(self.head.forecast(contexts), target).mean(-1) @ weight
         outcome = self.outcomes(contexts, target)
         reward, end = self.outcomes.losses(
@@ -126,7 +131,8 @@ class Prior(nn.Module):
         """Imagine the frame that the actions (B,) lead to."""
         contexts, trunk = self.trunk.step(state.trunk, state.previous, actions)
         contexts = contexts.to(self.head_dtype)  # the trunk may run in bfloat16; the head decides on codes and does not
-        codes, passes = sampler.sample(self.head, contexts, state.previous.flatten(1), generator)
+        codes, passes = sampler.sample(self.head, contexts[:, self.head.order], generator)
+        codes = codes[:, self.place]
         rewards, ends = self.outcomes(contexts, codes)
         grids = codes.unflatten(1, self.grid)
         step = Step(grids, self.outcomes.expected_reward(rewards), ends.sigmoid(), passes)

@@ -46,16 +46,14 @@ class Sampler(abc.ABC):
         self.temperature, self.top_k = temperature, top_k
 
     @torch.no_grad()
-    def sample(
-        self, head: Head, contexts: Tensor, guess: Tensor, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """contexts (B, N, width), a guess of the grids (B, N) → codes (B, N) int64 and mean passes of the head, ().
+    def sample(self, head: Head, contexts: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """contexts (B, N, width) → codes (B, N) int64, both in the head's order, and mean passes of the head, ().
 
-        The guess bears on the speed alone. One pass is one evaluation of the head, of one position or of many.
+        One pass is one evaluation of the head, of one position or of many.
         """
         forecast = head.forecast(contexts)
         noise = self.noise(forecast, generator)
-        codes, passes, ambiguous = self.run(head, contexts, forecast, guess, noise)
+        codes, passes, ambiguous = self.run(head, contexts, forecast, noise)
         if contexts.device.type == "cpu" or self.exact_everywhere:
             self.settle(head, contexts, noise, codes, ambiguous)
         return codes, passes
@@ -64,7 +62,7 @@ class Sampler(abc.ABC):
 
     @abc.abstractmethod
     def run(
-        self, head: Head, contexts: Tensor, forecast: Tensor, guess: Tensor, noise: Tensor | None
+        self, head: Head, contexts: Tensor, forecast: Tensor, noise: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """→ codes (B, N), mean passes (), and which positions were near ties (B, N) bool."""
 
@@ -108,14 +106,16 @@ class Ancestral(Sampler):
     """One position after the other, with cached keys and values: the fewest operations, N steps in a row."""
 
     def run(
-        self, head: Head, contexts: Tensor, forecast: Tensor, guess: Tensor, noise: Tensor | None
+        self, head: Head, contexts: Tensor, forecast: Tensor, noise: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        codes, ambiguous = guess.new_zeros(guess.shape), guess.new_zeros(guess.shape, dtype=torch.bool)
+        batch, positions = contexts.shape[:2]
+        codes = torch.zeros(batch, positions, dtype=torch.int64, device=contexts.device)
+        ambiguous = torch.zeros_like(codes, dtype=torch.bool)
         state = head.begin(contexts)
-        for i in range(guess.shape[1]):
+        for i in range(positions):
             logits = head.extend(state, codes, i, i + 1)[:, 0]
             codes[:, i], ambiguous[:, i] = self.choose(logits, None if noise is None else noise[:, i])
-        return codes, torch.tensor(float(guess.shape[1])), ambiguous
+        return codes, torch.tensor(float(positions)), ambiguous
 
 
 class Predictive(Sampler):
@@ -125,14 +125,14 @@ class Predictive(Sampler):
     """
 
     def run(
-        self, head: Head, contexts: Tensor, forecast: Tensor, guess: Tensor, noise: Tensor | None
+        self, head: Head, contexts: Tensor, forecast: Tensor, noise: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        batch, positions = guess.shape
-        result, ambiguous = torch.empty_like(guess), guess.new_zeros(guess.shape, dtype=torch.bool)
+        batch, positions = contexts.shape[:2]
         codes = self.scores(forecast, noise).argmax(-1)
-        rows = torch.arange(batch, device=guess.device)
+        result, ambiguous = torch.empty_like(codes), torch.zeros_like(codes, dtype=torch.bool)
+        rows = torch.arange(batch, device=codes.device)
         state = head.begin(contexts)
-        verified = torch.zeros(batch, dtype=torch.int64, device=guess.device)
+        verified = torch.zeros(batch, dtype=torch.int64, device=codes.device)
         passes, total = 0, 0
         tie = ambiguous.clone()
         while len(rows):
@@ -164,10 +164,10 @@ class Automatic(Sampler):
         self.few, self.many = Predictive(temperature, top_k), Ancestral(temperature, top_k)
 
     def run(
-        self, head: Head, contexts: Tensor, forecast: Tensor, guess: Tensor, noise: Tensor | None
+        self, head: Head, contexts: Tensor, forecast: Tensor, noise: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         chosen = self.few if len(contexts) <= PREDICTIVE_BATCH else self.many
-        return chosen.run(head, contexts, forecast, guess, noise)
+        return chosen.run(head, contexts, forecast, noise)
 
 
 SAMPLERS: dict[str, type[Sampler]] = {"auto": Automatic, "ancestral": Ancestral, "predictive": Predictive}
