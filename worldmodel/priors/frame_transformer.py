@@ -1,0 +1,78 @@
+"""A trunk with one position a frame: a transformer over time, and a look at the previous codes around each position."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from worldmodel.nn.convnets import CONV
+from worldmodel.priors.base import Trunk, grid_size
+from worldmodel.priors.embedding import CodeEmbedding
+from worldmodel.priors.memory import MemoryState, TimeMemory
+
+
+class FrameTransformer(Trunk):
+    """Attention over the last ``window`` frames a block, each frame one vector, spread over the positions of the grid.
+
+    One vector a frame is a bottleneck for detail, and much of a frame is its predecessor moved a little. So every
+    position also reads the previous codes in its 3×3 neighbourhood (3 in rank 1), and the frame's vector, which knows
+    the action, says which of them count (FiLM, Perez et al., 2018).
+
+    Args:
+        grid: shape of a grid of codes. codebook: (K, D). actions: A.
+        width: of a context vector. model, blocks, heads, window: width and shape of the transformer.
+        embed: width of an embedded code. spread: width of what the frame's vector says to one position alone.
+    """
+
+    def __init__(
+        self,
+        grid: Sequence[int],
+        codebook: Tensor,
+        actions: int,
+        width: int = 128,
+        blocks: int = 4,
+        heads: int = 8,
+        window: int = 16,
+        model: int = 256,
+        embed: int = 48,
+        spread: int = 32,
+    ):
+        super().__init__()
+        rank, positions = len(grid), grid_size(grid)
+        self.grid, self.width, self.positions = tuple(grid), width, positions
+        self.memory = TimeMemory(grid, codebook, actions, model, blocks, heads, window, embed)
+        self.embed = CodeEmbedding(codebook, embed)
+        self.near = CONV[rank](embed, width, 3, padding=1)
+        self.position = nn.Parameter(torch.randn(positions, width) * 0.02)
+        self.spread = nn.Linear(model, positions * spread)
+        self.enter = nn.Linear(spread, width, bias=False)
+        self.film = nn.Linear(model, 2 * width)
+        self.out = nn.Linear(width, width)
+        if rank == 2:
+            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, previous: Tensor, actions: Tensor, first: int = 0) -> Tensor:
+        frames = self.memory(previous, actions, first)
+        contexts = self._contexts(frames.flatten(0, 1), previous[:, first:].flatten(0, 1))
+        return contexts.unflatten(0, frames.shape[:2])
+
+    def begin(self, batch: int) -> MemoryState:
+        return self.memory.begin(batch)
+
+    def step(self, state: MemoryState, previous: Tensor, actions: Tensor) -> tuple[Tensor, MemoryState]:
+        frames, state = self.memory.step(state, previous, actions)
+        return self._contexts(frames, previous), state
+
+    def observe(self, state: MemoryState, previous: Tensor, actions: Tensor) -> MemoryState:
+        return self.memory.observe(state, previous, actions)
+
+    def _contexts(self, frames: Tensor, previous: Tensor) -> Tensor:
+        """frames (M, model), previous (M, *grid) → (M, N, width)."""
+        near = self.near(self.embed(previous).movedim(-1, 1)).movedim(1, -1).reshape(len(frames), -1, self.width)
+        x = near + self.position + self.enter(self.spread(frames).unflatten(1, (self.positions, -1)))
+        scale, shift = self.film(frames)[:, None].chunk(2, -1)
+        x = x + self.out(F.silu(torch.addcmul(shift, F.layer_norm(x, x.shape[-1:]), scale + 1)))
+        return F.layer_norm(x, x.shape[-1:])

@@ -1,0 +1,67 @@
+"""Memory over time: one vector a frame that knows the last frames and actions, for a trunk to condition itself on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from worldmodel.nn.attention import AttentionCache, TimeTransformer
+from worldmodel.priors.base import grid_size
+from worldmodel.priors.embedding import CodeEmbedding
+
+MemoryState = tuple[AttentionCache, ...]  # one cache a block, the batch first in every tensor
+
+
+class TimeMemory(nn.Module):
+    """Every frame is summed up in one vector (all of its codes, and the action); attention over time runs on those.
+
+    ``forward`` over T steps equals T calls of ``step``. No later step looks at one that saw no codes: what precedes
+    the first frame, or was hidden in training, is as if it had never been.
+
+    Args:
+        grid: shape of a grid of codes. codebook: (K, D). actions: A.
+        width: of the vectors. blocks, heads, window: of the transformer. embed: width of an embedded code.
+    """
+
+    def __init__(
+        self,
+        grid: Sequence[int],
+        codebook: Tensor,
+        actions: int,
+        width: int = 128,
+        blocks: int = 1,
+        heads: int = 4,
+        window: int = 16,
+        embed: int = 16,
+    ):
+        super().__init__()
+        self.width = width
+        self.embed = CodeEmbedding(codebook, embed)
+        self.act = nn.Embedding(actions + 1, width)
+        self.enter = nn.Linear(grid_size(grid) * embed, width)
+        self.time = TimeTransformer(width, blocks, heads, window)
+
+    def forward(self, previous: Tensor, actions: Tensor, first: int = 0) -> Tensor:
+        """previous (B, T, *grid) int64 in [−1, K), actions (B, T) int64 in [−1, A) → (B, T − first, width)."""
+        frames, seen = self._frames(previous, actions, 2)
+        return self.time(frames, first, seen)
+
+    def begin(self, batch: int) -> MemoryState:
+        """The state before anything was seen."""
+        return self.time.begin(batch)
+
+    def step(self, state: MemoryState, previous: Tensor, actions: Tensor) -> tuple[Tensor, MemoryState]:
+        """previous (B, *grid), actions (B,) → (B, width) and the state behind this frame."""
+        frames, seen = self._frames(previous, actions, 1)
+        return self.time.step(frames, state, seen)
+
+    def observe(self, state: MemoryState, previous: Tensor, actions: Tensor) -> MemoryState:
+        """The state that :meth:`step` would return."""
+        frames, seen = self._frames(previous, actions, 1)
+        return self.time.observe(frames, state, seen)
+
+    def _frames(self, previous: Tensor, actions: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        """→ a vector of every frame (…, width) and whether its codes were seen (…); ``batch`` dimensions lead."""
+        codes = previous.flatten(batch)
+        return self.enter(self.embed(codes).flatten(batch)) + self.act(actions + 1), (codes >= 0).any(-1)
