@@ -192,16 +192,16 @@ def test_raster_order_has_the_neighbours_of_a_pixelcnn() -> None:
     assert neighbours[5].tolist() == [4, 20, 0, 1, 20]
 
 
-def test_coarse_order_draws_most_positions_between_known_ones() -> None:
-    positions, stages, neighbours = make_order("coarse", (8, 8))
-    assert stages == [4, 4, 8, 16, 32]
-    assert positions[:4].tolist() == [0, 4, 32, 36]
-    last = positions.tolist().index(8 * 3 + 4)  # row 3, column 4: its four neighbours stand already
-    assert sorted(positions[neighbours[last, 1:]].tolist()) == [8 * 2 + 4, 8 * 3 + 3, 8 * 3 + 5, 8 * 4 + 4]
+def test_checkerboard_order_draws_the_light_squares_between_known_ones() -> None:
+    positions, stages, neighbours = make_order("checkerboard", (8, 8))
+    assert stages == [32, 32]
+    assert positions[:5].tolist() == [0, 2, 4, 6, 9]
+    light = positions.tolist().index(8 * 3 + 4)  # row 3, column 4: its four neighbours stand already
+    assert sorted(positions[neighbours[light, 1:]].tolist()) == [8 * 2 + 4, 8 * 3 + 3, 8 * 3 + 5, 8 * 4 + 4]
 
 
 def test_an_unknown_order_is_named() -> None:
-    with pytest.raises(ConfigError, match="unknown order 'spiral'; choose coarse, raster"):
+    with pytest.raises(ConfigError, match="unknown order 'spiral'; choose checkerboard, raster"):
         make_order("spiral", (4, 4))
 
 

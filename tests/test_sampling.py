@@ -150,3 +150,18 @@ def test_a_whole_step_is_equal_under_both_samplers() -> None:
     assert torch.equal(one.codes, two.codes)
     assert torch.equal(one.rewards, two.rewards)
     assert torch.equal(one.ends, two.ends)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("temperature", [1.0, 0.0])
+def test_a_cuda_graph_draws_what_the_eager_steps_draw(temperature: float) -> None:
+    head, contexts = head_and_contexts(5, torch.float32)
+    head, contexts = head.cuda(), contexts.cuda()
+    for _ in range(2):  # recorded, then replayed with other noise and another weight
+        draws = [
+            kind(temperature).sample(head, contexts, torch.Generator("cuda").manual_seed(7))[0]
+            for kind in (Ancestral, Predictive)
+        ]
+        assert torch.equal(draws[0], draws[1])
+        with torch.no_grad():
+            head.logits.bias.add_(torch.randn(512, device="cuda"))

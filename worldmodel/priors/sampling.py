@@ -25,8 +25,10 @@ from torch import Tensor
 
 from worldmodel.errors import ConfigError
 from worldmodel.priors.base import Head
+from worldmodel.priors.graphs import GraphCache
 
-TIE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.bfloat16: 0.0, torch.float16: 0.0}
+TIE = {torch.float64: 1e-9, torch.float32: 5e-5, torch.bfloat16: 0.0, torch.float16: 0.0}
+GRAPHS = GraphCache()
 PREDICTIVE_BATCH = 4  # up to this batch the predictive sampler is the faster one on a CPU
 
 
@@ -54,11 +56,8 @@ class Sampler(abc.ABC):
         forecast = head.forecast(contexts)
         noise = self.noise(forecast, generator)
         codes, passes, ambiguous = self.run(head, contexts, forecast, noise)
-        if contexts.device.type == "cpu" or self.exact_everywhere:
-            self.settle(head, contexts, noise, codes, ambiguous)
+        self.settle(head, contexts, noise, codes, ambiguous)
         return codes, passes
-
-    exact_everywhere = True
 
     @abc.abstractmethod
     def run(
@@ -94,28 +93,44 @@ class Sampler(abc.ABC):
         return indices[..., 0], near
 
     def settle(self, head: Head, contexts: Tensor, noise: Tensor | None, codes: Tensor, ambiguous: Tensor) -> None:
-        """Draw the rows that had near ties anew, in place, in an order of summation that no sampler can change."""
+        """Decide near ties anew, in place, in an order of summation that no sampler changes: row by row, whole grids.
+
+        Only where that changes a code must those behind it be drawn again.
+        """
         for row in ambiguous.any(-1).nonzero().flatten().tolist():
-            one = slice(row, row + 1)
-            for position in range(int(ambiguous[row].int().argmax()), codes.shape[1]):
-                logits = head(codes[one], contexts[one])[:, position]
-                codes[one, position] = self.choose(logits, None if noise is None else noise[one, position])[0]
+            one, changed = slice(row, row + 1), False
+            for position in range(codes.shape[1]):
+                if changed or ambiguous[row, position]:
+                    logits = head(codes[one], contexts[one])[:, position]
+                    code = self.choose(logits, None if noise is None else noise[one, position])[0]
+                    changed |= bool(code != codes[row, position])
+                    codes[one, position] = code
 
 
 class Ancestral(Sampler):
-    """One position after the other, with cached keys and values: the fewest operations, N steps in a row."""
+    """One position after the other, with cached keys and values: the fewest operations, N steps in a row.
+
+    On a GPU the whole row of steps is one CUDA graph.
+    """
 
     def run(
         self, head: Head, contexts: Tensor, forecast: Tensor, noise: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        batch, positions = contexts.shape[:2]
-        codes = torch.zeros(batch, positions, dtype=torch.int64, device=contexts.device)
-        ambiguous = torch.zeros_like(codes, dtype=torch.bool)
-        state = head.begin(contexts)
-        for i in range(positions):
-            logits = head.extend(state, codes, i, i + 1)[:, 0]
-            codes[:, i], ambiguous[:, i] = self.choose(logits, None if noise is None else noise[:, i])
-        return codes, torch.tensor(float(positions)), ambiguous
+        def walk(contexts: Tensor, *noise: Tensor) -> tuple[Tensor, Tensor]:
+            codes = torch.zeros(contexts.shape[:2], dtype=torch.int64, device=contexts.device)
+            ambiguous = torch.zeros_like(codes, dtype=torch.bool)
+            state = head.begin(contexts)
+            for i in range(codes.shape[1]):
+                logits = head.extend(state, codes, i, i + 1)[:, 0]
+                codes[:, i], ambiguous[:, i] = self.choose(logits, noise[0][:, i] if noise else None)
+            return codes, ambiguous
+
+        inputs = (contexts,) if noise is None else (contexts, noise)
+        if contexts.device.type == "cuda":
+            codes, ambiguous = GRAPHS.call(head, (self.temperature, self.top_k), walk, *inputs)
+        else:
+            codes, ambiguous = walk(*inputs)
+        return codes, torch.tensor(float(contexts.shape[1])), ambiguous
 
 
 class Predictive(Sampler):
@@ -157,7 +172,7 @@ class Predictive(Sampler):
 
 
 class Automatic(Sampler):
-    """The faster one: predictive for small batches, ancestral for large ones. The samples are the same."""
+    """The faster one: predictive for small batches on a CPU, ancestral elsewhere. The samples are the same."""
 
     def __init__(self, temperature: float = 1.0, top_k: int | None = None):
         super().__init__(temperature, top_k)
@@ -166,7 +181,7 @@ class Automatic(Sampler):
     def run(
         self, head: Head, contexts: Tensor, forecast: Tensor, noise: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        chosen = self.few if len(contexts) <= PREDICTIVE_BATCH else self.many
+        chosen = self.few if contexts.device.type == "cpu" and len(contexts) <= PREDICTIVE_BATCH else self.many
         return chosen.run(head, contexts, forecast, noise)
 
 
