@@ -154,6 +154,17 @@ def test_hidden_history_is_as_if_never_seen(prior: Prior) -> None:
         assert torch.equal(actions[row, count + 1 :], segment.actions[row, count + 1 :])
 
 
+def test_corruption_touches_the_share_it_may_and_no_target(prior: Prior) -> None:
+    segment = random_segment(batch=200, steps=5)
+    prior.train()
+    prior.corrupt = 0.5
+    changed = (prior._corrupt(segment.codes, torch.Generator().manual_seed(0)) != segment.codes).double()
+    assert changed.mean().item() == pytest.approx(0.25 * 15 / 16, abs=0.02)  # one draw in 16 is the code itself
+    assert 0.3 < changed.flatten(1).mean(1).max().item() < 0.6
+    prior.eval()
+    assert torch.equal(prior._corrupt(segment.codes, None), segment.codes)
+
+
 def test_every_parameter_learns(prior: Prior) -> None:
     segment = random_segment(steps=6)
     terms, _ = prior.losses(segment)

@@ -113,8 +113,8 @@ def test_a_perfect_forecast_takes_one_pass() -> None:
     with torch.no_grad():  # codes that depend on nothing but a bias, which the forecast knows
         head.logits.weight.zero_()
         head.logits.bias.copy_(torch.randn(512) * 5)
-        head.guess.weight.zero_()
-        head.guess.bias.copy_(head.logits.bias)
+        head.guess[-1].weight.zero_()
+        head.guess[-1].bias.copy_(head.logits.bias)
     codes, passes = Predictive().sample(head, contexts, torch.Generator().manual_seed(0))
     assert float(passes) == 1
     assert codes.shape == (3, 64)

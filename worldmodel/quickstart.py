@@ -27,7 +27,7 @@ All of it in one go: collect episodes of ViZDoom (or of env=…), train the toke
 model, not later. What is recorded and trained already is kept: after an interruption the same command goes on."""
 
 REST = 75.0  # seconds set aside for what is not trained or collected: encoding the set, dreaming, measuring
-SHARES = {"tokenizer": 0.27, "prior": 0.73}  # of the seconds of training
+SHARES = {"tokenizer": 0.24, "prior": 0.76}  # of the seconds of training
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--minutes", type=float, default=9.0, help="budget of the whole (default: 9)")
+    parser.add_argument("--minutes", type=float, default=9.3, help="budget of the whole (default: 9.3)")
     parser.add_argument("--actions", default="forward*8,left*8,forward*8,right*8", help="what to dream of at the end")
 
 

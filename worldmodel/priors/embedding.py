@@ -6,18 +6,22 @@ import torch
 from torch import Tensor, nn
 
 
+def project(codebook: Tensor, width: int) -> Tensor:
+    """codebook (K, D) → (K, width): standardised, then turned into ``width`` dimensions at random; entries about 1."""
+    table = codebook.detach().float()
+    table = (table - table.mean(0)) / table.std(0).clamp(min=1e-6)
+    return table.cpu() @ (torch.randn(table.shape[1], width) / table.shape[1] ** 0.5)
+
+
 class CodeEmbedding(nn.Module):
     """Codes (...) int64 in [-1, K) → vectors (..., width); -1 is "no code" and has a learnt vector of its own.
 
-    ``codebook`` (K, D): the tokenizer's vectors; they are standardised and turned into ``width`` dimensions at random.
+    ``codebook`` (K, D): the tokenizer's vectors, which :func:`project` turns into the first table.
     """
 
     def __init__(self, codebook: Tensor, width: int):
         super().__init__()
-        table = codebook.detach().float()
-        table = (table - table.mean(0)) / table.std(0).clamp(min=1e-6)
-        projection = torch.randn(table.shape[1], width) / table.shape[1] ** 0.5
-        self.table = nn.Parameter(torch.cat([torch.zeros(1, width), table.cpu() @ projection]))
+        self.table = nn.Parameter(torch.cat([torch.zeros(1, width), project(codebook, width)]))
 
     def forward(self, codes: Tensor) -> Tensor:
         return nn.functional.embedding(codes + 1, self.table)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.priors.base import Head, grid_size
-from worldmodel.priors.embedding import CodeEmbedding
+from worldmodel.priors.embedding import CodeEmbedding, project
 from worldmodel.priors.order import make_order
 
 
@@ -80,7 +80,7 @@ class TransformerHead(Head):
         order: str = "checkerboard",
     ):
         super().__init__()
-        codes, positions = len(codebook), grid_size(grid)
+        positions = grid_size(grid)
         self.positions = positions
         self.embed = CodeEmbedding(codebook, embed)
         places, self.stages, neighbours = make_order(order, grid)
@@ -92,12 +92,17 @@ class TransformerHead(Head):
         self.position = nn.Parameter(torch.randn(positions, width) * 0.02)
         self.blocks = nn.ModuleList(HeadBlock(width, heads) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
-        self.logits = nn.Linear(width, codes)
-        self.guess = nn.Linear(context_width, codes)
-        for layer in (self.logits, self.guess):
-            nn.init.normal_(layer.weight, std=0.02)
-            nn.init.zeros_(layer.bias)
-            layer.keep_adam = True  # type: ignore[assignment]
+        self.logits = self._classifier(codebook, width)
+        self.guess = nn.Sequential(nn.Linear(context_width, width), nn.SiLU(), self._classifier(codebook, width))
+
+    @staticmethod
+    def _classifier(codebook: Tensor, width: int) -> nn.Linear:
+        """Logits that start with the geometry of the codebook: what is near in pixels starts out as likely."""
+        layer = nn.Linear(width, len(codebook))
+        layer.weight.data.copy_(0.04 * project(codebook, width))
+        nn.init.zeros_(layer.bias)
+        layer.keep_adam = True  # type: ignore[assignment]
+        return layer
 
     order: Tensor
     neighbours: Tensor

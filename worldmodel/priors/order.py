@@ -1,9 +1,10 @@
 """Orders in which a head walks over the positions of a grid, and the earlier codes that each position looks at.
 
-*Raster* order is that of the PixelCNN: row by row, every position beside the one just drawn. *Checkerboard* order draws the
-dark squares first, in raster order, and then the light ones, each between four known neighbours. The likelihood is exact
-in either; but a position between known ones depends little on those drawn beside it, so chains of dependence are short
-and a fixed-point iteration over all positions settles in few passes (docs/experiments.md has the figures).
+*Raster* order is that of the PixelCNN: row by row, every position beside the one just drawn. *Checkerboard* order
+draws the dark squares first, in raster order, and then the light ones, each between four known neighbours. The
+likelihood is exact in either; but a position between known ones depends little on those drawn beside it, so chains of
+dependence are short and a fixed-point iteration over all positions settles in few passes (docs/experiments.md has the
+figures).
 """
 
 from __future__ import annotations

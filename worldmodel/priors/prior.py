@@ -25,6 +25,8 @@ class Prior(nn.Module):
         context: leading frames of a training segment that are seen but not predicted (0 for one-step sources).
         forget: share of the training segments whose oldest frames (a random number of them) are hidden, so that dreams
             may start from fewer frames than ``context``.
+        corrupt: largest share of the seen codes of a training segment that are replaced by random ones (each segment
+            draws its share from 0 to this), so that a dream survives its own mistakes; 0 for none.
     """
 
     def __init__(
@@ -35,10 +37,11 @@ class Prior(nn.Module):
         head: Callable[..., Head],
         context: int = 1,
         forget: float = 0.0,
+        corrupt: float = 0.0,
     ):
         super().__init__()
         self.grid, self.codes, self.actions, self.context = tokenizer.grid, tokenizer.codes, actions, context
-        self.forget = forget
+        self.forget, self.corrupt = forget, corrupt
         self.positions = grid_size(self.grid)
         codebook = tokenizer.codebook()
         self.trunk = trunk(grid=self.grid, codebook=codebook, actions=actions)
@@ -86,7 +89,8 @@ class Prior(nn.Module):
         if segment.codes is None:
             raise ValueError("the prior is trained on segments of codes, not of frames")
         codes, first = segment.codes, self.context
-        contexts = self.contexts(*self._forget(codes, segment.actions, generator), first).flatten(0, 1)
+        history = self._corrupt(codes, generator)
+        contexts = self.contexts(*self._forget(history, segment.actions, generator), first).flatten(0, 1)
         target = codes[:, first:].flatten(2).flatten(0, 1)
         weight = segment.valid[:, first:].flatten().float()
         weight = weight / weight.sum().clamp(min=1)
@@ -100,6 +104,17 @@ class Prior(nn.Module):
         bits = code.detach() / torch.log(torch.tensor(2.0))
         terms = {"codes": code, "forecast": guess, "reward": reward @ weight, "end": end @ weight}
         return terms, {"bits_per_code": bits, "bits_per_frame": bits * self.positions}
+
+    def _corrupt(self, codes: Tensor, generator: torch.Generator | None) -> Tensor:
+        """In training, replace some codes by random ones; targets are taken from the true ones."""
+        if not self.training or self.corrupt == 0:
+            return codes
+        device = codes.device if generator is None else generator.device
+        share = self.corrupt * torch.rand(len(codes), generator=generator, device=device)
+        draw = torch.rand(codes.shape, generator=generator, device=device)
+        others = torch.randint(0, self.codes, codes.shape, generator=generator, device=device)
+        wrong = draw < share.view(-1, *[1] * (codes.dim() - 1))
+        return torch.where(wrong.to(codes.device), others.to(codes.device), codes)
 
     def _forget(self, codes: Tensor, actions: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """In training, hide the oldest frames of some rows; at least one seen frame stays."""
