@@ -14,11 +14,12 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from worldmodel.errors import ConfigError, RunError
+from worldmodel.nn.precision import cast, resolve_precision
 from worldmodel.training.base import Hook, Losses, Objective
 from worldmodel.training.checkpoint import load_tensors
 from worldmodel.training.fit import Fit, FitResult, FitSettings, fit, step_seed
 from worldmodel.training.hooks import Checkpoint, Evaluation, JsonLines, TensorBoard, read_json_lines
-from worldmodel.training.optim import MasterOptimizer, learning_rate_factor, lower_precision
+from worldmodel.training.optim import MasterOptimizer, learning_rate_factor
 from worldmodel.types import Segment, to_float
 
 
@@ -143,7 +144,7 @@ def test_loss_falls_in_both_precisions(tmp_path: Path) -> None:
 
 
 def test_bf16_leaves_marked_modules_and_collects_small_updates() -> None:
-    module = lower_precision(Toy(), "bf16")
+    module = cast(Toy(), torch.bfloat16)
     assert module.net[0].weight.dtype == torch.bfloat16 and module.counter.mean.dtype == torch.float32
     optimizer = MasterOptimizer(module, weight_decay=0.0)
     weight = module.net[0].bias
@@ -154,8 +155,8 @@ def test_bf16_leaves_marked_modules_and_collects_small_updates() -> None:
         optimizer.step(tiny)
     assert not torch.equal(weight, before)
     torch.testing.assert_close(before.float() - weight.float(), torch.full((8,), 100 * tiny), rtol=0.2, atol=2e-3)
-    with pytest.raises(ConfigError, match="unknown precision 'fp8'; choose fp32 or bf16"):
-        lower_precision(module, "fp8")
+    with pytest.raises(ConfigError, match="unknown precision 'fp8'; choose auto, fp32 or bf16"):
+        resolve_precision("fp8", torch.device("cpu"))
 
 
 def test_master_optimizer_equals_adamw_on_float32() -> None:

@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--minutes", type=float, default=9.3, help="budget of the whole (default: 9.3)")
+    parser.add_argument("--minutes", type=float, default=9.5, help="budget of the whole (default: 9.5)")
     parser.add_argument("--actions", default="forward*8,left*8,forward*8,right*8", help="what to dream of at the end")
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from worldmodel.evaluation.metrics import bootstrap
 from worldmodel.evaluation.openloop import Progress, reconstruct
+from worldmodel.nn.precision import native_bfloat16
 from worldmodel.types import Episode, to_float
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def train_classifier(
             if len(order) < budget.batch:
                 order = torch.cat([order, torch.randperm(len(pairs.actions))])
             rows, order = order[: budget.batch], order[budget.batch :]
-            with torch.autocast(device.type, torch.bfloat16):
+            with torch.autocast(device.type, torch.bfloat16, enabled=native_bfloat16(device)):
                 logits = model(pairs.before[rows].to(device), pairs.after[rows].to(device))
             loss = F.cross_entropy(logits, pairs.actions[rows].to(device), label_smoothing=0.05)
             optimizer.zero_grad(set_to_none=True)

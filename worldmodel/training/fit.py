@@ -20,9 +20,10 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from worldmodel.errors import ConfigError, RunError
+from worldmodel.nn.precision import cast, resolve_precision
 from worldmodel.training.base import Hook, Objective
 from worldmodel.training.checkpoint import check_fit, load_tensors, save_tensors
-from worldmodel.training.optim import MasterOptimizer, WeightAverage, learning_rate_factor, lower_precision
+from worldmodel.training.optim import MasterOptimizer, WeightAverage, learning_rate_factor
 from worldmodel.types import Segment
 
 AGREE_EVERY = 10
@@ -46,7 +47,7 @@ class FitSettings:
     clip: float | None = 1.0  # largest norm of the gradient
     muon: float = 0.0  # Muon's learning rate for hidden weights, as a multiple of learning_rate; 0: AdamW for all
     ema: float = 0.999  # decay of the average of the weights; 0: none
-    precision: str = "fp32"  # fp32, bf16
+    precision: str = "fp32"  # auto, fp32, bf16
     weights: Mapping[str, float] = dataclasses.field(default_factory=dict)  # of loss terms; 1 where none is given
     log_every: int = 50  # steps over which metrics are averaged
     seed: int = 0
@@ -116,7 +117,7 @@ class Fit:
     def __init__(self, fabric: Fabric, objective: Objective, settings: FitSettings, stage: str):
         self.fabric, self.settings, self.stage = fabric, settings, stage
         self.objective = objective
-        lower_precision(objective, settings.precision)
+        cast(objective, resolve_precision(settings.precision, fabric.device))
         self.module = fabric.setup_module(objective)
         self.optimizer = MasterOptimizer(
             objective,

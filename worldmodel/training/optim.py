@@ -1,4 +1,4 @@
-"""What happens to the weights: precision, AdamW or Muon on float32 masters, learning rate, averaging over time."""
+"""What happens to the weights: AdamW or Muon on float32 masters, learning rate, averaging over time."""
 
 from __future__ import annotations
 
@@ -11,30 +11,7 @@ from torch import Tensor, nn
 
 from worldmodel.errors import ConfigError
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 DECAYS = ("cosine", "linear", "none")
-
-
-def lower_precision(module: nn.Module, precision: str) -> nn.Module:
-    """Casts parameters and floating buffers to a precision of :data:`PRECISIONS`, in place.
-
-    A module that marks itself and its children with ``keep_float32 = True`` (a quantiser: distances and moving averages
-    need the digits) is left alone. The weights themselves are cast, not the activations by autocast: on two CPU cores
-    autocast's casts of every weight at every step ate what a small model gained.
-    """
-    if precision not in PRECISIONS:
-        raise ConfigError(f"unknown precision {precision!r}; choose {' or '.join(PRECISIONS)}")
-    dtype = PRECISIONS[precision]
-    if dtype == torch.float32 or getattr(module, "keep_float32", False):
-        return module
-    for parameter in module.parameters(recurse=False):
-        parameter.data = parameter.data.to(dtype)
-    for name, buffer in module.named_buffers(recurse=False):
-        if buffer.is_floating_point():
-            module._buffers[name] = buffer.to(dtype)
-    for child in module.children():
-        lower_precision(child, precision)
-    return module
 
 
 def learning_rate_factor(step: int, progress: float, warmup_steps: int, decay: str) -> float:

@@ -1,0 +1,64 @@
+"""The world model as a library: shapes, errors, and the pair of models that serves large batches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import SPEC, frames, tiny_prior, tiny_tokenizer
+
+from worldmodel.errors import ConfigError, UnknownActionError
+from worldmodel.rollout import LARGE, WorldModel
+
+
+@pytest.fixture
+def world() -> WorldModel:
+    return WorldModel(SPEC, tiny_tokenizer(), tiny_prior())
+
+
+def seen(batch: int, steps: int = 3) -> torch.Tensor:
+    return frames(batch * steps).unflatten(0, (batch, steps))
+
+
+def test_a_dream_has_the_shapes_it_states(world: WorldModel) -> None:
+    dream = world.imagine(seen(2), ["forward", "left", "noop", "left"], generator=torch.Generator().manual_seed(0))
+    assert dream.codes.shape == (2, 4, 4, 4)
+    assert dream.frames.shape == (2, 4, 3, 16, 16) and dream.frames.dtype == torch.uint8
+    assert dream.rewards.shape == dream.ends.shape == dream.actions.shape == (2, 4)
+    assert dream.actions[1].tolist() == [1, 2, 0, 2]
+    assert ((dream.ends >= 0) & (dream.ends <= 1)).all()
+
+
+def test_a_trajectory_does_not_depend_on_its_neighbours_in_the_batch(world: WorldModel) -> None:
+    starts, actions = seen(3), torch.tensor([[1, 2, 0], [0, 0, 1], [2, 2, 2]])
+    whole = world.imagine(starts, actions, temperature=0.0)
+    for row in range(3):
+        alone = world.imagine(starts[row], actions[row], temperature=0.0)
+        assert torch.equal(alone.codes[0], whole.codes[row])
+
+
+def test_large_batches_are_served_in_bfloat16_and_small_ones_are_not(world: WorldModel) -> None:
+    starts, actions = seen(LARGE), torch.tensor([1, 2])
+    before = {name: weight.clone() for name, weight in world.prior.state_dict().items()}
+    world.light = world._in_bfloat16()
+    tokenizer, prior = world.models(LARGE)
+    assert {p.dtype for p in prior.trunk.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in prior.head.parameters()} == {torch.float32}
+    assert prior.head is world.prior.head
+    assert world.models(LARGE - 1) == (world.tokenizer, world.prior)
+    assert all(torch.equal(weight, before[name]) for name, weight in world.prior.state_dict().items())
+    dream = world.imagine(starts, actions, generator=torch.Generator().manual_seed(0))
+    assert dream.tokenizer is tokenizer
+    assert dream.frames.shape == (LARGE, 2, 3, 16, 16)
+
+
+def test_what_does_not_fit_is_named(world: WorldModel) -> None:
+    with pytest.raises(UnknownActionError, match="unknown action 'jump'"):
+        world.imagine(seen(1), ["jump"])
+    with pytest.raises(ConfigError, match="unknown action 7; this run knows 0 to 2"):
+        world.imagine(seen(1), [7])
+    with pytest.raises(ConfigError, match="horizon H of at least 1"):
+        world.imagine(seen(1), torch.zeros(0, dtype=torch.int64))
+    with pytest.raises(ConfigError, match="this run takes"):
+        world.imagine(seen(1)[..., :8], [1])
+    with pytest.raises(ConfigError, match="between the seen frames lie 2"):
+        world.imagine(seen(1), [1], past_actions=torch.zeros(5, dtype=torch.int64))
