@@ -18,7 +18,7 @@ from agents.explorers import StickyExplorer, UniformExplorer
 from envs import make_frames
 from worldmodel import collect as collect_module
 from worldmodel.collect import Collected, collect
-from worldmodel.data.recorder import place_of, record_episode
+from worldmodel.data.recorder import Recording, place_of, receive, record_episode
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError, EnvError
 from worldmodel.types import Spec
@@ -208,6 +208,22 @@ def processes_in(path: Path) -> list[str]:
         except OSError:
             continue
     return found
+
+
+def test_an_interruption_in_the_middle_of_a_message_waits_for_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: Any) -> Recording:
+        if not (tmp_path / "sent").exists():
+            (tmp_path / "sent").touch()
+            os.kill(os.getpid(), signal.SIGINT)
+        return receive(*args)
+
+    monkeypatch.setattr("worldmodel.data.pool.receive", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "data", 1000)
+    store = EpisodeStore.open(tmp_path / "data")
+    assert 10 <= store.steps < 1000 and store.verify() == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])

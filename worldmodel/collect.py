@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import functools
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -27,6 +23,7 @@ from worldmodel.data.pool import RecorderPool, Report
 from worldmodel.data.recorder import ActionSource, FrameSource, Order
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError, WorldModelError
+from worldmodel.interrupts import deferred
 
 DESCRIPTION = """\
 Play an environment with an explorer and record what it sees, in several processes.
@@ -90,17 +87,16 @@ def collect(
             raise ConfigError(f"{name} is {value}; it must be at least {minimum}")
     tally = _Tally(store, steps)
     order = Order(make_env, explorer, steps, longest, (seed, store.next_number))
-    with _progress(progress) as bar, RecorderPool(order, workers, timeout) as pool:
+    with deferred() as stopped, _progress(progress) as bar, RecorderPool(order, workers, timeout) as pool:
         task = bar.add_task("recording", total=steps, rate=0.0, episodes=0)
-        try:
-            for report in pool.reports():
-                tally.take(report, bar.console)
-                rate = tally.seen / max(tally.seconds, 1e-9)
-                bar.update(task, completed=tally.seen, rate=rate, episodes=tally.episodes)
-        except KeyboardInterrupt:
-            for report in pool.stop():
-                tally.take(report, bar.console)
-            raise
+        for report in pool.reports():
+            tally.take(report, bar.console)
+            rate = tally.seen / max(tally.seconds, 1e-9)
+            bar.update(task, completed=tally.seen, rate=rate, episodes=tally.episodes)
+            if stopped():  # here, and not in the middle of a message or of a file
+                for rest in pool.stop():
+                    tally.take(rest, bar.console)
+                raise KeyboardInterrupt
     return tally.collected()
 
 
@@ -192,23 +188,6 @@ def env_maker(config: DictConfig) -> Callable[[], FrameSource]:
     return functools.partial(build, {str(key): value for key, value in settings.items() if key != "name"})
 
 
-@contextlib.contextmanager
-def terminable() -> Iterator[None]:
-    """Within it, SIGTERM interrupts as Ctrl-C does (in the main thread, the only one that may say so)."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def record(args: argparse.Namespace, config: DictConfig) -> None:
     """What the command does; see :data:`DESCRIPTION`."""
     make_env = env_maker(config)
@@ -217,7 +196,7 @@ def record(args: argparse.Namespace, config: DictConfig) -> None:
     env.close()
     explorer = build(OmegaConf.to_container(config.explorer, resolve=True))  # type: ignore[arg-type]
     settings = config.collect
-    with terminable(), EpisodeStore.writer(Path(str(config.data)), spec) as store:
+    with EpisodeStore.writer(Path(str(config.data)), spec) as store:
         result = collect(
             store,
             make_env,

@@ -69,8 +69,12 @@ class RecorderPool:
             self._remove(recorder)
 
     def reports(self) -> Iterator[Report]:
-        """What happens, until every step is recorded. Raises :class:`EnvError` when recorders keep failing."""
+        """What happens, until every step is recorded; an empty report at least every half second.
+
+        Raises :class:`EnvError` when recorders keep failing.
+        """
         while self._recorders:
+            yield Report()
             yield from self._listen(0.5, self._replace)
             now = time.monotonic()
             for recorder in [one for one in self._recorders if now > one.deadline]:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -20,6 +17,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from worldmodel.errors import ConfigError, RunError
+from worldmodel.interrupts import deferred
 from worldmodel.nn.precision import cast, resolve_precision
 from worldmodel.training.base import Hook, Objective
 from worldmodel.training.checkpoint import check_fit, load_tensors, save_tensors
@@ -247,27 +245,6 @@ def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> T
     return torch.stack([weights.get(name, 1.0) * term.float() for name, term in terms.items()]).sum()
 
 
-@contextlib.contextmanager
-def _catch_interruptions() -> Iterator[Callable[[], bool]]:
-    """Turns the first SIGINT or SIGTERM into a request to stop after the step; a second one stops at once."""
-    caught: list[int] = []
-
-    def request(number: int, frame: FrameType | None) -> None:
-        if caught:
-            raise KeyboardInterrupt
-        caught.append(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False  # only the main thread may handle signals
-        return
-    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(caught)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 class _Ahead:
     """Reads the batch of the next step in a thread while this one computes."""
 
@@ -309,7 +286,7 @@ def fit(
     objective.train()
     ahead = _Ahead(batches)
     try:
-        with _catch_interruptions() as interrupted:
+        with deferred() as interrupted:
             for hook in hooks:
                 hook.on_start(state)
             state.agree(interrupted())
