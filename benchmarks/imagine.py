@@ -1,91 +1,95 @@
-"""Speeds of a trained run: imagination, codec, near the figures of docs/experiments.md. Medians, samplers interleaved.
-
-python benchmarks/imagine.py runs/my_way_home-1 [--batches 1 64] [--repeat 5] [--threads 2] [--precision fp32]
-"""
+"""Imagination: dreamt frames a second of both samplers, in codes alone and with decoding, and the passes they need."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
-import time
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 
 import torch
+from torch import Tensor
 
-from worldmodel.priors import make_sampler
-from worldmodel.rollout import WorldModel, decode, encode
+from benchmarks.subject import Subject
+from benchmarks.timing import Figure, Plan, peak_memory, rates, reset_peak, rounds, seconds
+from worldmodel.data.windows import Windows
+from worldmodel.priors import PriorState, make_sampler
+from worldmodel.rollout import Precision, WorldModel, decode
 
+SAMPLERS = ("ancestral", "predictive")
+DECODE = "decode"
 
-def seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Wall time of one call, the device's queue drained on both sides."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    started = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started
+Contender = Callable[[int], float]
 
 
-def imagination(world: WorldModel, batch: int, repeat: int, frames: int = 8) -> dict[str, float]:
-    """Frames/s of tokens alone per sampler, mean passes of the predictive one, frames/s with decoding."""
-    device, shape = world.device, world.prior.grid
-    generator = torch.Generator(device).manual_seed(0)
-    actions = torch.randint(0, world.prior.actions, (frames + 4, batch), generator=generator, device=device)
-    # Codes that the model itself finds likely: noise as a past would spoil the guess.
-    state = world.prior.begin(batch)
-    warm = make_sampler("auto")
-    nothing = torch.zeros(batch, *shape, dtype=torch.int64, device=device)
-    state = world.prior.observe(state, nothing, torch.full_like(actions[0], -1))
-    for action in actions[:4]:
-        _, state = world.step(state, action, warm, generator)
-    times: dict[str, list[float]] = {"ancestral": [], "predictive": []}
-    passes: list[float] = []
-    dreamt: list[torch.Tensor] = []
-    for _ in range(repeat + 1):
-        for name, spent in times.items():
-            sampler = make_sampler(name)
+def measure(subject: Subject, plan: Plan) -> list[Figure]:
+    """Figures at every batch: precisions, samplers and the decoder take turns."""
+    worlds = {precision: subject.world(precision) for precision in plan.precisions}
+    return [figure for batch in plan.batches for figure in _at_batch(subject, worlds, batch, plan.repeat)]
 
-            def run(sampler=sampler, name=name) -> None:  # type: ignore[no-untyped-def]
+
+def _at_batch(subject: Subject, worlds: Mapping[Precision, WorldModel], batch: int, repeat: int) -> list[Figure]:
+    horizon = max(2, min(16, 256 // batch))  # frames a dream: enough to average over, few enough to wait for
+    reset_peak(subject.device)
+    contenders: dict[tuple[Precision, str], Contender] = {}
+    passes: dict[Precision, list[Tensor]] = {}
+    for precision, world in worlds.items():
+        mine, passes[precision] = _contenders(world, subject.windows(max(1, world.prior.context)), batch, horizon)
+        contenders |= {(precision, name): contender for name, contender in mine.items()}
+    spent = rounds(contenders, repeat)
+    figures = []
+    for precision in worlds:
+        decoding = spent[precision, DECODE]
+        for name in SAMPLERS:
+            alone = spent[precision, name]
+            both = [dreaming + decoded for dreaming, decoded in zip(alone, decoding, strict=True)]
+            for what, times in ((f"{name}, codes alone", alone), (f"{name}, with decoding", both)):
+                figures.append(
+                    Figure.of(what, rates(batch * horizon, times), "frames/s", batch=batch, precision=precision)
+                )
+        values = torch.stack(passes[precision]).tolist()  # of every frame: their mean is what costs
+        mean = sum(values) / len(values)
+        passed = Figure("predictive, passes a frame", mean, "", min(values), max(values), batch, precision=precision)
+        figures.append(passed)
+    return [*figures, peak_memory(subject.device, batch)]
+
+
+def _contenders(
+    world: WorldModel, windows: Windows, batch: int, horizon: int
+) -> tuple[dict[str, Contender], list[Tensor]]:
+    """Both samplers and the decoder, each for ``horizon`` frames; and the list that collects predictive passes.
+
+    In a round the samplers start from the same seen frames under the same actions and noise, so they dream the same.
+    """
+    device, passes = world.device, list[Tensor]()
+
+    @functools.lru_cache(1)
+    def start(number: int) -> PriorState:
+        seen = windows.fixed(batch, seed=number)
+        assert seen.frames is not None
+        rows = torch.arange(batch) % len(seen.frames)  # few data repeat themselves
+        state = world.prior.begin(batch)
+        return world.observe(state, seen.frames[rows].to(device), seen.actions[rows, 1:].to(device))
+
+    def dreaming(name: str) -> Contender:
+        sampler = make_sampler(name)
+
+        def contender(number: int) -> float:
+            state = start(number)
+            generator = torch.Generator(device).manual_seed(number)
+            actions = torch.randint(world.prior.actions, (horizon, batch), generator=generator, device=device)
+
+            def dream() -> None:
                 now = state
-                for action in actions[4:]:
+                for action in actions:
                     step, now = world.step(now, action, sampler, generator)
-                    dreamt[:] = [step.codes]
                     if name == "predictive":
-                        passes.append(float(step.passes))
+                        passes.append(step.passes)
 
-            spent.append(seconds(run, device))
-    rates = {name: batch * frames / statistics.median(spent[1:]) for name, spent in times.items()}
-    decoding = statistics.median(seconds(lambda: decode(world.tokenizer, dreamt[0]), device) for _ in range(repeat))
-    best = max(rates.values())
-    with_decoding = 1 / (1 / best + decoding / batch)
-    return {**rates, "passes": statistics.mean(passes), "best with decoding": with_decoding}
+            return seconds(dream, device)
 
+        return contender
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 64])
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"])
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    world = WorldModel.load(args.run, args.device, args.precision)
-    result: dict[str, object] = {
-        f"imagine, batch {batch}, frames/s": {
-            name: round(value, 1) for name, value in imagination(world, batch, args.repeat).items()
-        }
-        for batch in args.batches
-    }
-    frames = torch.randint(0, 256, (64, *world.spec.frame_shape), dtype=torch.uint8).to(world.device)
-    encode(world.tokenizer, frames)
-    spent = [seconds(lambda: encode(world.tokenizer, frames), world.device) for _ in range(args.repeat)]
-    result["encode, batch 64, frames/s"] = round(64 / statistics.median(spent), 1)
-    print(json.dumps(result, indent=1))
+    def decoding(number: int) -> float:
+        codes = start(number).previous
+        return seconds(lambda: [decode(world.tokenizer, codes) for _ in range(horizon)], device)
 
-
-if __name__ == "__main__":
-    main()
+    return {**{name: dreaming(name) for name in SAMPLERS}, DECODE: decoding}, passes

@@ -110,19 +110,16 @@ def open_store(config: DictConfig) -> EpisodeStore:
 
 
 def make_fabric(config: DictConfig) -> Fabric:
-    """Fabric for ``device`` and ``training.devices``; under torchrun for the processes that it started."""
+    """Fabric for ``device``, or for the processes that torchrun started: as many as it says, one GPU each."""
     device = resolve_device(str(config.device))
-    devices, nodes = int(config.training.devices), int(config.training.nodes)
-    if "LOCAL_WORLD_SIZE" in os.environ:  # torchrun
-        devices = int(os.environ["LOCAL_WORLD_SIZE"])
-        nodes = int(os.environ["WORLD_SIZE"]) // devices
-    if devices < 1 or nodes < 1:
-        raise ConfigError(f"training.devices is {devices} and training.nodes {nodes}; both must be at least 1")
-    several = devices * nodes > 1
-    if device.type == "cuda" and devices > torch.cuda.device_count():
-        raise ConfigError(f"training.devices is {devices}, but this machine has {torch.cuda.device_count()} GPUs")
-    chosen: Any = [device.index] if device.type == "cuda" and not several else devices
-    return Fabric(accelerator=device.type, devices=chosen, num_nodes=nodes, strategy="ddp" if several else "auto")
+    here, everywhere = (int(os.environ.get(name, 1)) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+    several = everywhere > 1
+    if device.type == "cuda" and here > torch.cuda.device_count():
+        raise ConfigError(f"torchrun started {here} processes, but this machine has {torch.cuda.device_count()} GPUs; "
+                          f"start one for each: --nproc-per-node {torch.cuda.device_count()}")  # fmt: skip
+    devices: Any = [device.index] if device.type == "cuda" and not several else here
+    strategy = "ddp" if several else "auto"
+    return Fabric(accelerator=device.type, devices=devices, num_nodes=everywhere // here, strategy=strategy)
 
 
 def say(fabric: Fabric, text: str) -> None:
@@ -162,8 +159,7 @@ def essence(config: DictConfig) -> dict[str, Any]:
     """The settings that make a run what it is, flat: 'training.prior.batch' → 32."""
     chosen = {key: config.get(key) for key in ("tokenizer", "prior", "training", "seed")}
     flat = flatten(OmegaConf.to_container(OmegaConf.create(chosen), resolve=True))
-    where = ("training.devices", "training.nodes")
-    return {key: value for key, value in flat.items() if key not in where and key.rsplit(".", 1)[-1] not in BUDGET}
+    return {key: value for key, value in flat.items() if key.rsplit(".", 1)[-1] not in BUDGET}
 
 
 def budgets(config: DictConfig) -> list[Any]:

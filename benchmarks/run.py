@@ -1,0 +1,159 @@
+"""Measure speeds and peak memory: ``python -m benchmarks.run run=my_way_home-1``, or any settings without a run."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+import worldmodel
+from benchmarks import imagine, store, tokenizer, training
+from benchmarks.subject import PRECISIONS, Subject, open_subject
+from benchmarks.timing import Figure, Plan
+from worldmodel.cli import run_entry_point
+from worldmodel.errors import ConfigError
+from worldmodel.run import write_text
+
+DESCRIPTION = """\
+Measure speeds and peak memory of a run (run=name), or of the untrained model that the settings describe. Contenders
+take turns; a figure is the median of the rounds, beside it the lowest and the highest. Prints tables, writes JSON."""
+
+MEASURES: dict[str, Callable[[Subject, Plan], list[Figure]]] = {
+    "tokenizer": tokenizer.measure,
+    "imagination": imagine.measure,
+    "training": training.measure,
+    "store": store.measure,
+}
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of this command."""
+    parser.prog = "python -m benchmarks.run"
+    parser.add_argument("--only", nargs="+", choices=MEASURES, metavar="WHAT", help=f"of {', '.join(MEASURES)}")
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 64, 512], metavar="N", help="(1 64 512)")
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["fp32", "bf16"], metavar="P",
+                        help=f"of {', '.join(PRECISIONS)}; the default is fp32 bf16, in turns")  # fmt: skip
+    parser.add_argument("--repeat", type=int, default=5, metavar="N", help="rounds that count (%(default)s)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: as many as torch takes)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures and the machine as JSON")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    return run_entry_point(run, "benchmarks", DESCRIPTION, add_flags, argv)
+
+
+def run(args: argparse.Namespace, config: DictConfig) -> None:
+    """The command, behind the parsing."""
+    for flag, values in (("--batches", args.batches), ("--repeat", [args.repeat]), ("--threads", [args.threads or 1])):
+        if min(values) < 1:
+            raise ConfigError(f"{flag} {min(values)}: give at least 1")
+    if args.out is not None and not args.out.parent.is_dir():
+        raise ConfigError(f"--out {args.out}: there is no folder {args.out.parent}")
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    plan = Plan(args.batches, list(dict.fromkeys(args.precision)), args.repeat)
+    console = Console()
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as scratch:
+        subject = open_subject(config, args.overrides, Path(scratch))
+        report: dict[str, Any] = {
+            "machine": machine(subject.device),
+            "model": subject.facts(),
+            "notes": subject.notes,
+            "repeat": plan.repeat,
+            "figures": {},
+        }
+        console.print(heading(report), highlight=False, soft_wrap=True)
+        for name in args.only or MEASURES:
+            with console.status(f"measuring: {name}"):
+                figures = MEASURES[name](subject, plan)
+            report["figures"][name] = [dataclasses.asdict(figure) for figure in figures]
+            console.print(table(name, figures))
+    if args.out is not None:
+        write_text(args.out, json.dumps(report, indent=1) + "\n")
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What a figure depends on besides the code, as plain JSON."""
+    return {
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
+        "cpu": cpu_model(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2),  # above about 0 somebody else is at work
+        "device": str(device),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "worldmodel": worldmodel.__version__,
+    }
+
+
+def cpu_model() -> str:
+    """The name of the processor, as far as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def heading(report: dict[str, Any]) -> str:
+    """The machine and the model in a few lines."""
+    where, model = report["machine"], report["model"]
+    shape, grid = "×".join(map(str, model["frame"])), "×".join(map(str, model["grid"]))
+    sizes = ", ".join(f"{part} {count / 1e6:.2f} M" for part, count in model["parameters"].items())
+    lines = [
+        f"{where['date']}  {where['gpu'] or where['cpu']}, {where['threads']} threads of {where['cores']} cores, "
+        f"load {where['load']:g}, torch {where['torch']}",
+        f"{model['run'] or 'untrained'}: {shape} → {grid} of {model['codes']}; {sizes}; "
+        f"{model['data']['frames']:,} frames of data",
+    ]
+    return "\n".join(lines + [f"note: {note}" for note in report["notes"]])
+
+
+def table(title: str, figures: Sequence[Figure]) -> Table:
+    """The figures of one subject for a terminal."""
+    shown = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for name in ("what", "batch", "precision"):
+        shown.add_column(name)
+    for name in ("median", "lowest", "highest"):
+        shown.add_column(name, justify="right")
+    shown.add_column("unit")
+    for one in figures:
+        single = one.low == one.high
+        spread = ("", "") if single else (number(one.low), number(one.high))
+        shown.add_row(
+            one.what,
+            "×".join(str(n) for n in (one.batch, one.length) if n),
+            one.precision or "",
+            number(one.value),
+            *spread,
+            one.unit,
+        )
+    return shown
+
+
+def number(value: float) -> str:
+    """Three digits or more: nobody compares speeds by the fourth."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

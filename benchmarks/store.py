@@ -1,0 +1,55 @@
+"""The store: random windows a second, read by one thread as training reads them, from the disk and from memory."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from benchmarks.subject import Subject
+from benchmarks.timing import Figure, Plan, peak_memory, rates, reset_peak, rounds, seconds
+from worldmodel.data.store import EpisodeStore
+from worldmodel.data.windows import Windows
+
+LENGTH = 16  # frames a window
+BATCH, CALLS = 32, 4  # windows a call, calls a measurement
+
+
+def measure(subject: Subject, plan: Plan) -> list[Figure]:
+    """Cold: after the system was asked to forget the files, as far as nobody else has them mapped. Warm: once more."""
+    device, path = torch.device("cpu"), subject.store.path
+    reset_peak(device)
+
+    def read(windows: Windows, number: int) -> float:
+        generator = torch.Generator().manual_seed(number)
+        return seconds(lambda: [windows.sample(BATCH, generator) for _ in range(CALLS)], device)
+
+    opened: list[Windows] = []
+
+    def cold(number: int) -> float:
+        opened[:] = []  # pages that this process has mapped would stay
+        forget(subject.store)
+        opened.append(Windows(EpisodeStore.open(path), "train", LENGTH))
+        return read(opened[0], number)
+
+    def warm(number: int) -> float:
+        return read(opened[0], number)
+
+    spent = rounds({"random windows, cold": cold, "random windows, warm": warm}, plan.repeat)
+    figures = [
+        Figure.of(name, rates(BATCH * CALLS, times), "windows/s", batch=BATCH, length=LENGTH)
+        for name, times in spent.items()
+    ]
+    return [*figures, peak_memory(device)]
+
+
+def forget(store: EpisodeStore) -> None:
+    """Ask the system to drop the frames of a store from its cache; where it cannot, cold reads are warm ones."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    for file in store.path.glob("shard-*.frames"):
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
