@@ -42,8 +42,11 @@ class StickyExplorer(Explorer):
 
     ``weights`` are relative odds of beginning a run of an action, ``runs`` the (shortest, longest) run of it in steps;
     both go by name, names that the environment lacks are ignored and actions that are not named get the defaults.
-    After a step of ``walk`` that changed the frame by less than ``still`` (mean of absolute differences, in levels of
-    256), it takes a run of ``turn_away`` steps of one of ``turns``, and keeps to that side until it walks freely again.
+    Instead of walking into a wall it takes a run of ``turn_away`` steps of one of ``turns``, and keeps to that side
+    until it walks freely again. A wall is where a step of ``walk`` changed the frame by less than ``still`` (mean of
+    absolute differences, in levels of 256), or where the view is plainer than ``plain`` (standard deviation over the
+    means of 8 × 8 patches, the largest of all channels, in levels of 256). After ``patience`` runs away from plain
+    views it walks all the same, until the view is no longer plain: so it moves in a world that is plain everywhere.
     """
 
     def __init__(
@@ -56,6 +59,8 @@ class StickyExplorer(Explorer):
         turns: Sequence[str] = ("left", "right"),
         turn_away: Sequence[int] = (3, 8),
         still: float = 2.0,
+        plain: float = 0.0,
+        patience: int = 3,
     ):
         self.weights = dict(weights or {})
         self.runs = {name: _checked(name, run) for name, run in (runs or {}).items()}
@@ -64,7 +69,7 @@ class StickyExplorer(Explorer):
         self.walk = walk
         self.turns = tuple(turns)
         self.turn_away = _checked("turn_away", turn_away)
-        self.still = still
+        self.still, self.plain, self.patience = still, plain, patience
         if default_weight < 0 or any(weight < 0 for weight in self.weights.values()):
             raise ConfigError(f"weights of actions must not be negative; got {self.weights} and {default_weight}")
 
@@ -81,18 +86,24 @@ class StickyExplorer(Explorer):
         self._action = -1
         self._left = 0  # steps left of the run
         self._side: int | None = None  # the turn that leads away from the present wall
+        self._turned = 0  # runs of turning away from plain views since the last view that was not
         self._before: np.ndarray | None = None
 
     def act(self, frame: np.ndarray) -> int:
-        if self._left and self._action == self._walk and self._turns and self._before is not None:
-            if self._difference(frame) < self.still:
-                self._side = self._side if self._side is not None else int(self._rng.choice(self._turns))
-                self._begin_run(self._side, self.turn_away)
-            else:
-                self._side = None
+        walked = self._action == self._walk
         if not self._left:
             action = int(self._rng.choice(len(self._odds), p=self._odds))
             self._begin_run(action, self._run[action])
+        if self._action == self._walk and self._turns:
+            stuck = walked and self._before is not None and self._difference(frame) < self.still
+            plain = self._is_plain(frame)
+            if stuck or (plain and self._turned < self.patience):
+                self._turned += plain
+                self._side = self._side if self._side is not None else int(self._rng.choice(self._turns))
+                self._begin_run(self._side, self.turn_away)
+            elif not plain:
+                self._turned = 0
+                self._side = None if walked else self._side
         self._left -= 1
         self._before = frame
         return self._action
@@ -106,6 +117,13 @@ class StickyExplorer(Explorer):
         assert self._before is not None
         now, before = frame[..., ::2].astype(np.int16), self._before[..., ::2].astype(np.int16)
         return float(np.abs(now - before).mean())
+
+    def _is_plain(self, frame: np.ndarray) -> bool:
+        if self.plain == 0:
+            return False
+        height, width = (size - size % 8 for size in frame.shape[-2:])
+        patches = frame[..., :height, :width].reshape(len(frame), height // 8, 8, width // 8, 8)
+        return bool(patches.mean((2, 4)).std((1, 2)).max() < self.plain)
 
 
 def _checked(name: str, run: Sequence[int]) -> tuple[int, int]:

@@ -52,6 +52,22 @@ def test_a_walk_that_is_stopped_turns_away_to_one_side() -> None:
     assert sides == {1, 2, 3}
 
 
+def test_it_does_not_walk_into_a_plain_view_unless_all_are_plain() -> None:
+    forward = {"forward": 1, "left": 0, "right": 0, "noop": 0}
+    explorer = StickyExplorer(forward, {"forward": (9, 9)}, turn_away=(3, 4), plain=9.0)
+    wall, room = np.full((3, 16, 16), 50, np.uint8), np.full((3, 16, 16), 50, np.uint8)
+    room[1, :, 8:] += 20  # a deviation of 10 in one channel
+    dither = np.random.default_rng(0).integers(-3, 4, (64, 3, 16, 16))  # every frame differs
+    explorer.begin(NAMES, np.random.default_rng(0))
+    assert [explorer.act(room + dither[i].astype(np.uint8)) for i in range(5)] == [1] * 5
+    ((side, length),) = runs([explorer.act(wall) for _ in range(6)])
+    assert side in (2, 3) and length == 6  # one run behind the other, to the same side
+    explorer.begin(NAMES, np.random.default_rng(0))
+    everywhere = runs([explorer.act(wall + dither[i].astype(np.uint8)) for i in range(40)])
+    assert everywhere[0][0] in (2, 3) and 9 <= everywhere[0][1] <= 12  # three runs, then it walks for good
+    assert everywhere[1:] == [(1, 40 - everywhere[0][1])]
+
+
 def test_environments_without_a_walk_are_explored_too() -> None:
     names = ("NOOP", "UP", "DOWN")
     assert set(play(StickyExplorer({"up": 2}), 200, names, moving=False)) == {0, 1, 2}
