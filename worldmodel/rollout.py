@@ -133,7 +133,7 @@ class WorldModel:
             frames: (T0, C, *size) or (B, T0, C, *size) uint8, the frames seen; the last is where the dream starts.
             actions: (H,) or (B, H) indices, or H names: the action that leads to each frame to be dreamt.
             past_actions: (T0 − 1,) or (B, T0 − 1): the actions between the seen frames; unknown when not given.
-            temperature, top_k: of the samples; temperature 0 takes the most probable codes.
+            temperature, top_k: of the samples; temperature 0 takes the codes nearest to what is expected.
             sampler: ``auto``, ``ancestral``, ``predictive`` (the same samples at another speed) or a :class:`Sampler`.
             generator: of the noise; the same state gives the same dream.
 

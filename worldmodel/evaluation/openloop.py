@@ -4,7 +4,7 @@ Every competitor answers for the same windows of held-out episodes:
 
 ==================  ============================================================================================
 reconstruction      the tokenizer's own picture of the true frame: what a perfect prior would reach
-dream               the most probable codes at every step (temperature 0)
+dream               the codes nearest to what is expected, at every step (temperature 0)
 dream_sampled       one sample at temperature 1; blurs nothing, so its squared error is larger by nature
 shuffled            as ``dream``, but under the actions of another window: what it lacks is what actions are worth
 last_frame          the last seen frame, raw, repeated

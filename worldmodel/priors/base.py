@@ -50,6 +50,7 @@ class Head(nn.Module, abc.ABC):
     """
 
     order: Tensor
+    vectors: Tensor  # (K, D) float, where the codes lie: centred, mean squared length 1
 
     @abc.abstractmethod
     def forward(self, codes: Tensor, contexts: Tensor) -> Tensor:

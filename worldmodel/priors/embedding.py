@@ -13,6 +13,13 @@ def project(codebook: Tensor, width: int) -> Tensor:
     return table.cpu() @ (torch.randn(table.shape[1], width) / table.shape[1] ** 0.5)
 
 
+def centred(codebook: Tensor) -> Tensor:
+    """codebook (K, D) → the same geometry around 0, at a mean squared length of 1."""
+    table = codebook.detach().float()
+    table = table - table.mean(0)
+    return table / table.square().sum(-1).mean().sqrt().clamp(min=1e-6)
+
+
 class CodeEmbedding(nn.Module):
     """Codes (...) int64 in [-1, K) → vectors (..., width); -1 is "no code" and has a learnt vector of its own.
 

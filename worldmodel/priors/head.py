@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.priors.base import Head, grid_size
-from worldmodel.priors.embedding import CodeEmbedding, project
+from worldmodel.priors.embedding import CodeEmbedding, centred, project
 from worldmodel.priors.order import make_order
 
 
@@ -86,6 +86,7 @@ class TransformerHead(Head):
         places, self.stages, neighbours = make_order(order, grid)
         self.register_buffer("order", places, persistent=False)
         self.register_buffer("neighbours", neighbours, persistent=False)
+        self.register_buffer("vectors", centred(codebook), persistent=False)
         size = neighbours.shape[1] * embed
         self.enter_codes = nn.ModuleList(nn.Linear(size, width, bias=False) for _ in self.stages)
         self.enter_context = nn.Linear(context_width, width)

@@ -4,7 +4,16 @@ Both samplers compute the same function. With Gumbel noise g the sample of posit
 
     code[i] = argmax_k  logits[i, k] / temperature + g[i, k],      logits[i] = head(codes[< i], context),
 
-which is an exact draw from the autoregressive distribution (Gumbel-max). *Ancestral* sampling evaluates it position by
+which is an exact draw from the autoregressive distribution (Gumbel-max). At temperature 0 it is the code with the least
+expected squared distance to a draw (minimum Bayes risk; Bickel & Doksum, *Mathematical Statistics*, 2015, ch. 3), that
+is the one whose vector e lies nearest to the expected vector:
+
+    code[i] = argmin_k  ‖e[k] − Σ_j p[i, j] e[j]‖²,               p[i] = softmax(logits[i]).
+
+The single most probable code (``top_k`` 1) is often the one that stands still: what moves is spread over many similar
+codes, none of which is probable on its own (docs/experiments.md has figures).
+
+*Ancestral* sampling evaluates it position by
 position. *Predictive* sampling (Wiggers & Hoogeboom, *Predictive Sampling with Forecasting Autoregressive Models*,
 ICML 2020; Song et al., *Accelerating Feedforward Computation via Parallel Nonlinear Equation Solving*, ICML 2021)
 guesses the
@@ -36,8 +45,8 @@ class Sampler(abc.ABC):
     """Draws grids from a head.
 
     Args:
-        temperature: divides the logits; 0 takes the most probable code of every position.
-        top_k: only the k most probable codes of a position may be drawn; None: all.
+        temperature: divides the logits; 0 takes the code nearest to the expected vector of every position.
+        top_k: only the k most probable codes of a position count; None: all.
     """
 
     def __init__(self, temperature: float = 1.0, top_k: int | None = None):
@@ -73,21 +82,24 @@ class Sampler(abc.ABC):
         uniform = torch.rand(like.shape, generator=generator, device=device, dtype=torch.float32)
         return uniform.clamp_(1e-20, 1 - 6e-8).log_().neg_().log_().neg_().to(like)
 
-    def scores(self, logits: Tensor, noise: Tensor | None) -> Tensor:
-        """(..., K) logits and noise → what the drawn code maximises."""
+    def scores(self, logits: Tensor, noise: Tensor | None, vectors: Tensor) -> Tensor:
+        """(..., K) logits and noise, (K, D) vectors of the codes → what the drawn code maximises."""
         if self.top_k is not None and self.top_k < logits.shape[-1]:
             least = logits.topk(self.top_k, -1).values[..., -1:]
             logits = logits.masked_fill(logits < least, float("-inf"))
-        return logits if noise is None else noise + logits / self.temperature
+        if noise is not None:
+            return noise + logits / self.temperature
+        vectors = vectors.to(logits.dtype)
+        expected = logits.softmax(-1) @ vectors
+        return expected @ vectors.T - vectors.square().sum(-1) / 2
 
-    def choose(self, logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+    def choose(self, logits: Tensor, noise: Tensor | None, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """→ codes (...) and near ties (...) bool."""
         tie = TIE[logits.dtype] * max(1.0, 1 / (self.temperature or 1.0))
-        values, indices = self.scores(logits, noise).topk(2, -1)
+        values, indices = self.scores(logits, noise, vectors).topk(2, -1)
         near = values[..., 0] - values[..., 1] < tie
-        if (
-            self.top_k is not None and self.top_k < logits.shape[-1]
-        ):  # which codes are the k best may be a near tie, too
+        if self.top_k is not None and self.top_k < logits.shape[-1]:
+            # Which codes are the k best may be a near tie, too.
             edge = logits.topk(self.top_k + 1, -1).values
             near |= edge[..., -2] - edge[..., -1] < tie
         return indices[..., 0], near
@@ -102,7 +114,7 @@ class Sampler(abc.ABC):
             for position in range(codes.shape[1]):
                 if changed or ambiguous[row, position]:
                     logits = head(codes[one], contexts[one])[:, position]
-                    code = self.choose(logits, None if noise is None else noise[one, position])[0]
+                    code = self.choose(logits, None if noise is None else noise[one, position], head.vectors)[0]
                     changed |= bool(code != codes[row, position])
                     codes[one, position] = code
 
@@ -122,7 +134,8 @@ class Ancestral(Sampler):
             state = head.begin(contexts)
             for i in range(codes.shape[1]):
                 logits = head.extend(state, codes, i, i + 1)[:, 0]
-                codes[:, i], ambiguous[:, i] = self.choose(logits, noise[0][:, i] if noise else None)
+                drawn = self.choose(logits, noise[0][:, i] if noise else None, head.vectors)
+                codes[:, i], ambiguous[:, i] = drawn
             return codes, ambiguous
 
         inputs = (contexts,) if noise is None else (contexts, noise)
@@ -143,7 +156,7 @@ class Predictive(Sampler):
         self, head: Head, contexts: Tensor, forecast: Tensor, noise: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         batch, positions = contexts.shape[:2]
-        codes = self.scores(forecast, noise).argmax(-1)
+        codes = self.scores(forecast, noise, head.vectors).argmax(-1)
         result, ambiguous = torch.empty_like(codes), torch.zeros_like(codes, dtype=torch.bool)
         rows = torch.arange(batch, device=codes.device)
         state = head.begin(contexts)
@@ -153,7 +166,7 @@ class Predictive(Sampler):
         while len(rows):
             start = int(verified.min())
             logits = head.extend(state, codes, start, positions)
-            new, tie[:, start:] = self.choose(logits, None if noise is None else noise[:, start:])
+            new, tie[:, start:] = self.choose(logits, None if noise is None else noise[:, start:], head.vectors)
             passes += 1
             total += len(rows)
             same = new == codes[:, start:]
