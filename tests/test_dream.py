@@ -19,7 +19,8 @@ from worldmodel.media import Strip
 from worldmodel.scenes import random_place
 from worldmodel.types import Episode, Spec
 
-EPISODES = 12  # so that episode 9 alone is held out
+EPISODES = 12
+HELD_OUT = 2  # the one that is held out of them
 
 
 class TracedWorld(World):
@@ -82,12 +83,12 @@ def files(folder: Path) -> list[str]:
 def test_a_dream_is_written_three_times_and_announced(
     run: Path, world: TracedWorld, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call(run, "--actions", "right*3,left", "--seed", "3", "--start", "9:5") == 0
-    name = "right3-left-ep9.5-h4-seed3"
+    assert call(run, "--actions", "right*3,left", "--seed", "3", "--start", f"{HELD_OUT}:5") == 0
+    name = f"right3-left-ep{HELD_OUT}.5-h4-seed3"
     assert files(run / "dreams") == [f"{name}.gif", f"{name}.mp4", f"{name}.png"]
     told = capsys.readouterr().out
     assert all(f"{run / 'dreams' / name}{suffix}" in told for suffix in (".mp4", ".gif", ".png"))
-    assert "episode 9 (held out), frames 5 to 12 seen" in told
+    assert f"episode {HELD_OUT} (held out), frames 5 to 12 seen" in told
     assert "4 frames in" in told and "frames/s" in told and "4.5 head passes a frame" in told
     with Image.open(run / "dreams" / f"{name}.gif") as gif:
         assert gif.n_frames == 8 + 4 and gif.info["duration"] == 100
@@ -147,7 +148,7 @@ def test_without_a_choice_a_held_out_episode_is_replayed(
     run: Path, world: TracedWorld, strips: list[list[Strip]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(run, "--horizon", "20") == 0
-    assert "episode 9 (held out)" in capsys.readouterr().out
+    assert f"episode {HELD_OUT} (held out)" in capsys.readouterr().out
     assert len(strips[0]) == 3 and len(strips[0][0]) == 8 + 20
 
 
@@ -235,13 +236,14 @@ def cut(episode: Episode, steps: int) -> Episode:
 def test_a_random_place_is_held_out_where_one_is_long_enough(tmp_path: Path) -> None:
     with EpisodeStore.writer(tmp_path / "data", SPEC) as store:
         for index in range(11):
-            store.append(cut(record(index), 12 if index == 9 else 40))
+            store.append(cut(record(20 + index), 12 if index == HELD_OUT else 40))
+    assert store.split("held_out").tolist() == [HELD_OUT]
     rng = np.random.default_rng(0)
     for wanted in (
         5,
         20,
     ):  # the held-out one has 9 steps behind its first 4 frames: fewer than wanted are better than none
         places = [random_place(store, 4, 1, wanted, rng) for _ in range(50)]
-        assert {place.episode for place in places} == {9}
+        assert {place.episode for place in places} == {HELD_OUT}
         assert {place.first for place in places} == set(range(12 + 1 - 4 - (wanted if wanted == 5 else 1) + 1))
-    assert all(random_place(store, 14, 1, 1, rng).episode != 9 for _ in range(20))
+    assert all(random_place(store, 14, 1, 1, rng).episode != HELD_OUT for _ in range(20))

@@ -74,13 +74,70 @@ def test_appending_again_goes_on_where_it_stopped_and_over_several_shards(tmp_pa
         assert_same(store.episode(index), episode)
 
 
-def test_every_tenth_episode_is_held_out(tmp_path: Path) -> None:
-    fill(tmp_path, 23)
+def held_out(path: Path) -> set[int]:
+    """Checksums of the episodes that are held out: they name an episode in whatever store."""
+    store = EpisodeStore.open(path)
+    return {store.entries[index].crc for index in store.split("held_out")}
+
+
+def test_about_one_episode_in_ten_is_held_out(tmp_path: Path) -> None:
+    fill(tmp_path, 400)
     store = EpisodeStore.open(tmp_path)
-    assert store.split("held_out").tolist() == [9, 19]
-    assert sorted([*store.split("train"), *store.split("held_out")]) == list(range(23)) == store.split("all").tolist()
+    chosen = store.split("held_out")
+    assert 25 <= len(chosen) <= 55  # 40 on the average, one sigma is 6
+    assert sorted([*store.split("train"), *chosen]) == list(range(400)) == store.split("all").tolist()
+    assert len(set(chosen % 10)) > 5  # whenever they came
     with pytest.raises(DataError, match="train, held_out or all"):
         store.split("test")  # type: ignore[arg-type]
+
+
+def test_the_split_does_not_depend_on_the_order_or_the_store(tmp_path: Path) -> None:
+    episodes = fill(tmp_path / "one", 60)
+    with EpisodeStore.writer(tmp_path / "other", SPEC) as store:
+        for episode in [*(make_episode(seed) for seed in range(1000, 1040)), *reversed(episodes)]:
+            store.append(episode)
+    crcs = {entry.crc for entry in EpisodeStore.open(tmp_path / "one").entries}
+    chosen = {crc for crc in crcs if crc % 10 == 0}
+    assert chosen and chosen == held_out(tmp_path / "other") & crcs
+    assert chosen <= held_out(tmp_path / "one") and len(held_out(tmp_path / "one") - chosen) <= 1  # the third
+
+
+@pytest.mark.parametrize("first", range(0, 40, 4))
+def test_a_store_of_three_episodes_has_one_held_out_and_keeps_it(tmp_path: Path, first: int) -> None:
+    def append(*seeds: int) -> set[int]:
+        with EpisodeStore.writer(tmp_path, SPEC) as store:
+            for seed in seeds:
+                store.append(make_episode(seed))
+        return held_out(tmp_path)
+
+    few = append(first, first + 1, first + 2)
+    assert few
+    assert append(*range(500, 530)) >= few
+
+
+def test_damage_moves_no_other_episode(tmp_path: Path) -> None:
+    episodes = fill(tmp_path, 40)
+    before = held_out(tmp_path)
+    with open(tmp_path / "shard-00000.frames", "r+b") as file:
+        file.seek((len(episodes[0]) + 1) * 192)
+        file.write(b"garbage")
+    assert len(EpisodeStore.open(tmp_path).verify()) == 1
+    assert held_out(tmp_path) == before
+
+
+def test_an_older_store_keeps_every_tenth_held_out(tmp_path: Path) -> None:
+    fill(tmp_path, 23)
+    index = tmp_path / "index.jsonl"
+    lines = [json.loads(line) for line in index.read_text().splitlines()]
+    index.write_text("".join(json.dumps({k: v for k, v in line.items() if k != "held_out"}) + "\n" for line in lines))
+    assert EpisodeStore.open(tmp_path).split("held_out").tolist() == [9, 19]
+    with EpisodeStore.writer(tmp_path, SPEC) as store:
+        for seed in range(1000, 1040):
+            store.append(make_episode(seed))
+    store = EpisodeStore.open(tmp_path)
+    chosen = store.split("held_out")
+    assert chosen[chosen < 23].tolist() == [9, 19] and len(chosen) > 2
+    assert all(store.entries[index].crc % 10 == 0 for index in chosen[2:])
 
 
 def test_leftovers_of_a_crash_are_overwritten(tmp_path: Path) -> None:

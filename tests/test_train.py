@@ -29,7 +29,7 @@ QUICK = {"steps": 30, "batch": 4, "precision": "fp32", "log_every": 5, "evaluate
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data")
     with EpisodeStore.writer(path, SPEC) as store:
-        for seed in range(11):  # the tenth is held out
+        for seed in range(11):  # one is held out
             store.append(record(seed))
     return path
 

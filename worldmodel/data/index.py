@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 
+HELD_OUT_EVERY = 10
+"""One episode in so many is held out, on the average."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
@@ -17,6 +20,7 @@ class Entry:
     terminated: bool
     truncated: bool
     crc: int  # CRC-32 of the episode's frames, then its records
+    held_out: bool  # never trained on; decided once, when the episode is written
 
     @property
     def end(self) -> int:
@@ -27,10 +31,14 @@ class Entry:
     def from_line(cls, line: str) -> Entry:
         """Raises ValueError, KeyError or TypeError for a line that is not a whole entry."""
         raw = json.loads(line)
+        # Stores without this field held out every tenth episode, and runs were trained on the others.
+        raw.setdefault("held_out", raw["episode"] % HELD_OUT_EVERY == HELD_OUT_EVERY - 1)
         entry = cls(**{field.name: raw[field.name] for field in dataclasses.fields(cls)})
         numbers = (entry.episode, entry.shard, entry.offset, entry.length, entry.crc)
         if not all(isinstance(number, int) and number >= 0 for number in numbers) or entry.length < 1:
             raise ValueError("a number is missing or negative")
+        if not isinstance(entry.held_out, bool):
+            raise ValueError("held_out is neither true nor false")
         return entry
 
 

@@ -11,6 +11,10 @@ A store is a folder::
 
 An episode exists when its index line does. Bytes behind the last indexed episode are the leftover of a crash and are
 overwritten by the next append, so an interruption costs at most the episode then being written.
+
+Whether an episode is held out follows from its own checksum, about one in ten, and is written into its line: nothing
+that happens to other episodes moves it, and a copy in another store is held out there too. Only where this would leave
+a store of three episodes or more with none, the one being appended is held out whatever its checksum.
 """
 
 from __future__ import annotations
@@ -28,13 +32,13 @@ from typing import IO, Any, Literal
 import numpy as np
 
 from worldmodel.data.files import append_line, as_bytes, replace_text, take_lock, write_at
-from worldmodel.data.index import Entry, parse_index
+from worldmodel.data.index import HELD_OUT_EVERY, Entry, parse_index
 from worldmodel.errors import DataError
 from worldmodel.types import NO_ACTION, Episode, Spec
 
 STEP = np.dtype([("action", "<i4"), ("reward", "<f4")])
 SHARD_BYTES = 512 * 2**20
-HELD_OUT_EVERY = 10
+HELD_OUT_FROM = 3  # episodes from which on at least one is held out
 Split = Literal["train", "held_out", "all"]
 
 log = logging.getLogger(__name__)
@@ -117,8 +121,8 @@ class EpisodeStore:
         return self._next_number
 
     def split(self, name: Split) -> np.ndarray:
-        """Indices of the episodes for training, of those held out (every tenth), or of all. (n,) int64."""
-        held_out = np.array([entry.episode % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 for entry in self.entries], bool)
+        """Indices of the episodes for training, of those held out, or of all. (n,) int64."""
+        held_out = np.array([entry.held_out for entry in self.entries], bool)
         if name not in ("train", "held_out", "all"):
             raise DataError(f"unknown split {name!r}; choose train, held_out or all")
         wanted = {"train": ~held_out, "held_out": held_out, "all": np.ones_like(held_out)}[name]
@@ -175,6 +179,7 @@ class EpisodeStore:
         shard, offset = self._place(frames.nbytes)
         write_at(self._file(shard, "frames"), offset * self._frame_bytes, frames)
         write_at(self._file(shard, "steps"), offset * STEP.itemsize, records)
+        crc = _checksum(frames, records)
         entry = Entry(
             episode=self._next_number,
             shard=shard,
@@ -182,7 +187,8 @@ class EpisodeStore:
             length=length,
             terminated=episode.terminated,
             truncated=episode.truncated,
-            crc=_checksum(frames, records),
+            crc=crc,
+            held_out=crc % HELD_OUT_EVERY == 0 or self._lacks_held_out(),
         )
         append_line(self.path / "index.jsonl", json.dumps(dataclasses.asdict(entry)))
         self._maps.pop(shard, None)  # an older map may cover bytes that were a crash's leftover until now
@@ -285,6 +291,10 @@ class EpisodeStore:
             append_line(self.path / "damaged.jsonl", "\n".join(lines))
             kept = [json.dumps(dataclasses.asdict(entry)) + "\n" for entry in entries if entry not in found]
             replace_text(index, "".join(kept))
+
+    def _lacks_held_out(self) -> bool:
+        """Whether the next episode has to be held out, because none is."""
+        return len(self) + 1 >= HELD_OUT_FROM and not any(entry.held_out for entry in self.entries)
 
     def _place(self, size: int) -> tuple[int, int]:
         """Shard and offset (in frames) for ``size`` bytes of frames: behind the last episode, or in a new shard."""

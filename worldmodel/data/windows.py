@@ -111,8 +111,8 @@ class Windows:
     def _check_any(self) -> None:
         if not len(self.episodes):
             raise DataError(
-                f"no episode to take windows from: {self.store.path} has {len(self.store)}, of which every tenth is "
-                "held out; python -m worldmodel.collect records more"
+                f"no episode to take windows from: {self.store.path} has {len(self.store)}, "
+                f"{len(self.store.split('held_out'))} of them held out; python -m worldmodel.collect records more"
             )
 
     def _cut(self, which: np.ndarray, first: np.ndarray, count: np.ndarray, length: int) -> Segment:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from worldmodel.rollout import WorldModel
 
 DEFINITIONS = {
-    "held out": "Every tenth episode, never trained on. All competitors answer for the same windows.",
+    "held out": "Episodes never trained on: about one in ten, chosen by its checksum. All competitors answer for "
+    "the same windows.",
     "psnr": "10 log10(255² / MSE) of each uint8 frame, then the mean over frames: the headline. An MSE below 1/12, the "
     "variance of rounding to 8 bits, counts as 1/12 (58.9 dB).",
     "psnr_of_mean_mse": "The same formula once, of the mean MSE over frames; always the lower of the two.",
@@ -138,7 +139,7 @@ def _held_out(world: WorldModel, store: EpisodeStore, settings: Settings) -> np.
             )
     held_out = store.split("held_out")
     if not len(held_out):
-        raise DataError(f"{len(store)} episodes at {store.path}, none held out (every tenth is); collect more first")
+        raise DataError(f"{len(store)} episodes at {store.path}, none of them held out; collect more first")
     return held_out
 
 
