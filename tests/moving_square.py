@@ -55,6 +55,8 @@ class Tokenizer:
 class Prior:
     """Certain to 90 % of the place that the action leads to; knows that place 0 pays and may end."""
 
+    context = 4
+
     def log_likelihood(self, codes: Tensor, actions: Tensor) -> Tensor:
         place = codes[..., 0]
         right = torch.zeros_like(place, dtype=torch.bool)

@@ -88,10 +88,10 @@ def test_a_dream_is_written_three_times_and_announced(
     assert files(run / "dreams") == [f"{name}.gif", f"{name}.mp4", f"{name}.png"]
     told = capsys.readouterr().out
     assert all(f"{run / 'dreams' / name}{suffix}" in told for suffix in (".mp4", ".gif", ".png"))
-    assert f"episode {HELD_OUT} (held out), frames 5 to 12 seen" in told
+    assert f"episode {HELD_OUT} (held out), frames 5 to 8 seen" in told
     assert "4 frames in" in told and "frames/s" in told and "4.5 head passes a frame" in told
     with Image.open(run / "dreams" / f"{name}.gif") as gif:
-        assert gif.n_frames == 8 + 4 and gif.info["duration"] == 100
+        assert gif.n_frames == 4 + 4 and gif.info["duration"] == 100
 
 
 def test_the_world_is_asked_for_what_the_flags_say(run: Path, world: TracedWorld, strips: list[list[Strip]]) -> None:
@@ -113,15 +113,15 @@ def test_a_replay_stands_beside_the_truth_and_the_reconstruction(
     world.obedience = 1.0  # then the dream is the truth
     assert call(run, "--replay", "4:10", "--horizon", "30") == 0
     recorded = record(4)
-    wanted = recorded.frames[10 : 10 + 8 + 30].transpose(0, 2, 3, 1)
+    wanted = recorded.frames[10 : 10 + 4 + 30].transpose(0, 2, 3, 1)
     assert [strip.caption for strip in strips[0]] == ["truth", "reconstruction", "dream"]
     for strip in strips[0]:
         assert np.array_equal(strip.frames, wanted)
-        assert strip.actions == (None, *(SPEC.action_names[a] for a in recorded.actions[10 : 10 + 7 + 30]))
-        assert strip.seen == 8
+        assert strip.actions == (None, *(SPEC.action_names[a] for a in recorded.actions[10 : 10 + 3 + 30]))
+        assert strip.seen == 4
     assert [strip.dreamt for strip in strips[0]] == [False, False, True]
     told = capsys.readouterr().out
-    assert "episode 4 (the model was trained on it), frames 10 to 17 seen" in told
+    assert "episode 4 (the model was trained on it), frames 10 to 13 seen" in told
     assert "PSNR      58.9 at 1, 58.9 at 5, 58.9 at 10, 58.9 at 15, 58.9 at 30 dB" in told
 
 
@@ -138,9 +138,9 @@ def test_psnr_falls_where_the_dream_leaves_the_truth(
 def test_a_replay_ends_with_its_episode_and_says_so(
     run: Path, world: TracedWorld, strips: list[list[Strip]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    left = len(record(4)) - (8 - 1) - 40
+    left = len(record(4)) - (4 - 1) - 40
     assert call(run, "--replay", "4:40", "--horizon", "500") == 0
-    assert len(strips[0][0]) == 8 + left
+    assert len(strips[0][0]) == 4 + left
     assert f"ends {left} steps on; --horizon 500" in capsys.readouterr().out
 
 
@@ -149,7 +149,7 @@ def test_without_a_choice_a_held_out_episode_is_replayed(
 ) -> None:
     assert call(run, "--horizon", "20") == 0
     assert f"episode {HELD_OUT} (held out)" in capsys.readouterr().out
-    assert len(strips[0]) == 3 and len(strips[0][0]) == 8 + 20
+    assert len(strips[0]) == 3 and len(strips[0][0]) == 4 + 20
 
 
 def test_the_same_seed_gives_the_same_video(run: Path, world: TracedWorld, tmp_path: Path) -> None:
@@ -163,6 +163,15 @@ def test_the_same_seed_gives_the_same_video(run: Path, world: TracedWorld, tmp_p
     assert video("first.gif", 3) != video("third.gif", 4)
 
 
+def test_the_prior_says_how_many_frames_are_seen(
+    run: Path, world: TracedWorld, strips: list[list[Strip]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for context, flags, seen in ((6, "", 6), (6, "--context 2", 2), (0, "", 1)):
+        monkeypatch.setattr(world.prior, "context", context, raising=False)
+        assert call(run, "--actions", "left", *flags.split()) == 0
+        assert world.asked[-1]["frames"].shape[1] == strips[-1][0].seen == seen
+
+
 def test_output_is_one_file_or_the_stem_of_three_or_a_folder(run: Path, world: TracedWorld, tmp_path: Path) -> None:
     for output in ("one/dream.png", "three/dream"):
         assert call(run, "--actions", "left*2", "--output", str(tmp_path / output)) == 0
@@ -174,7 +183,7 @@ def test_output_is_one_file_or_the_stem_of_three_or_a_folder(run: Path, world: T
     assert not (run / "dreams").exists()
 
 
-LAST = len(record(4)) + 1 - 8  # the last frame of episode 4 at which eight frames can be seen
+LAST = len(record(4)) + 1 - 4  # the last frame of episode 4 at which four frames can be seen
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from tiny import SPEC, frames, tiny_prior, tiny_tokenizer
 
+from worldmodel import media
 from worldmodel.errors import ConfigError, UnknownActionError
 from worldmodel.rollout import LARGE, WorldModel
+from worldmodel.types import NO_ACTION
 
 
 @pytest.fixture
@@ -34,6 +38,21 @@ def test_a_trajectory_does_not_depend_on_its_neighbours_in_the_batch(world: Worl
     for row in range(3):
         alone = world.imagine(starts[row], actions[row], temperature=0.0)
         assert torch.equal(alone.codes[0], whole.codes[row])
+
+
+def test_a_saved_dream_tells_all_actions_that_are_known(
+    world: WorldModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[media.Strip] = []
+    monkeypatch.setattr(media, "save", lambda path, strips, rate, labels: saved.extend(strips))
+    for past in (torch.tensor([[1, 2], [2, NO_ACTION]]), None):
+        dream = world.imagine(seen(2), ["left", "forward"], past_actions=past)
+        dream.save(tmp_path / "dream.png", index=0)
+        dream.save(tmp_path / "dream.png", index=1)
+    unknown = (None, None, None, "left", "forward")
+    told = [(None, "forward", "left", "left", "forward"), (None, "left", None, "left", "forward"), unknown, unknown]
+    assert [strip.actions for strip in saved] == told
+    assert {strip.seen for strip in saved} == {3}
 
 
 def test_large_batches_are_served_in_bfloat16_and_small_ones_are_not(world: WorldModel) -> None:

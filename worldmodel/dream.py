@@ -39,7 +39,6 @@ Without either, a held-out episode is replayed. Writes an mp4, a gif and a conta
 video. Frames the model was shown have a blue edge, dreamt ones an orange edge; step 0 is the last frame shown."""
 
 REPLAY_STEPS = 60  # longest replay without --horizon
-CONTEXT = 8  # frames that the model sees by default
 MOST = 1000  # seen frames or dreams at once; more is taken for a slip of the finger
 REPORTED_STEPS = (1, 5, 10, 15, 30, 60)
 
@@ -63,7 +62,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="where the seen frames begin; default: in a held-out episode, by seed",
     )
     parser.add_argument(
-        "--context", type=int, default=CONTEXT, metavar="FRAMES", help="number of seen frames (%(default)s)"
+        "--context",
+        type=int,
+        metavar="FRAMES",
+        help="number of seen frames (default: as many as the prior learnt with)",
     )
     parser.add_argument("--samples", type=int, default=1, metavar="N", help="dreams of the same start, side by side")
     parser.add_argument("--seed", type=int, help="of the dream and of the default start (default: the setting)")
@@ -71,7 +73,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--temperature",
         type=float,
         default=1.0,
-        help="below 1 more likely frames, 0 the most likely codes (%(default)s)",
+        help="below 1 more likely frames, 0 the expected ones (%(default)s)",
     )
     parser.add_argument("--top-k", type=int, metavar="K", help="draw each code from the K most likely ones only")
     parser.add_argument(
@@ -102,12 +104,14 @@ def dream(args: argparse.Namespace, config: DictConfig) -> None:
     run = find_run(config.runs, config.run, holding=PRIOR)
     world = WorldModel.load(run, device=config.device)
     store = open_data(args.overrides, config, run, world.spec)
-    scene = choose_scene(args, world.spec, store, np.random.default_rng(seed))
+    usual = max(1, world.prior.context)
+    context = usual if args.context is None else args.context
+    scene = choose_scene(args, context, world.spec, store, np.random.default_rng(seed))
     started = time.perf_counter()
     dreamt = imagine(world, scene, args, seed)
     frames = dreamt.frames.cpu()  # (N, H, C, H, W); on the host, so that the clock has waited for the device
     seconds = time.perf_counter() - started
-    paths = output_paths(args.output, run / "dreams", file_name(args, scene, seed))
+    paths = output_paths(args.output, run / "dreams", file_name(args, scene, seed, usual))
     title = f"{world.spec.env_id} · {args.actions or f'actions of episode {scene.place.episode}'} · seed {seed}"
     reconstruction = None if scene.truth is None else reconstruct(world, torch.cat([scene.seen, scene.truth]))
     strips = make_strips(world.spec, scene, frames, reconstruction)
@@ -123,7 +127,7 @@ def dream(args: argparse.Namespace, config: DictConfig) -> None:
 def check_flags(args: argparse.Namespace) -> None:
     """Raises :class:`ConfigError` for what is wrong whatever the run; before anything slow is loaded."""
     for flag, value in (("--context", args.context), ("--samples", args.samples)):
-        if not 1 <= value <= MOST:
+        if value is not None and not 1 <= value <= MOST:
             raise ConfigError(f"{flag} {value}; give a number from 1 to {MOST}")
     if args.horizon is not None:
         check_horizon(args.horizon)
@@ -147,18 +151,20 @@ def open_data(overrides: Sequence[str], config: DictConfig, run: Path, spec: Spe
     return store
 
 
-def choose_scene(args: argparse.Namespace, spec: Spec, store: EpisodeStore, rng: np.random.Generator) -> Scene:
-    """The seen frames and the actions that the flags ask for.
+def choose_scene(
+    args: argparse.Namespace, context: int, spec: Spec, store: EpisodeStore, rng: np.random.Generator
+) -> Scene:
+    """``context`` seen frames and the actions that the flags ask for.
 
     Raises what :func:`worldmodel.actions.parse_script` and :mod:`worldmodel.scenes` raise.
     """
     if args.actions is not None:
         actions = parse_script(args.actions, spec).play(args.horizon)
-        place = Place.parse(args.start) if args.start is not None else random_place(store, args.context, 0, 0, rng)
-        return scripted_scene(store, place, args.context, actions)
+        place = Place.parse(args.start) if args.start is not None else random_place(store, context, 0, 0, rng)
+        return scripted_scene(store, place, context, actions)
     steps = REPLAY_STEPS if args.horizon is None else args.horizon
-    place = Place.parse(args.replay) if args.replay is not None else random_place(store, args.context, 1, steps, rng)
-    return replayed_scene(store, place, args.context, steps)
+    place = Place.parse(args.replay) if args.replay is not None else random_place(store, context, 1, steps, rng)
+    return replayed_scene(store, place, context, steps)
 
 
 def imagine(world: WorldModel, scene: Scene, args: argparse.Namespace, seed: int) -> Dream:
@@ -194,14 +200,17 @@ def make_strips(spec: Spec, scene: Scene, frames: Tensor, reconstruction: Tensor
     return [*media.triptych(torch.cat([scene.seen, scene.truth]), reconstruction, dreams[0]), *dreams[1:]]
 
 
-def file_name(args: argparse.Namespace, scene: Scene, seed: int) -> str:
-    """A name that tells dreams apart: what is dreamt, where it starts, and every setting that is not the default."""
+def file_name(args: argparse.Namespace, scene: Scene, seed: int, context: int) -> str:
+    """A name that tells dreams apart: what is dreamt, where it starts, and every setting that is not the default.
+
+    ``context``: the prior's own.
+    """
     what = re.sub(r"[^\w,*-]+", "", args.actions or "replay").replace("*", "").replace(",", "-")[:60]
     parts = [what, f"ep{scene.place.episode}.{scene.place.first}", f"h{len(scene.actions)}", f"seed{seed}"]
     for text, value, default in (
         ("t", args.temperature, 1.0),
         ("k", args.top_k, None),
-        ("c", args.context, CONTEXT),
+        ("c", len(scene.seen), context),
         ("x", args.samples, 1),
     ):
         if value != default:

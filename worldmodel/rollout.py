@@ -32,6 +32,7 @@ class Dream:
 
     spec: Spec
     seen: Tensor  # (B, T0, C, *size) uint8
+    past_actions: Tensor  # (B, T0 − 1) int64: the actions between the seen frames, NO_ACTION where they are unknown
     actions: Tensor  # (B, H) int64: the action that led to each dreamt frame
     codes: Tensor  # (B, H, *grid) int64
     rewards: Tensor  # (B, H) float32, expected reward on arriving at each dreamt frame
@@ -47,10 +48,11 @@ class Dream:
     def save(self, path: str | Path, index: int = 0, labels: media.Labels = "arrows") -> Path:
         """Write one trajectory as .mp4, .gif or .png (a contact sheet), the seen frames in front.
 
-        Raises :class:`ConfigError` for another suffix.
+        ``labels``: how the actions that led to the frames are shown, ``arrows``, ``names`` or ``none``; those between
+        the seen frames where they are known. Raises :class:`ConfigError` for another suffix or kind of label.
         """
-        names = media.action_names(self.actions[index], self.spec.action_names)
-        strip = media.dream_strip(self.seen[index], self.frames[index].cpu(), names)
+        names, past = (media.action_names(a[index], self.spec.action_names) for a in (self.actions, self.past_actions))
+        strip = media.dream_strip(self.seen[index], self.frames[index], names, past=past)
         return media.save(path, [strip], self.spec.rate, labels)
 
 
@@ -144,7 +146,8 @@ class WorldModel:
         seen = self._seen(frames)
         acts = self._actions(actions, len(seen))
         tokenizer, prior = self.models(len(seen))
-        state = self.observe(prior.begin(len(seen)), seen, self._past(past_actions, seen))
+        past = self._past(past_actions, seen)
+        state = self.observe(prior.begin(len(seen)), seen, past)
         steps = []
         how = sampler if isinstance(sampler, Sampler) else make_sampler(sampler, temperature, top_k)
         for action in acts.unbind(1):
@@ -152,7 +155,7 @@ class WorldModel:
             steps.append(step)
         codes, rewards, ends = (torch.stack(part, 1) for part in list(zip(*steps, strict=True))[:3])
         passes = torch.stack([step.passes for step in steps])
-        return Dream(self.spec, seen, acts, codes, rewards, ends, passes, tokenizer)
+        return Dream(self.spec, seen, past, acts, codes, rewards, ends, passes, tokenizer)
 
     @torch.no_grad()
     def observe(self, state: PriorState, frames: Tensor, past_actions: Tensor) -> PriorState:
