@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -69,6 +71,21 @@ def test_bfloat16_vectors_are_compared_in_float32() -> None:
     quantizer = VectorQuantizer(codes=512, width=64).eval()
     vectors = torch.randn(1000, 64).bfloat16()
     assert torch.equal(quantizer(vectors).codes, nearest(vectors.float(), quantizer.table))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_autocast_does_not_reach_the_distances(quantizer: Quantizer, training: bool) -> None:
+    """Off the origin, where bfloat16 loses the digits that decide."""
+    vectors = torch.randn(3000, quantizer.width, generator=torch.Generator().manual_seed(1)) + 1
+    quantizer(vectors, torch.Generator().manual_seed(0))  # lays the codebook on data
+    plain, cast = (copy.deepcopy(quantizer).train(training) for _ in range(2))
+    expected = plain(vectors, torch.Generator().manual_seed(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = cast(vectors, torch.Generator().manual_seed(2))
+        assert torch.equal(cast.encode(vectors), plain.encode(vectors))
+    assert torch.equal(found.codes, expected.codes)
+    assert found.vectors.dtype == torch.float32 and torch.equal(found.vectors, expected.vectors)
+    assert all(torch.equal(a, b) for a, b in zip(cast.buffers(), plain.buffers(), strict=True))
 
 
 def test_ema_finds_the_clusters_and_no_code_stays_dead() -> None:

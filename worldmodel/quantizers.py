@@ -51,20 +51,23 @@ class Quantizer(nn.Module, abc.ABC):
 
 
 def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
-    """Index of the nearest row of ``codebook`` (K, D) for each row of ``vectors`` (M, D), float32.
+    """Index (M,) of the nearest row of ``codebook`` (K, D) for each row of ``vectors`` (M, D).
 
-    The mean of the codebook is subtracted from both first: with a common offset the expanded square ‖e‖²/2 − z·e loses
-    the digits that decide. Chunks keep the M×K matrix out of memory.
+    Computed in float32 whatever the inputs, under autocast too. The mean of the codebook is subtracted from both first:
+    with a common offset the expanded square ‖e‖²/2 − z·e loses the digits that decide. Chunks keep the M×K matrix out
+    of memory.
     """
+    codebook, vectors = codebook.float(), vectors.float()
     offset = codebook.mean(0)
     table = codebook - offset
     bias = table.square().sum(1).mul_(0.5)
     weights = table.t().neg()
     rows = vectors - offset
     codes = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
-    for start in range(0, len(rows), CHUNK):
-        part = slice(start, start + CHUNK)
-        torch.min(torch.addmm(bias, rows[part], weights), dim=1, out=(rows.new_empty(0), codes[part]))
+    with torch.autocast(rows.device.type, enabled=False):
+        for start in range(0, len(rows), CHUNK):
+            part = slice(start, start + CHUNK)
+            torch.min(torch.addmm(bias, rows[part], weights), dim=1, out=(rows.new_empty(0), codes[part]))
     return codes
 
 
@@ -120,7 +123,7 @@ class VectorQuantizer(Quantizer):
     started: Tensor
 
     def encode(self, vectors: Tensor) -> Tensor:
-        return nearest(vectors.detach().reshape(-1, self.width).float(), self.table.detach()).view(vectors.shape[:-1])
+        return nearest(vectors.detach().reshape(-1, self.width), self.table.detach()).view(vectors.shape[:-1])
 
     def lookup(self, codes: Tensor) -> Tensor:
         return F.embedding(codes, self.table)
