@@ -10,6 +10,7 @@ import pytest
 import torch
 from moving_square import SPEC, record
 from omegaconf import DictConfig, OmegaConf
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from worldmodel import train as train_module
 from worldmodel.data.store import EpisodeStore
@@ -259,6 +260,14 @@ def test_bad_input_is_one_line_and_exit_2(
     assert main([f"data={data}", f"runs={tmp_path}", "device=cpu", *argv]) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and err.count("\n") == 1 and message in err
+
+
+def test_torchrun_is_told_what_was_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    assert main(["data=nowhere", f"runs={tmp_path}", "device=cpu"]) == 2
+    failure = ProcessFailure(local_rank=0, pid=1, exitcode=2, error_file=str(tmp_path / "error.json"))
+    report = ChildFailedError("worldmodel.train", {0: failure}).format_msg()
+    assert "error: no data at nowhere; python -m worldmodel.collect" in report
 
 
 def test_minutes_are_shared_between_the_stages(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,11 +7,14 @@ torchrun --nproc-per-node 2 -m worldmodel.train
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import json
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +26,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bars
 
 from worldmodel import plots
-from worldmodel.cli import run_entry_point
+from worldmodel.cli import one_line, run_entry_point
 from worldmodel.data.codes import CodeStore, encode_store
 from worldmodel.data.store import EpisodeStore, Split
 from worldmodel.data.windows import Windows
-from worldmodel.errors import ConfigError, DataError
+from worldmodel.errors import ConfigError, DataError, WorldModelError
 from worldmodel.run import (
     CODES,
     METRICS,
@@ -92,9 +95,8 @@ def train(config: DictConfig, stage: str = "all") -> Path:
         if (folder / STAGES[name]).is_file():
             say(fabric, f"the {name} is trained already; to start another run: run=another-name")
             continue
-        train_tokenizer(fabric, config, store, folder) if name == "tokenizer" else train_prior(
-            fabric, config, store, folder
-        )
+        train_stage = train_tokenizer if name == "tokenizer" else train_prior
+        train_stage(fabric, config, store, folder)
         if fabric.is_global_zero:
             plot_metrics(folder)
     say(fabric, f"weights, metrics and curves are in {folder}")
@@ -300,7 +302,19 @@ def run(args: argparse.Namespace, config: DictConfig) -> None:
         if args.minutes is not None:
             share = SHARES[stage] if len(stages) > 1 else 1.0
             config.training[stage].max_seconds = 60 * args.minutes * share
-    train(config, args.stage)
+    with told_to_torchrun():
+        train(config, args.stage)
+
+
+@contextlib.contextmanager
+def told_to_torchrun() -> Iterator[None]:
+    """Leaves a user's error where torchrun, if there is one, looks for what to end its report with."""
+    try:
+        yield
+    except WorldModelError as error:
+        if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+            Path(path).write_text(json.dumps({"message": f"error: {one_line(error)}", "timestamp": int(time.time())}))
+        raise
 
 
 def main(argv: Sequence[str] | None = None) -> int:
