@@ -10,7 +10,7 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,34 +21,49 @@ from rich.table import Table
 
 import worldmodel
 from benchmarks import imagine, store, tokenizer, training
-from benchmarks.subject import PRECISIONS, Subject, open_subject
+from benchmarks.subject import Subject, open_subject
 from benchmarks.timing import Figure, Plan
 from worldmodel.cli import run_entry_point
 from worldmodel.errors import ConfigError
 from worldmodel.run import write_text
 
 DESCRIPTION = """\
-Measure speeds and peak memory of a run (run=name), or of the untrained model that the settings describe. Contenders
-take turns; a figure is the median of the rounds, beside it the lowest and the highest. Prints tables, writes JSON."""
+Measure speeds and peak memory of a run (run=name), or of the untrained model that the settings describe, on recorded
+episodes (data=folder). Contenders take turns; a figure is the median of the rounds, beside it the lowest and the
+highest. Prints tables, writes JSON. docs/benchmarks.md tells how to read them."""
 
 MEASURES: dict[str, Callable[[Subject, Plan], list[Figure]]] = {
+    "store": store.measure,  # first: what the others read and keep mapped cannot be forgotten for a cold read
     "tokenizer": tokenizer.measure,
     "imagination": imagine.measure,
     "training": training.measure,
-    "store": store.measure,
 }
+CHOICES = ("fp32", "bf16", "auto")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of this command."""
     parser.prog = "python -m benchmarks.run"
-    parser.add_argument("--only", nargs="+", choices=MEASURES, metavar="WHAT", help=f"of {', '.join(MEASURES)}")
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 64, 512], metavar="N", help="(1 64 512)")
-    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["fp32", "bf16"], metavar="P",
-                        help=f"of {', '.join(PRECISIONS)}; the default is fp32 bf16, in turns")  # fmt: skip
+    for flag, choices, default in (("--only", MEASURES, None), ("--precision", CHOICES, list(CHOICES))):
+        parser.add_argument(flag, type=listed(choices), default=default, metavar="A,B", help=f"of {', '.join(choices)}")
+    parser.add_argument("--batches", type=listed(), default=[1, 64, 512], metavar="N,N", help="default: 1,64,512")
     parser.add_argument("--repeat", type=int, default=5, metavar="N", help="rounds that count (%(default)s)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: as many as torch takes)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures and the machine as JSON")
+
+
+def listed(choices: Iterable[str] | None = None) -> Callable[[str], list[Any]]:
+    """How a flag reads names of ``choices``, or numbers from 1 on, with commas between them."""
+
+    def read(text: str) -> list[Any]:
+        words = list(dict.fromkeys(text.split(",")))
+        for word in words:
+            if word not in choices if choices is not None else not word.isdecimal() or int(word) < 1:
+                wanted = "numbers from 1 on" if choices is None else ", ".join(choices)
+                raise argparse.ArgumentTypeError(f"{word!r} is none of {wanted}")
+        return words if choices is not None else [int(word) for word in words]
+
+    return read
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,21 +73,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace, config: DictConfig) -> None:
     """The command, behind the parsing."""
-    for flag, values in (("--batches", args.batches), ("--repeat", [args.repeat]), ("--threads", [args.threads or 1])):
-        if min(values) < 1:
-            raise ConfigError(f"{flag} {min(values)}: give at least 1")
+    for flag, value in (("--repeat", args.repeat), ("--threads", args.threads)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{flag} {value}: give at least 1")
     if args.out is not None and not args.out.parent.is_dir():
         raise ConfigError(f"--out {args.out}: there is no folder {args.out.parent}")
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    plan = Plan(args.batches, list(dict.fromkeys(args.precision)), args.repeat)
+    plan = Plan(args.batches, args.precision, args.repeat)
     console = Console()
     with tempfile.TemporaryDirectory(prefix="benchmark-") as scratch:
         subject = open_subject(config, args.overrides, Path(scratch))
         report: dict[str, Any] = {
             "machine": machine(subject.device),
             "model": subject.facts(),
-            "notes": subject.notes,
             "repeat": plan.repeat,
             "figures": {},
         }
@@ -119,13 +133,13 @@ def heading(report: dict[str, Any]) -> str:
     where, model = report["machine"], report["model"]
     shape, grid = "×".join(map(str, model["frame"])), "×".join(map(str, model["grid"]))
     sizes = ", ".join(f"{part} {count / 1e6:.2f} M" for part, count in model["parameters"].items())
-    lines = [
+    name = model["run"] or "untrained (passes and the speed of predictive sampling tell nothing of a trained model)"
+    return (
         f"{where['date']}  {where['gpu'] or where['cpu']}, {where['threads']} threads of {where['cores']} cores, "
-        f"load {where['load']:g}, torch {where['torch']}",
-        f"{model['run'] or 'untrained'}: {shape} → {grid} of {model['codes']}; {sizes}; "
-        f"{model['data']['frames']:,} frames of data",
-    ]
-    return "\n".join(lines + [f"note: {note}" for note in report["notes"]])
+        f"load {where['load']:g}, torch {where['torch']}\n"
+        f"{name}: {shape} → {grid} of {model['codes']}; {sizes}; "
+        f"{model['data']['frames']:,} frames of data"
+    )
 
 
 def table(title: str, figures: Sequence[Figure]) -> Table:
@@ -152,7 +166,7 @@ def table(title: str, figures: Sequence[Figure]) -> Table:
 
 def number(value: float) -> str:
     """Three digits or more: nobody compares speeds by the fourth."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 if __name__ == "__main__":

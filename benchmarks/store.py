@@ -16,20 +16,19 @@ BATCH, CALLS = 32, 4  # windows a call, calls a measurement
 
 
 def measure(subject: Subject, plan: Plan) -> list[Figure]:
-    """Cold: after the system was asked to forget the files, as far as nobody else has them mapped. Warm: once more."""
-    device, path = torch.device("cpu"), subject.store.path
+    """Cold: after the system was asked to forget the files. Warm: the same windows at once again."""
+    device = torch.device("cpu")
     reset_peak(device)
+    opened: list[Windows] = []
 
     def read(windows: Windows, number: int) -> float:
         generator = torch.Generator().manual_seed(number)
         return seconds(lambda: [windows.sample(BATCH, generator) for _ in range(CALLS)], device)
 
-    opened: list[Windows] = []
-
     def cold(number: int) -> float:
-        opened[:] = []  # pages that this process has mapped would stay
+        opened.clear()  # pages that a process has mapped stay
         forget(subject.store)
-        opened.append(Windows(EpisodeStore.open(path), "train", LENGTH))
+        opened.append(Windows(EpisodeStore.open(subject.store.path), "train", LENGTH))
         return read(opened[0], number)
 
     def warm(number: int) -> float:

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import Windows
-from worldmodel.errors import ConfigError, DataError
+from worldmodel.dream import open_data
+from worldmodel.errors import ConfigError
+from worldmodel.nn.precision import PRECISIONS
 from worldmodel.rollout import Precision, WorldModel
 from worldmodel.run import (
     PRIOR,
@@ -27,95 +29,74 @@ from worldmodel.run import (
     resolve_device,
     save_weights,
 )
-from worldmodel.types import Episode, Spec
+from worldmodel.types import Spec
 
-PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")  # "auto" is always one of them
 BESIDE_A_RUN = ("run", "runs", "data", "device")
 """Settings that do not change what a trained run is."""
-NOISE_EPISODES, NOISE_STEPS = 40, 399  # 16,000 frames: reads of random windows seldom meet
 
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """``notes`` say what about it is not what a user would have."""
+    """A run with trained or untrained weights, and its data."""
 
-    config: DictConfig
+    config: DictConfig  # of the run, with the device of the command line
     folder: Path  # of the run
     trained: bool
     spec: Spec
     store: EpisodeStore
     device: torch.device
-    notes: tuple[str, ...]
 
-    def world(self, precision: Precision) -> WorldModel:
-        """The world model, as anybody would load it."""
-        return WorldModel.load(self.folder, str(self.device), precision)
+    def worlds(self, precisions: Sequence[Precision]) -> dict[Precision, WorldModel]:
+        """The world model in each precision, as anybody would load it."""
+        return {precision: WorldModel.load(self.folder, str(self.device), precision) for precision in precisions}
 
     def windows(self, length: int) -> Windows:
         """Held-out windows; of all episodes where none is held out."""
-        held_out = Windows(self.store, "held_out", length)
-        return held_out if len(held_out) else Windows(self.store, "all", length)
+        return Windows(self.store, "held_out" if len(self.store.split("held_out")) else "all", length)
 
     def facts(self) -> dict[str, Any]:
         """What identifies the model and its data, as plain JSON."""
-        world = self.world("fp32")
+        world = WorldModel.load(self.folder, "cpu", "fp32")
         sizes = {part: sum(p.numel() for p in getattr(world, part).parameters()) for part in ("tokenizer", "prior")}
+        settings = OmegaConf.masked_copy(self.config, ["tokenizer", "prior", "training"])
         return {
             "run": self.folder.name if self.trained else None,
-            "trained": self.trained,
             "frame": list(self.spec.frame_shape),
             "grid": list(world.prior.grid),
             "codes": world.prior.codes,
             "parameters": sizes,
             "data": {"path": str(self.store.path), "frames": int((self.store.lengths + 1).sum())},
-            "settings": OmegaConf.to_container(
-                OmegaConf.masked_copy(self.config, ["tokenizer", "prior", "training"]), resolve=True
-            ),
+            "settings": OmegaConf.to_container(settings, resolve=True),
         }
 
 
 def open_subject(config: DictConfig, overrides: Sequence[str], scratch: Path) -> Subject:
     """The run that ``run=…`` names, or one with the untrained weights of these settings, made in ``scratch``.
 
-    Data that are not there are replaced by noise in ``scratch``. Raises :class:`ConfigError` for a setting that cannot
-    change a run, :class:`RunError` for an unknown run, :class:`DataError` for data of another kind.
+    Raises :class:`ConfigError` for a setting that cannot change a run, :class:`RunError` for an unknown run,
+    :class:`DataError` for data that are missing or of another kind.
     """
-    device, notes = resolve_device(str(config.device)), []
+    device = resolve_device(str(config.device))
     if config.run is None:
-        data = Path(config.data)
-        spec = EpisodeStore.open(data).spec if data.is_dir() else _imagined_spec(config)
-        folder = _untrained(config, spec, scratch / "runs")
-        notes.append("untrained weights: passes and speeds of predictive sampling tell nothing of a trained model")
+        folder = _untrained(config, EpisodeStore.open(config.data).spec, scratch)
     else:
-        _check_overrides(overrides)
+        for override in overrides:
+            if override.split("=")[0] not in BESIDE_A_RUN:
+                raise ConfigError(f"{override} cannot change a trained run; leave it out, or leave out run=… to "
+                                  "measure an untrained model")  # fmt: skip
         folder = find_run(config.runs, config.run, holding=PRIOR)
-        spec = load_spec(folder)
-        given = any(override.startswith("data=") for override in overrides)
-        data = Path(config.data if given else load_config(folder).data)
-    if data.is_dir():
-        store = EpisodeStore.open(data)
-        if store.spec.frame_shape != spec.frame_shape:
-            raise DataError(f"{data} holds frames of another shape than {folder} knows; give another data=…")
-    else:
-        store = noise_store(scratch / "data", spec)
-        notes.append(f"no data at {data}: episodes of noise instead, so predictive sampling starts from nonsense")
-    return Subject(load_config(folder), folder, config.run is not None, spec, store, device, tuple(notes))
+    spec = load_spec(folder)
+    store = open_data(overrides, config, folder, spec)
+    settings = OmegaConf.merge(load_config(folder), {"device": str(device)})
+    assert isinstance(settings, DictConfig)
+    return Subject(settings, folder, config.run is not None, spec, store, device)
 
 
-def noise_store(folder: Path, spec: Spec) -> EpisodeStore:
-    """Episodes of noise. To a convolution and to a disk one frame is like another."""
-    rng = np.random.default_rng(0)
-    with EpisodeStore.writer(folder, spec) as store:
-        for _ in range(NOISE_EPISODES):
-            frames = rng.integers(0, 256, (NOISE_STEPS + 1, *spec.frame_shape), np.uint8)
-            actions = rng.integers(0, len(spec.action_names), NOISE_STEPS)
-            store.append(Episode(frames, actions, np.zeros(NOISE_STEPS, np.float32), False, True))
-    return EpisodeStore.open(folder)
-
-
-def _imagined_spec(config: DictConfig) -> Spec:
-    """Of an environment that need not be installed: its size is a setting, and its actions hardly cost anything."""
-    return Spec(str(config.env.id), (3, config.env.size, config.env.size), ("noop", "forward", "left", "right"), 10.0)
+def label(precision: Precision, chosen: nn.Module | torch.dtype) -> str:
+    """``auto`` together with what it chose, the number format of a module's weights; any other as it is."""
+    dtype = chosen if isinstance(chosen, torch.dtype) else next(chosen.parameters()).dtype
+    names = {dtype: name for name, dtype in PRECISIONS.items()}
+    return f"auto: {names[dtype]}" if precision == "auto" else precision
 
 
 def _untrained(config: DictConfig, spec: Spec, runs: Path) -> Path:
@@ -127,12 +108,3 @@ def _untrained(config: DictConfig, spec: Spec, runs: Path) -> Path:
     save_weights(folder / TOKENIZER, tokenizer.state_dict())
     save_weights(folder / PRIOR, prior.state_dict())
     return folder
-
-
-def _check_overrides(overrides: Sequence[str]) -> None:
-    for override in overrides:
-        if override.split("=")[0] not in BESIDE_A_RUN:
-            raise ConfigError(
-                f"{override} cannot change a run; beside run=… there may be "
-                f"{', '.join(f'{name}=…' for name in BESIDE_A_RUN[1:])}; without it an untrained model is measured"
-            )

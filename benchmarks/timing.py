@@ -17,6 +17,7 @@ import torch
 from worldmodel.rollout import Precision
 
 Key = TypeVar("Key", bound=Hashable)
+Contender = Callable[[int], float]  # the number of the round → the seconds that it wants counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +63,11 @@ def seconds(call: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def rounds(contenders: Mapping[Key, Callable[[int], float]], repeat: int) -> dict[Key, list[float]]:
-    """What each contender returns in ``repeat`` rounds, one entry a round.
+def rounds(contenders: Mapping[Key, Contender], repeat: int) -> dict[Key, list[float]]:
+    """What each contender returns in rounds 1 … ``repeat``, one entry a round.
 
-    A contender is called with the number of the round and returns the seconds that it wants counted. In every round
-    each has its turn, so that a machine that slows down slows all of them. Round 0 warms up and is not reported.
+    In every round each has its turn, so that a machine that slows down slows all of them. Round 0 warms up and is not
+    reported.
     """
     found: dict[Key, list[float]] = {name: [] for name in contenders}
     for number in range(repeat + 1):

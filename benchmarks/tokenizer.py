@@ -2,40 +2,41 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from benchmarks.subject import Subject
-from benchmarks.timing import Figure, Plan, peak_memory, rates, reset_peak, rounds, seconds
+from benchmarks.subject import Subject, label
+from benchmarks.timing import Contender, Figure, Plan, peak_memory, rates, reset_peak, rounds, seconds
 from worldmodel.rollout import decode, encode
-from worldmodel.tokenizers import Tokenizer
+
+FRAMES = 128  # that a measurement works on at least
 
 
 def measure(subject: Subject, plan: Plan) -> list[Figure]:
     """Figures at every batch: precisions and both directions take turns."""
-    worlds = {precision: subject.world(precision) for precision in plan.precisions}
-    device, windows = subject.device, subject.windows(1)
+    worlds, windows = subject.worlds(plan.precisions), subject.windows(1)
     figures = []
     for batch in plan.batches:
-        reset_peak(device)
-        calls = max(2, 128 // batch)
+        reset_peak(subject.device)
+        calls = max(2, FRAMES // batch)
         seen = windows.fixed(batch).frames
         assert seen is not None
-        frames = seen[torch.arange(batch) % len(seen), 0].to(device)  # (B, C, *size); few data repeat themselves
-        contenders = {}
+        frames = seen[torch.arange(batch) % len(seen), 0].to(subject.device)  # few data repeat themselves
+        contenders: dict[tuple[str, str], Contender] = {}
         for precision, world in worlds.items():
-            codes = encode(world.tokenizer, frames)
-            contenders["encode", precision] = _contender(encode, world.tokenizer, frames, calls)
-            contenders["decode", precision] = _contender(decode, world.tokenizer, codes, calls)
-        for (name, precision), spent in rounds(contenders, plan.repeat).items():
-            figures.append(Figure.of(name, rates(calls * batch, spent), "frames/s", batch=batch, precision=precision))
-        figures.append(peak_memory(device, batch))
+            tokenizer = world.models(batch)[0]
+            name = label(precision, tokenizer)
+            contenders["encode", name] = _repeated(functools.partial(encode, tokenizer, frames), calls, subject.device)
+            codes = encode(tokenizer, frames)
+            contenders["decode", name] = _repeated(functools.partial(decode, tokenizer, codes), calls, subject.device)
+        for (what, name), spent in rounds(contenders, plan.repeat).items():
+            figures.append(Figure.of(what, rates(calls * batch, spent), "frames/s", batch=batch, precision=name))
+        figures.append(peak_memory(subject.device, batch))
     return figures
 
 
-def _contender(
-    way: Callable[[Tokenizer, Tensor], Tensor], tokenizer: Tokenizer, given: Tensor, calls: int
-) -> Callable[[int], float]:
-    return lambda number: seconds(lambda: [way(tokenizer, given) for _ in range(calls)], given.device)
+def _repeated(call: Callable[[], Tensor], calls: int, device: torch.device) -> Contender:
+    return lambda number: seconds(lambda: [call() for _ in range(calls)], device)

@@ -4,41 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
-from lightning_fabric import Fabric
 
-from benchmarks.subject import Subject
-from benchmarks.timing import Figure, Plan, peak_memory, rates, reset_peak, rounds, synchronize
+from benchmarks.subject import Subject, label
+from benchmarks.timing import Contender, Figure, Plan, peak_memory, rates, reset_peak, rounds, synchronize
 from worldmodel.data.codes import CodeStore
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import Windows
+from worldmodel.nn.precision import resolve_precision
 from worldmodel.rollout import Precision
 from worldmodel.run import build_prior, build_tokenizer
-from worldmodel.tokenizers import Tokenizer
-from worldmodel.train import fit_settings, make_batches
+from worldmodel.train import fit_settings, make_batches, make_fabric
 from worldmodel.training.base import Hook, Objective
-from worldmodel.training.fit import Batches, Fit, FitSettings, fit
+from worldmodel.training.fit import Fit, fit
 from worldmodel.training.objectives import PriorObjective, TokenizerObjective
 
 WARM_UP, STEPS = 3, 10  # steps of a measurement that do not count (the optimizer makes its moments), and that do
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """One stage, ready to be trained. Frames are counted from ``first`` of a window on: those before are only seen."""
-
-    name: str
-    objective: Objective
-    batches: Batches
-    settings: FitSettings
-    first: int
-
-    def frames(self) -> int:
-        """Valid frames of the steps that count."""
-        return sum(int(self.batches(step).valid[:, self.first :].sum()) for step in range(WARM_UP, WARM_UP + STEPS))
+COUNTED = {"tokenizer": "tokenizer, frames", "prior": "prior, predicted frames"}
 
 
 class Stopwatch(Hook):
@@ -61,53 +44,44 @@ def measure(subject: Subject, plan: Plan) -> list[Figure]:
 
     The models start untrained, since a run that is measured must not change.
     """
-    device, settings = subject.device, subject.config.training
-    fabric = Fabric(accelerator=device.type, devices=[device.index] if device.type == "cuda" else 1)
-    reset_peak(device)
-    stages: dict[tuple[str, Precision], Stage] = {}
-    for precision in plan.precisions:
-        stages |= {(stage.name, precision): stage for stage in _stages(subject, precision)}
-    missing = subject.folder / "no-checkpoint"  # every measurement begins anew
-    spent = rounds({key: _contender(fabric, stage, missing) for key, stage in stages.items()}, plan.repeat)
+    reset_peak(subject.device)
+    stages = {(name, precision): _stage(subject, name, precision) for precision in plan.precisions for name in COUNTED}
+    spent = rounds({key: contender for key, (contender, _) in stages.items()}, plan.repeat)
+    chosen = resolve_precision("auto", subject.device)
     figures = []
-    for (name, precision), stage in stages.items():
-        what = "tokenizer, frames" if name == "tokenizer" else "prior, predicted frames"
-        values = rates(stage.frames(), spent[name, precision])
-        batch, length = settings[name].batch, settings[name].length
-        figures.append(Figure.of(what, values, "frames/s", batch=batch, length=length, precision=precision))
-    return [*figures, peak_memory(device)]
+    for (name, precision), (_, frames) in stages.items():
+        node = subject.config.training[name]
+        conditions = {"batch": node.batch, "length": node.length, "precision": label(precision, chosen)}
+        figures.append(Figure.of(COUNTED[name], rates(frames, spent[name, precision]), "frames/s", **conditions))
+    return [*figures, peak_memory(subject.device)]
 
 
-def _stages(subject: Subject, precision: Precision) -> list[Stage]:
+def _stage(subject: Subject, name: str, precision: Precision) -> tuple[Contender, int]:
+    """What trains one stage for a moment, and the frames that it learns to reconstruct or to predict meanwhile."""
     config = subject.config
     tokenizer = build_tokenizer(config, subject.spec)
-    prior = PriorObjective(build_prior(config, subject.spec, tokenizer))
+    objective: Objective
+    source: EpisodeStore | CodeStore
+    if name == "tokenizer":
+        objective, source, first = TokenizerObjective(tokenizer), subject.store, 0
+    else:
+        prior = build_prior(config, subject.spec, tokenizer)
+        # Random codes in the place of the run's own: what the codes are does not change the work.
+        rows = int((subject.store.lengths + 1).sum()), *tokenizer.grid
+        codes = np.random.default_rng(0).integers(0, tokenizer.codes, rows, np.uint32)
+        objective, source = PriorObjective(prior), CodeStore(subject.store, codes, tokenizer.codes)
+        first = prior.context  # the frames before are only seen
+    windows = Windows(source, "train", config.training[name].length)
+    batches = make_batches(windows.sample, config.training[name].batch, 0, 0)
+    settings = dataclasses.replace(
+        fit_settings(config, name), steps=WARM_UP + STEPS, max_seconds=None, precision=precision
+    )
+    fabric = make_fabric(config)
+    no_checkpoint = subject.folder / "none"  # every measurement begins anew
 
-    def stage(name: str, objective: Objective, source: EpisodeStore | CodeStore, first: int) -> Stage:
-        batches = make_batches(
-            Windows(source, "train", config.training[name].length).sample, config.training[name].batch, 0, 0
-        )
-        settings = fit_settings(config, name)
-        settings = dataclasses.replace(settings, steps=WARM_UP + STEPS, max_seconds=None, precision=precision)
-        return Stage(name, objective, batches, settings, first)
-
-    return [
-        stage("tokenizer", TokenizerObjective(tokenizer), subject.store, 0),
-        stage("prior", prior, _codes(subject, tokenizer), prior.prior.context),
-    ]
-
-
-def _codes(subject: Subject, tokenizer: Tokenizer) -> CodeStore:
-    """A cache of random codes in the place of the run's own: what the codes are does not change the work."""
-    frames = int((subject.store.lengths + 1).sum())
-    codes = np.random.default_rng(0).integers(0, tokenizer.codes, (frames, *tokenizer.grid), np.uint32)
-    return CodeStore(subject.store, codes, tokenizer.codes)
-
-
-def _contender(fabric: Fabric, stage: Stage, checkpoint: Path) -> Callable[[int], float]:
     def contender(number: int) -> float:
         watch = Stopwatch()
-        fit(fabric, stage.objective, stage.batches, stage.settings, checkpoint, [watch], stage.name)
+        fit(fabric, objective, batches, settings, no_checkpoint, [watch], name)
         return watch.seconds
 
-    return contender
+    return contender, sum(int(batches(step).valid[:, first:].sum()) for step in range(WARM_UP, WARM_UP + STEPS))

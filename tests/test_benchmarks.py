@@ -1,0 +1,100 @@
+"""The benchmarks, on a model of a few thousand weights: every figure is there and means something."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from moving_square import SPEC, record
+from tiny import SMALL_PRIOR
+
+from benchmarks.run import main
+from benchmarks.timing import rounds
+from worldmodel.data.store import EpisodeStore
+
+TINY = ("tokenizer.widths=[8,8,8]", "tokenizer.blocks=1", *SMALL_PRIOR, "tokenizer.codes=16", "device=cpu",
+        "training.tokenizer.batch=4", "training.prior.batch=4")  # fmt: skip
+BATCHES = (1, 8)  # the second is large enough for bfloat16, where the processor has it
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    with EpisodeStore.writer(folder, SPEC) as store:
+        for seed in range(4):
+            store.append(record(seed))
+    return folder
+
+
+def test_every_figure_is_there(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "figures.json"
+    batches = ",".join(map(str, BATCHES))
+    assert main([f"data={data}", *TINY, "--repeat", "1", "--batches", batches, "--out", str(out)]) == 0
+    report = json.loads(out.read_text())
+    assert report["machine"]["device"] == "cpu" and report["model"]["grid"] == [2, 3]
+    figures = {name: [f for f in found if f["what"] != "peak process memory"] for name, found in
+               report["figures"].items()}  # fmt: skip
+    every = [figure for found in report["figures"].values() for figure in found]
+    assert all(0 < f["low"] <= f["value"] <= f["high"] and math.isfinite(f["high"]) for f in every)
+    assert {f["what"] for f in figures["store"]} == {"random windows, cold", "random windows, warm"}
+    whats = {
+        "tokenizer": {"encode", "decode"},
+        "imagination": {
+            *(f"{sampler}, {what}" for sampler in ("ancestral", "predictive") for what in
+              ("codes alone", "with decoding")),
+            "predictive / ancestral, codes alone", "predictive, passes a frame",
+        },
+    }  # fmt: skip
+    for name, wanted in whats.items():
+        for batch in BATCHES:
+            for precision in ("fp32", "bf16", "auto"):
+                found = {f["what"] for f in figures[name]
+                         if f["batch"] == batch and f["precision"].startswith(precision)}  # fmt: skip
+                assert found == wanted, (name, batch, precision)
+    trained = {(f["what"], f["precision"].partition(":")[0]) for f in figures["training"]}
+    stages = ("tokenizer, frames", "prior, predicted frames")
+    assert trained == {(stage, precision) for stage in stages for precision in ("fp32", "bf16", "auto")}
+    assert all("peak process memory" in [f["what"] for f in found] for found in report["figures"].values())
+    # What auto chooses for one trajectory on a CPU does not depend on the processor.
+    assert {f["precision"] for f in figures["imagination"] if f["batch"] == 1} == {"fp32", "bf16", "auto: fp32"}
+    shown = capsys.readouterr().out
+    assert "untrained" in shown and "random windows, cold" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run=nowhere"], "unknown run 'nowhere'"),
+        (["run=nowhere", "tokenizer.codes=8"], "tokenizer.codes=8 cannot change a trained run"),
+        (["data=nowhere"], "no data at nowhere"),
+        (["--threads", "0"], "--threads 0: give at least 1"),
+        (["--out", "no/folder.json"], "there is no folder no"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([f"runs={tmp_path}", *words]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [["--batches", "1,0"], ["--only", "tokenizer,dreams"]])
+def test_lists_are_checked(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2 and "is none of" in capsys.readouterr().err
+
+
+def test_contenders_take_turns_and_the_first_round_does_not_count() -> None:
+    calls: list[tuple[str, int]] = []
+
+    def contender(name: str, number: int) -> float:
+        calls.append((name, number))
+        return 10.0 * number
+
+    spent = rounds({name: lambda number, name=name: contender(name, number) for name in "ab"}, 2)  # type: ignore[misc]
+    assert calls == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2)]
+    assert spent == {"a": [10.0, 20.0], "b": [10.0, 20.0]}
