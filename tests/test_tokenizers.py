@@ -15,7 +15,6 @@ from worldmodel.run import build_tokenizer, load_weights, save_weights
 from worldmodel.tokenizers import VQVAE, Tokenizer
 from worldmodel.types import Spec, to_float, to_uint8
 
-
 # A file such as vqvae_4x4 is vqvae with other widths, which a tiny model replaces.
 KINDS = [name for name in TOKENIZERS if name.rpartition("_")[0] not in TOKENIZERS]
 
