@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -118,6 +119,8 @@ def make_frames(
     settings = dict(kwargs or {})
     if source == "render":
         settings.setdefault("render_mode", "rgb_array")
+        # Pictures need no window; looking for one, SDL reports an error on a machine without a screen.
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     module = next((module for start, module in _PACKAGES.items() if id.startswith(start)), None)
     full_id = f"{module}:{id}" if module else id
     try:

@@ -16,10 +16,12 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete
+from tiny import SMALL_PRIOR, SMALL_TOKENIZER
 
 from envs import FrameEnv, make_frames
 from envs.vizdoom import VizdoomEnv
 from envs.wrappers import resize
+from worldmodel.__main__ import main
 from worldmodel.errors import EnvError
 
 ROOT = Path(__file__).parents[1]
@@ -360,6 +362,68 @@ def test_well_known_packages_need_no_prefix(module: str, id: str, source: str, n
     frame, _ = env.reset(seed=0)
     assert frame.shape == (3, 48, 48) and frame.std() > 1 and name in env.data_spec.action_names
     env.close()
+
+
+def test_rendered_pictures_need_no_screen() -> None:
+    pytest.importorskip("pygame")  # what CartPole draws with
+    code = (
+        "import envs\n"
+        "env = envs.make_frames('CartPole-v1', size=48, source='render')\n"
+        "frame, _ = env.reset(seed=0)\n"
+        "print(frame.shape, frame.min() < 50, frame.max(), env.data_spec.action_names, env.data_spec.rate)\n"
+    )
+    screens = ("XDG_RUNTIME_DIR", "SDL_VIDEODRIVER", "DISPLAY", "WAYLAND_DISPLAY")
+    environment = {k: v for k, v in os.environ.items() if k not in screens} | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout == "(3, 48, 48) True 255 ('0', '1') 50.0\n"
+    assert "XDG_RUNTIME_DIR" not in done.stderr
+
+
+OWN_ENVIRONMENT = '''
+import gymnasium
+import numpy as np
+
+class Ring(gymnasium.Env):
+    """A white column that the actions move around."""
+    observation_space = gymnasium.spaces.Box(0, 255, (40, 32, 3), np.uint8)
+    action_space = gymnasium.spaces.Discrete(3)
+    metadata = {"action_names": ("stay", "left", "right")}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.place = int(self.np_random.integers(8))
+        return self.picture(), {}
+
+    def step(self, action):
+        self.place = (self.place + (0, -1, 1)[action]) % 8
+        return self.picture(), float(self.place == 0), False, False, {}
+
+    def picture(self):
+        picture = np.zeros((40, 32, 3), np.uint8)
+        picture[:, 4 * self.place : 4 * self.place + 4] = 255
+        return picture
+
+gymnasium.register(id="Ring-v0", entry_point="own_environment:Ring", max_episode_steps=30)
+'''
+
+
+def test_an_own_environment_goes_through_every_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own_environment.py").write_text(OWN_ENVIRONMENT)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)  # for the processes that record
+    monkeypatch.chdir(tmp_path)
+    gym = ["env=gym", "env.id=own_environment:Ring-v0", "env.size=16"]
+    tiny = [*SMALL_TOKENIZER, *SMALL_PRIOR, "tokenizer.codes=16", "device=cpu"]
+    assert main(["collect", *gym, "--steps", "300", "--workers", "1"]) == 0
+    assert main(["train", *gym, *tiny, "--steps", "2"]) == 0
+    assert main(["dream", "--actions", "left*3,stay", "--output", "dream.png"]) == 0
+    assert main(["evaluate", "--quick", "--windows", "2"]) == 0
+    assert (tmp_path / "data/own-environment-ring-v0/index.jsonl").is_file()
+    assert (tmp_path / "dream.png").is_file()
+    assert (tmp_path / "runs/own-environment-ring-v0-1/evaluation/metrics.json").is_file()
+    assert "300 steps, 10 episodes" in capsys.readouterr().out
 
 
 def test_resizing_takes_the_mean_of_the_area() -> None:
