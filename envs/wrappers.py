@@ -39,7 +39,7 @@ class FrameEnv(gymnasium.Wrapper[np.ndarray, int, Any, Any]):
 
     ``source`` says where a frame comes from: the ``"observation"`` (an image, or a dict that holds one) or the
     ``"render"`` of the environment, for environments that observe something else. Raises :class:`EnvError` for
-    actions that are not discrete and for a source without a picture.
+    actions that are not discrete, for a source without a picture and for a size below 1.
     """
 
     def __init__(
@@ -55,6 +55,8 @@ class FrameEnv(gymnasium.Wrapper[np.ndarray, int, Any, Any]):
         self.size = size
         self.source = source
         env_id = env_id or (env.spec.id if env.spec else type(env.unwrapped).__name__)
+        if not isinstance(size, int) or size < 1:
+            raise EnvError(f"env.size={size}: frames are that many pixels wide and high; give a whole number from 1 on")
         if not isinstance(env.action_space, Discrete) or env.action_space.start != 0:
             raise EnvError(
                 f"{env_id} has actions {env.action_space}; only Discrete actions numbered from 0 are supported"

@@ -313,6 +313,12 @@ def test_what_does_not_fit_is_refused_in_one_line(space: Any, actions: Any, mess
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("size", [0, -3, 1.5, "abc"])
+def test_a_size_that_no_frame_has_is_refused(size: Any) -> None:
+    with pytest.raises(EnvError, match=f"env.size={size}: .* whole number from 1 on"):
+        FrameEnv(Painted(image(32, 32)), size)
+
+
 def test_names_of_actions_come_from_the_best_source() -> None:
     env = Painted(image(16, 16))
     assert FrameEnv(env, 16).data_spec.action_names == ("0", "1", "2")
