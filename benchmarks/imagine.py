@@ -41,7 +41,7 @@ def _at_batch(subject: Subject, worlds: Mapping[Precision, WorldModel], batch: i
             for what, total in ((f"{name}, codes alone", times), (f"{name}, with decoding", both)):
                 figures.append(Figure.of(what, rates(batch * horizon, total), "frames/s", **conditions))
         ratios = [slow / fast for slow, fast in zip(alone["ancestral"], alone["predictive"], strict=True)]
-        figures.append(Figure.of("predictive / ancestral, codes alone", ratios, "×", **conditions))
+        figures.append(Figure.of("predictive / ancestral", ratios, "×", **conditions))
         figures.append(Figure.of("predictive, passes a frame", passes[precision][1:], "", **conditions))
     return [*figures, peak_memory(subject.device, batch)]
 

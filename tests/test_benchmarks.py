@@ -44,7 +44,7 @@ def test_every_figure_is_there(data: Path, tmp_path: Path, capsys: pytest.Captur
         "imagination": {
             *(f"{sampler}, {what}" for sampler in ("ancestral", "predictive") for what in
               ("codes alone", "with decoding")),
-            "predictive / ancestral, codes alone", "predictive, passes a frame",
+            "predictive / ancestral", "predictive, passes a frame",
         },
     }  # fmt: skip
     for name, wanted in whats.items():
