@@ -52,6 +52,8 @@ def test_an_exact_world_gets_full_marks(found: dict[str, Any]) -> None:
     assert found["open_loop"]["windows"] == 16 and found["open_loop"]["steps"] == [1, 5, 10]
     assert min(found["open_loop"]["gain_over"]["last_frame"]["psnr"]["low"]) > 3
     assert found["inverse"]["real"]["accuracy"] > 0.95
+    for reading in (found["inverse"]["real"], *found["inverse"]["dreamt"].values()):
+        assert min(reading["accuracy_by_action"]) > 0.9 and len(reading["accuracy_by_action"]) == 3
     assert found["inverse"]["headline"] == "1" and set(found["inverse"]["dreamt"]) == {"1", "0"}
     assert found["inverse"]["dreamt"]["1"]["ratio_to_real"]["value"] == pytest.approx(1.0, abs=0.05)
     assert found["one_step"]["prior"]["bits_per_code"]["value"] == pytest.approx(0.152, abs=0.001)
@@ -76,8 +78,8 @@ def test_the_report_is_written_whole(found: dict[str, Any], folder: Path) -> Non
             assert len(picture.convert("RGB").resize((64, 64)).getcolors(4096) or []) > 10  # not blank
     text = (folder / "report.html").read_text()
     assert text.count("data:image/png;base64,") == 2
-    assert "http" not in text.replace("http-equiv", "")  # needs nothing from outside
-    assert all(key in text for key in ("square-1", "psnr_of_mean_mse", "dream over last frame"))
+    assert "://" not in text  # needs nothing from outside
+    assert all(key in text for key in ("square-1", "psnr_of_mean_mse", "dream over last frame", "accuracy by action"))
 
 
 def test_the_classifier_is_kept_and_all_repeats(found: dict[str, Any], store: EpisodeStore, folder: Path) -> None:

@@ -13,6 +13,7 @@ from worldmodel.evaluation.inverse import (
     Budget,
     InverseDynamics,
     Pairs,
+    Reading,
     balanced_actions,
     balanced_pairs,
     cached_classifier,
@@ -93,8 +94,15 @@ def test_an_obedient_dream_is_read_like_reality(classifier: InverseDynamics, rea
 def test_a_dream_that_ignores_its_actions_is_found_out(classifier: InverseDynamics, real: Pairs) -> None:
     found = obeyed(read(classifier, dreamt(0.0), 3), read(classifier, real, 3), 8)
     assert found["accuracy"] == pytest.approx(1 / 3, abs=0.07)
+    assert found["accuracy_by_action"] == pytest.approx([1 / 3] * 3, abs=0.15)
     half = obeyed(read(classifier, dreamt(0.5), 3), read(classifier, real, 3), 8)
     assert found["ratio_to_real"]["high"] < half["ratio_to_real"]["low"] < half["ratio_to_real"]["high"] < 0.9
+
+
+def test_accuracy_is_told_for_each_action() -> None:
+    confusion = np.array([[3, 1, 0], [0, 0, 0], [1, 0, 1]])
+    reading = Reading(np.array([1.0, 0.0]), confusion, np.zeros(3))
+    assert reading.to_json()["accuracy_by_action"] == [0.75, None, 0.5]
 
 
 def test_the_classifier_is_kept_for_the_same_pairs_only(tmp_path: Path, training: Pairs) -> None:

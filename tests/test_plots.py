@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
 from worldmodel.errors import ConfigError
-from worldmodel.plots import Line, Panel, metrics_panels, save_panels, smooth
+from worldmodel.plots import Bar, Line, Panel, Shares, metrics_panels, save_panels, smooth
 
 
 def panels() -> list[Panel]:
@@ -18,8 +19,11 @@ def panels() -> list[Panel]:
     dream, baseline = Line(x, 30 - x / 3, 29 - x / 3, 31 - x / 3), Line(x, 20 - x / 3, dashed=True)
     return [
         Panel("open loop", {"dream": dream, "last frame": baseline}, "step", "PSNR [dB]"),
-        Panel("loss", {"loss": Line(np.arange(500), np.exp(-np.arange(500) / 100))}, "step", scale="log"),
-        Panel("actions obeyed", {"real": 0.9, "dreamt": 0.8, "chance": 0.25}, ylabel="accuracy", mark=0.81),
+        Panel("loss", {"loss": Line(np.arange(500), np.exp(-np.arange(500) / 100), noisy=True)}, "step", scale="log"),
+        Panel(
+            "obeyed", {"real": Bar(0.9, 0.8, 0.95), "dreamt": Bar(0.8), "none": Bar(np.nan)}, mark=0.81, mark_name="x"
+        ),
+        Panel("confusion", Shares(np.eye(2), ["left", "right"], ["left", "right"])),
     ]
 
 
@@ -32,7 +36,7 @@ def ink(path: Path) -> int:
 def test_a_page_is_drawn_and_no_part_of_it_is_left_behind(tmp_path: Path) -> None:
     path = save_panels(tmp_path / "new" / "page.png", panels(), title="evaluation")
     with Image.open(path) as picture:
-        assert picture.size == (round(4.2 * 3 * 130), round(3.3 * 130))
+        assert picture.size == (round(4.2 * 3 * 130), round(6.2 * 130))
     assert ink(path) > 5000
     assert ink(save_panels(tmp_path / "fewer.png", panels()[:1], columns=1)) < ink(path) / 2
     assert [p.name for p in path.parent.iterdir()] == ["page.png"]
@@ -42,6 +46,23 @@ def test_a_page_is_drawn_and_no_part_of_it_is_left_behind(tmp_path: Path) -> Non
 def test_the_same_panels_give_the_same_file(tmp_path: Path, suffix: str) -> None:
     first, second = (save_panels(tmp_path / f"{name}{suffix}", panels()).read_bytes() for name in "ab")
     assert first == second
+
+
+def svg(path: Path, drawn: list[Panel]) -> str:
+    with mpl.rc_context({"svg.fonttype": "none"}):  # letters stay letters
+        return save_panels(path, drawn).read_text()
+
+
+def test_what_is_drawn_is_named(tmp_path: Path) -> None:
+    text = svg(tmp_path / "page.svg", panels())
+    for word in ("open loop", "PSNR [dB]", "last frame", "dreamt", "0.9", "none", "confusion", "100%"):
+        assert word in text, word
+
+
+def test_lines_of_the_same_names_share_one_legend(tmp_path: Path) -> None:
+    loop = panels()[0]
+    assert svg(tmp_path / "one.svg", [loop]).count(">last frame<") == 1
+    assert svg(tmp_path / "two.svg", [loop, loop, *panels()[1:]]).count(">last frame<") == 1
 
 
 def test_a_failed_page_leaves_the_earlier_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +94,7 @@ def test_metrics_become_a_panel_for_each_value_of_each_stage() -> None:
     ]
     drawn = metrics_panels(records)
     assert [panel.title for panel in drawn] == ["tokenizer: loss", "tokenizer: usage", "prior: loss"]
-    assert drawn[0].content == {"loss": Line([10, 20], [2.0, 1.0])}
+    assert drawn[0].content == {"loss": Line([10, 20], [2.0, 1.0], noisy=True)}
     chosen = metrics_panels(records, names=["learning_rate", "loss"])
     assert [panel.title for panel in chosen] == [
         "tokenizer: learning_rate", "tokenizer: loss", "prior: learning_rate", "prior: loss",

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from worldmodel.data import store as store_module
-from worldmodel.data.files import append_line
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import DataError
+from worldmodel.files import append_line
 from worldmodel.types import Episode, Spec
 
 SPEC = Spec("test", (3, 8, 8), ("noop", "left", "right"), 10.0)

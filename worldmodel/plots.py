@@ -1,4 +1,4 @@
-"""Plots in the house style: say what is to be seen as panels of lines or bars, and :func:`save_panels` draws the page.
+"""Plots in the house style: say what is to be seen as panels of lines, bars or shares; :func:`save_panels` draws.
 
 Without the global state of pyplot: nothing here opens a window or needs a display.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,17 +17,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from worldmodel.errors import ConfigError
+from worldmodel.files import whole
 
 # Apart in lightness as well as in hue: they stay apart in print and for colour-blind eyes (Okabe and Ito, 2008).
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#5b5b5b", "#b8a900")
 GREY = "#8a8f98"
+TEXT = "#444444"
 STYLE: Any = {  # keys of matplotlib's rcParams
     "font.family": "DejaVu Sans",  # shipped with matplotlib: the same page on every machine
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
     "axes.titleweight": "bold",
-    "axes.labelcolor": "#444444",
+    "axes.labelcolor": TEXT,
     "axes.edgecolor": "#bbbbbb",
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -46,7 +47,8 @@ STYLE: Any = {  # keys of matplotlib's rcParams
 }
 UNDATED = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}  # a date would make every file differ
 SUFFIXES = (".png", ".svg", ".pdf")
-RAW_POINTS = 60  # a line of more points is shown smoothed, over its raw self
+RAW_POINTS = 60  # a noisy line of more points is smoothed
+MOST_WRITTEN = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,24 +60,47 @@ class Line:
     low: Sequence[float] | np.ndarray | None = None  # (P,)
     high: Sequence[float] | np.ndarray | None = None  # (P,)
     dashed: bool = False  # for baselines and bounds
+    colour: str | None = None  # None: the next of COLOURS
+    noisy: bool = False  # a line of many points is shown smoothed, over its raw self
+
+
+@dataclasses.dataclass(frozen=True)
+class Bar:
+    """One bar of a panel, with a whisker from ``low`` to ``high`` where both are given."""
+
+    value: float  # NaN: nothing was measured, and the panel says so
+    low: float | None = None
+    high: float | None = None
+    colour: str | None = None  # None: the next of COLOURS
+
+
+@dataclasses.dataclass(frozen=True)
+class Shares:
+    """Shares in [0, 1] as a table of shades; up to :data:`MOST_WRITTEN` names a side they are written out, too."""
+
+    values: np.ndarray  # (R, C)
+    rows: Sequence[str]
+    columns: Sequence[str]
 
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """One plot: named lines over x, or one bar a name."""
+    """One plot: named lines over x, or a bar a name, or a table of shares."""
 
     title: str
-    content: Mapping[str, Line] | Mapping[str, float]
+    content: Mapping[str, Line] | Mapping[str, Bar] | Shares
     xlabel: str = ""
     ylabel: str = ""
     scale: Literal["linear", "log"] = "linear"  # of the y axis
     mark: float | None = None  # a level to compare with: a bar to be reached, chance
+    mark_name: str = ""
 
 
 def save_panels(path: str | Path, panels: Sequence[Panel], title: str = "", columns: int = 3) -> Path:
     """Draw panels as a page, ``columns`` in a row, into a .png, .svg or .pdf; written whole, then renamed.
 
-    Raises :class:`ConfigError` for another suffix or when there is nothing to draw.
+    Where panels show lines of the same names, one legend above the page is for all of them. Raises
+    :class:`ConfigError` for another suffix or when there is nothing to draw.
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
@@ -84,20 +109,35 @@ def save_panels(path: str | Path, panels: Sequence[Panel], title: str = "", colu
         raise ConfigError(f"nothing to plot into {path}; there are no measurements yet")
     columns = min(columns, len(panels))
     rows = math.ceil(len(panels) / columns)
+    shared = _shared_names(panels)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.2 * columns, 2.9 * rows + (0.4 if title else 0)), layout="constrained")
         if title:
             figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
         for place, panel in enumerate(panels):
-            _draw(figure.add_subplot(rows, columns, place + 1), panel)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-        try:
+            axes = figure.add_subplot(rows, columns, place + 1)
+            _draw(axes, panel, shared)
+            if shared and not figure.legends and shared == _line_names(panel):
+                figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=len(shared))
+        with whole(path) as part:
             figure.savefig(part, dpi=130, metadata=UNDATED.get(path.suffix.lower()))
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
     return path
+
+
+def _line_names(panel: Panel) -> tuple[str, ...]:
+    if isinstance(panel.content, Shares):
+        return ()
+    return tuple(name for name, value in panel.content.items() if isinstance(value, Line))
+
+
+def _shared_names(panels: Sequence[Panel]) -> tuple[str, ...]:
+    """The names of two lines or more that the first two panels to agree on them have in common; () when none do."""
+    seen: set[tuple[str, ...]] = set()
+    for names in map(_line_names, panels):
+        if len(names) > 1 and names in seen:
+            return names
+        seen.add(names)
+    return ()
 
 
 def metrics_panels(records: Iterable[Mapping[str, Any]], names: Sequence[str] | None = None) -> list[Panel]:
@@ -118,7 +158,8 @@ def metrics_panels(records: Iterable[Mapping[str, Any]], names: Sequence[str] | 
     stages = list(dict.fromkeys(stage for stage, _ in curves))
     order = list(names) if names is not None else list(dict.fromkeys(name for _, name in curves))
     keys = [(stage, name) for stage in stages for name in order if (stage, name) in curves]
-    return [Panel(f"{stage}: {name}".lstrip(": "), {name: Line(*curves[stage, name])}, "step") for stage, name in keys]
+    lines = {key: Line(*curves[key], noisy=True) for key in keys}
+    return [Panel(f"{stage}: {name}".lstrip(": "), {name: line}, "step") for (stage, name), line in lines.items()]
 
 
 def smooth(values: Sequence[float] | np.ndarray, width: int) -> np.ndarray:
@@ -133,42 +174,67 @@ def smooth(values: Sequence[float] | np.ndarray, width: int) -> np.ndarray:
         return np.where(count > 0, total / count, np.nan)
 
 
-def _draw(axes: Axes, panel: Panel) -> None:
+def _draw(axes: Axes, panel: Panel, shared: tuple[str, ...]) -> None:
     axes.set_title(panel.title)
     axes.set_xlabel(panel.xlabel)
     axes.set_ylabel(panel.ylabel)
+    if isinstance(panel.content, Shares):
+        _shares(axes, panel.content)
+        return
     axes.set_yscale(panel.scale)
     lines = {name: value for name, value in panel.content.items() if isinstance(value, Line)}
-    bars = {name: float(value) for name, value in panel.content.items() if not isinstance(value, Line)}
+    bars = {name: value for name, value in panel.content.items() if isinstance(value, Bar)}
     if lines:
         _lines(axes, lines)
     if bars:
         _bars(axes, bars)
+    if len(lines) > 1 and _line_names(panel) != shared:
+        axes.legend()
     if panel.mark is not None:
         axes.axhline(panel.mark, color=GREY, linestyle=":", linewidth=1.4)
+        place = axes.get_yaxis_transform()
+        axes.text(1, panel.mark, panel.mark_name, ha="right", va="bottom", fontsize=8, color=TEXT, transform=place)
 
 
 def _lines(axes: Axes, lines: Mapping[str, Line]) -> None:
     for index, (name, line) in enumerate(lines.items()):
-        colour = COLOURS[index % len(COLOURS)]
+        colour = line.colour or COLOURS[index % len(COLOURS)]
         y = np.asarray(line.y, dtype=float)
-        if len(y) > RAW_POINTS:
+        if line.noisy and len(y) > RAW_POINTS:
             axes.plot(line.x, y, color=colour, alpha=0.25, linewidth=0.8)
             y = smooth(y, 2 * (len(y) // RAW_POINTS) + 1)
         marker = "o" if len(y) <= 12 else None
         axes.plot(line.x, y, "--" if line.dashed else "-", color=colour, label=name, marker=marker, markersize=3.5)
         if line.low is not None and line.high is not None:
             axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.15, linewidth=0)
-    if len(lines) > 1:
-        axes.legend()
     axes.margins(x=0.02)
 
 
-def _bars(axes: Axes, bars: Mapping[str, float]) -> None:
-    colours = [COLOURS[index % len(COLOURS)] for index in range(len(bars))]
-    drawn = axes.bar(list(bars), list(bars.values()), color=colours, width=0.65)
-    axes.bar_label(drawn, fmt="%.3g", padding=2, fontsize=8, color="#444444")
+def _bars(axes: Axes, bars: Mapping[str, Bar]) -> None:
+    colours = [bar.colour or COLOURS[index % len(COLOURS)] for index, bar in enumerate(bars.values())]
+    values = np.array([bar.value for bar in bars.values()], dtype=float)
+    drawn = axes.bar(list(bars), np.nan_to_num(values), color=colours, width=0.65)
+    tops = []
+    for place, bar in enumerate(bars.values()):
+        if bar.low is not None and bar.high is not None:
+            axes.errorbar(place, bar.value, [[bar.value - bar.low], [bar.high - bar.value]], color="black", capsize=3)
+        tops.append(bar.value if bar.high is None else bar.high)
+    for rectangle, value, top in zip(drawn, values, tops, strict=True):
+        label, height = ("none", 0.0) if math.isnan(value) else (f"{value:.3g}", top)
+        place_of = (rectangle.get_x() + rectangle.get_width() / 2, height)
+        axes.annotate(label, place_of, (0, 2), textcoords="offset points", ha="center", fontsize=8, color=TEXT)
     axes.grid(visible=False, axis="x")
     axes.margins(y=0.12)
-    if sum(len(name) for name in bars) > 40:
+    if sum(len(line) for name in bars for line in name.splitlines()) > 60:
         axes.tick_params(axis="x", labelrotation=20)
+
+
+def _shares(axes: Axes, table: Shares) -> None:
+    axes.imshow(table.values, vmin=0, vmax=1, cmap="Blues")
+    axes.grid(visible=False)
+    if max(len(table.rows), len(table.columns)) <= MOST_WRITTEN:
+        for (row, column), share in np.ndenumerate(table.values):
+            axes.text(column, row, f"{share:.0%}", ha="center", va="center", color="white" if share > 0.5 else "black")
+    many = len(table.columns) > 4
+    axes.set_xticks(range(len(table.columns)), table.columns, rotation=45 * many, ha="right" if many else "center")
+    axes.set_yticks(range(len(table.rows)), table.rows)

@@ -27,7 +27,7 @@ All of it in one go: collect episodes of ViZDoom (or of env=…), train the toke
 model, not later. What is recorded and trained already is kept: after an interruption the same command goes on."""
 
 REST = 75.0  # seconds set aside for what is not trained or collected: encoding the set, dreaming, measuring
-SHARES = {"tokenizer": 0.24, "prior": 0.76}  # of the seconds of training
+SHARES = {"tokenizer": 0.3, "prior": 0.7}  # of the seconds of training
 
 
 def main(argv: Sequence[str] | None = None) -> int:

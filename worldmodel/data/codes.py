@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from numpy.lib.format import open_memmap
 
-from worldmodel.data.files import replace_text
 from worldmodel.data.store import EpisodeStore
+from worldmodel.files import replace_text, reserve
 from worldmodel.tokenizers.base import Tokenizer
 from worldmodel.types import to_float
 
@@ -54,7 +54,8 @@ def encode_store(
     """The codes of every frame, from the cache in ``folder`` as far as it fits, else computed and cached there.
 
     ``progress(frames done, frames to encode)`` is called after every batch of frames. The tokenizer is moved to
-    ``device`` and back into the mode it was in. Raises :class:`DataError` for a damaged episode.
+    ``device`` and back into the mode it was in. Raises :class:`DataError` for a damaged episode, OSError
+    when the disk is full.
     """
     folder = Path(folder)
     key = {"tokenizer": fingerprint(tokenizer), "episodes": _names(store)}
@@ -64,16 +65,20 @@ def encode_store(
     known = cached[1] if cached is not None and cached[0].get("tokenizer") == key["tokenizer"] else None
     old_names = cached[0]["episodes"] if cached is not None and known is not None else []
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "codes.npy.tmp"
+    temporary = folder / "codes.npy.tmp"  # one name, so that the leftover of a crash is overwritten
     frames = int((store.lengths + 1).sum())
     dtype = np.uint16 if tokenizer.codes <= 2**16 else np.uint32
-    out = open_memmap(temporary, "w+", dtype, (frames, *tokenizer.grid))
-    missing = _copy_known(out, store, known, old_names)
-    _encode(out, store, missing, tokenizer, device, batch, progress)
-    out.flush()
-    del out
-    (folder / "codes.json").unlink(missing_ok=True)  # never a key beside codes that it does not describe
-    os.replace(temporary, folder / "codes.npy")
+    try:
+        out = open_memmap(temporary, "w+", dtype, (frames, *tokenizer.grid))
+        reserve(temporary)
+        missing = _copy_known(out, store, known, old_names)
+        _encode(out, store, missing, tokenizer, device, batch, progress)
+        out.flush()
+        del out
+        (folder / "codes.json").unlink(missing_ok=True)  # never a key beside codes that it does not describe
+        os.replace(temporary, folder / "codes.npy")
+    finally:
+        temporary.unlink(missing_ok=True)
     replace_text(folder / "codes.json", json.dumps(key))
     return CodeStore(store, np.load(folder / "codes.npy", mmap_mode="r"), tokenizer.codes)
 

@@ -31,9 +31,9 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
-from worldmodel.data.files import append_line, as_bytes, replace_text, take_lock, write_at
 from worldmodel.data.index import HELD_OUT_EVERY, Entry, parse_index
 from worldmodel.errors import DataError
+from worldmodel.files import append_line, as_bytes, replace_text, take_lock, write_at
 from worldmodel.types import NO_ACTION, Episode, Spec
 
 STEP = np.dtype([("action", "<i4"), ("reward", "<f4")])

@@ -5,25 +5,22 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from worldmodel.errors import RunError
 from worldmodel.evaluation.metrics import bootstrap
-from worldmodel.evaluation.openloop import Progress, reconstruct
+from worldmodel.evaluation.openloop import Progress, reconstruct, silent
 from worldmodel.nn.precision import native_bfloat16
+from worldmodel.rollout import WorldModel
+from worldmodel.training.checkpoint import check_fit, load_tensors, save_tensors
 from worldmodel.types import Episode, to_float
-
-if TYPE_CHECKING:
-    from worldmodel.rollout import WorldModel
 
 UNCHANGED = 1.0  # grey levels of mean absolute difference below which a pair shows no motion at all
 
@@ -118,7 +115,7 @@ def train_classifier(
     budget: Budget,
     device: torch.device,
     seed: int = 0,
-    progress: Progress = lambda name, done, total: None,
+    progress: Progress = silent,
 ) -> InverseDynamics:
     """Fit on the pairs with AdamW and a one-cycle rate. The seed decides weights, dropout and order of the batches."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -151,23 +148,21 @@ def cached_classifier(
     budget: Budget,
     device: torch.device,
     seed: int = 0,
-    progress: Progress = lambda name, done, total: None,
+    progress: Progress = silent,
 ) -> InverseDynamics:
     """The classifier in ``path`` if it was trained on the same pairs in the same way, else a new one, saved there."""
     key = f"{pairs.fingerprint()} {actions} {budget} {seed}"
     model = InverseDynamics(pairs.before.shape[1], actions)
     try:
-        with safe_open(path, "pt") as file:
-            if (file.metadata() or {}).get("key") == key:
-                model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-                return model.to(device).eval()
-    except (OSError, SafetensorError, RuntimeError):
-        pass  # none yet, or damaged, or of an older shape: train it anew
+        tensors, facts = load_tensors(path, "it is trained anew")
+        check_fit(path, tensors, model.state_dict(), "it is trained anew")
+    except RunError:  # none yet, or damaged, or of an older shape
+        facts = {}
+    if facts.get("key") == key:
+        model.load_state_dict(tensors)
+        return model.to(device).eval()
     model = train_classifier(pairs, actions, budget, device, seed, progress)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    save_file({name: value.contiguous().cpu() for name, value in model.state_dict().items()}, temporary, {"key": key})
-    os.replace(temporary, path)
+    save_tensors(path, model.state_dict(), {"key": key})
     return model
 
 
@@ -186,7 +181,7 @@ def dream_pairs(
     temperature: float,
     seed: int = 0,
     batch: int = 64,
-    progress: Progress = lambda name, done, total: None,
+    progress: Progress = silent,
 ) -> Pairs:
     """Pairs of a dream under ``actions`` (S, H), flattened start by start.
 
@@ -216,9 +211,16 @@ class Reading:
     confusion: np.ndarray  # (A, A) int64, rows: the true action, columns: the action read
     unchanged: np.ndarray  # (A,) share of the pairs of each action that show no motion
 
+    @property
+    def accuracy_by_action(self) -> list[float | None]:
+        """Share of the pairs of each action that is read rightly; None where there are none."""
+        given = self.confusion.sum(1)
+        return [float(self.confusion[a, a] / count) if count else None for a, count in enumerate(given)]
+
     def to_json(self) -> dict[str, Any]:
         return {
             "accuracy": float(self.correct.mean()),
+            "accuracy_by_action": self.accuracy_by_action,
             "pairs": len(self.correct),
             "confusion": self.confusion.tolist(),
             "unchanged": self.unchanged.tolist(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,11 +19,9 @@ from worldmodel.evaluation.metrics import (
     ratio_of_sums,
     ssim,
 )
+from worldmodel.evaluation.openloop import Progress, silent
+from worldmodel.rollout import WorldModel
 from worldmodel.types import NO_ACTION, Episode, to_float, to_uint8
-
-if TYPE_CHECKING:
-    from worldmodel.evaluation.openloop import Progress
-    from worldmodel.rollout import WorldModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +50,7 @@ def one_step(
     total_frames: int,
     *,
     seed: int = 0,
-    progress: Progress = lambda name, done, total: None,
+    progress: Progress = silent,
 ) -> OneStep:
     """Score the frames of ``episodes`` until ``total_frames`` are done, each once.
 

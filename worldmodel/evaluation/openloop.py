@@ -16,20 +16,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from worldmodel.evaluation.metrics import bootstrap, decibels, mean_interval, mse, ssim
-from worldmodel.types import Segment, to_float, to_uint8
-
-if TYPE_CHECKING:
-    from worldmodel.rollout import WorldModel
+from worldmodel.rollout import WorldModel, decode, encode
+from worldmodel.types import Segment
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of the work, how much is done, and how much there is."""
+
+
+def silent(name: str, done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
 
 DREAMS = ("dream", "dream_sampled", "shuffled")
 COMPETITORS = ("reconstruction", *DREAMS, "last_frame", "last_frame_coded")
@@ -58,15 +61,10 @@ def derangement(count: int, generator: torch.Generator) -> Tensor:
     return torch.tensor(order)
 
 
-@torch.inference_mode()
 def reconstruct(world: WorldModel, frames: Tensor) -> Tensor:
     """Frames (..., C, *size) uint8 → the tokenizer's pictures of them, of the same shape, uint8 on the host."""
-    flat = frames.flatten(0, -len(world.spec.frame_shape) - 1)
-    pictures = [
-        to_uint8(world.tokenizer.decode(world.tokenizer.encode(to_float(part.to(world.device))))).cpu()
-        for part in flat.split(256)
-    ]
-    return torch.cat(pictures).reshape(frames.shape)
+    flat = frames.flatten(0, -len(world.spec.frame_shape) - 1).to(world.device)
+    return decode(world.tokenizer, encode(world.tokenizer, flat)).cpu().reshape(frames.shape)
 
 
 def open_loop(
@@ -78,7 +76,7 @@ def open_loop(
     seed: int = 0,
     batch: int = 64,
     pictures: int = 6,
-    progress: Progress = lambda name, done, total: None,
+    progress: Progress = silent,
 ) -> OpenLoop:
     """Compare on ``windows`` (W ≥ 2 windows of context + H valid frames). The first ``context`` frames are seen.
 

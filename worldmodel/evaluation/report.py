@@ -6,22 +6,22 @@ import base64
 import html
 import json
 import math
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from worldmodel.evaluation.figures import LABELS, plots
+from worldmodel.evaluation.figures import LABELS, panels
 from worldmodel.evaluation.openloop import DREAMS, OpenLoop
+from worldmodel.files import replace_text
 from worldmodel.media import Strip, action_names, contact_sheet, save_png
+from worldmodel.plots import save_panels
 
 STRIP_ROWS = ("reconstruction", "dream", "dream_sampled", "shuffled")
 
@@ -72,11 +72,21 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         for name, reading in inverse["dreamt"].items():
             value = f"{reading['accuracy']:.1%}, dreamt / real {number(reading['ratio_to_real'])}"
             lines.append((f"dreamt pairs, temperature {name}", value))
+        readings = {"real": inverse["real"], "coded": inverse["real_coded"]}
+        readings |= {f"dream, {name}": reading for name, reading in inverse["dreamt"].items()}
+        lines.append(("accuracy by action", _cells(readings)))
+        for action, label in enumerate(found["actions"]):
+            shares = (reading["accuracy_by_action"][action] for reading in readings.values())
+            lines.append((f"  {label}", _cells(_percent(share) for share in shares)))
     return lines
 
 
 def _cells(values: Iterable[str]) -> str:
     return "".join(f" {value:>9}" for value in values)
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.0%}"
 
 
 def _reward_line(rewards: dict[str, Any]) -> str:
@@ -89,14 +99,10 @@ def _events_line(events: dict[str, Any] | None) -> str:
         return "rewards have no usual value"
     if not events["positives"]:
         return f"none among {events['of']} steps: nothing to measure"
-
-    def percent(value: float | None) -> str:
-        return "–" if value is None else f"{value:.0%}"
-
     few = ", too few to trust" if events["positives"] < 10 else ""
     return (
         f"AUROC {events['auroc']:.3f}, average precision {events['average_precision']:.2f}, "
-        f"precision {percent(events['precision'])}, recall {percent(events['recall'])} "
+        f"precision {_percent(events['precision'])}, recall {_percent(events['recall'])} "
         f"({events['positives']} of {events['of']} steps{few})"
         if events["auroc"] is not None
         else f"every one of {events['of']} steps"
@@ -133,18 +139,6 @@ def strips(result: OpenLoop, names: Sequence[str], windows: int = 4) -> np.ndarr
         lines += [strip(window, name, result.pictures[name]) for name in STRIP_ROWS]
         sheets.append(contact_sheet(lines, size=64, title=f"held-out window {number_of + 1}", columns=24))
     return np.concatenate(sheets)
-
-
-def _save_figure(figure: Figure, path: Path) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    figure.savefig(temporary, format="png", facecolor="white")
-    os.replace(temporary, path)
-
-
-def _save_text(text: str, path: Path) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def plain(value: Any) -> Any:
@@ -190,10 +184,10 @@ dt {{ font-weight: 600 }} .about {{ color: #666 }}
 
 def save_report(found: dict[str, Any], result: OpenLoop, folder: Path) -> dict[str, Path]:
     """Write ``metrics.json``, ``report.png``, ``strips.png`` and ``report.html``; returns where they are."""
-    folder.mkdir(parents=True, exist_ok=True)
     paths = {name: folder / name for name in ("metrics.json", "report.png", "strips.png", "report.html")}
-    _save_text(json.dumps(plain(found), indent=1, allow_nan=False), paths["metrics.json"])
-    _save_figure(plots(found), paths["report.png"])
+    replace_text(paths["metrics.json"], json.dumps(plain(found), indent=1, allow_nan=False))
+    title = f"{found['run']} · {found['environment']} · bands and whiskers: 95 %"
+    save_panels(paths["report.png"], panels(found), title, columns=4 if found["inverse"] else 3)
     save_png(paths["strips.png"], strips(result, found["actions"]))
-    _save_text(page(found, {"Plots": paths["report.png"], "Pictures": paths["strips.png"]}), paths["report.html"])
+    replace_text(paths["report.html"], page(found, {"Plots": paths["report.png"], "Pictures": paths["strips.png"]}))
     return paths

@@ -7,7 +7,7 @@ import datetime
 import os
 import platform
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,12 +17,10 @@ from worldmodel.data.windows import Windows
 from worldmodel.errors import DataError
 from worldmodel.evaluation import inverse, onestep, openloop
 from worldmodel.evaluation.metrics import CodeUsage
-from worldmodel.evaluation.openloop import Progress
+from worldmodel.evaluation.openloop import Progress, silent
 from worldmodel.evaluation.report import save_report
+from worldmodel.rollout import WorldModel
 from worldmodel.types import Segment
-
-if TYPE_CHECKING:
-    from worldmodel.rollout import WorldModel
 
 DEFINITIONS = {
     "held out": "Episodes never trained on: about one in ten, chosen by its checksum. All competitors answer for "
@@ -70,10 +68,6 @@ QUICK = Settings(windows=48, horizon=15, frames=1000, budget=None)
 """Some seconds: open loop to 15 steps on 48 windows, a few episodes one step ahead, no classifier."""
 
 
-def nothing(name: str, done: int, total: int) -> None:
-    """Progress that nobody watches."""
-
-
 def evaluate(
     world: WorldModel,
     store: EpisodeStore,
@@ -82,7 +76,7 @@ def evaluate(
     folder: Path | None = None,
     run: str = "run",
     command: str = "",
-    progress: Progress = nothing,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Measure ``world`` on the held-out episodes of ``store``; everything found as plain numbers.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from worldmodel.errors import ConfigError
+from worldmodel.files import whole
 from worldmodel.media import draw
 from worldmodel.media.compose import Labels, canvases, contact_sheet
 from worldmodel.media.strip import Strip
@@ -46,7 +45,7 @@ def save(path: str | Path, strips: Sequence[Strip], rate: float, labels: Labels 
 
 def save_png(path: str | Path, picture: np.ndarray) -> None:
     """Write one picture, (H, W, 3) or (H, W) uint8."""
-    with _whole(Path(path)) as part:
+    with whole(Path(path)) as part:
         Image.fromarray(picture).save(part)
 
 
@@ -58,7 +57,7 @@ def save_gif(path: str | Path, frames: Sequence[np.ndarray], rate: float, colour
     indexed = [Image.fromarray(frame).quantize(palette=colours, dither=Image.Dither.NONE) for frame in frames]
     # Gifs count time in 1/100 s, and viewers slow down what is shorter than 2/100 s.
     duration = max(20, 10 * round(100 / rate))
-    with _whole(Path(path)) as part:
+    with whole(Path(path)) as part:
         indexed[0].save(part, save_all=True, append_images=indexed[1:], duration=duration, loop=0, optimize=False)
 
 
@@ -89,7 +88,7 @@ def save_mp4(path: str | Path, frames: Iterator[np.ndarray], rate: float) -> Non
     first = next(frames)
     height, width = first.shape[:2]
     remedy = ".gif and .png need no encoder"
-    with _whole(path) as part:
+    with whole(path) as part:
         try:
             quality = ["-crf", "18", "-movflags", "+faststart"]
             writer = FFMPEG_VideoWriter(str(part), (width, height), rate, codec="libx264", ffmpeg_params=quality)
@@ -105,15 +104,3 @@ def save_mp4(path: str | Path, frames: Iterator[np.ndarray], rate: float) -> Non
             raise ConfigError(f"cannot write {path}: {error}; {remedy}") from error
         if process.returncode != 0:
             raise ConfigError(f"cannot write {path}: ffmpeg gave up (code {process.returncode}); {remedy}")
-
-
-@contextlib.contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A temporary name of the same suffix in the same folder, renamed to ``path`` when the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from worldmodel.errors import RunError
+from worldmodel.files import whole
 
 META_KEY = "worldmodel"
 
@@ -24,20 +25,14 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, A
     The file appears under its name only when all of it is on the disk: a crash, a full disk or ``kill -9`` leaves the
     previous one.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     # A copy of each, since the format knows neither strides nor tensors that share memory.
     plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     # The library's own writing to files hides the system's error number and gives the file to its owner alone.
     content = serialize(plain, metadata={META_KEY: json.dumps(dict(meta or {}))})
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole(path) as part, part.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def load_tensors(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from worldmodel.files import replace_text
 from worldmodel.training.base import Hook, Objective
 
 if TYPE_CHECKING:
@@ -58,11 +59,8 @@ class JsonLines(Hook):
     def on_start(self, fit: Fit) -> None:
         if not fit.fabric.is_global_zero:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         records = [r for r in read_json_lines(self.path) if r.get("stage") != fit.stage or r["step"] <= fit.step]
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in records))
-        temporary.replace(self.path)
+        replace_text(self.path, "".join(json.dumps(record) + "\n" for record in records))
         self._file = self.path.open("a")
 
     def on_log(self, fit: Fit, means: dict[str, float]) -> None:

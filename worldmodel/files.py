@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -38,6 +40,17 @@ def write_at(path: Path, position: int, array: np.ndarray) -> None:
         os.fsync(file.fileno())
 
 
+def reserve(path: Path) -> None:
+    """Have the disk give a file all of its size now: a full disk is an OSError here, and a crash in a memory map."""
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.posix_fallocate(descriptor, 0, os.fstat(descriptor).st_size)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        os.close(descriptor)
+
+
 def append_line(path: Path, line: str) -> None:
     """Append a line or nothing: a write that fails half-way (a full disk) is taken back."""
     with open(path, "ab", buffering=0) as file:
@@ -51,8 +64,22 @@ def append_line(path: Path, line: str) -> None:
             raise
 
 
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A temporary name of the same suffix in the same folder, renamed to ``path`` when the block ends well.
+
+    Missing folders are made; when the block fails, what stands under the temporary name is removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def replace_text(path: Path, text: str) -> None:
-    """Write a file under a temporary name and rename it, so that it is there whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    """Write a text file in UTF-8, whole or not at all."""
+    with whole(path) as part:
+        part.write_text(text, encoding="utf-8")
