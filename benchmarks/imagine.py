@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
-from benchmarks.subject import Subject, label
+from benchmarks.subject import Subject
 from benchmarks.timing import Contender, Figure, Plan, peak_memory, rates, reset_peak, rounds, seconds
 from worldmodel.data.windows import Windows
 from worldmodel.priors import PriorState, make_sampler
@@ -33,8 +33,8 @@ def _at_batch(subject: Subject, worlds: Mapping[Precision, WorldModel], batch: i
             contenders[precision, name] = contender
     spent = rounds(contenders, repeat)
     figures = []
-    for precision, world in worlds.items():
-        conditions = {"batch": batch, "precision": label(precision, world.models(batch)[1].trunk)}
+    for precision in worlds:
+        conditions = {"batch": batch, "precision": precision}
         alone = {name: spent[precision, name] for name in SAMPLERS}
         for name, times in alone.items():
             both = [sum(pair) for pair in zip(times, spent[precision, "decode"], strict=True)]
@@ -81,7 +81,7 @@ def _contenders(
         return time
 
     def decoding(number: int) -> float:
-        tokenizer, codes = world.models(batch)[0], start(number).previous
-        return seconds(lambda: [decode(tokenizer, codes) for _ in range(horizon)], device)
+        codes = start(number).previous
+        return seconds(lambda: [decode(world.tokenizer, codes) for _ in range(horizon)], device)
 
     return {**{name: functools.partial(dreaming, name) for name in SAMPLERS}, "decode": decoding}

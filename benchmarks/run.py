@@ -25,6 +25,7 @@ from benchmarks.subject import Subject, open_subject
 from benchmarks.timing import Figure, Plan
 from worldmodel.cli import run_entry_point
 from worldmodel.errors import ConfigError
+from worldmodel.nn.precision import PRECISIONS
 from worldmodel.run import write_text
 
 DESCRIPTION = """\
@@ -38,13 +39,12 @@ MEASURES: dict[str, Callable[[Subject, Plan], list[Figure]]] = {
     "imagination": imagine.measure,
     "training": training.measure,
 }
-CHOICES = ("fp32", "bf16", "auto")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of this command."""
     parser.prog = "python -m benchmarks.run"
-    for flag, choices, default in (("--only", MEASURES, None), ("--precision", CHOICES, list(CHOICES))):
+    for flag, choices, default in (("--only", MEASURES, None), ("--precision", PRECISIONS, list(PRECISIONS))):
         parser.add_argument(flag, type=listed(choices), default=default, metavar="A,B", help=f"of {', '.join(choices)}")
     parser.add_argument("--batches", type=listed(), default=[1, 64, 512], metavar="N,N", help="default: 1,64,512")
     parser.add_argument("--repeat", type=int, default=5, metavar="N", help="rounds that count (%(default)s)")

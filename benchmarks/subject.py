@@ -9,13 +9,11 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import Windows
 from worldmodel.dream import open_data
 from worldmodel.errors import ConfigError
-from worldmodel.nn.precision import PRECISIONS
 from worldmodel.rollout import Precision, WorldModel
 from worldmodel.run import (
     PRIOR,
@@ -90,13 +88,6 @@ def open_subject(config: DictConfig, overrides: Sequence[str], scratch: Path) ->
     settings = OmegaConf.merge(load_config(folder), {"device": str(device)})
     assert isinstance(settings, DictConfig)
     return Subject(settings, folder, config.run is not None, spec, store, device)
-
-
-def label(precision: Precision, chosen: nn.Module | torch.dtype) -> str:
-    """``auto`` together with what it chose, the number format of a module's weights; any other as it is."""
-    dtype = chosen if isinstance(chosen, torch.dtype) else next(chosen.parameters()).dtype
-    names = {dtype: name for name, dtype in PRECISIONS.items()}
-    return f"auto: {names[dtype]}" if precision == "auto" else precision
 
 
 def _untrained(config: DictConfig, spec: Spec, runs: Path) -> Path:

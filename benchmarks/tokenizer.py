@@ -8,9 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from benchmarks.subject import Subject, label
+from benchmarks.subject import Subject
 from benchmarks.timing import Contender, Figure, Plan, peak_memory, rates, reset_peak, rounds, seconds
-from worldmodel.rollout import decode, encode
+from worldmodel.rollout import Precision, decode, encode
 
 FRAMES = 128  # that a measurement works on at least
 
@@ -25,15 +25,16 @@ def measure(subject: Subject, plan: Plan) -> list[Figure]:
         seen = windows.fixed(batch).frames
         assert seen is not None
         frames = seen[torch.arange(batch) % len(seen), 0].to(subject.device)  # few data repeat themselves
-        contenders: dict[tuple[str, str], Contender] = {}
+        contenders: dict[tuple[str, Precision], Contender] = {}
         for precision, world in worlds.items():
-            tokenizer = world.models(batch)[0]
-            name = label(precision, tokenizer)
-            contenders["encode", name] = _repeated(functools.partial(encode, tokenizer, frames), calls, subject.device)
-            codes = encode(tokenizer, frames)
-            contenders["decode", name] = _repeated(functools.partial(decode, tokenizer, codes), calls, subject.device)
-        for (what, name), spent in rounds(contenders, plan.repeat).items():
-            figures.append(Figure.of(what, rates(calls * batch, spent), "frames/s", batch=batch, precision=name))
+            codes = encode(world.tokenizer, frames)
+            for what, call in (
+                ("encode", functools.partial(encode, world.tokenizer, frames)),
+                ("decode", functools.partial(decode, world.tokenizer, codes)),
+            ):
+                contenders[what, precision] = _repeated(call, calls, subject.device)
+        for (what, precision), spent in rounds(contenders, plan.repeat).items():
+            figures.append(Figure.of(what, rates(calls * batch, spent), "frames/s", batch=batch, precision=precision))
         figures.append(peak_memory(subject.device, batch))
     return figures
 

@@ -7,12 +7,11 @@ import time
 
 import numpy as np
 
-from benchmarks.subject import Subject, label
+from benchmarks.subject import Subject
 from benchmarks.timing import Contender, Figure, Plan, peak_memory, rates, reset_peak, rounds, synchronize
 from worldmodel.data.codes import CodeStore
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import Windows
-from worldmodel.nn.precision import resolve_precision
 from worldmodel.rollout import Precision
 from worldmodel.run import build_prior, build_tokenizer
 from worldmodel.train import fit_settings, make_batches, make_fabric
@@ -47,11 +46,10 @@ def measure(subject: Subject, plan: Plan) -> list[Figure]:
     reset_peak(subject.device)
     stages = {(name, precision): _stage(subject, name, precision) for precision in plan.precisions for name in COUNTED}
     spent = rounds({key: contender for key, (contender, _) in stages.items()}, plan.repeat)
-    chosen = resolve_precision("auto", subject.device)
     figures = []
     for (name, precision), (_, frames) in stages.items():
         node = subject.config.training[name]
-        conditions = {"batch": node.batch, "length": node.length, "precision": label(precision, chosen)}
+        conditions = {"batch": node.batch, "length": node.length, "precision": precision}
         figures.append(Figure.of(COUNTED[name], rates(frames, spent[name, precision]), "frames/s", **conditions))
     return [*figures, peak_memory(subject.device)]
 

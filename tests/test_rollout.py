@@ -1,4 +1,4 @@
-"""The world model as a library: shapes, errors, and the pair of models that serves large batches."""
+"""The world model as a library: shapes, precision and errors."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytest
 import torch
 from tiny import SPEC, frames, tiny_prior, tiny_tokenizer
 
-from worldmodel import media
+from worldmodel import media, rollout
 from worldmodel.errors import ConfigError, UnknownActionError
-from worldmodel.rollout import LARGE, WorldModel
+from worldmodel.rollout import WorldModel
 from worldmodel.types import NO_ACTION
 
 
@@ -55,19 +55,21 @@ def test_a_saved_dream_tells_all_actions_that_are_known(
     assert {strip.seen for strip in saved} == {3}
 
 
-def test_large_batches_are_served_in_bfloat16_and_small_ones_are_not(world: WorldModel) -> None:
-    starts, actions = seen(LARGE), torch.tensor([1, 2])
-    before = {name: weight.clone() for name, weight in world.prior.state_dict().items()}
-    world.light = world._in_bfloat16()
-    tokenizer, prior = world.models(LARGE)
-    assert {p.dtype for p in prior.trunk.parameters()} == {torch.bfloat16}
-    assert {p.dtype for p in prior.head.parameters()} == {torch.float32}
-    assert prior.head is world.prior.head
-    assert world.models(LARGE - 1) == (world.tokenizer, world.prior)
-    assert all(torch.equal(weight, before[name]) for name, weight in world.prior.state_dict().items())
-    dream = world.imagine(starts, actions, generator=torch.Generator().manual_seed(0))
-    assert dream.tokenizer is tokenizer
-    assert dream.frames.shape == (LARGE, 2, 3, 16, 16)
+def test_precision_is_of_convolutions_and_trunk_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = {"load_spec": SPEC, "load_tokenizer": tiny_tokenizer, "load_prior": tiny_prior}
+    for name, value in made.items():
+        monkeypatch.setattr(rollout, name, lambda *_, value=value: value() if callable(value) else value)
+    (tmp_path / rollout.TOKENIZER).touch()
+    for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        world = WorldModel.load(tmp_path, "cpu", precision)  # type: ignore[arg-type]
+        assert {p.dtype for p in world.prior.trunk.parameters()} == {dtype}
+        assert {p.dtype for p in world.tokenizer.encoder.parameters()} == {dtype}
+        assert {p.dtype for p in world.prior.head.parameters()} == {torch.float32}
+        assert world.tokenizer.codebook().dtype == torch.float32
+        dream = world.imagine(seen(1), torch.tensor([1, 2]), generator=torch.Generator().manual_seed(0))
+        assert dream.frames.shape == (1, 2, 3, 16, 16)
+    with pytest.raises(ConfigError, match=r"fp8.*auto, fp32 or bf16"):
+        WorldModel.load(tmp_path, "cpu", "fp8")  # type: ignore[arg-type]
 
 
 def test_what_does_not_fit_is_named(world: WorldModel) -> None:

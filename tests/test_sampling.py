@@ -131,6 +131,9 @@ def test_a_perfect_forecast_takes_one_pass() -> None:
 
 
 def test_bad_settings_are_named() -> None:
+    for wrong in (float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match="no finite number from 0 on"):
+            make_sampler("ancestral", temperature=wrong)
     with pytest.raises(ConfigError, match="temperature -1"):
         make_sampler("auto", -1)
     with pytest.raises(ConfigError, match="top_k 0"):

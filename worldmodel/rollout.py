@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Sequence
 from functools import cached_property
@@ -14,14 +13,13 @@ from torch import Tensor
 
 from worldmodel import media
 from worldmodel.errors import ConfigError, RunError
-from worldmodel.nn.precision import cast, native_bfloat16
+from worldmodel.nn.precision import cast, resolve_precision
 from worldmodel.priors import Prior, PriorState, Sampler, Step, make_sampler
 from worldmodel.run import TOKENIZER, load_prior, load_spec, load_tokenizer, resolve_device
 from worldmodel.tokenizers import Tokenizer
 from worldmodel.types import NO_ACTION, Spec, to_float, to_uint8
 
 CODEC_BATCH = 256  # frames that the tokenizer works on at a time
-LARGE = 8  # trajectories from which on bfloat16 is the faster on a CPU; fewer are bound by latency
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -69,14 +67,10 @@ def encode(tokenizer: Tokenizer, frames: Tensor) -> Tensor:
 
 
 class WorldModel:
-    """A trained tokenizer and prior, and the specification of what they were trained on.
-
-    ``light`` is a second pair that serves batches of :data:`LARGE` and more, see :meth:`load`.
-    """
+    """A trained tokenizer and prior, and the specification of what they were trained on."""
 
     def __init__(self, spec: Spec, tokenizer: Tokenizer, prior: Prior):
         self.spec, self.tokenizer, self.prior = spec, tokenizer.eval(), prior.eval()
-        self.light: tuple[Tokenizer, Prior] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -87,10 +81,10 @@ class WorldModel:
         """The world model of a run's folder.
 
         ``precision``: of the convolutions and of the trunk, ``fp32``, ``bf16`` or ``auto``: bfloat16 where the device
-        computes in it, on a CPU for batches of :data:`LARGE` and more alone. The quantiser and the head, which decide
-        on codes, are always float32.
+        computes in it. The quantiser and the head, which decide on codes, are always float32.
 
-        Raises :class:`RunError` when the run is missing, unfinished or damaged.
+        Raises :class:`RunError` when the run is missing, unfinished or damaged, :class:`ConfigError` for an unknown
+        device or precision.
         """
         folder = Path(run)
         if not folder.is_dir():
@@ -100,23 +94,10 @@ class WorldModel:
         where = resolve_device(device)
         tokenizer = load_tokenizer(folder, where)
         world = cls(load_spec(folder), tokenizer, load_prior(folder, tokenizer, where))
-        native = precision == "auto" and native_bfloat16(where)
-        if precision == "bf16" or (native and where.type != "cpu"):
-            world.tokenizer, world.prior = world._in_bfloat16()
-        elif native:
-            world.light = world._in_bfloat16()
+        dtype = resolve_precision(precision, where)
+        cast(world.tokenizer, dtype)
+        cast(world.prior.trunk, dtype)
         return world
-
-    def _in_bfloat16(self) -> tuple[Tokenizer, Prior]:
-        """The tokenizer's convolutions and the prior's trunk in bfloat16; the other parts of the prior are shared."""
-        tokenizer, prior = copy.deepcopy(self.tokenizer), copy.copy(self.prior)
-        prior._modules = {**self.prior._modules, "trunk": cast(copy.deepcopy(self.prior.trunk), torch.bfloat16)}
-        cast(tokenizer, torch.bfloat16)
-        return tokenizer, prior
-
-    def models(self, batch: int) -> tuple[Tokenizer, Prior]:
-        """Those that serve a batch of this size."""
-        return (self.tokenizer, self.prior) if self.light is None or batch < LARGE else self.light
 
     def imagine(
         self,
@@ -145,9 +126,8 @@ class WorldModel:
         """
         seen = self._seen(frames)
         acts = self._actions(actions, len(seen))
-        tokenizer, prior = self.models(len(seen))
         past = self._past(past_actions, seen)
-        state = self.observe(prior.begin(len(seen)), seen, past)
+        state = self.observe(self.prior.begin(len(seen)), seen, past)
         steps = []
         how = sampler if isinstance(sampler, Sampler) else make_sampler(sampler, temperature, top_k)
         for action in acts.unbind(1):
@@ -155,16 +135,15 @@ class WorldModel:
             steps.append(step)
         codes, rewards, ends = (torch.stack(part, 1) for part in list(zip(*steps, strict=True))[:3])
         passes = torch.stack([step.passes for step in steps])
-        return Dream(self.spec, seen, past, acts, codes, rewards, ends, passes, tokenizer)
+        return Dream(self.spec, seen, past, acts, codes, rewards, ends, passes, self.tokenizer)
 
     @torch.no_grad()
     def observe(self, state: PriorState, frames: Tensor, past_actions: Tensor) -> PriorState:
         """Take in seen frames (B, T0, C, *size) uint8 with the actions between them (B, T0 − 1)."""
-        tokenizer, prior = self.models(len(frames))
-        codes = encode(tokenizer, frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+        codes = encode(self.tokenizer, frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
         nothing = past_actions.new_full((len(frames), 1), NO_ACTION)
         for t, action in enumerate(torch.cat([nothing, past_actions], 1).unbind(1)):
-            state = prior.observe(state, codes[:, t], action)
+            state = self.prior.observe(state, codes[:, t], action)
         return state
 
     @torch.no_grad()
@@ -172,7 +151,7 @@ class WorldModel:
         self, state: PriorState, actions: Tensor, sampler: Sampler, generator: torch.Generator | None = None
     ) -> tuple[Step, PriorState]:
         """Imagine one frame further under the actions (B,)."""
-        return self.models(len(actions))[1].step(state, actions, sampler, generator)
+        return self.prior.step(state, actions, sampler, generator)
 
     def _seen(self, frames: Tensor) -> Tensor:
         shape = self.spec.frame_shape

@@ -50,8 +50,8 @@ class Sampler(abc.ABC):
     """
 
     def __init__(self, temperature: float = 1.0, top_k: int | None = None):
-        if not temperature >= 0:
-            raise ConfigError(f"temperature {temperature} is negative; choose 0 (most probable) or more")
+        if not 0 <= temperature < float("inf"):
+            raise ConfigError(f"temperature {temperature:g} is no finite number from 0 on; 0 takes what is expected")
         if top_k is not None and top_k < 1:
             raise ConfigError(f"top_k {top_k} leaves no code to draw; choose 1 or more")
         self.temperature, self.top_k = temperature, top_k
