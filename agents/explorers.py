@@ -47,6 +47,10 @@ class StickyExplorer(Explorer):
     absolute differences, in levels of 256), or where the view is plainer than ``plain`` (standard deviation over the
     means of 8 × 8 patches, the largest of all channels, in levels of 256). After ``patience`` runs away from plain
     views it walks all the same, until the view is no longer plain: so it moves in a world that is plain everywhere.
+
+    ``fidget`` is the chance that a spell of single, equally probable actions begins in the place of a run, ``spell``
+    of them: planners and learning agents try such sequences, so the model must have seen them (a body that has walked,
+    for one, moves on for some steps under any action).
     """
 
     def __init__(
@@ -61,6 +65,8 @@ class StickyExplorer(Explorer):
         still: float = 2.0,
         plain: float = 0.0,
         patience: int = 3,
+        fidget: float = 0.0,
+        spell: Sequence[int] = (4, 12),
     ):
         self.weights = dict(weights or {})
         self.runs = {name: _checked(name, run) for name, run in (runs or {}).items()}
@@ -70,6 +76,9 @@ class StickyExplorer(Explorer):
         self.turns = tuple(turns)
         self.turn_away = _checked("turn_away", turn_away)
         self.still, self.plain, self.patience = still, plain, patience
+        self.fidget, self.spell = fidget, _checked("spell", spell)
+        if not 0 <= fidget <= 1:
+            raise ConfigError(f"fidget is a probability, between 0 and 1; got {fidget}")
         if default_weight < 0 or any(weight < 0 for weight in self.weights.values()):
             raise ConfigError(f"weights of actions must not be negative; got {self.weights} and {default_weight}")
 
@@ -85,6 +94,7 @@ class StickyExplorer(Explorer):
         self._rng = rng
         self._action = -1
         self._left = 0  # steps left of the run
+        self._single = 0  # actions left of a spell of single ones
         self._side: int | None = None  # the turn that leads away from the present wall
         self._turned = 0  # runs of turning away from plain views since the last view that was not
         self._before: np.ndarray | None = None
@@ -92,8 +102,7 @@ class StickyExplorer(Explorer):
     def act(self, frame: np.ndarray) -> int:
         walked = self._action == self._walk
         if not self._left:
-            action = int(self._rng.choice(len(self._odds), p=self._odds))
-            self._begin_run(action, self._run[action])
+            self._choose()
         if self._action == self._walk and self._turns:
             stuck = walked and self._before is not None and self._difference(frame) < self.still
             plain = self._is_plain(frame)
@@ -107,6 +116,16 @@ class StickyExplorer(Explorer):
         self._left -= 1
         self._before = frame
         return self._action
+
+    def _choose(self) -> None:
+        if not self._single and self._rng.random() < self.fidget:
+            self._single = int(self._rng.integers(self.spell[0], self.spell[1] + 1))
+        if self._single:
+            self._single -= 1
+            self._begin_run(int(self._rng.choice(np.flatnonzero(self._odds))), (1, 1))
+        else:
+            action = int(self._rng.choice(len(self._odds), p=self._odds))
+            self._begin_run(action, self._run[action])
 
     def _begin_run(self, action: int, run: Sequence[int]) -> None:
         self._action = action

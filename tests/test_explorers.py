@@ -41,6 +41,21 @@ def test_weights_and_runs_are_kept() -> None:
     assert share == pytest.approx(3 * 5 / (3 * 5 + 2 * 2), abs=0.04)
 
 
+def test_spells_of_single_actions_mix_them_all() -> None:
+    weights, held = {"forward": 3, "left": 1, "right": 1, "noop": 0}, {"forward": (6, 6)}
+    explorer = StickyExplorer(weights, held, default_run=(6, 6), fidget=1.0, spell=(4, 12))
+    actions = play(explorer, 6000)
+    counts = np.bincount(actions, minlength=4)
+    assert counts[0] == 0  # never wanted, so not in a spell either
+    assert counts[1:] == pytest.approx(2000, abs=150)
+    assert np.mean(np.diff(actions) == 0) == pytest.approx(1 / 3, abs=0.03)  # drawn one by one
+    some = runs(play(StickyExplorer(weights, held, default_run=(6, 6), fidget=0.3), 6000))
+    share = sum(length for _, length in some if length < 6) / 6000
+    assert 0.2 < share < 0.6
+    with pytest.raises(ConfigError, match=r"fidget is a probability.*1.5"):
+        StickyExplorer(fidget=1.5)
+
+
 def test_a_walk_that_is_stopped_turns_away_to_one_side() -> None:
     explorer = StickyExplorer({"forward": 1, "left": 0, "right": 0, "noop": 0}, {"forward": (9, 9)}, turn_away=(3, 4))
     found = runs(play(explorer, 300, moving=False))
