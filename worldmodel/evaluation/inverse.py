@@ -52,25 +52,31 @@ class Budget:
 
 
 def balanced_pairs(episodes: Sequence[Episode], actions: int, count: int, generator: np.random.Generator) -> Pairs:
-    """About ``count`` pairs, every action that occurs equally often, drawn without replacement where there are enough.
+    """About ``count`` pairs, every action that occurs equally often, and among its pairs every action before it.
 
-    Raises ``ValueError`` when the episodes hold no step.
+    So they are as the dreams are whose actions are drawn independently: a body keeps moving for some steps under
+    whatever follows, and a recording that holds every action for a while shows little of that. Drawn without
+    replacement where there are enough; the first step of an episode, which no action precedes, is left out.
+
+    Raises ``ValueError`` when no episode has a second step.
     """
-    where = np.concatenate([np.stack([np.full(len(e), i), np.arange(len(e))], 1) for i, e in enumerate(episodes)])
-    told = np.concatenate([np.asarray(episode.actions) for episode in episodes])
-    present = [action for action in range(actions) if (told == action).any()]
+    where = np.concatenate([np.stack([np.full(len(e), i), np.arange(len(e))], 1)[1:] for i, e in enumerate(episodes)])
+    told = np.concatenate([np.asarray(episode.actions)[1:] for episode in episodes])
+    before = np.concatenate([np.asarray(episode.actions)[:-1] for episode in episodes])
+    groups = [[np.flatnonzero((told == a) & (before == b)) for b in range(actions)] for a in range(actions)]
+    groups = [[rows for rows in group if len(rows)] for group in groups]
+    present = [group for group in groups if group]
     if not present:
         raise ValueError("no step to draw pairs from")
-    each = max(1, count // len(present))
-    rows = []
-    for action in present:
-        candidates = np.flatnonzero(told == action)
-        rows.append(generator.choice(candidates, each, replace=len(candidates) < each))
-    chosen = generator.permutation(np.concatenate(rows))
-    places = where[chosen]
-    before = np.stack([episodes[i].frames[t] for i, t in places])
-    after = np.stack([episodes[i].frames[t + 1] for i, t in places])
-    return Pairs(torch.from_numpy(before), torch.from_numpy(after), torch.from_numpy(told[chosen].astype(np.int64)))
+    chosen: list[np.ndarray] = []
+    for group in present:
+        each = max(1, count // (len(present) * len(group)))
+        chosen.extend(generator.choice(rows, each, replace=len(rows) < each) for rows in group)
+    rows = generator.permutation(np.concatenate(chosen))
+    places = where[rows]
+    first = np.stack([episodes[i].frames[t] for i, t in places])
+    second = np.stack([episodes[i].frames[t + 1] for i, t in places])
+    return Pairs(torch.from_numpy(first), torch.from_numpy(second), torch.from_numpy(told[rows].astype(np.int64)))
 
 
 class InverseDynamics(nn.Module):
