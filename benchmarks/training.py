@@ -48,8 +48,7 @@ def measure(subject: Subject, plan: Plan) -> list[Figure]:
     spent = rounds({key: contender for key, (contender, _) in stages.items()}, plan.repeat)
     figures = []
     for (name, precision), (_, frames) in stages.items():
-        node = subject.config.training[name]
-        conditions = {"batch": node.batch, "length": node.length, "precision": precision}
+        conditions = {"batch": subject.config.training[name].batch, "precision": precision}
         figures.append(Figure.of(COUNTED[name], rates(frames, spent[name, precision]), "frames/s", **conditions))
     return [*figures, peak_memory(subject.device)]
 
@@ -61,15 +60,16 @@ def _stage(subject: Subject, name: str, precision: Precision) -> tuple[Contender
     objective: Objective
     source: EpisodeStore | CodeStore
     if name == "tokenizer":
-        objective, source, first = TokenizerObjective(tokenizer), subject.store, 0
+        objective, source = TokenizerObjective(tokenizer), subject.store
+        length, lead = config.training.tokenizer.length, 0
     else:
         prior = build_prior(config, subject.spec, tokenizer)
         # Random codes in the place of the run's own: what the codes are does not change the work.
         rows = int((subject.store.lengths + 1).sum()), *tokenizer.grid
         codes = np.random.default_rng(0).integers(0, tokenizer.codes, rows, np.uint32)
         objective, source = PriorObjective(prior), CodeStore(subject.store, codes, tokenizer.codes)
-        first = prior.context  # the frames before are only seen
-    windows = Windows(source, "train", config.training[name].length)
+        length, lead = prior.context + config.training.prior.targets, prior.context
+    windows = Windows(source, "train", length, lead)
     batches = make_batches(windows.sample, config.training[name].batch, 0, 0)
     settings = dataclasses.replace(
         fit_settings(config, name), steps=WARM_UP + STEPS, max_seconds=None, precision=precision
@@ -82,4 +82,4 @@ def _stage(subject: Subject, name: str, precision: Precision) -> tuple[Contender
         fit(fabric, objective, batches, settings, no_checkpoint, [watch], name)
         return watch.seconds
 
-    return contender, sum(int(batches(step).valid[:, first:].sum()) for step in range(WARM_UP, WARM_UP + STEPS))
+    return contender, sum(int(batches(step).valid[:, lead:].sum()) for step in range(WARM_UP, WARM_UP + STEPS))

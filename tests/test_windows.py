@@ -48,16 +48,16 @@ def check_alignment(segment: Segment, pictures: Tensor) -> None:
     """The facts beside each frame are the facts that the frame itself shows. ``pictures`` (B, T, 4)."""
     valid = segment.valid
     for row in range(len(valid)):
-        count = int(valid[row].sum())
-        assert valid[row].tolist() == [True] * count + [False] * (valid.shape[1] - count)
+        count, gap = int(valid[row].sum()), int(valid[row].int().argmax())
+        assert valid[row].tolist() == [False] * gap + [True] * count + [False] * (valid.shape[1] - count - gap)
     episode, place, action, end = (pictures[..., i].long() for i in range(4))
     assert torch.equal(segment.actions[valid], action[valid] - 100)
     assert torch.equal(segment.rewards[valid], place[valid].float())
     assert torch.equal(segment.terminated[valid], end[valid] == 1)
     assert torch.equal(segment.truncated[valid], end[valid] == 2)
-    assert (episode == episode[:, :1])[valid].all()
+    assert (episode == episode.gather(1, valid.int().argmax(1, keepdim=True)))[valid].all()
     steps = place[:, 1:] - place[:, :-1]
-    assert (steps == 1)[valid[:, 1:]].all()
+    assert (steps == 1)[valid[:, 1:] & valid[:, :-1]].all()
     for padding in (segment.terminated, segment.truncated, segment.rewards, pictures):
         assert not padding[~valid].any()
     assert (segment.actions[~valid] == NO_ACTION).all()
@@ -86,6 +86,24 @@ def test_every_frame_is_equally_likely(store: EpisodeStore) -> None:
     assert (counts / counts.mean() - 1).abs().max() < 0.05  # one sigma is 1 %
 
 
+@pytest.mark.parametrize("length", [4, 6])
+def test_behind_a_lead_every_frame_is_equally_likely_and_none_is_missing(store: EpisodeStore, length: int) -> None:
+    windows = Windows(store, "all", length, lead=3)
+    segment = windows.sample(60_000, torch.Generator().manual_seed(1))
+    assert segment.frames is not None
+    check_alignment(segment, segment.frames.flatten(2))
+    assert segment.valid[:, 3:].any(1).all()
+    pictures = segment.frames[:, 3:].flatten(2)[segment.valid[:, 3:]].long()
+    counts = torch.bincount(pictures[:, 0] * 16 + pictures[:, 1])
+    counts = counts[counts > 0].double()
+    assert len(counts) == len(windows)
+    assert (counts / counts.mean() - 1).abs().max() < 0.05
+    # The frames that lead to the first of an episode are missing, those of a later one are there.
+    place = segment.frames[:, 3, 0, 0, 1].long()
+    there = segment.valid[:, 3]
+    assert torch.equal(segment.valid[there, :3].sum(1), place[there].clamp(max=3))
+
+
 def test_sampling_repeats_with_its_generator(store: EpisodeStore) -> None:
     windows = Windows(store, "all", 4)
     one, two, other = (windows.sample(16, torch.Generator().manual_seed(seed)) for seed in (5, 5, 6))
@@ -96,7 +114,7 @@ def test_sampling_repeats_with_its_generator(store: EpisodeStore) -> None:
 def test_windows_keep_to_their_episodes(store: EpisodeStore) -> None:
     segment = Windows(store, [3, 1], 3).sample(100, torch.Generator().manual_seed(0))
     assert segment.frames is not None
-    assert set(segment.frames[:, 0, 0, 0, 0].tolist()) == {1, 3}
+    assert set(segment.frames[segment.valid][:, 0, 0, 0].tolist()) == {1, 3}
     check_alignment(segment, segment.frames.flatten(2))
     with pytest.raises(DataError, match=r"no episode to take windows from: .* has 4, 1 of them held out"):
         Windows(store, [], 3).sample(1, torch.Generator())
@@ -104,6 +122,8 @@ def test_windows_keep_to_their_episodes(store: EpisodeStore) -> None:
         Windows(store, [4])
     with pytest.raises(DataError, match="length 0"):
         Windows(store, "all", 0)
+    with pytest.raises(DataError, match="behind the 4 that lead to it; got length 4"):
+        Windows(store, "all", 4, lead=4)
 
 
 def test_fixed_windows_are_whole_different_and_spread(store: EpisodeStore) -> None:

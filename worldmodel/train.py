@@ -221,8 +221,9 @@ def train_prior(fabric: Fabric, config: DictConfig, store: EpisodeStore, folder:
     tokenizer = load_tokenizer(folder)
     codes = encode(fabric, store, tokenizer, folder / CODES)
     torch.manual_seed(config.seed)
-    objective = PriorObjective(build_prior(config, store.spec, tokenizer))
-    windows = {split: Windows(codes, split, node.length) for split in SPLITS}
+    prior = build_prior(config, store.spec, tokenizer)
+    objective, lead = PriorObjective(prior), prior.context
+    windows = {split: Windows(codes, split, lead + node.targets, lead) for split in SPLITS}
     run_stage(fabric, config, "prior", objective, windows, folder)
 
 

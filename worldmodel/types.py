@@ -92,7 +92,8 @@ class Episode:
 class Segment:
     """A batch of windows cut from episodes; a window never crosses an episode's end.
 
-    Exactly one of ``frames`` and ``codes`` is given. Steps with ``valid`` false are padding behind the last step.
+    Exactly one of ``frames`` and ``codes`` is given. Steps with ``valid`` false are padding, before the first
+    step or behind the last.
     """
 
     actions: Tensor  # (B, T) int64: the action that led to the frame; NO_ACTION where there was none

@@ -25,18 +25,24 @@ class Codes(Protocol):
 class Windows:
     """Windows of ``length`` frames over some episodes of a store, or over its cached codes.
 
-    ``episodes`` is a split's name or the indices of episodes. The actions and rewards of all frames are held in memory
-    (13 bytes a frame); of the frames themselves only those of the windows are read.
+    ``episodes`` is a split's name or the indices of episodes. ``lead``: leading frames of a window that are only looked
+    back at; near the beginning of an episode they are missing, and padding stands in their place. The actions and
+    rewards of all frames are held in memory (13 bytes a frame); of the frames themselves only those of the windows are
+    read.
     """
 
     def __init__(
-        self, source: EpisodeStore | Codes, episodes: Split | Sequence[int] | np.ndarray = "all", length: int = 1
+        self,
+        source: EpisodeStore | Codes,
+        episodes: Split | Sequence[int] | np.ndarray = "all",
+        length: int = 1,
+        lead: int = 0,
     ):
-        if length < 1:
-            raise DataError(f"windows need at least one frame; got length {length}")
+        if not 0 <= lead < length:
+            raise DataError(f"windows need at least one frame behind the {lead} that lead to it; got length {length}")
         self.store = source if isinstance(source, EpisodeStore) else source.store
         self.source = source
-        self.length = length
+        self.length, self.lead = length, lead
         self.episodes = self.store.split(episodes) if isinstance(episodes, str) else np.asarray(episodes, np.int64)
         if self.episodes.size and not 0 <= self.episodes.min() <= self.episodes.max() < len(self.store):
             raise DataError(f"there are episodes 0 to {len(self.store) - 1} in {self.store.path}")
@@ -57,21 +63,21 @@ class Windows:
         return int(self._first[-1])
 
     def sample(self, batch: int, generator: torch.Generator) -> Segment:
-        """``batch`` random windows; every frame is equally likely to be at every place of a window.
+        """``batch`` random windows; behind the ``lead`` every frame is equally likely to be at every place of one.
 
-        For that, windows may hang over both ends of an episode. What hangs over is cut off: the valid part stands in
-        front, padding behind it. Raises :class:`DataError` when there is no episode.
+        For that, windows may hang over both ends of an episode. What hangs over is padding. Raises :class:`DataError`
+        when there is no episode.
         """
         self._check_any()
-        # An episode of F frames has F + length - 1 windows that touch it; starts are counted through all of them.
-        overlap = self.length - 1
+        # Of an episode of F frames, F + overlap windows hold a frame behind the lead; starts are counted through all.
+        overlap = self.length - 1 - self.lead
         ends = np.cumsum(self.sizes + overlap)
         drawn = torch.randint(int(ends[-1]), (batch,), generator=generator).numpy()
         which = np.searchsorted(ends, drawn, side="right")
-        start = drawn - (ends[which] - self.sizes[which] - overlap) - overlap  # from -(length - 1) to F - 1
+        start = drawn - (ends[which] - self.sizes[which] - overlap) - (self.length - 1)
         first = np.maximum(start, 0)
         count = np.minimum(start + self.length, self.sizes[which]) - first
-        return self._cut(which, first, count, self.length)
+        return self._cut(which, first, count, self.length, first - start)
 
     def fixed(self, count: int, length: int | None = None, seed: int = 0) -> Segment:
         """The same ``count`` windows for the same ``seed``: whole ones only, spread evenly over the episodes.
@@ -115,16 +121,21 @@ class Windows:
                 f"{len(self.store.split('held_out'))} of them held out; python -m worldmodel.collect records more"
             )
 
-    def _cut(self, which: np.ndarray, first: np.ndarray, count: np.ndarray, length: int) -> Segment:
-        """Windows of ``count`` frames from frame ``first`` of the ``which``-th episodes, padded to ``length``."""
-        place = np.arange(length)
-        valid = torch.from_numpy(place < count[:, None])  # (B, T)
-        # Padding points at the window's last frame, so that every index exists; it is overwritten below.
-        inside = np.minimum(place, count[:, None] - 1) + first[:, None]  # (B, T) frames of the episode
+    def _cut(
+        self, which: np.ndarray, first: np.ndarray, count: np.ndarray, length: int, missing: np.ndarray | int = 0
+    ) -> Segment:
+        """Windows of ``count`` frames from frame ``first`` of the ``which``-th episodes, padded to ``length``.
+
+        The first ``missing`` places are padding, too.
+        """
+        place = np.arange(length) - np.broadcast_to(missing, len(which))[:, None]  # (B, T)
+        valid = torch.from_numpy((place >= 0) & (place < count[:, None]))
+        # Padding points at the window's first or last frame, so that every index exists; it is overwritten below.
+        inside = np.clip(place, 0, count[:, None] - 1) + first[:, None]  # (B, T) frames of the episode
         rows = torch.from_numpy(self._first[which][:, None] + inside)
         frames = codes = None
         if isinstance(self.source, EpisodeStore):
-            frames = self._frames(which, first, count, length)
+            frames = self._frames(which, first, valid)
         else:
             codes = self._codes(self.source, which, inside, valid)
         return Segment(
@@ -137,12 +148,11 @@ class Windows:
             codes=codes,
         )
 
-    def _frames(self, which: np.ndarray, first: np.ndarray, count: np.ndarray, length: int) -> Tensor:
+    def _frames(self, which: np.ndarray, first: np.ndarray, valid: Tensor) -> Tensor:
         # One contiguous copy a window is as fast as memory allows; gathering frame by frame is not.
-        frames = np.empty((len(which), length, *self.store.spec.frame_shape), np.uint8)
-        for row, (episode, begin, n) in enumerate(zip(self.episodes[which], first, count, strict=True)):
-            frames[row, :n] = self.store.read(int(episode), int(begin), int(begin + n))[0]
-            frames[row, n:] = 0
+        frames = np.zeros((*valid.shape, *self.store.spec.frame_shape), np.uint8)
+        for row, (episode, begin, mask) in enumerate(zip(self.episodes[which], first, valid.numpy(), strict=True)):
+            frames[row, mask] = self.store.read(int(episode), int(begin), int(begin + mask.sum()))[0]
         return torch.from_numpy(frames)
 
     def _codes(self, source: Codes, which: np.ndarray, inside: np.ndarray, valid: Tensor) -> Tensor:

@@ -89,7 +89,8 @@ class Prior(nn.Module):
         if segment.codes is None:
             raise ValueError("the prior is trained on segments of codes, not of frames")
         codes, first = segment.codes, self.context
-        history = self._corrupt(codes, generator)
+        absent = ~segment.valid.view(*segment.valid.shape, *[1] * len(self.grid))
+        history = self._corrupt(codes, generator).masked_fill(absent, -1)
         contexts = self.contexts(*self._forget(history, segment.actions, generator), first).flatten(0, 1)
         target = codes[:, first:].flatten(2).flatten(0, 1)
         weight = segment.valid[:, first:].flatten().float()
