@@ -80,12 +80,12 @@ def test_the_head_is_causal_in_its_order(prior: Prior) -> None:
     segment = random_segment(steps=1)
     codes, contexts = segment.codes.flatten(2)[:, 0], prior.contexts(segment.codes, segment.actions)[:, 0]
     before = prior.head(codes, contexts)
-    for position in (0, 5, 15):
+    for position in (0, 5, 7, 15):
         changed = codes.clone()
         changed[:, position] = (changed[:, position] + 1) % 16
         after = prior.head(changed, contexts)
         torch.testing.assert_close(after[:, : position + 1], before[:, : position + 1])
-        assert position == 15 or not torch.allclose(after[:, position + 1], before[:, position + 1])
+        assert position == 15 or not torch.allclose(after[:, position + 1 :], before[:, position + 1 :])
 
 
 def test_extending_behind_any_prefix_equals_the_full_pass(prior: Prior) -> None:
@@ -196,11 +196,11 @@ def test_an_order_visits_every_position_once_and_looks_back_only(name: str, grid
 
 
 def test_raster_order_has_the_neighbours_of_a_pixelcnn() -> None:
-    positions, stages, neighbours = make_order("raster", (4, 5))
+    positions, stages, neighbours = make_order("raster", (4, 5), chained=True)
     assert positions.tolist() == list(range(20))
     assert stages == [20]
-    assert neighbours[7].tolist() == [6, 1, 2, 3, 5]
-    assert neighbours[5].tolist() == [4, 20, 0, 1, 20]
+    assert neighbours[7].tolist() == [6, 6, 1, 2, 3, 5]
+    assert neighbours[5].tolist() == [4, 20, 20, 0, 1, 20]
 
 
 def test_checkerboard_order_draws_the_light_squares_between_known_ones() -> None:
@@ -208,11 +208,40 @@ def test_checkerboard_order_draws_the_light_squares_between_known_ones() -> None
     assert stages == [32, 32]
     assert positions[:5].tolist() == [0, 2, 4, 6, 9]
     light = positions.tolist().index(8 * 3 + 4)  # row 3, column 4: its four neighbours stand already
-    assert sorted(positions[neighbours[light, 1:]].tolist()) == [8 * 2 + 4, 8 * 3 + 3, 8 * 3 + 5, 8 * 4 + 4]
+    assert sorted(positions[neighbours[light]].tolist()) == [8 * 2 + 4, 8 * 3 + 3, 8 * 3 + 5, 8 * 4 + 4]
+
+
+@pytest.mark.parametrize("name", ORDERS)
+@pytest.mark.parametrize("grid", [(8, 8), (7,), (5, 3)])
+def test_positions_of_a_group_do_not_look_at_each_other(name: str, grid: tuple[int, ...]) -> None:
+    order = make_order(name, grid)
+    assert sum(order.groups) == math.prod(grid)
+    first = 0
+    for size in order.groups:
+        seen = order.neighbours[first : first + size]
+        assert ((seen < first) | (seen == math.prod(grid))).all()
+        first += size
+
+
+def test_quincunx_order_draws_a_grid_in_few_groups() -> None:
+    order = make_order("quincunx", (8, 8))
+    assert order.stages == [16, 16, 32]
+    assert len(order.groups) < 20
+    middle = order.positions.tolist().index(8 * 3 + 3)
+    assert sorted(order.positions[order.neighbours[middle, :4]].tolist()) == [18, 20, 34, 36]
+
+
+def test_padding_before_an_episode_is_as_if_never_seen(prior: Prior) -> None:
+    segment = random_segment(steps=7)
+    segment.valid[:, :4], segment.actions[:, :4] = False, -1
+    terms, _ = prior.losses(segment)
+    late = prior.log_likelihood(segment.codes[:, 4:], segment.actions[:, 4:])
+    assert prior.context == 4
+    assert float(terms["codes"].detach()) == pytest.approx(-float(late.detach().mean()) / 16, rel=1e-5)
 
 
 def test_an_unknown_order_is_named() -> None:
-    with pytest.raises(ConfigError, match="unknown order 'spiral'; choose checkerboard, raster"):
+    with pytest.raises(ConfigError, match="unknown order 'spiral'; choose checkerboard, quincunx, raster"):
         make_order("spiral", (4, 4))
 
 

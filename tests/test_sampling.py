@@ -2,62 +2,83 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from tiny import tiny_prior
 
 from worldmodel.errors import ConfigError
-from worldmodel.priors import Ancestral, Predictive, make_sampler
-from worldmodel.priors.head import TransformerHead
+from worldmodel.priors import Ancestral, LocalHead, Predictive, TransformerHead, make_sampler
+from worldmodel.priors.base import Head
+
+HEADS: dict[str, Callable[..., Head]] = {"attention": functools.partial(TransformerHead, heads=2), "local": LocalHead}
+every_head = pytest.mark.parametrize("kind", HEADS)
 
 
-def head_and_contexts(count: int, dtype: torch.dtype) -> tuple[TransformerHead, torch.Tensor]:
+def head_and_contexts(count: int, dtype: torch.dtype, kind: str = "local") -> tuple[Any, torch.Tensor]:
     """A head of 64 positions and 512 codes with strong dependencies between them."""
     torch.manual_seed(0)
-    head = TransformerHead(grid=(8, 8), codebook=torch.randn(512, 8), context_width=16, width=32, heads=2, embed=16)
+    head = HEADS[kind](grid=(8, 8), codebook=torch.randn(512, 8), context_width=16, width=32, embed=16)
     with torch.no_grad():
         for parameter in head.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
     return head.to(dtype).eval(), torch.randn(count, 64, 16, dtype=dtype)
 
 
+@every_head
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize(("temperature", "top_k"), [(1.0, None), (0.0, None), (0.0, 1)])
 def test_predictive_equals_ancestral_on_a_thousand_grids(
-    dtype: torch.dtype, temperature: float, top_k: int | None
+    dtype: torch.dtype, temperature: float, top_k: int | None, kind: str
 ) -> None:
-    head, contexts = head_and_contexts(1000, dtype)
+    head, contexts = head_and_contexts(1000, dtype, kind)
     results = []
-    for kind in (Ancestral, Predictive):
-        sampler, generator = kind(temperature, top_k), torch.Generator().manual_seed(7)
+    for sampler in (Ancestral(temperature, top_k, together=False), Predictive(temperature, top_k)):
+        generator = torch.Generator().manual_seed(7)
         parts = [sampler.sample(head, part, generator) for part in contexts.split(250)]
         results.append(torch.cat([codes for codes, _ in parts]))
     assert torch.equal(results[0], results[1])
     assert len(results[0].unique()) > (10 if temperature == 0 else 100)
 
 
-def test_predictive_equals_ancestral_with_few_candidates() -> None:
-    head, contexts = head_and_contexts(60, torch.float32)
+def test_positions_that_are_drawn_together_are_drawn_as_one_by_one() -> None:
+    head, contexts = head_and_contexts(100, torch.float64)
+    assert sum(head.groups) == 64 and len(head.groups) < 20
     one, two = (
-        kind(0.7, 20).sample(head, contexts, torch.Generator().manual_seed(7))[0] for kind in (Ancestral, Predictive)
+        Ancestral(together=together).sample(head, contexts, torch.Generator().manual_seed(7))[0]
+        for together in (True, False)
     )
     assert torch.equal(one, two)
 
 
-def test_a_batch_of_one_draws_the_same_as_ancestral() -> None:
-    head, contexts = head_and_contexts(20, torch.float32)
+@every_head
+def test_predictive_equals_ancestral_with_few_candidates(kind: str) -> None:
+    head, contexts = head_and_contexts(60, torch.float32, kind)
+    one, two = (
+        sampler(0.7, 20).sample(head, contexts, torch.Generator().manual_seed(7))[0]
+        for sampler in (Ancestral, Predictive)
+    )
+    assert torch.equal(one, two)
+
+
+@every_head
+def test_a_batch_of_one_draws_the_same_as_ancestral(kind: str) -> None:
+    head, contexts = head_and_contexts(20, torch.float32, kind)
     for row in contexts.split(1):
         one, ones = Ancestral().sample(head, row, torch.Generator().manual_seed(3))
         two, passes = Predictive().sample(head, row, torch.Generator().manual_seed(3))
         assert torch.equal(one, two)
-        assert float(ones) == 64
+        assert float(ones) == len(head.groups)
         assert 1 <= float(passes) <= 64
 
 
-def test_near_ties_are_settled_alike() -> None:
-    head, contexts = head_and_contexts(8, torch.float32)
+@every_head
+def test_near_ties_are_settled_alike(kind: str) -> None:
+    head, contexts = head_and_contexts(8, torch.float32, kind)
     with torch.no_grad():  # every code has a twin that differs by rounding alone
         head.logits.weight[256:] = head.logits.weight[:256]
         head.logits.bias[256:] = head.logits.bias[:256] * (1 + 1e-7)

@@ -50,6 +50,7 @@ class Head(nn.Module, abc.ABC):
     """
 
     order: Tensor
+    groups: list[int]  # sizes, Σ = N: runs of positions that do not look at each other, so that one pass may draw a run
     vectors: Tensor  # (K, D) float, where the codes lie: centred, mean squared length 1
 
     @abc.abstractmethod

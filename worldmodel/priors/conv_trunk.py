@@ -1,4 +1,4 @@
-"""A trunk of convolutions over the last few code grids, with attention over time for what lies further back."""
+"""A trunk of convolutions over the last few code grids, conditioned on the actions between them."""
 
 from __future__ import annotations
 

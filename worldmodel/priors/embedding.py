@@ -32,3 +32,12 @@ class CodeEmbedding(nn.Module):
 
     def forward(self, codes: Tensor) -> Tensor:
         return nn.functional.embedding(codes + 1, self.table)
+
+
+def classifier(codebook: Tensor, width: int) -> nn.Linear:
+    """width → K logits that start with the geometry of the codebook: what is near in pixels starts out as likely."""
+    layer = nn.Linear(width, len(codebook))
+    layer.weight.data.copy_(0.04 * project(codebook, width))
+    nn.init.zeros_(layer.bias)
+    layer.keep_adam = True  # type: ignore[assignment]
+    return layer

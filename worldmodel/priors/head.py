@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.priors.base import Head, grid_size
-from worldmodel.priors.embedding import CodeEmbedding, centred, project
+from worldmodel.priors.embedding import CodeEmbedding, centred, classifier
 from worldmodel.priors.order import make_order
 
 
@@ -60,12 +60,14 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class TransformerHead(Head):
-    """Position i reads its context and its earlier neighbours, and attends to all positions before it.
+    """Position i reads its context, its earlier neighbours and the code just before, and attends to all before it.
+
+    So every key tells of the code just before its position, and attention hears of every earlier code.
 
     Args:
         grid: shape of a grid. codebook: (K, D). context_width: of the trunk's vectors.
         width, blocks, heads: of the transformer. embed: width of an embedded code.
-        order: ``checkerboard`` or ``raster``, see :mod:`worldmodel.priors.order`.
+        order: see :mod:`worldmodel.priors.order`.
     """
 
     def __init__(
@@ -81,9 +83,9 @@ class TransformerHead(Head):
     ):
         super().__init__()
         positions = grid_size(grid)
-        self.positions = positions
+        self.positions, self.groups = positions, [1] * positions
         self.embed = CodeEmbedding(codebook, embed)
-        places, self.stages, neighbours = make_order(order, grid)
+        places, self.stages, neighbours = make_order(order, grid, chained=True)
         self.register_buffer("order", places, persistent=False)
         self.register_buffer("neighbours", neighbours, persistent=False)
         self.register_buffer("vectors", centred(codebook), persistent=False)
@@ -93,17 +95,8 @@ class TransformerHead(Head):
         self.position = nn.Parameter(torch.randn(positions, width) * 0.02)
         self.blocks = nn.ModuleList(HeadBlock(width, heads) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
-        self.logits = self._classifier(codebook, width)
-        self.guess = nn.Sequential(nn.Linear(context_width, width), nn.SiLU(), self._classifier(codebook, width))
-
-    @staticmethod
-    def _classifier(codebook: Tensor, width: int) -> nn.Linear:
-        """Logits that start with the geometry of the codebook: what is near in pixels starts out as likely."""
-        layer = nn.Linear(width, len(codebook))
-        layer.weight.data.copy_(0.04 * project(codebook, width))
-        nn.init.zeros_(layer.bias)
-        layer.keep_adam = True  # type: ignore[assignment]
-        return layer
+        self.logits = classifier(codebook, width)
+        self.guess = nn.Sequential(nn.Linear(context_width, width), nn.SiLU(), classifier(codebook, width))
 
     order: Tensor
     neighbours: Tensor

@@ -38,7 +38,7 @@ from worldmodel.priors.graphs import GraphCache
 
 TIE = {torch.float64: 1e-9, torch.float32: 5e-5, torch.bfloat16: 0.0, torch.float16: 0.0}
 GRAPHS = GraphCache()
-PREDICTIVE_BATCH = 4  # up to this batch the predictive sampler is the faster one on a CPU
+PAYS_OFF = 15  # ancestral passes a trajectory from which on the predictive sampler is the faster one on a CPU
 
 
 class Sampler(abc.ABC):
@@ -62,24 +62,21 @@ class Sampler(abc.ABC):
 
         One pass is one evaluation of the head, of one position or of many.
         """
-        forecast = head.forecast(contexts)
-        noise = self.noise(forecast, generator)
-        codes, passes, ambiguous = self.run(head, contexts, forecast, noise)
+        noise = self.noise((*contexts.shape[:2], len(head.vectors)), contexts, generator)
+        codes, passes, ambiguous = self.run(head, contexts, noise)
         self.settle(head, contexts, noise, codes, ambiguous)
         return codes, passes
 
     @abc.abstractmethod
-    def run(
-        self, head: Head, contexts: Tensor, forecast: Tensor, noise: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def run(self, head: Head, contexts: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """→ codes (B, N), mean passes (), and which positions were near ties (B, N) bool."""
 
-    def noise(self, like: Tensor, generator: torch.Generator | None) -> Tensor | None:
-        """Gumbel noise of the shape of ``like`` (B, N, K); none is needed at temperature 0."""
+    def noise(self, shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor | None:
+        """Gumbel noise of a shape (B, N, K), on the device and of the type of ``like``; none at temperature 0."""
         if self.temperature == 0:
             return None
         device = generator.device if generator is not None else like.device
-        uniform = torch.rand(like.shape, generator=generator, device=device, dtype=torch.float32)
+        uniform = torch.rand(shape, generator=generator, device=device, dtype=torch.float32)
         return uniform.clamp_(1e-20, 1 - 6e-8).log_().neg_().log_().neg_().to(like)
 
     def scores(self, logits: Tensor, noise: Tensor | None, vectors: Tensor) -> Tensor:
@@ -88,7 +85,7 @@ class Sampler(abc.ABC):
             least = logits.topk(self.top_k, -1).values[..., -1:]
             logits = logits.masked_fill(logits < least, float("-inf"))
         if noise is not None:
-            return noise + logits / self.temperature
+            return torch.add(noise, logits, alpha=1 / self.temperature)
         vectors = vectors.to(logits.dtype)
         expected = logits.softmax(-1) @ vectors
         return expected @ vectors.T - vectors.square().sum(-1) / 2
@@ -96,13 +93,16 @@ class Sampler(abc.ABC):
     def choose(self, logits: Tensor, noise: Tensor | None, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """→ codes (...) and near ties (...) bool."""
         tie = TIE[logits.dtype] * max(1.0, 1 / (self.temperature or 1.0))
-        values, indices = self.scores(logits, noise, vectors).topk(2, -1)
-        near = values[..., 0] - values[..., 1] < tie
+        scores = self.scores(logits, noise, vectors)
+        best, codes = scores.max(-1)
+        # The second best by a second maximum: several times faster than sorting by topk.
+        second = scores.scatter_(-1, codes[..., None], float("-inf")).amax(-1)
+        near = best - second < tie
         if self.top_k is not None and self.top_k < logits.shape[-1]:
             # Which codes are the k best may be a near tie, too.
             edge = logits.topk(self.top_k + 1, -1).values
             near |= edge[..., -2] - edge[..., -1] < tie
-        return indices[..., 0], near
+        return codes, near
 
     def settle(self, head: Head, contexts: Tensor, noise: Tensor | None, codes: Tensor, ambiguous: Tensor) -> None:
         """Decide near ties anew, in place, in an order of summation that no sampler changes: row by row, whole grids.
@@ -120,30 +120,37 @@ class Sampler(abc.ABC):
 
 
 class Ancestral(Sampler):
-    """One position after the other, with cached keys and values: the fewest operations, N steps in a row.
+    """One position after the other, with what is known of those before kept in the head's state: the fewest operations.
 
-    On a GPU the whole row of steps is one CUDA graph.
+    Positions that do not look at each other (the head's groups) are drawn in one pass, unless ``together`` is false.
+    On a GPU the whole row of passes is one CUDA graph.
     """
 
-    def run(
-        self, head: Head, contexts: Tensor, forecast: Tensor, noise: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def __init__(self, temperature: float = 1.0, top_k: int | None = None, together: bool = True):
+        super().__init__(temperature, top_k)
+        self.together = together
+
+    def run(self, head: Head, contexts: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        groups = head.groups if self.together else [1] * contexts.shape[1]
+
         def walk(contexts: Tensor, *noise: Tensor) -> tuple[Tensor, Tensor]:
             codes = torch.zeros(contexts.shape[:2], dtype=torch.int64, device=contexts.device)
             ambiguous = torch.zeros_like(codes, dtype=torch.bool)
-            state = head.begin(contexts)
-            for i in range(codes.shape[1]):
-                logits = head.extend(state, codes, i, i + 1)[:, 0]
-                drawn = self.choose(logits, noise[0][:, i] if noise else None, head.vectors)
-                codes[:, i], ambiguous[:, i] = drawn
+            state, start = head.begin(contexts), 0
+            for size in groups:
+                now = slice(start, start + size)
+                logits = head.extend(state, codes, now.start, now.stop)
+                drawn = self.choose(logits, noise[0][:, now] if noise else None, head.vectors)
+                codes[:, now], ambiguous[:, now] = drawn
+                start += size
             return codes, ambiguous
 
         inputs = (contexts,) if noise is None else (contexts, noise)
         if contexts.device.type == "cuda":
-            codes, ambiguous = GRAPHS.call(head, (self.temperature, self.top_k), walk, *inputs)
+            codes, ambiguous = GRAPHS.call(head, (self.temperature, self.top_k, self.together), walk, *inputs)
         else:
             codes, ambiguous = walk(*inputs)
-        return codes, torch.tensor(float(contexts.shape[1])), ambiguous
+        return codes, torch.tensor(float(len(groups))), ambiguous
 
 
 class Predictive(Sampler):
@@ -152,11 +159,9 @@ class Predictive(Sampler):
     A pass computes only what lies behind the prefix that every row has verified; converged rows leave the batch.
     """
 
-    def run(
-        self, head: Head, contexts: Tensor, forecast: Tensor, noise: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def run(self, head: Head, contexts: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         batch, positions = contexts.shape[:2]
-        codes = self.scores(forecast, noise, head.vectors).argmax(-1)
+        codes = self.scores(head.forecast(contexts), noise, head.vectors).argmax(-1)
         result, ambiguous = torch.empty_like(codes), torch.zeros_like(codes, dtype=torch.bool)
         rows = torch.arange(batch, device=codes.device)
         state = head.begin(contexts)
@@ -191,11 +196,9 @@ class Automatic(Sampler):
         super().__init__(temperature, top_k)
         self.few, self.many = Predictive(temperature, top_k), Ancestral(temperature, top_k)
 
-    def run(
-        self, head: Head, contexts: Tensor, forecast: Tensor, noise: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        chosen = self.few if contexts.device.type == "cpu" and len(contexts) <= PREDICTIVE_BATCH else self.many
-        return chosen.run(head, contexts, forecast, noise)
+    def run(self, head: Head, contexts: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        pays_off = contexts.device.type == "cpu" and len(head.groups) >= PAYS_OFF * len(contexts)
+        return (self.few if pays_off else self.many).run(head, contexts, noise)
 
 
 SAMPLERS: dict[str, type[Sampler]] = {"auto": Automatic, "ancestral": Ancestral, "predictive": Predictive}
