@@ -42,9 +42,10 @@ def test_every_figure_is_there(data: Path, tmp_path: Path, capsys: pytest.Captur
     whats = {
         "tokenizer": {"encode", "decode"},
         "imagination": {
-            *(f"{sampler}, {what}" for sampler in ("ancestral", "predictive") for what in
+            *(f"{sampler}, {what}" for sampler in ("one by one", "ancestral", "predictive") for what in
               ("codes alone", "with decoding")),
-            "predictive / ancestral", "predictive, passes a frame",
+            *(f"one by one / predictive, {what}" for what in ("whole frames", "sampler")),
+            *(f"{sampler}, passes a frame" for sampler in ("ancestral", "predictive")),
         },
     }  # fmt: skip
     for name, wanted in whats.items():
