@@ -12,6 +12,8 @@ from torch import Tensor
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError, DataError
 
+LOOKS = 8  # random places that are looked at before one is chosen
+
 
 @dataclasses.dataclass(frozen=True)
 class Place:
@@ -91,14 +93,22 @@ def check_place(store: EpisodeStore, place: Place, context: int, behind: int) ->
 def random_place(store: EpisodeStore, context: int, behind: int, wanted: int, rng: np.random.Generator) -> Place:
     """A place with ``context`` frames and then at least ``behind`` steps, ``wanted`` where an episode has so many.
 
-    Held-out episodes come first; where none of them is long enough any episode will do. Raises :class:`DataError` when
-    no episode is.
+    Held-out episodes come first; where none of them is long enough any episode will do. Of ``LOOKS`` random places the
+    one whose last seen frame varies most over the picture is taken: a wall in the face tells nobody where he is. Raises
+    :class:`DataError` when no episode is long enough.
     """
     room = store.lengths + 1 - context  # (E,) steps that follow the first frames of each episode
     for episodes in (store.split("held_out"), store.split("train")):
         for steps in (wanted, behind):
             choices = episodes[room[episodes] >= steps]
             if len(choices):
-                index = int(rng.choice(choices))
-                return Place(index, int(rng.integers(room[index] - steps + 1)))
+                drawn = [int(index) for index in rng.choice(choices, LOOKS)]
+                places = [Place(index, int(rng.integers(room[index] - steps + 1))) for index in drawn]
+                return max(places, key=lambda place: _variety(store, place.episode, place.first + context - 1))
     raise DataError(f"no episode in {store.path} has {context + behind} frames; give a smaller --context")
+
+
+def _variety(store: EpisodeStore, episode: int, frame: int) -> float:
+    """Variance of a frame over its places, in squared levels, channels added up."""
+    picture = store.read(episode, frame, frame + 1)[0][0]
+    return float(picture.reshape(len(picture), -1).var(1).sum())
