@@ -82,11 +82,17 @@ def _checkerboard(board: list[Cell]) -> list[Stage]:
 def _quincunx(board: list[Cell]) -> list[Stage]:
     coarse = [cell for cell in board if cell[0] % 2 == 0 and cell[1] % 2 == 0]
     middle = [cell for cell in board if cell[0] % 2 == 1 and cell[1] % 2 == 1]
-    fine = [cell for cell in board if sum(cell) % 2 == 1]
+    early = [cell for cell in middle if (cell[0] // 2 + cell[1] // 2) % 2 == 0]
+    late = [cell for cell in middle if (cell[0] // 2 + cell[1] // 2) % 2 == 1]
+    across = [cell for cell in board if cell[0] % 2 == 0 and cell[1] % 2 == 1]
+    down = [cell for cell in board if cell[0] % 2 == 1 and cell[1] % 2 == 0]
+    diagonal, straight = [(-1, -1), (-1, 1), (1, -1), (1, 1)], [(-1, 0), (0, -1), (0, 1), (1, 0)]
     return [
         (coarse, [(-2, -2), (-2, 0), (-2, 2), (0, -2), (-4, 0), (0, -4), (-4, -2), (-4, 2)]),
-        (middle, [(-1, -1), (-1, 1), (1, -1), (1, 1), (-1, -3), (-1, 3), (1, -3), (1, 3)]),
-        (fine, [(-1, 0), (0, -1), (0, 1), (1, 0), (-1, -2), (-1, 2), (1, -2), (1, 2)]),
+        (early, [*diagonal, (-1, -3), (-1, 3), (1, -3), (1, 3)]),
+        (late, [*diagonal, (-2, 0), (0, -2), (0, 2), (2, 0)]),
+        (across, [*straight, (-1, -2), (-1, 2), (1, -2), (1, 2)]),
+        (down, [*straight, *diagonal]),
     ]
 
 
