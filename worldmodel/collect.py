@@ -24,6 +24,7 @@ from worldmodel.data.recorder import ActionSource, FrameSource, Order
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError, WorldModelError
 from worldmodel.interrupts import deferred
+from worldmodel.settings import RULES, SEED
 
 DESCRIPTION = """\
 Play an environment with an explorer and record what it sees, in several processes.
@@ -81,10 +82,9 @@ def collect(
     Raises :class:`ConfigError` for numbers below their minimum, :class:`EnvError` when the environment keeps failing,
     OSError when the disk is full, KeyboardInterrupt after keeping what was half recorded.
     """
-    least = {"steps": (steps, 1), "workers": (workers, 1), "longest": (longest, 1), "seed": (seed, 0)}
-    for name, (value, minimum) in least.items():
-        if value < minimum:
-            raise ConfigError(f"{name} is {value}; it must be at least {minimum}")
+    SEED.check("seed", seed)
+    for name, value in {"steps": steps, "workers": workers, "longest": longest, "timeout": timeout}.items():
+        RULES[f"collect.{name}"].check(name, value)
     tally = _Tally(store, steps)
     order = Order(make_env, explorer, steps, longest, (seed, store.next_number))
     with deferred() as stopped, _progress(progress) as bar, RecorderPool(order, workers, timeout) as pool:

@@ -48,6 +48,7 @@ from worldmodel.run import (
     save_config,
     save_weights,
 )
+from worldmodel.settings import STAGE
 from worldmodel.tokenizers import Tokenizer
 from worldmodel.training import hooks as watch
 from worldmodel.training.base import Hook, Objective
@@ -292,10 +293,9 @@ def plot_metrics(folder: Path) -> None:
 def run(args: argparse.Namespace, config: DictConfig) -> None:
     """The command, behind the parsing."""
     stages = list(STAGES) if args.stage == "all" else [args.stage]
-    if args.steps is not None and args.steps < 1:
-        raise ConfigError(f"--steps is {args.steps}; it must be at least 1")
-    if args.minutes is not None and not 0 < args.minutes < math.inf:
-        raise ConfigError(f"--minutes is {args.minutes:g}; it must be positive")
+    for flag, value, rule in (("--steps", args.steps, "steps"), ("--minutes", args.minutes, "max_seconds")):
+        if value is not None:
+            STAGE[rule].check(flag, value)
     for stage in stages:
         if args.steps is not None:
             config.training[stage].steps = args.steps

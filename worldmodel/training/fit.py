@@ -19,6 +19,7 @@ from torch import Tensor
 from worldmodel.errors import ConfigError, RunError
 from worldmodel.interrupts import deferred
 from worldmodel.nn.precision import cast, resolve_precision
+from worldmodel.settings import SEED, STAGE, Choice
 from worldmodel.training.base import Hook, Objective
 from worldmodel.training.checkpoint import check_fit, load_tensors, save_tensors
 from worldmodel.training.optim import MasterOptimizer, WeightAverage, learning_rate_factor
@@ -51,13 +52,11 @@ class FitSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "log_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("max_seconds", "learning_rate", "clip"):
-            value = getattr(self, name)
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                raise ConfigError(f"{name} is {value}; it must be positive")
+        for name, rule in STAGE.items():
+            # What decay and precision there are is known to those who compute with them.
+            if hasattr(self, name) and not isinstance(rule, Choice):
+                rule.check(name, getattr(self, name))
+        SEED.check("seed", self.seed)
 
 
 @dataclasses.dataclass(frozen=True)
