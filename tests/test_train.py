@@ -182,7 +182,8 @@ def test_an_unfinished_run_accepts_another_budget(data: Path, tmp_path: Path, mo
 
 def test_prior_needs_a_tokenizer(data: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"tokenizer\.safetensors is missing"):
-        train(settings(data, tmp_path), "prior")
+        train(settings(data, tmp_path / "runs"), "prior")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_no_data_names_the_remedy(tmp_path: Path) -> None:
@@ -222,6 +223,45 @@ def test_weight_of_a_missing_term_names_the_terms(data: Path, tmp_path: Path) ->
 def test_settings_of_the_wrong_kind_are_one_line(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"training\.prior"):
         fit_settings(settings(data, tmp_path, training__prior__steps="many"), "prior")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokenizer__quantizer__update": "magic"}, "unknown update 'magic'"),
+        ({"tokenizer__widths": [8] * 5}, "cannot be halved 5 times"),
+        ({"tokenizer__flavour": 1}, "cannot build the tokenizer: .*flavour"),
+        ({"prior__head__heads": 3}, "the prior does not work with these settings: "),
+        ({"prior__head__order": "spiral"}, "unknown order 'spiral'"),
+        ({"training__prior__length": 1}, "prior.length is 1; it must be above prior.context, which is 1"),
+        ({"training__prior__weights": {"perceptual": 1}}, "'perceptual'; the terms are codes, "),
+        ({"training__prior__steps": "many"}, "training.prior.steps is 'many'; it must be a whole number"),
+        ({"training__prior__precision": "fp7"}, "unknown precision 'fp7'"),
+        ({"training__prior__decay": "step"}, "unknown decay 'step'"),
+    ],
+)
+def test_what_does_not_work_is_told_before_anything_is_trained_or_written(
+    changes: dict, message: str, data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train(settings(data, tmp_path / "runs", **changes))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_goes_on_when_an_episode_more_or_less_changes_the_window_of_its_metrics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with EpisodeStore.writer(tmp_path / "data", SPEC) as store:
+        for seed in range(6):
+            store.append(record(seed))
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, "tokenizer", 4)
+        with pytest.raises(KeyboardInterrupt):
+            train(settings(tmp_path / "data", tmp_path), "tokenizer")
+    with EpisodeStore.writer(tmp_path / "data", SPEC) as store:
+        store.append(record(6))
+    folder = train(settings(tmp_path / "data", tmp_path), "tokenizer")
+    assert load_tensors(folder / "tokenizer.safetensors", "")[1]["steps"] == 30
 
 
 def test_essence_leaves_out_budgets_and_machines(data: Path, tmp_path: Path) -> None:

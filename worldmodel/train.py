@@ -30,7 +30,8 @@ from worldmodel.cli import one_line, run_entry_point
 from worldmodel.data.codes import CodeStore, encode_store
 from worldmodel.data.store import EpisodeStore, Split
 from worldmodel.data.windows import Windows
-from worldmodel.errors import ConfigError, DataError, WorldModelError
+from worldmodel.errors import ConfigError, DataError, RunError, WorldModelError
+from worldmodel.nn.precision import resolve_precision
 from worldmodel.run import (
     CODES,
     METRICS,
@@ -48,12 +49,13 @@ from worldmodel.run import (
     save_config,
     save_weights,
 )
-from worldmodel.settings import STAGE
+from worldmodel.settings import STAGE, check_length
 from worldmodel.tokenizers import Tokenizer
 from worldmodel.training import hooks as watch
 from worldmodel.training.base import Hook, Objective
-from worldmodel.training.fit import Batches, FitSettings, fit, step_seed
+from worldmodel.training.fit import Batches, FitSettings, fit, step_seed, weighted_sum
 from worldmodel.training.objectives import PriorObjective, TokenizerObjective
+from worldmodel.training.optim import learning_rate_factor
 from worldmodel.types import Segment, Spec
 
 DESCRIPTION = """\
@@ -89,6 +91,7 @@ def train(config: DictConfig, stage: str = "all") -> Path:
     stages = list(STAGES) if stage == "all" else [stage]
     store = open_store(config)
     fabric = make_fabric(config)
+    rehearse(fabric, config, store.spec)
     fabric.launch()
     folder = Path(fabric.broadcast(str(choose_run(config, store.spec, stages)) if fabric.is_global_zero else ""))
     say(fabric, f"run {folder.name}")
@@ -125,6 +128,38 @@ def make_fabric(config: DictConfig) -> Fabric:
     return Fabric(accelerator=device.type, devices=devices, num_nodes=everywhere // here, strategy=strategy)
 
 
+def rehearse(fabric: Fabric, config: DictConfig, spec: Spec) -> None:
+    """Builds both models and asks each for the losses of one window, so that what does not work is told at once.
+
+    Neither the whole training of the tokenizer nor the folder of a run should come before a slip in the settings of
+    the prior. Raises :class:`ConfigError`.
+    """
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        tokenizer = build_tokenizer(config, spec)
+        prior = build_prior(config, spec, tokenizer)
+        check_length(config.training.prior.length, prior.context)
+        for stage, objective in (("tokenizer", TokenizerObjective(tokenizer)), ("prior", PriorObjective(prior))):
+            settings = fit_settings(config, stage)
+            resolve_precision(settings.precision, fabric.device)
+            learning_rate_factor(0, 0.0, settings.warmup_steps, settings.decay)
+            steps = (1, 1 if stage == "tokenizer" else prior.context + 1)
+            nothing = torch.zeros(steps, dtype=torch.bool)
+            window = Segment(
+                actions=torch.zeros(steps, dtype=torch.int64),
+                rewards=torch.zeros(steps),
+                terminated=nothing,
+                truncated=nothing,
+                valid=~nothing,
+                frames=torch.zeros((*steps, *spec.frame_shape), dtype=torch.uint8) if stage == "tokenizer" else None,
+                codes=torch.zeros((*steps, *tokenizer.grid), dtype=torch.int64) if stage == "prior" else None,
+            )
+            try:
+                losses = objective.eval()(window, torch.Generator())
+            except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError) as error:
+                raise ConfigError(f"the {stage} does not work with these settings: {one_line(error)}") from error
+            weighted_sum(losses.terms, settings.weights)
+
+
 def say(fabric: Fabric, text: str) -> None:
     """One line, from one process."""
     if fabric.is_global_zero:
@@ -133,28 +168,41 @@ def say(fabric: Fabric, text: str) -> None:
 
 def choose_run(config: DictConfig, spec: Spec, stages: Sequence[str]) -> Path:
     """The run to go on with, or a new one. A run goes on under the settings it was started with, budgets aside."""
-    runs = Path(config.runs)
-    known = list_runs(runs)
-    if config.run is not None:
-        if config.run not in known:
-            return new_run(config, spec)
-        folder = find_run(runs, config.run)
-        if difference := compare(config, spec, folder):
-            raise ConfigError(f"the run {config.run!r} was started with other settings ({difference}); choose another "
-                              "name with run=…, or the settings it was started with")  # fmt: skip
-    else:
-        if not known:
-            return new_run(config, spec)
-        folder = find_run(runs)
-        difference = compare(config, spec, folder)
-        finished = all((folder / STAGES[name]).is_file() for name in stages)
-        if difference or (finished and budgets(config) != budgets(load_config(folder))):
-            return new_run(config, spec)
+    folder = run_to_go_on_with(config, spec, stages)
+    if "tokenizer" not in stages and (folder is None or not (folder / TOKENIZER).is_file()):
+        raise RunError(f"{(folder or Path(config.runs, 'a new run')) / TOKENIZER} is missing, which the prior is "
+                       "built on; train it first: --stage tokenizer, or no --stage at all")  # fmt: skip
+    if folder is None:
+        return new_run(config, spec)
     kept = load_config(folder)
     # The budgets of this session are part of the run's history; its name and folder are facts of the file system.
     merged = OmegaConf.merge(kept, {"training": OmegaConf.to_container(config.training)})
     assert isinstance(merged, DictConfig)
     save_config(folder, merged)
+    return folder
+
+
+def run_to_go_on_with(config: DictConfig, spec: Spec, stages: Sequence[str]) -> Path | None:
+    """The run that is named, or the latest if it has these settings and is not finished; None: there is none.
+
+    Raises :class:`ConfigError` when the one that is named has other settings.
+    """
+    runs = Path(config.runs)
+    known = list_runs(runs)
+    if config.run is not None:
+        if config.run not in known:
+            return None
+        folder = find_run(runs, config.run)
+        if difference := compare(config, spec, folder):
+            raise ConfigError(f"the run {config.run!r} was started with other settings ({difference}); choose another "
+                              "name with run=…, or the settings it was started with")  # fmt: skip
+        return folder
+    if not known:
+        return None
+    folder = find_run(runs)
+    finished = all((folder / STAGES[name]).is_file() for name in stages)
+    if compare(config, spec, folder) or (finished and budgets(config) != budgets(load_config(folder))):
+        return None
     return folder
 
 
@@ -194,9 +242,11 @@ def fit_settings(config: DictConfig, stage: str) -> FitSettings:
     assert isinstance(node, dict)
     names = {field.name for field in dataclasses.fields(FitSettings)}
     try:
-        return FitSettings(**{str(k): v for k, v in node.items() if k in names}, seed=int(config.seed))
-    except (TypeError, ValueError) as error:
+        return FitSettings(**{str(k): v for k, v in node.items() if k in names}, seed=config.seed)
+    except TypeError as error:
         raise ConfigError(f"training.{stage} cannot be read: {error}") from error
+    except ConfigError as error:
+        raise ConfigError(f"training.{stage}.{error}") from error
 
 
 def make_batches(sample: Callable[[int, torch.Generator], Segment], size: int, seed: int, rank: int) -> Batches:

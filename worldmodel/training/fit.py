@@ -222,8 +222,12 @@ class Fit:
         """Goes on from a checkpoint. All processes read the file: nodes must share the folder of the runs."""
         remedy = "remove it to train this stage again, or start another run with run=name"
         tensors, meta = load_tensors(path, remedy)
+        own = self._tensors()
+        counters = [f"buffer.{name}" for name in self.objective.counters]
+        if any(name in tensors and tensors[name].shape != own[name].shape for name in counters):
+            tensors.update({name: own[name] for name in counters})
         optional = ("moment1.", "moment2.", "updates.", "momentum.")  # only of parameters that ever had a gradient
-        expected = {n: t for n, t in self._tensors().items() if not n.startswith(optional)}
+        expected = {n: t for n, t in own.items() if not n.startswith(optional)}
         check_fit(path, {n: t for n, t in tensors.items() if not n.startswith(optional)}, expected, remedy)
         self.optimizer.load(tensors)
         self.average.load(tensors)
