@@ -271,6 +271,41 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert code == 2 and message in errors and errors.count("\n") == 1 and errors.startswith("error: ")
 
 
+def test_appending_sets_a_damaged_episode_aside(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "tiny.py").write_text(TINY)
+    argv = [f"data={tmp_path / 'data'}", "env=gym", "env.id=tiny:Tiny-v0", "env.size=16", "collect.workers=1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        assert collect_module.main([*argv, "--steps", "30"]) == 0
+        with open(tmp_path / "data" / "shard-00000.frames", "r+b") as file:
+            file.seek(11 * 3 * 16 * 16)
+            file.write(b"garbage")
+        assert collect_module.main([*argv, "--steps", "10"]) == 0
+    assert "now       30 steps in 3 episodes" in capsys.readouterr().out
+    assert caplog.text.count("left out") == 1 and "episode 1 in" in caplog.text
+    assert [entry.episode for entry in EpisodeStore.open(tmp_path / "data").entries] == [0, 2, 3]
+
+
+TINY = """
+import gymnasium, numpy as np
+from gymnasium.spaces import Box, Discrete
+
+class Tiny(gymnasium.Env):
+    observation_space = Box(0, 255, (16, 16, 3), np.uint8)
+    action_space = Discrete(2)
+    def reset(self, *, seed=None, options=None):
+        self.steps = 0
+        return self.observation_space.sample(), {}
+    def step(self, action):
+        self.steps += 1
+        return self.observation_space.sample(), 0.0, self.steps == 10, False, {}
+
+gymnasium.register("Tiny-v0", Tiny)
+"""
+
+
 def test_data_of_another_environment_is_not_mixed_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     EpisodeStore.writer(tmp_path, SPEC).close()
     argv = [f"data={tmp_path}", "--steps", "5"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from worldmodel import train as train_module
+from worldmodel.data.codes import encode_store
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError, DataError, RunError
 from worldmodel.run import load_prior, load_tokenizer
@@ -194,6 +196,26 @@ def test_no_data_names_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no finished episode yet; collect some: python -m worldmodel\.collect"):
         train(settings(tmp_path / "empty", tmp_path / "runs"))
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_damaged_episode_is_named_once_set_aside_and_skipped(
+    finished: Path, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = EpisodeStore.open(shutil.copytree(data, tmp_path / "data"))
+    lost = store.entries[store.split("train")[2]]
+    with open(store.path / "shard-00000.frames", "r+b") as file:
+        file.seek((lost.offset + 3) * 3 * 16 * 24)
+        file.write(b"garbage")
+    shutil.copytree(finished, tmp_path / "runs" / "square-1")
+    (tmp_path / "runs" / "square-1" / "prior.safetensors").unlink()
+    (tmp_path / "runs" / "square-1" / "checkpoints" / "prior.safetensors").unlink()
+    folder = train(settings(store.path, tmp_path / "runs"))
+    assert folder.name == "square-1" and (folder / "prior.safetensors").is_file()
+    assert caplog.text.count("left out") == 1 and f"episode {lost.episode} in" in caplog.text
+    left = EpisodeStore.open(store.path)
+    assert lost not in left.entries and len(left) == 10
+    codes = encode_store(left, load_tokenizer(folder), folder / "codes", progress=lambda done, of: pytest.fail("new"))
+    assert len(codes.codes) == (left.lengths + 1).sum()
 
 
 def test_damaged_checkpoint_is_named(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

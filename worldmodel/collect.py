@@ -197,6 +197,7 @@ def record(args: argparse.Namespace, config: DictConfig) -> None:
     explorer = build(OmegaConf.to_container(config.explorer, resolve=True))  # type: ignore[arg-type]
     settings = config.collect
     with EpisodeStore.writer(Path(str(config.data)), spec) as store:
+        store.verify()
         result = collect(
             store,
             make_env,

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import logging
 import math
 import os
 import sys
@@ -108,8 +109,11 @@ def train(config: DictConfig, stage: str = "all") -> Path:
 
 
 def open_store(config: DictConfig) -> EpisodeStore:
-    """The recorded episodes. Raises :class:`DataError` when there are none to train on."""
+    """The recorded episodes, without the damaged ones. Raises :class:`DataError` when there are none to train on."""
+    if int(os.environ.get("RANK", 0)):
+        logging.getLogger("worldmodel.data").setLevel(logging.ERROR)  # the first process names what is damaged
     store = EpisodeStore.open(config.data)
+    store.verify()  # batches are read too fast to be checked
     if not len(store.split("train")):
         raise DataError(f"{config.data} holds no finished episode yet; collect some: python -m worldmodel.collect")
     return store

@@ -59,13 +59,16 @@ class Spec:
         """Inverse of :meth:`to_json`. Raises :class:`DataError` when the text is not a Spec."""
         try:
             raw = json.loads(text)
-            return cls(
+            spec = cls(
                 env_id=str(raw["env_id"]),
                 frame_shape=tuple(int(n) for n in raw["frame_shape"]),
                 action_names=tuple(str(name) for name in raw["action_names"]),
                 rate=float(raw["rate"]),
                 env_kwargs=dict(raw.get("env_kwargs", {})),
             )
+            if len(spec.frame_shape) < 2 or min(spec.frame_shape) < 1 or not spec.action_names or not spec.rate > 0:
+                raise ValueError(f"{spec.frame_shape}, {len(spec.action_names)} actions, {spec.rate} frames a second")
+            return spec
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"not a data specification: {error!r}") from error
 

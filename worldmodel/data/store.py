@@ -25,6 +25,7 @@ import json
 import logging
 import os
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal
@@ -58,7 +59,7 @@ class EpisodeStore:
         self.damaged: list[str] = []  # what this object left out, one line each
         self._lock = lock
         self._maps: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        self._sound: set[int] = set()  # episode numbers whose checksum was found right
+        self._sound: set[Entry] = set()  # whose checksum was found right
         self._load()
 
     @classmethod
@@ -137,12 +138,12 @@ class EpisodeStore:
             raise DataError(f"there is no episode {index} in {self.path}; it holds 0 to {len(self) - 1}")
         entry = self.entries[index]
         frames, records = self.read(index, 0, entry.length + 1)
-        if entry.episode not in self._sound:
+        if entry not in self._sound:
             if _checksum(frames, records) != entry.crc:
                 raise DataError(
                     f"{self._describe(entry)} is damaged (wrong checksum); EpisodeStore.verify sets it aside"
                 )
-            self._sound.add(entry.episode)
+            self._sound.add(entry)
         return Episode(
             frames=frames,
             actions=records["action"][1:].astype(np.int64),
@@ -196,14 +197,16 @@ class EpisodeStore:
         self._next_number += 1
         return len(self) - 1
 
-    def verify(self) -> list[str]:
-        """Check every size and checksum; set damaged episodes aside. Returns a line for each, none if all is well.
+    def verify(self, indices: Sequence[int] | None = None) -> list[str]:
+        """Check sizes and checksums, of all episodes or of some; set the damaged ones aside.
 
-        The indices of the episodes behind a damaged one move up.
+        Returns a line for each, none if all is well. The indices of the episodes behind a damaged one move up. It reads
+        at the speed of the disk; commands that go through a whole store do so first.
         """
         found: dict[Entry, str] = {}
-        self._sound.clear()
-        for index, entry in enumerate(self.entries):
+        for index in range(len(self)) if indices is None else indices:
+            entry = self.entries[index]
+            self._sound.discard(entry)
             if reason := self._missing(entry):
                 found[entry] = reason
                 continue
@@ -313,7 +316,10 @@ def _read_spec(path: Path) -> Spec:
     try:
         return Spec.from_json(file.read_text())
     except (DataError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} is damaged: {error}") from error
+        raise DataError(
+            f"{file} is damaged: {error}; remove it and run python -m worldmodel.collect data={path} with the env=… "
+            "that recorded the episodes: it is written again, and they are kept"
+        ) from error
 
 
 def _check_same(path: Path, there: Spec, wanted: Spec) -> None:
