@@ -17,6 +17,7 @@ from worldmodel import train as train_module
 from worldmodel.data.codes import encode_store
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError, DataError, RunError
+from worldmodel.rollout import WorldModel
 from worldmodel.run import load_prior, load_tokenizer
 from worldmodel.train import essence, fit_settings, main, make_batches, train
 from worldmodel.training.checkpoint import load_tensors
@@ -216,6 +217,41 @@ def test_a_damaged_episode_is_named_once_set_aside_and_skipped(
     assert lost not in left.entries and len(left) == 10
     codes = encode_store(left, load_tokenizer(folder), folder / "codes", progress=lambda done, of: pytest.fail("new"))
     assert len(codes.codes) == (left.lengths + 1).sum()
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+@pytest.mark.parametrize("name", ["tokenizer.safetensors", "prior.safetensors"])
+def test_damaged_weights_come_back_from_the_checkpoint(
+    name: str, damage: str, finished: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = shutil.copytree(finished, tmp_path / "square-1") / name
+    whole, before = path.read_bytes(), load_tensors(finished / name, "")[0]
+    path.write_bytes(whole[:-9] if damage == "cut" else whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+    for use in (lambda: train(settings(data, tmp_path)), lambda: WorldModel.load(path.parent, device="cpu")):
+        with pytest.raises(RunError, match=rf"{name} is damaged .*; remove it and go on training, from the last") as e:
+            use()
+    assert "run=square-1" in str(e.value) and "\n" not in str(e.value)
+    path.unlink()
+    assert train(settings(data, tmp_path)) == path.parent
+    after = load_tensors(path, "")[0]
+    assert all(torch.equal(after[key], before[key]) for key in before)
+    assert "going on at step 30" in capsys.readouterr().out
+
+
+def test_a_tokenizer_is_not_trained_anew_for_a_prior_of_other_codes(finished: Path, data: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished, tmp_path / "square-1")
+    (folder / "checkpoints" / "tokenizer.safetensors").unlink()
+    with open(folder / "tokenizer.safetensors", "r+b") as file:
+        file.write(b"garbage")
+    with pytest.raises(RunError, match=r"no checkpoint of it; remove it and \S*square-1/prior\.safetensors and ") as e:
+        train(settings(data, tmp_path))
+    (folder / "tokenizer.safetensors").unlink()
+    with pytest.raises(RunError, match=r"prior\.safetensors was trained on the codes of .*remove the prior too"):
+        train(settings(data, tmp_path))
+    for name in ("prior.safetensors", "checkpoints/prior.safetensors"):
+        assert name in str(e.value)
+        (folder / name).unlink()
+    assert train(settings(data, tmp_path)) == folder
 
 
 def test_damaged_checkpoint_is_named(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

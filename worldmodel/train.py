@@ -40,6 +40,8 @@ from worldmodel.run import (
     TOKENIZER,
     build_prior,
     build_tokenizer,
+    check_trained,
+    checkpoint_of,
     find_run,
     list_runs,
     load_config,
@@ -97,15 +99,27 @@ def train(config: DictConfig, stage: str = "all") -> Path:
     folder = Path(fabric.broadcast(str(choose_run(config, store.spec, stages)) if fabric.is_global_zero else ""))
     say(fabric, f"run {folder.name}")
     for name in stages:
-        if (folder / STAGES[name]).is_file():
+        if check_trained(folder, STAGES[name]):
             say(fabric, f"the {name} is trained already; to start another run: run=another-name")
             continue
+        if name == "tokenizer":
+            check_no_orphan(folder)
         train_stage = train_tokenizer if name == "tokenizer" else train_prior
         train_stage(fabric, config, store, folder)
         if fabric.is_global_zero:
             plot_metrics(folder)
     say(fabric, f"weights, metrics and curves are in {folder}")
     return folder
+
+
+def check_no_orphan(folder: Path) -> None:
+    """Raises :class:`RunError` when a tokenizer would be trained from the start for a prior that knows other codes."""
+    if not checkpoint_of(folder, TOKENIZER).is_file():
+        for path in (folder / PRIOR, checkpoint_of(folder, PRIOR)):
+            if path.is_file():
+                raise RunError(f"{path} was trained on the codes of {folder / TOKENIZER}, which is missing and has no "
+                               "checkpoint; restore it, or remove the prior too, or start another run: "
+                               "run=another-name")  # fmt: skip
 
 
 def open_store(config: DictConfig) -> EpisodeStore:
@@ -301,7 +315,7 @@ def run_stage(
 ) -> None:
     """One fit with its hooks; the averaged weights of the model appear in the folder when it is finished."""
     node, settings = config.training[stage], fit_settings(config, stage)
-    checkpoint = folder / "checkpoints" / f"{stage}.safetensors"
+    checkpoint = checkpoint_of(folder, STAGES[stage])
     batches = make_batches(windows["train"].sample, node.batch, config.seed, fabric.global_rank)
     lines, board = watch.JsonLines(folder / METRICS), watch.TensorBoard(folder / "tensorboard")
     chain: list[Hook] = [watch.ProgressBar(), lines, board]

@@ -85,12 +85,12 @@ class JsonLines(Hook):
 def read_json_lines(path: Path) -> list[dict]:
     """The whole lines of a metrics file, in order; none where there is no file."""
     records = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
         try:
             record = json.loads(line)
         except ValueError:
             continue  # cut short by a crash
-        if isinstance(record, dict) and "step" in record:
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
             records.append(record)
     return records
 
