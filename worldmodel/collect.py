@@ -128,7 +128,7 @@ class _Tally:
         self.under_way += report.steps
         if report.warning:
             self.warnings.append(report.warning)
-            console.print(report.warning, style="yellow", markup=False, highlight=False)
+            console.print(report.warning, style="yellow", markup=False, highlight=False, soft_wrap=True)
         if report.recording:
             episode = report.recording.episode
             self.store.append(episode)
@@ -173,7 +173,10 @@ def build(settings: dict[str, Any]) -> Any:
     except InstantiationException as error:
         if isinstance(error.__cause__, WorldModelError):
             raise error.__cause__ from None
-        raise ConfigError(f"cannot build {settings.get('_target_')}: {one_line(error)}") from error
+        cause = error.__cause__ or error
+        raise ConfigError(
+            f"cannot build {settings.get('_target_')}: {type(cause).__name__}: {one_line(cause)}"
+        ) from error
 
 
 def env_maker(config: DictConfig) -> Callable[[], FrameSource]:
@@ -190,12 +193,15 @@ def env_maker(config: DictConfig) -> Callable[[], FrameSource]:
 
 def record(args: argparse.Namespace, config: DictConfig) -> None:
     """What the command does; see :data:`DESCRIPTION`."""
+    settings = config.collect
+    for flag, value in (("steps", args.steps), ("workers", args.workers)):
+        if value is not None:
+            RULES[f"collect.{flag}"].check(f"--{flag}", value)
+    explorer = build(OmegaConf.to_container(config.explorer, resolve=True))  # type: ignore[arg-type]
     make_env = env_maker(config)
     env = make_env()
     spec = env.data_spec
     env.close()
-    explorer = build(OmegaConf.to_container(config.explorer, resolve=True))  # type: ignore[arg-type]
-    settings = config.collect
     with EpisodeStore.writer(Path(str(config.data)), spec) as store:
         store.verify()
         result = collect(

@@ -155,12 +155,14 @@ RULES: dict[str, Rule] = {
     **{
         name: _of_a_choice(rule)
         for name, rule in {
-            "env.name": Text(),
             "env.id": Text(),
+            "env.name": Text(),
             "env.size": Number(least=1, most=4096, whole=True),
             "env.action_names": Many(each=Text(), optional=True),
             "explorer.weights": Weights(),
             "explorer.default_weight": Number(least=0),
+            "explorer.still": Number(least=0),
+            "explorer.plain": Number(least=0),
             "tokenizer.codes": Number(least=2, whole=True),
             "tokenizer.widths": Many(each=COUNT),
             "tokenizer.blocks": Number(least=0, whole=True),

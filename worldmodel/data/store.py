@@ -75,12 +75,14 @@ class EpisodeStore:
         Raises :class:`DataError` when the store there holds data of another Spec, or another process is writing.
         """
         path = Path(path)
+        if path.exists() and not path.is_dir():
+            raise DataError(f"{path} is no folder, where episodes could be kept; choose another with data=…")
         path.mkdir(parents=True, exist_ok=True)
         lock = take_lock(path)
         if lock is None:
             raise DataError(f"another process is writing to {path}; wait for it or choose another folder with data=…")
         try:
-            if (path / "spec.json").exists():
+            if (path / "index.jsonl").exists() and (path / "spec.json").exists():  # else it holds nothing yet
                 _check_same(path, _read_spec(path), spec)
             else:
                 replace_text(path / "spec.json", spec.to_json())
