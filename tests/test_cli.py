@@ -78,6 +78,11 @@ def test_config_is_printed_and_nothing_runs(capsys: pytest.CaptureFixture[str]) 
         (["training.prior.log_every=0"], "training.prior.log_every is 0; it must be at least 1"),
         (["training.prior.evaluate_every=0"], "training.prior.evaluate_every is 0; it must be at least 1"),
         (["training.prior.ema=2"], "training.prior.ema is 2; it must be below 1"),
+        (["training.prior.learning_rate=1e300"], "training.prior.learning_rate is 1e+300; it must be at most 1e+30"),
+        (
+            ["+training.prior.betas=[0.9,0.9,0.9]"],
+            "training.prior.betas is [0.9, 0.9, 0.9]; it must be a list of at most",
+        ),
         (["training.prior.ema=nan"], "training.prior.ema is nan; it must be a finite number"),
         (["training.prior.decay=step"], "training.prior.decay is 'step'; choose cosine, linear, none"),
         (["training.prior.weights=3"], "training.prior.weights is 3; it must be numbers by name"),

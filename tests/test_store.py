@@ -261,6 +261,14 @@ def test_missing_and_unreadable_stores(tmp_path: Path) -> None:
     (tmp_path / "spec.json").write_text("{")
     with pytest.raises(DataError, match=r"spec\.json is damaged"):
         EpisodeStore.open(tmp_path)
+    (tmp_path / "spec.json").write_text(SPEC.to_json().replace("8", "9", 1))
+    with pytest.raises(DataError, match=r"spec\.json is damaged: .*wrong checksum.*; copy spec\.json from a run"):
+        EpisodeStore.open(tmp_path)
+    fill(tmp_path / "filled", 2)
+    (tmp_path / "filled" / "spec.json").unlink()
+    for use in (EpisodeStore.open, lambda path: EpisodeStore.writer(path, SPEC)):
+        with pytest.raises(DataError, match=r"spec\.json is missing; copy spec\.json from a run"):
+            use(tmp_path / "filled")
     with pytest.raises(DataError, match="no episode 0"):
         EpisodeStore.writer(tmp_path / "empty", SPEC).episode(0)
 

@@ -350,6 +350,7 @@ def test_batches_are_a_function_of_step_and_rank() -> None:
         (["data=nowhere"], "nowhere"),
         (["training.tokenizer.precision=fp7"], "training.tokenizer.precision is 'fp7'; choose auto, fp32, bf16"),
         (["training.devices=2"], "training.devices"),
+        (["tokenizer._target_=nowhere.X"], "cannot build the tokenizer: "),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(

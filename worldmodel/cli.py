@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 import re
 import sys
@@ -137,6 +138,7 @@ def run_entry_point(
     argv: Sequence[str] | None = None,
 ) -> int:
     """Parse, run, report: returns 0, 2 after a user's error (one line on stderr), 130 after Ctrl-C."""
+    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it tells an error, and then raises it
     try:
         args, config = parse(argv, command, description, add_flags)
         if args.config:

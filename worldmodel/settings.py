@@ -93,10 +93,13 @@ class Many(Rule):
 
     each: Rule
     least: int = 1  # how many
+    most: int | None = None
 
     def _plain(self, value: Any) -> list[Any]:
         if not isinstance(value, (list, tuple)) or len(value) < self.least:
             raise ValueError(f"it must be a list of at least {self.least}, written [a,b]")
+        if self.most is not None and len(value) > self.most:
+            raise ValueError(f"it must be a list of at most {self.most}")
         return [self.each.check("an entry", item) for item in value]
 
 
@@ -119,13 +122,13 @@ STAGE: dict[str, Rule] = {
     "max_seconds": Number(above=0, optional=True),
     "batch": COUNT,
     "length": COUNT,
-    "learning_rate": Number(above=0),
+    "learning_rate": Number(above=0, most=1e30),  # more is no float32
     "warmup_steps": Number(least=0, whole=True),
     "decay": Choice(words=("cosine", "linear", "none")),
-    "betas": Many(each=Number(least=0, below=1), least=2, required=False),
-    "weight_decay": Number(least=0),
+    "betas": Many(each=Number(least=0, below=1), least=2, most=2, required=False),
+    "weight_decay": Number(least=0, most=1e6),
     "clip": Number(above=0, optional=True),
-    "muon": Number(least=0),
+    "muon": Number(least=0, most=1e6),
     "ema": Number(least=0, below=1),
     "precision": Choice(words=("auto", "fp32", "bf16")),
     "weights": Weights(),

@@ -82,7 +82,7 @@ class EpisodeStore:
         if lock is None:
             raise DataError(f"another process is writing to {path}; wait for it or choose another folder with data=…")
         try:
-            if (path / "index.jsonl").exists() and (path / "spec.json").exists():  # else it holds nothing yet
+            if (path / "index.jsonl").exists():  # else it holds nothing yet
                 _check_same(path, _read_spec(path), spec)
             else:
                 replace_text(path / "spec.json", spec.to_json())
@@ -313,15 +313,15 @@ class EpisodeStore:
 
 def _read_spec(path: Path) -> Spec:
     file = path / "spec.json"
+    remedy = f"copy {file.name} from a run that was trained on it, or choose another folder with data=…"
+    if not file.exists() and (path / "index.jsonl").exists():
+        raise DataError(f"{file} is missing; {remedy}")
     if not file.exists():
         raise DataError(f"no data at {path}; python -m worldmodel.collect data={path} records some")
     try:
         return Spec.from_json(file.read_text())
     except (DataError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{file} is damaged: {error}; remove it and run python -m worldmodel.collect data={path} with the env=… "
-            "that recorded the episodes: it is written again, and they are kept"
-        ) from error
+        raise DataError(f"{file} is damaged: {error}; {remedy}") from error
 
 
 def _check_same(path: Path, there: Spec, wanted: Spec) -> None:
