@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 from pathlib import Path
@@ -236,6 +237,26 @@ def test_damaged_weights_come_back_from_the_checkpoint(
     after = load_tensors(path, "")[0]
     assert all(torch.equal(after[key], before[key]) for key in before)
     assert "going on at step 30" in capsys.readouterr().out
+
+
+def test_a_full_disk_names_the_file_and_keeps_what_was_trained(finished: Path, data: Path, tmp_path: Path) -> None:
+    """The limit on the size of a file stands in for the disk."""
+    folder = shutil.copytree(finished, tmp_path / "square-1")
+    for name in ("prior.safetensors", "checkpoints/prior.safetensors"):
+        (folder / name).unlink()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
+        with pytest.raises(OSError, match="too large") as caught:
+            train(settings(data, tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert caught.value.filename == str(folder / "checkpoints" / "prior.safetensors")
+    assert not [path for path in folder.rglob(".*") if path.is_file()]
+    load_tokenizer(folder)
+    assert train(settings(data, tmp_path)) == folder and (folder / "prior.safetensors").is_file()
 
 
 def test_a_tokenizer_is_not_trained_anew_for_a_prior_of_other_codes(finished: Path, data: Path, tmp_path: Path) -> None:
