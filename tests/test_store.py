@@ -215,6 +215,13 @@ def test_a_truncated_shard_costs_the_episodes_behind_the_cut(tmp_path: Path) -> 
     assert_same(store.episode(2), make_episode(77))
 
 
+def test_a_lost_shard_does_not_fill_the_screen(tmp_path: Path, caplog) -> None:
+    fill(tmp_path, 14)
+    (tmp_path / "shard-00000.steps").unlink()
+    assert len(EpisodeStore.open(tmp_path).damaged) == 14
+    assert len(caplog.messages) == 11 and "4 more; " in caplog.messages[-1] and "damaged.jsonl" in caplog.messages[-1]
+
+
 def test_an_unreadable_index_line_is_set_aside(tmp_path: Path) -> None:
     episodes = fill(tmp_path, 3)
     lines = (tmp_path / "index.jsonl").read_text().splitlines()

@@ -39,6 +39,8 @@ from worldmodel.types import NO_ACTION, Episode, Spec
 
 STEP = np.dtype([("action", "<i4"), ("reward", "<f4")])
 SHARD_BYTES = 512 * 2**20
+ASIDE = "damaged.jsonl"
+MOST_NAMED = 10  # damaged episodes at once, one line each; a lost shard may hold a thousand
 HELD_OUT_FROM = 3  # episodes from which on at least one is held out
 Split = Literal["train", "held_out", "all"]
 
@@ -246,7 +248,7 @@ class EpisodeStore:
         if whole < len(raw) and self._lock is not None:  # a line cut by a crash: its episode was never there
             os.truncate(index, whole)
         self.entries, unreadable = parse_index(raw[:whole])
-        aside = self.path / "damaged.jsonl"
+        aside = self.path / ASIDE
         lost = len(aside.read_bytes().splitlines()) if aside.exists() else 0
         known = max((entry.episode + 1 for entry in self.entries), default=0)
         self._next_number = max(known, len(self.entries) + len(unreadable) + lost)
@@ -270,8 +272,10 @@ class EpisodeStore:
         reports = [f"{self._describe(entry)}: {reason}" for entry, reason in found.items()]
         if unreadable:
             reports.append(f"{self.path / 'index.jsonl'}: unreadable lines: {unreadable}")
-        for report in reports:
+        for report in reports[:MOST_NAMED]:
             log.warning("damaged data left out: %s", report)
+        if len(reports) > MOST_NAMED:
+            log.warning("damaged data left out: %d more; %s lists them", len(reports) - MOST_NAMED, self.path / ASIDE)
         self.damaged += reports
         self.entries = [entry for entry in self.entries if entry not in found]
         with contextlib.suppress(OSError):  # a folder that may only be read stays as it is
@@ -293,7 +297,7 @@ class EpisodeStore:
         ]
         lines += [json.dumps({"line": line, "reason": "unreadable"}) for line in unreadable]
         if lines:
-            append_line(self.path / "damaged.jsonl", "\n".join(lines))
+            append_line(self.path / ASIDE, "\n".join(lines))
             kept = [json.dumps(dataclasses.asdict(entry)) + "\n" for entry in entries if entry not in found]
             replace_text(index, "".join(kept))
 
