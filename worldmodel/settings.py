@@ -121,7 +121,8 @@ STAGE: dict[str, Rule] = {
     "steps": COUNT,
     "max_seconds": Number(above=0, optional=True),
     "batch": COUNT,
-    "length": COUNT,
+    "length": dataclasses.replace(COUNT, required=False),
+    "targets": dataclasses.replace(COUNT, required=False),
     "learning_rate": Number(above=0, most=1e30),  # more is no float32
     "warmup_steps": Number(least=0, whole=True),
     "decay": Choice(words=("cosine", "linear", "none")),
@@ -198,9 +199,8 @@ def check_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
             checked = rule.check(name, value)
             if type(checked) is not type(value):
                 plain[name] = checked
-    _, length = _look_up(settings, "training.prior.length")
-    there, context = _look_up(settings, "prior.context")
-    if there:
+    (one, length), (other, context) = (_look_up(settings, name) for name in ("training.prior.length", "prior.context"))
+    if one and other:
         check_length(length, context)
     return plain
 

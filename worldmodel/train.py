@@ -155,7 +155,7 @@ def rehearse(fabric: Fabric, config: DictConfig, spec: Spec) -> None:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         tokenizer = build_tokenizer(config, spec)
         prior = build_prior(config, spec, tokenizer)
-        check_length(config.training.prior.length, prior.context)
+        check_length(config.training.prior.get("length", prior.context + 1), prior.context)
         for stage, objective in (("tokenizer", TokenizerObjective(tokenizer)), ("prior", PriorObjective(prior))):
             settings = fit_settings(config, stage)
             resolve_precision(settings.precision, fabric.device)
