@@ -239,6 +239,19 @@ def test_damaged_weights_come_back_from_the_checkpoint(
     assert "going on at step 30" in capsys.readouterr().out
 
 
+def test_a_prior_of_another_tokenizer_is_refused(finished: Path, data: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished, tmp_path / "square-1")
+    (folder / "tokenizer.safetensors").unlink()
+    train(settings(data, tmp_path, training__tokenizer__steps=33), "tokenizer")  # goes on, and so it is another
+    with pytest.raises(RunError, match=r"codes of another tokenizer .* remove it and \S*checkpoints/prior") as caught:
+        WorldModel.load(folder, device="cpu")
+    for name in ("prior.safetensors", "checkpoints/prior.safetensors"):
+        assert name in str(caught.value)
+        (folder / name).unlink()
+    train(settings(data, tmp_path, training__tokenizer__steps=33))
+    WorldModel.load(folder, device="cpu")
+
+
 def test_a_full_disk_names_the_file_and_keeps_what_was_trained(finished: Path, data: Path, tmp_path: Path) -> None:
     """The limit on the size of a file stands in for the disk."""
     folder = shutil.copytree(finished, tmp_path / "square-1")

@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from worldmodel.cli import one_line
+from worldmodel.data.codes import fingerprint
 from worldmodel.errors import ConfigError, DataError, RunError, WorldModelError
 from worldmodel.priors import Prior
 from worldmodel.tokenizers import Tokenizer
@@ -226,9 +227,18 @@ def load_tokenizer(folder: Path, device: torch.device | str = "cpu") -> Tokenize
 
 
 def load_prior(folder: Path, tokenizer: Tokenizer, device: torch.device | str = "cpu") -> Prior:
-    """The trained prior of a run, in evaluation mode."""
-    prior = build_prior(load_config(folder), load_spec(folder), tokenizer)
-    return load_weights(prior, folder / PRIOR, *_remedies(folder, PRIOR)).to(device).eval().requires_grad_(False)
+    """The trained prior of a run, in evaluation mode. Raises :class:`RunError` for one of another tokenizer's codes."""
+    prior, path = build_prior(load_config(folder), load_spec(folder), tokenizer), folder / PRIOR
+    remedy, if_damaged = _remedies(folder, PRIOR)
+    tensors, facts = load_tensors(path, remedy, if_damaged)
+    if facts.get("tokenizer") not in (None, fingerprint(tokenizer)):  # older files do not say it
+        raise RunError(
+            f"{path} was trained on the codes of another tokenizer than {folder / TOKENIZER} is now; "
+            f"remove it and {checkpoint_of(folder, PRIOR)} and train it anew: {_command(folder)}"
+        )
+    check_fit(path, tensors, prior.state_dict(), remedy)
+    prior.load_state_dict(tensors)
+    return prior.to(device).eval().requires_grad_(False)
 
 
 def check_trained(folder: Path, name: str) -> bool:
@@ -246,10 +256,14 @@ def checkpoint_of(folder: Path, name: str) -> Path:
 
 def _remedies(folder: Path, name: str) -> tuple[str, str]:
     """What to do when a file of weights is missing, and what when it is damaged."""
-    command = f"python -m worldmodel.train run={folder.name} runs={folder.parent} and the settings it was started with"
+    command = _command(folder)
     if checkpoint_of(folder, name).is_file():
         return f"go on training: {command}", f"remove it and go on training, from the last checkpoint: {command}"
     # Codes of a tokenizer that is trained anew mean something else.
     others = [path for path in (folder / PRIOR, checkpoint_of(folder, PRIOR)) if name == TOKENIZER and path.is_file()]
     files = " and ".join(["it", *map(str, others)])
     return f"train it: {command}", f"there is no checkpoint of it; remove {files} and train anew: {command}"
+
+
+def _command(folder: Path) -> str:
+    return f"python -m worldmodel.train run={folder.name} runs={folder.parent} and the settings it was started with"

@@ -28,7 +28,7 @@ from rich.progress import Progress as Bars
 
 from worldmodel import plots
 from worldmodel.cli import one_line, run_entry_point
-from worldmodel.data.codes import CodeStore, encode_store
+from worldmodel.data.codes import CodeStore, encode_store, fingerprint
 from worldmodel.data.store import EpisodeStore, Split
 from worldmodel.data.windows import Windows
 from worldmodel.errors import ConfigError, DataError, RunError, WorldModelError
@@ -329,6 +329,8 @@ def run_stage(
         prefix = f"{stage}."
         weights = {k.removeprefix(prefix): v for k, v in result.weights.items() if k.startswith(prefix)}
         facts = {"stage": stage, "steps": result.steps, "seconds": round(result.seconds, 1)}
+        if stage == "prior":
+            facts["tokenizer"] = fingerprint(load_tokenizer(folder))  # whose codes it knows
         save_weights(folder / STAGES[stage], weights, facts)
     fabric.barrier()
 
