@@ -74,7 +74,7 @@ def test_config_is_printed_and_nothing_runs(capsys: pytest.CaptureFixture[str]) 
         (["training.tokenizer.batch=0"], "training.tokenizer.batch is 0; it must be at least 1"),
         (["training.tokenizer.length=0"], "training.tokenizer.length is 0; it must be at least 1"),
         (["training.tokenizer=null"], "the setting training.tokenizer.steps is missing"),
-        (["training.prior.length=4"], "training.prior.length is 4; it must be above prior.context, which is 4"),
+        (["++training.prior.length=4"], "training.prior.length is 4; it must be above prior.context, which is 4"),
         (["training.prior.log_every=0"], "training.prior.log_every is 0; it must be at least 1"),
         (["training.prior.evaluate_every=0"], "training.prior.evaluate_every is 0; it must be at least 1"),
         (["training.prior.ema=2"], "training.prior.ema is 2; it must be below 1"),
