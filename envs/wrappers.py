@@ -98,10 +98,16 @@ class FrameEnv(gymnasium.Wrapper[np.ndarray, int, Any, Any]):
         elif self._key is not None:
             observation = observation[self._key]
         picture = np.asarray(observation, np.uint8)
+        shape = picture.shape
         if picture.ndim == 2:
             picture = picture[..., None]
-        if self._channels_first:
+        if self._channels_first and picture.ndim == 3:
             picture = picture.transpose(1, 2, 0)
+        if picture.ndim != 3 or picture.shape[2] != self.data_spec.frame_shape[0] or not picture.size:
+            raise ValueError(  # and no EnvError, after which a reset is tried
+                f"{self.data_spec.env_id} shows a picture of shape {shape} where its spaces promise "
+                f"{self.data_spec.frame_shape[0]} channels; mend it, or wrap it"
+            )
         return np.ascontiguousarray(resize(picture, self.size).transpose(2, 0, 1))
 
 
@@ -136,9 +142,12 @@ def make_frames(
         raise EnvError(f"environment {id!r} needs the Python package {package!r}, which is not installed") from error
     except (gymnasium.error.Error, ImportError, TypeError, ValueError, AssertionError, KeyError) as error:
         raise EnvError(f"cannot make environment {id!r}: {' '.join(str(error).split())}") from error
+    except Exception as error:  # of the environment's own making: its module or its constructor may raise anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise EnvError(f"cannot make environment {id!r}: {reason}") from error
     try:
         return FrameEnv(env, size, source, action_names, env_id=full_id, env_kwargs=settings)
-    except EnvError:
+    except Exception:
         env.close()
         raise
 
@@ -149,8 +158,8 @@ def _find_picture(space: gymnasium.Space[Any], env_id: str) -> tuple[str | None,
     pictures = [(key, part.shape) for key, part in spaces.items() if isinstance(part, Box) and _is_picture(part)]
     if not pictures:
         raise EnvError(
-            f"{env_id} observes {' '.join(str(space).split())[:160]}, no picture of 8-bit pixels; "
-            "env.source=render records what it renders instead"
+            f"{env_id} observes {' '.join(str(space).split())[:160]}, no picture of 8-bit pixels, "
+            f"{SMALLEST_PICTURE}×{SMALLEST_PICTURE} or more; env.source=render records what it renders instead"
         )
     if len(pictures) > 1:
         raise EnvError(f"{env_id} observes several pictures ({', '.join(str(key) for key, _ in pictures)}); wrap it")

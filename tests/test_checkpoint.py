@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from worldmodel.errors import RunError
 from worldmodel.training.checkpoint import check_fit, load_tensors, save_tensors
@@ -58,8 +59,6 @@ def test_damaged_file_is_one_line_with_the_remedy(tmp_path: Path, damage: str) -
     save_tensors(path, {"a": torch.ones(100)}, {"step": 1})
     whole = path.read_bytes()
     if damage == "foreign":
-        from safetensors.torch import save_file
-
         save_file({"a": torch.ones(1)}, path)
     else:
         path.write_bytes(
@@ -68,6 +67,27 @@ def test_damaged_file_is_one_line_with_the_remedy(tmp_path: Path, damage: str) -
     with pytest.raises(RunError, match=r"x\.safetensors is damaged \(.*\); train it again$") as caught:
         load_tensors(path, "train it again")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("where", [-1, -200, b"step", b"other", b"F32"])
+def test_one_changed_byte_is_noticed(tmp_path: Path, where: int | bytes) -> None:
+    path = tmp_path / "x.safetensors"
+    save_tensors(path, {"a": torch.ones(100), "other": torch.zeros(2).bfloat16(), "none": torch.ones(0)}, {"step": 1})
+    content = bytearray(path.read_bytes())
+    if isinstance(where, int):
+        content[where] ^= 4
+    else:
+        place = content.find(where)
+        content[place : place + 1] = {b"s": b"t", b"o": b"p", b"F": b"I"}[where[:1]]
+    path.write_bytes(content)
+    with pytest.raises(RunError, match=r"x\.safetensors is damaged \(wrong checksum\); train it again$"):
+        load_tensors(path, "train first", "train it again")
+
+
+def test_a_file_without_a_checksum_is_read(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(3)}, tmp_path / "x.safetensors", metadata={"worldmodel": '{"step": 1}'})
+    tensors, facts = load_tensors(tmp_path / "x.safetensors", "")
+    assert torch.equal(tensors["a"], torch.ones(3)) and facts == {"step": 1}
 
 
 def test_missing_file(tmp_path: Path) -> None:

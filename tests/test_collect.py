@@ -259,7 +259,15 @@ def test_an_interruption_keeps_what_was_recorded(tmp_path: Path, number: signal.
         (["env=doom"], "doom"),
         (["env.kwargs.scenario=nowhere"], "unknown ViZDoom scenario 'nowhere'"),
         (["explorer.turn_away=[0,1]"], "the run of turn_away"),
-        (["--steps", "0"], "steps is 0"),
+        (["--steps", "0"], "--steps is 0; it must be at least 1"),
+        (["--workers", "0"], "--workers is 0; it must be at least 1"),
+        (["collect.timeout=0"], "collect.timeout is 0; it must be above 0"),
+        (["env.size=7"], "no picture of 8-bit pixels, 16×16 or more"),
+        (["env.kwargs.frame_skip=0"], "frame_skip must be at least 1"),
+        (["env.source=nowhere"], "choose observation or render"),
+        (["explorer.turns=3"], "cannot build agents.explorers.StickyExplorer: TypeError: 'int'"),
+        (["explorer._target_=nowhere.X"], "cannot build nowhere.X: "),
+        (["data=/dev/null"], "/dev/null is no folder"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -271,8 +279,121 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert code == 2 and message in errors and errors.count("\n") == 1 and errors.startswith("error: ")
 
 
+def test_appending_sets_a_damaged_episode_aside(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "tiny_envs.py").write_text(TINY)
+    argv = [f"data={tmp_path / 'data'}", "env=gym", "env.id=tiny_envs:Tiny-v0", "env.size=16", "collect.workers=1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        sys.modules.pop("tiny_envs", None)
+        assert collect_module.main([*argv, "--steps", "30"]) == 0
+        with open(tmp_path / "data" / "shard-00000.frames", "r+b") as file:
+            file.seek(11 * 3 * 16 * 16)
+            file.write(b"garbage")
+        assert collect_module.main([*argv, "--steps", "10"]) == 0
+    assert "now       30 steps in 3 episodes" in capsys.readouterr().out
+    assert caplog.text.count("left out") == 1 and "episode 1 in" in caplog.text
+    assert [entry.episode for entry in EpisodeStore.open(tmp_path / "data").entries] == [0, 2, 3]
+
+
+TINY = """
+import gymnasium, numpy as np
+from gymnasium.spaces import Box, Dict, Discrete
+
+class Tiny(gymnasium.Env):
+    observation_space = Box(0, 255, (16, 16, 3), np.uint8)
+    action_space = Discrete(2)
+    def reset(self, *, seed=None, options=None):
+        self.steps = 0
+        return self.picture(), {}
+    def step(self, action):
+        self.steps += 1
+        return self.picture(), 0.0, self.steps == 10, False, {}
+    def picture(self):
+        return self.observation_space.sample()
+
+class Raises(Tiny):
+    def __init__(self):
+        raise ZeroDivisionError("no\\nluck")
+
+class Hollow(gymnasium.Env):
+    pass
+
+class NoReset(Tiny):
+    def reset(self, **settings):
+        raise OSError("the simulator is not there")
+
+class FourParts(Tiny):
+    def step(self, action):
+        return self.picture(), 0.0, False, {}
+
+class OtherShape(Tiny):
+    def picture(self):
+        return np.zeros((16, 16, 5), np.uint8)
+
+class Flat(Tiny):
+    def picture(self):
+        return np.zeros(16, np.uint8)
+
+class Nothing(Tiny):
+    def picture(self):
+        return None
+
+class Continuous(Tiny):
+    action_space = Box(-1, 1, (2,))
+
+class Numbers(Tiny):
+    observation_space = Dict(a=Box(0, 1, (3,)), b=Discrete(3))
+
+class Two(Tiny):
+    observation_space = Dict(left=Box(0, 255, (16, 16, 3), np.uint8), right=Box(0, 255, (16, 16), np.uint8))
+
+for name, kind in list(globals().items()):
+    if isinstance(kind, type) and issubclass(kind, gymnasium.Env):
+        gymnasium.register(f"{name}-v0", kind)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tiny_envs:Raises", "cannot make environment 'tiny_envs:Raises-v0': ZeroDivisionError: no luck"),
+        ("tiny_envs:Hollow", "AttributeError: 'Hollow' object has no attribute 'action_space'"),
+        ("tiny_envs:Absent", "cannot make environment 'tiny_envs:Absent-v0': Environment `Absent` doesn't exist"),
+        ("absent:Tiny", "needs the Python package 'absent', which is not installed"),
+        ("broken:Tiny", "cannot make environment 'broken:Tiny-v0': SyntaxError"),
+        ("tiny_envs:NoReset", "recording fails at its first step: OSError: the simulator is not there"),
+        ("tiny_envs:FourParts", "recording fails at its first step: ValueError: not enough values"),
+        ("tiny_envs:OtherShape", "shows a picture of shape (16, 16, 5) where its spaces promise 3 channels"),
+        ("tiny_envs:Flat", "shows a picture of shape (16,) where its spaces promise 3 channels"),
+        ("tiny_envs:Nothing", "recording fails at its first step: TypeError"),
+        ("tiny_envs:Continuous", "only Discrete actions numbered from 0 are supported"),
+        ("tiny_envs:Numbers", "no picture of 8-bit pixels, 16×16 or more; env.source=render"),
+        ("tiny_envs:Two", "observes several pictures (left, right); wrap it"),
+    ],
+)
+def test_an_environment_that_does_not_fit_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str, message: str
+) -> None:
+    (tmp_path / "tiny_envs.py").write_text(TINY)
+    (tmp_path / "broken.py").write_text("x = = 1")
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("tiny_envs", None)
+    argv = [f"data={tmp_path / 'data'}", "env=gym", f"env.id={name}-v0", "env.size=16", "collect.steps=20"]
+    assert collect_module.main([*argv, "collect.workers=1"]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("recording  ")]
+    assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0]
+
+
+def test_a_store_that_holds_nothing_yet_takes_another_spec(tmp_path: Path) -> None:
+    EpisodeStore.writer(tmp_path, Spec("other", (1, 9, 9), ("a",), 1.0)).close()  # as a recording that failed leaves it
+    run(tmp_path, 5, workers=1)
+    assert EpisodeStore.open(tmp_path).spec == SPEC
+
+
 def test_data_of_another_environment_is_not_mixed_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    EpisodeStore.writer(tmp_path, SPEC).close()
+    run(tmp_path, 5, workers=1)
     argv = [f"data={tmp_path}", "--steps", "5"]
     assert collect_module.main(argv) == 2
     assert "choose another folder with data=" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -198,11 +199,17 @@ LAST = len(record(4)) + 1 - 4  # the last frame of episode 4 at which four frame
         (f"--replay 4:{LAST}", f"choose from 0 to {LAST - 1}"),
         (f"--actions left --start 4:{LAST + 1}", f"choose from 0 to {LAST}"),
         ("--replay 4 --context 900", "too few for --context 900"),
-        ("--replay 4 --context 0", "--context 0; give a number from 1"),
+        ("--replay 4 --context 0", "--context is 0; it must be at least 1"),
         ("--context 900", "no episode in {data} has 901 frames"),
-        ("--replay 4 --samples 0", "--samples 0"),
+        ("--replay 4 --samples 0", "--samples is 0; it must be at least 1"),
+        ("--replay 4 --samples 5000", "--samples is 5000; it must be at most 1000"),
+        ("--replay 4 --temperature nan", "--temperature is nan; it must be a finite number"),
+        ("--replay 4 --temperature inf", "--temperature is inf; it must be a finite number"),
+        ("--replay 4 --temperature -1", "--temperature is -1.0; it must be at least 0"),
+        ("--replay 4 --top-k 0", "--top-k is 0; it must be at least 1"),
+        ("--replay 4 --sampler fast", "choose from"),
         ("--replay 4 --start 3", "--start 3 goes with --actions"),
-        ("--replay 4 --seed -1", "seed -1"),
+        ("--replay 4 --seed -1", "--seed is -1; it must be at least 0"),
         ("--replay 4 --output dream.avi", "must end in .mp4, .gif, .png"),
         ("--replay 4 run=other", "unknown run 'other'"),
         ("--replay 4 data=/no/such/folder", "no data at /no/such/folder"),
@@ -215,6 +222,25 @@ def test_a_mistake_is_one_line_and_exit_code_two(
     caught = capsys.readouterr()
     assert said.format(data=data) in caught.err and caught.err.count("\n") == 1 and caught.out == ""
     assert not (run / "dreams").exists()
+
+
+def test_a_damaged_episode_is_set_aside_for_another(
+    run: Path, data: Path, world: TracedWorld, strips: list[list[Strip]], tmp_path: Path, capsys: Any, caplog: Any
+) -> None:
+    copy = shutil.copytree(data, tmp_path / "copy")
+    store = EpisodeStore.open(copy)
+    with open(copy / "shard-00000.frames", "r+b") as file:
+        for index in (HELD_OUT, 4):
+            file.seek(store.entries[index].offset * 3 * 16 * 24)
+            file.write(b"garbage")
+    assert call(run, f"data={copy}") == 0  # a held-out episode, as long as there is one that is sound
+    assert f"episode {HELD_OUT} in" in caplog.text and caplog.text.count("left out") == 1
+    assert len(strips) == 3 and "the model was trained on it" in capsys.readouterr().out
+    assert call(run, f"data={copy}", "--replay", "3") == 2  # the fourth, now that another has gone
+    assert "episode 3 is damaged and was set aside; choose another" in capsys.readouterr().err
+    assert [entry.episode for entry in EpisodeStore.open(copy).entries] == [
+        n for n in range(EPISODES) if n not in (HELD_OUT, 4)
+    ]
 
 
 def test_data_of_another_kind_is_refused(

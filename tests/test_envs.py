@@ -302,7 +302,7 @@ def test_what_it_renders_can_be_the_frame() -> None:
     [
         (image(32, 32, 3), Box(-1, 1, (2,)), "only Discrete actions"),
         (image(32, 32, 3), Discrete(3, start=1), "only Discrete actions numbered from 0"),
-        (Box(0, 1, (32, 32, 3)), None, r"no picture of 8-bit pixels; env\.source=render"),
+        (Box(0, 1, (32, 32, 3)), None, r"no picture of 8-bit pixels, 16×16 or more; env\.source=render"),
         (Dict(image=image(7, 7, 3)), None, "no picture"),
         (Dict(left=image(32, 32), right=image(32, 32)), None, r"several pictures \(left, right\)"),
     ],

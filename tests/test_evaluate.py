@@ -145,6 +145,26 @@ def test_an_unknown_run_is_one_line_and_code_two(tmp_path: Path, capsys: pytest.
     assert error.startswith("error: ") and "nowhere" in error and error.count("\n") == 1
 
 
+def test_a_damaged_episode_is_named_set_aside_and_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = fill(tmp_path / "data", 40)
+    lost = store.entries[store.split("held_out")[0]]
+    with open(store.path / "shard-00000.frames", "r+b") as file:
+        file.seek(lost.offset * 3 * 16 * 24)
+        file.write(b"garbage")
+    run = tmp_path / "square-1"
+    run.mkdir()
+    (run / "config.yaml").write_text(f"data: {store.path}\ntokenizer: {{}}\nprior: {{}}\ntraining: {{}}\n")
+    (run / "spec.json").write_text(SPEC.to_json())
+    (run / "prior.safetensors").touch()
+    monkeypatch.setattr("worldmodel.evaluate.WorldModel.load", lambda run, device: World())
+    for _ in range(2):  # the second time there is nothing to say
+        assert main([f"runs={tmp_path}", "--quick", "--windows", "8"]) == 0
+    assert [f"episode {lost.episode} in" in message for message in caplog.messages] == [True]
+    assert lost not in EpisodeStore.open(store.path).entries
+
+
 def test_the_table_fits_a_terminal_of_80_columns(found: dict[str, Any]) -> None:
     console = Console(width=80, file=io.StringIO())
     console.print(table(found))

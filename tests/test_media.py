@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -207,3 +209,10 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(ConfigError, match="cannot write"):
         media.save(path, [dream()], rate=8.0)
     assert [p.name for p in tmp_path.iterdir()] == ["dream.mp4"] and path.read_bytes() == b"earlier"
+
+
+def test_a_full_disk_is_not_blamed_on_the_codec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moviepy.video.io.ffmpeg_writer.FFMPEG_BINARY", "false")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=0))
+    with pytest.raises(OSError, match=r"No space left on device: .*x\.mp4"):
+        media.save(tmp_path / "x.mp4", [dream()], rate=8.0)

@@ -215,6 +215,13 @@ def test_a_truncated_shard_costs_the_episodes_behind_the_cut(tmp_path: Path) -> 
     assert_same(store.episode(2), make_episode(77))
 
 
+def test_a_lost_shard_does_not_fill_the_screen(tmp_path: Path, caplog) -> None:
+    fill(tmp_path, 14)
+    (tmp_path / "shard-00000.steps").unlink()
+    assert len(EpisodeStore.open(tmp_path).damaged) == 14
+    assert len(caplog.messages) == 11 and "4 more; " in caplog.messages[-1] and "damaged.jsonl" in caplog.messages[-1]
+
+
 def test_an_unreadable_index_line_is_set_aside(tmp_path: Path) -> None:
     episodes = fill(tmp_path, 3)
     lines = (tmp_path / "index.jsonl").read_text().splitlines()
@@ -261,6 +268,14 @@ def test_missing_and_unreadable_stores(tmp_path: Path) -> None:
     (tmp_path / "spec.json").write_text("{")
     with pytest.raises(DataError, match=r"spec\.json is damaged"):
         EpisodeStore.open(tmp_path)
+    (tmp_path / "spec.json").write_text(SPEC.to_json().replace("8", "9", 1))
+    with pytest.raises(DataError, match=r"spec\.json is damaged: .*wrong checksum.*; copy spec\.json from a run"):
+        EpisodeStore.open(tmp_path)
+    fill(tmp_path / "filled", 2)
+    (tmp_path / "filled" / "spec.json").unlink()
+    for use in (EpisodeStore.open, lambda path: EpisodeStore.writer(path, SPEC)):
+        with pytest.raises(DataError, match=r"spec\.json is missing; copy spec\.json from a run"):
+            use(tmp_path / "filled")
     with pytest.raises(DataError, match="no episode 0"):
         EpisodeStore.writer(tmp_path / "empty", SPEC).episode(0)
 
@@ -292,7 +307,7 @@ def test_a_full_disk_passes_the_error_on_and_loses_nothing(tmp_path: Path) -> No
     with EpisodeStore.writer(tmp_path, SPEC) as store:
         try:
             resource.setrlimit(resource.RLIMIT_FSIZE, (2500, hard))
-            with pytest.raises(OSError, match="too large"):
+            with pytest.raises(OSError, match=r"too large: .*shard-00000\.frames"):
                 store.append(make_episode(7, 9))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

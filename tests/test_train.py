@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import shutil
 import signal
 from pathlib import Path
 
@@ -13,8 +15,10 @@ from omegaconf import DictConfig, OmegaConf
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from worldmodel import train as train_module
+from worldmodel.data.codes import encode_store
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError, DataError, RunError
+from worldmodel.rollout import WorldModel
 from worldmodel.run import load_prior, load_tokenizer
 from worldmodel.train import essence, fit_settings, main, make_batches, train
 from worldmodel.training.checkpoint import load_tensors
@@ -182,7 +186,8 @@ def test_an_unfinished_run_accepts_another_budget(data: Path, tmp_path: Path, mo
 
 def test_prior_needs_a_tokenizer(data: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"tokenizer\.safetensors is missing"):
-        train(settings(data, tmp_path), "prior")
+        train(settings(data, tmp_path / "runs"), "prior")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_no_data_names_the_remedy(tmp_path: Path) -> None:
@@ -193,6 +198,94 @@ def test_no_data_names_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no finished episode yet; collect some: python -m worldmodel\.collect"):
         train(settings(tmp_path / "empty", tmp_path / "runs"))
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_damaged_episode_is_named_once_set_aside_and_skipped(
+    finished: Path, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = EpisodeStore.open(shutil.copytree(data, tmp_path / "data"))
+    lost = store.entries[store.split("train")[2]]
+    with open(store.path / "shard-00000.frames", "r+b") as file:
+        file.seek((lost.offset + 3) * 3 * 16 * 24)
+        file.write(b"garbage")
+    shutil.copytree(finished, tmp_path / "runs" / "square-1")
+    (tmp_path / "runs" / "square-1" / "prior.safetensors").unlink()
+    (tmp_path / "runs" / "square-1" / "checkpoints" / "prior.safetensors").unlink()
+    folder = train(settings(store.path, tmp_path / "runs"))
+    assert folder.name == "square-1" and (folder / "prior.safetensors").is_file()
+    assert caplog.text.count("left out") == 1 and f"episode {lost.episode} in" in caplog.text
+    left = EpisodeStore.open(store.path)
+    assert lost not in left.entries and len(left) == 10
+    codes = encode_store(left, load_tokenizer(folder), folder / "codes", progress=lambda done, of: pytest.fail("new"))
+    assert len(codes.codes) == (left.lengths + 1).sum()
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+@pytest.mark.parametrize("name", ["tokenizer.safetensors", "prior.safetensors"])
+def test_damaged_weights_come_back_from_the_checkpoint(
+    name: str, damage: str, finished: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = shutil.copytree(finished, tmp_path / "square-1") / name
+    whole, before = path.read_bytes(), load_tensors(finished / name, "")[0]
+    path.write_bytes(whole[:-9] if damage == "cut" else whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+    for use in (lambda: train(settings(data, tmp_path)), lambda: WorldModel.load(path.parent, device="cpu")):
+        with pytest.raises(RunError, match=rf"{name} is damaged .*; remove it and go on training, from the last") as e:
+            use()
+    assert "run=square-1" in str(e.value) and "\n" not in str(e.value)
+    path.unlink()
+    assert train(settings(data, tmp_path)) == path.parent
+    after = load_tensors(path, "")[0]
+    assert all(torch.equal(after[key], before[key]) for key in before)
+    assert "going on at step 30" in capsys.readouterr().out
+
+
+def test_a_prior_of_another_tokenizer_is_refused(finished: Path, data: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished, tmp_path / "square-1")
+    (folder / "tokenizer.safetensors").unlink()
+    train(settings(data, tmp_path, training__tokenizer__steps=33), "tokenizer")  # goes on, and so it is another
+    with pytest.raises(RunError, match=r"codes of another tokenizer .* remove it and \S*checkpoints/prior") as caught:
+        WorldModel.load(folder, device="cpu")
+    for name in ("prior.safetensors", "checkpoints/prior.safetensors"):
+        assert name in str(caught.value)
+        (folder / name).unlink()
+    train(settings(data, tmp_path, training__tokenizer__steps=33))
+    WorldModel.load(folder, device="cpu")
+
+
+def test_a_full_disk_names_the_file_and_keeps_what_was_trained(finished: Path, data: Path, tmp_path: Path) -> None:
+    """The limit on the size of a file stands in for the disk."""
+    folder = shutil.copytree(finished, tmp_path / "square-1")
+    for name in ("prior.safetensors", "checkpoints/prior.safetensors"):
+        (folder / name).unlink()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
+        with pytest.raises(OSError, match="too large") as caught:
+            train(settings(data, tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert caught.value.filename == str(folder / "checkpoints" / "prior.safetensors")
+    assert not [path for path in folder.rglob(".*") if path.is_file()]
+    load_tokenizer(folder)
+    assert train(settings(data, tmp_path)) == folder and (folder / "prior.safetensors").is_file()
+
+
+def test_a_tokenizer_is_not_trained_anew_for_a_prior_of_other_codes(finished: Path, data: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished, tmp_path / "square-1")
+    (folder / "checkpoints" / "tokenizer.safetensors").unlink()
+    with open(folder / "tokenizer.safetensors", "r+b") as file:
+        file.write(b"garbage")
+    with pytest.raises(RunError, match=r"no checkpoint of it; remove it and \S*square-1/prior\.safetensors and ") as e:
+        train(settings(data, tmp_path))
+    (folder / "tokenizer.safetensors").unlink()
+    with pytest.raises(RunError, match=r"prior\.safetensors was trained on the codes of .*remove the prior too"):
+        train(settings(data, tmp_path))
+    for name in ("prior.safetensors", "checkpoints/prior.safetensors"):
+        assert name in str(e.value)
+        (folder / name).unlink()
+    assert train(settings(data, tmp_path)) == folder
 
 
 def test_damaged_checkpoint_is_named(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,6 +317,45 @@ def test_settings_of_the_wrong_kind_are_one_line(data: Path, tmp_path: Path) -> 
         fit_settings(settings(data, tmp_path, training__prior__steps="many"), "prior")
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokenizer__quantizer__update": "magic"}, "unknown update 'magic'"),
+        ({"tokenizer__widths": [8] * 5}, "cannot be halved 5 times"),
+        ({"tokenizer__flavour": 1}, "cannot build the tokenizer: .*flavour"),
+        ({"prior__head__heads": 3}, "the prior does not work with these settings: "),
+        ({"prior__head__order": "spiral"}, "unknown order 'spiral'"),
+        ({"training__prior__length": 1}, "prior.length is 1; it must be above prior.context, which is 1"),
+        ({"training__prior__weights": {"perceptual": 1}}, "'perceptual'; the terms are codes, "),
+        ({"training__prior__steps": "many"}, "training.prior.steps is 'many'; it must be a whole number"),
+        ({"training__prior__precision": "fp7"}, "unknown precision 'fp7'"),
+        ({"training__prior__decay": "step"}, "unknown decay 'step'"),
+    ],
+)
+def test_what_does_not_work_is_told_before_anything_is_trained_or_written(
+    changes: dict, message: str, data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train(settings(data, tmp_path / "runs", **changes))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_goes_on_when_an_episode_more_or_less_changes_the_window_of_its_metrics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with EpisodeStore.writer(tmp_path / "data", SPEC) as store:
+        for seed in range(6):
+            store.append(record(seed))
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, "tokenizer", 4)
+        with pytest.raises(KeyboardInterrupt):
+            train(settings(tmp_path / "data", tmp_path), "tokenizer")
+    with EpisodeStore.writer(tmp_path / "data", SPEC) as store:
+        store.append(record(6))
+    folder = train(settings(tmp_path / "data", tmp_path), "tokenizer")
+    assert load_tensors(folder / "tokenizer.safetensors", "")[1]["steps"] == 30
+
+
 def test_essence_leaves_out_budgets_and_machines(data: Path, tmp_path: Path) -> None:
     base = essence(settings(data, tmp_path))
     assert base == essence(settings(data, tmp_path, training__prior__steps=7, device="cuda"))
@@ -247,11 +379,12 @@ def test_batches_are_a_function_of_step_and_rank() -> None:
     ("argv", "message"),
     [
         (["--steps", "0"], "--steps is 0; it must be at least 1"),
-        (["--minutes", "-1"], "--minutes is -1; it must be positive"),
+        (["--minutes", "-1"], "--minutes is -1.0; it must be above 0"),
         (["device=tpu"], "device 'tpu' is not available here"),
         (["data=nowhere"], "nowhere"),
-        (["training.tokenizer.precision=fp7"], "unknown precision 'fp7'"),
+        (["training.tokenizer.precision=fp7"], "training.tokenizer.precision is 'fp7'; choose auto, fp32, bf16"),
         (["training.devices=2"], "training.devices"),
+        (["tokenizer._target_=nowhere.X"], "cannot build the tokenizer: "),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(

@@ -228,7 +228,7 @@ def test_codes_of_another_tokenizer_are_computed_again(store: EpisodeStore, tmp_
     assert_codes_right(large, offset=70_000)
 
 
-@pytest.mark.parametrize("damage", ["cut", "key", "garbage", "missing", "foreign"])
+@pytest.mark.parametrize("damage", ["cut", "key", "garbage", "missing", "foreign", "flipped"])
 def test_a_damaged_cache_is_built_again(store: EpisodeStore, tmp_path: Path, damage: str) -> None:
     encode_store(store, FourCodes(), tmp_path)
     codes, key = tmp_path / "codes.npy", tmp_path / "codes.json"
@@ -240,6 +240,8 @@ def test_a_damaged_cache_is_built_again(store: EpisodeStore, tmp_path: Path, dam
         codes.write_bytes(b"not an array")
     elif damage == "missing":
         codes.unlink()
+    elif damage == "flipped":  # a code that the vocabulary does not have, perhaps
+        codes.write_bytes(codes.read_bytes()[:-10] + b"\xff" * 10)
     else:
         key.write_text(json.dumps([1, 2]))
     tokenizer = FourCodes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -44,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command not in COMMANDS:
         print(f"error: unknown command {command!r}; choose {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
+    # As for python -m, so that env.id=my_module:MyEnv-v0 is found here; behind the rest, so that it hides nothing.
+    if not sys.flags.safe_path and not {"", os.getcwd()} & set(sys.path):
+        sys.path.append(os.getcwd())
     # Imported only now: --help should not wait for torch, and collect not for what dream needs.
     return int(importlib.import_module(f"worldmodel.{command}").main(rest))
 

@@ -24,6 +24,7 @@ from worldmodel.data.recorder import ActionSource, FrameSource, Order
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError, WorldModelError
 from worldmodel.interrupts import deferred
+from worldmodel.settings import RULES, SEED
 
 DESCRIPTION = """\
 Play an environment with an explorer and record what it sees, in several processes.
@@ -81,10 +82,9 @@ def collect(
     Raises :class:`ConfigError` for numbers below their minimum, :class:`EnvError` when the environment keeps failing,
     OSError when the disk is full, KeyboardInterrupt after keeping what was half recorded.
     """
-    least = {"steps": (steps, 1), "workers": (workers, 1), "longest": (longest, 1), "seed": (seed, 0)}
-    for name, (value, minimum) in least.items():
-        if value < minimum:
-            raise ConfigError(f"{name} is {value}; it must be at least {minimum}")
+    SEED.check("seed", seed)
+    for name, value in {"steps": steps, "workers": workers, "longest": longest, "timeout": timeout}.items():
+        RULES[f"collect.{name}"].check(name, value)
     tally = _Tally(store, steps)
     order = Order(make_env, explorer, steps, longest, (seed, store.next_number))
     with deferred() as stopped, _progress(progress) as bar, RecorderPool(order, workers, timeout) as pool:
@@ -128,7 +128,7 @@ class _Tally:
         self.under_way += report.steps
         if report.warning:
             self.warnings.append(report.warning)
-            console.print(report.warning, style="yellow", markup=False, highlight=False)
+            console.print(report.warning, style="yellow", markup=False, highlight=False, soft_wrap=True)
         if report.recording:
             episode = report.recording.episode
             self.store.append(episode)
@@ -173,7 +173,10 @@ def build(settings: dict[str, Any]) -> Any:
     except InstantiationException as error:
         if isinstance(error.__cause__, WorldModelError):
             raise error.__cause__ from None
-        raise ConfigError(f"cannot build {settings.get('_target_')}: {one_line(error)}") from error
+        cause = error.__cause__ or error
+        raise ConfigError(
+            f"cannot build {settings.get('_target_')}: {type(cause).__name__}: {one_line(cause)}"
+        ) from error
 
 
 def env_maker(config: DictConfig) -> Callable[[], FrameSource]:
@@ -190,13 +193,17 @@ def env_maker(config: DictConfig) -> Callable[[], FrameSource]:
 
 def record(args: argparse.Namespace, config: DictConfig) -> None:
     """What the command does; see :data:`DESCRIPTION`."""
+    settings = config.collect
+    for flag, value in (("steps", args.steps), ("workers", args.workers)):
+        if value is not None:
+            RULES[f"collect.{flag}"].check(f"--{flag}", value)
+    explorer = build(OmegaConf.to_container(config.explorer, resolve=True))  # type: ignore[arg-type]
     make_env = env_maker(config)
     env = make_env()
     spec = env.data_spec
     env.close()
-    explorer = build(OmegaConf.to_container(config.explorer, resolve=True))  # type: ignore[arg-type]
-    settings = config.collect
     with EpisodeStore.writer(Path(str(config.data)), spec) as store:
+        store.verify()
         result = collect(
             store,
             make_env,

@@ -27,7 +27,8 @@ from worldmodel.evaluation.metrics import psnr
 from worldmodel.evaluation.openloop import reconstruct
 from worldmodel.rollout import Dream, WorldModel
 from worldmodel.run import PRIOR, find_run, load_config
-from worldmodel.scenes import Place, Scene, random_place, replayed_scene, scripted_scene
+from worldmodel.scenes import Place, Scene, check_place, random_place, replayed_scene, scripted_scene
+from worldmodel.settings import COUNT, SEED, Number
 from worldmodel.types import Spec
 
 DESCRIPTION = """\
@@ -39,7 +40,7 @@ Without either, a held-out episode is replayed. Writes an mp4, a gif and a conta
 video. Frames the model was shown have a blue edge, dreamt ones an orange edge; step 0 is the last frame shown."""
 
 REPLAY_STEPS = 60  # longest replay without --horizon
-MOST = 1000  # seen frames or dreams at once; more is taken for a slip of the finger
+FEW = Number(least=1, most=1000, whole=True)  # seen frames or dreams at once; more is taken for a slip of the finger
 REPORTED_STEPS = (1, 5, 10, 15, 30, 60)
 
 
@@ -99,8 +100,6 @@ def dream(args: argparse.Namespace, config: DictConfig) -> None:
     """Load the run, choose the scene, imagine, write, report."""
     check_flags(args)
     seed = config.seed if args.seed is None else args.seed
-    if not 0 <= seed < 2**63:
-        raise ConfigError(f"seed {seed}; give a whole number from 0 to 2**63 - 1")
     run = find_run(config.runs, config.run, holding=PRIOR)
     world = WorldModel.load(run, device=config.device)
     store = open_data(args.overrides, config, run, world.spec)
@@ -126,9 +125,15 @@ def dream(args: argparse.Namespace, config: DictConfig) -> None:
 
 def check_flags(args: argparse.Namespace) -> None:
     """Raises :class:`ConfigError` for what is wrong whatever the run; before anything slow is loaded."""
-    for flag, value in (("--context", args.context), ("--samples", args.samples)):
-        if value is not None and not 1 <= value <= MOST:
-            raise ConfigError(f"{flag} {value}; give a number from 1 to {MOST}")
+    for flag, value, rule in (
+        ("--context", args.context, FEW),
+        ("--samples", args.samples, FEW),
+        ("--temperature", args.temperature, Number(least=0)),
+        ("--top-k", args.top_k, COUNT),
+        ("--seed", args.seed, SEED),
+    ):
+        if value is not None:
+            rule.check(flag, value)
     if args.horizon is not None:
         check_horizon(args.horizon)
     if args.start is not None and args.actions is None:
@@ -154,16 +159,26 @@ def open_data(overrides: Sequence[str], config: DictConfig, run: Path, spec: Spe
 def choose_scene(
     args: argparse.Namespace, context: int, spec: Spec, store: EpisodeStore, rng: np.random.Generator
 ) -> Scene:
-    """``context`` seen frames and the actions that the flags ask for.
+    """``context`` seen frames and the actions that the flags ask for. A damaged episode is set aside for another.
 
-    Raises what :func:`worldmodel.actions.parse_script` and :mod:`worldmodel.scenes` raise.
+    Raises what :func:`worldmodel.actions.parse_script` and :mod:`worldmodel.scenes` raise, and :class:`DataError` when
+    the very episode that was asked for is damaged.
     """
-    if args.actions is not None:
-        actions = parse_script(args.actions, spec).play(args.horizon)
-        place = Place.parse(args.start) if args.start is not None else random_place(store, context, 0, 0, rng)
-        return scripted_scene(store, place, context, actions)
+    script = None if args.actions is None else parse_script(args.actions, spec).play(args.horizon)
     steps = REPLAY_STEPS if args.horizon is None else args.horizon
-    place = Place.parse(args.replay) if args.replay is not None else random_place(store, context, 1, steps, rng)
+    asked = args.replay if script is None else args.start
+    while True:
+        behind = (0, 0) if script is not None else (1, steps)
+        place = Place.parse(asked) if asked is not None else random_place(store, context, *behind, rng)
+        check_place(store, place, context, behind[0])
+        if not store.verify([place.episode]):
+            break
+        if asked is not None:
+            raise DataError(
+                f"episode {place.episode} is damaged and was set aside; choose another (those behind it move up by one)"
+            )
+    if script is not None:
+        return scripted_scene(store, place, context, script)
     return replayed_scene(store, place, context, steps)
 
 

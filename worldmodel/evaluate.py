@@ -79,6 +79,7 @@ def measure(args: argparse.Namespace, config: DictConfig, command: str) -> None:
     data = config.data if given else load_config(run).data
     world = WorldModel.load(run, device=config.device)
     store = EpisodeStore.open(data)
+    store.verify()
     console = Console()
     folder = run / "evaluation"
     with bars(console) as progress:

@@ -28,10 +28,20 @@ def take_lock(path: Path) -> IO[str] | None:
     return file
 
 
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Gives the system's errors the name of the file where they have none: a failed write knows only a number."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
 def write_at(path: Path, position: int, array: np.ndarray) -> None:
     """Put the bytes of an array at a position of a file, cut what lies behind, and see them on the disk."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
-    with os.fdopen(descriptor, "wb", buffering=0) as file:
+    with naming(path), os.fdopen(descriptor, "wb", buffering=0) as file:
         file.seek(position)
         data = as_bytes(array)
         while data:
@@ -44,16 +54,15 @@ def reserve(path: Path) -> None:
     """Have the disk give a file all of its size now: a full disk is an OSError here, and a crash in a memory map."""
     descriptor = os.open(path, os.O_RDWR)
     try:
-        os.posix_fallocate(descriptor, 0, os.fstat(descriptor).st_size)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        with naming(path):
+            os.posix_fallocate(descriptor, 0, os.fstat(descriptor).st_size)
     finally:
         os.close(descriptor)
 
 
 def append_line(path: Path, line: str) -> None:
     """Append a line or nothing: a write that fails half-way (a full disk) is taken back."""
-    with open(path, "ab", buffering=0) as file:
+    with naming(path), open(path, "ab", buffering=0) as file:
         before = file.seek(0, os.SEEK_END)
         data = memoryview(line.encode() + b"\n")
         try:
@@ -73,7 +82,8 @@ def whole(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
-        yield part
+        with naming(path):
+            yield part
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

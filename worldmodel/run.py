@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from worldmodel.cli import one_line
+from worldmodel.data.codes import fingerprint
 from worldmodel.errors import ConfigError, DataError, RunError, WorldModelError
 from worldmodel.priors import Prior
 from worldmodel.tokenizers import Tokenizer
@@ -27,10 +28,12 @@ from worldmodel.types import Spec
 CONFIG = "config.yaml"
 SPEC = "spec.json"
 METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
 TOKENIZER = "tokenizer.safetensors"
 PRIOR = "prior.safetensors"
 CODES = "codes"
 TRAIN_FIRST = "train first: python -m worldmodel.train"
+RESTORE = "restore it from a copy, or train another run: python -m worldmodel.train run=another-name"
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -143,9 +146,9 @@ def load_config(folder: Path) -> DictConfig:
     except FileNotFoundError as error:
         raise RunError(f"{path} is missing; {TRAIN_FIRST}") from error
     except Exception as error:  # whatever the YAML parser raises for whatever is in the file
-        raise RunError(f"{path} is damaged ({one_line(error)}); {TRAIN_FIRST}") from error
+        raise RunError(f"{path} is damaged ({one_line(error)}); {RESTORE}") from error
     if not isinstance(config, DictConfig) or not {"tokenizer", "prior", "training"} <= set(config):
-        raise RunError(f"{path} is damaged (it lacks tokenizer, prior or training); {TRAIN_FIRST}")
+        raise RunError(f"{path} is damaged (it lacks tokenizer, prior or training); {RESTORE}")
     return config
 
 
@@ -154,7 +157,10 @@ def load_spec(folder: Path) -> Spec:
     try:
         return Spec.from_json((folder / SPEC).read_text())
     except (OSError, UnicodeDecodeError, DataError) as error:
-        raise RunError(f"{folder / SPEC} is missing or damaged ({one_line(error)}); {TRAIN_FIRST}") from error
+        raise RunError(
+            f"{folder / SPEC} is missing or damaged ({one_line(error)}); copy it from the folder of the data, "
+            "or train another run: python -m worldmodel.train run=another-name"
+        ) from error
 
 
 def build_tokenizer(config: DictConfig, spec: Spec) -> Tokenizer:
@@ -201,9 +207,9 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], meta: Mapping[str, A
     save_tensors(path, weights, meta)
 
 
-def load_weights(module: Model, path: Path, remedy: str = TRAIN_FIRST) -> Model:
+def load_weights(module: Model, path: Path, remedy: str = TRAIN_FIRST, if_damaged: str | None = None) -> Model:
     """Reads a state dict into a module, in place. Raises :class:`RunError` in one line when the file does not fit."""
-    tensors, _ = load_tensors(path, remedy)
+    tensors, _ = load_tensors(path, remedy, if_damaged)
     check_fit(path, tensors, module.state_dict(), remedy)
     module.load_state_dict(tensors)
     return module
@@ -212,14 +218,52 @@ def load_weights(module: Model, path: Path, remedy: str = TRAIN_FIRST) -> Model:
 def load_tokenizer(folder: Path, device: torch.device | str = "cpu") -> Tokenizer:
     """The trained tokenizer of a run, in evaluation mode."""
     tokenizer = build_tokenizer(load_config(folder), load_spec(folder))
-    return load_weights(tokenizer, folder / TOKENIZER, _finish(folder)).to(device).eval().requires_grad_(False)
+    return (
+        load_weights(tokenizer, folder / TOKENIZER, *_remedies(folder, TOKENIZER))
+        .to(device)
+        .eval()
+        .requires_grad_(False)
+    )
 
 
 def load_prior(folder: Path, tokenizer: Tokenizer, device: torch.device | str = "cpu") -> Prior:
-    """The trained prior of a run, in evaluation mode."""
-    prior = build_prior(load_config(folder), load_spec(folder), tokenizer)
-    return load_weights(prior, folder / PRIOR, _finish(folder)).to(device).eval().requires_grad_(False)
+    """The trained prior of a run, in evaluation mode. Raises :class:`RunError` for one of another tokenizer's codes."""
+    prior, path = build_prior(load_config(folder), load_spec(folder), tokenizer), folder / PRIOR
+    remedy, if_damaged = _remedies(folder, PRIOR)
+    tensors, facts = load_tensors(path, remedy, if_damaged)
+    if facts.get("tokenizer") not in (None, fingerprint(tokenizer)):  # older files do not say it
+        raise RunError(
+            f"{path} was trained on the codes of another tokenizer than {folder / TOKENIZER} is now; "
+            f"remove it and {checkpoint_of(folder, PRIOR)} and train it anew: {_command(folder)}"
+        )
+    check_fit(path, tensors, prior.state_dict(), remedy)
+    prior.load_state_dict(tensors)
+    return prior.to(device).eval().requires_grad_(False)
 
 
-def _finish(folder: Path) -> str:
-    return f"train it: python -m worldmodel.train run={folder.name} runs={folder.parent}"
+def check_trained(folder: Path, name: str) -> bool:
+    """Whether a run has a file of weights. Raises :class:`RunError`, naming the remedy, when it is damaged."""
+    if not (folder / name).is_file():
+        return False
+    load_tensors(folder / name, *_remedies(folder, name))
+    return True
+
+
+def checkpoint_of(folder: Path, name: str) -> Path:
+    """The checkpoint that training writes beside a run's file of weights."""
+    return folder / CHECKPOINTS / name
+
+
+def _remedies(folder: Path, name: str) -> tuple[str, str]:
+    """What to do when a file of weights is missing, and what when it is damaged."""
+    command = _command(folder)
+    if checkpoint_of(folder, name).is_file():
+        return f"go on training: {command}", f"remove it and go on training, from the last checkpoint: {command}"
+    # Codes of a tokenizer that is trained anew mean something else.
+    others = [path for path in (folder / PRIOR, checkpoint_of(folder, PRIOR)) if name == TOKENIZER and path.is_file()]
+    files = " and ".join(["it", *map(str, others)])
+    return f"train it: {command}", f"there is no checkpoint of it; remove {files} and train anew: {command}"
+
+
+def _command(folder: Path) -> str:
+    return f"python -m worldmodel.train run={folder.name} runs={folder.parent} and the settings it was started with"

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import logging
 import math
 import os
 import sys
@@ -27,10 +28,11 @@ from rich.progress import Progress as Bars
 
 from worldmodel import plots
 from worldmodel.cli import one_line, run_entry_point
-from worldmodel.data.codes import CodeStore, encode_store
+from worldmodel.data.codes import CodeStore, encode_store, fingerprint
 from worldmodel.data.store import EpisodeStore, Split
 from worldmodel.data.windows import Windows
-from worldmodel.errors import ConfigError, DataError, WorldModelError
+from worldmodel.errors import ConfigError, DataError, RunError, WorldModelError
+from worldmodel.nn.precision import resolve_precision
 from worldmodel.run import (
     CODES,
     METRICS,
@@ -38,6 +40,8 @@ from worldmodel.run import (
     TOKENIZER,
     build_prior,
     build_tokenizer,
+    check_trained,
+    checkpoint_of,
     find_run,
     list_runs,
     load_config,
@@ -48,11 +52,13 @@ from worldmodel.run import (
     save_config,
     save_weights,
 )
+from worldmodel.settings import STAGE, check_length
 from worldmodel.tokenizers import Tokenizer
 from worldmodel.training import hooks as watch
 from worldmodel.training.base import Hook, Objective
-from worldmodel.training.fit import Batches, FitSettings, fit, step_seed
+from worldmodel.training.fit import Batches, FitSettings, fit, step_seed, weighted_sum
 from worldmodel.training.objectives import PriorObjective, TokenizerObjective
+from worldmodel.training.optim import learning_rate_factor
 from worldmodel.types import Segment, Spec
 
 DESCRIPTION = """\
@@ -88,13 +94,16 @@ def train(config: DictConfig, stage: str = "all") -> Path:
     stages = list(STAGES) if stage == "all" else [stage]
     store = open_store(config)
     fabric = make_fabric(config)
+    rehearse(fabric, config, store.spec)
     fabric.launch()
     folder = Path(fabric.broadcast(str(choose_run(config, store.spec, stages)) if fabric.is_global_zero else ""))
     say(fabric, f"run {folder.name}")
     for name in stages:
-        if (folder / STAGES[name]).is_file():
+        if check_trained(folder, STAGES[name]):
             say(fabric, f"the {name} is trained already; to start another run: run=another-name")
             continue
+        if name == "tokenizer":
+            check_no_orphan(folder)
         train_stage = train_tokenizer if name == "tokenizer" else train_prior
         train_stage(fabric, config, store, folder)
         if fabric.is_global_zero:
@@ -103,9 +112,22 @@ def train(config: DictConfig, stage: str = "all") -> Path:
     return folder
 
 
+def check_no_orphan(folder: Path) -> None:
+    """Raises :class:`RunError` when a tokenizer would be trained from the start for a prior that knows other codes."""
+    if not checkpoint_of(folder, TOKENIZER).is_file():
+        for path in (folder / PRIOR, checkpoint_of(folder, PRIOR)):
+            if path.is_file():
+                raise RunError(f"{path} was trained on the codes of {folder / TOKENIZER}, which is missing and has no "
+                               "checkpoint; restore it, or remove the prior too, or start another run: "
+                               "run=another-name")  # fmt: skip
+
+
 def open_store(config: DictConfig) -> EpisodeStore:
-    """The recorded episodes. Raises :class:`DataError` when there are none to train on."""
+    """The recorded episodes, without the damaged ones. Raises :class:`DataError` when there are none to train on."""
+    if int(os.environ.get("RANK", 0)):
+        logging.getLogger("worldmodel.data").setLevel(logging.ERROR)  # the first process names what is damaged
     store = EpisodeStore.open(config.data)
+    store.verify()  # batches are read too fast to be checked
     if not len(store.split("train")):
         raise DataError(f"{config.data} holds no finished episode yet; collect some: python -m worldmodel.collect")
     return store
@@ -124,6 +146,38 @@ def make_fabric(config: DictConfig) -> Fabric:
     return Fabric(accelerator=device.type, devices=devices, num_nodes=everywhere // here, strategy=strategy)
 
 
+def rehearse(fabric: Fabric, config: DictConfig, spec: Spec) -> None:
+    """Builds both models and asks each for the losses of one window, so that what does not work is told at once.
+
+    Neither the whole training of the tokenizer nor the folder of a run should come before a slip in the settings of
+    the prior. Raises :class:`ConfigError`.
+    """
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        tokenizer = build_tokenizer(config, spec)
+        prior = build_prior(config, spec, tokenizer)
+        check_length(config.training.prior.get("length", prior.context + 1), prior.context)
+        for stage, objective in (("tokenizer", TokenizerObjective(tokenizer)), ("prior", PriorObjective(prior))):
+            settings = fit_settings(config, stage)
+            resolve_precision(settings.precision, fabric.device)
+            learning_rate_factor(0, 0.0, settings.warmup_steps, settings.decay)
+            steps = (1, 1 if stage == "tokenizer" else prior.context + 1)
+            nothing = torch.zeros(steps, dtype=torch.bool)
+            window = Segment(
+                actions=torch.zeros(steps, dtype=torch.int64),
+                rewards=torch.zeros(steps),
+                terminated=nothing,
+                truncated=nothing,
+                valid=~nothing,
+                frames=torch.zeros((*steps, *spec.frame_shape), dtype=torch.uint8) if stage == "tokenizer" else None,
+                codes=torch.zeros((*steps, *tokenizer.grid), dtype=torch.int64) if stage == "prior" else None,
+            )
+            try:
+                losses = objective.eval()(window, torch.Generator())
+            except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError) as error:
+                raise ConfigError(f"the {stage} does not work with these settings: {one_line(error)}") from error
+            weighted_sum(losses.terms, settings.weights)
+
+
 def say(fabric: Fabric, text: str) -> None:
     """One line, from one process."""
     if fabric.is_global_zero:
@@ -132,28 +186,41 @@ def say(fabric: Fabric, text: str) -> None:
 
 def choose_run(config: DictConfig, spec: Spec, stages: Sequence[str]) -> Path:
     """The run to go on with, or a new one. A run goes on under the settings it was started with, budgets aside."""
-    runs = Path(config.runs)
-    known = list_runs(runs)
-    if config.run is not None:
-        if config.run not in known:
-            return new_run(config, spec)
-        folder = find_run(runs, config.run)
-        if difference := compare(config, spec, folder):
-            raise ConfigError(f"the run {config.run!r} was started with other settings ({difference}); choose another "
-                              "name with run=…, or the settings it was started with")  # fmt: skip
-    else:
-        if not known:
-            return new_run(config, spec)
-        folder = find_run(runs)
-        difference = compare(config, spec, folder)
-        finished = all((folder / STAGES[name]).is_file() for name in stages)
-        if difference or (finished and budgets(config) != budgets(load_config(folder))):
-            return new_run(config, spec)
+    folder = run_to_go_on_with(config, spec, stages)
+    if "tokenizer" not in stages and (folder is None or not (folder / TOKENIZER).is_file()):
+        raise RunError(f"{(folder or Path(config.runs, 'a new run')) / TOKENIZER} is missing, which the prior is "
+                       "built on; train it first: --stage tokenizer, or no --stage at all")  # fmt: skip
+    if folder is None:
+        return new_run(config, spec)
     kept = load_config(folder)
     # The budgets of this session are part of the run's history; its name and folder are facts of the file system.
     merged = OmegaConf.merge(kept, {"training": OmegaConf.to_container(config.training)})
     assert isinstance(merged, DictConfig)
     save_config(folder, merged)
+    return folder
+
+
+def run_to_go_on_with(config: DictConfig, spec: Spec, stages: Sequence[str]) -> Path | None:
+    """The run that is named, or the latest if it has these settings and is not finished; None: there is none.
+
+    Raises :class:`ConfigError` when the one that is named has other settings.
+    """
+    runs = Path(config.runs)
+    known = list_runs(runs)
+    if config.run is not None:
+        if config.run not in known:
+            return None
+        folder = find_run(runs, config.run)
+        if difference := compare(config, spec, folder):
+            raise ConfigError(f"the run {config.run!r} was started with other settings ({difference}); choose another "
+                              "name with run=…, or the settings it was started with")  # fmt: skip
+        return folder
+    if not known:
+        return None
+    folder = find_run(runs)
+    finished = all((folder / STAGES[name]).is_file() for name in stages)
+    if compare(config, spec, folder) or (finished and budgets(config) != budgets(load_config(folder))):
+        return None
     return folder
 
 
@@ -193,9 +260,11 @@ def fit_settings(config: DictConfig, stage: str) -> FitSettings:
     assert isinstance(node, dict)
     names = {field.name for field in dataclasses.fields(FitSettings)}
     try:
-        return FitSettings(**{str(k): v for k, v in node.items() if k in names}, seed=int(config.seed))
-    except (TypeError, ValueError) as error:
+        return FitSettings(**{str(k): v for k, v in node.items() if k in names}, seed=config.seed)
+    except TypeError as error:
         raise ConfigError(f"training.{stage} cannot be read: {error}") from error
+    except ConfigError as error:
+        raise ConfigError(f"training.{stage}.{error}") from error
 
 
 def make_batches(sample: Callable[[int, torch.Generator], Segment], size: int, seed: int, rank: int) -> Batches:
@@ -247,7 +316,7 @@ def run_stage(
 ) -> None:
     """One fit with its hooks; the averaged weights of the model appear in the folder when it is finished."""
     node, settings = config.training[stage], fit_settings(config, stage)
-    checkpoint = folder / "checkpoints" / f"{stage}.safetensors"
+    checkpoint = checkpoint_of(folder, STAGES[stage])
     batches = make_batches(windows["train"].sample, node.batch, config.seed, fabric.global_rank)
     lines, board = watch.JsonLines(folder / METRICS), watch.TensorBoard(folder / "tensorboard")
     chain: list[Hook] = [watch.ProgressBar(), lines, board]
@@ -261,6 +330,8 @@ def run_stage(
         prefix = f"{stage}."
         weights = {k.removeprefix(prefix): v for k, v in result.weights.items() if k.startswith(prefix)}
         facts = {"stage": stage, "steps": result.steps, "seconds": round(result.seconds, 1)}
+        if stage == "prior":
+            facts["tokenizer"] = fingerprint(load_tokenizer(folder))  # whose codes it knows
         save_weights(folder / STAGES[stage], weights, facts)
     fabric.barrier()
 
@@ -293,10 +364,9 @@ def plot_metrics(folder: Path) -> None:
 def run(args: argparse.Namespace, config: DictConfig) -> None:
     """The command, behind the parsing."""
     stages = list(STAGES) if args.stage == "all" else [args.stage]
-    if args.steps is not None and args.steps < 1:
-        raise ConfigError(f"--steps is {args.steps}; it must be at least 1")
-    if args.minutes is not None and not 0 < args.minutes < math.inf:
-        raise ConfigError(f"--minutes is {args.minutes:g}; it must be positive")
+    for flag, value, rule in (("--steps", args.steps, "steps"), ("--minutes", args.minutes, "max_seconds")):
+        if value is not None:
+            STAGE[rule].check(flag, value)
     for stage in stages:
         if args.steps is not None:
             config.training[stage].steps = args.steps

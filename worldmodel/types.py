@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import zlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,22 +53,33 @@ class Spec:
         return self.action_names.index(name)
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=1)
+        facts = dataclasses.asdict(self)
+        return json.dumps({**facts, "crc32": _checksum(facts)}, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Spec:
         """Inverse of :meth:`to_json`. Raises :class:`DataError` when the text is not a Spec."""
         try:
             raw = json.loads(text)
-            return cls(
+            # A single wrong digit of a shape would make all data look damaged. Older files have no checksum.
+            if (crc := raw.pop("crc32", None)) is not None and crc != _checksum(raw):
+                raise ValueError("wrong checksum; if you edited it, take out its line crc32")
+            spec = cls(
                 env_id=str(raw["env_id"]),
                 frame_shape=tuple(int(n) for n in raw["frame_shape"]),
                 action_names=tuple(str(name) for name in raw["action_names"]),
                 rate=float(raw["rate"]),
                 env_kwargs=dict(raw.get("env_kwargs", {})),
             )
-        except (ValueError, KeyError, TypeError) as error:
+            if len(spec.frame_shape) < 2 or min(spec.frame_shape) < 1 or not spec.action_names or not spec.rate > 0:
+                raise ValueError(f"{spec.frame_shape}, {len(spec.action_names)} actions, {spec.rate} frames a second")
+            return spec
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"not a data specification: {error!r}") from error
+
+
+def _checksum(facts: dict[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(facts).encode()):08x}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """The codes of a whole store, computed once and kept beside the run that they belong to.
 
 ``<run>/codes/codes.npy`` holds the codes of all frames of all episodes, one after another; ``codes.json`` says of which
-episodes and by which tokenizer. What no longer fits is computed again: everything for another tokenizer, only the new
-episodes when the store has grown.
+episodes and by which tokenizer, with their checksum. What no longer fits is computed again: everything for another
+tokenizer or after damage, only the new episodes when the store has grown; those of an episode set aside go with it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 from numpy.lib.format import open_memmap
 
 from worldmodel.data.store import EpisodeStore
-from worldmodel.files import replace_text, reserve
+from worldmodel.files import as_bytes, replace_text, reserve
 from worldmodel.tokenizers.base import Tokenizer
 from worldmodel.types import to_float
 
@@ -60,7 +61,7 @@ def encode_store(
     folder = Path(folder)
     key = {"tokenizer": fingerprint(tokenizer), "episodes": _names(store)}
     cached = _open_cache(folder)
-    if cached is not None and cached[0] == key:
+    if cached is not None and all(cached[0].get(name) == value for name, value in key.items()):
         return CodeStore(store, cached[1], tokenizer.codes)
     known = cached[1] if cached is not None and cached[0].get("tokenizer") == key["tokenizer"] else None
     old_names = cached[0]["episodes"] if cached is not None and known is not None else []
@@ -74,12 +75,13 @@ def encode_store(
         missing = _copy_known(out, store, known, old_names)
         _encode(out, store, missing, tokenizer, device, batch, progress)
         out.flush()
+        crc = zlib.crc32(as_bytes(out))
         del out
         (folder / "codes.json").unlink(missing_ok=True)  # never a key beside codes that it does not describe
         os.replace(temporary, folder / "codes.npy")
     finally:
         temporary.unlink(missing_ok=True)
-    replace_text(folder / "codes.json", json.dumps(key))
+    replace_text(folder / "codes.json", json.dumps({**key, "crc": crc}))
     return CodeStore(store, np.load(folder / "codes.npy", mmap_mode="r"), tokenizer.codes)
 
 
@@ -107,9 +109,10 @@ def _open_cache(folder: Path) -> tuple[dict[str, Any], np.ndarray] | None:
         key = json.loads((folder / "codes.json").read_text())
         codes = np.load(folder / "codes.npy", mmap_mode="r", allow_pickle=False)
         frames = sum(length + 1 for _, length, _ in key["episodes"])
-    except (OSError, ValueError, KeyError, TypeError):
+        sound = len(codes) == frames and key.get("crc") in (None, zlib.crc32(as_bytes(codes)))  # older ones have none
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return (key, codes) if len(codes) == frames else None
+    return (key, codes) if sound else None
 
 
 def _copy_known(

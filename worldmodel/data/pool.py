@@ -50,6 +50,7 @@ class RecorderPool:
         self._spawn = multiprocessing.get_context("spawn")  # engines and threads do not survive a fork
         self._timeout = timeout
         self._failures = 0
+        self._stepped = False  # whether any step was ever taken
         self._recorders: list[_Recorder] = []
         self._shares = [
             dataclasses.replace(order, steps=share, seed=(*order.seed, place))
@@ -71,7 +72,7 @@ class RecorderPool:
     def reports(self) -> Iterator[Report]:
         """What happens, until every step is recorded; an empty report at least every half second.
 
-        Raises :class:`EnvError` when recorders keep failing.
+        Raises :class:`EnvError` when recorders keep failing, and at once when the first cannot take a single step.
         """
         while self._recorders:
             yield Report()
@@ -117,15 +118,18 @@ class RecorderPool:
                 recorder.deadline = time.monotonic() + self._timeout
                 match message[0]:
                     case "steps":
+                        self._stepped |= message[1] > 0
                         yield Report(steps=message[1])
                     case "episode":
                         recording = receive(message, recorder.results)
                         left = recorder.order.steps - len(recording.episode)
                         recorder.order = dataclasses.replace(recorder.order, steps=left)
-                        self._failures = 0
+                        self._failures, self._stepped = 0, True
                         yield Report(recording=recording)
                     case "lost":
                         yield Report(warning=f"an episode was lost: {message[1]}")
+                    case "failed" if not self._stepped:
+                        raise EnvError(f"recording fails at its first step: {message[1]}")
                     case "failed":
                         yield failed(recorder, message[1])
                     case "done":

@@ -7,6 +7,7 @@ Messages to the writer are small tuples, ``(kind, …)``: ``steps`` (taken since
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import signal
 import threading
@@ -136,7 +137,7 @@ def _record(order: Order, results: Connection, stopped: threading.Event) -> None
     rng = np.random.default_rng(order.seed)
     env = order.make_env()
     left, lost = order.steps, 0
-    unreported, reported_at = 0, time.monotonic()
+    unreported, reported_at = 0, -math.inf  # the first step is told at once: it says that the environment works
 
     def tick() -> bool:
         nonlocal unreported, reported_at

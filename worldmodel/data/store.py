@@ -25,6 +25,7 @@ import json
 import logging
 import os
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal
@@ -38,6 +39,8 @@ from worldmodel.types import NO_ACTION, Episode, Spec
 
 STEP = np.dtype([("action", "<i4"), ("reward", "<f4")])
 SHARD_BYTES = 512 * 2**20
+ASIDE = "damaged.jsonl"
+MOST_NAMED = 10  # damaged episodes at once, one line each; a lost shard may hold a thousand
 HELD_OUT_FROM = 3  # episodes from which on at least one is held out
 Split = Literal["train", "held_out", "all"]
 
@@ -58,7 +61,7 @@ class EpisodeStore:
         self.damaged: list[str] = []  # what this object left out, one line each
         self._lock = lock
         self._maps: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        self._sound: set[int] = set()  # episode numbers whose checksum was found right
+        self._sound: set[Entry] = set()  # whose checksum was found right
         self._load()
 
     @classmethod
@@ -74,12 +77,14 @@ class EpisodeStore:
         Raises :class:`DataError` when the store there holds data of another Spec, or another process is writing.
         """
         path = Path(path)
+        if path.exists() and not path.is_dir():
+            raise DataError(f"{path} is no folder, where episodes could be kept; choose another with data=…")
         path.mkdir(parents=True, exist_ok=True)
         lock = take_lock(path)
         if lock is None:
             raise DataError(f"another process is writing to {path}; wait for it or choose another folder with data=…")
         try:
-            if (path / "spec.json").exists():
+            if (path / "index.jsonl").exists():  # else it holds nothing yet
                 _check_same(path, _read_spec(path), spec)
             else:
                 replace_text(path / "spec.json", spec.to_json())
@@ -137,12 +142,12 @@ class EpisodeStore:
             raise DataError(f"there is no episode {index} in {self.path}; it holds 0 to {len(self) - 1}")
         entry = self.entries[index]
         frames, records = self.read(index, 0, entry.length + 1)
-        if entry.episode not in self._sound:
+        if entry not in self._sound:
             if _checksum(frames, records) != entry.crc:
                 raise DataError(
                     f"{self._describe(entry)} is damaged (wrong checksum); EpisodeStore.verify sets it aside"
                 )
-            self._sound.add(entry.episode)
+            self._sound.add(entry)
         return Episode(
             frames=frames,
             actions=records["action"][1:].astype(np.int64),
@@ -196,14 +201,16 @@ class EpisodeStore:
         self._next_number += 1
         return len(self) - 1
 
-    def verify(self) -> list[str]:
-        """Check every size and checksum; set damaged episodes aside. Returns a line for each, none if all is well.
+    def verify(self, indices: Sequence[int] | None = None) -> list[str]:
+        """Check sizes and checksums, of all episodes or of some; set the damaged ones aside.
 
-        The indices of the episodes behind a damaged one move up.
+        Returns a line for each, none if all is well. The indices of the episodes behind a damaged one move up. It reads
+        at the speed of the disk; commands that go through a whole store do so first.
         """
         found: dict[Entry, str] = {}
-        self._sound.clear()
-        for index, entry in enumerate(self.entries):
+        for index in range(len(self)) if indices is None else indices:
+            entry = self.entries[index]
+            self._sound.discard(entry)
             if reason := self._missing(entry):
                 found[entry] = reason
                 continue
@@ -241,7 +248,7 @@ class EpisodeStore:
         if whole < len(raw) and self._lock is not None:  # a line cut by a crash: its episode was never there
             os.truncate(index, whole)
         self.entries, unreadable = parse_index(raw[:whole])
-        aside = self.path / "damaged.jsonl"
+        aside = self.path / ASIDE
         lost = len(aside.read_bytes().splitlines()) if aside.exists() else 0
         known = max((entry.episode + 1 for entry in self.entries), default=0)
         self._next_number = max(known, len(self.entries) + len(unreadable) + lost)
@@ -265,8 +272,10 @@ class EpisodeStore:
         reports = [f"{self._describe(entry)}: {reason}" for entry, reason in found.items()]
         if unreadable:
             reports.append(f"{self.path / 'index.jsonl'}: unreadable lines: {unreadable}")
-        for report in reports:
+        for report in reports[:MOST_NAMED]:
             log.warning("damaged data left out: %s", report)
+        if len(reports) > MOST_NAMED:
+            log.warning("damaged data left out: %d more; %s lists them", len(reports) - MOST_NAMED, self.path / ASIDE)
         self.damaged += reports
         self.entries = [entry for entry in self.entries if entry not in found]
         with contextlib.suppress(OSError):  # a folder that may only be read stays as it is
@@ -288,7 +297,7 @@ class EpisodeStore:
         ]
         lines += [json.dumps({"line": line, "reason": "unreadable"}) for line in unreadable]
         if lines:
-            append_line(self.path / "damaged.jsonl", "\n".join(lines))
+            append_line(self.path / ASIDE, "\n".join(lines))
             kept = [json.dumps(dataclasses.asdict(entry)) + "\n" for entry in entries if entry not in found]
             replace_text(index, "".join(kept))
 
@@ -308,12 +317,15 @@ class EpisodeStore:
 
 def _read_spec(path: Path) -> Spec:
     file = path / "spec.json"
+    remedy = f"copy {file.name} from a run that was trained on it, or choose another folder with data=…"
+    if not file.exists() and (path / "index.jsonl").exists():
+        raise DataError(f"{file} is missing; {remedy}")
     if not file.exists():
         raise DataError(f"no data at {path}; python -m worldmodel.collect data={path} records some")
     try:
         return Spec.from_json(file.read_text())
     except (DataError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} is damaged: {error}") from error
+        raise DataError(f"{file} is damaged: {error}; {remedy}") from error
 
 
 def _check_same(path: Path, there: Spec, wanted: Spec) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -101,6 +104,13 @@ def save_mp4(path: str | Path, frames: Iterator[np.ndarray], rate: float) -> Non
                 for frame in frames:
                     writer.write_frame(frame)
         except OSError as error:  # what ffmpeg said, or a broken pipe to it
-            raise ConfigError(f"cannot write {path}: {error}; {remedy}") from error
+            raise _failed(path, str(error), remedy) from error
         if process.returncode != 0:
-            raise ConfigError(f"cannot write {path}: ffmpeg gave up (code {process.returncode}); {remedy}")
+            raise _failed(path, f"ffmpeg gave up (code {process.returncode})", remedy)
+
+
+def _failed(path: Path, reason: str, remedy: str) -> Exception:
+    """The error of a video that was not written: of the disk when it is full, which ffmpeg blames on the codec."""
+    if shutil.disk_usage(path.parent).free < 2**16:
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    return ConfigError(f"cannot write {path}: {reason}; {remedy}")

@@ -25,6 +25,7 @@ class Objective(nn.Module, abc.ABC):
     """What a fit minimises. A module, so that its model is wrapped with it when several devices train together."""
 
     headline: tuple[str, ...] = ()  # metrics worth a place in the progress bar
+    counters: tuple[str, ...] = ()  # buffers that only metrics need; a resumed fit starts them anew if they do not fit
 
     @abc.abstractmethod
     def forward(self, batch: Segment, generator: torch.Generator) -> Losses:

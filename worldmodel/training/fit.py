@@ -19,6 +19,7 @@ from torch import Tensor
 from worldmodel.errors import ConfigError, RunError
 from worldmodel.interrupts import deferred
 from worldmodel.nn.precision import cast, resolve_precision
+from worldmodel.settings import SEED, STAGE, Choice
 from worldmodel.training.base import Hook, Objective
 from worldmodel.training.checkpoint import check_fit, load_tensors, save_tensors
 from worldmodel.training.optim import MasterOptimizer, WeightAverage, learning_rate_factor
@@ -51,13 +52,11 @@ class FitSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "log_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("max_seconds", "learning_rate", "clip"):
-            value = getattr(self, name)
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                raise ConfigError(f"{name} is {value}; it must be positive")
+        for name, rule in STAGE.items():
+            # What decay and precision there are is known to those who compute with them.
+            if hasattr(self, name) and not isinstance(rule, Choice):
+                rule.check(name, getattr(self, name))
+        SEED.check("seed", self.seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,8 +222,12 @@ class Fit:
         """Goes on from a checkpoint. All processes read the file: nodes must share the folder of the runs."""
         remedy = "remove it to train this stage again, or start another run with run=name"
         tensors, meta = load_tensors(path, remedy)
+        own = self._tensors()
+        counters = [f"buffer.{name}" for name in self.objective.counters]
+        if any(name in tensors and tensors[name].shape != own[name].shape for name in counters):
+            tensors.update({name: own[name] for name in counters})
         optional = ("moment1.", "moment2.", "updates.", "momentum.")  # only of parameters that ever had a gradient
-        expected = {n: t for n, t in self._tensors().items() if not n.startswith(optional)}
+        expected = {n: t for n, t in own.items() if not n.startswith(optional)}
         check_fit(path, {n: t for n, t in tensors.items() if not n.startswith(optional)}, expected, remedy)
         self.optimizer.load(tensors)
         self.average.load(tensors)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from worldmodel.files import replace_text
+from worldmodel.files import naming, replace_text
 from worldmodel.training.base import Hook, Objective
 
 if TYPE_CHECKING:
@@ -73,8 +73,9 @@ class JsonLines(Hook):
         facts = {"stage": fit.stage, "step": fit.step, "seconds": round(fit.elapsed, 3)}
         # JSON knows no infinity; the PSNR of a perfect copy is one.
         plain = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps({**facts, "learning_rate": fit.learning_rate, **plain}) + "\n")
-        self._file.flush()
+        with naming(self.path):
+            self._file.write(json.dumps({**facts, "learning_rate": fit.learning_rate, **plain}) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
         if self._file is not None:
@@ -85,12 +86,12 @@ class JsonLines(Hook):
 def read_json_lines(path: Path) -> list[dict]:
     """The whole lines of a metrics file, in order; none where there is no file."""
     records = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
         try:
             record = json.loads(line)
         except ValueError:
             continue  # cut short by a crash
-        if isinstance(record, dict) and "step" in record:
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
             records.append(record)
     return records
 

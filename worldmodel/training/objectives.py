@@ -20,6 +20,7 @@ class TokenizerObjective(Objective):
     """
 
     headline = ("psnr", "usage")
+    counters = ("history", "slot")  # their size follows that of the data, which may have grown or lost an episode
 
     def __init__(self, tokenizer: Tokenizer, window: int = 100):
         super().__init__()
