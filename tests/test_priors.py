@@ -223,12 +223,15 @@ def test_positions_of_a_group_do_not_look_at_each_other(name: str, grid: tuple[i
         first += size
 
 
-def test_quincunx_order_draws_a_grid_in_few_groups() -> None:
+def test_quincunx_order_draws_a_grid_from_coarse_to_fine_in_few_groups() -> None:
     order = make_order("quincunx", (8, 8))
-    assert order.stages == [16, 16, 32]
-    assert len(order.groups) < 20
-    middle = order.positions.tolist().index(8 * 3 + 3)
+    assert order.stages == [4, 4, 4, 4, 16, 16, 16]
+    assert order.positions[:8].tolist() == [0, 4, 32, 36, 18, 22, 50, 54]
+    assert len(order.groups) <= 10
+    middle = order.positions.tolist().index(8 * 3 + 3)  # between four known ones
     assert sorted(order.positions[order.neighbours[middle, :4]].tolist()) == [18, 20, 34, 36]
+    last = order.positions.tolist().index(8 * 3 + 2)  # all eight around it are known
+    assert sorted(order.positions[order.neighbours[last]].tolist()) == [17, 18, 19, 25, 27, 33, 34, 35]
 
 
 def test_padding_before_an_episode_is_as_if_never_seen(prior: Prior) -> None:

@@ -87,7 +87,8 @@ class TransformerHead(Head):
         self.embed = CodeEmbedding(codebook, embed)
         places, self.stages, neighbours = make_order(order, grid, chained=True)
         self.register_buffer("order", places, persistent=False)
-        self.register_buffer("neighbours", neighbours, persistent=False)
+        self.neighbours = None  # attention sees all codes before, not only those near by
+        self.register_buffer("near", neighbours, persistent=False)
         self.register_buffer("vectors", centred(codebook), persistent=False)
         size = neighbours.shape[1] * embed
         self.enter_codes = nn.ModuleList(nn.Linear(size, width, bias=False) for _ in self.stages)
@@ -99,12 +100,12 @@ class TransformerHead(Head):
         self.guess = nn.Sequential(nn.Linear(context_width, width), nn.SiLU(), classifier(codebook, width))
 
     order: Tensor
-    neighbours: Tensor
+    near: Tensor
 
     def _near(self, codes: Tensor, start: int, stop: int) -> Tensor:
         """What the neighbours say to the positions start … stop − 1: (B, stop − start, width)."""
         padded = F.pad(codes, (0, 1), value=-1)
-        near = self.embed(padded[:, self.neighbours[start:stop]]).flatten(2)
+        near = self.embed(padded[:, self.near[start:stop]]).flatten(2)
         parts, first = [], 0
         for size, enter in zip(self.stages, self.enter_codes, strict=True):
             a, b = max(first, start), min(first + size, stop)

@@ -46,6 +46,8 @@ class LocalHead(Head):
         self.stages, self.groups, neighbours = walk.stages, walk.groups, walk.neighbours
         self.register_buffer("order", walk.positions, persistent=False)
         self.register_buffer("neighbours", neighbours, persistent=False)
+        stage = torch.arange(len(self.stages)).repeat_interleave(torch.tensor(self.stages))
+        self.register_buffer("stage", stage, persistent=False)  # (N,) of each position
         self.register_buffer("vectors", centred(codebook), persistent=False)
         size = neighbours.shape[1] * embed
         self.enter_codes = nn.ModuleList(nn.Linear(size, width, bias=False) for _ in self.stages)
@@ -58,6 +60,7 @@ class LocalHead(Head):
 
     order: Tensor
     neighbours: Tensor
+    stage: Tensor
 
     def forward(self, codes: Tensor, contexts: Tensor) -> Tensor:
         return self.extend(self.begin(contexts), codes, 0, self.positions)
@@ -66,7 +69,22 @@ class LocalHead(Head):
         return LocalHeadState(self.enter_context(contexts) + self.position)
 
     def extend(self, state: LocalHeadState, codes: Tensor, start: int, stop: int) -> Tensor:
-        x = state.inputs[:, start:stop] + self._near(codes, start, stop)
+        near = self.embed(F.pad(codes, (0, 1), value=-1)[:, self.neighbours[start:stop]]).flatten(2)
+        parts, first = [], 0
+        for size, enter in zip(self.stages, self.enter_codes, strict=True):
+            a, b = max(first, start), min(first + size, stop)
+            if a < b:
+                parts.append(enter(near[:, a - start : b - start]))
+            first += size
+        return self._finish(state.inputs[:, start:stop] + torch.cat(parts, 1))
+
+    def at(self, state: LocalHeadState, codes: Tensor, rows: Tensor, places: Tensor) -> Tensor:
+        near = self.embed(F.pad(codes, (0, 1), value=-1)[rows[:, None], self.neighbours[places]]).flatten(1)
+        sizes = self.stage[places].bincount(minlength=len(self.stages)).tolist()
+        parts = [enter(part) for enter, part in zip(self.enter_codes, near.split(sizes), strict=True) if len(part)]
+        return self._finish(state.inputs[rows, places] + torch.cat(parts))
+
+    def _finish(self, x: Tensor) -> Tensor:
         for block in self.blocks:
             x = block(x)
         return self.logits(self.norm(x)).float()
@@ -76,18 +94,6 @@ class LocalHead(Head):
 
     def forecast(self, contexts: Tensor) -> Tensor:
         return self.guess(contexts).float()
-
-    def _near(self, codes: Tensor, start: int, stop: int) -> Tensor:
-        """What the neighbours say to the positions start … stop − 1: (B, stop − start, width)."""
-        padded = F.pad(codes, (0, 1), value=-1)
-        near = self.embed(padded[:, self.neighbours[start:stop]]).flatten(2)
-        parts, first = [], 0
-        for size, enter in zip(self.stages, self.enter_codes, strict=True):
-            a, b = max(first, start), min(first + size, stop)
-            if a < b:
-                parts.append(enter(near[:, a - start : b - start]))
-            first += size
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 class MLPBlock(nn.Module):

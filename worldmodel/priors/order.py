@@ -2,8 +2,8 @@
 
 *Raster* order is that of the PixelCNN: row by row, every position beside the one just drawn. *Checkerboard* order
 draws the dark squares first, in raster order, and then the light ones, each between four known neighbours. *Quincunx*
-order draws every second position of every second row first, then those in the middle of four known ones, then the rest,
-again between four known ones.
+order goes from coarse to fine: a few positions far apart in raster order, then, again and again, those in the middle of
+four known ones and those between these, until none is left.
 
 The likelihood is exact in any order. But a position between known ones depends little on those drawn beside it, so
 chains of dependence are short, a fixed-point iteration over all positions settles in few passes, and positions that do
@@ -55,12 +55,13 @@ def make_order(name: str, grid: Sequence[int], chained: bool = False) -> Order:
     stages = [stage for stage in ORDERS[name](board) if stage[0]]
     cells = [cell for stage, _ in stages for cell in stage]
     place = {cell: i for i, cell in enumerate(cells)}
+    most = max(len(offsets) for _, offsets in stages)
     neighbours = []
     for stage, offsets in stages:
         for row, column in stage:
             here = place[row, column]
             near = [place.get((row + down, column + right), -1) for down, right in offsets]
-            near = [here - 1, *near] if chained else near
+            near = [*([here - 1] if chained else []), *near, *[-1] * (most - len(offsets))]
             neighbours.append([j if 0 <= j < here else len(cells) for j in near])
     positions = torch.tensor([row * width + column for row, column in cells])
     return Order(positions, [len(stage) for stage, _ in stages], torch.tensor(neighbours))
@@ -80,20 +81,26 @@ def _checkerboard(board: list[Cell]) -> list[Stage]:
 
 
 def _quincunx(board: list[Cell]) -> list[Stage]:
-    coarse = [cell for cell in board if cell[0] % 2 == 0 and cell[1] % 2 == 0]
-    middle = [cell for cell in board if cell[0] % 2 == 1 and cell[1] % 2 == 1]
-    early = [cell for cell in middle if (cell[0] // 2 + cell[1] // 2) % 2 == 0]
-    late = [cell for cell in middle if (cell[0] // 2 + cell[1] // 2) % 2 == 1]
-    across = [cell for cell in board if cell[0] % 2 == 0 and cell[1] % 2 == 1]
-    down = [cell for cell in board if cell[0] % 2 == 1 and cell[1] % 2 == 0]
-    diagonal, straight = [(-1, -1), (-1, 1), (1, -1), (1, 1)], [(-1, 0), (0, -1), (0, 1), (1, 0)]
-    return [
-        (coarse, [(-2, -2), (-2, 0), (-2, 2), (0, -2), (-4, 0), (0, -4), (-4, -2), (-4, 2)]),
-        (early, [*diagonal, (-1, -3), (-1, 3), (1, -3), (1, 3)]),
-        (late, [*diagonal, (-2, 0), (0, -2), (0, 2), (2, 0)]),
-        (across, [*straight, (-1, -2), (-1, 2), (1, -2), (1, 2)]),
-        (down, [*straight, *diagonal]),
-    ]
+    stride = 1
+    while 2 * stride <= max(max(row, column) + 1 for row, column in board) / 2:
+        stride *= 2
+    stages = [_lattice(board, stride, (0, 0), stride, [(0, -1), (-1, -1), (-1, 0), (-1, 1)])]
+    straight, diagonal = [(-1, 0), (0, -1), (0, 1), (1, 0)], [(-1, -1), (-1, 1), (1, -1), (1, 1)]
+    while stride > 1:
+        half = stride // 2
+        stages += [
+            _lattice(board, stride, (half, half), half, [*diagonal, (-1, -3), (-1, 3), (1, -3), (1, 3)]),
+            _lattice(board, stride, (0, half), half, [*straight, (-1, -2), (-1, 2), (1, -2), (1, 2)]),
+            _lattice(board, stride, (half, 0), half, [*straight, *diagonal]),
+        ]
+        stride = half
+    return stages
+
+
+def _lattice(board: list[Cell], stride: int, first: Cell, unit: int, offsets: list[Cell]) -> Stage:
+    """Every ``stride``-th cell both ways from ``first`` on; offsets in steps of ``unit``."""
+    cells = [cell for cell in board if (cell[0] % stride, cell[1] % stride) == first]
+    return cells, [(down * unit, right * unit) for down, right in offsets]
 
 
 ORDERS: dict[str, Callable[[list[Cell]], list[Stage]]] = {

@@ -156,23 +156,48 @@ class Ancestral(Sampler):
 class Predictive(Sampler):
     """Fixed-point iteration from a guess: the head's own forecast of each code, under the same noise.
 
-    A pass computes only what lies behind the prefix that every row has verified; converged rows leave the batch.
+    A pass computes only what may have changed: the positions that look at a code which the pass before changed; or,
+    where a head looks at all codes before, what lies behind the prefix that is verified.
     """
 
     def run(self, head: Head, contexts: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        batch, positions = contexts.shape[:2]
         codes = self.scores(head.forecast(contexts), noise, head.vectors).argmax(-1)
+        return (self._by_prefix if head.neighbours is None else self._by_change)(head, contexts, noise, codes)
+
+    def _by_change(
+        self, head: Head, contexts: Tensor, noise: Tensor | None, codes: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        assert head.neighbours is not None
+        batch, positions = codes.shape
+        state, total = head.begin(contexts), 0
+        ambiguous = torch.zeros_like(codes, dtype=torch.bool)
+        changed = ambiguous.new_zeros(batch, positions + 1)  # the last column is the neighbour that is none
+        places, rows = torch.ones_like(ambiguous).T.nonzero().unbind(1)
+        while len(rows):
+            logits = head.at(state, codes, rows, places)
+            new, near = self.choose(logits, None if noise is None else noise[rows, places], head.vectors)
+            changed.zero_()
+            changed[rows, places] = new != codes[rows, places]
+            codes[rows, places], ambiguous[rows, places] = new, near
+            total += batch if batch == 1 else len(rows.unique())
+            places, rows = changed[:, head.neighbours].any(-1).T.nonzero().unbind(1)
+        return codes, torch.tensor(total / batch), ambiguous
+
+    def _by_prefix(
+        self, head: Head, contexts: Tensor, noise: Tensor | None, codes: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Converged rows leave the batch."""
+        batch, positions = codes.shape
         result, ambiguous = torch.empty_like(codes), torch.zeros_like(codes, dtype=torch.bool)
         rows = torch.arange(batch, device=codes.device)
         state = head.begin(contexts)
         verified = torch.zeros(batch, dtype=torch.int64, device=codes.device)
-        passes, total = 0, 0
+        total = 0
         tie = ambiguous.clone()
         while len(rows):
             start = int(verified.min())
             logits = head.extend(state, codes, start, positions)
             new, tie[:, start:] = self.choose(logits, None if noise is None else noise[:, start:], head.vectors)
-            passes += 1
             total += len(rows)
             same = new == codes[:, start:]
             codes = torch.cat([codes[:, :start], new], 1)
