@@ -3,7 +3,6 @@
 from worldmodel.priors.base import Head, PriorOutput, PriorState, Step, Trunk
 from worldmodel.priors.conv_trunk import ConvTrunk
 from worldmodel.priors.head import TransformerHead
-from worldmodel.priors.local_head import LocalHead
 from worldmodel.priors.prior import Prior
 from worldmodel.priors.sampling import Ancestral, Predictive, Sampler, make_sampler
 
@@ -11,7 +10,6 @@ __all__ = [
     "Ancestral",
     "ConvTrunk",
     "Head",
-    "LocalHead",
     "Predictive",
     "Prior",
     "PriorOutput",

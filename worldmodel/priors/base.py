@@ -51,7 +51,6 @@ class Head(nn.Module, abc.ABC):
 
     order: Tensor
     groups: list[int]  # sizes, Σ = N: runs of positions that do not look at each other, so that one pass may draw a run
-    neighbours: Tensor | None  # (N, n) int64: places in the order that each looks at, N for "none"; None: all before
     vectors: Tensor  # (K, D) float, where the codes lie: centred, mean squared length 1
 
     @abc.abstractmethod
@@ -69,13 +68,6 @@ class Head(nn.Module, abc.ABC):
         ``codes`` (B, N): the entries before ``stop − 1`` are read. The positions before ``start`` must have been
         computed already with the same codes; keys and values of the new positions are written into the state, in place.
         """
-
-    def at(self, state: State, codes: Tensor, rows: Tensor, places: Tensor) -> Tensor:
-        """Logits (M, K) of single positions, of the rows (M,) at the places (M,), which are in ascending order.
-
-        Only for heads whose positions look at their ``neighbours`` alone.
-        """
-        raise NotImplementedError
 
     @abc.abstractmethod
     def select(self, state: State, rows: Tensor) -> State:

@@ -21,89 +21,92 @@ from torch import Tensor
 from worldmodel.errors import ConfigError
 
 Cell = tuple[int, int]
-Stage = tuple[list[Cell], list[Cell]]  # cells, and the offsets of the neighbours that they look at
+
+STRAIGHT: list[Cell] = [(-1, 0), (0, -1), (0, 1), (1, 0)]
+DIAGONAL: list[Cell] = [(-1, -1), (-1, 1), (1, -1), (1, 1)]
+FAR: list[Cell] = [(-2, 0), (0, -2), (0, 2), (2, 0)]
+WIDE: list[Cell] = [(-1, -2), (-1, 2), (1, -2), (1, 2)]
+WIDER: list[Cell] = [(-1, -3), (-1, 3), (1, -3), (1, 3)]
+
+
+class Stage(NamedTuple):
+    """Cells that are drawn one behind the other, or that do not look at each other."""
+
+    cells: list[Cell]
+    offsets: list[Cell]  # where each looks, 8 places (rows, columns), known or not
+    unit: int = 1  # of the offsets
+    chained: bool = False  # each looks at those of its stage that come before it, too
 
 
 class Order(NamedTuple):
-    """A permutation of the N positions of a grid; the stages lie one behind the other in it."""
+    """A permutation of the N positions of a grid."""
 
     positions: Tensor  # (N,) int64: raster index of the i-th position
-    stages: list[int]  # number of positions in each stage
-    neighbours: Tensor  # (N, n) int64: places in this order of the codes that each looks at, N for "none"
-
-    @property
-    def groups(self) -> list[int]:
-        """Sizes of the runs of positions none of which looks at another of its run."""
-        sizes = [0]
-        for i, looks_at in enumerate(self.neighbours.masked_fill(self.neighbours == len(self.positions), -1)):
-            if int(looks_at.max()) < i - sizes[-1]:
-                sizes[-1] += 1
-            else:
-                sizes.append(1)
-        return sizes
+    stages: list[int]  # sizes, Σ = N: runs of positions whose neighbours lie alike
+    groups: list[int]  # sizes, Σ = N: runs of positions that do not look at each other
+    neighbours: Tensor  # (N, 8) int64: places in this order of the codes that each looks at, N for "none"
 
 
-def make_order(name: str, grid: Sequence[int], chained: bool = False) -> Order:
-    """The order ``name`` of a grid of rank 1 or 2. Raises :class:`ConfigError` for an unknown name.
-
-    ``chained``: every position also looks at the one just before it, wherever that lies.
-    """
+def make_order(name: str, grid: Sequence[int]) -> Order:
+    """The order ``name`` of a grid of rank 1 or 2. Raises :class:`ConfigError` for an unknown name."""
     if name not in ORDERS:
         raise ConfigError(f"unknown order {name!r}; choose {', '.join(ORDERS)}")
     height, width = grid if len(grid) == 2 else (1, *grid)
-    board = [(row, column) for row in range(height) for column in range(width)]
-    stages = [stage for stage in ORDERS[name](board) if stage[0]]
-    cells = [cell for stage, _ in stages for cell in stage]
+    stages = [stage for stage in ORDERS[name](height, width) if stage.cells]
+    cells = [cell for stage in stages for cell in stage.cells]
     place = {cell: i for i, cell in enumerate(cells)}
-    most = max(len(offsets) for _, offsets in stages)
+    groups: list[int] = []
     neighbours = []
-    for stage, offsets in stages:
-        for row, column in stage:
-            here = place[row, column]
-            near = [place.get((row + down, column + right), -1) for down, right in offsets]
-            near = [*([here - 1] if chained else []), *near, *[-1] * (most - len(offsets))]
-            neighbours.append([j if 0 <= j < here else len(cells) for j in near])
+    for stage in stages:
+        begin = place[stage.cells[0]]
+        for here, (row, column) in enumerate(stage.cells, begin):
+            near = [
+                place.get((row + stage.unit * down, column + stage.unit * right), -1) for down, right in stage.offsets
+            ]
+            known = here if stage.chained else begin
+            neighbours.append([j if 0 <= j < known else len(cells) for j in near])
+        groups += [1] * len(stage.cells) if stage.chained else [len(stage.cells)]
     positions = torch.tensor([row * width + column for row, column in cells])
-    return Order(positions, [len(stage) for stage, _ in stages], torch.tensor(neighbours))
+    return Order(positions, [len(stage.cells) for stage in stages], groups, torch.tensor(neighbours))
 
 
-def _raster(board: list[Cell]) -> list[Stage]:
-    return [(board, [(0, -1), (-1, -1), (-1, 0), (-1, 1), (0, -2)])]
+def _raster(height: int, width: int) -> list[Stage]:
+    return [Stage(_lattice(height, width), [*STRAIGHT[:2], *DIAGONAL[:2], *FAR[:2], *WIDE[:2]], chained=True)]
 
 
-def _checkerboard(board: list[Cell]) -> list[Stage]:
-    dark = [cell for cell in board if sum(cell) % 2 == 0]
-    light = [cell for cell in board if sum(cell) % 2 == 1]
-    return [
-        (dark, [(-1, -1), (-1, 1), (-2, 0), (0, -2)]),
-        (light, [(-1, 0), (0, -1), (0, 1), (1, 0)]),
-    ]
+def _checkerboard(height: int, width: int) -> list[Stage]:
+    board = _lattice(height, width)
+    dark, light = ([cell for cell in board if sum(cell) % 2 == parity] for parity in (0, 1))
+    return [Stage(dark, [*DIAGONAL, *FAR], chained=True), Stage(light, [*STRAIGHT, *WIDE])]
 
 
-def _quincunx(board: list[Cell]) -> list[Stage]:
+def _quincunx(height: int, width: int) -> list[Stage]:
     stride = 1
-    while 2 * stride <= max(max(row, column) + 1 for row, column in board) / 2:
+    while 4 * stride <= max(height, width):
         stride *= 2
-    stages = [_lattice(board, stride, (0, 0), stride, [(0, -1), (-1, -1), (-1, 0), (-1, 1)])]
-    straight, diagonal = [(-1, 0), (0, -1), (0, 1), (1, 0)], [(-1, -1), (-1, 1), (1, -1), (1, 1)]
+    stages = [Stage(_lattice(height, width, stride), [*STRAIGHT, *DIAGONAL], stride, chained=True)]
     while stride > 1:
         half = stride // 2
+        middle = _lattice(height, width, stride, half, half)
+        early, late = (
+            [cell for cell in middle if (cell[0] // stride + cell[1] // stride) % 2 == parity] for parity in (0, 1)
+        )
         stages += [
-            _lattice(board, stride, (half, half), half, [*diagonal, (-1, -3), (-1, 3), (1, -3), (1, 3)]),
-            _lattice(board, stride, (0, half), half, [*straight, (-1, -2), (-1, 2), (1, -2), (1, 2)]),
-            _lattice(board, stride, (half, 0), half, [*straight, *diagonal]),
+            Stage(early, [*DIAGONAL, *WIDER], half),
+            Stage(late, [*DIAGONAL, *FAR], half),
+            Stage(_lattice(height, width, stride, 0, half), [*STRAIGHT, *WIDE], half),
+            Stage(_lattice(height, width, stride, half, 0), [*STRAIGHT, *DIAGONAL], half),
         ]
         stride = half
     return stages
 
 
-def _lattice(board: list[Cell], stride: int, first: Cell, unit: int, offsets: list[Cell]) -> Stage:
-    """Every ``stride``-th cell both ways from ``first`` on; offsets in steps of ``unit``."""
-    cells = [cell for cell in board if (cell[0] % stride, cell[1] % stride) == first]
-    return cells, [(down * unit, right * unit) for down, right in offsets]
+def _lattice(height: int, width: int, stride: int = 1, row: int = 0, column: int = 0) -> list[Cell]:
+    """Every ``stride``-th cell both ways from (row, column) on, in raster order."""
+    return [(r, c) for r in range(row, height, stride) for c in range(column, width, stride)]
 
 
-ORDERS: dict[str, Callable[[list[Cell]], list[Stage]]] = {
+ORDERS: dict[str, Callable[[int, int], list[Stage]]] = {
     "checkerboard": _checkerboard,
     "quincunx": _quincunx,
     "raster": _raster,

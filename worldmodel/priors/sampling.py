@@ -156,38 +156,14 @@ class Ancestral(Sampler):
 class Predictive(Sampler):
     """Fixed-point iteration from a guess: the head's own forecast of each code, under the same noise.
 
-    A pass computes only what may have changed: the positions that look at a code which the pass before changed; or,
-    where a head looks at all codes before, what lies behind the prefix that is verified.
+    A pass computes only what lies behind the groups that every row has verified; converged rows leave the batch.
     """
 
     def run(self, head: Head, contexts: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        batch, positions = contexts.shape[:2]
+        sizes = torch.tensor(head.groups, device=contexts.device)
+        ends = sizes.cumsum(0).repeat_interleave(sizes)  # (N,) where the group of each position ends
         codes = self.scores(head.forecast(contexts), noise, head.vectors).argmax(-1)
-        return (self._by_prefix if head.neighbours is None else self._by_change)(head, contexts, noise, codes)
-
-    def _by_change(
-        self, head: Head, contexts: Tensor, noise: Tensor | None, codes: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        assert head.neighbours is not None
-        batch, positions = codes.shape
-        state, total = head.begin(contexts), 0
-        ambiguous = torch.zeros_like(codes, dtype=torch.bool)
-        changed = ambiguous.new_zeros(batch, positions + 1)  # the last column is the neighbour that is none
-        places, rows = torch.ones_like(ambiguous).T.nonzero().unbind(1)
-        while len(rows):
-            logits = head.at(state, codes, rows, places)
-            new, near = self.choose(logits, None if noise is None else noise[rows, places], head.vectors)
-            changed.zero_()
-            changed[rows, places] = new != codes[rows, places]
-            codes[rows, places], ambiguous[rows, places] = new, near
-            total += batch if batch == 1 else len(rows.unique())
-            places, rows = changed[:, head.neighbours].any(-1).T.nonzero().unbind(1)
-        return codes, torch.tensor(total / batch), ambiguous
-
-    def _by_prefix(
-        self, head: Head, contexts: Tensor, noise: Tensor | None, codes: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Converged rows leave the batch."""
-        batch, positions = codes.shape
         result, ambiguous = torch.empty_like(codes), torch.zeros_like(codes, dtype=torch.bool)
         rows = torch.arange(batch, device=codes.device)
         state = head.begin(contexts)
@@ -201,8 +177,8 @@ class Predictive(Sampler):
             total += len(rows)
             same = new == codes[:, start:]
             codes = torch.cat([codes[:, :start], new], 1)
-            # Everything before the first difference was computed from right codes, and so was the difference itself.
-            first = torch.where(same.all(1), positions, same.int().argmin(1) + start + 1)
+            # All before the first difference was computed from right codes, and so was the group of the difference.
+            first = torch.where(same.all(1), positions, ends[same.int().argmin(1) + start])
             verified = torch.maximum(verified, first)
             done = verified >= positions
             if done.any():
