@@ -8,6 +8,7 @@ import pytest
 
 from worldmodel import quickstart
 from worldmodel.__main__ import main
+from worldmodel.types import Spec
 
 SMALL = [
     "collect.steps=700",
@@ -21,9 +22,25 @@ SMALL = [
 ]
 
 
-def test_too_small_a_budget_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    assert quickstart.main(["--minutes", "1"]) == 2
-    assert "--minutes 1 leaves no time" in capsys.readouterr().err
+@pytest.mark.parametrize("minutes", ["1", "inf", "nan"])
+def test_a_budget_that_is_none_is_named(minutes: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert quickstart.main(["--minutes", minutes]) == 2
+    assert f"--minutes {minutes} is no budget" in capsys.readouterr().err
+
+
+def test_a_slip_in_the_actions_is_told_before_the_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = [f"data={tmp_path}/data", f"runs={tmp_path}/runs", *SMALL]
+    assert quickstart.main(["--actions", "forwards", *where]) == 2
+    assert "unknown action 'forwards'" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_is_dreamt_of_by_default_fits_the_environment() -> None:
+    doom = Spec("doom", (3, 64, 64), ("noop", "forward", "left", "right"), 8.75)
+    assert quickstart.script(None, doom) == "forward*8,left*8,forward*8,right*8"
+    basic = Spec("basic", (3, 64, 64), ("noop", "move_left", "attack"), 8.75)
+    assert quickstart.script(None, basic) == "noop,move_left,attack"
+    assert quickstart.script("attack*3", basic) == "attack*3"
 
 
 def test_collect_train_dream(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

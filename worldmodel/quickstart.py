@@ -15,10 +15,12 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from worldmodel import collect, dream, evaluate, train
+from worldmodel.actions import parse_script
 from worldmodel.cli import run_entry_point
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.run import find_run
+from worldmodel.types import Spec
 
 DESCRIPTION = """\
 All of it in one go: collect episodes of ViZDoom (or of env=…), train the tokenizer and the prior, dream, measure.
@@ -28,6 +30,7 @@ model, not later. What is recorded and trained already is kept: after an interru
 
 REST = 75.0  # seconds set aside for what is not trained or collected: encoding the set, dreaming, measuring
 SHARES = {"tokenizer": 0.3, "prior": 0.7}  # of the seconds of training
+WALK = "forward*8,left*8,forward*8,right*8"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,13 +45,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minutes", type=float, default=9.5, help="budget of the whole (default: 9.5)")
-    parser.add_argument("--actions", default="forward*8,left*8,forward*8,right*8", help="what to dream of at the end")
+    parser.add_argument(
+        "--actions",
+        help=f"what to dream of at the end (default: {WALK}, or all actions in turn)",
+    )
 
 
 def quickstart(args: argparse.Namespace, config: DictConfig) -> None:
     """Collect what is missing, train within the budget, dream and measure."""
-    if not args.minutes > 2:
-        raise ConfigError(f"--minutes {args.minutes:g} leaves no time to train; give more than 2")
+    if not 2 < args.minutes < float("inf"):
+        raise ConfigError(f"--minutes {args.minutes:g} is no budget; give more than 2, to leave time to train")
     started = time.monotonic()
     console = Console()
 
@@ -59,6 +65,7 @@ def quickstart(args: argparse.Namespace, config: DictConfig) -> None:
     missing = config.collect.steps - recorded(config)
     if missing > 0:
         call(collect.main, [*args.overrides, f"collect.steps={missing}"])
+    actions = script(args.actions, EpisodeStore.open(config.data).spec)  # a slip is told before the training
     title("2/4 train")
     left = 60 * args.minutes - REST - (time.monotonic() - started)
     budget = max(left, 60.0)
@@ -68,13 +75,25 @@ def quickstart(args: argparse.Namespace, config: DictConfig) -> None:
     folder = train.train(config)
     title("3/4 dream")
     where = [f"run={folder.name}", *(o for o in args.overrides if not o.startswith("run="))]
-    call(dream.main, ["--actions", args.actions, *where])
+    call(dream.main, ["--actions", actions, *where])
     call(dream.main, ["--horizon", "30", *where])
     title("4/4 evaluate")
     call(evaluate.main, ["--quick", *where])
     title("done")
-    console.print(f"Look at {find_run(config.runs, folder.name) / 'dreams'}; dream of something else:")
-    console.print("  python -m worldmodel.dream --actions forward*12,left*4,forward*8 --seed 3")
+    console.print(f"Look at {find_run(config.runs, folder.name) / 'dreams'}; dream from elsewhere:")
+    console.print(f"  python -m worldmodel.dream --actions {actions} --seed 3")
+
+
+def script(actions: str | None, spec: Spec) -> str:
+    """The script to dream of: the one that was asked for, a walk, or every action in turn.
+
+    Raises what :func:`worldmodel.actions.parse_script` raises.
+    """
+    if actions is None:
+        known = all(part.split("*")[0] in spec.action_names for part in WALK.split(","))
+        actions = WALK if known else ",".join(spec.action_names)
+    parse_script(actions, spec)
+    return actions
 
 
 def recorded(config: DictConfig) -> int:
