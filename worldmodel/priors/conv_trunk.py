@@ -1,8 +1,8 @@
-"""A trunk of convolutions over the last few code grids, conditioned on the actions between them."""
+"""A trunk of convolutions over the last few code grids, with a memory over time for what lies further back."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,13 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.nn.convnets import CONV
-from worldmodel.priors.base import Trunk
+from worldmodel.priors.base import Trunk, grid_size
 from worldmodel.priors.embedding import CodeEmbedding
+from worldmodel.priors.memory import MemoryState, TimeMemory
 
 
 class ConvTrunkState(NamedTuple):
     grids: Tensor  # (B, history − 1, *grid) int64, the grids before the previous one, oldest first
     actions: Tensor  # (B, history − 1) int64
+    memory: MemoryState  # caches of the attention over time; empty without a memory
 
 
 class FilmBlock(nn.Module):
@@ -42,12 +44,17 @@ class FilmBlock(nn.Module):
 
 
 class ConvTrunk(Trunk):
-    """Convolutions over the last ``history`` grids, conditioned on the actions between them (FiLM, Perez et al., 2018).
+    """Convolutions over the last ``history`` grids, conditioned on the actions between them (FiLM, Perez et al., 2018)
+    and on what a memory knows of the frames so far.
+
+    The memory sums a frame up in one vector, which is little, but all of the frame: it tells where one is. It enters as
+    a condition and, spread out, at every position.
 
     Args:
         grid: shape of a grid of codes. codebook: (K, D). actions: A.
         width: channels, also the width of a context vector. blocks: residual blocks. history: grids seen.
-        embed: width of an embedded code.
+        embed: width of an embedded code. memory: constructor of a :class:`~worldmodel.priors.memory.TimeMemory`.
+        spread: numbers that the memory says to one position alone.
     """
 
     def __init__(
@@ -59,24 +66,33 @@ class ConvTrunk(Trunk):
         blocks: int = 5,
         history: int = 4,
         embed: int = 48,
+        memory: Callable[..., TimeMemory] | None = None,
+        spread: int = 16,
     ):
         super().__init__()
         rank = len(grid)
         self.grid, self.width, self.history = tuple(grid), width, history
         self.embed = CodeEmbedding(codebook, embed)
         self.act = nn.Embedding(actions + 1, 32)
-        self.condition = nn.Sequential(nn.Linear(32 * history, 128), nn.SiLU())
+        self.memory = memory(grid=grid, codebook=codebook, actions=actions) if memory else None
+        known = 32 * history + (self.memory.width if self.memory else 0)
+        self.condition = nn.Sequential(nn.Linear(known, 128), nn.SiLU())
+        if self.memory:
+            self.spread = nn.Linear(self.memory.width, grid_size(grid) * spread)
+            self.unfold = nn.Linear(spread, width, bias=False)
         self.enter = CONV[rank](history * embed, width, 3, padding=1)
         self.position = nn.Parameter(torch.zeros(width, *grid))
         self.blocks = nn.ModuleList(FilmBlock(rank, width, 128) for _ in range(blocks))
         if rank == 2:
             self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def _contexts(self, grids: Tensor, actions: Tensor) -> Tensor:
-        """grids (M, history, *grid), actions (M, history), oldest first → (M, N, width)."""
+    def _contexts(self, grids: Tensor, actions: Tensor, remembered: Sequence[Tensor]) -> Tensor:
+        """grids (M, history, *grid), actions (M, history), oldest first; remembered: (M, F) or none → (M, N, width)."""
         vectors = self.embed(grids).movedim(1, -2).flatten(-2)  # (M, *grid, history · E)
-        condition = self.condition(self.act(actions + 1).flatten(1))
+        condition = self.condition(torch.cat([self.act(actions + 1).flatten(1), *remembered], -1))
         x = self.enter(vectors.movedim(-1, 1)) + self.position
+        for vector in remembered:
+            x = x + self.unfold(self.spread(vector).view(len(x), *self.grid, -1)).movedim(-1, 1)
         for block in self.blocks:
             x = block(x, condition)
         x = x.movedim(1, -1)
@@ -87,20 +103,28 @@ class ConvTrunk(Trunk):
         state = self.begin(batch)
         grids = torch.cat([state.grids, previous], 1)[:, first:].unfold(1, self.history, 1).movedim(-1, 2)
         acts = torch.cat([state.actions, actions], 1)[:, first:].unfold(1, self.history, 1)
-        return self._contexts(grids.flatten(0, 1), acts.flatten(0, 1)).unflatten(0, (batch, steps - first))
+        remembered = [self.memory(previous, actions, first).flatten(0, 1)] if self.memory else []
+        contexts = self._contexts(grids.flatten(0, 1), acts.flatten(0, 1), remembered)
+        return contexts.unflatten(0, (batch, steps - first))
 
     def begin(self, batch: int) -> ConvTrunkState:
         device = self.position.device
         before = self.history - 1
         grids = torch.full((batch, before, *self.grid), -1, dtype=torch.int64, device=device)
-        return ConvTrunkState(grids, torch.full((batch, before), -1, dtype=torch.int64, device=device))
+        acts = torch.full((batch, before), -1, dtype=torch.int64, device=device)
+        return ConvTrunkState(grids, acts, self.memory.begin(batch) if self.memory else ())
 
     def step(self, state: ConvTrunkState, previous: Tensor, actions: Tensor) -> tuple[Tensor, ConvTrunkState]:
         grids = torch.cat([state.grids, previous[:, None]], 1)
         acts = torch.cat([state.actions, actions[:, None]], 1)
-        return self._contexts(grids, acts), ConvTrunkState(grids[:, 1:], acts[:, 1:])
+        remembered, memory = [], state.memory
+        if self.memory:
+            vector, memory = self.memory.step(memory, previous, actions)
+            remembered.append(vector)
+        return self._contexts(grids, acts, remembered), ConvTrunkState(grids[:, 1:], acts[:, 1:], memory)
 
     def observe(self, state: ConvTrunkState, previous: Tensor, actions: Tensor) -> ConvTrunkState:
-        grids = torch.cat([state.grids[:, 1:], previous[:, None]], 1) if self.history > 1 else state.grids
-        acts = torch.cat([state.actions[:, 1:], actions[:, None]], 1) if self.history > 1 else state.actions
-        return ConvTrunkState(grids, acts)
+        grids = torch.cat([state.grids, previous[:, None]], 1)[:, 1:]
+        acts = torch.cat([state.actions, actions[:, None]], 1)[:, 1:]
+        memory = self.memory.observe(state.memory, previous, actions) if self.memory else ()
+        return ConvTrunkState(grids, acts, memory)
