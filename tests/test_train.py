@@ -325,7 +325,6 @@ def test_settings_of_the_wrong_kind_are_one_line(data: Path, tmp_path: Path) -> 
         ({"tokenizer__flavour": 1}, "cannot build the tokenizer: .*flavour"),
         ({"prior__head__heads": 3}, "the prior does not work with these settings: "),
         ({"prior__head__order": "spiral"}, "unknown order 'spiral'"),
-        ({"training__prior__length": 1}, "prior.length is 1; it must be above prior.context, which is 1"),
         ({"training__prior__weights": {"perceptual": 1}}, "'perceptual'; the terms are codes, "),
         ({"training__prior__steps": "many"}, "training.prior.steps is 'many'; it must be a whole number"),
         ({"training__prior__precision": "fp7"}, "unknown precision 'fp7'"),

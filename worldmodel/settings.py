@@ -121,8 +121,6 @@ STAGE: dict[str, Rule] = {
     "steps": COUNT,
     "max_seconds": Number(above=0, optional=True),
     "batch": COUNT,
-    "length": dataclasses.replace(COUNT, required=False),
-    "targets": dataclasses.replace(COUNT, required=False),
     "learning_rate": Number(above=0, most=1e30),  # more is no float32
     "warmup_steps": Number(least=0, whole=True),
     "decay": Choice(words=("cosine", "linear", "none")),
@@ -138,7 +136,7 @@ STAGE: dict[str, Rule] = {
     "evaluate_batches": COUNT,
     "checkpoint_seconds": Number(least=0),
 }
-"""Of one stage of training."""
+"""Of either stage of training."""
 
 
 def _of_a_choice(rule: Rule) -> Rule:
@@ -156,6 +154,8 @@ RULES: dict[str, Rule] = {
     "collect.longest": COUNT,
     "collect.timeout": Number(above=0),
     **{f"training.{stage}.{name}": rule for stage in ("tokenizer", "prior") for name, rule in STAGE.items()},
+    "training.tokenizer.length": COUNT,
+    "training.prior.targets": COUNT,
     **{
         name: _of_a_choice(rule)
         for name, rule in {
@@ -199,19 +199,7 @@ def check_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
             checked = rule.check(name, value)
             if type(checked) is not type(value):
                 plain[name] = checked
-    (one, length), (other, context) = (_look_up(settings, name) for name in ("training.prior.length", "prior.context"))
-    if one and other:
-        check_length(length, context)
     return plain
-
-
-def check_length(length: int, context: int) -> None:
-    """Raises :class:`ConfigError` unless a window of the prior's training holds a frame behind those only seen."""
-    if length <= context:
-        raise ConfigError(
-            f"training.prior.length is {length}; it must be above prior.context, which is {context}: "
-            "so many frames of a window are seen, the rest is predicted"
-        )
 
 
 def _look_up(settings: Any, name: str) -> tuple[bool, Any]:

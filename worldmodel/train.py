@@ -52,7 +52,7 @@ from worldmodel.run import (
     save_config,
     save_weights,
 )
-from worldmodel.settings import STAGE, check_length
+from worldmodel.settings import STAGE
 from worldmodel.tokenizers import Tokenizer
 from worldmodel.training import hooks as watch
 from worldmodel.training.base import Hook, Objective
@@ -155,7 +155,6 @@ def rehearse(fabric: Fabric, config: DictConfig, spec: Spec) -> None:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         tokenizer = build_tokenizer(config, spec)
         prior = build_prior(config, spec, tokenizer)
-        check_length(config.training.prior.get("length", prior.context + 1), prior.context)
         for stage, objective in (("tokenizer", TokenizerObjective(tokenizer)), ("prior", PriorObjective(prior))):
             settings = fit_settings(config, stage)
             resolve_precision(settings.precision, fabric.device)

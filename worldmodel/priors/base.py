@@ -46,7 +46,7 @@ class Head(nn.Module, abc.ABC):
     whoever calls permutes contexts and codes, so that samplers need not know.
 
     The sampler sees nothing but these calls. ``extend`` is what makes both samplers fast: it computes the positions
-    ``start … start + n`` behind a verified prefix, whose keys and values lie in the state.
+    ``start … stop − 1`` behind a verified prefix, of which the state holds what the head makes of it.
     """
 
     order: Tensor
@@ -65,8 +65,8 @@ class Head(nn.Module, abc.ABC):
     def extend(self, state: State, codes: Tensor, start: int, stop: int) -> Tensor:
         """Logits (B, stop − start, K) of the positions start … stop − 1.
 
-        ``codes`` (B, N): the entries before ``stop − 1`` are read. The positions before ``start`` must have been
-        computed already with the same codes; keys and values of the new positions are written into the state, in place.
+        ``codes`` (B, N): the entries before ``stop − 1`` are read. Those before ``start`` are final: what the head
+        makes of them is kept in the state, in place, and is not computed again.
         """
 
     @abc.abstractmethod
