@@ -53,7 +53,9 @@ def bars(console: Console) -> Iterator[Progress]:
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="fewer windows, 15 steps, no classifier of actions")
-    parser.add_argument("--windows", type=int, metavar="N", help="held-out windows of the open loop (default 128)")
+    parser.add_argument(
+        "--windows", type=int, metavar="N", help=f"held-out windows of the open loop (default {Settings.windows})"
+    )
     parser.add_argument("--top-k", type=int, metavar="N", help="sample only the N likeliest codes at temperature 1")
     parser.add_argument("--skip", choices=["inverse"], help="inverse: do not read the actions off the dreams")
 

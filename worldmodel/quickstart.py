@@ -81,7 +81,7 @@ def quickstart(args: argparse.Namespace, config: DictConfig) -> None:
     call(evaluate.main, ["--quick", *where])
     title("done")
     console.print(f"Look at {find_run(config.runs, folder.name) / 'dreams'}; dream from elsewhere:")
-    console.print(f"  python -m worldmodel.dream --actions {actions} --seed 3")
+    console.print(f"  python -m worldmodel.dream --actions '{actions}' --seed 3", soft_wrap=True)
 
 
 def script(actions: str | None, spec: Spec) -> str:
