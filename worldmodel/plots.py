@@ -99,7 +99,7 @@ class Panel:
 def save_panels(path: str | Path, panels: Sequence[Panel], title: str = "", columns: int = 3) -> Path:
     """Draw panels as a page, ``columns`` in a row, into a .png, .svg or .pdf; written whole, then renamed.
 
-    Where panels show lines of the same names, one legend above the page is for all of them. Raises
+    Where panels show lines of the same names, one legend below the page is for all of them. Raises
     :class:`ConfigError` for another suffix or when there is nothing to draw.
     """
     path = Path(path)
@@ -118,7 +118,7 @@ def save_panels(path: str | Path, panels: Sequence[Panel], title: str = "", colu
             axes = figure.add_subplot(rows, columns, place + 1)
             _draw(axes, panel, shared)
             if shared and not figure.legends and shared == _line_names(panel):
-                figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=len(shared))
+                figure.legend(*axes.get_legend_handles_labels(), loc="outside lower right", ncols=len(shared))
         with whole(path) as part:
             figure.savefig(part, dpi=130, metadata=UNDATED.get(path.suffix.lower()))
     return path
