@@ -88,14 +88,42 @@ def test_the_head_is_causal_in_its_order(prior: Prior) -> None:
         assert position == 15 or not torch.allclose(after[:, position + 1 :], before[:, position + 1 :])
 
 
-def test_extending_behind_any_prefix_equals_the_full_pass(prior: Prior) -> None:
+@pytest.mark.parametrize("gradients", [True, False])
+def test_extending_behind_any_prefix_equals_the_full_pass(prior: Prior, gradients: bool) -> None:
     segment = random_segment(steps=1)
     codes, contexts = segment.codes.flatten(2)[:, 0], prior.contexts(segment.codes, segment.actions)[:, 0]
     full = prior.head(codes, contexts)
     for cuts in ([0, 16], [0, 1, 2, 16], [0, 7, 9, 16], list(range(17))):
-        state = prior.head.begin(contexts)
-        parts = [prior.head.extend(state, codes, a, b) for a, b in itertools.pairwise(cuts)]
+        with torch.set_grad_enabled(gradients):
+            state = prior.head.begin(contexts)
+            parts = [prior.head.extend(state, codes, a, b) for a, b in itertools.pairwise(cuts)]
         torch.testing.assert_close(torch.cat(parts, 1), full, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("change", ["step", "replace", "load", "double"])
+def test_drawing_looks_up_what_the_weights_of_now_say(change: str) -> None:
+    head = tiny_prior("conv").head
+    contexts = torch.randn(2, 16, head.enter_context.in_features, generator=torch.Generator().manual_seed(0))
+    codes = random_segment(steps=1).codes.flatten(1)
+
+    @torch.no_grad()
+    def extended() -> torch.Tensor:
+        return head.extend(head.begin(contexts), codes, 0, head.positions)
+
+    before = extended()
+    if change == "step":
+        head(codes, contexts).square().sum().backward()
+        torch.optim.SGD(head.parameters(), 1e-3).step()
+    elif change == "replace":
+        head.enter_codes[0].weight.data = torch.randn_like(head.enter_codes[0].weight)
+    elif change == "load":
+        head.load_state_dict(tiny_prior("conv", spread=1.0).head.state_dict())
+    else:
+        head.double()
+        contexts = contexts.double()
+    after = extended()
+    assert (change == "double") == torch.allclose(before.double(), after.double(), atol=1e-3)
+    torch.testing.assert_close(after, head(codes, contexts), rtol=1e-4, atol=1e-4)
 
 
 def test_a_longer_extension_repairs_wrong_keys(prior: Prior) -> None:

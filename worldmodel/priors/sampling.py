@@ -175,10 +175,9 @@ class Predictive(Sampler):
             logits = head.extend(state, codes, start, positions)
             new, tie[:, start:] = self.choose(logits, None if noise is None else noise[:, start:], head.vectors)
             total += len(rows)
-            same = new == codes[:, start:]
-            codes = torch.cat([codes[:, :start], new], 1)
             # All before the first difference was computed from right codes, and so was the group of the difference.
-            first = torch.where(same.all(1), positions, ends[same.int().argmin(1) + start])
+            first = torch.where(new == codes[:, start:], positions, ends[start:]).amin(1)
+            codes[:, start:] = new
             verified = torch.maximum(verified, first)
             done = verified >= positions
             if done.any():
