@@ -276,7 +276,7 @@ def train_tokenizer(fabric: Fabric, config: DictConfig, store: EpisodeStore, fol
     node = config.training.tokenizer
     torch.manual_seed(config.seed)
     tokenizer = build_tokenizer(config, store.spec)
-    frames = int(store.lengths[store.split("train")].sum())
+    frames = int((store.lengths[store.split("train")] + 1).sum())
     steps_an_epoch = math.ceil(frames / (node.batch * node.length * fabric.world_size))
     objective = TokenizerObjective(tokenizer, window=min(max(steps_an_epoch, 10), 1000))
     windows = {split: Windows(store, split, node.length) for split in SPLITS}
