@@ -44,7 +44,7 @@ class Entry:
         raw.setdefault("key", None)
         entry = cls(**{name: raw[name] for name in _FIELDS})
         numbers = (entry.episode, entry.shard, entry.offset, entry.length, entry.crc)
-        if not all(isinstance(number, int) and number >= 0 for number in numbers) :
+        if not all(isinstance(number, int) and number >= 0 for number in numbers):
             raise ValueError("a number is missing or negative")
         if not isinstance(entry.held_out, bool):
             raise ValueError("held_out is neither true nor false")
