@@ -101,7 +101,8 @@ def _listing(runs: Path, known: list[str]) -> str:
 def new_run(config: DictConfig, spec: Spec) -> Path:
     """Makes ``runs/<name>`` with the settings and the specification; it appears whole or not at all.
 
-    The name is ``config.run``, else the first free ``<source>-<number>``: of what is played, the environment's name. Raises :class:`RunError` when it exists.
+    The name is ``config.run``, else the first free ``<source>-<number>``; what is played has the name of its
+    environment. Raises :class:`RunError` when it exists.
     """
     runs = Path(config.runs)
     if config.run is not None and not re.fullmatch(r"[\w.+@ -]*\w[\w.+@ -]*", str(config.run)):
@@ -127,7 +128,7 @@ def _candidates(config: DictConfig, runs: Path) -> Iterator[Path]:
     if config.run is not None:
         yield runs / str(config.run)
         return
-    stem = str(config.source.name)
+    stem = str(config.get("source", config.env).name)  # settings of older runs know environments only
     taken = [int(m.group(1)) for p in runs.iterdir() if (m := re.fullmatch(re.escape(stem) + r"-(\d+)", p.name))]
     first = max(taken, default=0) + 1
     yield from (runs / f"{stem}-{number}" for number in range(first, first + 1000))

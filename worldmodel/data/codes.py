@@ -160,7 +160,7 @@ def _encode(
 
 
 def _batches(store: EpisodeStore, episodes: list[int], batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """All frames of some episodes, ``batch`` at a time whatever episode they are of: rows (n,), frames (n, C, *size)."""
+    """All frames of some episodes, ``batch`` at a time over their borders: rows (n,) and frames (n, C, *size)."""
     starts = _starts(store)
     rows: list[np.ndarray] = []
     parts: list[np.ndarray] = []

@@ -13,8 +13,8 @@ A store is a folder::
 An episode exists when its index line does. Bytes behind the last indexed episode are the leftover of a crash and are
 overwritten by the next append, so an interruption costs at most the episode, or the batch of them, then being written.
 
-Whether an episode is held out may be said by its source. Else it follows from its own checksum, about one in ten, and is
-written into its line: nothing that happens to other episodes moves it, and a copy in another store is held out there
+Whether an episode is held out may be said by its source. Else it follows from its own checksum, about one in ten, and
+is written into its line: nothing that happens to other episodes moves it, and a copy in another store is held out there
 too. Only where this would leave a store of three episodes or more with none, the one being appended is held out
 whatever its checksum.
 """
