@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from worldmodel.data import store as store_module
-from worldmodel.data.store import EpisodeStore, Item
+from worldmodel.data.records import Item
+from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import DataError
 from worldmodel.files import append_line
 from worldmodel.types import Episode, Spec

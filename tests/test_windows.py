@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from worldmodel.data.codes import CodeStore, encode_store
-from worldmodel.data.store import EpisodeStore, Item
+from worldmodel.data.records import Item
+from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import Windows
 from worldmodel.errors import DataError
 from worldmodel.tokenizers.base import Reconstruction, Tokenizer

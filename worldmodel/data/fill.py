@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from worldmodel.data.records import Item
 from worldmodel.data.sources.base import Source
-from worldmodel.data.store import EpisodeStore, Item
+from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import DataError
 
 CHUNK = 16  # items that are read between two looks at whether to stop

@@ -26,20 +26,19 @@ import dataclasses
 import json
 import logging
 import os
-import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Literal, NamedTuple
+from typing import IO, Literal
 
 import numpy as np
 
 from worldmodel.data.index import HELD_OUT_EVERY, Entry, parse_index
+from worldmodel.data.records import STEP, Item, check_fits, checksum, joined, short, to_records
 from worldmodel.errors import DataError
-from worldmodel.files import append_line, as_bytes, replace_text, take_lock, write_at
-from worldmodel.types import NO_ACTION, Episode, Spec
+from worldmodel.files import append_line, replace_text, take_lock, write_at
+from worldmodel.types import Episode, Spec
 
-STEP = np.dtype([("action", "<i4"), ("reward", "<f4")])
 SHARD_BYTES = 512 * 2**20
 ASIDE = "damaged.jsonl"
 MOST_NAMED = 10  # damaged episodes at once, one line each; a lost shard may hold a thousand
@@ -47,14 +46,6 @@ HELD_OUT_FROM = 3  # episodes from which on at least one is held out
 Split = Literal["train", "held_out", "all"]
 
 log = logging.getLogger(__name__)
-
-
-class Item(NamedTuple):
-    """An episode to append, and what its source says of it."""
-
-    episode: Episode
-    held_out: bool | None = None  # None: its checksum decides
-    key: str | None = None  # by which :attr:`EpisodeStore.keys` knows it
 
 
 class EpisodeStore:
@@ -163,7 +154,7 @@ class EpisodeStore:
         entry = self.entries[index]
         frames, records = self.read(index, 0, entry.length + 1)
         if entry not in self._sound:
-            if _checksum(frames, records) != entry.crc:
+            if checksum(frames, records) != entry.crc:
                 raise DataError(
                     f"{self._describe(entry)} is damaged (wrong checksum); EpisodeStore.verify sets it aside"
                 )
@@ -203,7 +194,7 @@ class EpisodeStore:
         if self._lock is None:
             raise DataError(f"{self.path} is open for reading; EpisodeStore.writer opens it for writing")
         for item in items:
-            _check_fits(item.episode, self.spec)
+            check_fits(item.episode, self.spec)
         before = len(self)
         while rest := items[len(self) - before :]:
             shard, offset = self._place(rest[0].episode.frames.nbytes)
@@ -214,8 +205,8 @@ class EpisodeStore:
     def _write(self, items: Sequence[Item], shard: int, offset: int) -> None:
         """Frames, then records, then index lines of episodes that lie one behind another in a shard."""
         frames = [np.ascontiguousarray(item.episode.frames) for item in items]
-        records = [_records(item.episode) for item in items]
-        crcs = [_checksum(*parts) for parts in zip(frames, records, strict=True)]
+        records = [to_records(item.episode) for item in items]
+        crcs = [checksum(*parts) for parts in zip(frames, records, strict=True)]
         entries: list[Entry] = []
         any_held_out = any(entry.held_out for entry in self.entries)
         for item, crc in zip(items, crcs, strict=True):
@@ -235,8 +226,8 @@ class EpisodeStore:
                 key=item.key,
             )
             entries.append(entry)
-        write_at(self._file(shard, "frames"), offset * self._frame_bytes, _joined(frames))
-        write_at(self._file(shard, "steps"), offset * STEP.itemsize, _joined(records))
+        write_at(self._file(shard, "frames"), offset * self._frame_bytes, joined(frames))
+        write_at(self._file(shard, "steps"), offset * STEP.itemsize, joined(records))
         append_line(self.path / "index.jsonl", "\n".join(entry.to_line() for entry in entries))
         self._maps.pop(shard, None)  # an older map may cover bytes that were a crash's leftover until now
         self.entries += entries
@@ -375,45 +366,5 @@ def _check_same(path: Path, there: Spec, wanted: Spec) -> None:
         old, new = (json.loads(spec.to_json())[field.name] for spec in (there, wanted))
         if old != new:
             raise DataError(
-                f"{path} holds data with {field.name} {_short(old)}, not {_short(new)}; "
-                "choose another folder with data=…"
+                f"{path} holds data with {field.name} {short(old)}, not {short(new)}; choose another folder with data=…"
             )
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 120 else text[:117] + "…"
-
-
-def _check_fits(episode: Episode, spec: Spec) -> None:
-    length = len(episode)
-    expected = (length + 1, *spec.frame_shape)
-    if episode.frames.shape != expected or episode.frames.dtype != np.uint8:
-        raise DataError(
-            f"an episode of {length} steps needs uint8 frames {expected}; "
-            f"got {episode.frames.dtype} {episode.frames.shape}"
-        )
-    if len(episode.rewards) != length:
-        raise DataError(f"an episode of {length} steps has {len(episode.rewards)} rewards")
-    count = len(spec.action_names)
-    if length and (episode.actions.min() < 0 or episode.actions.max() >= count):
-        raise DataError(f"actions must be in [0, {count}), one of {_short(', '.join(spec.action_names))}")
-    if not NO_ACTION <= episode.condition < count:
-        raise DataError(f"the condition {episode.condition} of an episode is neither {NO_ACTION} nor in [0, {count})")
-
-
-def _records(episode: Episode) -> np.ndarray:
-    """(T + 1,) of dtype :data:`STEP`: what led to each frame, and what was earned by it."""
-    records = np.zeros(len(episode) + 1, STEP)
-    records["action"][0] = episode.condition
-    records["action"][1:] = episode.actions
-    records["reward"][1:] = episode.rewards
-    return records
-
-
-def _joined(arrays: list[np.ndarray]) -> np.ndarray:
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-
-
-def _checksum(frames: np.ndarray, records: np.ndarray) -> int:
-    return zlib.crc32(as_bytes(records), zlib.crc32(as_bytes(frames)))

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldmodel.data.store import STEP, EpisodeStore, Split
+from worldmodel.data.records import STEP
+from worldmodel.data.store import EpisodeStore, Split
 from worldmodel.errors import DataError
 from worldmodel.types import NO_ACTION, Segment
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from worldmodel.data.store import Item
+from worldmodel.data.records import Item
 from worldmodel.errors import DataError
 from worldmodel.types import Episode, Spec
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from worldmodel.data.records import Item
 from worldmodel.data.sources.base import Source, check_folder, image_item
-from worldmodel.data.store import Item
 from worldmodel.errors import DataError
 from worldmodel.types import Spec
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import imageio_ffmpeg
 import numpy as np
 
+from worldmodel.data.records import Item
 from worldmodel.data.sources.base import Source, check_folder
-from worldmodel.data.store import Item
 from worldmodel.errors import DataError
 from worldmodel.types import Episode, Spec
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from worldmodel.data.records import Item
 from worldmodel.data.sources.base import Source, check_folder, image_item
-from worldmodel.data.store import Item
 from worldmodel.errors import DataError
 from worldmodel.types import NO_ACTION, Spec
 
