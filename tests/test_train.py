@@ -69,6 +69,7 @@ def settings(data: Path, runs: Path, **changes) -> DictConfig:
     for stage in ("tokenizer", "prior"):
         config.training[stage].update(QUICK)
     config.training.tokenizer.weights = {"commitment": 0.25}
+    config.training.prior.weights = {"forecast": 0.2, "reward": 0.1, "end": 0.1}
     for name, value in changes.items():
         OmegaConf.update(config, name.replace("__", "."), value)
     return config

@@ -18,7 +18,7 @@ SPEC = Spec("tiny", (3, 16, 16), ("noop", "forward", "left"), 10.0)
 PRIORS = sorted(path.stem for path in (Path(configs.__file__).parent / "prior").glob("*.yaml"))
 TOKENIZERS = sorted(path.stem for path in (Path(configs.__file__).parent / "tokenizer").glob("*.yaml"))
 SMALL_TOKENIZER = ("tokenizer.widths=[8,8]", "tokenizer.blocks=1")
-SMALL_PRIOR = ("prior.trunk.width=16", "prior.trunk.blocks=1", "prior.head.width=16")
+SMALL_PRIOR = ("prior.trunk.width=16", "prior.head.width=16")
 
 
 def tiny_tokenizer(name: str = "vqvae", spec: Spec = SPEC) -> Tokenizer:
@@ -32,7 +32,8 @@ def tiny_tokenizer(name: str = "vqvae", spec: Spec = SPEC) -> Tokenizer:
 def tiny_prior(name: str = "conv", spec: Spec = SPEC, spread: float = 3.0) -> Prior:
     """An untrained prior over 4×4 codes of 16; its weights are blown up so that its distributions are far from flat."""
     torch.manual_seed(0)
-    config = compose_config([f"prior={name}", *SMALL_TOKENIZER, *SMALL_PRIOR, "tokenizer.codes=16"])
+    depth = "prior.head.layers=3" if name == "pixelcnn" else "prior.trunk.blocks=1"
+    config = compose_config([f"prior={name}", *SMALL_TOKENIZER, *SMALL_PRIOR, depth, "tokenizer.codes=16"])
     prior = build_prior(config, spec, tiny_tokenizer(spec=spec)).eval()
     with torch.no_grad():
         for parameter in prior.parameters():

@@ -81,8 +81,8 @@ class Head(nn.Module, abc.ABC):
 class PriorOutput(NamedTuple):
     logits: Tensor  # (B, T, N, K)
     forecast: Tensor  # (B, T, N, K), every code on its own
-    rewards: Tensor  # (B, T, bins): logits of the two-hot reward
-    ends: Tensor  # (B, T): logit of the episode's termination at the frame
+    rewards: Tensor | None  # (B, T, bins): logits of the two-hot reward; None for a prior without outcomes
+    ends: Tensor | None  # (B, T): logit of the episode's termination at the frame; None for a prior without outcomes
 
 
 class Step(NamedTuple):
