@@ -6,7 +6,7 @@ reads the first, so that nothing before a site is out of sight. Instead of maske
 padding above and to the left. The first layer leaves out the site itself (and its row, in the vertical stack); all
 others may see it, since it no longer holds anything of the site's own value.
 
-Beyond the paper, the vertical stack has a residual, too: without it what stands further above fades from layer to layer.
+Beyond the paper, the vertical stack has a residual, too: what stands further above would fade from layer to layer.
 
 Tensors lie as (B, h, w, channels), which convolutions on a CPU like best and which makes 1×1 convolutions matrix
 products.
@@ -36,10 +36,13 @@ class GatedLayer(nn.Module):
         inputs, width: channels before and behind it. condition: channels of the condition.
         reach: rows that it looks up, and columns that it looks to the left, and in the rows above to the right.
         strict: whether it leaves out the site itself and its row; it then has no residual, which would show the site.
+        last: whether none comes behind it; what it would hand on is then left out.
         dropout: share of the gated activations that are set to 0 in training.
     """
 
-    def __init__(self, inputs: int, width: int, condition: int, reach: int, strict: bool, dropout: float = 0.0):
+    def __init__(
+        self, inputs: int, width: int, condition: int, reach: int, strict: bool, last: bool, dropout: float = 0.0
+    ):
         super().__init__()
         self.reach, self.strict = reach, strict
         self.rows = self.columns = reach if strict else reach + 1  # of the kernels
@@ -47,7 +50,7 @@ class GatedLayer(nn.Module):
         self.horizontal = nn.Linear(self.columns * inputs, 2 * width)
         self.condition = nn.Linear(condition, 4 * width, bias=False)
         self.down = nn.Linear(width, 2 * width, bias=False)  # from the vertical stack to the horizontal one
-        self.out = nn.Linear(width, width)
+        self.out = None if last else nn.Linear(width, width)
         self.dropout = nn.Dropout(dropout)
 
     def look_up(self, padded: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,12 +60,9 @@ class GatedLayer(nn.Module):
         seen = padded[:, : padded.shape[1] - 1] if self.strict else padded
         x = self.dropout(gate(convolve(seen, self.vertical, self.rows) + up))
         said = self.down(x) + left
-        return (x if self.strict else x + self.own(padded)), said
-
-    def own(self, padded: Tensor) -> Tensor:
-        """The rows that were padded."""
-        reach = self.reach
-        return padded[:, reach:, reach : padded.shape[2] - reach]
+        if not self.strict and self.out is not None:
+            x = x + padded[:, self.reach :, self.reach : padded.shape[2] - self.reach]
+        return x, said
 
     def look_left(self, padded: Tensor, said: Tensor) -> tuple[Tensor, Tensor]:
         """The horizontal stack: columns with the ``reach`` ones before them (B, n, reach + w, inputs) and what the
@@ -73,8 +73,9 @@ class GatedLayer(nn.Module):
         else:
             x = gate(convolve(seen, self.horizontal, 1) + said)
         x = self.dropout(x)
-        y = self.out(x)
-        return (y if self.strict else y + padded[:, :, self.reach :]), x
+        if self.out is None:
+            return x, x
+        return (self.out(x) if self.strict else self.out(x) + padded[:, :, self.reach :]), x
 
 
 def convolve(x: Tensor, layer: nn.Linear, rows: int) -> Tensor:
@@ -122,11 +123,10 @@ class GatedPixelCNN(nn.Module):
         if layers < 1:
             raise ConfigError(f"layers is {layers}; a PixelCNN has at least 1")
         self.inputs, self.width = inputs, width
+        self.reaches = [first // 2, *[kernel // 2] * (layers - 1)]  # of the layers
         self.layers = nn.ModuleList(
-            GatedLayer(
-                width if later else inputs, width, condition, (kernel if later else first) // 2, not later, dropout
-            )
-            for later in range(layers)
+            GatedLayer(width if i else inputs, width, condition, reach, i == 0, i == layers - 1, dropout)
+            for i, reach in enumerate(self.reaches)
         )
         self.out = nn.Linear(layers * width, outputs)
 
@@ -146,8 +146,8 @@ class GatedPixelCNN(nn.Module):
         """The state of grids of which nothing is known, for their conditions (B, h, w, ·)."""
         batch, height, width = condition.shape[:3]
         above, left, said = [], [], []
-        for layer, channels in zip(self.layers, (self.inputs, *[self.width] * (len(self.layers) - 1)), strict=True):
-            reach: int = layer.reach  # type: ignore[assignment]
+        for index, reach in enumerate(self.reaches):
+            channels = self.width if index else self.inputs
             above.append(condition.new_zeros(batch, reach + height, width + 2 * reach, channels))
             left.append(condition.new_zeros(batch, height, reach + width, channels))
             said.append(condition.new_zeros(batch, height, width, 2 * self.width))
@@ -170,8 +170,8 @@ class GatedPixelCNN(nn.Module):
         skips = []
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, GatedLayer)
-            later = index + 1 < len(self.layers)
-            into = self.layers[index + 1].reach if later else 0
+            later = layer.out is not None
+            into = self.reaches[index + 1] if later else 0
             if new < end:
                 up, said = layer.look_up(state.above[index][:, new : layer.reach + end], state.condition[:, new:end])
                 state.said[index][:, new:end] = said
@@ -186,7 +186,7 @@ class GatedPixelCNN(nn.Module):
 
     def _write(self, state: GridState, x: Tensor, first: int) -> None:
         """Embedded values (B, n, inputs) of the sites from ``first`` on become inputs of both stacks."""
-        width, reach = state.condition.shape[2], self.layers[0].reach
+        width, reach = state.condition.shape[2], self.reaches[0]
         stop = first + x.shape[1]
         while first < stop:
             row, column = divmod(first, width)

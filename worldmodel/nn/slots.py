@@ -12,8 +12,7 @@ from worldmodel.nn.pixelcnn import GatedPixelCNN, GridState
 
 def tables(codebooks: Tensor, width: int) -> nn.Parameter:
     """Codebooks (S, K, D) → vectors (S, K, width) that start with their geometry."""
-    made = [project(codebook, width) for codebook in codebooks]
-    return nn.Parameter(torch.stack(made) if made else torch.zeros(0, codebooks.shape[1], width))
+    return nn.Parameter(torch.stack([project(codebook, width) for codebook in codebooks]))
 
 
 def lookup(table: Tensor, codes: Tensor) -> Tensor:
@@ -51,14 +50,15 @@ class SlotClassifier(nn.Module):
     classifier, since the codebooks have nothing in common; the residual network between these is the same for all.
 
     Args:
-        codebooks: (S, K, D). features: channels. width: of the network. embed: of an earlier code. blocks: residual ones.
+        codebooks: (S, K, D). features: channels.
+        width: of the network. embed: of an earlier code. blocks: residual ones.
     """
 
     def __init__(self, codebooks: Tensor, features: int, width: int, embed: int = 32, blocks: int = 1):
         super().__init__()
         slots = len(codebooks)
         self.enter = nn.Linear(features, slots * width)
-        self.earlier = tables(codebooks[:-1], embed)
+        self.earlier = tables(codebooks[:-1], embed) if slots > 1 else None
         self.mix = nn.ModuleList(nn.Linear(slot * embed, width, bias=False) for slot in range(1, slots))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(blocks))
         self.up = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(blocks))
@@ -71,7 +71,7 @@ class SlotClassifier(nn.Module):
         last = slots if last is None else last
         rows = slice(first * width, last * width)
         x = F.linear(features, self.enter.weight[rows], self.enter.bias[rows]).unflatten(-1, (-1, width))
-        if last > 1:
+        if last > 1 and self.earlier is not None:
             known = lookup(self.earlier[: last - 1], codes[:, : last - 1]).flatten(1)
             mixes = self.mix[max(first - 1, 0) : last - 1]
             said = [mix(known[:, : mix.in_features]) for mix in mixes]  # type: ignore[index]

@@ -64,10 +64,12 @@ class Prior(nn.Module):
         batch = codes.shape[:2]
         contexts = self.contexts(codes, actions).flatten(0, 1)
         flat = codes.flatten(2).flatten(0, 1)
-        rewards, ends = (None, None) if self.outcomes is None else self.outcomes(contexts, flat)
-        logits = self.head(flat[:, self.head.order], contexts[:, self.head.order])[:, self.place]
-        parts = logits, self.head.forecast(contexts), rewards, ends
-        return PriorOutput(*(None if part is None else part.unflatten(0, batch) for part in parts))
+        logits = self.head(flat[:, self.head.order], contexts[:, self.head.order])[:, self.place].unflatten(0, batch)
+        forecast = self.head.forecast(contexts).unflatten(0, batch)
+        if self.outcomes is None:
+            return PriorOutput(logits, forecast, None, None)
+        rewards, ends = self.outcomes(contexts, flat)
+        return PriorOutput(logits, forecast, rewards.unflatten(0, batch), ends.unflatten(0, batch))
 
     def log_likelihood(self, codes: Tensor, actions: Tensor) -> Tensor:
         """Exact log p(grid t | grids < t, actions ≤ t) in nats, (B, T)."""
@@ -75,7 +77,7 @@ class Prior(nn.Module):
         return -nats(logits, codes.flatten(2)).sum(-1)
 
     def predict_outcomes(self, codes: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Expected reward and probability of termination at every frame, both (B, T) float32; zeros without outcomes."""
+        """Expected reward and probability of an end at every frame, both (B, T) float32; zeros without outcomes."""
         if self.outcomes is None:
             nothing = torch.zeros(actions.shape, device=actions.device)
             return nothing, nothing.clone()
