@@ -5,6 +5,7 @@ from worldmodel.priors.condition import ConditionTrunk
 from worldmodel.priors.conv_trunk import ConvTrunk
 from worldmodel.priors.head import TransformerHead
 from worldmodel.priors.pixelcnn import PixelCNNHead
+from worldmodel.priors.pixels import PixelCNNLikelihood
 from worldmodel.priors.prior import Prior
 from worldmodel.priors.sampling import Ancestral, Predictive, Sampler, make_sampler
 
@@ -14,6 +15,7 @@ __all__ = [
     "ConvTrunk",
     "Head",
     "PixelCNNHead",
+    "PixelCNNLikelihood",
     "Predictive",
     "Prior",
     "PriorOutput",

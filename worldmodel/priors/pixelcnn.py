@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import abc
+import math
 from collections.abc import Sequence
 
 import torch
@@ -12,15 +14,52 @@ from worldmodel.errors import ConfigError
 from worldmodel.nn.embedding import centred
 from worldmodel.nn.pixelcnn import GridState
 from worldmodel.nn.slots import CodePixelCNN, SlotLogits, wide
-from worldmodel.priors.base import Head, grid_size
+from worldmodel.priors.base import Head
 
 
-class PixelCNNHead(Head):
-    """Every code sees all codes before it in raster order, slots innermost.
+class SiteHead(Head):
+    """A PixelCNN on grids of one size: every code sees all codes before it in raster order, slots innermost.
+
+    A site reads the context of its first slot.
+    """
+
+    def __init__(self, model: CodePixelCNN, sizes: tuple[int, int, int], vectors: Tensor):
+        super().__init__()
+        self.sizes, self.model = sizes, model  # (h, w, S)
+        self.groups = [1] * math.prod(sizes)
+        self.register_buffer("order", torch.arange(math.prod(sizes)), persistent=False)
+        self.register_buffer("vectors", vectors, persistent=False)
+
+    order: Tensor
+    vectors: Tensor
+
+    @abc.abstractmethod
+    def condition(self, contexts: Tensor) -> Tensor:
+        """contexts (B, N, width) → what the PixelCNN is conditioned on, (B, h, w, width)."""
+
+    def sites(self, contexts: Tensor) -> Tensor:
+        """contexts (B, N, width) → those of the sites, (B, h, w, width)."""
+        return contexts[:, :: self.sizes[2]].unflatten(1, self.sizes[:2])
+
+    def forward(self, codes: Tensor, contexts: Tensor) -> Tensor:
+        return self.model(codes.unflatten(1, self.sizes), self.condition(contexts)).flatten(1, 3)
+
+    def begin(self, contexts: Tensor) -> GridState:
+        return self.model.begin(self.condition(contexts))
+
+    def extend(self, state: GridState, codes: Tensor, start: int, stop: int) -> Tensor:
+        return self.model.extend(state, codes, start, stop)
+
+    def select(self, state: GridState, rows: Tensor) -> GridState:
+        return self.model.select(state, rows)
+
+
+class PixelCNNHead(SiteHead):
+    """A prior over grids of codes.
 
     Args:
         grid: (h, w) or (h, w, S); (n,) is one row. codebook: (K, D), or (S, K, D / S) where the slots differ.
-        context_width: of the trunk's vectors; a site reads that of its first slot.
+        context_width: of the trunk's vectors.
         width, layers, kernel, first, dropout: see :class:`~worldmodel.nn.pixelcnn.GatedPixelCNN`.
     """
 
@@ -35,44 +74,23 @@ class PixelCNNHead(Head):
         first: int = 7,
         dropout: float = 0.0,
     ):
-        super().__init__()
         sizes = (1, *grid, 1) if len(grid) == 1 else (*grid, 1) if len(grid) == 2 else tuple(grid)
-        if len(sizes) != 3 or (codebook.dim() == 3 and len(codebook) != sizes[-1]):
+        if len(sizes) != 3 or (codebook.dim() == 3 and len(codebook) != sizes[2]):
             raise ConfigError(
-                f"a PixelCNN draws grids (h, w) of codes or of slots (h, w, S), each with a codebook of its own or all "
-                f"with one; the grid is {tuple(grid)}, with {len(codebook) if codebook.dim() == 3 else 1} codebooks"
+                f"a PixelCNN draws grids (h, w), or (h, w, S) with one codebook or S of them; this grid is "
+                f"{tuple(grid)} with {len(codebook) if codebook.dim() == 3 else 1}; choose another head or tokenizer"
             )
-        self.sizes = sizes
-        slots = sizes[-1]
-        books = codebook if codebook.dim() == 3 else codebook.expand(slots, -1, -1)
-        self.groups = [1] * grid_size(grid)
-        self.register_buffer("order", torch.arange(grid_size(grid)), persistent=False)
+        books = codebook if codebook.dim() == 3 else codebook.expand(sizes[2], -1, -1)
         # Codes of different codebooks have no common geometry: temperature 0 then takes the most probable one.
         vectors = torch.eye(books.shape[1]) if codebook.dim() == 3 else centred(codebook)
-        self.register_buffer("vectors", vectors, persistent=False)
-        self.position = nn.Parameter(torch.randn(sizes[0], sizes[1], context_width) * 0.02)
-        self.model = CodePixelCNN(books, context_width, width, layers, kernel, first, dropout)
-        self.guess, self.guess_logits = nn.Linear(context_width, slots * width), SlotLogits(books, width)
+        model = CodePixelCNN(books, context_width, width, layers, kernel, first, dropout)
+        super().__init__(model, (sizes[0], sizes[1], sizes[2]), vectors)
+        self.position = nn.Parameter(torch.randn(*sizes[:2], context_width) * 0.02)
+        self.guess, self.guess_logits = nn.Linear(context_width, sizes[2] * width), SlotLogits(books, width)
 
-    order: Tensor
-    vectors: Tensor
-
-    def forward(self, codes: Tensor, contexts: Tensor) -> Tensor:
-        return self.model(codes.unflatten(1, self.sizes), self._condition(contexts)).flatten(1, 3)
-
-    def begin(self, contexts: Tensor) -> GridState:
-        return self.model.begin(self._condition(contexts))
-
-    def extend(self, state: GridState, codes: Tensor, start: int, stop: int) -> Tensor:
-        return self.model.extend(state, codes, start, stop)
-
-    def select(self, state: GridState, rows: Tensor) -> GridState:
-        return self.model.select(state, rows)
+    def condition(self, contexts: Tensor) -> Tensor:
+        return self.sites(contexts) + self.position
 
     def forecast(self, contexts: Tensor) -> Tensor:
-        x = F.silu(self.guess(self._condition(contexts).flatten(0, 2))).unflatten(-1, (self.sizes[-1], -1))
+        x = F.silu(self.guess(self.condition(contexts).flatten(0, 2))).unflatten(-1, (self.sizes[2], -1))
         return wide(self.guess_logits(x)).reshape(*contexts.shape[:2], -1)
-
-    def _condition(self, contexts: Tensor) -> Tensor:
-        """contexts (B, N, width) → (B, h, w, width), and where each site lies."""
-        return contexts[:, :: self.sizes[-1]].unflatten(1, self.sizes[:2]) + self.position
