@@ -47,15 +47,16 @@ class GatedLayer(nn.Module):
         self.reach, self.strict = reach, strict
         self.rows = self.columns = reach if strict else reach + 1  # of the kernels
         self.vertical = nn.Linear(self.rows * (2 * reach + 1) * inputs, 2 * width)
-        self.horizontal = nn.Linear(self.columns * inputs, 2 * width)
+        self.horizontal = nn.Linear(self.columns * inputs, 2 * width, bias=False)
         self.condition = nn.Linear(condition, 4 * width, bias=False)
-        self.down = nn.Linear(width, 2 * width, bias=False)  # from the vertical stack to the horizontal one
+        self.down = nn.Linear(width, 2 * width)  # from the vertical stack to the horizontal one
         self.out = None if last else nn.Linear(width, width)
         self.dropout = nn.Dropout(dropout)
 
     def look_up(self, padded: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """The vertical stack: rows as :meth:`pad_above` gives them (B, reach + n, w + 2·reach, inputs) and the
-        condition (B, n, w, ·) → the next rows (B, n, w, width) and what they say to the horizontal stack, 2·width."""
+        """The vertical stack: rows with ``reach`` rows and columns around them (B, reach + n, w + 2·reach, inputs) and
+        their condition (B, n, w, ·) → the next rows (B, n, w, width) and what they tell the horizontal stack, 2·width.
+        """
         up, left = self.condition(condition).chunk(2, -1)
         seen = padded[:, : padded.shape[1] - 1] if self.strict else padded
         x = self.dropout(gate(convolve(seen, self.vertical, self.rows) + up))
@@ -68,14 +69,18 @@ class GatedLayer(nn.Module):
         """The horizontal stack: columns with the ``reach`` ones before them (B, n, reach + w, inputs) and what the
         vertical stack said (B, n, w, 2·width) → the next columns and the gated activations, both (B, n, w, width)."""
         seen = padded[:, :, : padded.shape[2] - 1] if self.strict else padded
-        if said.shape[1] == said.shape[2] == 1:  # one site: a product of a vector is several times faster
-            x = gate(self.horizontal(seen.flatten(1)) + said.flatten(1))[:, None, None]
-        else:
-            x = gate(convolve(seen, self.horizontal, 1) + said)
-        x = self.dropout(x)
+        x = self.dropout(gate(convolve(seen, self.horizontal, 1) + said))
         if self.out is None:
             return x, x
         return (self.out(x) if self.strict else self.out(x) + padded[:, :, self.reach :]), x
+
+    def look_left_from(self, seen: Tensor, said: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`look_left` for one site, in few operations: (B, columns, inputs), (B, 2·width) → both (B, width)."""
+        x = gate(torch.addmm(said, seen.flatten(1), self.horizontal.weight.T))
+        if self.out is None:
+            return x, x
+        y = F.linear(x, self.out.weight, self.out.bias)
+        return (y if self.strict else y + seen[:, -1]), x
 
 
 def convolve(x: Tensor, layer: nn.Linear, rows: int) -> Tensor:
@@ -163,26 +168,48 @@ class GatedPixelCNN(nn.Module):
         width = state.condition.shape[2]
         self._write(state, x, max(state.known - 1, 0))
         row, end = state.known // width, (stop - 1) // width + 1
-        columns = slice(state.known % width, (stop - 1) % width + 1) if end - row == 1 else slice(0, width)
-        new = max(
-            row, (state.known - 1) // width + 1
-        )  # the vertical stack is final down to the row of the last known site
+        # What the vertical stack makes of a row is final as soon as one of its sites is known.
+        self._look_up(state, max(row, (state.known - 1) // width + 1), end)
+        if stop - state.known == 1:
+            self._look_left_from(state, row, state.known % width)
+        elif end - row == 1:
+            self._look_left(state, row, end, slice(state.known % width, (stop - 1) % width + 1))
+        else:
+            self._look_left(state, row, end, slice(0, width))
+
+    def _look_up(self, state: GridState, row: int, end: int) -> None:
+        """The vertical stack of the rows row … end − 1."""
+        if row >= end:
+            return
+        for index, (layer, reach) in enumerate(zip(self.layers, self.reaches, strict=True)):
+            up, said = layer.look_up(state.above[index][:, row : reach + end], state.condition[:, row:end])  # type: ignore[operator]
+            state.said[index][:, row:end] = said
+            if index + 1 < len(self.layers):
+                into = self.reaches[index + 1]
+                state.above[index + 1][:, into + row : into + end, into : into + state.condition.shape[2]] = up
+
+    def _look_left(self, state: GridState, row: int, end: int, columns: slice) -> None:
+        """The horizontal stack of some columns of the rows row … end − 1, and the features."""
         skips = []
-        for index, layer in enumerate(self.layers):
-            assert isinstance(layer, GatedLayer)
-            later = layer.out is not None
-            into = self.reaches[index + 1] if later else 0
-            if new < end:
-                up, said = layer.look_up(state.above[index][:, new : layer.reach + end], state.condition[:, new:end])
-                state.said[index][:, new:end] = said
-                if later:
-                    state.above[index + 1][:, into + new : into + end, into : into + width] = up
-            seen = state.left[index][:, row:end, columns.start : layer.reach + columns.stop]
-            left, skip = layer.look_left(seen, state.said[index][:, row:end, columns])
-            if later:
+        for index, (layer, reach) in enumerate(zip(self.layers, self.reaches, strict=True)):
+            seen = state.left[index][:, row:end, columns.start : reach + columns.stop]
+            left, skip = layer.look_left(seen, state.said[index][:, row:end, columns])  # type: ignore[operator]
+            if index + 1 < len(self.layers):
+                into = self.reaches[index + 1]
                 state.left[index + 1][:, row:end, into + columns.start : into + columns.stop] = left
             skips.append(skip)
         state.features[:, row:end, columns] = self.out(torch.cat(skips, -1))
+
+    def _look_left_from(self, state: GridState, row: int, column: int) -> None:
+        """The horizontal stack of one site, and its features."""
+        skips = []
+        for index, layer in enumerate(self.layers):
+            seen = state.left[index][:, row, column : column + layer.columns]  # type: ignore[operator]
+            left, skip = layer.look_left_from(seen, state.said[index][:, row, column])  # type: ignore[operator]
+            if index + 1 < len(self.layers):
+                state.left[index + 1][:, row, self.reaches[index + 1] + column] = left
+            skips.append(skip)
+        state.features[:, row, column] = self.out(torch.cat(skips, -1))
 
     def _write(self, state: GridState, x: Tensor, first: int) -> None:
         """Embedded values (B, n, inputs) of the sites from ``first`` on become inputs of both stacks."""
