@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from worldmodel.errors import ConfigError
 from worldmodel.nn.pixelcnn import GatedPixelCNN
 from worldmodel.nn.precision import cast
-from worldmodel.priors import Ancestral, ConditionTrunk, PixelCNNHead, PixelCNNLikelihood, Predictive, Prior
+from worldmodel.priors import (
+    Ancestral,
+    ConditionTrunk,
+    PixelCNNHead,
+    PixelCNNLikelihood,
+    Predictive,
+    Prior,
+    TransformerHead,
+    make_sampler,
+)
 from worldmodel.tokenizers import Tokenizer
 from worldmodel.types import Segment, to_float, to_uint8
 
@@ -137,6 +146,13 @@ def test_predictive_equals_ancestral_code_for_code(
     assert torch.equal(one[0], two[0])
     assert float(one[1]) == math.prod(grid) > float(two[1])
     assert len(one[0].unique()) > (5 if temperature == 0 else 30)
+
+
+def test_auto_goes_step_by_step_where_a_step_is_cheap() -> None:
+    head, contexts = make_head((8, 8), (64, 4), torch.float32)
+    assert float(make_sampler().sample(head, contexts[:1])[1]) == 64
+    other = TransformerHead((8, 8), torch.randn(64, 4), 6, width=8, heads=2, order="raster").eval()
+    assert float(make_sampler().sample(other, contexts[:1])[1]) < 64
 
 
 def test_a_batch_of_one_draws_the_same() -> None:

@@ -80,6 +80,29 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(settings(data, tmp_path_factory.mktemp("runs")))
 
 
+def test_a_prior_without_a_past_or_outcomes_is_trained_and_drawn_from(data: Path, tmp_path: Path) -> None:
+    part = {"_partial_": True}
+    prior = {
+        "_target_": "worldmodel.priors.Prior",
+        "context": 0,
+        "outcomes": False,
+        "trunk": {"_target_": "worldmodel.priors.ConditionTrunk", "width": 8, **part},
+        "head": {"_target_": "worldmodel.priors.PixelCNNHead", "width": 16, "layers": 2, **part},
+    }
+    config = settings(data, tmp_path)
+    config.prior, config.training.prior.weights = prior, {"forecast": 0.2}
+    folder = train(config)
+    lines = [line for line in read_json_lines(folder / "metrics.jsonl") if line["stage"] == "prior"]
+    names = {name.rpartition("train_")[2] for line in lines for name in line}
+    assert {"codes", "forecast", "bits_per_frame"} <= names and not {"reward", "end"} & names
+    world = WorldModel.load(folder, "cpu")
+    frames = torch.zeros(1, *SPEC.frame_shape, dtype=torch.uint8)
+    assert not world.imagine(frames, [0, 1]).rewards.any()
+    config.training.prior.weights = {"reward": 0.1}
+    with pytest.raises(ConfigError, match="a weight for the loss term 'reward'; the terms are codes, forecast"):
+        train(config)
+
+
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, stage: str, step: int) -> None:
     """From now on training is asked to stop after a step, by a signal, as from a scheduler."""
     original = Checkpoint.on_step

@@ -178,7 +178,11 @@ RULES: dict[str, Rule] = {
             "prior.forget": SHARE,
             "prior.corrupt": SHARE,
             **{f"prior.trunk.{name}": COUNT for name in ("width", "blocks", "history", "model", "heads", "window")},
-            **{f"prior.head.{name}": COUNT for name in ("width", "blocks", "heads", "embed")},
+            **{
+                f"prior.head.{name}": COUNT
+                for name in ("width", "blocks", "heads", "embed", "layers", "kernel", "first")
+            },
+            "prior.head.dropout": Number(least=0, below=1),
         }.items()
     },
 }

@@ -52,6 +52,7 @@ class Head(nn.Module, abc.ABC):
     order: Tensor
     groups: list[int]  # sizes, Σ = N: runs of positions that do not look at each other, so that one pass may draw a run
     vectors: Tensor  # (K, D) float, where the codes lie: centred, mean squared length 1
+    stepwise: bool = False  # whether one position alone costs so little beside all that, on a CPU, no guess pays off
 
     @abc.abstractmethod
     def forward(self, codes: Tensor, contexts: Tensor) -> Tensor:

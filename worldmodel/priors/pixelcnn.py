@@ -23,6 +23,9 @@ class SiteHead(Head):
     A site reads the context of its first slot.
     """
 
+    # A position costs a few products of a vector; a pass over 32×32 sites costs as much as sixty positions do.
+    stepwise = True
+
     def __init__(self, model: CodePixelCNN, sizes: tuple[int, int, int], vectors: Tensor):
         super().__init__()
         self.sizes, self.model = sizes, model  # (h, w, S)
