@@ -1,4 +1,4 @@
-"""Likelihoods: they are distributions over 256 levels, in every corner, and their gradients are those of the formula."""
+"""Likelihoods: distributions over 256 levels, in every corner, with the gradients of their formulas."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import abc
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -67,10 +68,10 @@ def frames_of(levels: Tensor) -> Tensor:
     return levels.float() * (2 * HALF) - 1
 
 
-def uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Uniform noise in [0, 1) of a tensor's shape, on its device, whatever the generator's."""
-    device = like.device if generator is None else generator.device
-    return torch.rand(like.shape, generator=generator, device=device).to(like.device)
+def uniform(shape: Sequence[int], device: torch.device, generator: torch.Generator | None) -> Tensor:
+    """Uniform noise in [0, 1) on a device, whatever the generator's."""
+    where = device if generator is None else generator.device
+    return torch.rand(tuple(shape), generator=generator, device=where).to(device)
 
 
 class Categorical(Likelihood):
@@ -101,7 +102,7 @@ class Categorical(Likelihood):
     @torch.no_grad()
     def sample(self, outputs: Tensor, generator: torch.Generator | None = None) -> Tensor:
         scores = self._by_subpixel(outputs)
-        noise = uniform(scores[..., 0], generator)
+        noise = uniform(scores.shape[:-1], scores.device, generator)
         parts = []
         for part, draw in zip(
             scores.reshape(-1, LEVELS).split(_rows(scores)), noise.reshape(-1).split(_rows(scores)), strict=True
@@ -121,8 +122,8 @@ class _LogSoftmaxAt(torch.autograd.Function):
     """log_softmax(scores)[levels] of rows: scores (M, 256) of any float type, levels (M,) → (M,) float32.
 
     On a CPU the scores of 32 frames of 32×32 are 100 MB in float32, and what limits a plain cross-entropy is memory: it
-    writes as much again forward and once more for a cast. Here a block of rows is finished while it is in the cache, and
-    nothing of that size is kept but the scores themselves; backward makes the softmax again.
+    writes as much again forward, and once more for a cast. Here a block of rows is finished while it is in the cache,
+    and nothing of that size is kept but the scores themselves; backward makes the softmax again.
     """
 
     @staticmethod
@@ -151,7 +152,7 @@ class _LogSoftmaxAt(torch.autograd.Function):
 
 
 class LogisticMixture(Likelihood):
-    """A mixture of logistic densities for each sub-pixel, each level having the mass of its bin; the edge bins are open.
+    """A mixture of logistic densities for each sub-pixel; a level has the mass of its bin, the edge bins are open.
 
     The mass of a bin is σ(a) − σ(b) with a, b = (x ± half a bin − μ) / s (Salimans et al., *PixelCNN++*, 2017), here
     without its conditioning of channels on channels. It is computed as σ(a) σ(−b) (1 − e^(b−a)), the same number
@@ -210,18 +211,18 @@ class LogisticMixture(Likelihood):
     @torch.no_grad()
     def sample(self, outputs: Tensor, generator: torch.Generator | None = None) -> Tensor:
         weights, means, scales = self._parameters_of(outputs)
-        gumbel = -torch.log(-torch.log(uniform(weights, generator).clamp(1e-20, 1 - 1e-7)))
+        gumbel = -torch.log(-torch.log(uniform(weights.shape, weights.device, generator).clamp(1e-20, 1 - 1e-7)))
         chosen = (weights + gumbel).argmax(-1, keepdim=True)
         mean, scale = means.gather(-1, chosen)[..., 0], scales.gather(-1, chosen)[..., 0].exp()
-        value = mean + scale * torch.logit(uniform(mean, generator), eps=1e-7)
+        value = mean + scale * torch.logit(uniform(mean.shape, mean.device, generator), eps=1e-7)
         return frames_of(levels_of(value.movedim(-1, 1)))
 
 
 class SquaredError(Likelihood):
     """Outputs are the frames; the loss is the mean squared error.
 
-    Not exact: ``log_prob`` is the negative squared error, a log density up to a scale and a constant that nobody fitted,
-    and no bound on bits can be made of it. Whoever needs one refuses a likelihood that is not ``exact``.
+    Not exact: ``log_prob`` is the negative squared error, a log density up to a scale and a constant that nobody
+    fitted, and no bound on bits can be made of it. Whoever needs one refuses a likelihood that is not ``exact``.
     """
 
     exact = False

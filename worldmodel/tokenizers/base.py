@@ -1,32 +1,76 @@
-"""The interface of every tokenizer: observations ↔ grids of codes."""
+"""The interfaces of autoencoders, and of those among them that make codes: tokenizers."""
 
 from __future__ import annotations
 
 import abc
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from worldmodel.errors import ConfigError
+from worldmodel.nn.likelihoods import Likelihood
+
 
 class Reconstruction(NamedTuple):
-    """What a tokenizer returns in training."""
+    """What an autoencoder returns in training."""
 
-    frames: Tensor  # (B, C, *size) float32, about [-1, 1]
-    codes: Tensor  # (B, *grid) int64
+    frames: Tensor  # (B, C, *size) float32, about [-1, 1]: what is to be looked at and measured, no loss
+    codes: Tensor | None  # (B, *grid) int64; None where there are none
     losses: dict[str, Tensor]  # named scalar terms
+    nats: Tensor | None = None  # () per sub-pixel: the negative bound as trained, detached; None if there is no bound
 
 
-class Tokenizer(nn.Module, abc.ABC):
-    """An observation (C, *size) ↔ a grid of integers in [0, K). Sizes are facts of the data, passed at construction."""
+class Bound(NamedTuple):
+    """A bound on −log p(x) and its parts, in nats per frame; with samples it is one on average over the draws."""
+
+    total: Tensor  # (B,) float32
+    reconstruction: Tensor  # (B,) float32: −log p(x|z), on average over the z of the posterior
+
+    @property
+    def latents(self) -> Tensor:
+        """(B,): what the latents cost."""
+        return self.total - self.reconstruction
+
+
+class Autoencoder(nn.Module, abc.ABC):
+    """An observation (C, *size) ↔ latents of a fixed shape. Sizes are facts of the data, passed at construction."""
 
     frame_shape: tuple[int, ...]  # (C, *size)
-    grid: tuple[int, ...]
-    codes: int  # K
+    grid: tuple[int, ...]  # the shape of the latents of a frame
+    likelihood: Likelihood
 
     @abc.abstractmethod
     def forward(self, frames: Tensor, generator: torch.Generator | None = None) -> Reconstruction:
         """Frames (B, C, *size) float in [-1, 1] → :class:`Reconstruction`; updates the codebook in training mode."""
+
+    @abc.abstractmethod
+    def bound(self, frames: Tensor, generator: torch.Generator | None = None, samples: int = 1) -> Bound:
+        """The bound on log p(frames) under the fixed prior of the latents, by ``samples`` draws of each frame.
+
+        Frames (B, C, *size) float in [-1, 1] → :class:`Bound`. Where it draws, its mean over the draws is the bound,
+        and the same generator gives the same figure. Raises :class:`ConfigError` when the likelihood is not exact.
+        """
+
+    @property
+    def subpixels(self) -> int:
+        """D: the numbers of a frame, C · size; bits per dimension are bits per frame / D."""
+        return math.prod(self.frame_shape)
+
+    def require_exact(self) -> None:
+        """Raises :class:`ConfigError` when no bound on bits can be made of the likelihood."""
+        if not self.likelihood.exact:
+            raise ConfigError(
+                f"{type(self.likelihood).__name__} is no likelihood of levels, so there is no bound on bits; "
+                "choose Categorical or LogisticMixture as tokenizer.likelihood"
+            )
+
+
+class Tokenizer(Autoencoder):
+    """An observation (C, *size) ↔ a grid of integers in [0, K)."""
+
+    codes: int  # K
 
     @abc.abstractmethod
     def encode(self, frames: Tensor) -> Tensor:
@@ -38,4 +82,8 @@ class Tokenizer(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def codebook(self) -> Tensor:
-        """(K, D): the vectors of the codes, the start of a prior's embedding."""
+        """The vectors of the codes, the start of a prior's embedding: (K, D), or (S, K, D / S) for S different ones."""
+
+    def uniform_nats(self) -> float:
+        """N ln K: what the codes of a frame cost under a uniform prior."""
+        return math.prod(self.grid) * math.log(self.codes)
