@@ -40,15 +40,8 @@ def tiny_vqvae(likelihood: Callable[..., Categorical | LogisticMixture] = Catego
 def tiny_vimco(samples: int = 2, factor: float = 3.0, **settings: object) -> VIMCO:
     """Frames 2×2 → one place with 2 slots of 3 codes: 9 grids."""
     torch.manual_seed(0)
-    facts: dict[str, object] = {
-        "frame_shape": (1, 2, 2),
-        "widths": [4],
-        "codes": 3,
-        "slots": 2,
-        "width": 2,
-        "blocks": 1,
-    }
-    model = VIMCO(**{**facts, "samples": samples, **settings})  # type: ignore[arg-type]
+    facts = {"frame_shape": (1, 2, 2), "widths": [4], "codes": 3, "slots": 2, "width": 2, "blocks": 1}
+    model = VIMCO(samples=samples, **(facts | {"chunk": 4000} | settings))  # type: ignore[arg-type]
     assert isinstance(blown_up(model, factor), VIMCO)
     return model
 
@@ -149,25 +142,25 @@ def test_vimco_bounds_rise_with_the_samples_towards_the_evidence() -> None:
     assert float(drawn.mean()) == pytest.approx(truth, abs=0.05)
 
 
-@pytest.mark.parametrize("samples", [2, 3])
+@pytest.mark.parametrize(("samples", "codes"), [(2, 3), (3, 2)])
 def test_the_gradient_of_vimco_is_that_of_its_bound_in_expectation(
-    samples: int, monkeypatch: pytest.MonkeyPatch
+    samples: int, codes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every tuple of samples is handed to a training step; their gradients, weighted by the tuples' probabilities, must
     add up to the gradient of the exact L_S, for the encoder, the tables and the decoder."""
-    model = tiny_vimco(samples)
+    model = tiny_vimco(samples, codes=codes)
     frame = some_frames(model)
     exact_mean_of_bound(model, frame, samples).backward()
     expected = gradients(model)
     grids = all_grids(model)
     with torch.no_grad():
         log_q = vimco.log_prob(model.posterior(frame), grids[:, None])[:, 0]
-    assert 0.3 < torch.special.entr(log_q.exp()).sum() < 0.95 * math.log(9)  # neither a point nor flat
+    assert 0.3 < torch.special.entr(log_q.exp()).sum() < 0.97 * math.log(len(grids))  # neither a point nor flat
     assert conditional(model, frame[0]).std() > 1
     value = 0.0
     for chosen in itertools.product(range(len(grids)), repeat=samples):
-        codes = grids[list(chosen)][:, None]
-        monkeypatch.setattr(vimco, "draw", lambda *_, codes=codes: codes)
+        drawn = grids[list(chosen)][:, None]
+        monkeypatch.setattr(vimco, "draw", lambda *_, drawn=drawn: drawn)
         loss = model(frame).losses["bound"] * -model.subpixels
         probability = log_q[list(chosen)].sum().exp()
         (probability * loss).backward()
