@@ -4,12 +4,16 @@ Everything in front of the last axis is batch, so the same module serves grids o
 """
 
 from worldmodel.quantizers.base import Quantized, Quantizer
+from worldmodel.quantizers.gumbel import GumbelQuantizer
 from worldmodel.quantizers.processes import all_reduce, broadcast_first
+from worldmodel.quantizers.product import ProductQuantizer
 from worldmodel.quantizers.scalar import FiniteScalarQuantizer
 from worldmodel.quantizers.vector import VectorQuantizer, nearest
 
 __all__ = [
     "FiniteScalarQuantizer",
+    "GumbelQuantizer",
+    "ProductQuantizer",
     "Quantized",
     "Quantizer",
     "VectorQuantizer",

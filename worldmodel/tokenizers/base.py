@@ -22,6 +22,7 @@ class Tokenizer(nn.Module, abc.ABC):
 
     frame_shape: tuple[int, ...]  # (C, *size)
     grid: tuple[int, ...]
+    slots: tuple[int, ...] = ()  # the last axes of the grid, where every place has a codebook of its own
     codes: int  # K
 
     @abc.abstractmethod
@@ -38,4 +39,4 @@ class Tokenizer(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def codebook(self) -> Tensor:
-        """(K, D): the vectors of the codes, the start of a prior's embedding."""
+        """(K, D), or (*slots, K, D of one code): the vectors of the codes, the start of a prior's embedding."""

@@ -20,7 +20,8 @@ class VQVAE(Tokenizer):
     Args:
         frame_shape: (C, *size) of the observations.
         quantizer: constructor of a :class:`~worldmodel.quantizers.Quantizer`, called with ``codes``.
-        widths: output channels of the stride-2 convolutions; their number fixes the grid, size / 2**len(widths).
+        widths: output channels of the stride-2 convolutions; their number fixes the grid, size / 2**len(widths). Where
+            the quantizer makes several codes of a vector, these are the grid's last axes.
         blocks: residual blocks of the encoder and of the decoder.
         codes: K; None for a quantizer that brings it, as FSQ does with its levels.
 
@@ -45,9 +46,9 @@ class VQVAE(Tokenizer):
             )
         rank = len(size)
         self.frame_shape = tuple(frame_shape)
-        self.grid = tuple(extent // factor for extent in size)
         self.quantizer = quantizer() if codes is None else quantizer(codes=codes)
-        self.codes = self.quantizer.codes
+        self.codes, self.slots = self.quantizer.codes, self.quantizer.shape
+        self.grid = (*(extent // factor for extent in size), *self.slots)
         self.encoder = ConvEncoder(rank, channels, widths, blocks)
         self.project = CONV[rank](widths[-1], self.quantizer.width, 1)
         self.decoder = ConvDecoder(rank, self.quantizer.width, channels, widths, blocks)
@@ -55,14 +56,14 @@ class VQVAE(Tokenizer):
             self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _vectors(self, frames: Tensor) -> Tensor:
-        """Frames → what is quantised, (B, *grid, D) float32."""
+        """Frames → what is quantised, (B, *spatial, D) float32."""
         dtype = self.project.weight.dtype
         layout = torch.channels_last if frames.dim() == 4 else torch.contiguous_format
         x = self.encoder(frames.to(dtype=dtype, memory_format=layout))
         return self.project(x).movedim(1, -1).float()
 
     def _frames(self, vectors: Tensor) -> Tensor:
-        """(B, *grid, D) → (B, C, *size) float32."""
+        """(B, *spatial, D) → (B, C, *size) float32."""
         return self.decoder(vectors.to(self.project.weight.dtype).movedim(-1, 1)).float()
 
     def forward(self, frames: Tensor, generator: torch.Generator | None = None) -> Reconstruction:
