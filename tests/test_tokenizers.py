@@ -6,13 +6,15 @@ from functools import partial
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from tiny import SPEC, TOKENIZERS, frames, tiny_tokenizer
 
 from worldmodel.cli import compose_config
 from worldmodel.errors import ConfigError
-from worldmodel.quantizers import VectorQuantizer
+from worldmodel.quantizers import FiniteScalarQuantizer, ProductQuantizer, VectorQuantizer
 from worldmodel.run import build_tokenizer, load_weights, save_weights
 from worldmodel.tokenizers import VQVAE, Tokenizer
+from worldmodel.training.objectives import TokenizerObjective
 from worldmodel.types import Spec, to_float, to_uint8
 
 # A file such as vqvae_4x4 is vqvae with other widths, which a tiny model replaces.
@@ -62,10 +64,12 @@ def test_a_few_steps_lower_the_reconstruction_error(tokenizer: Tokenizer) -> Non
     assert errors[-1] < 0.9 * errors[0]
 
 
-def test_saved_and_loaded_bit_for_bit(tokenizer: Tokenizer, tmp_path) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("name", KINDS)
+def test_saved_and_loaded_bit_for_bit(name: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    tokenizer = tiny_tokenizer(name)
     save_weights(tmp_path / "weights.safetensors", tokenizer.state_dict())
     torch.manual_seed(99)
-    other = tiny_tokenizer("fsq" if tokenizer.codebook().shape[1] == 2 else "vqvae")
+    other = tiny_tokenizer(name)
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.add_(1)
@@ -84,6 +88,7 @@ def test_saved_and_loaded_bit_for_bit(tokenizer: Tokenizer, tmp_path) -> None:  
         ("vqvae_16x16", 64, (16, 16)),
         ("vqvae_21x21", 84, (21, 21)),
         ("fsq", 64, (8, 8)),
+        ("gumbel", 64, (8, 8)),
     ],
 )
 def test_a_named_tokenizer_makes_its_grid_of_512_codes(name: str, size: int, grid: tuple[int, int]) -> None:
@@ -97,8 +102,10 @@ def test_the_weights_of_loss_terms_are_those_of_its_terms(name: str) -> None:
     """The paper's β for every VQ-VAE; none for FSQ, which has no commitment: a weight would be an error there."""
     config = compose_config([f"tokenizer={name}"])
     losses = build_tokenizer(config, SPEC)(to_float(frames(2))).losses
-    assert dict(config.training.tokenizer.weights) == ({"commitment": 0.25} if "commitment" in losses else {})
-    assert ("commitment" in losses) == (name != "fsq")
+    own = {"fsq": set(), "gumbel": {"kl"}}.get(name, {"commitment"})
+    weights = dict(config.training.tokenizer.weights)
+    assert losses.keys() - {"reconstruction"} == own == weights.keys()
+    assert weights.get("commitment", 0.25) == 0.25
 
 
 def test_sound_has_rank_one() -> None:
@@ -106,6 +113,59 @@ def test_sound_has_rank_one() -> None:
     sound = torch.randn(2, 1, 64)
     assert model.encode(sound).shape == (2, 16)
     assert model(sound).frames.shape == sound.shape
+
+
+def test_a_product_quantizer_gives_the_grid_an_axis_of_slots() -> None:
+    """Built by Hydra, as the paper's 8×8×10 is: partials within a partial."""
+    node = OmegaConf.create(
+        {
+            "_target_": "worldmodel.tokenizers.VQVAE",
+            "widths": [8, 8],
+            "blocks": 1,
+            "codes": 16,
+            "quantizer": {
+                "_target_": "worldmodel.quantizers.ProductQuantizer",
+                "_partial_": True,
+                "slots": 3,
+                "quantizer": {"_target_": "worldmodel.quantizers.VectorQuantizer", "_partial_": True, "width": 4},
+            },
+        }
+    )
+    torch.manual_seed(0)
+    model = build_tokenizer(OmegaConf.create({"tokenizer": node}), SPEC).eval()
+    assert (model.grid, model.slots, model.codes) == ((4, 4, 3), (3,), 16)
+    assert model.codebook().shape == (3, 16, 4)
+    x = to_float(frames(2))
+    result = model(x)
+    assert result.codes.shape == (2, 4, 4, 3) and torch.equal(model.encode(x), result.codes)
+    assert result.frames.shape == x.shape
+    torch.testing.assert_close(model.decode(result.codes), result.frames)
+    one, two, three = result.codes.unbind(-1)  # codebooks of their own: not thrice the same code
+    assert not torch.equal(one, two) and not torch.equal(two, three)
+    other = result.codes.clone()
+    other[..., 1] = (other[..., 1] + 1) % 16
+    assert not torch.allclose(model.decode(other), result.frames)
+
+
+def test_a_product_of_roundings_brings_its_codes() -> None:
+    product = partial(ProductQuantizer, 2, partial(FiniteScalarQuantizer, [4, 3]))
+    model = VQVAE((3, 16, 16), product, widths=[4, 4], blocks=1).eval()
+    assert (model.grid, model.codes) == ((4, 4, 2), 12)
+    assert model.encode(to_float(frames(1))).shape == (1, 4, 4, 2)
+
+
+@pytest.mark.parametrize("slots", [(), (2,)])
+def test_usage_is_counted_in_every_codebook(slots: tuple[int, ...]) -> None:
+    """Two slots, of which one uses half its codes and the other a quarter: 3/8 of all, not the union of both."""
+    quantizer = partial(VectorQuantizer, width=2)
+    model = VQVAE((3, 16, 16), partial(ProductQuantizer, 2, quantizer) if slots else quantizer, [4], blocks=1, codes=8)
+    objective = TokenizerObjective(model, window=3)
+    assert objective.history.shape == (3, *slots, 8)
+    codes = torch.tensor([[0, 1, 2, 3], [3, 4, 3, 4]])  # (slots, positions)
+    found = objective._usage(codes.T if slots else codes[0])
+    found = objective._usage(codes.T if slots else codes[0])
+    assert found["usage"] == (0.375 if slots else 0.5)
+    torch.testing.assert_close(found["perplexity"], torch.tensor(3.0 if slots else 4.0, dtype=torch.float64))
 
 
 def test_frames_that_cannot_be_halved() -> None:

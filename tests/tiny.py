@@ -24,7 +24,7 @@ SMALL_PRIOR = ("prior.trunk.width=16", "prior.trunk.blocks=1", "prior.head.width
 def tiny_tokenizer(name: str = "vqvae", spec: Spec = SPEC) -> Tokenizer:
     """16×16 frames → 4×4 codes."""
     overrides = [f"tokenizer={name}", *SMALL_TOKENIZER]
-    overrides.append("tokenizer.codes=16" if name == "vqvae" else "tokenizer.quantizer.levels=[4,4]")
+    overrides.append("tokenizer.quantizer.levels=[4,4]" if name == "fsq" else "tokenizer.codes=16")
     torch.manual_seed(0)
     return build_tokenizer(compose_config(overrides), spec).eval()
 

@@ -1,8 +1,8 @@
 """Autoencoders: observations ↔ latents; tokenizers: observations ↔ grids of codes."""
 
-from worldmodel.tokenizers.base import Autoencoder, Bound, Reconstruction, Tokenizer
+from worldmodel.tokenizers.base import Autoencoder, Bound, Reconstruction, Tokenizer, require_codes
 from worldmodel.tokenizers.vae import VAE
 from worldmodel.tokenizers.vimco import VIMCO
 from worldmodel.tokenizers.vqvae import VQVAE
 
-__all__ = ["VAE", "VIMCO", "VQVAE", "Autoencoder", "Bound", "Reconstruction", "Tokenizer"]
+__all__ = ["VAE", "VIMCO", "VQVAE", "Autoencoder", "Bound", "Reconstruction", "Tokenizer", "require_codes"]

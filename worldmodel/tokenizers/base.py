@@ -70,6 +70,7 @@ class Autoencoder(nn.Module, abc.ABC):
 class Tokenizer(Autoencoder):
     """An observation (C, *size) ↔ a grid of integers in [0, K)."""
 
+    slots: tuple[int, ...] = ()  # the last axes of the grid, where every place has a codebook of its own
     codes: int  # K
 
     @abc.abstractmethod
@@ -82,8 +83,18 @@ class Tokenizer(Autoencoder):
 
     @abc.abstractmethod
     def codebook(self) -> Tensor:
-        """The vectors of the codes, the start of a prior's embedding: (K, D), or (S, K, D / S) for S different ones."""
+        """(K, D), or (*slots, K, D of one code): the vectors of the codes, the start of a prior's embedding."""
 
     def uniform_nats(self) -> float:
         """N ln K: what the codes of a frame cost under a uniform prior."""
         return math.prod(self.grid) * math.log(self.codes)
+
+
+def require_codes(model: Autoencoder) -> Tokenizer:
+    """The same model, known to make codes. Raises :class:`ConfigError` for one that does not."""
+    if not isinstance(model, Tokenizer):
+        raise ConfigError(
+            f"{type(model).__name__} makes no codes, and a prior is one over codes; train it alone with "
+            "--stage tokenizer, or choose another tokenizer, such as tokenizer=vqvae"
+        )
+    return model

@@ -49,20 +49,20 @@ class ConvolutionalAutoencoder(Autoencoder):
             self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _vectors(self, frames: Tensor) -> Tensor:
-        """Frames (B, C, *size) → what the encoder says, (B, *grid, encoded) float32."""
+        """Frames (B, C, *size) → what the encoder says, (B, *spatial, encoded) float32."""
         dtype = self.project.weight.dtype
         layout = torch.channels_last if frames.dim() == 4 else torch.contiguous_format
         x = self.encoder(frames.to(dtype=dtype, memory_format=layout))
         return self.project(x).movedim(1, -1).float()
 
     def _outputs(self, vectors: Tensor) -> Tensor:
-        """What the decoder reads, (B, *grid, decoded) → the parameters of the likelihood, (B, outputs, *size)."""
+        """What the decoder reads, (B, *spatial, decoded) → the parameters of the likelihood, (B, outputs, *size)."""
         return self.decoder(vectors.to(self.project.weight.dtype).movedim(-1, 1))
 
     def _frames(self, vectors: Tensor) -> Tensor:
-        """(B, *grid, decoded) → the expected frames, (B, C, *size) float32."""
+        """(B, *spatial, decoded) → the expected frames, (B, C, *size) float32."""
         return self.likelihood.mean(self._outputs(vectors))
 
     def log_likelihood(self, frames: Tensor, vectors: Tensor) -> Tensor:
-        """log p(frames | vectors): frames (B, C, *size), what the decoder reads (B, *grid, decoded) → (B,) nats."""
+        """log p(frames | vectors): frames (B, C, *size), what the decoder reads (B, *spatial, decoded) → (B,) nats."""
         return self.likelihood.log_prob(self._outputs(vectors), frames).flatten(1).sum(1)

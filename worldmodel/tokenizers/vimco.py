@@ -53,7 +53,8 @@ class VIMCO(ConvolutionalAutoencoder, Tokenizer):
         super().__init__()
         if samples < 2:
             raise ValueError(f"the baseline of a sample needs others: samples must be at least 2, not {samples}")
-        self.grid, self.codes = (*halved(frame_shape, widths), slots), codes
+        self.slots, self.codes = (slots,), codes
+        self.grid = (*halved(frame_shape, widths), slots)
         self.samples, self.chunk = samples, chunk
         self.tables = nn.Parameter(torch.randn(slots, codes, width))
         self._build(frame_shape, widths, blocks, slots * codes, slots * width, likelihood)

@@ -19,7 +19,8 @@ class VQVAE(ConvolutionalAutoencoder, Tokenizer):
     Args:
         frame_shape: (C, *size) of the observations.
         quantizer: constructor of a :class:`~worldmodel.quantizers.Quantizer`, called with ``codes``.
-        widths: output channels of the stride-2 convolutions; their number fixes the grid, size / 2**len(widths).
+        widths: output channels of the stride-2 convolutions; their number fixes the grid, size / 2**len(widths). Where
+            the quantizer makes several codes of a vector, these are the grid's last axes.
         blocks: residual blocks of the encoder and of the decoder.
         codes: K; None for a quantizer that brings it, as FSQ does with its levels.
         likelihood: constructor of a :class:`~worldmodel.nn.likelihoods.Likelihood`; the term ``reconstruction`` is its
@@ -40,8 +41,8 @@ class VQVAE(ConvolutionalAutoencoder, Tokenizer):
         super().__init__()
         spatial = halved(frame_shape, widths)
         self.quantizer = quantizer() if codes is None else quantizer(codes=codes)
-        self.grid = spatial
-        self.codes = self.quantizer.codes
+        self.codes, self.slots = self.quantizer.codes, self.quantizer.shape
+        self.grid = (*spatial, *self.slots)
         self._build(frame_shape, widths, blocks, self.quantizer.width, self.quantizer.width, likelihood)
 
     def forward(self, frames: Tensor, generator: torch.Generator | None = None) -> Reconstruction:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,7 @@ class TokenizerObjective(Objective):
 
     Metrics: ``psnr`` in dB (peak 2: frames span [-1, 1]); in training also ``usage`` (the share of codes used) and
     ``perplexity`` (exp of the codes' entropy in nats) over the last ``window`` steps of all processes, about an epoch.
+    Where a grid has slots with codebooks of their own, both are means over these.
     """
 
     headline = ("psnr", "usage")
@@ -25,7 +28,8 @@ class TokenizerObjective(Objective):
     def __init__(self, tokenizer: Tokenizer, window: int = 100):
         super().__init__()
         self.tokenizer = tokenizer
-        self.register_buffer("history", torch.zeros(window, tokenizer.codes, dtype=torch.int32))  # uses in each step
+        shape = (window, *tokenizer.slots, tokenizer.codes)
+        self.register_buffer("history", torch.zeros(shape, dtype=torch.int32))  # uses in each step
         self.register_buffer("slot", torch.zeros((), dtype=torch.int64))  # the oldest row of history
 
     history: Tensor
@@ -44,12 +48,19 @@ class TokenizerObjective(Objective):
 
     @torch.no_grad()
     def _usage(self, codes: Tensor) -> dict[str, Tensor]:
-        counts = torch.bincount(codes.flatten(), minlength=self.tokenizer.codes).to(torch.int32)
+        counts = code_counts(codes, self.tokenizer.slots, self.tokenizer.codes).to(torch.int32)
         self.history.index_copy_(0, self.slot[None], all_reduce(counts)[None])
         self.slot.copy_((self.slot + 1) % len(self.history))
         uses = self.history.sum(0, dtype=torch.float64)
-        entropy = torch.special.entr(uses / uses.sum()).sum()
-        return {"usage": (uses > 0).double().mean(), "perplexity": entropy.exp()}
+        entropy = torch.special.entr(uses / uses.sum(-1, keepdim=True)).sum(-1)
+        return {"usage": (uses > 0).double().mean(), "perplexity": entropy.exp().mean()}
+
+
+def code_counts(codes: Tensor, slots: tuple[int, ...], vocabulary: int) -> Tensor:
+    """How often each code occurs in each slot: codes (..., *slots) int64 in [0, K) → (*slots, K) int64."""
+    books = math.prod(slots)
+    offsets = vocabulary * torch.arange(books, device=codes.device)  # the books one behind the other
+    return torch.bincount((codes.reshape(-1, books) + offsets).flatten(), minlength=books * vocabulary).view(*slots, -1)
 
 
 class PriorObjective(Objective):
