@@ -14,6 +14,7 @@ from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import Windows
 from worldmodel.rollout import Precision
 from worldmodel.run import build_prior, build_tokenizer
+from worldmodel.tokenizers import require_codes
 from worldmodel.train import fit_settings, make_batches, make_fabric
 from worldmodel.training.base import Hook, Objective
 from worldmodel.training.fit import Fit, fit
@@ -56,7 +57,7 @@ def measure(subject: Subject, plan: Plan) -> list[Figure]:
 def _stage(subject: Subject, name: str, precision: Precision) -> tuple[Contender, int]:
     """What trains one stage for a moment, and the frames that it learns to reconstruct or to predict meanwhile."""
     config = subject.config
-    tokenizer = build_tokenizer(config, subject.spec)
+    tokenizer = require_codes(build_tokenizer(config, subject.spec))
     objective: Objective
     source: EpisodeStore | CodeStore
     if name == "tokenizer":

@@ -21,7 +21,7 @@ from worldmodel.cli import one_line
 from worldmodel.data.codes import fingerprint
 from worldmodel.errors import ConfigError, DataError, RunError, WorldModelError
 from worldmodel.priors import Prior
-from worldmodel.tokenizers import Tokenizer
+from worldmodel.tokenizers import Autoencoder, Tokenizer, require_codes
 from worldmodel.training.checkpoint import check_fit, load_tensors, save_tensors
 from worldmodel.types import Spec
 
@@ -163,14 +163,21 @@ def load_spec(folder: Path) -> Spec:
         ) from error
 
 
-def build_tokenizer(config: DictConfig, spec: Spec) -> Tokenizer:
-    """The tokenizer of the settings for the frames of a source, untrained. Raises :class:`ConfigError`."""
-    return _build(config.tokenizer, "tokenizer", Tokenizer, frame_shape=spec.frame_shape)
+def build_tokenizer(config: DictConfig, spec: Spec) -> Autoencoder:
+    """The tokenizer of the settings for the frames of a source, untrained; it may be an autoencoder without codes.
+
+    Raises :class:`ConfigError`.
+    """
+    return _build(config.tokenizer, "tokenizer", Autoencoder, frame_shape=spec.frame_shape)
 
 
-def build_prior(config: DictConfig, spec: Spec, tokenizer: Tokenizer) -> Prior:
-    """The prior of the settings over the codes of a tokenizer and the actions of a source, untrained."""
-    return _build(config.prior, "prior", Prior, tokenizer=tokenizer, actions=len(spec.action_names))
+def build_prior(config: DictConfig, spec: Spec, tokenizer: Autoencoder) -> Prior:
+    """The prior of the settings over the codes of a tokenizer and the actions of a source, untrained.
+
+    Raises :class:`ConfigError`, for an autoencoder without codes too.
+    """
+    facts = {"tokenizer": require_codes(tokenizer), "actions": len(spec.action_names)}
+    return _build(config.prior, "prior", Prior, **facts)
 
 
 def _build(node: DictConfig, name: str, kind: type[Any], **facts: Any) -> Any:
@@ -216,7 +223,12 @@ def load_weights(module: Model, path: Path, remedy: str = TRAIN_FIRST, if_damage
 
 
 def load_tokenizer(folder: Path, device: torch.device | str = "cpu") -> Tokenizer:
-    """The trained tokenizer of a run, in evaluation mode."""
+    """The trained tokenizer of a run, in evaluation mode. Raises :class:`ConfigError` for one without codes."""
+    return require_codes(load_autoencoder(folder, device))
+
+
+def load_autoencoder(folder: Path, device: torch.device | str = "cpu") -> Autoencoder:
+    """The trained tokenizer of a run, with or without codes, in evaluation mode."""
     tokenizer = build_tokenizer(load_config(folder), load_spec(folder))
     return (
         load_weights(tokenizer, folder / TOKENIZER, *_remedies(folder, TOKENIZER))

@@ -94,7 +94,7 @@ def train(config: DictConfig, stage: str = "all") -> Path:
     stages = list(STAGES) if stage == "all" else [stage]
     store = open_store(config)
     fabric = make_fabric(config)
-    rehearse(fabric, config, store.spec)
+    rehearse(fabric, config, store.spec, stages)
     fabric.launch()
     folder = Path(fabric.broadcast(str(choose_run(config, store.spec, stages)) if fabric.is_global_zero else ""))
     say(fabric, f"run {folder.name}")
@@ -146,16 +146,19 @@ def make_fabric(config: DictConfig) -> Fabric:
     return Fabric(accelerator=device.type, devices=devices, num_nodes=everywhere // here, strategy=strategy)
 
 
-def rehearse(fabric: Fabric, config: DictConfig, spec: Spec) -> None:
-    """Builds both models and asks each for the losses of one window, so that what does not work is told at once.
+def rehearse(fabric: Fabric, config: DictConfig, spec: Spec, stages: Sequence[str]) -> None:
+    """Builds the models and asks each for the losses of one window, so that what does not work is told at once.
 
     Neither the whole training of the tokenizer nor the folder of a run should come before a slip in the settings of
-    the prior. Raises :class:`ConfigError`.
+    the prior; but a tokenizer that is trained alone need not have one. Raises :class:`ConfigError`.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         tokenizer = build_tokenizer(config, spec)
-        prior = build_prior(config, spec, tokenizer)
-        for stage, objective in (("tokenizer", TokenizerObjective(tokenizer)), ("prior", PriorObjective(prior))):
+        objectives: dict[str, Objective] = {"tokenizer": TokenizerObjective(tokenizer)}
+        if "prior" in stages:
+            prior = build_prior(config, spec, tokenizer)
+            objectives["prior"] = PriorObjective(prior)
+        for stage, objective in objectives.items():
             settings = fit_settings(config, stage)
             resolve_precision(settings.precision, fabric.device)
             learning_rate_factor(0, 0.0, settings.warmup_steps, settings.decay)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from worldmodel.priors import Prior
 from worldmodel.quantizers import all_reduce
-from worldmodel.tokenizers import Tokenizer
+from worldmodel.tokenizers import Autoencoder, Tokenizer
 from worldmodel.training.base import Losses, Objective
 from worldmodel.types import Segment, to_float
 
@@ -19,18 +19,20 @@ class TokenizerObjective(Objective):
 
     Metrics: ``psnr`` in dB (peak 2: frames span [-1, 1]); in training also ``usage`` (the share of codes used) and
     ``perplexity`` (exp of the codes' entropy in nats) over the last ``window`` steps of all processes, about an epoch.
-    Where a grid has slots with codebooks of their own, both are means over these.
+    Where a grid has slots with codebooks of their own, both are means over these. With an exact likelihood also
+    ``bits_per_dim``: the negative bound as trained, the cost of the latents with it, in bits per sub-pixel.
     """
 
-    headline = ("psnr", "usage")
+    headline = ("psnr", "bits_per_dim", "usage")
     counters = ("history", "slot")  # their size follows that of the data, which may have grown or lost an episode
 
-    def __init__(self, tokenizer: Tokenizer, window: int = 100):
+    def __init__(self, tokenizer: Autoencoder, window: int = 100):
         super().__init__()
         self.tokenizer = tokenizer
-        shape = (window, *tokenizer.slots, tokenizer.codes)
-        self.register_buffer("history", torch.zeros(shape, dtype=torch.int32))  # uses in each step
-        self.register_buffer("slot", torch.zeros((), dtype=torch.int64))  # the oldest row of history
+        if isinstance(tokenizer, Tokenizer):
+            shape = (window, *tokenizer.slots, tokenizer.codes)
+            self.register_buffer("history", torch.zeros(shape, dtype=torch.int32))  # uses in each step
+            self.register_buffer("slot", torch.zeros((), dtype=torch.int64))  # the oldest row of history
 
     history: Tensor
     slot: Tensor
@@ -42,13 +44,16 @@ class TokenizerObjective(Objective):
         result = self.tokenizer(frames, generator)
         error = (result.frames.detach().clamp(-1, 1) - frames).square().mean()
         metrics = {"psnr": -10 * torch.log10(error.clamp(min=1e-10) / 4)}
-        if self.training:
+        if result.nats is not None:
+            metrics["bits_per_dim"] = result.nats / math.log(2)
+        if self.training and result.codes is not None:
             metrics |= self._usage(result.codes)
         return Losses(result.losses, metrics)
 
     @torch.no_grad()
     def _usage(self, codes: Tensor) -> dict[str, Tensor]:
-        counts = code_counts(codes, self.tokenizer.slots, self.tokenizer.codes).to(torch.int32)
+        _, *slots, vocabulary = self.history.shape
+        counts = code_counts(codes, tuple(slots), vocabulary).to(torch.int32)
         self.history.index_copy_(0, self.slot[None], all_reduce(counts)[None])
         self.slot.copy_((self.slot + 1) % len(self.history))
         uses = self.history.sum(0, dtype=torch.float64)
