@@ -1,4 +1,4 @@
-"""The contract of tokenizers, run on every file of configs/tokenizer."""
+"""The contracts of autoencoders and of those with codes, tokenizers, run on every file of configs/tokenizer."""
 
 from __future__ import annotations
 
@@ -7,35 +7,71 @@ from functools import partial
 import pytest
 import torch
 from omegaconf import OmegaConf
-from tiny import SPEC, TOKENIZERS, frames, tiny_tokenizer
+from tiny import AUTOENCODERS, SPEC, frames, tiny_autoencoder, tiny_tokenizer
 
 from worldmodel.cli import compose_config
 from worldmodel.errors import ConfigError
+from worldmodel.nn.likelihoods import LogisticMixture
 from worldmodel.quantizers import FiniteScalarQuantizer, ProductQuantizer, VectorQuantizer
-from worldmodel.run import build_tokenizer, load_weights, save_weights
-from worldmodel.tokenizers import VQVAE, Tokenizer
+from worldmodel.run import build_prior, build_tokenizer, load_weights, save_weights
+from worldmodel.tokenizers import VQVAE, Autoencoder, Tokenizer
 from worldmodel.training.objectives import TokenizerObjective
-from worldmodel.types import Spec, to_float, to_uint8
+from worldmodel.types import Segment, Spec, to_float, to_uint8
 
-# A file such as vqvae_4x4 is vqvae with other widths, which a tiny model replaces.
-KINDS = [name for name in TOKENIZERS if name.rpartition("_")[0] not in TOKENIZERS]
+# These are vqvae with other widths, which a tiny model replaces.
+KINDS = [name for name in AUTOENCODERS if name not in ("vqvae_4x4", "vqvae_16x16", "vqvae_21x21")]
+WITH_CODES = [name for name in KINDS if isinstance(tiny_autoencoder(name), Tokenizer)]
 
 
 @pytest.fixture(params=KINDS)
+def autoencoder(request: pytest.FixtureRequest) -> Autoencoder:
+    return tiny_autoencoder(request.param)
+
+
+@pytest.fixture(params=WITH_CODES)
 def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     return tiny_tokenizer(request.param)
 
 
-def test_shapes(tokenizer: Tokenizer) -> None:
+def test_shapes(autoencoder: Autoencoder) -> None:
+    x = to_float(frames(3))
+    result = autoencoder(x)
+    assert autoencoder.grid in ((4, 4), (4, 4, 3))
+    assert autoencoder.frame_shape == SPEC.frame_shape
+    assert result.frames.shape == x.shape and not result.frames.requires_grad
+    assert result.frames.dtype == torch.float32 and result.frames.abs().max() < 2
+    assert result.losses and all(term.shape == () for term in result.losses.values())
+
+
+def test_codes(tokenizer: Tokenizer) -> None:
     x = to_float(frames(3))
     result = tokenizer(x)
-    assert tokenizer.grid == (4, 4)
-    assert result.frames.shape == x.shape
-    assert result.codes.shape == (3, 4, 4)
-    assert "reconstruction" in result.losses
+    assert result.codes is not None and result.codes.shape == (3, *tokenizer.grid)
     assert torch.equal(tokenizer.encode(x), result.codes)
     assert tokenizer.decode(result.codes).shape == x.shape
-    assert tokenizer.codebook().shape[0] == tokenizer.codes
+    assert tokenizer.grid == (4, 4, *tokenizer.slots)
+    assert tokenizer.codebook().shape[:-1] == (*tokenizer.slots, tokenizer.codes)
+
+
+def test_bits_are_reported_where_there_is_a_bound(autoencoder: Autoencoder) -> None:
+    """By the training objective and by the model, which refuses where there is none."""
+    x = frames(3)
+    flags = torch.zeros(3, 1, dtype=torch.bool)
+    segment = Segment(torch.zeros(3, 1, dtype=torch.int64), torch.zeros(3, 1), flags, flags, ~flags, x[:, None])
+    objective = TokenizerObjective(autoencoder).train()
+    metrics = objective(segment, torch.Generator().manual_seed(0)).metrics
+    assert ("bits_per_dim" in metrics) == autoencoder.likelihood.exact
+    assert ("usage" in metrics) == isinstance(autoencoder, Tokenizer)
+    autoencoder.eval()
+    if not autoencoder.likelihood.exact:
+        with pytest.raises(ConfigError, match="choose Categorical or LogisticMixture"):
+            autoencoder.bound(to_float(x))
+        return
+    assert 7 < metrics["bits_per_dim"] < 12  # nothing is known yet: ln 256 and the latents' cost
+    bound = autoencoder.bound(to_float(x), torch.Generator().manual_seed(0), samples=2)
+    assert bound.total.shape == bound.reconstruction.shape == (3,)
+    assert (bound.total > bound.reconstruction).all()  # latents cost something before they are trained
+    torch.testing.assert_close(bound.latents, bound.total - bound.reconstruction)
 
 
 def test_decoding_the_codes_is_the_reconstruction(tokenizer: Tokenizer) -> None:
@@ -43,21 +79,22 @@ def test_decoding_the_codes_is_the_reconstruction(tokenizer: Tokenizer) -> None:
     torch.testing.assert_close(tokenizer.decode(result.codes), result.frames)
 
 
-def test_every_parameter_learns(tokenizer: Tokenizer) -> None:
-    tokenizer.train()
-    result = tokenizer(to_float(frames(4)), torch.Generator().manual_seed(0))
+def test_every_parameter_learns(autoencoder: Autoencoder) -> None:
+    autoencoder.train()
+    result = autoencoder(to_float(frames(4)), torch.Generator().manual_seed(0))
     sum(result.losses.values()).backward()  # type: ignore[union-attr]
-    assert all(parameter.grad is not None and parameter.grad.any() for parameter in tokenizer.parameters())
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in autoencoder.parameters())
 
 
-def test_a_few_steps_lower_the_reconstruction_error(tokenizer: Tokenizer) -> None:
-    tokenizer.train()
+def test_a_few_steps_lower_the_reconstruction_error(autoencoder: Autoencoder) -> None:
+    """VIMCO has but one term, which is the reconstruction and the cost of the codes together."""
+    autoencoder.train()
     x, generator = to_float(frames(8)) * 0.3, torch.Generator().manual_seed(0)
-    optimizer = torch.optim.Adam(tokenizer.parameters(), 3e-3)
+    optimizer = torch.optim.Adam(autoencoder.parameters(), 3e-3)
     errors = []
     for _ in range(80):
-        losses = tokenizer(x, generator).losses
-        errors.append(float(losses["reconstruction"].detach()))
+        losses = autoencoder(x, generator).losses
+        errors.append(float(losses.get("reconstruction", losses.get("bound")).detach()))
         sum(losses.values()).backward()  # type: ignore[union-attr]
         optimizer.step()
         optimizer.zero_grad()
@@ -66,18 +103,20 @@ def test_a_few_steps_lower_the_reconstruction_error(tokenizer: Tokenizer) -> Non
 
 @pytest.mark.parametrize("name", KINDS)
 def test_saved_and_loaded_bit_for_bit(name: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
-    tokenizer = tiny_tokenizer(name)
-    save_weights(tmp_path / "weights.safetensors", tokenizer.state_dict())
-    torch.manual_seed(99)
-    other = tiny_tokenizer(name)
+    model, other = tiny_autoencoder(name), tiny_autoencoder(name)
+    save_weights(tmp_path / "weights.safetensors", model.state_dict())
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.add_(1)
     load_weights(other, tmp_path / "weights.safetensors")
     x = to_float(frames(2))
-    codes = tokenizer.encode(x)
-    assert torch.equal(codes, other.encode(x))
-    assert torch.equal(tokenizer.decode(codes), other.decode(codes))
+    first, second = (each(x, torch.Generator().manual_seed(0)) for each in (model, other))
+    assert torch.equal(first.frames, second.frames)
+    assert all(torch.equal(term, second.losses[key]) for key, term in first.losses.items())
+    if isinstance(model, Tokenizer) and isinstance(other, Tokenizer):
+        codes = model.encode(x)
+        assert torch.equal(codes, other.encode(x))
+        assert torch.equal(model.decode(codes), other.decode(codes))
 
 
 @pytest.mark.parametrize(
@@ -89,22 +128,26 @@ def test_saved_and_loaded_bit_for_bit(name: str, tmp_path) -> None:  # type: ign
         ("vqvae_21x21", 84, (21, 21)),
         ("fsq", 64, (8, 8)),
         ("gumbel", 64, (8, 8)),
+        ("vqvae_8x8x10", 32, (8, 8, 10)),
+        ("vimco", 32, (8, 8, 10)),
     ],
 )
-def test_a_named_tokenizer_makes_its_grid_of_512_codes(name: str, size: int, grid: tuple[int, int]) -> None:
+def test_a_named_tokenizer_makes_its_grid_of_512_codes(name: str, size: int, grid: tuple[int, ...]) -> None:
     config = compose_config([f"tokenizer={name}"])
     tokenizer = build_tokenizer(config, Spec("x", (3, size, size), ("a",), 1.0))
     assert (tokenizer.grid, tokenizer.codes) == (grid, 512)
 
 
-@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("name", AUTOENCODERS)
 def test_the_weights_of_loss_terms_are_those_of_its_terms(name: str) -> None:
     """The paper's β for every VQ-VAE; none for FSQ, which has no commitment: a weight would be an error there."""
     config = compose_config([f"tokenizer={name}"])
     losses = build_tokenizer(config, SPEC)(to_float(frames(2))).losses
-    own = {"fsq": set(), "gumbel": {"kl"}}.get(name, {"commitment"})
+    own = {"fsq": set(), "gumbel": {"kl"}, "vae": {"kl"}, "vimco": {"bound"}}.get(name, {"commitment"})
     weights = dict(config.training.tokenizer.weights)
-    assert losses.keys() - {"reconstruction"} == own == weights.keys()
+    assert losses.keys() - {"reconstruction"} == own
+    # What a bound is made of has no weight: the plain sum is what is reported.
+    assert weights.keys() == (set() if name in ("vae", "vimco") else own)
     assert weights.get("commitment", 0.25) == 0.25
 
 
@@ -166,6 +209,21 @@ def test_usage_is_counted_in_every_codebook(slots: tuple[int, ...]) -> None:
     found = objective._usage(codes.T if slots else codes[0])
     assert found["usage"] == (0.375 if slots else 0.5)
     torch.testing.assert_close(found["perplexity"], torch.tensor(3.0 if slots else 4.0, dtype=torch.float64))
+
+
+def test_an_autoencoder_without_codes_has_no_prior() -> None:
+    config = compose_config(["tokenizer=vae", "tokenizer.widths=[8,8]"])
+    with pytest.raises(ConfigError, match=r"VAE makes no codes.* --stage tokenizer, or choose .* tokenizer=vqvae"):
+        build_prior(config, SPEC, build_tokenizer(config, SPEC))
+
+
+@pytest.mark.parametrize("name", ["vae", "vimco", "vqvae_8x8x10"])
+def test_the_likelihood_is_a_setting(name: str) -> None:
+    mixture = "worldmodel.nn.likelihoods.LogisticMixture"
+    config = compose_config([f"tokenizer={name}", f"tokenizer.likelihood._target_={mixture}"])
+    model = build_tokenizer(config, SPEC)
+    assert isinstance(model.likelihood, LogisticMixture)
+    assert model(to_float(frames(1))).nats is not None
 
 
 def test_frames_that_cannot_be_halved() -> None:

@@ -11,22 +11,33 @@ import configs
 from worldmodel.cli import compose_config
 from worldmodel.priors import Prior
 from worldmodel.run import build_prior, build_tokenizer
-from worldmodel.tokenizers import Tokenizer
+from worldmodel.tokenizers import Autoencoder, Tokenizer, require_codes
 from worldmodel.types import Segment, Spec
 
 SPEC = Spec("tiny", (3, 16, 16), ("noop", "forward", "left"), 10.0)
 PRIORS = sorted(path.stem for path in (Path(configs.__file__).parent / "prior").glob("*.yaml"))
-TOKENIZERS = sorted(path.stem for path in (Path(configs.__file__).parent / "tokenizer").glob("*.yaml"))
+AUTOENCODERS = sorted(path.stem for path in (Path(configs.__file__).parent / "tokenizer").glob("*.yaml"))
 SMALL_TOKENIZER = ("tokenizer.widths=[8,8]", "tokenizer.blocks=1")
+# What else is made small; 16 codes where nothing is said.
+SMALLER = {
+    "fsq": ("tokenizer.quantizer.levels=[4,4]",),
+    "vae": ("tokenizer.latents=3",),
+    "vimco": ("tokenizer.codes=16", "tokenizer.slots=3", "tokenizer.width=4", "tokenizer.samples=4"),
+    "vqvae_8x8x10": ("tokenizer.codes=16", "tokenizer.quantizer.slots=3", "tokenizer.quantizer.quantizer.width=4"),
+}
 SMALL_PRIOR = ("prior.trunk.width=16", "prior.trunk.blocks=1", "prior.head.width=16")
 
 
-def tiny_tokenizer(name: str = "vqvae", spec: Spec = SPEC) -> Tokenizer:
-    """16×16 frames → 4×4 codes."""
-    overrides = [f"tokenizer={name}", *SMALL_TOKENIZER]
-    overrides.append("tokenizer.quantizer.levels=[4,4]" if name == "fsq" else "tokenizer.codes=16")
+def tiny_autoencoder(name: str, spec: Spec = SPEC) -> Autoencoder:
+    """16×16 frames → 4×4 places."""
+    overrides = [f"tokenizer={name}", *SMALL_TOKENIZER, *SMALLER.get(name, ("tokenizer.codes=16",))]
     torch.manual_seed(0)
     return build_tokenizer(compose_config(overrides), spec).eval()
+
+
+def tiny_tokenizer(name: str = "vqvae", spec: Spec = SPEC) -> Tokenizer:
+    """16×16 frames → 4×4 codes, or 4×4×3."""
+    return require_codes(tiny_autoencoder(name, spec))
 
 
 def tiny_prior(name: str = "conv", spec: Spec = SPEC, spread: float = 3.0) -> Prior:

@@ -193,7 +193,7 @@ def _build(node: DictConfig, name: str, kind: type[Any], **facts: Any) -> Any:
             raise cause from error
         raise ConfigError(f"cannot build the {name}: {one_line(cause)}") from error
     if not isinstance(model, kind):
-        raise ConfigError(f"{name}._target_ is {node.get('_target_')}, which is not a {kind.__name__}")
+        raise ConfigError(f"{name}._target_ is {node.get('_target_')}, which is no {kind.__name__}")
     return model
 
 
