@@ -15,6 +15,7 @@ from worldmodel.errors import ConfigError
 from worldmodel.nn.likelihoods import Categorical, LogisticMixture, SquaredError
 from worldmodel.quantizers import VectorQuantizer
 from worldmodel.tokenizers import VAE, VIMCO, VQVAE, Autoencoder, Tokenizer, vimco
+from worldmodel.tokenizers.base import importance_weighted
 from worldmodel.tokenizers.vae import Gaussian
 from worldmodel.types import to_float
 
@@ -291,6 +292,15 @@ def test_a_generator_fixes_the_figure(make: Callable[[], Autoencoder]) -> None:
     assert torch.equal(first.total, second.total) and torch.equal(first.reconstruction, second.reconstruction)
     other = model.bound(frames, torch.Generator().manual_seed(6), samples=3).total
     assert torch.equal(first.total, other) == isinstance(model, VQVAE)  # a point posterior draws nothing
+
+
+def test_the_parts_of_a_weighted_bound_are_those_of_the_samples_that_count() -> None:
+    conditional, weights = torch.tensor([[-10.0], [-500.0]]), torch.tensor([[-15.0], [-600.0]])
+    bound = importance_weighted(conditional, weights)
+    assert float(bound.total) == pytest.approx(15 + math.log(2))
+    assert float(bound.reconstruction) == pytest.approx(10)
+    equal = importance_weighted(torch.tensor([[-10.0], [-20.0]]), torch.tensor([[-30.0], [-30.0]]))
+    assert (float(equal.total), float(equal.reconstruction)) == pytest.approx((30, 15))
 
 
 def test_a_baseline_needs_other_samples() -> None:

@@ -14,7 +14,7 @@ from worldmodel.data.codes import CodeStore, encode_store
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import Windows
 from worldmodel.errors import DataError
-from worldmodel.tokenizers.base import Reconstruction, Tokenizer
+from worldmodel.tokenizers.base import Bound, Reconstruction, Tokenizer
 from worldmodel.types import NO_ACTION, Episode, Segment, Spec
 
 SPEC = Spec("test", (1, 2, 2), ("a", "b", "c"), 10.0)
@@ -166,6 +166,9 @@ class FourCodes(Tokenizer):
         return ((frames + 1) * 127.5).round().long().flatten(1) + self.offset
 
     def forward(self, frames: Tensor, generator: torch.Generator | None = None) -> Reconstruction:
+        raise NotImplementedError
+
+    def bound(self, frames: Tensor, generator: torch.Generator | None = None, samples: int = 1) -> Bound:
         raise NotImplementedError
 
     def decode(self, codes: Tensor) -> Tensor:

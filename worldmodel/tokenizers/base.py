@@ -26,12 +26,24 @@ class Bound(NamedTuple):
     """A bound on −log p(x) and its parts, in nats per frame; with samples it is one on average over the draws."""
 
     total: Tensor  # (B,) float32
-    reconstruction: Tensor  # (B,) float32: −log p(x|z), on average over the z of the posterior
+    reconstruction: Tensor  # (B,) float32: −log p(x|z) of the z of the posterior
 
     @property
     def latents(self) -> Tensor:
         """(B,): what the latents cost."""
         return self.total - self.reconstruction
+
+
+def importance_weighted(conditional: Tensor, weights: Tensor) -> Bound:
+    """The bound of S samples z_s of q, L_S = E log (1/S) Σ_s w_s, w_s = p(x, z_s) / q(z_s|x) (Burda et al., 2016).
+
+    ``weights`` (S, B) are log w_s, ``conditional`` (S, B) log p(x|z_s), in nats.
+
+    Its reconstruction is the mean of −log p(x|z_s) with the shares of the w_s, as the samples enter the bound: in the
+    plain mean those that hardly count would drown the others.
+    """
+    total = math.log(len(weights)) - weights.logsumexp(0)
+    return Bound(total, -(weights.softmax(0) * conditional).sum(0))
 
 
 class Autoencoder(nn.Module, abc.ABC):

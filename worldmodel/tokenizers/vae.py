@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from worldmodel.nn.likelihoods import Categorical, Likelihood
-from worldmodel.tokenizers.base import Bound, Reconstruction
+from worldmodel.tokenizers.base import Bound, Reconstruction, importance_weighted
 from worldmodel.tokenizers.convolutional import ConvolutionalAutoencoder, halved
 
 WIDEST = 10.0  # log standard deviations lie in (-10, 10): e^20 is far from the end of float32
@@ -99,5 +99,4 @@ class VAE(ConvolutionalAutoencoder):
             latents = posterior.sample(generator)
             conditional.append(self.log_likelihood(frames, latents))
             weights.append(conditional[-1] + prior.log_prob(latents) - posterior.log_prob(latents))
-        total = math.log(samples) - torch.stack(weights).logsumexp(0)
-        return Bound(total, -torch.stack(conditional).mean(0))
+        return importance_weighted(torch.stack(conditional), torch.stack(weights))

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from worldmodel.nn.likelihoods import Categorical, Likelihood, uniform
-from worldmodel.tokenizers.base import Bound, Reconstruction, Tokenizer
+from worldmodel.tokenizers.base import Bound, Reconstruction, Tokenizer, importance_weighted
 from worldmodel.tokenizers.convolutional import ConvolutionalAutoencoder, halved
 
 NEGLIGIBLE = 1e-8  # a share of the gradient that is lost in the rounding of float32 anyway
@@ -95,7 +95,7 @@ class VIMCO(ConvolutionalAutoencoder, Tokenizer):
             codes = draw(posterior, count, generator)
             conditional = self._conditional(frames, codes)
             weights = conditional - self.uniform_nats() - log_prob(posterior, codes)
-        return Bound(math.log(count) - weights.logsumexp(0), -conditional.mean(0))
+        return importance_weighted(conditional, weights)
 
     @torch.no_grad()
     def _conditional(self, frames: Tensor, codes: Tensor) -> Tensor:
