@@ -99,6 +99,16 @@ def test_nearest_agrees_with_brute_force_far_from_the_origin() -> None:
     assert torch.equal(nearest(vectors, table), exact)
 
 
+def test_nearest_in_chunks_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(1)
+    vectors, table = torch.randn(100, 4, generator=generator), torch.randn(16, 4, generator=generator)
+    exact = torch.cdist(vectors.double(), table.double()).argmin(1)
+    for numbers in (1, 16 * 7, 16 * 50, 16 * 1000):  # rows one by one, with a rest, without, all at once
+        monkeypatch.setattr("worldmodel.quantizers.vector.AT_A_TIME", numbers)
+        assert torch.equal(nearest(vectors, table), exact)
+    assert nearest(vectors[:0], table).shape == (0,)
+
+
 def test_bfloat16_vectors_are_compared_in_float32() -> None:
     torch.manual_seed(0)
     quantizer = VectorQuantizer(codes=512, width=64).eval()
@@ -304,5 +314,4 @@ def test_gumbel_divergence_is_that_from_the_uniform_distribution() -> None:
     torch.testing.assert_close(quantizer(vectors).losses["kl"], expected)
     with torch.no_grad():
         quantizer.logits.weight.zero_()
-        quantizer.logits.bias.zero_()
     assert quantizer(vectors).losses["kl"].abs() < 1e-6

@@ -46,7 +46,7 @@ class GumbelQuantizer(Quantizer):
             raise ValueError(f"anneal_steps is {anneal_steps}; give at least 1")
         self.codes, self.width, self.hard = codes, width, hard
         self.start, self.end, self.anneal_steps = start, end, anneal_steps
-        self.logits = nn.Linear(width, codes)
+        self.logits = nn.Linear(width, codes, bias=False)
         self.table = nn.Parameter(torch.randn(codes, width) / math.sqrt(width))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))  # training batches so far
 

@@ -11,15 +11,17 @@ from torch.nn import functional as F
 from worldmodel.quantizers.base import Quantized, Quantizer
 from worldmodel.quantizers.processes import all_reduce, broadcast_first
 
-CHUNK = 2048  # rows of the distance matrix that are in memory at a time
+AT_A_TIME = 2**22  # distances that are in memory at a time, 16 MiB
 
 
+@torch.no_grad()
 def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
     """Index (M,) of the nearest row of ``codebook`` (K, D) for each row of ``vectors`` (M, D).
 
     Computed in float32 whatever the inputs, under autocast too. The mean of the codebook is subtracted from both first:
-    with a common offset the expanded square ‖e‖²/2 − z·e loses the digits that decide. Chunks keep the M×K matrix out
-    of memory.
+    with a common offset the expanded square ‖e‖²/2 − z·e loses the digits that decide. The M×K matrix
+    is made in chunks, in the same place. These are large on purpose: every call of several threads ends in a wait for
+    the slowest, which costs most where others are at work on the processor.
     """
     codebook, vectors = codebook.float(), vectors.float()
     offset = codebook.mean(0)
@@ -28,10 +30,13 @@ def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
     weights = table.t().neg()
     rows = vectors - offset
     codes = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
+    chunk = min(len(rows), max(1, AT_A_TIME // len(table)))
+    distances, least = rows.new_empty(chunk, len(table)), rows.new_empty(chunk)
     with torch.autocast(rows.device.type, enabled=False):
-        for start in range(0, len(rows), CHUNK):
-            part = slice(start, start + CHUNK)
-            torch.min(torch.addmm(bias, rows[part], weights), dim=1, out=(rows.new_empty(0), codes[part]))
+        for start in range(0, len(rows), max(1, chunk)):
+            part = rows[start : start + chunk]
+            found = torch.addmm(bias, part, weights, out=distances[: len(part)])
+            torch.min(found, dim=1, out=(least[: len(part)], codes[start : start + chunk]))
     return codes
 
 
