@@ -51,11 +51,11 @@ class Problem:
 Step = Callable[[nn.Module, Tensor], Tensor]  # one call of a quantiser, of which the codes come back
 
 
-def contenders(problem: Problem) -> dict[str, nn.Module]:
-    """Both quantisers with one codebook, laid on the vectors. Raises :class:`ConfigError`."""
+def contenders(problem: Problem, vectors: Tensor) -> dict[str, nn.Module]:
+    """Both quantisers with one codebook, laid on these vectors. Raises :class:`ConfigError`."""
     ours = VectorQuantizer(problem.codes, problem.width, decay=DECAY)
     with torch.no_grad():
-        ours(problem.vectors(), torch.Generator().manual_seed(1))
+        ours(vectors, torch.Generator().manual_seed(1))
     try:
         from vector_quantize_pytorch import VectorQuantize
     except ImportError as error:
@@ -98,7 +98,7 @@ STEPS: dict[str, Step] = {"step": train_step, "encode": encode}
 def different_codes(problem: Problem) -> dict[str, int]:
     """How many codes differ: when encoding, and in a step of training."""
     vectors = problem.vectors()
-    both = contenders(problem)
+    both = contenders(problem, vectors)
     found = {}
     for what in reversed(STEPS):  # encoding first: a step moves the codebooks
         ours, theirs = (STEPS[what](quantizer, vectors) for quantizer in both.values())
@@ -108,7 +108,8 @@ def different_codes(problem: Problem) -> dict[str, int]:
 
 def speeds(problem: Problem, repeat: int) -> list[Figure]:
     """Milliseconds of each, and how many times as fast ours is."""
-    vectors, both = problem.vectors(), contenders(problem)
+    vectors = problem.vectors()
+    both = contenders(problem, vectors)
 
     def contender(step: Step, quantizer: nn.Module) -> Contender:
         return lambda number: seconds(lambda: step(quantizer, vectors), DEVICE)
@@ -125,8 +126,10 @@ def speeds(problem: Problem, repeat: int) -> list[Figure]:
 def grown(problem: Problem, what: str, name: str) -> float:
     """MiB by which this process grows at most in three calls; for a fresh process."""
     torch.set_num_threads(problem.threads)
-    quantizer, vectors = contenders(problem)[name], problem.vectors()
-    STEPS[what](quantizer, vectors[:1, :8].detach().requires_grad_())  # what libraries set up once does not count
+    vectors = problem.vectors()
+    few = vectors[:1, :8].detach().clone().requires_grad_()
+    quantizer = contenders(problem, few)[name]
+    STEPS[what](quantizer, few)  # what libraries set up once does not count, nor what was freed before
     reset_peak(DEVICE)
     before = peak_memory(DEVICE).value
     for _ in range(3):
@@ -143,7 +146,7 @@ def memory(problem: Problem) -> list[Figure]:
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 sizes[name] = pool.apply(grown, (problem, what, name))
             figures.append(Figure.of(f"{what}, {name}", [sizes[name]], "MiB"))
-        figures.append(Figure.of(f"{what}, share of memory", [sizes[OURS] / sizes[THEIRS]], ""))
+        figures.append(Figure.of(f"{what}, share of memory", [sizes[OURS] / max(sizes[THEIRS], 1 / 256)], ""))
     return figures
 
 

@@ -99,6 +99,16 @@ def test_nearest_agrees_with_brute_force_far_from_the_origin() -> None:
     assert torch.equal(nearest(vectors, table), exact)
 
 
+def test_nearest_in_chunks_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(1)
+    vectors, table = torch.randn(100, 4, generator=generator), torch.randn(16, 4, generator=generator)
+    exact = torch.cdist(vectors.double(), table.double()).argmin(1)
+    for numbers in (1, 16 * 7, 16 * 50, 16 * 1000):  # rows one by one, with a rest, without, all at once
+        monkeypatch.setattr("worldmodel.quantizers.vector.AT_A_TIME", numbers)
+        assert torch.equal(nearest(vectors, table), exact)
+    assert nearest(vectors[:0], table).shape == (0,)
+
+
 def test_bfloat16_vectors_are_compared_in_float32() -> None:
     torch.manual_seed(0)
     quantizer = VectorQuantizer(codes=512, width=64).eval()
@@ -259,6 +269,7 @@ def test_gumbel_draws_codes_by_their_probability() -> None:
     """Hard samples of one input, against softmax(logits): noise and argmax give exactly that distribution."""
     torch.manual_seed(0)
     quantizer = GumbelQuantizer(codes=6, width=3, hard=True)
+    quantizer.started.fill_(1.0)  # this batch has no deviation to measure
     vector = torch.randn(3) * 2
     vectors = quantizer(vector.expand(40_000, 3), torch.Generator().manual_seed(0)).vectors
     drawn = torch.cdist(vectors, quantizer.table).argmin(1)
@@ -280,6 +291,20 @@ def test_gumbel_weighs_the_vectors_ever_more_sharply() -> None:
     assert temperatures[10] == temperatures[11] == pytest.approx(0.05)
     assert all(after < before for before, after in itertools.pairwise(distances[:11]))
     assert distances[-1] < 0.1 * distances[0]
+
+
+def test_gumbel_is_not_led_by_an_offset_of_its_inputs() -> None:
+    """Measured once, on the first training batch; then it belongs to the state."""
+    torch.manual_seed(0)
+    vectors = torch.randn(2000, 8, generator=torch.Generator().manual_seed(0))
+    quantizer, moved = GumbelQuantizer(codes=64, width=8), GumbelQuantizer(codes=64, width=8)
+    moved.load_state_dict(quantizer.state_dict())
+    for each, batch in ((quantizer, vectors), (moved, vectors * 0.01 + 5)):
+        each(batch, torch.Generator().manual_seed(0))
+        each(batch + 3, torch.Generator().manual_seed(0))
+    codes = quantizer.encode(vectors)
+    assert len(codes.unique()) > 32
+    assert (moved.encode(vectors * 0.01 + 5) == codes).double().mean() > 0.99
 
 
 def test_gumbel_goes_on_with_the_temperature_and_the_noise_of_its_state() -> None:
@@ -304,5 +329,4 @@ def test_gumbel_divergence_is_that_from_the_uniform_distribution() -> None:
     torch.testing.assert_close(quantizer(vectors).losses["kl"], expected)
     with torch.no_grad():
         quantizer.logits.weight.zero_()
-        quantizer.logits.bias.zero_()
     assert quantizer(vectors).losses["kl"].abs() < 1e-6

@@ -9,12 +9,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.quantizers.base import Quantized, Quantizer
+from worldmodel.quantizers.processes import broadcast_first
 
 
 class GumbelQuantizer(Quantizer):
     """The discrete VAE of DALL·E (Ramesh et al., 2021, section 2.1 and appendix A.2).
 
-    A linear layer makes K logits of the D numbers of the input. In training the output is the table's vectors, weighed
+    A linear layer makes K logits of the D numbers of the input, which are standardised by the mean and the deviation
+    that they have in the first training batch: an encoder's outputs begin with more offset than variety, and the offset
+    would choose the same few codes everywhere. In training the output is the table's vectors, weighed
     by softmax((logits + Gumbel noise) / temperature) (Jang et al., 2017; Maddison et al., 2017); in evaluation it is
     the vector of the largest logit, and the input has no gradient.
 
@@ -46,10 +49,16 @@ class GumbelQuantizer(Quantizer):
             raise ValueError(f"anneal_steps is {anneal_steps}; give at least 1")
         self.codes, self.width, self.hard = codes, width, hard
         self.start, self.end, self.anneal_steps = start, end, anneal_steps
-        self.logits = nn.Linear(width, codes)
+        self.logits = nn.Linear(width, codes, bias=False)
         self.table = nn.Parameter(torch.randn(codes, width) / math.sqrt(width))
+        self.register_buffer("offset", torch.zeros(width))
+        self.register_buffer("deviation", torch.ones(width))
+        self.register_buffer("started", torch.zeros(()))  # 1 once these were measured
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))  # training batches so far
 
+    offset: Tensor
+    deviation: Tensor
+    started: Tensor
     steps: Tensor
 
     @property
@@ -61,7 +70,7 @@ class GumbelQuantizer(Quantizer):
     def _logits(self, vectors: Tensor) -> Tensor:
         """(..., D) → (..., K) float32, under autocast too."""
         with torch.autocast(vectors.device.type, enabled=False):
-            return self.logits(vectors.float())
+            return self.logits((vectors.float() - self.offset) / self.deviation)
 
     def encode(self, vectors: Tensor) -> Tensor:
         return self._logits(vectors.detach()).max(-1).indices
@@ -73,6 +82,8 @@ class GumbelQuantizer(Quantizer):
         return self.table
 
     def forward(self, vectors: Tensor, generator: torch.Generator | None = None) -> Quantized:
+        if self.training:
+            self._start(vectors.detach().float().reshape(-1, self.width))
         logits = self._logits(vectors)
         codes = logits.detach().max(-1).indices
         shares = logits.log_softmax(-1)
@@ -86,6 +97,15 @@ class GumbelQuantizer(Quantizer):
             weights = weights + (drawn - weights).detach()
         with torch.autocast(vectors.device.type, enabled=False):
             return Quantized(weights @ self.table, codes, losses)
+
+    @torch.no_grad()
+    def _start(self, flat: Tensor) -> None:
+        """Measure the inputs of the first training batch, (M, D); over several processes those of the first one."""
+        if self.started.item():
+            return
+        self.offset.copy_(broadcast_first(flat.mean(0)))
+        self.deviation.copy_(broadcast_first(flat.std(0, correction=0)).clamp_(min=1e-5))
+        self.started.fill_(1.0)
 
     @staticmethod
     def _noise(like: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from worldmodel.quantizers.base import Quantized, Quantizer
 from worldmodel.quantizers.processes import all_reduce, broadcast_first
 
-CHUNK = 2048  # rows of the distance matrix that are in memory at a time
+AT_A_TIME = 2**22  # distances that are in memory at a time, 16 MiB
 
 
+@torch.no_grad()
 def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
     """Index (M,) of the nearest row of ``codebook`` (K, D) for each row of ``vectors`` (M, D).
 
     Computed in float32 whatever the inputs, under autocast too. The mean of the codebook is subtracted from both first:
-    with a common offset the expanded square ‖e‖²/2 − z·e loses the digits that decide. Chunks keep the M×K matrix out
-    of memory.
+    with a common offset the expanded square ‖e‖²/2 − z·e loses the digits that decide. The M×K matrix
+    is made in chunks, in the same place. These are large on purpose: every call of several threads ends in a wait for
+    the slowest, which costs most where others are at work on the processor.
     """
     codebook, vectors = codebook.float(), vectors.float()
     offset = codebook.mean(0)
@@ -28,11 +32,35 @@ def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
     weights = table.t().neg()
     rows = vectors - offset
     codes = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
+    chunk = min(len(rows), max(1, AT_A_TIME // len(table)))
+    distances, least = rows.new_empty(chunk, len(table)), rows.new_empty(chunk)
     with torch.autocast(rows.device.type, enabled=False):
-        for start in range(0, len(rows), CHUNK):
-            part = slice(start, start + CHUNK)
-            torch.min(torch.addmm(bias, rows[part], weights), dim=1, out=(rows.new_empty(0), codes[part]))
+        for start in range(0, len(rows), max(1, chunk)):
+            part = rows[start : start + chunk]
+            found = torch.addmm(bias, part, weights, out=distances[: len(part)])
+            torch.min(found, dim=1, out=(least[: len(part)], codes[start : start + chunk]))
     return codes
+
+
+class _Choose(torch.autograd.Function):
+    """Vectors z (..., D), codes (...), table (K, D) → the codes' vectors e and mean (z − e)².
+
+    The gradients are those of z + sg[e − z] and of the mean with respect to z, in fewer passes over memory: the
+    difference is made once and kept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor, codes: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+        chosen = F.embedding(codes, table)
+        difference = vectors - chosen
+        ctx.save_for_backward(difference)
+        return chosen, torch.linalg.vector_norm(difference).square() / difference.numel()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, straight: Tensor, commitment: Tensor) -> tuple[Tensor, None, None]:
+        (difference,) = ctx.saved_tensors
+        return torch.addcmul(straight, difference, commitment * (2 / difference.numel())), None, None
 
 
 class VectorQuantizer(Quantizer):
@@ -87,14 +115,14 @@ class VectorQuantizer(Quantizer):
         if self.training:
             self._start(flat, generator)
         codes = nearest(flat, self.table.detach())
-        chosen = self.lookup(codes).view_as(vectors)
-        losses = {"commitment": F.mse_loss(vectors, chosen.detach())}
+        grid = codes.view(vectors.shape[:-1])
+        straight, commitment = _Choose.apply(vectors, grid, self.table.detach())
+        losses = {"commitment": commitment}
         if self.update == "loss":
-            losses["codebook"] = F.mse_loss(chosen, vectors.detach())
-        straight = vectors + (chosen - vectors).detach()
+            losses["codebook"] = F.mse_loss(self.lookup(grid), vectors.detach())
         if self.training:
             self._follow(flat, codes, generator)
-        return Quantized(straight, codes.view(vectors.shape[:-1]), losses)
+        return Quantized(straight, grid, losses)
 
     @torch.no_grad()
     def _start(self, flat: Tensor, generator: torch.Generator | None) -> None:
