@@ -71,10 +71,10 @@ def test_bits_are_reported_where_there_is_a_bound(autoencoder: Autoencoder) -> N
     assert 7 < metrics["bits_per_dim"] < 12  # nothing is known yet: ln 256 and the latents' cost
     bound = autoencoder.bound(to_float(x), torch.Generator().manual_seed(0), samples=1)
     assert bound.total.shape == bound.reconstruction.shape == (3,)
-    bits = float(bound.total.mean()) / autoencoder.subpixels / math.log(2)
+    bits = float(bound.total.detach().mean()) / autoencoder.subpixels / math.log(2)
     assert bits == pytest.approx(float(metrics["bits_per_dim"]), abs=0.1)
     if isinstance(autoencoder, VQVAE):
-        torch.testing.assert_close(bound.latents, torch.full((3,), autoencoder.uniform_nats()))
+        torch.testing.assert_close(bound.latents, torch.full((3,), autoencoder.uniform_nats()), rtol=0, atol=1e-3)
 
 
 def test_decoding_the_codes_is_the_reconstruction(tokenizer: Tokenizer) -> None:
