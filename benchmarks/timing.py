@@ -98,6 +98,17 @@ def peak_memory(device: torch.device, batch: int | None = None) -> Figure:
     if device.type == "cuda":
         what, peak = "peak GPU memory", torch.cuda.max_memory_allocated(device)
     else:
-        what, peak = "peak process memory", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        peak *= 1 if sys.platform == "darwin" else 1024  # bytes on macOS, kibibytes elsewhere
+        what, peak = "peak process memory", _peak_resident()
     return Figure.of(what, [peak / 2**20], "MiB", batch=batch)
+
+
+def _peak_resident() -> int:
+    """Bytes that this process had resident at most. Linux is asked first how it counts since the last reset: its
+    ``ru_maxrss`` begins with the size of the process that started this one.
+    """
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024)  # bytes on macOS, kibibytes elsewhere

@@ -12,8 +12,10 @@ from benchmarks.timing import Contender, Figure, Plan, peak_memory, rates, reset
 from worldmodel.data.codes import CodeStore
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import Windows
+from worldmodel.priors import Prior
 from worldmodel.rollout import Precision
 from worldmodel.run import build_prior, build_tokenizer
+from worldmodel.tokenizers import require_codes
 from worldmodel.train import fit_settings, make_batches, make_fabric
 from worldmodel.training.base import Hook, Objective
 from worldmodel.training.fit import Fit, fit
@@ -56,7 +58,7 @@ def measure(subject: Subject, plan: Plan) -> list[Figure]:
 def _stage(subject: Subject, name: str, precision: Precision) -> tuple[Contender, int]:
     """What trains one stage for a moment, and the frames that it learns to reconstruct or to predict meanwhile."""
     config = subject.config
-    tokenizer = build_tokenizer(config, subject.spec)
+    tokenizer = require_codes(build_tokenizer(config, subject.spec))
     objective: Objective
     source: EpisodeStore | CodeStore
     if name == "tokenizer":
@@ -64,6 +66,7 @@ def _stage(subject: Subject, name: str, precision: Precision) -> tuple[Contender
         length, lead = config.training.tokenizer.length, 0
     else:
         prior = build_prior(config, subject.spec, tokenizer)
+        assert isinstance(prior, Prior)  # over codes, since the tokenizer makes codes
         # Random codes in the place of the run's own: what the codes are does not change the work.
         rows = int((subject.store.lengths + 1).sum()), *tokenizer.grid
         codes = np.random.default_rng(0).integers(0, tokenizer.codes, rows, np.uint32)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 from pathlib import Path
 
 import pytest
+import torch
 from moving_square import SPEC, record
 from tiny import SMALL_PRIOR
 
+from benchmarks import quantizer
 from benchmarks.run import main
-from benchmarks.timing import rounds
+from benchmarks.timing import peak_memory, reset_peak, rounds
 from worldmodel.data.store import EpisodeStore
 
 TINY = ("tokenizer.widths=[8,8,8]", "tokenizer.blocks=1", *SMALL_PRIOR, "tokenizer.codes=16", "device=cpu",
@@ -96,3 +99,30 @@ def test_contenders_take_turns_and_the_first_round_does_not_count() -> None:
     spent = rounds({name: lambda number, name=name: contender(name, number) for name in "ab"}, 2)  # type: ignore[misc]
     assert calls == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2)]
     assert spent == {"a": [10.0, 20.0], "b": [10.0, 20.0]}
+
+
+def test_the_rival_of_the_quantiser(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where it is installed, both choose the same codes; where not, one line says what to install."""
+    out = tmp_path / "figures.json"
+    words = ["--batch", "4", "--length", "128", "--width", "8", "--codes", "16", "--repeat", "1", "--out", str(out)]
+    if importlib.util.find_spec("vector_quantize_pytorch") is None:
+        assert quantizer.main(words) == 2
+        assert "pip install 'worldmodel[benchmarks]'" in capsys.readouterr().err
+        return
+    assert quantizer.main(words) == 0
+    report = json.loads(out.read_text())
+    assert report["different"] == {"encode": 0, "step": 0}
+    assert len(report["figures"]["time"]) == len(report["figures"]["memory"]) == 6
+    assert all(0 < figure["low"] <= figure["value"] <= figure["high"] for figure in report["figures"]["time"])
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux forgets a peak")
+def test_peak_memory_is_that_since_the_reset() -> None:
+    """Of this process alone, not of the one that started it, and not of what was freed before."""
+    device = torch.device("cpu")
+    torch.ones(2**26)  # 256 MiB
+    reset_peak(device)
+    before = peak_memory(device).value
+    block = torch.ones(2**24)
+    assert 60 < peak_memory(device).value - before < 200
+    assert block.sum() == 2**24

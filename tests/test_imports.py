@@ -19,7 +19,7 @@ ROWS = (
     ("tokenizers",),
     ("priors",),
     ("data", "training"),
-    ("run", "rollout", "media", "evaluation", "scenes"),
+    ("run", "rollout", "media", "evaluation", "scenes", "still_dream"),
     ("collect", "train", "dream", "evaluate", "quickstart"),
     ("__main__",),
 )
@@ -29,7 +29,9 @@ SETTINGS = ("hydra", "omegaconf")
 # The only files that may see each of these packages.
 RESERVED = {
     "moviepy": ("worldmodel/media",),
-    "PIL": ("worldmodel/media", "envs"),
+    "PIL": ("worldmodel/media", "envs", "worldmodel/data/sources/images.py"),
+    "imageio_ffmpeg": ("worldmodel/media", "worldmodel/data/sources/dmlab.py"),
+    "pickle": ("worldmodel/data/sources/cifar10.py",),  # as the set is published; under stand-ins that run nothing
     "vizdoom": ("envs",),
     "tensorboard": ("worldmodel/training",),
     **{
@@ -37,7 +39,7 @@ RESERVED = {
         for name in SETTINGS
     },
 }
-FORBIDDEN = ("pickle", "dill", "cloudpickle", "joblib")
+FORBIDDEN = ("dill", "cloudpickle", "joblib")
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
@@ -99,6 +101,7 @@ def test_every_module_has_a_room() -> None:
         ("worldmodel/nn/x.py", "from ..quantizers import nearest", 2),
         ("worldmodel/nn/x.py", "def f():\n    import worldmodel.training.fit", 1),
         ("worldmodel/nn/x.py", "import omegaconf\nimport pickle", 2),
+        ("envs/x.py", "from joblib import load", 2),
         (
             "worldmodel/nn/x.py",
             "from worldmodel.types import Spec\nfrom worldmodel.nn.attention import y\nimport torch",

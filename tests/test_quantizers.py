@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import math
+from functools import partial
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from worldmodel.quantizers import FiniteScalarQuantizer, Quantizer, VectorQuantizer, nearest
+from worldmodel.quantizers import (
+    FiniteScalarQuantizer,
+    GumbelQuantizer,
+    ProductQuantizer,
+    Quantizer,
+    VectorQuantizer,
+    nearest,
+)
 
 MAKERS = {
     "ema": lambda: VectorQuantizer(codes=32, width=4),
     "loss": lambda: VectorQuantizer(codes=32, width=4, update="loss"),
     "fsq": lambda: FiniteScalarQuantizer(levels=[5, 4, 3, 2]),
+    "gumbel": lambda: GumbelQuantizer(codes=32, width=4),
+    "gumbel, hard": lambda: GumbelQuantizer(codes=32, width=4, hard=True),
+    "product": lambda: ProductQuantizer(3, partial(VectorQuantizer, width=4), codes=32),
+    "product of products": lambda: ProductQuantizer(
+        2, lambda: ProductQuantizer(3, partial(FiniteScalarQuantizer, [4, 3]))
+    ),
 }
 
 
@@ -27,14 +44,28 @@ def test_shapes_range_and_agreement(quantizer: Quantizer) -> None:
     quantizer.eval()
     result = quantizer(vectors)
     assert result.vectors.shape == vectors.shape
-    assert result.codes.shape == (2, 3, 5)
+    assert result.codes.shape == (2, 3, 5, *quantizer.shape)
     assert result.codes.min() >= 0
     assert result.codes.max() < quantizer.codes
     assert torch.equal(result.codes, quantizer.encode(vectors))
     torch.testing.assert_close(result.vectors, quantizer.lookup(result.codes))
 
 
-def test_a_code_vector_is_its_own_code(quantizer: Quantizer) -> None:
+def test_the_codebook_lists_the_vectors_of_the_codes(quantizer: Quantizer) -> None:
+    """(K, D), or (*shape, K, D of one code): looking codes up is picking from it, slot by slot."""
+    table = quantizer.codebook()
+    slots = math.prod(quantizer.shape)
+    assert table.shape == (*quantizer.shape, quantizer.codes, quantizer.width // slots)
+    codes = torch.randint(quantizer.codes, (7, *quantizer.shape), generator=torch.Generator().manual_seed(0))
+    books = table.reshape(slots, quantizer.codes, -1)
+    picked = [book[code] for book, code in zip(books, codes.reshape(7, slots).T, strict=True)]
+    assert torch.equal(quantizer.lookup(codes), torch.cat(picked, -1))
+
+
+@pytest.mark.parametrize("name", ["ema", "loss", "fsq"])
+def test_a_code_vector_is_its_own_code(name: str) -> None:
+    torch.manual_seed(0)
+    quantizer = MAKERS[name]()
     codes = torch.arange(quantizer.codes)
     table = quantizer.lookup(codes)
     if isinstance(
@@ -43,17 +74,19 @@ def test_a_code_vector_is_its_own_code(quantizer: Quantizer) -> None:
         digits = (table + 1) / 2 * (quantizer.levels - 1)
         table = torch.atanh((digits + 0.5) / quantizer.levels * 2 - 1)
     assert torch.equal(quantizer.encode(table), codes)
-    assert quantizer.codebook().shape == (quantizer.codes, quantizer.width)
 
 
 def test_gradient_passes_straight_through(quantizer: Quantizer) -> None:
-    quantizer.eval()
+    part = quantizer.parts[0] if isinstance(quantizer, ProductQuantizer) else quantizer
+    quantizer.train(isinstance(part, GumbelQuantizer))  # which has no gradient in evaluation
     vectors = torch.randn(6, quantizer.width) * 0.1
     vectors.requires_grad_()
-    quantizer(vectors).vectors.sum().backward()
+    quantizer(vectors, torch.Generator().manual_seed(0)).vectors.sum().backward()
     assert vectors.grad is not None
-    if isinstance(quantizer, VectorQuantizer):
+    if isinstance(part, VectorQuantizer):
         assert torch.equal(vectors.grad, torch.ones_like(vectors))
+    elif isinstance(part, GumbelQuantizer):
+        assert (vectors.grad != 0).all()
     else:
         assert (vectors.grad > 0).all()
 
@@ -64,6 +97,16 @@ def test_nearest_agrees_with_brute_force_far_from_the_origin() -> None:
     table = torch.randn(512, 16, generator=generator) + 30
     exact = torch.cdist(vectors.double(), table.double()).argmin(1)
     assert torch.equal(nearest(vectors, table), exact)
+
+
+def test_nearest_in_chunks_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(1)
+    vectors, table = torch.randn(100, 4, generator=generator), torch.randn(16, 4, generator=generator)
+    exact = torch.cdist(vectors.double(), table.double()).argmin(1)
+    for numbers in (1, 16 * 7, 16 * 50, 16 * 1000):  # rows one by one, with a rest, without, all at once
+        monkeypatch.setattr("worldmodel.quantizers.vector.AT_A_TIME", numbers)
+        assert torch.equal(nearest(vectors, table), exact)
+    assert nearest(vectors[:0], table).shape == (0,)
 
 
 def test_bfloat16_vectors_are_compared_in_float32() -> None:
@@ -126,10 +169,10 @@ def test_the_first_batch_lays_the_codebook_on_the_data() -> None:
     assert len(codes.unique()) == 64
 
 
-def test_evaluation_changes_nothing() -> None:
-    quantizer = VectorQuantizer(codes=8, width=2).eval()
+def test_evaluation_changes_nothing(quantizer: Quantizer) -> None:
+    quantizer.eval()
     before = {name: value.clone() for name, value in quantizer.state_dict().items()}
-    quantizer(torch.randn(100, 2))
+    quantizer(torch.randn(100, quantizer.width))
     assert all(torch.equal(before[name], value) for name, value in quantizer.state_dict().items())
 
 
@@ -147,6 +190,25 @@ def test_commitment_pulls_the_encoder_and_codebook_loss_pulls_the_codes() -> Non
     assert vectors.grad is None
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_gradients_are_those_of_the_plain_formula(training: bool) -> None:
+    """What reaches the encoder: that of the decoder, and β times the derivative of mean (z − e)²."""
+    torch.manual_seed(0)
+    quantizer = VectorQuantizer(codes=32, width=4).train(training)
+    vectors, weights = torch.randn(2, 50, 4, dtype=torch.float64), torch.randn(2, 50, 4, dtype=torch.float64)
+    ours = vectors.float().requires_grad_()
+    quantizer(ours, torch.Generator().manual_seed(0))  # lays the codebook
+    table = quantizer.table.clone().double()
+    result = quantizer(ours, torch.Generator().manual_seed(0))
+    ((result.vectors * weights).sum() + 0.25 * result.losses["commitment"]).backward()
+    plain = vectors.clone().requires_grad_()
+    chosen = table[torch.cdist(plain.detach().float().double(), table).argmin(-1)]
+    straight = plain + (chosen - plain).detach()
+    ((straight * weights).sum() + 0.25 * ((plain - chosen) ** 2).mean()).backward()
+    assert ours.grad is not None and plain.grad is not None
+    torch.testing.assert_close(ours.grad.double(), plain.grad, rtol=1e-5, atol=1e-7)
+
+
 def test_fsq_lookup_is_a_bijection_and_huge_products_are_never_built() -> None:
     quantizer = FiniteScalarQuantizer([3, 4, 5])
     assert len({tuple(v.tolist()) for v in quantizer.codebook()}) == 60
@@ -162,3 +224,109 @@ def test_bad_arguments_are_refused() -> None:
         VectorQuantizer(codes=8, width=2, update="adam")
     with pytest.raises(ValueError, match="at least 2 levels"):
         FiniteScalarQuantizer([8, 1])
+    with pytest.raises(ValueError, match="at least 1 slot, not 0"):
+        ProductQuantizer(0, partial(VectorQuantizer, width=2), codes=8)
+    with pytest.raises(ValueError, match=r"not go from 0\.5 to 1"):
+        GumbelQuantizer(codes=8, width=2, start=0.5, end=1)
+    with pytest.raises(ValueError, match="anneal_steps is 0"):
+        GumbelQuantizer(codes=8, width=2, anneal_steps=0)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_product_is_its_parts_side_by_side(training: bool) -> None:
+    torch.manual_seed(0)
+    product = ProductQuantizer(3, partial(VectorQuantizer, width=4, update="loss"), codes=16)
+    vectors = torch.randn(100, 12, generator=torch.Generator().manual_seed(1))
+    product(vectors, torch.Generator().manual_seed(0))
+    product.train(training)
+    parts = copy.deepcopy(product.parts)
+    result, generator = product(vectors, torch.Generator().manual_seed(2)), torch.Generator().manual_seed(2)
+    alone = [part(piece, generator) for part, piece in zip(parts, vectors.split(4, -1), strict=True)]
+    for slot, one in enumerate(alone):
+        assert torch.equal(result.codes[:, slot], one.codes)
+        assert torch.equal(result.vectors[:, 4 * slot : 4 * slot + 4], one.vectors)
+    assert result.losses.keys() == {"commitment", "codebook"}
+    for name, term in result.losses.items():
+        torch.testing.assert_close(term, sum(one.losses[name] for one in alone) / 3)
+    # a commitment that is a mean over all numbers, whatever the number of slots
+    torch.testing.assert_close(result.losses["commitment"], F.mse_loss(vectors, product.lookup(result.codes)))
+
+
+def test_the_slots_of_a_product_are_independent() -> None:
+    torch.manual_seed(0)
+    product = ProductQuantizer(3, partial(VectorQuantizer, width=4), codes=16).eval()
+    vectors = torch.randn(200, 12)
+    codes = product.encode(vectors)
+    moved = vectors.clone()
+    moved[:, 4:8] = torch.randn(200, 4)
+    changed = product.encode(moved) != codes
+    assert changed[:, 1].any() and not changed[:, [0, 2]].any()
+    same = product.encode(vectors[:, :4].repeat(1, 3))  # the same numbers in every slot, other codebooks
+    assert (same[:, 0] != same[:, 1]).any() and (same[:, 1] != same[:, 2]).any()
+
+
+def test_gumbel_draws_codes_by_their_probability() -> None:
+    """Hard samples of one input, against softmax(logits): noise and argmax give exactly that distribution."""
+    torch.manual_seed(0)
+    quantizer = GumbelQuantizer(codes=6, width=3, hard=True)
+    quantizer.started.fill_(1.0)  # this batch has no deviation to measure
+    vector = torch.randn(3) * 2
+    vectors = quantizer(vector.expand(40_000, 3), torch.Generator().manual_seed(0)).vectors
+    drawn = torch.cdist(vectors, quantizer.table).argmin(1)
+    torch.testing.assert_close(vectors, quantizer.lookup(drawn), rtol=1e-5, atol=1e-5)
+    shares = torch.bincount(drawn, minlength=6) / len(drawn)
+    assert (shares - quantizer.logits(vector).softmax(0)).abs().max() < 0.01
+
+
+def test_gumbel_weighs_the_vectors_ever_more_sharply() -> None:
+    torch.manual_seed(0)
+    quantizer = GumbelQuantizer(codes=8, width=4, start=2.0, end=0.05, anneal_steps=10)
+    vectors = torch.randn(500, 4)
+    temperatures, distances = [], []
+    for _ in range(12):
+        temperatures.append(float(quantizer.temperature))
+        mixed = quantizer(vectors, torch.Generator().manual_seed(0)).vectors
+        distances.append(float(torch.cdist(mixed, quantizer.table).min(1).values.mean().detach()))
+    assert temperatures[0] == pytest.approx(2.0) and temperatures[5] == pytest.approx((2.0 + 0.05) / 2)
+    assert temperatures[10] == temperatures[11] == pytest.approx(0.05)
+    assert all(after < before for before, after in itertools.pairwise(distances[:11]))
+    assert distances[-1] < 0.1 * distances[0]
+
+
+def test_gumbel_is_not_led_by_an_offset_of_its_inputs() -> None:
+    """Measured once, on the first training batch; then it belongs to the state."""
+    torch.manual_seed(0)
+    vectors = torch.randn(2000, 8, generator=torch.Generator().manual_seed(0))
+    quantizer, moved = GumbelQuantizer(codes=64, width=8), GumbelQuantizer(codes=64, width=8)
+    moved.load_state_dict(quantizer.state_dict())
+    for each, batch in ((quantizer, vectors), (moved, vectors * 0.01 + 5)):
+        each(batch, torch.Generator().manual_seed(0))
+        each(batch + 3, torch.Generator().manual_seed(0))
+    codes = quantizer.encode(vectors)
+    assert len(codes.unique()) > 32
+    assert (moved.encode(vectors * 0.01 + 5) == codes).double().mean() > 0.99
+
+
+def test_gumbel_goes_on_with_the_temperature_and_the_noise_of_its_state() -> None:
+    torch.manual_seed(0)
+    quantizer = GumbelQuantizer(codes=8, width=4, anneal_steps=10)
+    vectors = torch.randn(5, 4)
+    for _ in range(4):
+        quantizer(vectors, torch.Generator().manual_seed(0))
+    resumed = GumbelQuantizer(codes=8, width=4, anneal_steps=10)
+    resumed.load_state_dict(quantizer.state_dict())
+    one, two = (each(vectors, torch.Generator().manual_seed(3)) for each in (quantizer, resumed))
+    assert torch.equal(one.vectors, two.vectors) and quantizer.temperature == resumed.temperature < 1
+    assert not torch.equal(two.vectors, resumed(vectors, torch.Generator().manual_seed(4)).vectors)
+
+
+def test_gumbel_divergence_is_that_from_the_uniform_distribution() -> None:
+    torch.manual_seed(0)
+    quantizer = GumbelQuantizer(codes=8, width=4).eval()
+    vectors = torch.randn(10, 4) * 3
+    shares = quantizer.logits(vectors).softmax(-1)
+    expected = F.kl_div(torch.full_like(shares, 1 / 8).log(), shares, reduction="none").sum(-1).mean()
+    torch.testing.assert_close(quantizer(vectors).losses["kl"], expected)
+    with torch.no_grad():
+        quantizer.logits.weight.zero_()
+    assert quantizer(vectors).losses["kl"].abs() < 1e-6

@@ -169,7 +169,7 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
         ({"_target_": "worldmodel.tokenizers.Nothing"}, "cannot build the tokenizer: .*Nothing"),
         ({"_target_": "os.system"}, "os.system is not a module of PyTorch"),
         ({"quantizer": {"_target_": "builtins.print"}}, "builtins.print is not a module"),
-        ({"_target_": "torch.nn.Identity"}, "torch.nn.Identity, which is not a Tokenizer"),
+        ({"_target_": "torch.nn.Identity"}, "torch.nn.Identity, which is no Autoencoder"),
         ({"width": 3}, "cannot build the tokenizer: .*width"),
         ({"widths": [8] * 5}, "16×16 cannot be halved 5 times"),
         ({"quantizer": {"update": "magic"}}, "unknown update 'magic'"),

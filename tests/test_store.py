@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from worldmodel.data import store as store_module
+from worldmodel.data.records import Item
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import DataError
 from worldmodel.files import append_line
@@ -138,6 +139,97 @@ def test_an_older_store_keeps_every_tenth_held_out(tmp_path: Path) -> None:
     chosen = store.split("held_out")
     assert chosen[chosen < 23].tolist() == [9, 19] and len(chosen) > 2
     assert all(store.entries[index].crc % 10 == 0 for index in chosen[2:])
+
+
+def make_image(seed: int, condition: int = -1) -> Episode:
+    return dataclasses.replace(make_episode(seed, 0), condition=condition)
+
+
+def test_images_are_episodes_of_one_frame_under_a_condition(tmp_path: Path) -> None:
+    images = [make_image(seed, seed % 4 - 1) for seed in range(8)]
+    with EpisodeStore.writer(tmp_path, SPEC) as store:
+        assert store.append(images[0]) == 0
+        assert store.extend([Item(image) for image in images[1:]]) == range(1, 8)
+        assert store.extend([]) == range(8, 8)
+        store.append(dataclasses.replace(make_episode(9), condition=2))
+    store = EpisodeStore.open(tmp_path)
+    assert store.lengths.tolist() == [0] * 8 + [7] and (store.steps, store.frames) == (7, 16)
+    for index, image in enumerate(images):
+        assert_same(store.episode(index), image)
+    assert_same(store.episode(8), dataclasses.replace(make_episode(9), condition=2))
+    assert store.verify() == []
+
+
+def test_a_batch_is_written_as_single_episodes_are(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(store_module, "SHARD_BYTES", 3000)  # 15 frames of 192 bytes
+    items = [Item(make_episode(seed, seed % 6, terminated=True)) for seed in range(40)]
+    items.insert(20, Item(make_episode(50, 40)))  # larger than a shard
+    with EpisodeStore.writer(tmp_path / "single", SPEC) as one, EpisodeStore.writer(tmp_path / "batch", SPEC) as other:
+        for item in items:
+            one.append(item.episode)
+        other.extend(items[:7])
+        other.extend(items[7:])
+    names = sorted(path.name for path in (tmp_path / "single").iterdir())
+    assert len(names) > 10 and names == sorted(path.name for path in (tmp_path / "batch").iterdir())
+    for name in names:
+        assert (tmp_path / "single" / name).read_bytes() == (tmp_path / "batch" / name).read_bytes(), name
+
+
+def test_a_source_may_say_what_is_held_out_and_how_it_is_called(tmp_path: Path) -> None:
+    with EpisodeStore.writer(tmp_path, SPEC) as store:
+        store.extend([Item(make_image(seed), seed in (4, 5), f"set/{seed}") for seed in range(30)])
+        store.append(make_episode(99), held_out=True)
+    store = EpisodeStore.open(tmp_path)
+    assert store.split("held_out").tolist() == [4, 5, 30]
+    assert store.keys == {f"set/{seed}" for seed in range(30)}
+    with open(tmp_path / "shard-00000.frames", "r+b") as file:
+        file.write(b"garbage")
+    assert len(store.verify()) == 1
+    assert "set/0" not in EpisodeStore.open(tmp_path).keys and store.split("held_out").tolist() == [3, 4, 29]
+
+
+def test_an_older_store_has_neither_conditions_nor_keys(tmp_path: Path) -> None:
+    fill(tmp_path, 3)
+    index = tmp_path / "index.jsonl"
+    assert "key" not in index.read_text()  # what is played is written as it ever was
+    store = EpisodeStore.open(tmp_path)
+    assert {store.episode(i).condition for i in range(3)} == {-1} and store.keys == set()
+
+
+def test_a_batch_that_was_cut_short_keeps_what_is_indexed(tmp_path: Path) -> None:
+    with EpisodeStore.writer(tmp_path, SPEC) as store:
+        store.extend([Item(make_image(seed), None, str(seed)) for seed in range(10)])
+    index = tmp_path / "index.jsonl"
+    lines = index.read_bytes().splitlines(keepends=True)
+    index.write_bytes(b"".join(lines[:6]) + lines[6][:20])  # killed in the middle of the last write
+    with EpisodeStore.writer(tmp_path, SPEC) as store:
+        assert store.keys == {str(seed) for seed in range(6)} and store.damaged == []
+        store.extend([Item(make_image(seed), None, str(seed)) for seed in range(6, 10)])
+    store = EpisodeStore.open(tmp_path)
+    assert store.verify() == [] and len(store) == 10
+    for seed in range(10):
+        assert_same(store.episode(seed), make_image(seed))
+
+
+def test_a_batch_with_one_misfit_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with EpisodeStore.writer(tmp_path, SPEC) as store:
+        with pytest.raises(DataError, match=r"condition 3 of an episode is neither -1 nor in \[0, 3\)"):
+            store.extend([Item(make_image(0)), Item(make_image(1, condition=3))])
+        assert len(store) == 0
+    assert not (tmp_path / "index.jsonl").exists() and not (tmp_path / "shard-00000.frames").exists()
+
+
+def test_many_small_episodes_cost_few_calls_of_the_system(tmp_path: Path, monkeypatch) -> None:
+    calls: list[str] = []
+    for owner, name in ((os, "fsync"), (Path, "stat")):
+        real = getattr(owner, name)
+        monkeypatch.setattr(
+            owner, name, lambda *a, _real=real, _name=name, **k: (calls.append(_name), _real(*a, **k))[1]
+        )
+    with EpisodeStore.writer(tmp_path, SPEC) as store:
+        store.extend([Item(make_image(seed)) for seed in range(2000)])
+    assert len(EpisodeStore.open(tmp_path)) == 2000 and EpisodeStore.open(tmp_path).verify() == []
+    assert calls.count("fsync") == 2 and len(calls) < 40
 
 
 def test_leftovers_of_a_crash_are_overwritten(tmp_path: Path) -> None:
@@ -289,6 +381,9 @@ def test_missing_and_unreadable_stores(tmp_path: Path) -> None:
         {"actions": np.full(7, 3)},
         {"actions": np.full(7, -1)},
         {"rewards": np.zeros(8, np.float32)},
+        {"condition": 3},
+        {"condition": -2},
+        {"frames": np.zeros((0, 3, 8, 8), np.uint8), "actions": np.zeros(0, int), "rewards": np.zeros(0, np.float32)},
     ],
 )
 def test_an_episode_that_does_not_fit_is_refused(tmp_path: Path, broken: dict[str, np.ndarray]) -> None:

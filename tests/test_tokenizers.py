@@ -1,39 +1,87 @@
-"""The contract of tokenizers, run on every file of configs/tokenizer."""
+"""The contracts of autoencoders and of those with codes, tokenizers, run on every file of configs/tokenizer."""
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import pytest
 import torch
-from tiny import SPEC, TOKENIZERS, frames, tiny_tokenizer
+from omegaconf import OmegaConf
+from tiny import AUTOENCODERS, SPEC, frames, tiny_autoencoder, tiny_tokenizer
 
 from worldmodel.cli import compose_config
 from worldmodel.errors import ConfigError
-from worldmodel.quantizers import VectorQuantizer
-from worldmodel.run import build_tokenizer, load_weights, save_weights
-from worldmodel.tokenizers import VQVAE, Tokenizer
-from worldmodel.types import Spec, to_float, to_uint8
+from worldmodel.nn.likelihoods import LogisticMixture
+from worldmodel.quantizers import FiniteScalarQuantizer, ProductQuantizer, VectorQuantizer
+from worldmodel.run import build_prior, build_tokenizer, load_weights, save_weights
+from worldmodel.tokenizers import VQVAE, Autoencoder, Tokenizer
+from worldmodel.training.objectives import TokenizerObjective
+from worldmodel.types import Segment, Spec, to_float, to_uint8
 
-# A file such as vqvae_4x4 is vqvae with other widths, which a tiny model replaces.
-KINDS = [name for name in TOKENIZERS if name.rpartition("_")[0] not in TOKENIZERS]
+# These are vqvae with other widths, which a tiny model replaces.
+KINDS = [name for name in AUTOENCODERS if name not in ("vqvae_4x4", "vqvae_16x16", "vqvae_21x21")]
+WITH_CODES = [name for name in KINDS if isinstance(tiny_autoencoder(name), Tokenizer)]
 
 
 @pytest.fixture(params=KINDS)
+def autoencoder(request: pytest.FixtureRequest) -> Autoencoder:
+    return tiny_autoencoder(request.param)
+
+
+@pytest.fixture(params=WITH_CODES)
 def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     return tiny_tokenizer(request.param)
 
 
-def test_shapes(tokenizer: Tokenizer) -> None:
+def test_shapes(autoencoder: Autoencoder) -> None:
+    x = to_float(frames(3))
+    result = autoencoder(x)
+    assert autoencoder.grid in ((4, 4), (4, 4, 3), (2 * 2 + 4 * 4,))
+    assert autoencoder.frame_shape == SPEC.frame_shape
+    assert result.frames.shape == x.shape and not result.frames.requires_grad
+    assert result.frames.dtype == torch.float32 and result.frames.abs().max() < 2
+    assert result.losses and all(term.shape == () for term in result.losses.values())
+
+
+def test_codes(tokenizer: Tokenizer) -> None:
     x = to_float(frames(3))
     result = tokenizer(x)
-    assert tokenizer.grid == (4, 4)
-    assert result.frames.shape == x.shape
-    assert result.codes.shape == (3, 4, 4)
-    assert "reconstruction" in result.losses
+    assert result.codes is not None and result.codes.shape == (3, *tokenizer.grid)
     assert torch.equal(tokenizer.encode(x), result.codes)
     assert tokenizer.decode(result.codes).shape == x.shape
-    assert tokenizer.codebook().shape[0] == tokenizer.codes
+    levels = tokenizer.levels
+    assert levels == ((4, 4, *tokenizer.slots),) or (levels[-1] == (4, 4) and len(levels) == 2)
+    assert (
+        sum(map(math.prod, levels))
+        == math.prod(tokenizer.grid)
+        == sum(b[0].numel() for b in tokenizer.books(result.codes))
+    )
+    several = tokenizer.slots or ((len(levels),) if len(levels) > 1 else ())
+    assert tokenizer.codebook().shape[:-1] == (*several, tokenizer.codes)
+
+
+def test_bits_are_reported_where_there_is_a_bound(autoencoder: Autoencoder) -> None:
+    """By the training objective and by the model, which refuses where there is none."""
+    x = frames(3)
+    flags = torch.zeros(3, 1, dtype=torch.bool)
+    segment = Segment(torch.zeros(3, 1, dtype=torch.int64), torch.zeros(3, 1), flags, flags, ~flags, x[:, None])
+    objective = TokenizerObjective(autoencoder).train()
+    metrics = objective(segment, torch.Generator().manual_seed(0)).metrics
+    assert ("bits_per_dim" in metrics) == autoencoder.likelihood.exact
+    assert ("usage" in metrics) == isinstance(autoencoder, Tokenizer)
+    autoencoder.eval()
+    if not autoencoder.likelihood.exact:
+        with pytest.raises(ConfigError, match="choose Categorical or LogisticMixture"):
+            autoencoder.bound(to_float(x))
+        return
+    assert 7 < metrics["bits_per_dim"] < 12  # nothing is known yet: ln 256 and the latents' cost
+    bound = autoencoder.bound(to_float(x), torch.Generator().manual_seed(0), samples=1)
+    assert bound.total.shape == bound.reconstruction.shape == (3,)
+    bits = float(bound.total.detach().mean()) / autoencoder.subpixels / math.log(2)
+    assert bits == pytest.approx(float(metrics["bits_per_dim"]), abs=0.1)
+    if isinstance(autoencoder, VQVAE):
+        torch.testing.assert_close(bound.latents, torch.full((3,), autoencoder.uniform_nats()), rtol=0, atol=1e-3)
 
 
 def test_decoding_the_codes_is_the_reconstruction(tokenizer: Tokenizer) -> None:
@@ -41,39 +89,44 @@ def test_decoding_the_codes_is_the_reconstruction(tokenizer: Tokenizer) -> None:
     torch.testing.assert_close(tokenizer.decode(result.codes), result.frames)
 
 
-def test_every_parameter_learns(tokenizer: Tokenizer) -> None:
-    tokenizer.train()
-    result = tokenizer(to_float(frames(4)), torch.Generator().manual_seed(0))
+def test_every_parameter_learns(autoencoder: Autoencoder) -> None:
+    autoencoder.train()
+    result = autoencoder(to_float(frames(4)), torch.Generator().manual_seed(0))
     sum(result.losses.values()).backward()  # type: ignore[union-attr]
-    assert all(parameter.grad is not None and parameter.grad.any() for parameter in tokenizer.parameters())
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in autoencoder.parameters())
 
 
-def test_a_few_steps_lower_the_reconstruction_error(tokenizer: Tokenizer) -> None:
-    tokenizer.train()
+def test_a_few_steps_lower_the_reconstruction_error(autoencoder: Autoencoder) -> None:
+    """VIMCO has but one term, which is the reconstruction and the cost of the codes together."""
+    autoencoder.train()
     x, generator = to_float(frames(8)) * 0.3, torch.Generator().manual_seed(0)
-    optimizer = torch.optim.Adam(tokenizer.parameters(), 3e-3)
+    optimizer = torch.optim.Adam(autoencoder.parameters(), 3e-3)
     errors = []
     for _ in range(80):
-        losses = tokenizer(x, generator).losses
-        errors.append(float(losses["reconstruction"].detach()))
+        losses = autoencoder(x, generator).losses
+        errors.append(float(losses.get("reconstruction", losses.get("bound")).detach()))
         sum(losses.values()).backward()  # type: ignore[union-attr]
         optimizer.step()
         optimizer.zero_grad()
     assert errors[-1] < 0.9 * errors[0]
 
 
-def test_saved_and_loaded_bit_for_bit(tokenizer: Tokenizer, tmp_path) -> None:  # type: ignore[no-untyped-def]
-    save_weights(tmp_path / "weights.safetensors", tokenizer.state_dict())
-    torch.manual_seed(99)
-    other = tiny_tokenizer("fsq" if tokenizer.codebook().shape[1] == 2 else "vqvae")
+@pytest.mark.parametrize("name", KINDS)
+def test_saved_and_loaded_bit_for_bit(name: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    model, other = tiny_autoencoder(name), tiny_autoencoder(name)
+    save_weights(tmp_path / "weights.safetensors", model.state_dict())
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.add_(1)
     load_weights(other, tmp_path / "weights.safetensors")
     x = to_float(frames(2))
-    codes = tokenizer.encode(x)
-    assert torch.equal(codes, other.encode(x))
-    assert torch.equal(tokenizer.decode(codes), other.decode(codes))
+    first, second = (each(x, torch.Generator().manual_seed(0)) for each in (model, other))
+    assert torch.equal(first.frames, second.frames)
+    assert all(torch.equal(term, second.losses[key]) for key, term in first.losses.items())
+    if isinstance(model, Tokenizer) and isinstance(other, Tokenizer):
+        codes = model.encode(x)
+        assert torch.equal(codes, other.encode(x))
+        assert torch.equal(model.decode(codes), other.decode(codes))
 
 
 @pytest.mark.parametrize(
@@ -84,21 +137,29 @@ def test_saved_and_loaded_bit_for_bit(tokenizer: Tokenizer, tmp_path) -> None:  
         ("vqvae_16x16", 64, (16, 16)),
         ("vqvae_21x21", 84, (21, 21)),
         ("fsq", 64, (8, 8)),
+        ("gumbel", 64, (8, 8)),
+        ("vqvae_8x8x10", 32, (8, 8, 10)),
+        ("vimco", 32, (8, 8, 10)),
+        ("vqvae2", 64, (8 * 8 + 16 * 16,)),
     ],
 )
-def test_a_named_tokenizer_makes_its_grid_of_512_codes(name: str, size: int, grid: tuple[int, int]) -> None:
+def test_a_named_tokenizer_makes_its_grid_of_512_codes(name: str, size: int, grid: tuple[int, ...]) -> None:
     config = compose_config([f"tokenizer={name}"])
     tokenizer = build_tokenizer(config, Spec("x", (3, size, size), ("a",), 1.0))
     assert (tokenizer.grid, tokenizer.codes) == (grid, 512)
 
 
-@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("name", AUTOENCODERS)
 def test_the_weights_of_loss_terms_are_those_of_its_terms(name: str) -> None:
     """The paper's β for every VQ-VAE; none for FSQ, which has no commitment: a weight would be an error there."""
     config = compose_config([f"tokenizer={name}"])
     losses = build_tokenizer(config, SPEC)(to_float(frames(2))).losses
-    assert dict(config.training.tokenizer.weights) == ({"commitment": 0.25} if "commitment" in losses else {})
-    assert ("commitment" in losses) == (name != "fsq")
+    own = {"fsq": set(), "gumbel": {"kl"}, "vae": {"kl"}, "vimco": {"bound"}}.get(name, {"commitment"})
+    weights = dict(config.training.tokenizer.weights)
+    assert losses.keys() - {"reconstruction"} == own
+    # What a bound is made of has no weight: the plain sum is what is reported.
+    assert weights.keys() == (set() if name in ("vae", "vimco") else own)
+    assert weights.get("commitment", 0.25) == 0.25
 
 
 def test_sound_has_rank_one() -> None:
@@ -106,6 +167,74 @@ def test_sound_has_rank_one() -> None:
     sound = torch.randn(2, 1, 64)
     assert model.encode(sound).shape == (2, 16)
     assert model(sound).frames.shape == sound.shape
+
+
+def test_a_product_quantizer_gives_the_grid_an_axis_of_slots() -> None:
+    """Built by Hydra, as the paper's 8×8×10 is: partials within a partial."""
+    node = OmegaConf.create(
+        {
+            "_target_": "worldmodel.tokenizers.VQVAE",
+            "widths": [8, 8],
+            "blocks": 1,
+            "codes": 16,
+            "quantizer": {
+                "_target_": "worldmodel.quantizers.ProductQuantizer",
+                "_partial_": True,
+                "slots": 3,
+                "quantizer": {"_target_": "worldmodel.quantizers.VectorQuantizer", "_partial_": True, "width": 4},
+            },
+        }
+    )
+    torch.manual_seed(0)
+    model = build_tokenizer(OmegaConf.create({"tokenizer": node}), SPEC).eval()
+    assert (model.grid, model.slots, model.codes) == ((4, 4, 3), (3,), 16)
+    assert model.codebook().shape == (3, 16, 4)
+    x = to_float(frames(2))
+    result = model(x)
+    assert result.codes.shape == (2, 4, 4, 3) and torch.equal(model.encode(x), result.codes)
+    assert result.frames.shape == x.shape
+    torch.testing.assert_close(model.decode(result.codes), result.frames)
+    one, two, three = result.codes.unbind(-1)  # codebooks of their own: not thrice the same code
+    assert not torch.equal(one, two) and not torch.equal(two, three)
+    other = result.codes.clone()
+    other[..., 1] = (other[..., 1] + 1) % 16
+    assert not torch.allclose(model.decode(other), result.frames)
+
+
+def test_a_product_of_roundings_brings_its_codes() -> None:
+    product = partial(ProductQuantizer, 2, partial(FiniteScalarQuantizer, [4, 3]))
+    model = VQVAE((3, 16, 16), product, widths=[4, 4], blocks=1).eval()
+    assert (model.grid, model.codes) == ((4, 4, 2), 12)
+    assert model.encode(to_float(frames(1))).shape == (1, 4, 4, 2)
+
+
+@pytest.mark.parametrize("slots", [(), (2,)])
+def test_usage_is_counted_in_every_codebook(slots: tuple[int, ...]) -> None:
+    """Two slots, of which one uses half its codes and the other a quarter: 3/8 of all, not the union of both."""
+    quantizer = partial(VectorQuantizer, width=2)
+    model = VQVAE((3, 16, 16), partial(ProductQuantizer, 2, quantizer) if slots else quantizer, [4], blocks=1, codes=8)
+    objective = TokenizerObjective(model, window=3)
+    assert objective.history.shape == (3, 2 if slots else 1, 8)
+    codes = torch.tensor([[0, 1, 2, 3], [3, 4, 3, 4]])  # (slots, positions)
+    found = objective._usage(codes.T[None] if slots else codes[:1])
+    found = objective._usage(codes.T[None] if slots else codes[:1])
+    assert found["usage"] == (0.375 if slots else 0.5)
+    torch.testing.assert_close(found["perplexity"], torch.tensor(3.0 if slots else 4.0, dtype=torch.float64))
+
+
+def test_an_autoencoder_without_codes_has_no_prior() -> None:
+    config = compose_config(["tokenizer=vae", "tokenizer.widths=[8,8]"])
+    with pytest.raises(ConfigError, match=r"VAE makes no codes.* choose prior=gaussian .* tokenizer=vqvae"):
+        build_prior(config, SPEC, build_tokenizer(config, SPEC))
+
+
+@pytest.mark.parametrize("name", ["vae", "vimco", "vqvae_8x8x10"])
+def test_the_likelihood_is_a_setting(name: str) -> None:
+    mixture = "worldmodel.nn.likelihoods.LogisticMixture"
+    config = compose_config([f"tokenizer={name}", f"tokenizer.likelihood._target_={mixture}"])
+    model = build_tokenizer(config, SPEC)
+    assert isinstance(model.likelihood, LogisticMixture)
+    assert model(to_float(frames(1))).nats is not None
 
 
 def test_frames_that_cannot_be_halved() -> None:

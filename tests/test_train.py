@@ -69,6 +69,7 @@ def settings(data: Path, runs: Path, **changes) -> DictConfig:
     for stage in ("tokenizer", "prior"):
         config.training[stage].update(QUICK)
     config.training.tokenizer.weights = {"commitment": 0.25}
+    config.training.prior.weights = {"forecast": 0.2, "reward": 0.1, "end": 0.1}
     for name, value in changes.items():
         OmegaConf.update(config, name.replace("__", "."), value)
     return config
@@ -77,6 +78,29 @@ def settings(data: Path, runs: Path, **changes) -> DictConfig:
 @pytest.fixture(scope="module")
 def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(settings(data, tmp_path_factory.mktemp("runs")))
+
+
+def test_a_prior_without_a_past_or_outcomes_is_trained_and_drawn_from(data: Path, tmp_path: Path) -> None:
+    part = {"_partial_": True}
+    prior = {
+        "_target_": "worldmodel.priors.Prior",
+        "context": 0,
+        "outcomes": False,
+        "trunk": {"_target_": "worldmodel.priors.ConditionTrunk", "width": 8, **part},
+        "head": {"_target_": "worldmodel.priors.PixelCNNHead", "width": 16, "layers": 2, **part},
+    }
+    config = settings(data, tmp_path)
+    config.prior, config.training.prior.weights = prior, {"forecast": 0.2}
+    folder = train(config)
+    lines = [line for line in read_json_lines(folder / "metrics.jsonl") if line["stage"] == "prior"]
+    names = {name.rpartition("train_")[2] for line in lines for name in line}
+    assert {"codes", "forecast", "bits_per_frame"} <= names and not {"reward", "end"} & names
+    world = WorldModel.load(folder, "cpu")
+    frames = torch.zeros(1, *SPEC.frame_shape, dtype=torch.uint8)
+    assert not world.imagine(frames, [0, 1]).rewards.any()
+    config.training.prior.weights = {"reward": 0.1}
+    with pytest.raises(ConfigError, match="a weight for the loss term 'reward'; the terms are codes, forecast"):
+        train(config)
 
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, stage: str, step: int) -> None:
@@ -280,7 +304,7 @@ def test_a_tokenizer_is_not_trained_anew_for_a_prior_of_other_codes(finished: Pa
     with pytest.raises(RunError, match=r"no checkpoint of it; remove it and \S*square-1/prior\.safetensors and ") as e:
         train(settings(data, tmp_path))
     (folder / "tokenizer.safetensors").unlink()
-    with pytest.raises(RunError, match=r"prior\.safetensors was trained on the codes of .*remove the prior too"):
+    with pytest.raises(RunError, match=r"prior\.safetensors was trained on the codes of .*was trained behind it"):
         train(settings(data, tmp_path))
     for name in ("prior.safetensors", "checkpoints/prior.safetensors"):
         assert name in str(e.value)
@@ -404,7 +428,7 @@ def test_torchrun_is_told_what_was_wrong(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_minutes_are_shared_between_the_stages(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[DictConfig] = []
-    monkeypatch.setattr(train_module, "train", lambda config, stage: seen.append(config))
+    monkeypatch.setattr(train_module, "train", lambda config, *rest: seen.append(config))
     assert main([f"data={data}", "--minutes", "3", "--steps", "9"]) == 0
     assert (seen[0].training.tokenizer.max_seconds, seen[0].training.prior.max_seconds) == pytest.approx((60, 120))
     assert seen[0].training.prior.steps == seen[0].training.tokenizer.steps == 9

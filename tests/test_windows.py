@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import torch
 from torch import Tensor
 
 from worldmodel.data.codes import CodeStore, encode_store
+from worldmodel.data.records import Item
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import Windows
 from worldmodel.errors import DataError
-from worldmodel.tokenizers.base import Reconstruction, Tokenizer
+from worldmodel.tokenizers.base import Bound, Reconstruction, Tokenizer
 from worldmodel.types import NO_ACTION, Episode, Segment, Spec
 
 SPEC = Spec("test", (1, 2, 2), ("a", "b", "c"), 10.0)
@@ -151,6 +153,43 @@ def test_cover_shows_every_frame_once_in_order(store: EpisodeStore) -> None:
     assert seen == [(episode, place) for episode in (0, 2, 3) for place in range(LENGTHS[episode] + 1)]
 
 
+def images(path: Path, count: int) -> EpisodeStore:
+    """Images whose first pixel is their number and whose class is the number modulo 3."""
+    with EpisodeStore.writer(path, SPEC) as store:
+        store.extend([Item(dataclasses.replace(numbered(i, 0), condition=i % 3), i % 4 == 3) for i in range(count)])
+    return EpisodeStore.open(path)
+
+
+def test_the_action_of_an_image_is_its_class(tmp_path: Path) -> None:
+    store = images(tmp_path, 40)
+    windows = Windows(store, "train", 1)
+    assert len(windows) == 30
+    for segment in (windows.sample(200, torch.Generator().manual_seed(0)), windows.fixed(20), *windows.cover(7)):
+        assert segment.frames is not None and segment.valid.all() and segment.actions.shape[1] == 1
+        number = segment.frames[:, 0, 0, 0, 0].long()
+        assert torch.equal(segment.actions[:, 0], number % 3) and (number % 4 != 3).all()
+        assert torch.equal(segment.terminated[:, 0], number % 2 == 0)  # each at its own, only frame
+    seen = windows.sample(2000, torch.Generator().manual_seed(0)).frames
+    assert seen is not None and len(seen[:, 0, 0, 0, 0].unique()) == 30
+    behind = Windows(store, "train", 4, lead=3).sample(
+        50, torch.Generator().manual_seed(0)
+    )  # nothing leads to an image
+    assert behind.valid.tolist() == [[False, False, False, True]] * 50
+    assert (behind.actions[:, :3] == NO_ACTION).all() and (behind.actions[:, 3] >= 0).all()
+
+
+def test_codes_are_computed_in_batches_over_episodes(tmp_path: Path) -> None:
+    store = images(tmp_path / "data", 10)
+    with EpisodeStore.writer(store.path, SPEC) as writer:
+        writer.append(numbered(10, 8))  # 9 frames: more than what is left of a batch, and more than one
+        writer.append(numbered(11, 0))
+    store = EpisodeStore.open(store.path)
+    calls: list[tuple[int, int]] = []
+    codes = encode_store(store, FourCodes(), tmp_path / "codes", batch=4, progress=lambda n, of: calls.append((n, of)))
+    assert calls == [(4, 20), (8, 20), (12, 20), (16, 20), (20, 20)]
+    assert_codes_right(codes)
+
+
 class FourCodes(Tokenizer):
     """A frame's code grid is its four pixels, plus an offset that stands for the weights."""
 
@@ -166,6 +205,9 @@ class FourCodes(Tokenizer):
         return ((frames + 1) * 127.5).round().long().flatten(1) + self.offset
 
     def forward(self, frames: Tensor, generator: torch.Generator | None = None) -> Reconstruction:
+        raise NotImplementedError
+
+    def bound(self, frames: Tensor, generator: torch.Generator | None = None, samples: int = 1) -> Bound:
         raise NotImplementedError
 
     def decode(self, codes: Tensor) -> Tensor:

@@ -11,28 +11,42 @@ import configs
 from worldmodel.cli import compose_config
 from worldmodel.priors import Prior
 from worldmodel.run import build_prior, build_tokenizer
-from worldmodel.tokenizers import Tokenizer
+from worldmodel.tokenizers import Autoencoder, Tokenizer, require_codes
 from worldmodel.types import Segment, Spec
 
 SPEC = Spec("tiny", (3, 16, 16), ("noop", "forward", "left"), 10.0)
-PRIORS = sorted(path.stem for path in (Path(configs.__file__).parent / "prior").glob("*.yaml"))
-TOKENIZERS = sorted(path.stem for path in (Path(configs.__file__).parent / "tokenizer").glob("*.yaml"))
+OTHER_LATENTS = {"gaussian", "hierarchy", "scene"}  # priors of tokenizers of their own, with tests of their own
+PRIORS = sorted({path.stem for path in (Path(configs.__file__).parent / "prior").glob("*.yaml")} - OTHER_LATENTS)
+AUTOENCODERS = sorted(path.stem for path in (Path(configs.__file__).parent / "tokenizer").glob("*.yaml"))
 SMALL_TOKENIZER = ("tokenizer.widths=[8,8]", "tokenizer.blocks=1")
-SMALL_PRIOR = ("prior.trunk.width=16", "prior.trunk.blocks=1", "prior.head.width=16")
+# What else is made small; 16 codes where nothing is said.
+SMALLER = {
+    "vqvae2": ("tokenizer.codes=16", "tokenizer.widths=[[8,8],[8]]"),
+    "fsq": ("tokenizer.quantizer.levels=[4,4]",),
+    "vae": ("tokenizer.latents=3",),
+    "vimco": ("tokenizer.codes=16", "tokenizer.slots=3", "tokenizer.width=4", "tokenizer.samples=4"),
+    "vqvae_8x8x10": ("tokenizer.codes=16", "tokenizer.quantizer.slots=3", "tokenizer.quantizer.quantizer.width=4"),
+}
+SMALL_PRIOR = ("prior.trunk.width=16", "prior.head.width=16")
+
+
+def tiny_autoencoder(name: str, spec: Spec = SPEC) -> Autoencoder:
+    """16×16 frames → 4×4 places."""
+    overrides = [f"tokenizer={name}", *SMALL_TOKENIZER, *SMALLER.get(name, ("tokenizer.codes=16",))]
+    torch.manual_seed(0)
+    return build_tokenizer(compose_config(overrides), spec).eval()
 
 
 def tiny_tokenizer(name: str = "vqvae", spec: Spec = SPEC) -> Tokenizer:
-    """16×16 frames → 4×4 codes."""
-    overrides = [f"tokenizer={name}", *SMALL_TOKENIZER]
-    overrides.append("tokenizer.codes=16" if name == "vqvae" else "tokenizer.quantizer.levels=[4,4]")
-    torch.manual_seed(0)
-    return build_tokenizer(compose_config(overrides), spec).eval()
+    """16×16 frames → 4×4 codes, or 4×4×3."""
+    return require_codes(tiny_autoencoder(name, spec))
 
 
 def tiny_prior(name: str = "conv", spec: Spec = SPEC, spread: float = 3.0) -> Prior:
     """An untrained prior over 4×4 codes of 16; its weights are blown up so that its distributions are far from flat."""
     torch.manual_seed(0)
-    config = compose_config([f"prior={name}", *SMALL_TOKENIZER, *SMALL_PRIOR, "tokenizer.codes=16"])
+    depth = "prior.head.layers=3" if name == "pixelcnn" else "prior.trunk.blocks=1"
+    config = compose_config([f"prior={name}", *SMALL_TOKENIZER, *SMALL_PRIOR, depth, "tokenizer.codes=16"])
     prior = build_prior(config, spec, tiny_tokenizer(spec=spec)).eval()
     with torch.no_grad():
         for parameter in prior.parameters():

@@ -1,10 +1,11 @@
-"""Collect: play an environment with an explorer and record the episodes."""
+"""Collect: play an environment with an explorer and record the episodes, or take in pictures and recordings."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import functools
+import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,13 +17,15 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from worldmodel.cli import one_line, run_entry_point
+from worldmodel.data.fill import fill
 from worldmodel.data.pool import RecorderPool, Report
 from worldmodel.data.recorder import ActionSource, FrameSource, Order
+from worldmodel.data.sources import Source
 from worldmodel.data.store import EpisodeStore
-from worldmodel.errors import ConfigError, WorldModelError
+from worldmodel.errors import ConfigError, DataError, WorldModelError
 from worldmodel.interrupts import deferred
 from worldmodel.settings import RULES, SEED
 
@@ -30,7 +33,14 @@ DESCRIPTION = """\
 Play an environment with an explorer and record what it sees, in several processes.
 
 Run it again to append. It can be stopped at any moment: only the episodes then being recorded are lost, and after
-Ctrl-C or SIGTERM not even these."""
+Ctrl-C or SIGTERM not even these.
+
+With source=cifar10, images, imagenet or dmlab, and source.path=…, take in what lies in that folder instead. Run it
+again to take in what is missing: what is new in the folder, what an interruption left, what was damaged since."""
+
+MOST_NAMED = 10  # files that cannot be read, one line each
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +163,11 @@ class _Tally:
         )
 
 
+def _import_progress() -> Progress:
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    return Progress(*columns, TextColumn("left"), console=Console(file=sys.stderr))
+
+
 def _progress(shown: bool) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
@@ -185,18 +200,79 @@ def env_maker(config: DictConfig) -> Callable[[], FrameSource]:
     Raises :class:`ConfigError` for a setting that has to be given and was not.
     """
     if missing := sorted(OmegaConf.missing_keys(config.env)):
-        raise ConfigError(f"the environment needs {', '.join(f'env.{key}=…' for key in missing)}")
+        raise ConfigError(f"the environment needs {', '.join(f'{key}=…' for key in missing)}")
     settings = OmegaConf.to_container(config.env, resolve=True)
     assert isinstance(settings, dict)
     return functools.partial(build, {str(key): value for key, value in settings.items() if key != "name"})
 
 
+def build_source(config: DictConfig) -> Source:
+    """The source that the settings name. Raises :class:`ConfigError` for a setting that has to be given and was not."""
+    if missing := sorted(OmegaConf.missing_keys(config.source)):
+        given = ", ".join(f"{key}=…" for key in missing)
+        raise ConfigError(f"the source {config.source.name} needs {given}, the folder to take it from")
+    source = build(OmegaConf.to_container(config.source, resolve=True))  # type: ignore[arg-type]
+    if not isinstance(source, Source):
+        raise ConfigError(f"{config.source._target_} is no source; choose one of configs/source")
+    return source
+
+
+def take_in(args: argparse.Namespace, config: DictConfig) -> None:
+    """The command for a source that is not played: append what is not in the store yet, and say what is there.
+
+    Raises :class:`DataError`, after everything else is stored, when some of it cannot be read.
+    """
+    if args.steps is not None:
+        raise ConfigError(f"--steps is for source=env; of {config.source.name} everything is taken in")
+    source = build_source(config)
+    workers = config.collect.workers if args.workers is None else args.workers
+    started = time.monotonic()
+    with EpisodeStore.writer(Path(str(config.data)), source.spec) as store:
+        store.verify()
+        with deferred() as stopped, _import_progress() as bar:
+            task = bar.add_task("reading", total=None)
+            filled = fill(
+                store, source, workers, lambda done, total: bar.update(task, completed=done, total=total), stopped
+            )
+        print(f"new       {filled.added:,} of {len(source):,}, {filled.known:,} were there, "
+              f"in {time.monotonic() - started:.1f} s")  # fmt: skip
+        print(_contents(store))
+        if filled.unreadable:
+            raise DataError(_unreadable(filled.unreadable))
+
+
+def _contents(store: EpisodeStore) -> str:
+    """One line on what a store holds."""
+    names = store.spec.action_names
+    word = "actions" if store.steps else "classes"
+    held_out = len(store.split("held_out"))
+    return (
+        f"now       {store.frames:,} frames in {len(store):,} episodes ({held_out:,} held out), "
+        f"{len(names):,} {word} ({', '.join(names[:3])}{', …' * (len(names) > 3)}), at {store.path}"
+    )
+
+
+def _unreadable(reasons: Sequence[str]) -> str:
+    """One line on what could not be read; where it is several things, one more for each of the first on stderr."""
+    if len(reasons) == 1:
+        return f"{reasons[0]}; everything else is stored"
+    for reason in reasons[:MOST_NAMED]:
+        log.warning("left out: %s", reason)
+    more = f", of which the first {MOST_NAMED} are" if len(reasons) > MOST_NAMED else ","
+    return f"{len(reasons):,} files could not be read{more} named above; everything else is stored"
+
+
 def record(args: argparse.Namespace, config: DictConfig) -> None:
     """What the command does; see :data:`DESCRIPTION`."""
-    settings = config.collect
     for flag, value in (("steps", args.steps), ("workers", args.workers)):
         if value is not None:
             RULES[f"collect.{flag}"].check(f"--{flag}", value)
+    (take_in if "_target_" in config.source else play)(args, config)
+
+
+def play(args: argparse.Namespace, config: DictConfig) -> None:
+    """The command for source=env."""
+    settings = config.collect
     explorer = build(OmegaConf.to_container(config.explorer, resolve=True))  # type: ignore[arg-type]
     make_env = env_maker(config)
     env = make_env()

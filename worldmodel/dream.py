@@ -26,9 +26,10 @@ from worldmodel.errors import ConfigError, DataError
 from worldmodel.evaluation.metrics import psnr
 from worldmodel.evaluation.openloop import reconstruct
 from worldmodel.rollout import Dream, WorldModel
-from worldmodel.run import PRIOR, find_run, load_config
+from worldmodel.run import PRIOR, choose_run, has_past, load_config
 from worldmodel.scenes import Place, Scene, check_place, random_place, replayed_scene, scripted_scene
 from worldmodel.settings import COUNT, SEED, Number
+from worldmodel.still_dream import dream_stills
 from worldmodel.types import Spec
 
 DESCRIPTION = """\
@@ -36,7 +37,8 @@ Dream a video: the model sees a few recorded frames, then only actions.
 
   --actions forward,left              dream under actions of your choice
   --replay 4                          dream under those of a recorded episode, beside the truth and the reconstruction
-Without either, a held-out episode is replayed. Writes an mp4, a gif and a contact sheet; the same seed gives the same
+Without either, a held-out episode is replayed. A run of images has no time: --actions airplane,frog --samples 16 draws
+as many pictures of each class. Writes an mp4, a gif and a contact sheet; the same seed gives the same
 video. Frames the model was shown have a blue edge, dreamt ones an orange edge; step 0 is the last frame shown."""
 
 REPLAY_STEPS = 60  # longest replay without --horizon
@@ -68,7 +70,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="FRAMES",
         help="number of seen frames (default: as many as the prior learnt with)",
     )
-    parser.add_argument("--samples", type=int, default=1, metavar="N", help="dreams of the same start, side by side")
+    parser.add_argument(
+        "--samples",
+        type=int,
+        metavar="N",
+        help="dreams of one start, side by side (1), or pictures of a class (8)",
+    )
     parser.add_argument("--seed", type=int, help="of the dream and of the default start (default: the setting)")
     parser.add_argument(
         "--temperature",
@@ -100,7 +107,11 @@ def dream(args: argparse.Namespace, config: DictConfig) -> None:
     """Load the run, choose the scene, imagine, write, report."""
     check_flags(args)
     seed = config.seed if args.seed is None else args.seed
-    run = find_run(config.runs, config.run, holding=PRIOR)
+    run = choose_run(args.overrides, config, holding=PRIOR)
+    if not has_past(load_config(run)):
+        dream_stills(args, run, config.device, seed)
+        return
+    args.samples = args.samples or 1
     world = WorldModel.load(run, device=config.device)
     store = open_data(args.overrides, config, run, world.spec)
     usual = max(1, world.prior.context)

@@ -12,6 +12,7 @@ import functools
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -22,17 +23,20 @@ from rich.progress import Progress as Bars
 from worldmodel.cli import run_entry_point
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError
+from worldmodel.evaluation import compare, stills_report
 from worldmodel.evaluation.openloop import Progress
 from worldmodel.evaluation.report import table
+from worldmodel.evaluation.stills import evaluate_stills
 from worldmodel.evaluation.suite import QUICK, Settings, evaluate
 from worldmodel.rollout import WorldModel
-from worldmodel.run import PRIOR, find_run, load_config
+from worldmodel.run import PRIOR, TOKENIZER, choose_run, find_run, has_past, load_config
 
 __all__ = ["QUICK", "Settings", "evaluate", "main"]
 
 DESCRIPTION = """\
-Measure a run on held-out episodes: reconstruction, use of codes, bits of the prior, open-loop dreams against baselines,
-actions obeyed, rewards and ends. Prints a table; writes metrics.json, report.png, strips.png and report.html to the
+Measure a run on held-out episodes. Of an environment: reconstruction, use of codes, bits of the prior, open-loop dreams
+against baselines, actions obeyed, rewards and ends. Of images: reconstruction, use of codes, bits per dimension and
+their parts, over all held-out images. Prints a table; writes metrics.json, pictures, plots and report.html to the
 run's folder evaluation/."""
 
 
@@ -57,6 +61,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--windows", type=int, metavar="N", help=f"held-out windows of the open loop (default {Settings.windows})"
     )
     parser.add_argument("--top-k", type=int, metavar="N", help="sample only the N likeliest codes at temperature 1")
+    parser.add_argument(
+        "--compare", metavar="RUN,RUN", help="put the bits per dimension of evaluated runs side by side, as a chart too"
+    )
     parser.add_argument("--skip", choices=["inverse"], help="inverse: do not read the actions off the dreams")
 
 
@@ -72,18 +79,42 @@ def settings_of(args: argparse.Namespace, seed: int) -> Settings:
     return dataclasses.replace(settings, budget=None) if args.skip else settings
 
 
+def compare_runs(runs: Sequence[Path], folder: Path) -> None:
+    """Print the table of several evaluated runs and draw it."""
+    found = compare.read(runs)
+    console = Console()
+    console.print(table({"run": ", ".join(run.name for run in runs), "environment": "compared"}, compare.lines(found)))
+    console.print(str(compare.save_chart(found, folder / "bits_per_dim.png")), soft_wrap=True)
+
+
 def measure(args: argparse.Namespace, config: DictConfig, command: str) -> None:
     """Find the run and its data, measure, print, write."""
+    if args.compare is not None:
+        compare_runs([find_run(config.runs, name.strip()) for name in args.compare.split(",")], Path(config.runs))
+        return
     settings = settings_of(args, int(config.seed))
-    run = find_run(config.runs, config.run, holding=PRIOR)
+    run = choose_run(args.overrides, config)
+    if has_past(load_config(run)) or not (run / TOKENIZER).is_file():  # images are measured without a prior, too
+        run = choose_run(args.overrides, config, holding=PRIOR)
+    stills = not has_past(load_config(run))
     # The run remembers what it was trained on, whatever environment the defaults of this command line name.
     given = any(override.lstrip("+").startswith("data=") for override in args.overrides)
     data = config.data if given else load_config(run).data
-    world = WorldModel.load(run, device=config.device)
     store = EpisodeStore.open(data)
     store.verify()
     console = Console()
     folder = run / "evaluation"
+    if stills:
+        for flag, given in (("--quick", args.quick), ("--windows", args.windows), ("--top-k", args.top_k),
+                            ("--skip", args.skip)):  # fmt: skip
+            if given:
+                raise ConfigError(f"{flag} goes with time, and the run {run.name} has none: all its frames are scored")
+        with bars(console) as progress:
+            measured = evaluate_stills(run, store, config.device, int(config.seed), command, progress)
+        console.print(table(measured, stills_report.lines(measured)))
+        console.print(f"{folder / 'report.html'}  (pictures.png, report.png, metrics.json beside it)", soft_wrap=True)
+        return
+    world = WorldModel.load(run, device=config.device)
     with bars(console) as progress:
         found = evaluate(
             world,

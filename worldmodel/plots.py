@@ -96,8 +96,11 @@ class Panel:
     mark_name: str = ""
 
 
-def save_panels(path: str | Path, panels: Sequence[Panel], title: str = "", columns: int = 3) -> Path:
-    """Draw panels as a page, ``columns`` in a row, into a .png, .svg or .pdf; written whole, then renamed.
+def save_panels(
+    path: str | Path, panels: Sequence[Panel], title: str = "", columns: int = 3, width: float = 4.2
+) -> Path:
+    """Draw panels of ``width`` inches as a page, ``columns`` in a row, into a .png, .svg or .pdf; written whole, then
+    renamed.
 
     Where panels show lines of the same names, one legend below the page is for all of them. Raises
     :class:`ConfigError` for another suffix or when there is nothing to draw.
@@ -111,7 +114,7 @@ def save_panels(path: str | Path, panels: Sequence[Panel], title: str = "", colu
     rows = math.ceil(len(panels) / columns)
     shared = _shared_names(panels)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(4.2 * columns, 2.9 * rows + (0.4 if title else 0)), layout="constrained")
+        figure = Figure(figsize=(width * columns, 2.9 * rows + (0.4 if title else 0)), layout="constrained")
         if title:
             figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
         for place, panel in enumerate(panels):

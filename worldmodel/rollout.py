@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +16,9 @@ from worldmodel import media
 from worldmodel.errors import ConfigError, RunError
 from worldmodel.nn.precision import cast, resolve_precision
 from worldmodel.priors import Prior, PriorState, Sampler, Step, make_sampler
-from worldmodel.run import TOKENIZER, load_prior, load_spec, load_tokenizer, resolve_device
-from worldmodel.tokenizers import Tokenizer
+from worldmodel.priors.gaussian import GaussianPrior
+from worldmodel.run import TOKENIZER, load_autoencoder, load_prior, load_spec, load_tokenizer, resolve_device
+from worldmodel.tokenizers import VAE, Autoencoder, Tokenizer
 from worldmodel.types import NO_ACTION, Spec, to_float, to_uint8
 
 CODEC_BATCH = 256  # frames that the tokenizer works on at a time
@@ -93,7 +95,9 @@ class WorldModel:
             raise RunError(f"the run {folder} has no trained tokenizer yet; go on with python -m worldmodel.train")
         where = resolve_device(device)
         tokenizer = load_tokenizer(folder, where)
-        world = cls(load_spec(folder), tokenizer, load_prior(folder, tokenizer, where))
+        prior = load_prior(folder, tokenizer, where)
+        assert isinstance(prior, Prior)  # over codes, since the tokenizer makes codes
+        world = cls(load_spec(folder), tokenizer, prior)
         dtype = resolve_precision(precision, where)
         cast(world.tokenizer, dtype)
         cast(world.prior.trunk, dtype)
@@ -193,3 +197,55 @@ class WorldModel:
                 f"({', '.join(self.spec.action_names)})"
             )
         return actions
+
+
+class StillModel:
+    """A trained autoencoder and a prior without a past: frames on their own, such as images."""
+
+    def __init__(self, spec: Spec, model: Autoencoder, prior: Prior | GaussianPrior):
+        self.spec, self.model, self.prior = spec, model.eval(), prior.eval()
+        self.passes = 0.0  # of the head, a frame, when frames were last drawn
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.prior.parameters()).device
+
+    @property
+    def sees_classes(self) -> bool:
+        """Whether frames of different classes differ: there are several, and the prior looks at them."""
+        blind = isinstance(self.prior, Prior) and getattr(self.prior.trunk, "drop", 0.0) == 1
+        return len(self.spec.action_names) > 1 and not blind
+
+    @classmethod
+    def load(cls, run: str | Path, device: str = "auto") -> StillModel:
+        """The model of a run's folder. Raises as :meth:`WorldModel.load` does."""
+        folder, where = Path(run), resolve_device(device)
+        model = load_autoencoder(folder, where)
+        return cls(load_spec(folder), model, load_prior(folder, model, where))
+
+    @torch.no_grad()
+    def sample(
+        self,
+        conditions: Tensor | Sequence[str],
+        generator: torch.Generator | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        sampler: str = "auto",
+    ) -> Tensor:
+        """Frames of some classes, (B,) indices (−1 for none) or B names → (B, C, *size) uint8, on the host."""
+        if not isinstance(conditions, Tensor):
+            conditions = torch.tensor([self.spec.action_index(name) for name in conditions])
+        conditions = conditions.to(self.device)
+        if isinstance(self.prior, GaussianPrior):
+            assert isinstance(self.model, VAE)
+            self.passes = float(math.prod(self.prior.grid[:2]))
+            latents = self.prior.sample(conditions, generator, temperature)
+            return to_uint8(self.model.decode_latents(latents)).cpu()
+        assert isinstance(self.model, Tokenizer)
+        how = make_sampler(sampler, temperature, top_k)
+        steps = [
+            self.prior.step(self.prior.begin(len(part)), part, how, generator)[0]
+            for part in conditions.split(CODEC_BATCH)
+        ]
+        self.passes = float(torch.stack([step.passes for step in steps]).mean())
+        return decode(self.model, torch.cat([step.codes for step in steps])).cpu()

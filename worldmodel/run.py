@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +21,9 @@ from worldmodel.cli import one_line
 from worldmodel.data.codes import fingerprint
 from worldmodel.errors import ConfigError, DataError, RunError, WorldModelError
 from worldmodel.priors import Prior
-from worldmodel.tokenizers import Tokenizer
+from worldmodel.priors.gaussian import GaussianPrior
+from worldmodel.priors.scene import GridVQVAE, Stacked
+from worldmodel.tokenizers import Autoencoder, Tokenizer, require_codes
 from worldmodel.training.checkpoint import check_fit, load_tensors, save_tensors
 from worldmodel.types import Spec
 
@@ -30,6 +32,7 @@ SPEC = "spec.json"
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 TOKENIZER = "tokenizer.safetensors"
+SECOND = "second.safetensors"
 PRIOR = "prior.safetensors"
 CODES = "codes"
 TRAIN_FIRST = "train first: python -m worldmodel.train"
@@ -73,13 +76,38 @@ def _age(run: Path) -> tuple[int, int, str]:
     return (0, 0, run.name)
 
 
-def find_run(runs: str | Path, name: str | Path | None = None, holding: str | None = None) -> Path:
-    """Folder of a run: by name in ``runs``, by path, or the latest, of those that hold a file when one is named.
+def choose_run(overrides: Sequence[str], config: DictConfig, holding: str | None = None) -> Path:
+    """The run that a command line means: the one it names, or the latest, of its experiment where it names one."""
+    asked = any(override.lstrip("+").startswith("experiment=") for override in overrides)
+    return find_run(config.runs, config.run, holding, str(config.stem) if asked else None)
+
+
+def has_past(config: DictConfig) -> bool:
+    """Whether the prior of a run's settings goes on from frames seen before; one of images does not."""
+    trunk = config.prior.get("trunk")
+    target = config.prior.get("_target_") if trunk is None else trunk.get("_target_")
+    if target is None:
+        return True
+    try:
+        return bool(getattr(get_object(str(target)), "remembers", True))
+    except Exception as error:  # whatever a module raises that cannot be imported
+        raise ConfigError(f"prior: there is no {target} to build ({one_line(error)})") from error
+
+
+def find_run(
+    runs: str | Path, name: str | Path | None = None, holding: str | None = None, stem: str | None = None
+) -> Path:
+    """Folder of a run: by name in ``runs``, by path, or the latest, of those that hold a file when one is named, and
+    that are called ``<stem>-<number>`` when a stem is.
 
     Raises :class:`RunError`, which lists the runs that there are.
     """
     runs = Path(runs)
     known = list_runs(runs)
+    if stem is not None and name is None:
+        known = [run for run in known if re.fullmatch(re.escape(stem) + r"-\d+", run)]
+        if not known:
+            raise RunError(f"there is no run of {stem} in {runs}; train one, or name another with run=…")
     if name is not None:
         for folder in (runs / name, Path(name)):
             if (folder / CONFIG).is_file():
@@ -101,11 +129,13 @@ def _listing(runs: Path, known: list[str]) -> str:
 def new_run(config: DictConfig, spec: Spec) -> Path:
     """Makes ``runs/<name>`` with the settings and the specification; it appears whole or not at all.
 
-    The name is ``config.run``, else the first free ``<environment>-<number>``. Raises :class:`RunError` when it exists.
+    The name is ``config.run``, else the first free ``<stem>-<number>``: the stem is the name of the experiment, or of
+    the source; what is played has the name of its environment. Raises :class:`RunError` when it exists.
     """
     runs = Path(config.runs)
-    if config.run is not None and not re.fullmatch(r"[\w.+@ -]*\w[\w.+@ -]*", str(config.run)):
-        raise RunError(f"the name of a run is a plain name of a folder, not {str(config.run)!r}")
+    for name in (config.run, config.get("stem")):
+        if name is not None and not re.fullmatch(r"[\w.+@ -]*\w[\w.+@ -]*", str(name)):
+            raise RunError(f"the name of a run is a plain name of a folder, not {str(name)!r}")
     runs.mkdir(parents=True, exist_ok=True)
     draft = runs / f".new-{os.getpid()}"
     shutil.rmtree(draft, ignore_errors=True)  # of a crashed process with our number
@@ -127,7 +157,7 @@ def _candidates(config: DictConfig, runs: Path) -> Iterator[Path]:
     if config.run is not None:
         yield runs / str(config.run)
         return
-    stem = str(config.env.name)
+    stem = str(config.get("stem") or config.get("source", config.env).name)  # older runs know environments only
     taken = [int(m.group(1)) for p in runs.iterdir() if (m := re.fullmatch(re.escape(stem) + r"-(\d+)", p.name))]
     first = max(taken, default=0) + 1
     yield from (runs / f"{stem}-{number}" for number in range(first, first + 1000))
@@ -163,17 +193,37 @@ def load_spec(folder: Path) -> Spec:
         ) from error
 
 
-def build_tokenizer(config: DictConfig, spec: Spec) -> Tokenizer:
-    """The tokenizer of the settings for the frames of a source, untrained. Raises :class:`ConfigError`."""
-    return _build(config.tokenizer, "tokenizer", Tokenizer, frame_shape=spec.frame_shape)
+def build_tokenizer(config: DictConfig, spec: Spec) -> Autoencoder:
+    """The tokenizer of the settings for the frames of a source, untrained; it may be an autoencoder without codes.
+
+    Raises :class:`ConfigError`.
+    """
+    return _build(config.tokenizer, "tokenizer", Autoencoder, frame_shape=spec.frame_shape)
 
 
-def build_prior(config: DictConfig, spec: Spec, tokenizer: Tokenizer) -> Prior:
-    """The prior of the settings over the codes of a tokenizer and the actions of a source, untrained."""
-    return _build(config.prior, "prior", Prior, tokenizer=tokenizer, actions=len(spec.action_names))
+def build_second(config: DictConfig, tokenizer: Autoencoder) -> GridVQVAE | None:
+    """The second stage of the settings over the codes of a tokenizer, untrained; None where there is to be none."""
+    if config.get("second") is None:
+        return None
+    return _build(config.second, "second", GridVQVAE, tokenizer=require_codes(tokenizer))
 
 
-def _build(node: DictConfig, name: str, kind: type[Any], **facts: Any) -> Any:
+def build_prior(config: DictConfig, spec: Spec, tokenizer: Autoencoder) -> Prior | GaussianPrior:
+    """The prior of the settings over the latents of a tokenizer and the actions of a source, untrained.
+
+    Raises :class:`ConfigError`, for an autoencoder without codes and a prior over codes too.
+    """
+    facts = {"tokenizer": tokenizer, "actions": len(spec.action_names)}
+    if not isinstance(tokenizer, Tokenizer) and config.prior.get("_target_") != _name(GaussianPrior):
+        require_codes(tokenizer)
+    return _build(config.prior, "prior", Prior | GaussianPrior, **facts)
+
+
+def _name(kind: type[Any]) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _build(node: DictConfig, name: str, kind: Any, **facts: Any) -> Any:
     try:
         for target in _targets(node):
             # A run may come from elsewhere: its YAML may name modules to build, not functions to call.
@@ -186,7 +236,7 @@ def _build(node: DictConfig, name: str, kind: type[Any], **facts: Any) -> Any:
             raise cause from error
         raise ConfigError(f"cannot build the {name}: {one_line(cause)}") from error
     if not isinstance(model, kind):
-        raise ConfigError(f"{name}._target_ is {node.get('_target_')}, which is not a {kind.__name__}")
+        raise ConfigError(f"{name}._target_ is {node.get('_target_')}, which is no {getattr(kind, '__name__', kind)}")
     return model
 
 
@@ -216,29 +266,47 @@ def load_weights(module: Model, path: Path, remedy: str = TRAIN_FIRST, if_damage
 
 
 def load_tokenizer(folder: Path, device: torch.device | str = "cpu") -> Tokenizer:
-    """The trained tokenizer of a run, in evaluation mode."""
+    """The trained tokenizer of a run, in evaluation mode. Raises :class:`ConfigError` for one without codes."""
+    return require_codes(load_autoencoder(folder, device))
+
+
+def load_autoencoder(folder: Path, device: torch.device | str = "cpu") -> Autoencoder:
+    """The trained tokenizer of a run, with or without codes, both stages where it has two, in evaluation mode."""
+    model: Autoencoder = load_first(folder)
+    second = build_second(load_config(folder), model)
+    if second is not None:
+        first = require_codes(model)
+        _load_behind(second, folder, SECOND, first)
+        model = Stacked(first, second)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def load_first(folder: Path) -> Autoencoder:
+    """The trained tokenizer of a run without its second stage, in evaluation mode."""
     tokenizer = build_tokenizer(load_config(folder), load_spec(folder))
-    return (
-        load_weights(tokenizer, folder / TOKENIZER, *_remedies(folder, TOKENIZER))
-        .to(device)
-        .eval()
-        .requires_grad_(False)
-    )
+    load_weights(tokenizer, folder / TOKENIZER, *_remedies(folder, TOKENIZER))
+    return tokenizer.eval().requires_grad_(False)
 
 
-def load_prior(folder: Path, tokenizer: Tokenizer, device: torch.device | str = "cpu") -> Prior:
+def load_prior(folder: Path, tokenizer: Autoencoder, device: torch.device | str = "cpu") -> Prior | GaussianPrior:
     """The trained prior of a run, in evaluation mode. Raises :class:`RunError` for one of another tokenizer's codes."""
-    prior, path = build_prior(load_config(folder), load_spec(folder), tokenizer), folder / PRIOR
-    remedy, if_damaged = _remedies(folder, PRIOR)
+    prior = build_prior(load_config(folder), load_spec(folder), tokenizer)
+    _load_behind(prior, folder, PRIOR, tokenizer)
+    return prior.to(device).eval().requires_grad_(False)
+
+
+def _load_behind(model: nn.Module, folder: Path, name: str, tokenizer: Autoencoder) -> None:
+    """Reads the weights of a stage that knows the codes of a tokenizer, in place; :class:`RunError` if of another."""
+    path = folder / name
+    remedy, if_damaged = _remedies(folder, name)
     tensors, facts = load_tensors(path, remedy, if_damaged)
     if facts.get("tokenizer") not in (None, fingerprint(tokenizer)):  # older files do not say it
         raise RunError(
             f"{path} was trained on the codes of another tokenizer than {folder / TOKENIZER} is now; "
-            f"remove it and {checkpoint_of(folder, PRIOR)} and train it anew: {_command(folder)}"
+            f"remove it and {checkpoint_of(folder, name)} and train it anew: {_command(folder)}"
         )
-    check_fit(path, tensors, prior.state_dict(), remedy)
-    prior.load_state_dict(tensors)
-    return prior.to(device).eval().requires_grad_(False)
+    check_fit(path, tensors, model.state_dict(), remedy)
+    model.load_state_dict(tensors)
 
 
 def check_trained(folder: Path, name: str) -> bool:
@@ -260,7 +328,8 @@ def _remedies(folder: Path, name: str) -> tuple[str, str]:
     if checkpoint_of(folder, name).is_file():
         return f"go on training: {command}", f"remove it and go on training, from the last checkpoint: {command}"
     # Codes of a tokenizer that is trained anew mean something else.
-    others = [path for path in (folder / PRIOR, checkpoint_of(folder, PRIOR)) if name == TOKENIZER and path.is_file()]
+    behind = {TOKENIZER: (SECOND, PRIOR), SECOND: (PRIOR,)}.get(name, ())
+    others = [path for later in behind for path in (folder / later, checkpoint_of(folder, later)) if path.is_file()]
     files = " and ".join(["it", *map(str, others)])
     return f"train it: {command}", f"there is no checkpoint of it; remove {files} and train anew: {command}"
 

@@ -104,6 +104,18 @@ class Many(Rule):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Nested(Rule):
+    """A list of values of one kind, or a list of such lists: one for each level of a hierarchy."""
+
+    each: Rule
+
+    def _plain(self, value: Any) -> list[Any]:
+        levels = isinstance(value, (list, tuple)) and bool(value) and all(isinstance(v, (list, tuple)) for v in value)
+        rule = Many(each=Many(each=self.each)) if levels else Many(each=self.each)
+        return rule._plain(value)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Weights(Rule):
     """A number for each of some names."""
 
@@ -149,11 +161,12 @@ RULES: dict[str, Rule] = {
     "run": Text(optional=True),
     "device": Text(),
     "seed": SEED,
+    "source.name": Text(),
     "collect.steps": COUNT,
     "collect.workers": Number(least=1, most=1024, whole=True),
     "collect.longest": COUNT,
     "collect.timeout": Number(above=0),
-    **{f"training.{stage}.{name}": rule for stage in ("tokenizer", "prior") for name, rule in STAGE.items()},
+    **{f"training.{stage}.{name}": rule for stage in ("tokenizer", "second", "prior") for name, rule in STAGE.items()},
     "training.tokenizer.length": COUNT,
     "training.prior.targets": COUNT,
     **{
@@ -163,22 +176,52 @@ RULES: dict[str, Rule] = {
             "env.name": Text(),
             "env.size": Number(least=1, most=4096, whole=True),
             "env.action_names": Many(each=Text(), optional=True),
+            "source.path": Text(),
+            "source.size": Number(least=1, most=4096, whole=True),
             "explorer.weights": Weights(),
             "explorer.default_weight": Number(least=0),
             "explorer.still": Number(least=0),
             "explorer.plain": Number(least=0),
             "tokenizer.codes": Number(least=2, whole=True),
-            "tokenizer.widths": Many(each=COUNT),
+            "tokenizer.widths": Nested(each=COUNT),
             "tokenizer.blocks": Number(least=0, whole=True),
             "tokenizer.quantizer.width": COUNT,
             "tokenizer.quantizer.decay": Number(least=0, below=1),
             "tokenizer.quantizer.revive_after": Number(least=0, whole=True),
             "tokenizer.quantizer.levels": Many(each=Number(least=2, whole=True)),
+            "tokenizer.quantizer.slots": COUNT,
+            "tokenizer.quantizer.quantizer.width": COUNT,
+            "tokenizer.quantizer.start": Number(above=0, most=1e6),
+            "tokenizer.quantizer.end": Number(above=0, most=1e6),
+            "tokenizer.quantizer.anneal_steps": COUNT,
+            **{f"tokenizer.{name}": COUNT for name in ("latents", "slots", "width", "chunk")},
+            "tokenizer.samples": Number(least=2, whole=True),
+            "tokenizer.likelihood.components": COUNT,
+            "second.codes": Number(least=2, whole=True),
+            "second.widths": Many(each=COUNT),
+            "second.blocks": Number(least=0, whole=True),
+            "second.context": COUNT,
+            "second.blind": SHARE,
+            "second.quantizer.quantizer.width": COUNT,
+            "second.quantizer.quantizer.decay": Number(least=0, below=1),
+            "second.quantizer.quantizer.revive_after": Number(least=0, whole=True),
+            "tokenizer.quantizer.quantizer.decay": Number(least=0, below=1),
+            "tokenizer.quantizer.quantizer.revive_after": Number(least=0, whole=True),
+            **{f"tokenizer.likelihood.{name}": COUNT for name in ("outputs", "width", "layers")},
+            "second.quantizer.slots": COUNT,
+            **{f"second.head.{name}": COUNT for name in ("width", "layers")},
             "prior.context": Number(least=0, whole=True),
+            "prior.trunk.drop": SHARE,
+            **{f"prior.{name}": COUNT for name in ("width", "layers", "condition", "hidden", "components")},
+            **{f"prior.head.inner.{name}": COUNT for name in ("width", "layers")},
             "prior.forget": SHARE,
             "prior.corrupt": SHARE,
             **{f"prior.trunk.{name}": COUNT for name in ("width", "blocks", "history", "model", "heads", "window")},
-            **{f"prior.head.{name}": COUNT for name in ("width", "blocks", "heads", "embed")},
+            **{
+                f"prior.head.{name}": COUNT
+                for name in ("width", "blocks", "heads", "embed", "layers", "kernel", "first")
+            },
+            "prior.head.dropout": Number(least=0, below=1),
         }.items()
     },
 }

@@ -13,6 +13,8 @@ import json
 import logging
 import math
 import os
+import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,32 +34,40 @@ from worldmodel.data.codes import CodeStore, encode_store, fingerprint
 from worldmodel.data.store import EpisodeStore, Split
 from worldmodel.data.windows import Windows
 from worldmodel.errors import ConfigError, DataError, RunError, WorldModelError
+from worldmodel.files import whole
 from worldmodel.nn.precision import resolve_precision
+from worldmodel.priors import Prior
+from worldmodel.priors.gaussian import GaussianPrior
+from worldmodel.priors.scene import Stacked
 from worldmodel.run import (
     CODES,
     METRICS,
     PRIOR,
+    SECOND,
     TOKENIZER,
     build_prior,
+    build_second,
     build_tokenizer,
     check_trained,
     checkpoint_of,
     find_run,
     list_runs,
+    load_autoencoder,
     load_config,
+    load_first,
     load_spec,
-    load_tokenizer,
     new_run,
     resolve_device,
     save_config,
     save_weights,
+    write_text,
 )
 from worldmodel.settings import STAGE
-from worldmodel.tokenizers import Tokenizer
+from worldmodel.tokenizers import VAE, Autoencoder, Tokenizer, require_codes
 from worldmodel.training import hooks as watch
 from worldmodel.training.base import Hook, Objective
 from worldmodel.training.fit import Batches, FitSettings, fit, step_seed, weighted_sum
-from worldmodel.training.objectives import PriorObjective, TokenizerObjective
+from worldmodel.training.objectives import LatentObjective, PriorObjective, SecondObjective, TokenizerObjective
 from worldmodel.training.optim import learning_rate_factor
 from worldmodel.types import Segment, Spec
 
@@ -69,8 +79,9 @@ saves and stops, and the same command goes on. run=name names the run: another n
 settings too: training.tokenizer.steps, training.prior.max_seconds, …; --steps and --minutes are short for them."""
 
 SPLITS: tuple[Split, ...] = ("train", "held_out")
-STAGES = {"tokenizer": TOKENIZER, "prior": PRIOR}
-SHARES = {"tokenizer": 1 / 3, "prior": 2 / 3}  # of --minutes
+STAGES = {"tokenizer": TOKENIZER, "second": SECOND, "prior": PRIOR}
+SHARES = {"tokenizer": 1.0, "second": 1.0, "prior": 2.0}  # of --minutes, in proportion
+FIRST_CODES = "first_codes"
 DRAWS_BATCHES = 1  # parts the seeds of the batches from those of the objective's own noise
 BUDGET = ("steps", "max_seconds", "log_every", "evaluate_every", "evaluate_batches", "checkpoint_seconds")
 """Settings of a stage that may change from one session of a run to the next."""
@@ -79,47 +90,70 @@ BUDGET = ("steps", "max_seconds", "log_every", "evaluate_every", "evaluate_batch
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of this command."""
     parser.add_argument("--stage", choices=(*STAGES, "all"), default="all", help="what to train (default: all)")
+    parser.add_argument(
+        "--tokenizer-of", metavar="RUN", help="take over the trained tokenizer of a run instead of training one"
+    )
     parser.add_argument("--steps", type=int, help="most steps of each stage trained")
     parser.add_argument(
-        "--minutes", type=float, help="time for training: a third for the tokenizer, the rest for the prior"
+        "--minutes", type=float, help="time for training: twice as much for the prior as for each stage before it"
     )
 
 
-def train(config: DictConfig, stage: str = "all") -> Path:
+def train(config: DictConfig, stage: str = "all", tokenizer_of: str | None = None) -> Path:
     """Trains the stages that are not finished and returns the folder of the run.
+
+    ``tokenizer_of``: a run whose trained tokenizer is taken over, so that priors can be compared on the same codes.
 
     Raises :class:`DataError` without data, :class:`ConfigError` for settings that do not fit, :class:`RunError` for a
     damaged or diverged run, and KeyboardInterrupt, with everything saved, when asked to stop.
     """
-    stages = list(STAGES) if stage == "all" else [stage]
+    stages = stages_of(config, stage)
     store = open_store(config)
     fabric = make_fabric(config)
-    rehearse(fabric, config, store.spec)
+    rehearse(fabric, config, store.spec, stages)
     fabric.launch()
-    folder = Path(fabric.broadcast(str(choose_run(config, store.spec, stages)) if fabric.is_global_zero else ""))
+    chosen = str(choose_run(config, store.spec, stages, tokenizer_of)) if fabric.is_global_zero else ""
+    folder = Path(fabric.broadcast(chosen))
     say(fabric, f"run {folder.name}")
     for name in stages:
         if check_trained(folder, STAGES[name]):
-            say(fabric, f"the {name} is trained already; to start another run: run=another-name")
+            say(fabric, f"the {spoken(name)} is trained already; to start another run: run=another-name")
             continue
-        if name == "tokenizer":
-            check_no_orphan(folder)
-        train_stage = train_tokenizer if name == "tokenizer" else train_prior
-        train_stage(fabric, config, store, folder)
+        if name != "prior":
+            check_no_orphan(folder, name)
+        {"tokenizer": train_tokenizer, "second": train_second, "prior": train_prior}[name](
+            fabric, config, store, folder
+        )
         if fabric.is_global_zero:
             plot_metrics(folder)
     say(fabric, f"weights, metrics and curves are in {folder}")
     return folder
 
 
-def check_no_orphan(folder: Path) -> None:
-    """Raises :class:`RunError` when a tokenizer would be trained from the start for a prior that knows other codes."""
-    if not checkpoint_of(folder, TOKENIZER).is_file():
-        for path in (folder / PRIOR, checkpoint_of(folder, PRIOR)):
-            if path.is_file():
-                raise RunError(f"{path} was trained on the codes of {folder / TOKENIZER}, which is missing and has no "
-                               "checkpoint; restore it, or remove the prior too, or start another run: "
-                               "run=another-name")  # fmt: skip
+def stages_of(config: DictConfig, stage: str = "all") -> list[str]:
+    """The stages to train, in order. Raises :class:`ConfigError` for one that these settings do not have."""
+    own = [name for name in STAGES if name != "second" or config.get("second") is not None]
+    if stage != "all" and stage not in own:
+        raise ConfigError(f"these settings have no stage {stage!r}; choose {', '.join(own)}")
+    return own if stage == "all" else [stage]
+
+
+def spoken(stage: str) -> str:
+    """A stage in a sentence."""
+    return "second stage" if stage == "second" else stage
+
+
+def check_no_orphan(folder: Path, stage: str) -> None:
+    """Raises :class:`RunError` when a stage would be trained anew for one behind it that knows other codes."""
+    lost = folder / STAGES[stage]
+    if checkpoint_of(folder, STAGES[stage]).is_file():
+        return
+    behind = (SECOND, PRIOR) if stage == "tokenizer" else (PRIOR,)
+    for path in (where for name in behind for where in (folder / name, checkpoint_of(folder, name))):
+        if path.is_file():
+            raise RunError(f"{path} was trained on the codes of {lost}, which is missing and has no "
+                           "checkpoint; restore it, or remove what was trained behind it, or start another run: "
+                           "run=another-name")  # fmt: skip
 
 
 def open_store(config: DictConfig) -> EpisodeStore:
@@ -146,35 +180,55 @@ def make_fabric(config: DictConfig) -> Fabric:
     return Fabric(accelerator=device.type, devices=devices, num_nodes=everywhere // here, strategy=strategy)
 
 
-def rehearse(fabric: Fabric, config: DictConfig, spec: Spec) -> None:
-    """Builds both models and asks each for the losses of one window, so that what does not work is told at once.
+def rehearse(fabric: Fabric, config: DictConfig, spec: Spec, stages: Sequence[str]) -> None:
+    """Builds the models and asks each for the losses of one window, so that what does not work is told at once.
 
     Neither the whole training of the tokenizer nor the folder of a run should come before a slip in the settings of
-    the prior. Raises :class:`ConfigError`.
+    the prior; but a tokenizer that is trained alone need not have one. Raises :class:`ConfigError`.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         tokenizer = build_tokenizer(config, spec)
-        prior = build_prior(config, spec, tokenizer)
-        for stage, objective in (("tokenizer", TokenizerObjective(tokenizer)), ("prior", PriorObjective(prior))):
+        objectives: dict[str, Objective] = {"tokenizer": TokenizerObjective(tokenizer)}
+        windows = {"tokenizer": blank_window(1, frame_shape=spec.frame_shape)}
+        if (second := build_second(config, tokenizer)) is not None:
+            first = require_codes(tokenizer)
+            objectives["second"] = SecondObjective(second)
+            windows["second"] = blank_window(1, grid=first.grid)
+            tokenizer = Stacked(first, second)
+        if "prior" in stages:
+            prior = build_prior(config, spec, tokenizer)
+            objectives["prior"] = prior_objective(tokenizer, prior)
+            continuous = not isinstance(tokenizer, Tokenizer)
+            shape = {"frame_shape": spec.frame_shape} if continuous else {"grid": tokenizer.grid}
+            windows["prior"] = blank_window(prior.context + 1, **shape)
+        for stage, objective in objectives.items():
             settings = fit_settings(config, stage)
             resolve_precision(settings.precision, fabric.device)
             learning_rate_factor(0, 0.0, settings.warmup_steps, settings.decay)
-            steps = (1, 1 if stage == "tokenizer" else prior.context + 1)
-            nothing = torch.zeros(steps, dtype=torch.bool)
-            window = Segment(
-                actions=torch.zeros(steps, dtype=torch.int64),
-                rewards=torch.zeros(steps),
-                terminated=nothing,
-                truncated=nothing,
-                valid=~nothing,
-                frames=torch.zeros((*steps, *spec.frame_shape), dtype=torch.uint8) if stage == "tokenizer" else None,
-                codes=torch.zeros((*steps, *tokenizer.grid), dtype=torch.int64) if stage == "prior" else None,
-            )
             try:
-                losses = objective.eval()(window, torch.Generator())
+                losses = objective.eval()(windows[stage], torch.Generator())
             except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError) as error:
-                raise ConfigError(f"the {stage} does not work with these settings: {one_line(error)}") from error
+                raise ConfigError(
+                    f"the {spoken(stage)} does not work with these settings: {one_line(error)}"
+                ) from error
             weighted_sum(losses.terms, settings.weights)
+
+
+def blank_window(
+    length: int, frame_shape: tuple[int, ...] | None = None, grid: tuple[int, ...] | None = None
+) -> Segment:
+    """One window of black frames, or of grids of code 0."""
+    steps = (1, length)
+    nothing = torch.zeros(steps, dtype=torch.bool)
+    return Segment(
+        actions=torch.zeros(steps, dtype=torch.int64),
+        rewards=torch.zeros(steps),
+        terminated=nothing,
+        truncated=nothing,
+        valid=~nothing,
+        frames=None if frame_shape is None else torch.zeros((*steps, *frame_shape), dtype=torch.uint8),
+        codes=None if grid is None else torch.zeros((*steps, *grid), dtype=torch.int64),
+    )
 
 
 def say(fabric: Fabric, text: str) -> None:
@@ -183,11 +237,15 @@ def say(fabric: Fabric, text: str) -> None:
         print(text, flush=True)
 
 
-def choose_run(config: DictConfig, spec: Spec, stages: Sequence[str]) -> Path:
+def choose_run(config: DictConfig, spec: Spec, stages: Sequence[str], tokenizer_of: str | None = None) -> Path:
     """The run to go on with, or a new one. A run goes on under the settings it was started with, budgets aside."""
     folder = run_to_go_on_with(config, spec, stages)
+    if tokenizer_of is not None:
+        other = check_same_tokenizer(config, spec, tokenizer_of)
+        folder = new_run(config, spec) if folder is None else folder
+        take_over(other, folder)
     if "tokenizer" not in stages and (folder is None or not (folder / TOKENIZER).is_file()):
-        raise RunError(f"{(folder or Path(config.runs, 'a new run')) / TOKENIZER} is missing, which the prior is "
+        raise RunError(f"{(folder or Path(config.runs, 'a new run')) / TOKENIZER} is missing, which all else is "
                        "built on; train it first: --stage tokenizer, or no --stage at all")  # fmt: skip
     if folder is None:
         return new_run(config, spec)
@@ -197,6 +255,32 @@ def choose_run(config: DictConfig, spec: Spec, stages: Sequence[str]) -> Path:
     assert isinstance(merged, DictConfig)
     save_config(folder, merged)
     return folder
+
+
+def check_same_tokenizer(config: DictConfig, spec: Spec, name: str) -> Path:
+    """The run ``name``, if it has a tokenizer of these settings and data. Raises :class:`ConfigError` if not."""
+    other = find_run(config.runs, name, holding=TOKENIZER)
+    there, here = essence(load_config(other)), essence(config)
+    names = [key for key in {*there, *here} if key.startswith("tokenizer.")]
+    changed = next((key for key in sorted(names) if there.get(key) != here.get(key)), None)
+    if load_spec(other) != spec or changed:
+        why = f"{changed} was {there.get(changed)}, now {here.get(changed)}" if changed else "it knows other data"
+        raise ConfigError(f"the tokenizer of {other.name} cannot be taken over: {why}")
+    if not check_trained(other, TOKENIZER):
+        raise RunError(f"{other} has no trained tokenizer yet")
+    return other
+
+
+def take_over(other: Path, folder: Path) -> None:
+    """Copies the trained tokenizer of another run. Raises :class:`ConfigError` when the run has one of its own."""
+    own, wanted = folder / TOKENIZER, other / TOKENIZER
+    if own.is_file() and own.read_bytes() == wanted.read_bytes():
+        return
+    if own.exists() or checkpoint_of(folder, TOKENIZER).exists():
+        raise ConfigError(f"{folder.name} has a tokenizer of its own; choose another name with run=… to take one over")
+    with whole(own) as part:
+        shutil.copyfile(wanted, part)
+    write_text(folder / "tokenizer_of.txt", f"{TOKENIZER} was trained by the run {other.name}\n")
 
 
 def run_to_go_on_with(config: DictConfig, spec: Spec, stages: Sequence[str]) -> Path | None:
@@ -214,24 +298,33 @@ def run_to_go_on_with(config: DictConfig, spec: Spec, stages: Sequence[str]) -> 
             raise ConfigError(f"the run {config.run!r} was started with other settings ({difference}); choose another "
                               "name with run=…, or the settings it was started with")  # fmt: skip
         return folder
-    if not known:
-        return None
-    folder = find_run(runs)
-    finished = all((folder / STAGES[name]).is_file() for name in stages)
-    if compare(config, spec, folder) or (finished and budgets(config) != budgets(load_config(folder))):
-        return None
-    return folder
+    # Not only the latest: another experiment may have been trained since.
+    alike = [name for name in known if name == known[-1] or re.fullmatch(re.escape(str(config.stem)) + r"-\d+", name)]
+    for name in reversed(alike):
+        folder = runs / name
+        try:
+            other = bool(compare(config, spec, folder))
+        except RunError:
+            if name == known[-1]:
+                raise
+            continue  # an old one that is damaged is nobody's concern
+        if other:
+            continue
+        finished = all((folder / STAGES[stage]).is_file() for stage in stages)
+        return None if finished and budgets(config) != budgets(load_config(folder)) else folder
+    return None
 
 
 def essence(config: DictConfig) -> dict[str, Any]:
     """The settings that make a run what it is, flat: 'training.prior.batch' → 32."""
-    chosen = {key: config.get(key) for key in ("tokenizer", "prior", "training", "seed")}
+    chosen = {key: config.get(key) for key in ("tokenizer", "second", "prior", "seed")}
+    chosen["training"] = {stage: config.training[stage] for stage in stages_of(config)}
     flat = flatten(OmegaConf.to_container(OmegaConf.create(chosen), resolve=True))
     return {key: value for key, value in flat.items() if key.rsplit(".", 1)[-1] not in BUDGET}
 
 
 def budgets(config: DictConfig) -> list[Any]:
-    return [config.training[stage].get(name) for stage in STAGES for name in ("steps", "max_seconds")]
+    return [config.training[stage].get(name) for stage in stages_of(config) for name in ("steps", "max_seconds")]
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -276,23 +369,47 @@ def train_tokenizer(fabric: Fabric, config: DictConfig, store: EpisodeStore, fol
     node = config.training.tokenizer
     torch.manual_seed(config.seed)
     tokenizer = build_tokenizer(config, store.spec)
-    frames = int(store.lengths[store.split("train")].sum())
+    frames = int((store.lengths[store.split("train")] + 1).sum())
     steps_an_epoch = math.ceil(frames / (node.batch * node.length * fabric.world_size))
     objective = TokenizerObjective(tokenizer, window=min(max(steps_an_epoch, 10), 1000))
     windows = {split: Windows(store, split, node.length) for split in SPLITS}
     run_stage(fabric, config, "tokenizer", objective, windows, folder)
 
 
+def train_second(fabric: Fabric, config: DictConfig, store: EpisodeStore, folder: Path) -> None:
+    """Trains the second stage on the codes of the first and writes ``second.safetensors``."""
+    first = require_codes(load_first(folder))
+    codes = encode(fabric, store, first, folder / FIRST_CODES)
+    torch.manual_seed(config.seed)
+    second = build_second(config, first)
+    assert second is not None
+    windows = {split: Windows(codes, split) for split in SPLITS}
+    run_stage(fabric, config, "second", SecondObjective(second), windows, folder)
+
+
 def train_prior(fabric: Fabric, config: DictConfig, store: EpisodeStore, folder: Path) -> None:
-    """Encodes the whole set once, trains the prior on windows of codes and writes ``prior.safetensors``."""
+    """Encodes the whole set once, trains the prior on windows of codes and writes ``prior.safetensors``.
+
+    Latents that are drawn anew at every look, those of a VAE, are not cached: its prior is trained on frames.
+    """
     node = config.training.prior
-    tokenizer = load_tokenizer(folder)
-    codes = encode(fabric, store, tokenizer, folder / CODES)
+    tokenizer = load_autoencoder(folder)
+    source: EpisodeStore | CodeStore = store
+    if isinstance(tokenizer, Tokenizer):
+        source = encode(fabric, store, tokenizer, folder / CODES)
     torch.manual_seed(config.seed)
     prior = build_prior(config, store.spec, tokenizer)
-    objective, lead = PriorObjective(prior), prior.context
-    windows = {split: Windows(codes, split, lead + node.targets, lead) for split in SPLITS}
-    run_stage(fabric, config, "prior", objective, windows, folder)
+    lead = prior.context
+    windows = {split: Windows(source, split, lead + node.targets, lead) for split in SPLITS}
+    run_stage(fabric, config, "prior", prior_objective(tokenizer, prior), windows, folder)
+
+
+def prior_objective(tokenizer: Autoencoder, prior: Prior | GaussianPrior) -> Objective:
+    """What the prior of a tokenizer minimises."""
+    if isinstance(prior, Prior):
+        return PriorObjective(prior)
+    assert isinstance(tokenizer, VAE)  # its constructor has checked it
+    return LatentObjective(tokenizer, prior)
 
 
 def encode(fabric: Fabric, store: EpisodeStore, tokenizer: Tokenizer, folder: Path) -> CodeStore:
@@ -329,8 +446,8 @@ def run_stage(
         prefix = f"{stage}."
         weights = {k.removeprefix(prefix): v for k, v in result.weights.items() if k.startswith(prefix)}
         facts = {"stage": stage, "steps": result.steps, "seconds": round(result.seconds, 1)}
-        if stage == "prior":
-            facts["tokenizer"] = fingerprint(load_tokenizer(folder))  # whose codes it knows
+        if stage != "tokenizer":  # whose codes it knows
+            facts["tokenizer"] = fingerprint(load_first(folder) if stage == "second" else load_autoencoder(folder))
         save_weights(folder / STAGES[stage], weights, facts)
     fabric.barrier()
 
@@ -362,7 +479,7 @@ def plot_metrics(folder: Path) -> None:
 
 def run(args: argparse.Namespace, config: DictConfig) -> None:
     """The command, behind the parsing."""
-    stages = list(STAGES) if args.stage == "all" else [args.stage]
+    stages = stages_of(config, args.stage)
     for flag, value, rule in (("--steps", args.steps, "steps"), ("--minutes", args.minutes, "max_seconds")):
         if value is not None:
             STAGE[rule].check(flag, value)
@@ -370,10 +487,10 @@ def run(args: argparse.Namespace, config: DictConfig) -> None:
         if args.steps is not None:
             config.training[stage].steps = args.steps
         if args.minutes is not None:
-            share = SHARES[stage] if len(stages) > 1 else 1.0
+            share = SHARES[stage] / sum(SHARES[name] for name in stages)
             config.training[stage].max_seconds = 60 * args.minutes * share
     with told_to_torchrun():
-        train(config, args.stage)
+        train(config, args.stage, args.tokenizer_of)
 
 
 @contextlib.contextmanager

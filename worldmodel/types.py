@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # the processes that record episodes need the types of this m
     from torch import Tensor
 
 NO_ACTION = -1
-"""The action of a frame that no known action led to: the first of an episode or of a segment."""
+"""The action of a frame that no known action led to: the first of an episode without a condition, or of a segment."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Spec:
 
     env_id: str  # the gymnasium id, or the name of the source
     frame_shape: tuple[int, ...]  # (C, *size)
-    action_names: tuple[str, ...]  # A names, in the order of the indices
+    action_names: tuple[str, ...]  # A names, in the order of the indices; of images, those of their classes
     rate: float  # frames a second at which the data plays in real time
     env_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)  # plain JSON values
 
@@ -84,10 +84,11 @@ def _checksum(facts: dict[str, Any]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Episode:
-    """One recorded episode of T steps, on the host.
+    """One recorded episode of T steps, on the host. An image is an episode of one frame and no step, T = 0.
 
     ``terminated``: the last step ended in a terminal state of the environment. ``truncated``: it was cut off (time
-    limit, interruption). Both may be false for an episode whose recording simply stopped.
+    limit, interruption). Both may be false for an episode whose recording simply stopped. ``condition``: what led to
+    the first frame, where anything is known of it: the class of an image, the speaker of a recording.
     """
 
     frames: np.ndarray  # (T + 1, C, *size) uint8
@@ -95,6 +96,7 @@ class Episode:
     rewards: np.ndarray  # (T,) float32
     terminated: bool
     truncated: bool
+    condition: int = NO_ACTION  # in [0, A), or NO_ACTION
 
     def __len__(self) -> int:
         return len(self.actions)

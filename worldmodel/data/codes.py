@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from numpy.lib.format import open_memmap
 
 from worldmodel.data.store import EpisodeStore
 from worldmodel.files import as_bytes, replace_text, reserve
-from worldmodel.tokenizers.base import Tokenizer
+from worldmodel.tokenizers.base import Autoencoder, Tokenizer
 from worldmodel.types import to_float
 
 
@@ -85,9 +85,9 @@ def encode_store(
     return CodeStore(store, np.load(folder / "codes.npy", mmap_mode="r"), tokenizer.codes)
 
 
-def fingerprint(tokenizer: Tokenizer) -> str:
+def fingerprint(tokenizer: Autoencoder) -> str:
     """SHA-256 over everything that decides a tokenizer's codes: its class, its sizes and all of its tensors."""
-    digest = hashlib.sha256(f"{type(tokenizer).__name__} {tokenizer.grid} {tokenizer.codes}".encode())
+    digest = hashlib.sha256(f"{type(tokenizer).__name__} {tokenizer.grid} {getattr(tokenizer, 'codes', None)}".encode())
     for name, tensor in sorted(tokenizer.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
@@ -144,20 +144,37 @@ def _encode(
     progress: Callable[[int, int], None] | None,
 ) -> None:
     """Encode whole episodes into their rows, with evaluation-mode statistics."""
-    total = int(sum(store.lengths[index] + 1 for index in episodes))
+    total = int((store.lengths[episodes] + 1).sum())
     done = 0
     training = tokenizer.training
     tokenizer.to(device).eval()
-    starts = _starts(store)
     try:
-        for index in episodes:
-            frames = store.episode(index).frames
-            for at in range(0, len(frames), batch):
-                part = torch.from_numpy(frames[at : at + batch].copy()).to(device, non_blocking=True)
-                codes = tokenizer.encode(to_float(part))
-                out[starts[index] + at : starts[index] + at + len(part)] = codes.cpu().numpy()
-                done += len(part)
-                if progress is not None:
-                    progress(done, total)
+        for rows, frames in _batches(store, episodes, batch):
+            codes = tokenizer.encode(to_float(torch.from_numpy(frames).to(device, non_blocking=True)))
+            out[rows] = codes.cpu().numpy()
+            done += len(rows)
+            if progress is not None:
+                progress(done, total)
     finally:
         tokenizer.train(training)
+
+
+def _batches(store: EpisodeStore, episodes: list[int], batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """All frames of some episodes, ``batch`` at a time over their borders: rows (n,) and frames (n, C, *size)."""
+    starts = _starts(store)
+    rows: list[np.ndarray] = []
+    parts: list[np.ndarray] = []
+    room = batch
+    for index in episodes:
+        frames = store.episode(index).frames
+        at = 0
+        while at < len(frames):
+            part = frames[at : at + room]
+            rows.append(np.arange(starts[index] + at, starts[index] + at + len(part)))
+            parts.append(part)
+            at, room = at + len(part), room - len(part)
+            if not room:
+                yield np.concatenate(rows), np.concatenate(parts)
+                rows, parts, room = [], [], batch
+    if parts:
+        yield np.concatenate(rows), np.concatenate(parts)

@@ -16,16 +16,24 @@ class Entry:
     episode: int  # number of the episode, never given twice
     shard: int
     offset: int  # frames of the shard before this episode's first
-    length: int  # T steps; the shard holds T + 1 frames and records of it
+    length: int  # T steps, 0 for an image; the shard holds T + 1 frames and records of it
     terminated: bool
     truncated: bool
     crc: int  # CRC-32 of the episode's frames, then its records
     held_out: bool  # never trained on; decided once, when the episode is written
+    key: str | None = None  # what its source calls it; none for an episode that was played
 
     @property
     def end(self) -> int:
         """Frames of the shard up to this episode's last, included."""
         return self.offset + self.length + 1
+
+    def to_line(self) -> str:
+        """Inverse of :meth:`from_line`, without a line break."""
+        facts = {name: getattr(self, name) for name in _FIELDS}
+        if self.key is None:
+            del facts["key"]
+        return json.dumps(facts)
 
     @classmethod
     def from_line(cls, line: str) -> Entry:
@@ -33,13 +41,19 @@ class Entry:
         raw = json.loads(line)
         # Stores without this field held out every tenth episode, and runs were trained on the others.
         raw.setdefault("held_out", raw["episode"] % HELD_OUT_EVERY == HELD_OUT_EVERY - 1)
-        entry = cls(**{field.name: raw[field.name] for field in dataclasses.fields(cls)})
+        raw.setdefault("key", None)
+        entry = cls(**{name: raw[name] for name in _FIELDS})
         numbers = (entry.episode, entry.shard, entry.offset, entry.length, entry.crc)
-        if not all(isinstance(number, int) and number >= 0 for number in numbers) or entry.length < 1:
+        if not all(isinstance(number, int) and number >= 0 for number in numbers):
             raise ValueError("a number is missing or negative")
         if not isinstance(entry.held_out, bool):
             raise ValueError("held_out is neither true nor false")
+        if not isinstance(entry.key, (str, type(None))):
+            raise ValueError("the key is no text")
         return entry
+
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(Entry))
 
 
 def parse_index(index: bytes) -> tuple[list[Entry], list[str]]:

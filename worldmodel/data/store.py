@@ -4,17 +4,19 @@ A store is a folder::
 
     spec.json            the Spec of the data
     shard-00000.frames   uint8 frames of all episodes of the shard, one after another: T + 1 of each
-    shard-00000.steps    one record a frame: the action that led to it (-1 at the first) and the reward on arriving
+    shard-00000.steps    one record a frame: the action that led to it and the reward on arriving; at the first frame
+                         the action is the episode's condition, -1 where there is none
     index.jsonl          one line an episode: where it lies, its length, flags and checksum; written last
     damaged.jsonl        index lines that were set aside, with the reason
     lock                 held by the one writer
 
 An episode exists when its index line does. Bytes behind the last indexed episode are the leftover of a crash and are
-overwritten by the next append, so an interruption costs at most the episode then being written.
+overwritten by the next append, so an interruption costs at most the episode, or the batch of them, then being written.
 
-Whether an episode is held out follows from its own checksum, about one in ten, and is written into its line: nothing
-that happens to other episodes moves it, and a copy in another store is held out there too. Only where this would leave
-a store of three episodes or more with none, the one being appended is held out whatever its checksum.
+Whether an episode is held out may be said by its source. Else it follows from its own checksum, about one in ten, and
+is written into its line: nothing that happens to other episodes moves it, and a copy in another store is held out there
+too. Only where this would leave a store of three episodes or more with none, the one being appended is held out
+whatever its checksum.
 """
 
 from __future__ import annotations
@@ -24,20 +26,19 @@ import dataclasses
 import json
 import logging
 import os
-import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Literal
+from typing import IO, Literal
 
 import numpy as np
 
 from worldmodel.data.index import HELD_OUT_EVERY, Entry, parse_index
+from worldmodel.data.records import STEP, Item, check_fits, checksum, joined, short, to_records
 from worldmodel.errors import DataError
-from worldmodel.files import append_line, as_bytes, replace_text, take_lock, write_at
-from worldmodel.types import NO_ACTION, Episode, Spec
+from worldmodel.files import append_line, replace_text, take_lock, write_at
+from worldmodel.types import Episode, Spec
 
-STEP = np.dtype([("action", "<i4"), ("reward", "<f4")])
 SHARD_BYTES = 512 * 2**20
 ASIDE = "damaged.jsonl"
 MOST_NAMED = 10  # damaged episodes at once, one line each; a lost shard may hold a thousand
@@ -121,6 +122,16 @@ class EpisodeStore:
         return sum(entry.length for entry in self.entries)
 
     @property
+    def frames(self) -> int:
+        """Frames in all episodes together."""
+        return self.steps + len(self)
+
+    @property
+    def keys(self) -> set[str]:
+        """What the sources of the episodes call them; those that were played have no key."""
+        return {entry.key for entry in self.entries if entry.key is not None}
+
+    @property
     def next_number(self) -> int:
         """The number that the next appended episode gets; counts damaged ones too."""
         return self._next_number
@@ -143,7 +154,7 @@ class EpisodeStore:
         entry = self.entries[index]
         frames, records = self.read(index, 0, entry.length + 1)
         if entry not in self._sound:
-            if _checksum(frames, records) != entry.crc:
+            if checksum(frames, records) != entry.crc:
                 raise DataError(
                     f"{self._describe(entry)} is damaged (wrong checksum); EpisodeStore.verify sets it aside"
                 )
@@ -154,6 +165,7 @@ class EpisodeStore:
             rewards=records["reward"][1:].copy(),
             terminated=entry.terminated,
             truncated=entry.truncated,
+            condition=int(records["action"][0]),
         )
 
     def read(self, index: int, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
@@ -168,38 +180,58 @@ class EpisodeStore:
         part = slice(entry.offset + first, entry.offset + last)
         return maps[0][part], maps[1][part]
 
-    def append(self, episode: Episode) -> int:
-        """Write one episode; returns its index. After any error nothing earlier is lost and appending may go on.
+    def append(self, episode: Episode, held_out: bool | None = None, key: str | None = None) -> int:
+        """Write one episode; returns its index. Raises as :meth:`extend` does, whose batch of one it is."""
+        return self.extend([Item(episode, held_out, key)])[0]
 
-        Raises :class:`DataError` for an episode that does not fit the Spec, OSError as the system raises it.
+    def extend(self, items: Sequence[Item]) -> range:
+        """Write a batch of episodes, as fast as the disk takes their bytes; returns their indices.
+
+        An interruption costs at most the batch. After any error nothing earlier is lost and appending may go on.
+        Raises :class:`DataError`, before anything is written, for an episode that does not fit the Spec; OSError as the
+        system raises it.
         """
         if self._lock is None:
             raise DataError(f"{self.path} is open for reading; EpisodeStore.writer opens it for writing")
-        _check_fits(episode, self.spec)
-        length = len(episode)
-        frames = np.ascontiguousarray(episode.frames)
-        records = np.empty(length + 1, STEP)
-        records["action"] = np.concatenate([[NO_ACTION], episode.actions])
-        records["reward"] = np.concatenate([[0.0], episode.rewards])
-        shard, offset = self._place(frames.nbytes)
-        write_at(self._file(shard, "frames"), offset * self._frame_bytes, frames)
-        write_at(self._file(shard, "steps"), offset * STEP.itemsize, records)
-        crc = _checksum(frames, records)
-        entry = Entry(
-            episode=self._next_number,
-            shard=shard,
-            offset=offset,
-            length=length,
-            terminated=episode.terminated,
-            truncated=episode.truncated,
-            crc=crc,
-            held_out=crc % HELD_OUT_EVERY == 0 or self._lacks_held_out(),
-        )
-        append_line(self.path / "index.jsonl", json.dumps(dataclasses.asdict(entry)))
+        for item in items:
+            check_fits(item.episode, self.spec)
+        before = len(self)
+        while rest := items[len(self) - before :]:
+            shard, offset = self._place(rest[0].episode.frames.nbytes)
+            ends = offset * self._frame_bytes + np.cumsum([item.episode.frames.nbytes for item in rest])
+            self._write(rest[: max(1, int(np.searchsorted(ends, SHARD_BYTES, side="right")))], shard, offset)
+        return range(before, len(self))
+
+    def _write(self, items: Sequence[Item], shard: int, offset: int) -> None:
+        """Frames, then records, then index lines of episodes that lie one behind another in a shard."""
+        frames = [np.ascontiguousarray(item.episode.frames) for item in items]
+        records = [to_records(item.episode) for item in items]
+        crcs = [checksum(*parts) for parts in zip(frames, records, strict=True)]
+        entries: list[Entry] = []
+        any_held_out = any(entry.held_out for entry in self.entries)
+        for item, crc in zip(items, crcs, strict=True):
+            count = len(self) + len(entries) + 1
+            lacking = count >= HELD_OUT_FROM and not any_held_out
+            held_out = crc % HELD_OUT_EVERY == 0 or lacking if item.held_out is None else item.held_out
+            any_held_out |= held_out
+            entry = Entry(
+                episode=self._next_number + len(entries),
+                shard=shard,
+                offset=entries[-1].end if entries else offset,
+                length=len(item.episode),
+                terminated=item.episode.terminated,
+                truncated=item.episode.truncated,
+                crc=crc,
+                held_out=held_out,
+                key=item.key,
+            )
+            entries.append(entry)
+        write_at(self._file(shard, "frames"), offset * self._frame_bytes, joined(frames))
+        write_at(self._file(shard, "steps"), offset * STEP.itemsize, joined(records))
+        append_line(self.path / "index.jsonl", "\n".join(entry.to_line() for entry in entries))
         self._maps.pop(shard, None)  # an older map may cover bytes that were a crash's leftover until now
-        self.entries.append(entry)
-        self._next_number += 1
-        return len(self) - 1
+        self.entries += entries
+        self._next_number += len(entries)
 
     def verify(self, indices: Sequence[int] | None = None) -> list[str]:
         """Check sizes and checksums, of all episodes or of some; set the damaged ones aside.
@@ -207,12 +239,12 @@ class EpisodeStore:
         Returns a line for each, none if all is well. The indices of the episodes behind a damaged one move up. It reads
         at the speed of the disk; commands that go through a whole store do so first.
         """
-        found: dict[Entry, str] = {}
-        for index in range(len(self)) if indices is None else indices:
+        wanted = range(len(self)) if indices is None else indices
+        found = self._missing(self.entries[index] for index in wanted)
+        for index in wanted:
             entry = self.entries[index]
             self._sound.discard(entry)
-            if reason := self._missing(entry):
-                found[entry] = reason
+            if entry in found:
                 continue
             try:
                 self.episode(index)
@@ -252,18 +284,22 @@ class EpisodeStore:
         lost = len(aside.read_bytes().splitlines()) if aside.exists() else 0
         known = max((entry.episode + 1 for entry in self.entries), default=0)
         self._next_number = max(known, len(self.entries) + len(unreadable) + lost)
-        found = {entry: reason for entry in self.entries if (reason := self._missing(entry))}
-        self._set_aside(found, len(unreadable))
+        self._set_aside(self._missing(self.entries), len(unreadable))
 
-    def _missing(self, entry: Entry) -> str | None:
-        """Why the bytes of an entry cannot be read, from the sizes of its files alone; None if they are there."""
-        for kind, size in (("frames", self._frame_bytes), ("steps", STEP.itemsize)):
-            file = self._file(entry.shard, kind)
-            if not file.exists():
-                return f"{file.name} is missing"
-            if file.stat().st_size < entry.end * size:
-                return f"{file.name} is cut off"
-        return None
+    def _missing(self, entries: Iterable[Entry]) -> dict[Entry, str]:
+        """Those whose bytes are not all there, and why, from the sizes of their files alone: one look at each file."""
+        found: dict[Entry, str] = {}
+        frames: dict[tuple[int, str], int] = {}  # how many are whole in each file; -1 where there is none
+        sizes = {"frames": self._frame_bytes, "steps": STEP.itemsize}
+        for entry in entries:
+            for kind, size in sizes.items():
+                if (place := (entry.shard, kind)) not in frames:
+                    file = self._file(*place)
+                    frames[place] = file.stat().st_size // size if file.exists() else -1
+                if frames[place] < entry.end:
+                    how = "missing" if frames[place] < 0 else "cut off"
+                    found.setdefault(entry, f"{self._file(*place).name} is {how}")
+        return found
 
     def _set_aside(self, found: dict[Entry, str], unreadable: int) -> None:
         """Leave damaged entries out, say so, and move their lines to damaged.jsonl where the folder lets us."""
@@ -298,12 +334,8 @@ class EpisodeStore:
         lines += [json.dumps({"line": line, "reason": "unreadable"}) for line in unreadable]
         if lines:
             append_line(self.path / ASIDE, "\n".join(lines))
-            kept = [json.dumps(dataclasses.asdict(entry)) + "\n" for entry in entries if entry not in found]
+            kept = [entry.to_line() + "\n" for entry in entries if entry not in found]
             replace_text(index, "".join(kept))
-
-    def _lacks_held_out(self) -> bool:
-        """Whether the next episode has to be held out, because none is."""
-        return len(self) + 1 >= HELD_OUT_FROM and not any(entry.held_out for entry in self.entries)
 
     def _place(self, size: int) -> tuple[int, int]:
         """Shard and offset (in frames) for ``size`` bytes of frames: behind the last episode, or in a new shard."""
@@ -334,29 +366,5 @@ def _check_same(path: Path, there: Spec, wanted: Spec) -> None:
         old, new = (json.loads(spec.to_json())[field.name] for spec in (there, wanted))
         if old != new:
             raise DataError(
-                f"{path} holds data with {field.name} {_short(old)}, not {_short(new)}; "
-                "choose another folder with data=…"
+                f"{path} holds data with {field.name} {short(old)}, not {short(new)}; choose another folder with data=…"
             )
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 120 else text[:117] + "…"
-
-
-def _check_fits(episode: Episode, spec: Spec) -> None:
-    length = len(episode)
-    expected = (length + 1, *spec.frame_shape)
-    if length < 1 or episode.frames.shape != expected or episode.frames.dtype != np.uint8:
-        raise DataError(
-            f"an episode of {length} steps needs uint8 frames {expected} and at least one step; "
-            f"got {episode.frames.dtype} {episode.frames.shape}"
-        )
-    if len(episode.rewards) != length:
-        raise DataError(f"an episode of {length} steps has {len(episode.rewards)} rewards")
-    if episode.actions.min() < 0 or episode.actions.max() >= len(spec.action_names):
-        raise DataError(f"actions must be in [0, {len(spec.action_names)}), one of {', '.join(spec.action_names)}")
-
-
-def _checksum(frames: np.ndarray, records: np.ndarray) -> int:
-    return zlib.crc32(as_bytes(records), zlib.crc32(as_bytes(frames)))

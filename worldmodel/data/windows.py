@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldmodel.data.store import STEP, EpisodeStore, Split
+from worldmodel.data.records import STEP
+from worldmodel.data.store import EpisodeStore, Split
 from worldmodel.errors import DataError
 from worldmodel.types import NO_ACTION, Segment
 
@@ -26,9 +27,9 @@ class Windows:
     """Windows of ``length`` frames over some episodes of a store, or over its cached codes.
 
     ``episodes`` is a split's name or the indices of episodes. ``lead``: leading frames of a window that are only looked
-    back at; near the beginning of an episode they are missing, and padding stands in their place. The actions and
-    rewards of all frames are held in memory (13 bytes a frame); of the frames themselves only those of the windows are
-    read.
+    back at; near the beginning of an episode they are missing, and padding stands in their place. The action of an
+    episode's first frame is its condition: the class of an image. The actions and rewards of all frames are held in
+    memory (14 bytes a frame); of the frames themselves only those of the windows are read.
     """
 
     def __init__(
@@ -52,11 +53,15 @@ class Windows:
         steps = np.concatenate([np.empty(0, STEP), *records])
         self._actions = torch.from_numpy(steps["action"].astype(np.int64))
         self._rewards = torch.from_numpy(steps["reward"].copy())
-        self._terminated = torch.zeros(len(steps), dtype=torch.bool)
-        self._truncated = torch.zeros(len(steps), dtype=torch.bool)
-        for last, episode in zip(self._first[1:] - 1, self.episodes, strict=True):
-            self._terminated[last] = self.store.entries[episode].terminated
-            self._truncated[last] = self.store.entries[episode].truncated
+        entries = [self.store.entries[episode] for episode in self.episodes]
+        self._terminated = self._at_the_end([entry.terminated for entry in entries])
+        self._truncated = self._at_the_end([entry.truncated for entry in entries])
+
+    def _at_the_end(self, flags: list[bool]) -> Tensor:
+        """A flag of each episode (n,) → one of each frame, false for all but the last of an episode."""
+        frames = np.zeros(len(self), bool)
+        frames[self._first[1:] - 1] = flags
+        return torch.from_numpy(frames)
 
     def __len__(self) -> int:
         """Frames in all episodes together."""

@@ -109,10 +109,10 @@ def _events_line(events: dict[str, Any] | None) -> str:
     )
 
 
-def table(found: dict[str, Any]) -> Group:
-    """The same lines for a terminal, a borderless table for each section: 80 columns are enough."""
+def table(found: dict[str, Any], lines: Sequence[tuple[str, str]] | None = None) -> Group:
+    """Lines (default: those of :func:`rows`) for a terminal, a borderless table for each section: 80 columns do."""
     parts: list[Table] = []
-    for name, value in rows(found):
+    for name, value in rows(found) if lines is None else lines:
         if not value:
             title = Text(name, style="bold")
             parts.append(Table(title=title, title_justify="left", box=None, show_header=False, pad_edge=False))
@@ -150,13 +150,13 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def page(found: dict[str, Any], pictures: dict[str, Path]) -> str:
-    """One HTML file without outside references: the table, the pictures, the definitions."""
-    lines = "".join(
+def page(found: dict[str, Any], pictures: dict[str, Path], lines: Sequence[tuple[str, str]] | None = None) -> str:
+    """One HTML file without outside references: the table (default: :func:`rows`), the pictures, the definitions."""
+    cells = "".join(
         f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>"
         if value
         else f'<tr><th colspan="2">{html.escape(name)}</th></tr>'
-        for name, value in rows(found)
+        for name, value in (rows(found) if lines is None else lines)
     )
     images = "".join(
         f'<h2>{html.escape(title)}</h2><img alt="{html.escape(title)}" '
@@ -178,7 +178,7 @@ th {{ padding-top: .8rem }} td + td {{ font-family: ui-monospace, monospace; whi
 dt {{ font-weight: 600 }} .about {{ color: #666 }}
 </style>
 <h1>{title}</h1><p class="about">{about}</p>
-<table>{lines}</table>{images}<h2>What the figures mean</h2><dl>{meaning}</dl></html>
+<table>{cells}</table>{images}<h2>What the figures mean</h2><dl>{meaning}</dl></html>
 """
 
 

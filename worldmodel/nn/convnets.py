@@ -54,19 +54,24 @@ class ConvEncoder(nn.Module):
 class ConvDecoder(nn.Module):
     """(B, width_in, *grid) → (B, channels, *grid · 2**len(widths)); mirrors :class:`ConvEncoder`.
 
-    ``widths`` are the encoder's, in the encoder's order.
+    ``widths`` are the encoder's, in the encoder's order. With ``outputs``, of which a distribution needs many for each
+    place, the last transposed convolution gives widths[0] channels, and a 1-wide convolution behind a ReLU makes
+    (B, outputs, *size) of them.
     """
 
-    def __init__(self, rank: int, width_in: int, channels: int, widths: Sequence[int], blocks: int):
+    def __init__(
+        self, rank: int, width_in: int, channels: int, widths: Sequence[int], blocks: int, outputs: int | None = None
+    ):
         super().__init__()
         top = widths[-1]
         self.enter = CONV[rank](width_in, top, 3, padding=1)
         self.blocks = nn.ModuleList(ResidualBlock(rank, top, top) for _ in range(blocks))
-        outs = [*reversed(widths[:-1]), channels]
+        outs = [*reversed(widths[:-1]), channels if outputs is None else widths[0]]
         ins = list(reversed(widths))
         self.up = nn.ModuleList(
             CONV_TRANSPOSE[rank](i, o, 4, stride=2, padding=1) for i, o in zip(ins, outs, strict=True)
         )
+        self.leave = None if outputs is None else CONV[rank](widths[0], outputs, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.enter(x)
@@ -74,4 +79,4 @@ class ConvDecoder(nn.Module):
             x = block(x)
         for conv in self.up:
             x = conv(F.relu(x))
-        return x
+        return x if self.leave is None else self.leave(F.relu(x))

@@ -1,15 +1,21 @@
 """Priors over grids of codes: trunk, head, outcomes, samplers."""
 
 from worldmodel.priors.base import Head, PriorOutput, PriorState, Step, Trunk
+from worldmodel.priors.condition import ConditionTrunk
 from worldmodel.priors.conv_trunk import ConvTrunk
 from worldmodel.priors.head import TransformerHead
+from worldmodel.priors.pixelcnn import PixelCNNHead
+from worldmodel.priors.pixels import PixelCNNLikelihood
 from worldmodel.priors.prior import Prior
 from worldmodel.priors.sampling import Ancestral, Predictive, Sampler, make_sampler
 
 __all__ = [
     "Ancestral",
+    "ConditionTrunk",
     "ConvTrunk",
     "Head",
+    "PixelCNNHead",
+    "PixelCNNLikelihood",
     "Predictive",
     "Prior",
     "PriorOutput",

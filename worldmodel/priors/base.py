@@ -20,6 +20,7 @@ class Trunk(nn.Module, abc.ABC):
     """
 
     width: int  # of a context vector
+    remembers: bool = True  # whether past grids matter; the frames of a trunk without a past stand on their own
 
     @abc.abstractmethod
     def forward(self, previous: Tensor, actions: Tensor, first: int = 0) -> Tensor:
@@ -49,9 +50,11 @@ class Head(nn.Module, abc.ABC):
     ``start … stop − 1`` behind a verified prefix, of which the state holds what the head makes of it.
     """
 
+    takes_levels: bool = False  # it draws several grids, and is constructed with their shapes as ``levels``
     order: Tensor
     groups: list[int]  # sizes, Σ = N: runs of positions that do not look at each other, so that one pass may draw a run
     vectors: Tensor  # (K, D) float, where the codes lie: centred, mean squared length 1
+    stepwise: bool = False  # whether one position alone costs so little beside all that, on a CPU, no guess pays off
 
     @abc.abstractmethod
     def forward(self, codes: Tensor, contexts: Tensor) -> Tensor:
@@ -81,8 +84,8 @@ class Head(nn.Module, abc.ABC):
 class PriorOutput(NamedTuple):
     logits: Tensor  # (B, T, N, K)
     forecast: Tensor  # (B, T, N, K), every code on its own
-    rewards: Tensor  # (B, T, bins): logits of the two-hot reward
-    ends: Tensor  # (B, T): logit of the episode's termination at the frame
+    rewards: Tensor | None  # (B, T, bins): logits of the two-hot reward; None for a prior without outcomes
+    ends: Tensor | None  # (B, T): logit of the episode's termination at the frame; None for a prior without outcomes
 
 
 class Step(NamedTuple):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from worldmodel.errors import ConfigError
 from worldmodel.priors.base import Head, PriorOutput, PriorState, Step, Trunk, grid_size
 from worldmodel.priors.outcomes import OutcomeHead
 from worldmodel.priors.sampling import Sampler
@@ -27,6 +29,7 @@ class Prior(nn.Module):
             may start from fewer frames than ``context``.
         corrupt: largest share of the seen codes of a training segment that are replaced by random ones (each segment
             draws its share from 0 to this), so that a dream survives its own mistakes; 0 for none.
+        outcomes: whether frames have rewards and ends. Without, none are learnt, and a step's are zeros.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class Prior(nn.Module):
         context: int = 1,
         forget: float = 0.0,
         corrupt: float = 0.0,
+        outcomes: bool = True,
     ):
         super().__init__()
         self.grid, self.codes, self.actions, self.context = tokenizer.grid, tokenizer.codes, actions, context
@@ -45,9 +49,14 @@ class Prior(nn.Module):
         self.positions = grid_size(self.grid)
         codebook = tokenizer.codebook()
         self.trunk = trunk(grid=self.grid, codebook=codebook, actions=actions)
-        self.head = head(grid=self.grid, codebook=codebook, context_width=self.trunk.width)
+        if len(tokenizer.levels) > 1 and not getattr(getattr(head, "func", head), "takes_levels", False):
+            raise ConfigError(
+                "this tokenizer makes several grids; choose a prior with a head for each: prior=hierarchy"
+            )
+        levels = {"levels": tokenizer.levels} if len(tokenizer.levels) > 1 else {}
+        self.head = head(grid=self.grid, codebook=codebook, context_width=self.trunk.width, **levels)
         self.register_buffer("place", self.head.order.argsort(), persistent=False)  # of a raster index in that order
-        self.outcomes = OutcomeHead(codebook, self.positions, self.trunk.width)
+        self.outcomes = OutcomeHead(codebook, self.positions, self.trunk.width) if outcomes else None
 
     place: Tensor
 
@@ -61,10 +70,12 @@ class Prior(nn.Module):
         batch = codes.shape[:2]
         contexts = self.contexts(codes, actions).flatten(0, 1)
         flat = codes.flatten(2).flatten(0, 1)
+        logits = self.head(flat[:, self.head.order], contexts[:, self.head.order])[:, self.place].unflatten(0, batch)
+        forecast = self.head.forecast(contexts).unflatten(0, batch)
+        if self.outcomes is None:
+            return PriorOutput(logits, forecast, None, None)
         rewards, ends = self.outcomes(contexts, flat)
-        logits = self.head(flat[:, self.head.order], contexts[:, self.head.order])[:, self.place]
-        parts = logits, self.head.forecast(contexts), rewards, ends
-        return PriorOutput(*(part.unflatten(0, batch) for part in parts))
+        return PriorOutput(logits, forecast, rewards.unflatten(0, batch), ends.unflatten(0, batch))
 
     def log_likelihood(self, codes: Tensor, actions: Tensor) -> Tensor:
         """Exact log p(grid t | grids < t, actions ≤ t) in nats, (B, T)."""
@@ -72,7 +83,10 @@ class Prior(nn.Module):
         return -nats(logits, codes.flatten(2)).sum(-1)
 
     def predict_outcomes(self, codes: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Expected reward and probability of termination at every frame, both (B, T) float32."""
+        """Expected reward and probability of an end at every frame, both (B, T) float32; zeros without outcomes."""
+        if self.outcomes is None:
+            nothing = torch.zeros(actions.shape, device=actions.device)
+            return nothing, nothing.clone()
         contexts = self.contexts(codes, actions).flatten(0, 1)
         rewards, ends = self.outcomes(contexts, codes.flatten(2).flatten(0, 1))
         expected = self.outcomes.expected_reward(rewards)
@@ -84,7 +98,7 @@ class Prior(nn.Module):
         """Terms to minimise and figures to report; steps before ``context`` and padding do not count.
 
         Terms: ``codes`` (nats per code), ``forecast`` (nats per code of the independent guess), ``reward`` and ``end``
-        (cross-entropies, nats per frame). Metrics: ``bits_per_frame``, ``bits_per_code``.
+        (cross-entropies, nats per frame; not without outcomes). Metrics: ``bits_per_frame``, ``bits_per_code``.
         """
         if segment.codes is None:
             raise ValueError("the prior is trained on segments of codes, not of frames")
@@ -98,12 +112,12 @@ class Prior(nn.Module):
         ordered = target[:, self.head.order]
         code = nats(self.head(ordered, contexts[:, self.head.order]), ordered).mean(-1) @ weight
         guess = nats(self.head.forecast(contexts), target).mean(-1) @ weight
-        outcome = self.outcomes(contexts, target)
-        reward, end = self.outcomes.losses(
-            outcome, segment.rewards[:, first:].flatten(), segment.terminated[:, first:].flatten()
-        )
-        bits = code.detach() / torch.log(torch.tensor(2.0))
-        terms = {"codes": code, "forecast": guess, "reward": reward @ weight, "end": end @ weight}
+        terms = {"codes": code, "forecast": guess}
+        if self.outcomes is not None:
+            facts = segment.rewards[:, first:].flatten(), segment.terminated[:, first:].flatten()
+            reward, end = self.outcomes.losses(self.outcomes(contexts, target), *facts)
+            terms |= {"reward": reward @ weight, "end": end @ weight}
+        bits = code.detach() / math.log(2)
         return terms, {"bits_per_code": bits, "bits_per_frame": bits * self.positions}
 
     def _corrupt(self, codes: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -149,8 +163,11 @@ class Prior(nn.Module):
         contexts = contexts.to(self.head_dtype)  # the trunk may run in bfloat16; the head decides on codes and does not
         codes, passes = sampler.sample(self.head, contexts[:, self.head.order], generator)
         codes = codes[:, self.place]
-        rewards, ends = self.outcomes(contexts, codes)
         grids = codes.unflatten(1, self.grid)
+        if self.outcomes is None:
+            nothing = torch.zeros(len(codes), device=codes.device)
+            return Step(grids, nothing, nothing.clone(), passes), PriorState(trunk, grids)
+        rewards, ends = self.outcomes(contexts, codes)
         step = Step(grids, self.outcomes.expected_reward(rewards), ends.sigmoid(), passes)
         return step, PriorState(trunk, grids)
 

@@ -190,15 +190,16 @@ class Predictive(Sampler):
 
 
 class Automatic(Sampler):
-    """The faster one: predictive for small batches on a CPU, ancestral elsewhere. The samples are the same."""
+    """The faster one: predictive for small batches on a CPU, unless the head is made to go step by step; ancestral
+    elsewhere. The samples are the same."""
 
     def __init__(self, temperature: float = 1.0, top_k: int | None = None):
         super().__init__(temperature, top_k)
         self.few, self.many = Predictive(temperature, top_k), Ancestral(temperature, top_k)
 
     def run(self, head: Head, contexts: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        pays_off = contexts.device.type == "cpu" and len(head.groups) >= PAYS_OFF * len(contexts)
-        return (self.few if pays_off else self.many).run(head, contexts, noise)
+        few = contexts.device.type == "cpu" and len(head.groups) >= PAYS_OFF * len(contexts)
+        return (self.few if few and not head.stepwise else self.many).run(head, contexts, noise)
 
 
 SAMPLERS: dict[str, type[Sampler]] = {"auto": Automatic, "ancestral": Ancestral, "predictive": Predictive}

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from worldmodel.priors import Prior
+from worldmodel.priors.gaussian import GaussianPrior
+from worldmodel.priors.scene import GridVQVAE
 from worldmodel.quantizers import all_reduce
-from worldmodel.tokenizers import Tokenizer
+from worldmodel.tokenizers import VAE, Autoencoder, Tokenizer
 from worldmodel.training.base import Losses, Objective
 from worldmodel.types import Segment, to_float
 
@@ -17,16 +21,21 @@ class TokenizerObjective(Objective):
 
     Metrics: ``psnr`` in dB (peak 2: frames span [-1, 1]); in training also ``usage`` (the share of codes used) and
     ``perplexity`` (exp of the codes' entropy in nats) over the last ``window`` steps of all processes, about an epoch.
+    Where there are several codebooks, of slots or of levels, both are means over them. With an exact likelihood also
+    ``bits_per_dim``: the negative bound as trained, the cost of the latents with it, in bits per sub-pixel.
     """
 
-    headline = ("psnr", "usage")
+    headline = ("psnr", "bits_per_dim", "usage")
     counters = ("history", "slot")  # their size follows that of the data, which may have grown or lost an episode
 
-    def __init__(self, tokenizer: Tokenizer, window: int = 100):
+    def __init__(self, tokenizer: Autoencoder, window: int = 100):
         super().__init__()
         self.tokenizer = tokenizer
-        self.register_buffer("history", torch.zeros(window, tokenizer.codes, dtype=torch.int32))  # uses in each step
-        self.register_buffer("slot", torch.zeros((), dtype=torch.int64))  # the oldest row of history
+        if isinstance(tokenizer, Tokenizer):
+            books = len(tokenizer.books(torch.zeros((1, *tokenizer.grid))))
+            uses = torch.zeros((window, books, tokenizer.codes), dtype=torch.int32)
+            self.register_buffer("history", uses)  # in each step
+            self.register_buffer("slot", torch.zeros((), dtype=torch.int64))  # the oldest row of history
 
     history: Tensor
     slot: Tensor
@@ -38,18 +47,65 @@ class TokenizerObjective(Objective):
         result = self.tokenizer(frames, generator)
         error = (result.frames.detach().clamp(-1, 1) - frames).square().mean()
         metrics = {"psnr": -10 * torch.log10(error.clamp(min=1e-10) / 4)}
-        if self.training:
+        if result.nats is not None:
+            metrics["bits_per_dim"] = result.nats / math.log(2)
+        if self.training and result.codes is not None:
             metrics |= self._usage(result.codes)
         return Losses(result.losses, metrics)
 
     @torch.no_grad()
     def _usage(self, codes: Tensor) -> dict[str, Tensor]:
-        counts = torch.bincount(codes.flatten(), minlength=self.tokenizer.codes).to(torch.int32)
+        assert isinstance(self.tokenizer, Tokenizer)
+        vocabulary = self.history.shape[-1]
+        found = [torch.bincount(part.flatten(), minlength=vocabulary) for part in self.tokenizer.books(codes)]
+        counts = torch.stack(found).to(torch.int32)
         self.history.index_copy_(0, self.slot[None], all_reduce(counts)[None])
         self.slot.copy_((self.slot + 1) % len(self.history))
         uses = self.history.sum(0, dtype=torch.float64)
-        entropy = torch.special.entr(uses / uses.sum()).sum()
-        return {"usage": (uses > 0).double().mean(), "perplexity": entropy.exp()}
+        entropy = torch.special.entr(uses / uses.sum(-1, keepdim=True)).sum(-1)
+        return {"usage": (uses > 0).double().mean(), "perplexity": entropy.exp().mean()}
+
+
+class SecondObjective(Objective):
+    """The terms of a second stage for the grids of codes of a first. Metric: ``bits_per_frame``, those of its own few
+    codes included."""
+
+    headline = ("bits_per_frame",)
+
+    def __init__(self, second: GridVQVAE):
+        super().__init__()
+        self.second = second
+
+    def forward(self, batch: Segment, generator: torch.Generator) -> Losses:
+        if batch.codes is None:
+            raise ValueError("a second stage is trained on codes, not on frames")
+        grids = batch.codes[batch.valid]
+        terms, _ = self.second(grids, generator)
+        own = math.prod(self.second.grid) * math.log2(self.second.codes)
+        bits = terms["grid"].detach() * grids[0].numel() / math.log(2) + own
+        return Losses(terms, {"bits_per_frame": bits})
+
+
+class LatentObjective(Objective):
+    """The terms of a learned prior for latents that a trained VAE draws for the frames of a segment.
+
+    The VAE stays as it is: it is no part of what is trained or saved.
+    """
+
+    headline = ("bits_per_frame",)
+
+    def __init__(self, model: VAE, prior: GaussianPrior):
+        super().__init__()
+        self.prior = prior
+        self._model = (model,)  # in a tuple, where PyTorch does not look for parameters
+
+    def forward(self, batch: Segment, generator: torch.Generator) -> Losses:
+        if batch.frames is None:
+            raise ValueError("the prior of a VAE is trained on frames; this segment has codes only")
+        frames, model = to_float(batch.frames[batch.valid]), self._model[0].to(batch.frames.device)
+        with torch.no_grad():
+            latents = model.posterior(frames).sample(generator)
+        return Losses(*self.prior.losses(latents, batch.actions[batch.valid]))
 
 
 class PriorObjective(Objective):

@@ -1,61 +1,29 @@
-"""Quantisers: vectors on the last axis → integer codes and back, with a straight-through gradient.
-
-Everything in front of the last axis is batch, so the same module serves grids of any rank.
-"""
+"""The vector quantiser of the VQ-VAE: the nearest vector of a learnt codebook."""
 
 from __future__ import annotations
 
-import abc
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-CHUNK = 2048  # rows of the distance matrix that are in memory at a time
+from worldmodel.quantizers.base import Quantized, Quantizer
+from worldmodel.quantizers.processes import all_reduce, broadcast_first
+
+AT_A_TIME = 2**22  # distances that are in memory at a time, 16 MiB
 
 
-class Quantized(NamedTuple):
-    """What a quantiser returns; D is the width, K the number of codes."""
-
-    vectors: Tensor  # (..., D), the chosen code vectors, gradients straight through to the input
-    codes: Tensor  # (...) int64 in [0, K)
-    losses: dict[str, Tensor]  # named scalar terms, e.g. "commitment"
-
-
-class Quantizer(nn.Module, abc.ABC):
-    """Interface of all quantisers. They compute in float32 whatever the precision around them."""
-
-    keep_float32 = True  # read by the training loop: parameters and buffers are never cast
-    codes: int  # K
-    width: int  # D
-
-    @abc.abstractmethod
-    def forward(self, vectors: Tensor, generator: torch.Generator | None = None) -> Quantized:
-        """(..., D) → :class:`Quantized`; in training mode it may also update its codebook."""
-
-    @abc.abstractmethod
-    def encode(self, vectors: Tensor) -> Tensor:
-        """(..., D) → codes (...) int64, no side effect."""
-
-    @abc.abstractmethod
-    def lookup(self, codes: Tensor) -> Tensor:
-        """Codes (...) → vectors (..., D) float32."""
-
-    def codebook(self) -> Tensor:
-        """All vectors, (K, D). Beware of implicit codebooks with very many codes."""
-        return self.lookup(torch.arange(self.codes, device=next(self.buffers()).device))
-
-
+@torch.no_grad()
 def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
     """Index (M,) of the nearest row of ``codebook`` (K, D) for each row of ``vectors`` (M, D).
 
     Computed in float32 whatever the inputs, under autocast too. The mean of the codebook is subtracted from both first:
-    with a common offset the expanded square ‖e‖²/2 − z·e loses the digits that decide. Chunks keep the M×K matrix out
-    of memory.
+    with a common offset the expanded square ‖e‖²/2 − z·e loses the digits that decide. The M×K matrix
+    is made in chunks, in the same place. These are large on purpose: every call of several threads ends in a wait for
+    the slowest, which costs most where others are at work on the processor.
     """
     codebook, vectors = codebook.float(), vectors.float()
     offset = codebook.mean(0)
@@ -64,25 +32,35 @@ def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
     weights = table.t().neg()
     rows = vectors - offset
     codes = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
+    chunk = min(len(rows), max(1, AT_A_TIME // len(table)))
+    distances, least = rows.new_empty(chunk, len(table)), rows.new_empty(chunk)
     with torch.autocast(rows.device.type, enabled=False):
-        for start in range(0, len(rows), CHUNK):
-            part = slice(start, start + CHUNK)
-            torch.min(torch.addmm(bias, rows[part], weights), dim=1, out=(rows.new_empty(0), codes[part]))
+        for start in range(0, len(rows), max(1, chunk)):
+            part = rows[start : start + chunk]
+            found = torch.addmm(bias, part, weights, out=distances[: len(part)])
+            torch.min(found, dim=1, out=(least[: len(part)], codes[start : start + chunk]))
     return codes
 
 
-def all_reduce(tensor: Tensor) -> Tensor:
-    """Sum over the processes, in place; nothing to do in a single one."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(tensor)
-    return tensor
+class _Choose(torch.autograd.Function):
+    """Vectors z (..., D), codes (...), table (K, D) → the codes' vectors e and mean (z − e)².
 
+    The gradients are those of z + sg[e − z] and of the mean with respect to z, in fewer passes over memory: the
+    difference is made once and kept.
+    """
 
-def broadcast_first(tensor: Tensor) -> Tensor:
-    """The first process's value everywhere, in place."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        dist.broadcast(tensor, src=0)
-    return tensor
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor, codes: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+        chosen = F.embedding(codes, table)
+        difference = vectors - chosen
+        ctx.save_for_backward(difference)
+        return chosen, torch.linalg.vector_norm(difference).square() / difference.numel()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, straight: Tensor, commitment: Tensor) -> tuple[Tensor, None, None]:
+        (difference,) = ctx.saved_tensors
+        return torch.addcmul(straight, difference, commitment * (2 / difference.numel())), None, None
 
 
 class VectorQuantizer(Quantizer):
@@ -137,14 +115,14 @@ class VectorQuantizer(Quantizer):
         if self.training:
             self._start(flat, generator)
         codes = nearest(flat, self.table.detach())
-        chosen = self.lookup(codes).view_as(vectors)
-        losses = {"commitment": F.mse_loss(vectors, chosen.detach())}
+        grid = codes.view(vectors.shape[:-1])
+        straight, commitment = _Choose.apply(vectors, grid, self.table.detach())
+        losses = {"commitment": commitment}
         if self.update == "loss":
-            losses["codebook"] = F.mse_loss(chosen, vectors.detach())
-        straight = vectors + (chosen - vectors).detach()
+            losses["codebook"] = F.mse_loss(self.lookup(grid), vectors.detach())
         if self.training:
             self._follow(flat, codes, generator)
-        return Quantized(straight, codes.view(vectors.shape[:-1]), losses)
+        return Quantized(straight, grid, losses)
 
     @torch.no_grad()
     def _start(self, flat: Tensor, generator: torch.Generator | None) -> None:
@@ -190,50 +168,3 @@ class VectorQuantizer(Quantizer):
             self.sums.copy_(torch.where(dead[:, None], fresh, self.sums))
             self.counts.masked_fill_(dead, 1.0)
             self.idle.masked_fill_(dead, 0)
-
-
-class FiniteScalarQuantizer(Quantizer):
-    """FSQ: each of D numbers is squashed and rounded to a few levels (Mentzer et al., ICLR 2024); no codebook to learn.
-
-    Args:
-        levels: levels of each dimension, e.g. ``(8, 8, 8)``: K is their product, D their number. The table of all codes
-            is never built.
-    """
-
-    def __init__(self, levels: Sequence[int]):
-        super().__init__()
-        if not levels or min(levels) < 2:
-            raise ValueError(f"FSQ needs at least 2 levels in every dimension, not {list(levels)}")
-        self.width, self.codes = len(levels), math.prod(levels)
-        counts = torch.tensor(levels, dtype=torch.int64)
-        self.register_buffer("levels", counts, persistent=False)
-        self.register_buffer(
-            "strides", torch.cumprod(torch.cat([torch.ones(1, dtype=torch.int64), counts[:-1]]), 0), persistent=False
-        )
-
-    levels: Tensor
-    strides: Tensor
-
-    def _bound(self, vectors: Tensor) -> Tensor:
-        """Squash to (−½, levels − ½) so that rounding gives the integers 0 … levels − 1 (paper, section 3.1)."""
-        return (torch.tanh(vectors) + 1) / 2 * (self.levels - 1e-3) - 0.5 + 0.5e-3
-
-    def _digits(self, vectors: Tensor) -> Tensor:
-        return self._bound(vectors.float()).round()
-
-    def encode(self, vectors: Tensor) -> Tensor:
-        return (self._digits(vectors.detach()).long() * self.strides).sum(-1)
-
-    def lookup(self, codes: Tensor) -> Tensor:
-        digits = codes[..., None] // self.strides % self.levels
-        return self._normalise(digits.float())
-
-    def _normalise(self, digits: Tensor) -> Tensor:
-        """Digits 0 … levels − 1 → [−1, 1]."""
-        return digits * 2 / (self.levels - 1) - 1
-
-    def forward(self, vectors: Tensor, generator: torch.Generator | None = None) -> Quantized:
-        bounded = self._bound(vectors.float())
-        digits = bounded + (bounded.round() - bounded).detach()
-        codes = (digits.detach().round().long() * self.strides).sum(-1)
-        return Quantized(self._normalise(digits), codes, {})

@@ -1,0 +1,194 @@
+"""The vector quantiser beside vector-quantize-pytorch: ``python -m benchmarks.quantizer``. Needs ``.[benchmarks]``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import multiprocessing
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from benchmarks.run import machine, table
+from benchmarks.timing import Contender, Figure, peak_memory, reset_peak, rounds, seconds
+from worldmodel.errors import ConfigError
+from worldmodel.quantizers import VectorQuantizer
+from worldmodel.run import write_text
+
+DESCRIPTION = """\
+Time and memory of worldmodel's vector quantiser beside that of vector-quantize-pytorch, with the same codebook on the
+same vectors: a training step (forward, moving averages, commitment term, backward) and encoding. Both take turns in
+one process; a ratio is that of one round. Memory is by how much a process of its own grows during three calls. The exit
+code is 1 when the two choose different codes."""
+
+OURS, THEIRS = "worldmodel", "vector-quantize-pytorch"
+DEVICE = torch.device("cpu")
+DECAY, BETA = 0.99, 0.25
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """What is quantised."""
+
+    batch: int
+    length: int
+    width: int  # D
+    codes: int  # K
+    threads: int
+
+    def vectors(self) -> Tensor:
+        """(batch, length, D) standard normal, with a gradient to come."""
+        shape = (self.batch, self.length, self.width)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+
+
+Step = Callable[[nn.Module, Tensor], Tensor]  # one call of a quantiser, of which the codes come back
+
+
+def contenders(problem: Problem, vectors: Tensor) -> dict[str, nn.Module]:
+    """Both quantisers with one codebook, laid on these vectors. Raises :class:`ConfigError`."""
+    ours = VectorQuantizer(problem.codes, problem.width, decay=DECAY)
+    with torch.no_grad():
+        ours(vectors, torch.Generator().manual_seed(1))
+    try:
+        from vector_quantize_pytorch import VectorQuantize
+    except ImportError as error:
+        raise ConfigError(
+            f"{THEIRS} cannot be imported ({error}); install it with pip install 'worldmodel[benchmarks]'"
+        ) from None
+    # Its defaults, but for the gradient: straight through, as in the paper, and not by rotation. It restarts no codes.
+    theirs = VectorQuantize(
+        dim=problem.width, codebook_size=problem.codes, decay=DECAY, commitment_weight=BETA, rotation_trick=False
+    )
+    state = theirs._codebook
+    for target, source in ((state.embed, ours.table), (state.embed_avg, ours.sums), (state.cluster_size, ours.counts)):
+        target.data.copy_(source[None])
+    return {OURS: ours, THEIRS: theirs}
+
+
+def train_step(quantizer: nn.Module, vectors: Tensor) -> Tensor:
+    """Forward and backward in training mode."""
+    quantizer.train()
+    vectors.grad = None
+    if isinstance(quantizer, VectorQuantizer):
+        result = quantizer(vectors)
+        out, codes, loss = result.vectors, result.codes, BETA * result.losses["commitment"]
+    else:
+        out, codes, loss = quantizer(vectors)
+    (out.sum() + loss.sum()).backward()
+    return codes
+
+
+@torch.no_grad()
+def encode(quantizer: nn.Module, vectors: Tensor) -> Tensor:
+    """Codes in evaluation mode."""
+    quantizer.eval()
+    return quantizer.encode(vectors) if isinstance(quantizer, VectorQuantizer) else quantizer(vectors)[1]
+
+
+STEPS: dict[str, Step] = {"step": train_step, "encode": encode}
+
+
+def different_codes(problem: Problem) -> dict[str, int]:
+    """How many codes differ: when encoding, and in a step of training."""
+    vectors = problem.vectors()
+    both = contenders(problem, vectors)
+    found = {}
+    for what in reversed(STEPS):  # encoding first: a step moves the codebooks
+        ours, theirs = (STEPS[what](quantizer, vectors) for quantizer in both.values())
+        found[what] = int((ours != theirs).sum())
+    return found
+
+
+def speeds(problem: Problem, repeat: int) -> list[Figure]:
+    """Milliseconds of each, and how many times as fast ours is."""
+    vectors = problem.vectors()
+    both = contenders(problem, vectors)
+
+    def contender(step: Step, quantizer: nn.Module) -> Contender:
+        return lambda number: seconds(lambda: step(quantizer, vectors), DEVICE)
+
+    turns = {(what, name): contender(step, both[name]) for what, step in STEPS.items() for name in both}
+    spent = rounds(turns, repeat)
+    figures = [Figure.of(f"{what}, {name}", [1e3 * t for t in times], "ms") for (what, name), times in spent.items()]
+    for what in STEPS:
+        pairs = zip(spent[what, OURS], spent[what, THEIRS], strict=True)
+        figures.append(Figure.of(f"{what}, times as fast", [theirs / ours for ours, theirs in pairs], "×"))
+    return figures
+
+
+def grown(problem: Problem, what: str, name: str) -> float:
+    """MiB by which this process grows at most in three calls; for a fresh process."""
+    torch.set_num_threads(problem.threads)
+    vectors = problem.vectors()
+    few = vectors[:1, :8].detach().clone().requires_grad_()
+    quantizer = contenders(problem, few)[name]
+    STEPS[what](quantizer, few)  # what libraries set up once does not count, nor what was freed before
+    reset_peak(DEVICE)
+    before = peak_memory(DEVICE).value
+    for _ in range(3):
+        STEPS[what](quantizer, vectors)
+    return peak_memory(DEVICE).value - before
+
+
+def memory(problem: Problem) -> list[Figure]:
+    """Growth of each contender in a process of its own, and the share that ours takes."""
+    figures = []
+    for what in STEPS:
+        sizes = {}
+        for name in (OURS, THEIRS):
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                sizes[name] = pool.apply(grown, (problem, what, name))
+            figures.append(Figure.of(f"{what}, {name}", [sizes[name]], "MiB"))
+        figures.append(Figure.of(f"{what}, share of memory", [sizes[OURS] / max(sizes[THEIRS], 1 / 256)], ""))
+    return figures
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code: 1 when codes differ, 2 when nothing can be measured."""
+    parser = argparse.ArgumentParser("python -m benchmarks.quantizer", description=DESCRIPTION)
+    for flag, default in (("batch", 64), ("length", 1024), ("width", 64), ("codes", 512), ("threads", 2)):
+        parser.add_argument(f"--{flag}", type=_count, default=default, metavar="N", help="(%(default)s)")
+    parser.add_argument("--repeat", type=_count, default=11, metavar="N", help="rounds that count (%(default)s)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures and the machine as JSON")
+    args = parser.parse_args(argv)
+    problem = Problem(args.batch, args.length, args.width, args.codes, args.threads)
+    torch.set_num_threads(problem.threads)
+    console = Console()
+    try:
+        where, different = machine(DEVICE), different_codes(problem)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    differences = ", ".join(f"{count} codes differ ({what})" for what, count in different.items())
+    console.print(
+        f"{where['date']}  {where['cpu']}, {where['threads']} threads of {where['cores']} cores, "
+        f"load {where['load']:g}, torch {where['torch']}\n"
+        f"{problem.batch}×{problem.length} vectors of {problem.width}, {problem.codes} codes; {differences}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    figures = {"time": speeds(problem, args.repeat), "memory": memory(problem)}
+    for name, found in figures.items():
+        console.print(table(name, found))
+    if args.out is not None:
+        report: dict[str, Any] = {"machine": where, "problem": dataclasses.asdict(problem), "different": different}
+        report["figures"] = {name: [dataclasses.asdict(figure) for figure in found] for name, found in figures.items()}
+        write_text(args.out, json.dumps(report, indent=1) + "\n")
+    return 1 if any(different.values()) else 0
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,242 @@
+"""The paper's images through the command line: every experiment collects, trains, is measured and draws."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from test_sources import write_cifar, write_images, write_recording
+
+import configs
+from worldmodel import collect, dream, evaluate, train
+from worldmodel.cli import compose_config
+from worldmodel.data.store import EpisodeStore
+from worldmodel.data.windows import Windows
+from worldmodel.errors import ConfigError
+from worldmodel.evaluation.stills import score
+from worldmodel.priors import ConditionTrunk
+from worldmodel.run import load_autoencoder, load_prior
+from worldmodel.types import to_float
+
+EXPERIMENTS = sorted(path.stem for path in (Path(configs.__file__).parent / "experiment").glob("*.yaml"))
+STAGES = ("tokenizer", "second", "prior")
+QUICK = [f"training.{stage}.{name}" for stage in STAGES for name in ("steps=2", "batch=2", "evaluate_batches=1")]
+HEAD = ["prior.head.width=8", "prior.head.layers=2", "prior.trunk.width=8"]
+SMALL = {
+    "cifar10": ["tokenizer.quantizer.slots=2", "tokenizer.codes=8", *HEAD],
+    "cifar10-vae": ["tokenizer.latents=2", "prior.width=8", "prior.layers=2"],
+    "cifar10-vimco": ["tokenizer.slots=2", "tokenizer.codes=8", "tokenizer.samples=3", *HEAD],
+    "imagenet128": ["tokenizer.codes=8", *HEAD],
+    "dmlab": ["tokenizer.codes=8", *HEAD],
+    "dmlab-27bits": [
+        "tokenizer.codes=8", "second.codes=4", "second.widths=[8,8]", "second.context=8", "second.head.width=8",
+        "second.head.layers=2", *HEAD,
+    ],
+    "vqvae2": [
+        "tokenizer.codes=8", "tokenizer.widths=[[8,8],[8]]", "prior.head.inner.width=8", "prior.head.inner.layers=2",
+        "prior.head.width=8", "prior.trunk.width=8",
+    ],
+}  # fmt: skip
+
+
+def write_source(name: str, folder: Path) -> str:
+    """A tiny set in the layout of an experiment's source → the command line that collects it."""
+    if name.startswith("cifar10"):
+        write_cifar(folder / "cifar")
+        return f"source.path={folder / 'cifar'}"
+    if name.startswith("dmlab"):
+        for number in range(10):  # the tenth is held out
+            write_recording(folder / "lab/maze", number)
+        return f"source.path={folder / 'lab'}"
+    write_images(folder / "net", tuple(f"n{i % 2}/{i:02d}.png" for i in range(20)))
+    return f"source.path={folder / 'net'}"
+
+
+@pytest.fixture
+def say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs one command in a folder of its own and returns what it says, after checking its exit code."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(module: object, *argv: str, code: int = 0) -> str:
+        found = module.main(list(argv))  # type: ignore[attr-defined]
+        out, err = capsys.readouterr()
+        assert found == code, err
+        return out if code == 0 else err
+
+    return run
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_goes_from_files_to_pictures(name: str, tmp_path: Path, say: Callable[..., str]) -> None:
+    experiment = f"experiment={name}"
+    small = [*QUICK, *SMALL[name], "tokenizer.blocks=1", "device=cpu"]
+    if name != "vqvae2":
+        small.append("tokenizer.widths=[8,8]")
+    size = ["source.size=32"] if name in ("imagenet128", "vqvae2") else []
+    say(collect, experiment, write_source(name, tmp_path), *size)
+    assert f"run {name}-1" in say(train, experiment, *small)
+    assert "is trained already" in say(train, experiment, *small)
+    told = say(evaluate, experiment)
+    folder = tmp_path / "runs" / f"{name}-1"
+    assert "reconstruction PSNR" in told and (folder / "evaluation/report.html").is_file()
+    found = json.loads((folder / "evaluation/metrics.json").read_text())
+    bounds = [row["name"] for row in found["bits_per_dim"]]
+    assert bounds == {
+        "cifar10": ["fixed prior", "learned prior"],
+        "cifar10-vae": ["fixed prior, 1 sample", "fixed prior, 50 samples", "learned prior, 1 sample"],
+        "cifar10-vimco": [
+            "fixed prior, 1 sample",
+            "fixed prior, 50 samples",
+            "fixed prior, likeliest codes",
+            "learned prior, likeliest codes",
+        ],
+    }.get(name, [])
+    assert ("scene" in found) == (name == "dmlab-27bits")
+    pictures = np.asarray(Image.open(folder / "evaluation/pictures.png"))
+    assert pictures.ndim == 3 and pictures.std() > 0
+    drawn = say(dream, experiment, "--samples", "2", "--seed", "3")
+    (path,) = [line.split()[-1] for line in drawn.splitlines() if line.startswith("written")]
+    assert Path(path).suffix == ".png" and Path(path).is_file()
+    first = Path(path).read_bytes()
+    say(dream, experiment, "--samples", "2", "--seed", "3")
+    assert Path(path).read_bytes() == first  # the same seed, the same picture
+
+
+def test_bits_are_those_of_every_held_out_image(tmp_path: Path, say: Callable[..., str]) -> None:
+    """The table's figures, computed again from the models themselves, image by image."""
+    say(collect, "source=cifar10", write_source("cifar10", tmp_path))
+    say(train, "experiment=cifar10", *QUICK, *SMALL["cifar10"], "tokenizer.widths=[8,8]", "device=cpu")
+    say(evaluate, "experiment=cifar10")
+    folder = tmp_path / "runs/cifar10-1"
+    found = json.loads((folder / "evaluation/metrics.json").read_text())
+    store = EpisodeStore.open(tmp_path / "data/cifar10")
+    model = load_autoencoder(folder)
+    prior = load_prior(folder, model)
+    totals = []
+    for segment in Windows(store, "held_out").cover(1):
+        assert segment.frames is not None
+        x = to_float(segment.frames[:, 0])
+        codes = model.encode(x)  # type: ignore[operator]
+        reconstruction = -model.log_likelihood(x, model.quantizer.lookup(codes))  # type: ignore[operator, union-attr]
+        nats = -prior.log_likelihood(codes[:, None], segment.actions)[:, 0]  # type: ignore[call-arg]
+        unit = 3072 * np.log(2)
+        totals.append([(float(reconstruction) + 8 * 8 * 2 * np.log(8)) / unit, float(reconstruction + nats) / unit])
+    assert found["frames"] == len(totals) == 3
+    for row, total in zip(found["bits_per_dim"], np.mean(totals, 0), strict=True):
+        assert row["total"]["value"] == pytest.approx(total, rel=1e-4)
+        assert row["reconstruction"] + row["latents"] == pytest.approx(total, rel=1e-4)
+    assert found["grid"]["factor"] == pytest.approx(3072 * 8 / (8 * 8 * 2 * 3))
+    assert len(found["usage"]["books"]) == 2
+    # In batches that do not come out even.
+    scored = score(model, prior, Windows(store, "held_out"), batch=2)
+    assert len(scored.squared_error) == len(scored.rows[0].total) == 3
+    unit = 3072 * np.log(2)
+    for row, total in zip(scored.rows, np.array(totals).T, strict=True):
+        np.testing.assert_allclose(row.total / unit, total, rtol=1e-4)
+
+
+def test_runs_are_compared(tmp_path: Path, say: Callable[..., str]) -> None:
+    argv = [*QUICK, *SMALL["cifar10"], "tokenizer.widths=[8,8]", "device=cpu", "--stage", "tokenizer"]
+    say(collect, "source=cifar10", write_source("cifar10", tmp_path))
+    for number in (1, 2):
+        say(train, "experiment=cifar10", f"run=vq-{number}", f"seed={number}", *argv)
+    assert "measure the run" in say(evaluate, "--compare", "vq-1,vq-2", code=2)
+    for number in (1, 2):
+        say(evaluate, f"run=vq-{number}")
+    told = say(evaluate, "--compare", "vq-1,vq-2")
+    assert "vq, fixed prior" in told and "(2 runs)" in told and (tmp_path / "runs/bits_per_dim.png").is_file()
+
+
+def test_bad_requests_are_told_in_one_line(tmp_path: Path, say: Callable[..., str]) -> None:
+    say(collect, "source=cifar10", write_source("cifar10", tmp_path))
+    say(train, "experiment=cifar10", *QUICK, *SMALL["cifar10"], "tokenizer.widths=[8,8]", "device=cpu")
+    for argv, told in (
+        (["--actions", "unicorn"], "unknown action 'unicorn'; this run knows airplane, automobile, bird"),
+        (["--actions", "bird,,bird"], "a class is missing"),
+        (["--replay", "3"], "--replay goes with time"),
+        (["--horizon", "3"], "--horizon goes with time"),
+        (["--output", "x.mp4"], "must end in .png"),
+        (["experiment=cifar10-vae"], "there is no run of cifar10-vae"),
+        (["experiment=mnist"], "there is no experiment 'mnist'; choose cifar10"),
+    ):
+        error = say(dream, *argv, code=2)
+        assert told in error and len(error.splitlines()) == 1, error
+    error = say(train, "experiment=imagenet128", code=2)
+    assert "source=imagenet" in error or "no data at data/imagenet" in error
+    error = say(train, "experiment=cifar10", "--stage", "second", code=2)
+    assert "have no stage 'second'; choose tokenizer, prior" in error
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiments_name_their_runs(name: str) -> None:
+    config = compose_config([f"experiment={name}"])
+    assert config.stem == name and config.data == f"data/{config.source.name}"
+
+
+def test_a_tokenizer_is_taken_over(tmp_path: Path, say: Callable[..., str]) -> None:
+    argv = ["experiment=cifar10", *QUICK, *SMALL["cifar10"], "tokenizer.widths=[8,8]", "device=cpu"]
+    say(collect, "source=cifar10", write_source("cifar10", tmp_path))
+    say(train, *argv, "run=one", "--stage", "tokenizer")
+    told = say(train, *argv, "run=two", "prior.trunk.drop=1", "--tokenizer-of", "one")
+    assert "the tokenizer is trained already" in told
+    one, two = tmp_path / "runs/one", tmp_path / "runs/two"
+    assert (two / "tokenizer.safetensors").read_bytes() == (one / "tokenizer.safetensors").read_bytes()
+    assert (two / "prior.safetensors").is_file()
+    assert "has a tokenizer of its own" in say(train, *argv, "run=four", "seed=1", "--stage", "tokenizer") + say(
+        train, *argv, "run=four", "seed=1", "--tokenizer-of", "one", code=2
+    )
+    error = say(train, *argv, "tokenizer.blocks=1", "run=three", "--tokenizer-of", "one", code=2)
+    assert "tokenizer.blocks was 2, now 1" in error and not (tmp_path / "runs/three").exists()
+    assert "drawn     9 in" in say(dream, "run=two", "--samples", "9")
+    assert "draws without looking at classes" in say(dream, "run=two", "--actions", "bird", code=2)
+    assert "unknown run 'none'" in say(train, *argv, "run=three", "--tokenizer-of", "none", code=2)
+
+
+def test_a_prior_that_never_looks_at_classes() -> None:
+    trunk = ConditionTrunk((2, 2), torch.zeros(4, 2), 3, drop=1.0).eval()
+    actions = torch.tensor([[0], [1], [-1]])
+    told = trunk(actions, actions)
+    assert torch.equal(told[0], told[1]) and torch.equal(told[0], told[2])
+    some = ConditionTrunk((2, 2), torch.zeros(4, 2), 3, drop=0.5)
+    many = torch.zeros(400, 1, dtype=torch.int64)
+    hidden = (some(many, many)[:, 0, 0] == some.embed.weight[0]).all(-1).float().mean()
+    assert 0.4 < hidden < 0.6
+    assert not (some.eval()(many, many)[:, 0, 0] == some.embed.weight[0]).all(-1).any()
+    with pytest.raises(ConfigError, match="share from 0 to 1"):
+        ConditionTrunk((2, 2), torch.zeros(4, 2), 3, drop=2.0)
+
+
+def test_each_stage_goes_on_where_it_was_and_none_stands_on_lost_codes(tmp_path: Path, say: Callable[..., str]) -> None:
+    argv = ["experiment=dmlab-27bits", *QUICK, *SMALL["dmlab-27bits"], "tokenizer.widths=[8,8]", "device=cpu"]
+    say(collect, "source=dmlab", write_source("dmlab", tmp_path))
+    say(train, *argv, "--stage", "tokenizer")
+    say(train, *argv, "--stage", "second")
+    folder = tmp_path / "runs/dmlab-27bits-1"
+    second = load_file(folder / "second.safetensors")
+    assert not (folder / "prior.safetensors").exists()
+    assert "the second stage is trained already" in say(train, *argv)
+    assert (folder / "prior.safetensors").is_file()
+    (folder / "second.safetensors").unlink()
+    say(train, *argv)  # from its checkpoint
+    again = load_file(folder / "second.safetensors")
+    assert all(torch.equal(again[name], tensor) for name, tensor in second.items())
+    (folder / "second.safetensors").unlink()
+    (folder / "checkpoints/second.safetensors").unlink()
+    error = say(train, *argv, code=2)
+    assert "prior.safetensors was trained on the codes of" in error and len(error.splitlines()) == 1
+
+
+def test_another_experiment_in_between_is_no_hindrance(tmp_path: Path, say: Callable[..., str]) -> None:
+    say(collect, "source=cifar10", write_source("cifar10", tmp_path))
+    one = ["experiment=cifar10", *QUICK, *SMALL["cifar10"], "tokenizer.widths=[8,8]", "device=cpu"]
+    two = ["experiment=cifar10-vae", *QUICK, *SMALL["cifar10-vae"], "tokenizer.widths=[8,8]", "device=cpu"]
+    say(train, *one, "--stage", "tokenizer")
+    say(train, *two, "--stage", "tokenizer")
+    assert say(train, *one).startswith("run cifar10-1\n")
+    assert (tmp_path / "runs/cifar10-1/prior.safetensors").is_file()

@@ -1,0 +1,67 @@
+"""An episode as its bytes in a store: what it must be, its records, its checksum."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from worldmodel.errors import DataError
+from worldmodel.files import as_bytes
+from worldmodel.types import NO_ACTION, Episode, Spec
+
+STEP = np.dtype([("action", "<i4"), ("reward", "<f4")])
+"""The record of a frame: the action that led to it, of the first the episode's condition; the reward on arriving."""
+
+
+class Item(NamedTuple):
+    """An episode to append, and what its source says of it."""
+
+    episode: Episode
+    held_out: bool | None = None  # None: its checksum decides
+    key: str | None = None  # by which :attr:`EpisodeStore.keys` knows it
+
+
+def check_fits(episode: Episode, spec: Spec) -> None:
+    """Raises :class:`DataError` for an episode that is not one of this Spec."""
+    length = len(episode)
+    expected = (length + 1, *spec.frame_shape)
+    if episode.frames.shape != expected or episode.frames.dtype != np.uint8:
+        raise DataError(
+            f"an episode of {length} steps needs uint8 frames {expected}; "
+            f"got {episode.frames.dtype} {episode.frames.shape}"
+        )
+    if len(episode.rewards) != length:
+        raise DataError(f"an episode of {length} steps has {len(episode.rewards)} rewards")
+    count = len(spec.action_names)
+    if length and (episode.actions.min() < 0 or episode.actions.max() >= count):
+        raise DataError(f"actions must be in [0, {count}), one of {short(', '.join(spec.action_names))}")
+    if not NO_ACTION <= episode.condition < count:
+        raise DataError(f"the condition {episode.condition} of an episode is neither {NO_ACTION} nor in [0, {count})")
+
+
+def to_records(episode: Episode) -> np.ndarray:
+    """(T + 1,) of dtype :data:`STEP`: what led to each frame, and what was earned by it."""
+    records = np.zeros(len(episode) + 1, STEP)
+    records["action"][0] = episode.condition
+    records["action"][1:] = episode.actions
+    records["reward"][1:] = episode.rewards
+    return records
+
+
+def joined(arrays: list[np.ndarray]) -> np.ndarray:
+    """One behind another; a single one is not copied."""
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def checksum(frames: np.ndarray, records: np.ndarray) -> int:
+    """CRC-32 of an episode's frames, then its records."""
+    return zlib.crc32(as_bytes(records), zlib.crc32(as_bytes(frames)))
+
+
+def short(value: Any) -> str:
+    """A value or a text in no more characters than a line of an error bears."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 120 else text[:117] + "…"

@@ -1,0 +1,8 @@
+"""Sources of recorded data: what fills a store without playing an environment."""
+
+from worldmodel.data.sources.base import Source
+from worldmodel.data.sources.cifar10 import CIFAR10
+from worldmodel.data.sources.dmlab import Recordings
+from worldmodel.data.sources.images import ImageFolder
+
+__all__ = ["CIFAR10", "ImageFolder", "Recordings", "Source"]

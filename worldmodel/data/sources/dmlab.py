@@ -1,0 +1,120 @@
+"""Recorded episodes as films: ``epNNNN.mp4`` with T + 1 frames, ``epNNNN.npz`` with T steps, and a ``meta.json``.
+
+The films are read by the ffmpeg that comes with imageio-ffmpeg, frame by frame as they were stored: no frame is
+repeated or dropped for the sake of a constant rate, and RGB films are not converted.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import zipfile
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+
+from worldmodel.data.records import Item
+from worldmodel.data.sources.base import Source, check_folder
+from worldmodel.errors import DataError
+from worldmodel.types import Episode, Spec
+
+META = "meta.json"
+HOLD_OUT = 10
+"""Every tenth recording of a folder is held out, by its number."""
+
+ARRAYS = ("actions", "rewards", "terminated", "truncated")
+
+
+class Recordings(Source):
+    """The recordings of a folder with a ``meta.json``, or of all such folders below ``path``.
+
+    Raises :class:`DataError` when there is none, and when their actions, sizes or rates differ.
+    """
+
+    def __init__(self, path: str, name: str = "dmlab"):
+        folder = check_folder(path, f"a folder of recordings: {META}, ep0000.mp4, ep0000.npz, …")
+        folders = sorted(meta.parent for meta in folder.rglob(META))
+        if not folders:
+            raise DataError(f"there is no {META} in or below {folder}; source.path=… names a folder of recordings")
+        self.spec = _common_spec(folders, name)
+        self._films = [film for folder in folders for film in sorted(folder.glob("ep*.mp4"))]
+        if not self._films:
+            raise DataError(f"there is no recording ep0000.mp4 in {', '.join(map(str, folders))}")
+        # Named by the folder that they lie in, wherever the path begins.
+        self.keys = [f"{film.parent.name}/{film.stem}" for film in self._films]
+        if len(set(self.keys)) < len(self.keys):
+            raise DataError(f"two folders of recordings below {folder} have the same name; read them one by one")
+
+    def read(self, index: int) -> Item:
+        film = self._films[index]
+        number = int(re.sub(r"\D", "", film.stem) or index)
+        return Item(read_episode(film, self.spec), number % HOLD_OUT == HOLD_OUT - 1, self.keys[index])
+
+
+def _common_spec(folders: list[Path], name: str) -> Spec:
+    specs = [_spec(folder / META, name) for folder in folders]
+    for folder, spec in zip(folders, specs, strict=True):
+        if spec != specs[0]:
+            raise DataError(f"{folders[0]} and {folder} differ in actions, size or rate; read them into two folders")
+    return specs[0]
+
+
+def _spec(meta: Path, name: str) -> Spec:
+    try:
+        raw = json.loads(meta.read_text(encoding="utf-8"))
+        shape = (3, int(raw["height"]), int(raw["width"]))
+        spec = Spec(name, shape, tuple(str(action) for action in raw["action_names"]), float(raw["agent_fps"]))
+        return Spec.from_json(spec.to_json())  # which checks it
+    except (ValueError, KeyError, TypeError, DataError) as error:
+        raise DataError(
+            f"{meta} does not say width, height, action_names and agent_fps as it should ({error!r})"
+        ) from error
+
+
+def read_episode(film: Path, spec: Spec) -> Episode:
+    """A film and the steps beside it. Raises :class:`DataError` when either is damaged or they do not fit together."""
+    steps = _read_steps(film.with_suffix(".npz"))
+    count = len(steps["actions"])
+    frames = read_film(film, spec.frame_shape)
+    if len(frames) != count + 1:
+        raise DataError(f"{film} has {len(frames)} frames; its {count} steps need {count + 1}")
+    if count and not 0 <= steps["actions"].min() <= steps["actions"].max() < len(spec.action_names):
+        raise DataError(f"{film.with_suffix('.npz')} holds actions that {META} does not name")
+    return Episode(
+        frames=frames,
+        actions=steps["actions"].astype(np.int64),
+        rewards=steps["rewards"].astype(np.float32),
+        terminated=bool(steps["terminated"][-1:].any()),
+        truncated=bool(steps["truncated"][-1:].any()),
+    )
+
+
+def _read_steps(file: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            steps = {name: arrays[name] for name in ARRAYS}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{file} cannot be read ({error}); it should hold {', '.join(ARRAYS)}") from error
+    if {array.shape for array in steps.values()} != {steps["actions"].shape} or steps["actions"].ndim != 1:
+        raise DataError(f"{file} holds {', '.join(ARRAYS)} of different lengths")
+    if steps["actions"].dtype.kind not in "iu" or any(steps[name].dtype.kind not in "biuf" for name in ARRAYS):
+        raise DataError(f"{file} holds actions that are no whole numbers, or rewards or ends that are no numbers")
+    return steps
+
+
+def read_film(file: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """All frames of a film of frames ``shape`` (3, H, W): (n, 3, H, W) uint8. Raises :class:`DataError`."""
+    channels, height, width = shape
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-v", "error", "-xerror", "-i", str(file), "-map", "0:v:0"]
+    command += ["-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    done = subprocess.run(command, capture_output=True)
+    if done.returncode:
+        reason = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:] or [f"ffmpeg {done.returncode}"]
+        raise DataError(f"{file} cannot be read ({reason[0]}); remove it or restore it")
+    size = channels * height * width
+    if len(done.stdout) % size:
+        raise DataError(f"{file} has no frames of {width}×{height}, as {META} says")
+    frames = np.frombuffer(done.stdout, np.uint8).reshape(-1, height, width, channels)
+    return np.ascontiguousarray(frames.transpose(0, 3, 1, 2))

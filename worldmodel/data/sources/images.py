@@ -1,0 +1,127 @@
+"""Pictures in a folder: those of every sub-folder a class, or all of them without one."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from worldmodel.data.records import Item
+from worldmodel.data.sources.base import Source, check_folder, image_item
+from worldmodel.errors import DataError
+from worldmodel.types import NO_ACTION, Spec
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+"""Modes that have one meaning as 8-bit RGB; those of CMYK without its colour profile are near enough."""
+
+WORDS = ("LOC_synset_mapping.txt", "words.txt")
+"""Files that say what the folders of ImageNet mean: ``n01440764 tench, Tinca tinca``."""
+
+HOLD_OUT = 10
+"""Every tenth file is held out, counted over all files in sorted order."""
+
+ONE_CLASS = "image"
+"""The name of what all pictures are in a folder without classes."""
+
+
+class ImageFolder(Source):
+    """All pictures below a folder as ``size`` × ``size`` RGB.
+
+    Where pictures lie in sub-folders, the folder nearest to the top is the class; pictures beside those folders have
+    none. Where a file of :data:`WORDS` lies in the folder or beside it, classes get the first of their words. Raises
+    :class:`DataError` when there is no picture.
+    """
+
+    def __init__(self, path: str, size: int, name: str = "images"):
+        folder = check_folder(path, "a folder of pictures")
+        self._files = sorted(_pictures(folder), key=lambda file: file.relative_to(folder).parts)
+        if not self._files:
+            raise DataError(f"there is no picture in {folder}; known are {', '.join(SUFFIXES)}")
+        within = [file.relative_to(folder).parts for file in self._files]
+        folders = sorted({parts[0] for parts in within if len(parts) > 1})
+        numbers = {own: number for number, own in enumerate(folders)}
+        beside = NO_ACTION if folders else 0  # the class of pictures that are in no sub-folder
+        self._labels = [numbers[parts[0]] if len(parts) > 1 else beside for parts in within]
+        self._size = size
+        # The folder's own name is part of a key: two folders may both hold a 0001.png.
+        self.keys = ["/".join((folder.name, *parts)) for parts in within]
+        self.spec = Spec(name, (3, size, size), class_names(folders, folder) or (ONE_CLASS,), rate=1.0)
+
+    def read(self, index: int) -> Item:
+        image = read_image(self._files[index], self._size)
+        return image_item(image, self._labels[index], index % HOLD_OUT == HOLD_OUT - 1, self.keys[index])
+
+
+def _pictures(folder: Path) -> Iterable[Path]:
+    """Files with the suffix of a picture, in any depth and behind links; what is hidden is left out."""
+    seen: set[str] = set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(root)) in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(root, name) for name in files if name.lower().endswith(SUFFIXES) and not name.startswith("."))
+
+
+def read_image(file: Path, size: int) -> np.ndarray:
+    """One picture, upright, cut to the square in its middle and resized: (3, size, size) uint8.
+
+    Pictures of grey levels or of a palette become RGB; what is transparent is laid over white. Raises
+    :class:`DataError` for a file that is damaged, cut off, no picture, or of more than 8 bits a channel.
+    """
+    try:
+        with Image.open(file) as opened:
+            if opened.mode not in MODES:
+                raise DataError(f"{file} is of mode {opened.mode}; convert it to 8-bit RGB")
+            image = _to_rgb(ImageOps.exif_transpose(opened))
+    except UnidentifiedImageError as error:
+        raise DataError(f"{file} is no picture that can be read; remove it or restore it") from error
+    # The decoders raise what they happen to raise on bytes that are not theirs.
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError) as error:
+        raise DataError(f"{file} cannot be read ({error}); remove it or restore it") from error
+    side = min(image.size)
+    left, top = ((extent - side) // 2 for extent in image.size)
+    image = image.crop((left, top, left + side, top + side))
+    if side != size:
+        image = image.resize((size, size), Image.Resampling.LANCZOS)
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def class_names(folders: list[str], folder: Path) -> tuple[str, ...]:
+    """A name for each class: the first word for its folder in a file of :data:`WORDS`, else the folder's own name.
+
+    Spaces, commas and stars part the actions of a script, so an underscore stands for them; a name that is taken gets
+    a number.
+    """
+    words = _words(folder)
+    names: list[str] = []
+    for own in folders:
+        stem = re.sub(r"[\s,*]+", "_", words.get(own, own)).strip("_") or "unnamed"
+        name, number = stem, 1
+        while name in names:
+            number += 1
+            name = f"{stem}_{number}"
+        names.append(name)
+    return tuple(names)
+
+
+def _words(folder: Path) -> dict[str, str]:
+    """What a file of :data:`WORDS` in the folder or beside it says: n01440764 → tench."""
+    for file in (place / name for place in (folder, folder.parent) for name in WORDS):
+        if file.is_file():
+            lines = [line.split(maxsplit=1) for line in file.read_text(encoding="utf-8", errors="replace").splitlines()]
+            return {parts[0]: parts[1].split(",")[0].strip() for parts in lines if len(parts) == 2}
+    return {}

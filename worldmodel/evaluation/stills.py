@@ -1,0 +1,252 @@
+"""Frames on their own, without a past: how well they are coded, and what they cost in bits.
+
+For every held-out frame, with D sub-pixels of 8 bits, the bound on −log₂ p(frame) is the bits of the frame given its
+latents plus the bits of the latents: under the fixed prior with which the autoencoder was trained (uniform over the
+codes, or N(0, 1)), and under the learned prior, which was fitted to training frames only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import itertools
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldmodel.data.store import EpisodeStore
+from worldmodel.data.windows import Windows
+from worldmodel.errors import DataError
+from worldmodel.evaluation import stills_report
+from worldmodel.evaluation.metrics import SSIM_WINDOW, CodeUsage, decibels, mean_interval, mse, ssim
+from worldmodel.evaluation.openloop import Progress, silent
+from worldmodel.evaluation.suite import machine
+from worldmodel.priors import Prior
+from worldmodel.priors.gaussian import GaussianPrior
+from worldmodel.priors.scene import Stacked
+from worldmodel.rollout import StillModel
+from worldmodel.run import PRIOR, check_trained, load_autoencoder, load_prior, load_spec, resolve_device
+from worldmodel.tokenizers import VAE, Autoencoder, Bound, Tokenizer
+from worldmodel.types import Segment, Spec, to_float, to_uint8
+
+SAMPLES = (1, 50)  # importance samples of systems with a random posterior
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One bound, in nats for each of M frames."""
+
+    name: str
+    total: np.ndarray  # (M,)
+    reconstruction: np.ndarray  # (M,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stills:
+    """What was measured of M held-out frames."""
+
+    squared_error: np.ndarray  # (M,) of the uint8 reconstruction, squared grey levels
+    similarity: np.ndarray | None  # (M,) SSIM; None for frames too small for its window
+    usage: tuple[CodeUsage, ...]  # of each codebook; none without codes
+    rows: tuple[Row, ...]
+    prior_nats: np.ndarray | None  # (M,) −log p(codes | condition); None without a prior over codes
+    grid_nats: np.ndarray | None = None  # (M,) −log p(grid of the first stage | codes); None without a second stage
+
+
+def score(
+    model: Autoencoder,
+    prior: Prior | GaussianPrior | None,
+    frames: Windows,
+    batch: int = 64,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Stills:
+    """Score every frame of ``frames`` (windows of length 1) once; nothing is left out."""
+    device = next(model.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
+    parts: dict[str, list[Tensor]] = {}
+    bounds: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    usage: list[Tensor] = []
+
+    def keep(**values: Tensor | None) -> None:
+        for name, value in values.items():
+            if value is not None:
+                parts.setdefault(name, []).append(value.double().cpu())
+
+    done = 0
+    with torch.inference_mode():
+        for segment in frames.cover(batch):
+            raw, x, conditions = _still(segment, device)
+            codes = model.encode(x) if isinstance(model, Tokenizer) else None
+            pictures = model.reconstruct(x) if codes is None else model.decode(codes)  # type: ignore[operator]
+            pictures = to_uint8(pictures).cpu()
+            keep(squared_error=mse(pictures, raw))
+            if min(raw.shape[-2:]) >= SSIM_WINDOW:
+                keep(similarity=ssim(pictures, raw))
+            nats = None
+            if isinstance(model, Tokenizer) and codes is not None:
+                found = [torch.bincount(book.flatten(), minlength=model.codes).cpu() for book in model.books(codes)]
+                usage = [a + b for a, b in zip(usage, found, strict=True)] if usage else found
+                if isinstance(prior, Prior):
+                    nats = -prior.log_likelihood(codes[:, None], conditions[:, None])[:, 0]
+                keep(prior=nats, grid=model.grid_nats(x))
+            if model.likelihood.exact:
+                for name, bound in _bounds(model, prior, x, conditions, codes, nats, generator):
+                    bounds.setdefault(name, []).append(
+                        (bound.total.double().cpu(), bound.reconstruction.double().cpu())
+                    )
+            done += len(raw)
+            progress("held-out frames", done, len(frames))
+    joined = {name: torch.cat(values).numpy() for name, values in parts.items()}
+    rows = [
+        Row(name, *(torch.cat(values).numpy() for values in zip(*found, strict=True))) for name, found in bounds.items()
+    ]
+    return Stills(
+        joined["squared_error"],
+        joined.get("similarity"),
+        tuple(CodeUsage(counts.numpy()) for counts in usage),
+        tuple(rows),
+        joined.get("prior"),
+        joined.get("grid"),
+    )
+
+
+def _still(segment: Segment, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """A window of one frame each → frames (B, C, H, W) uint8 on the host, the same as floats, conditions (B,)."""
+    assert segment.frames is not None
+    raw = segment.frames[:, 0]
+    return raw, to_float(raw.to(device)), segment.actions[:, 0].to(device)
+
+
+def _bounds(
+    model: Autoencoder,
+    prior: Prior | GaussianPrior | None,
+    x: Tensor,
+    conditions: Tensor,
+    codes: Tensor | None,
+    code_nats: Tensor | None,
+    generator: torch.Generator,
+) -> Iterator[tuple[str, Bound]]:
+    """Every bound that the model allows, by name; ``code_nats`` (B,): −log of the learned prior of the codes."""
+    if not model.certain:
+        for samples in SAMPLES:
+            found = model.bound(x, generator, samples)
+            yield f"fixed prior, {samples} sample{'s' * (samples > 1)}", found
+    if isinstance(prior, GaussianPrior):
+        assert isinstance(model, VAE)
+        yield "learned prior, 1 sample", prior.bound(model, x, conditions, generator)
+    if isinstance(model, Tokenizer) and codes is not None:
+        # The most probable codes of a random posterior are a point, too, and so a bound of their own.
+        point = "" if model.certain else ", likeliest codes"
+        reconstruction = model.given(x, codes)
+        yield f"fixed prior{point}", Bound(reconstruction + model.uniform_nats(), reconstruction)
+        if code_nats is not None:
+            yield f"learned prior{point}", Bound(reconstruction + code_nats, reconstruction)
+
+
+def summary(found: Stills, model: Autoencoder, seed: int = 0) -> dict[str, Any]:
+    """The figures as plain numbers, with 95 % intervals (frames resampled); bits/dim are bits per sub-pixel."""
+    dimensions = math.prod(model.frame_shape)
+    unit = dimensions * math.log(2)
+    told: dict[str, Any] = {
+        "frames": len(found.squared_error),
+        "dimensions": dimensions,
+        "psnr": mean_interval(decibels(found.squared_error), seed).to_json(),
+        "psnr_of_mean_mse": float(decibels(found.squared_error.mean())),
+        "ssim": None if found.similarity is None else mean_interval(found.similarity, seed).to_json(),
+        "bits_per_dim": [
+            {
+                "name": row.name,
+                "total": mean_interval(row.total / unit, seed).to_json(),
+                "reconstruction": float(row.reconstruction.mean() / unit),
+                "latents": float((row.total - row.reconstruction).mean() / unit),
+            }
+            for row in found.rows
+        ],
+    }
+    if isinstance(model, Tokenizer):
+        count, each = math.prod(model.grid), math.log2(model.codes)
+        told["grid"] = {
+            "shape": list(model.grid),
+            "levels": [list(level) for level in model.levels],
+            "codes": model.codes,
+            "bits": count * each,
+            "factor": 8 * dimensions / (count * each),
+        }
+        told["usage"] = {
+            "share": float(np.mean([book.used / len(book.counts) for book in found.usage])),
+            "perplexity": float(np.mean([book.perplexity for book in found.usage])),
+            "books": [book.to_json() for book in found.usage],
+        }
+        if found.grid_nats is not None:
+            assert isinstance(model, Stacked)
+            first = model.first
+            told["scene"] = {
+                "bits_uniform": math.prod(first.grid) * math.log2(first.codes),
+                "codes": math.prod(first.grid),
+            }
+            costs = {"uniform": np.full_like(found.grid_nats, model.uniform_nats()), "learned": found.prior_nats}
+            for name, cost in costs.items():
+                if cost is not None:
+                    bits_of = (found.grid_nats + cost) / math.log(2)
+                    told["scene"][name] = mean_interval(bits_of, seed).to_json()
+        if found.prior_nats is not None:
+            told["prior"] = {
+                "bits_per_frame": mean_interval(found.prior_nats / math.log(2), seed).to_json(),
+                "bits_per_code": float(found.prior_nats.mean() / math.log(2) / count),
+                "saved_per_code": float(each - found.prior_nats.mean() / math.log(2) / count),
+                "bits_per_code_uniform": each,
+            }
+    return told
+
+
+def triptych(
+    spec: Spec, model: Autoencoder, prior: Prior | GaussianPrior | None, frames: Windows, count: int = 10, seed: int = 0
+) -> list[tuple[str, Tensor]]:
+    """Rows of pictures for :func:`worldmodel.media.gallery`: originals, reconstructions, samples of the same classes.
+
+    Frames are taken evenly over the held-out ones, not chosen.
+    """
+    device = next(model.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
+    every = max(1, len(frames) // count)
+    chosen = list(itertools.islice(frames.cover(1), every // 2, None, every))[:count]
+    with torch.inference_mode():
+        stills = [_still(segment, device) for segment in chosen]
+        raw, x, conditions = (torch.cat([still[part] for still in stills]) for part in range(3))
+        rows = [("original", raw), *((name, to_uint8(part).cpu()) for name, part in model.stages(x, generator))]
+        if prior is not None:
+            rows.append(("sample", StillModel(spec, model, prior).sample(conditions, generator)))
+    return rows
+
+
+def evaluate_stills(
+    run: Path, store: EpisodeStore, device: str = "auto", seed: int = 0, command: str = "", progress: Progress = silent
+) -> dict[str, Any]:
+    """Measure a run without time on the held-out frames of ``store``; writes the report to its folder ``evaluation``.
+
+    A run whose prior is not trained yet is measured without one. Raises :class:`DataError` when the data do not fit.
+    """
+    spec, where = load_spec(run), resolve_device(device)
+    if (store.spec.frame_shape, store.spec.action_names) != (spec.frame_shape, spec.action_names):
+        raise DataError(f"{store.path} holds frames or classes of another kind than {run} knows; give another data=…")
+    model = load_autoencoder(run, where)
+    prior = load_prior(run, model, where) if check_trained(run, PRIOR) else None
+    frames = Windows(store, "held_out")
+    if not len(frames):
+        raise DataError(f"{len(store)} episodes at {store.path}, none of them held out")
+    found = {
+        "run": run.name,
+        "environment": spec.env_id,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "machine": machine(where),
+        **summary(score(model, prior, frames, seed=seed, progress=progress), model, seed),
+    }
+    stills_report.save(found, triptych(spec, model, prior, frames, seed=seed), run / "evaluation")
+    return found

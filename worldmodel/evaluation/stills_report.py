@@ -1,0 +1,126 @@
+"""What was found of frames on their own, for eyes: a table, a page of plots, rows of pictures, one HTML file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from worldmodel.evaluation.report import number, page, plain
+from worldmodel.files import replace_text
+from worldmodel.media import gallery, save_png
+from worldmodel.plots import COLOURS, Bar, Line, Panel, save_panels
+
+DEFINITIONS = {
+    "held out": "Every frame that was never trained on, each scored once; none is left out.",
+    "bits/dim": "A bound on -log2 p(frame) over the number of sub-pixels, from exact probabilities of the 256 levels: "
+    "the bits of the frame given its latents (reconstruction) plus those of the latents. A VQ-VAE's posterior is a "
+    "point of no entropy: N log2 K bits under the uniform prior. A random posterior counts KL(q, prior); with S "
+    "samples the bound is the importance-weighted one, -log2 of the mean of p(x, z) / q(z | x) over S draws of z.",
+    "learned prior": "An autoregressive prior, fitted to the latents of training frames only, in place of the fixed "
+    "one. It is told the class where there are classes; that is worth log2(classes) bits a frame at most.",
+    "likeliest codes": "Of a system with a random posterior: a point instead, so that the bound is that of a VQ-VAE.",
+    "grid": "Of a second stage: -log2 p(grid of the first | its few codes) plus the bits of these.",
+    "psnr": "10 log10(255² / MSE) of each uint8 frame, then the mean over frames.",
+    "factor": "Bits of the raw frame over N log2 K, the bits of its codes under the uniform prior.",
+    "codes used": "Share of the codes that occur in the held-out frames, and exp of the entropy of their frequencies; "
+    "means over the codebooks where there are several.",
+    "intervals": "95 %, percentile bootstrap, 1000 resamples of frames.",
+}
+
+
+def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """(name, value); an empty value heads a section."""
+    told = [
+        (f"{found['frames']:,} held-out frames of {found['dimensions']:,} sub-pixels", ""),
+        ("reconstruction PSNR (mean over frames)", number(found["psnr"]) + " dB"),
+    ]
+    if found["ssim"]:
+        told.append(("reconstruction SSIM", number(found["ssim"], 3)))
+    if grid := found.get("grid"):
+        shape = " + ".join("×".join(map(str, level)) for level in grid["levels"])
+        told.append(
+            ("codes of a frame", f"{shape} of {grid['codes']}: {grid['bits']:,.0f} bits, a factor {grid['factor']:.2f}")
+        )
+        usage = found["usage"]
+        told.append(("codes used", f"{usage['share']:.1%}, perplexity {usage['perplexity']:.0f}"))
+    if prior := found.get("prior"):
+        told.append(("prior, bits per frame", number(prior["bits_per_frame"], 1)))
+        told.append(
+            (
+                "prior, bits per code",
+                f"{prior['bits_per_code']:.3f}, {prior['saved_per_code']:.3f} saved of "
+                f"{prior['bits_per_code_uniform']:.2f}",
+            )
+        )
+    if scene := found.get("scene"):
+        told.append(
+            (
+                f"The first stage's grid of {scene['codes']} codes: {scene['bits_uniform']:,.0f} bits if all are equal",
+                "",
+            )
+        )
+        for name, what in (("uniform", "few codes at their full price"), ("learned", "few codes under their prior")):
+            if name in scene:
+                each = scene[name]["value"] / scene["codes"]
+                told.append((f"bits of the grid, {what}", f"{number(scene[name], 1)}, {each:.3f} a code"))
+    if found["bits_per_dim"]:
+        told.append(("Bits per dimension", ""))
+        for row in found["bits_per_dim"]:
+            parts = f"{row['reconstruction']:.3f} reconstruction + {row['latents']:.3f} latents"
+            told.append((row["name"], f"{number(row['total'], 3)} = {parts}"))
+    return told
+
+
+def panels(found: dict[str, Any]) -> list[Panel]:
+    """Bars of the bounds and of their parts, use of the codes."""
+    drawn = []
+    if found["bits_per_dim"]:
+        bars = {
+            f"{row['name'].replace(', ', chr(10))}": Bar(
+                row["total"]["value"], row["total"]["low"], row["total"]["high"], COLOURS[n]
+            )
+            for n, row in enumerate(found["bits_per_dim"])
+        }
+        parts = {}
+        for n, row in enumerate(found["bits_per_dim"]):
+            total = row["total"]
+            bars[row["name"].replace(", ", "\n")] = Bar(total["value"], total["low"], total["high"], COLOURS[n])
+            for part in ("reconstruction", "latents"):
+                parts[f"{part}\n{row['name'].replace(', ', chr(10))}"] = Bar(row[part], colour=COLOURS[n])
+        drawn += [Panel("Bits per dimension", bars), Panel("Its parts", parts)]
+    if prior := found.get("prior"):
+        bar = {"learned prior": Bar(prior["bits_per_code"])}
+        drawn.append(Panel("Bits per code", bar, mark=prior["bits_per_code_uniform"], mark_name="uniform"))
+    if usage := found.get("usage"):
+        shares = np.array([book["counts_sorted"] for book in usage["books"]], dtype=float)
+        shares /= shares.sum(1, keepdims=True).clip(1)
+        x = np.arange(shares.shape[1])
+        line = Line(x, shares.mean(0), shares.min(0), shares.max(0), colour=COLOURS[0])
+        of = f", {len(shares)} codebooks" if len(shares) > 1 else ""
+        title = f"Codes used: {usage['share']:.0%}{of}, perplexity {usage['perplexity']:.0f}"
+        drawn.append(
+            Panel(
+                title, {"": line}, "codes, most frequent first", "share of positions", "linear", 1 / len(x), "all equal"
+            )
+        )
+    return drawn
+
+
+def save(found: dict[str, Any], rows: Sequence[tuple[str, Tensor]], folder: Path) -> dict[str, Path]:
+    """Write ``metrics.json``, ``report.png``, ``pictures.png`` and ``report.html``; returns where they are."""
+    found = {**found, "definitions": DEFINITIONS}
+    paths = {name: folder / name for name in ("metrics.json", "report.png", "pictures.png", "report.html")}
+    replace_text(paths["metrics.json"], json.dumps(plain(found), indent=1, allow_nan=False))
+    title = f"{found['run']} · {found['environment']}"
+    save_png(paths["pictures.png"], gallery(rows, title=title))
+    shown = {"Pictures": paths["pictures.png"]}
+    if drawn := panels(found):
+        save_panels(paths["report.png"], drawn, title)
+        shown["Plots"] = paths["report.png"]
+    replace_text(paths["report.html"], page(found, shown, lines(found)))
+    return paths

@@ -1,0 +1,146 @@
+"""Codes of a site: several, each with a codebook of its own, one after the other; and a PixelCNN over such sites."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from worldmodel.nn.embedding import project
+from worldmodel.nn.pixelcnn import GatedPixelCNN, GridState
+
+
+def tables(codebooks: Tensor, width: int) -> nn.Parameter:
+    """Codebooks (S, K, D) → vectors (S, K, width) that start with their geometry."""
+    return nn.Parameter(torch.stack([project(codebook, width) for codebook in codebooks]))
+
+
+def lookup(table: Tensor, codes: Tensor) -> Tensor:
+    """table (S, K, width), codes (..., S) int64 → (..., S, width)."""
+    slots, count = table.shape[:2]
+    return F.embedding(codes + count * torch.arange(slots, device=codes.device), table.flatten(0, 1))
+
+
+def wide(x: Tensor) -> Tensor:
+    """At least float32."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+class SlotLogits(nn.Module):
+    """(M, n, width) of the slots from ``first`` on → logits (M, n, K), by the classifier of each."""
+
+    def __init__(self, codebooks: Tensor, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.table = nn.Parameter(0.04 * tables(codebooks, width).data)  # what is near in pixels starts out as likely
+        self.bias = nn.Parameter(torch.zeros(codebooks.shape[:2]))
+
+    def forward(self, x: Tensor, first: int = 0) -> Tensor:
+        x = self.norm(x)
+        if x.shape[1] == 1:
+            return F.linear(x, self.table[first], self.bias[first])
+        slots = slice(first, first + x.shape[1])
+        return torch.baddbmm(self.bias[slots, None], x.transpose(0, 1), self.table[slots].mT).transpose(0, 1)
+
+
+class SlotClassifier(nn.Module):
+    """Features of a site and its codes so far → logits of the next: p(code j | codes < j, features).
+
+    Every slot has its own vectors of codes, its own view of the features and of each slot before it, and its own
+    classifier, since the codebooks have nothing in common; the residual network between these is the same for all.
+
+    Args:
+        codebooks: (S, K, D). features: channels.
+        width: of the network. embed: of an earlier code. blocks: residual ones.
+    """
+
+    def __init__(self, codebooks: Tensor, features: int, width: int, embed: int = 32, blocks: int = 1):
+        super().__init__()
+        slots = len(codebooks)
+        self.enter = nn.Linear(features, slots * width)
+        self.earlier = tables(codebooks[:-1], embed) if slots > 1 else None
+        self.mix = nn.ModuleList(nn.Linear(slot * embed, width, bias=False) for slot in range(1, slots))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(blocks))
+        self.up = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(blocks))
+        self.down = nn.ModuleList(nn.Linear(2 * width, width) for _ in range(blocks))
+        self.logits = SlotLogits(codebooks, width)
+
+    def forward(self, features: Tensor, codes: Tensor, first: int = 0, last: int | None = None) -> Tensor:
+        """features (M, ·), codes (M, S) int64 → logits (M, last − first, K) of the slots first … last − 1."""
+        slots, _, width = self.logits.table.shape
+        last = slots if last is None else last
+        rows = slice(first * width, last * width)
+        x = F.linear(features, self.enter.weight[rows], self.enter.bias[rows]).unflatten(-1, (-1, width))
+        if last > 1 and self.earlier is not None:
+            known = lookup(self.earlier[: last - 1], codes[:, : last - 1]).flatten(1)
+            mixes = self.mix[max(first - 1, 0) : last - 1]
+            said = [mix(known[:, : mix.in_features]) for mix in mixes]  # type: ignore[index]
+            x = x + torch.stack(said if first else [torch.zeros_like(said[0]), *said], 1)
+        for norm, up, down in zip(self.norms, self.up, self.down, strict=True):
+            x = x + down(F.silu(up(norm(x))))
+        return self.logits(x, first)
+
+
+class CodePixelCNN(nn.Module):
+    """p(codes of a grid | condition): a gated PixelCNN over sites, and a classifier over the slots of each.
+
+    It knows no size of a grid. Codes (B, h, w, S) int64 in [0, K) come in raster order, slots innermost: each sees all
+    before it, and the condition (B, h, w, ·) of all rows so far and of its own site.
+
+    Args:
+        codebooks: (S, K, D), where the embeddings start. condition: channels of the condition.
+        width, layers, kernel, first, dropout: see :class:`~worldmodel.nn.pixelcnn.GatedPixelCNN`.
+    """
+
+    def __init__(
+        self,
+        codebooks: Tensor,
+        condition: int,
+        width: int = 128,
+        layers: int = 8,
+        kernel: int = 3,
+        first: int = 7,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.slots, self.codes = codebooks.shape[:2]
+        self.embed = tables(codebooks, width)
+        self.network = GatedPixelCNN(width, condition, width, width, layers, kernel, first, dropout)
+        self.classify = SlotClassifier(codebooks, width, width)
+
+    def enter(self, codes: Tensor) -> Tensor:
+        """(..., S) → (..., width): what the slots of a site say together."""
+        return lookup(self.embed, codes).sum(-2)
+
+    def forward(self, codes: Tensor, condition: Tensor) -> Tensor:
+        """→ logits (B, h, w, S, K), float32 at least."""
+        features = self.network(self.enter(codes), condition)
+        return wide(self.classify(features.flatten(0, 2), codes.flatten(0, 2))).unflatten(0, codes.shape[:3])
+
+    def begin(self, condition: Tensor) -> GridState:
+        """The state of grids of which nothing is known."""
+        return self.network.begin(condition)
+
+    def extend(self, state: GridState, codes: Tensor, start: int, stop: int) -> Tensor:
+        """codes (B, N) → logits (B, stop − start, K) of the codes start … stop − 1; those before ``start`` are final.
+
+        What the network makes of the sites is kept in the state, in place.
+        """
+        first, last = start // self.slots, (stop - 1) // self.slots + 1  # sites
+        sites = codes[:, first * self.slots : last * self.slots].unflatten(1, (-1, self.slots))
+        if last > state.known:
+            since = max(state.known - 1, 0)
+            news = codes[:, since * self.slots : (last - 1) * self.slots].unflatten(1, (-1, self.slots))
+            self.network.extend(state, self.enter(news), last)
+        state.known = max(state.known, first + 1)  # a site sees those before it alone
+        features = state.features.flatten(1, 2)[:, first:last]
+        if last - first == 1:
+            begin = first * self.slots
+            return wide(self.classify(features[:, 0], sites[:, 0], start - begin, stop - begin))
+        logits = wide(self.classify(features.flatten(0, 1), sites.flatten(0, 1)))
+        logits = logits.unflatten(0, (len(codes), -1)).flatten(1, 2)
+        return logits[:, start - first * self.slots : stop - first * self.slots]
+
+    def select(self, state: GridState, rows: Tensor) -> GridState:
+        """The state of some grids of the batch."""
+        return self.network.select(state, rows)

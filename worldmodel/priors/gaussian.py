@@ -1,0 +1,109 @@
+"""A learned prior over the continuous latents of a VAE: a PixelCNN over sites, mixtures of Gaussians within them.
+
+With it the VAE has the chance that the codes of a VQ-VAE have: the fixed prior of training gives way to one that was
+fitted to latents of training frames, and the bound is E_q [−log p(x | z) + log q(z | x) − log p_ψ(z)].
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from worldmodel.errors import ConfigError
+from worldmodel.nn.pixelcnn import GatedPixelCNN
+from worldmodel.tokenizers.base import Autoencoder, Bound
+from worldmodel.tokenizers.vae import VAE
+
+LEAST_LOG_SCALE = -6.0
+
+
+class GaussianPrior(nn.Module):
+    """p(z | condition) over latents (h, w, S): raster order over the sites, one after the other within a site.
+
+    Args:
+        tokenizer: the VAE; gives the shape of the latents, and is not kept.
+        actions: A, the number of classes. condition: width of an embedded class.
+        width, layers: of the PixelCNN. hidden: numbers a latent from which its mixture is read. components: of it.
+    """
+
+    context = 0
+    remembers = False
+    keep_float32 = True  # densities of latents that may be very sure
+
+    def __init__(
+        self,
+        tokenizer: Autoencoder,
+        actions: int,
+        width: int = 64,
+        layers: int = 6,
+        condition: int = 32,
+        hidden: int = 64,
+        components: int = 4,
+    ):
+        super().__init__()
+        if not isinstance(tokenizer, VAE):
+            raise ConfigError("this prior is over the continuous latents of a VAE; choose tokenizer=…vae")
+        self.grid, self.components = tokenizer.grid, components
+        slots = self.grid[-1]
+        self.condition = nn.Embedding(actions + 1, condition)
+        self.net = GatedPixelCNN(slots, condition, width, width, layers)
+        self.enter = nn.Linear(width, slots * hidden)
+        self.earlier = nn.Parameter(torch.randn(slots, slots, hidden) / math.sqrt(slots))  # to later ones
+        self.register_buffer("known", torch.ones(slots, slots).triu(1)[:, :, None], persistent=False)
+        self.out = nn.Parameter(torch.randn(slots, hidden, 3 * components) * 0.1 / math.sqrt(hidden))
+        self.bias = nn.Parameter(torch.randn(slots, 3 * components) * 0.5)  # apart, so that components start apart
+
+    known: Tensor  # (S, S, 1): 1 where the first latent comes before the second
+
+    def _features(self, latents: Tensor, conditions: Tensor) -> Tensor:
+        """latents (B, h, w, S), conditions (B,) with −1 for none → (B, h, w, S, hidden), which see earlier sites."""
+        told = self.condition(conditions + 1)[:, None, None].expand(-1, *self.grid[:2], -1)
+        return self.enter(self.net(latents, told)).unflatten(-1, (self.grid[-1], -1))
+
+    def _mixture(self, features: Tensor, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """→ log weights, means, log scales, each (B, h, w, S, components)."""
+        x = features + torch.einsum("...i,ijh->...jh", latents, self.earlier * self.known)
+        parts = torch.einsum("...sh,shp->...sp", F.silu(x), self.out) + self.bias
+        weights, means, scales = parts.float().chunk(3, -1)
+        return weights.log_softmax(-1), means, scales.clamp(min=LEAST_LOG_SCALE)
+
+    def log_likelihood(self, latents: Tensor, conditions: Tensor) -> Tensor:
+        """log p(z | condition) in nats, (B,); latents (B, h, w, S), conditions (B,)."""
+        weights, means, scales = self._mixture(self._features(latents, conditions), latents)
+        distance = (latents[..., None] - means) * (-scales).exp()
+        each = weights - scales - 0.5 * distance.square() - 0.5 * math.log(2 * math.pi)
+        return each.logsumexp(-1).flatten(1).sum(1)
+
+    def losses(self, latents: Tensor, conditions: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Terms: ``latents``, nats per latent. Metric: bits per frame, of a density: it may be negative."""
+        nats = -self.log_likelihood(latents, conditions).mean()
+        return {"latents": nats / math.prod(self.grid)}, {"bits_per_frame": nats.detach() / math.log(2)}
+
+    def bound(self, model: VAE, frames: Tensor, conditions: Tensor, generator: torch.Generator | None = None) -> Bound:
+        """The bound of the VAE with this prior in the place of N(0, 1), one sample a frame; nats, (B,)."""
+        posterior = model.posterior(frames)
+        latents = posterior.sample(generator)
+        reconstruction = -model.log_likelihood(frames, latents)
+        total = reconstruction + posterior.log_prob(latents) - self.log_likelihood(latents, conditions)
+        return Bound(total, reconstruction)
+
+    @torch.no_grad()
+    def sample(self, conditions: Tensor, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
+        """Latents (B, h, w, S) under conditions (B,); ``temperature`` scales the spread within a component."""
+        height, width, slots = self.grid
+        latents = self.condition.weight.new_zeros(len(conditions), *self.grid)
+        device = latents.device if generator is None else generator.device
+        for row in range(height):
+            for column in range(width):
+                features = self._features(latents, conditions)[:, row : row + 1, column : column + 1]
+                for slot in range(slots):
+                    here = latents[:, row : row + 1, column : column + 1]
+                    parts = [part[:, 0, 0, slot] for part in self._mixture(features, here)]
+                    chosen = torch.multinomial(parts[0].exp().to(device), 1, generator=generator).to(latents.device)
+                    mean, scale = (part.gather(1, chosen)[:, 0] for part in parts[1:])
+                    noise = torch.randn(len(conditions), generator=generator, device=device).to(latents.device)
+                    latents[:, row, column, slot] = mean + temperature * scale.exp() * noise
+        return latents

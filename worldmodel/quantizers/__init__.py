@@ -1,0 +1,23 @@
+"""Quantisers: vectors on the last axis → integer codes and back, with a straight-through gradient.
+
+Everything in front of the last axis is batch, so the same module serves grids of any rank.
+"""
+
+from worldmodel.quantizers.base import Quantized, Quantizer
+from worldmodel.quantizers.gumbel import GumbelQuantizer
+from worldmodel.quantizers.processes import all_reduce, broadcast_first
+from worldmodel.quantizers.product import ProductQuantizer
+from worldmodel.quantizers.scalar import FiniteScalarQuantizer
+from worldmodel.quantizers.vector import VectorQuantizer, nearest
+
+__all__ = [
+    "FiniteScalarQuantizer",
+    "GumbelQuantizer",
+    "ProductQuantizer",
+    "Quantized",
+    "Quantizer",
+    "VectorQuantizer",
+    "all_reduce",
+    "broadcast_first",
+    "nearest",
+]

@@ -1,0 +1,46 @@
+"""The interface of every quantiser."""
+
+from __future__ import annotations
+
+import abc
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Quantized(NamedTuple):
+    """What a quantiser returns; D is the width, K the number of codes, ``shape`` what becomes of a vector."""
+
+    vectors: Tensor  # (..., D), the vectors of the codes, gradients through to the input
+    codes: Tensor  # (..., *shape) int64 in [0, K)
+    losses: dict[str, Tensor]  # named scalar terms, e.g. "commitment"
+
+
+class Quantizer(nn.Module, abc.ABC):
+    """Interface of all quantisers. They compute in float32 whatever the precision around them.
+
+    A vector becomes ``shape`` codes: ``()`` is a single one, ``(S,)`` are S of them, each from a codebook of its own.
+    """
+
+    soft: bool = False  # whether the vectors of training are mixtures of codes, which N ln K does not pay for
+    keep_float32 = True  # read by the training loop: parameters and buffers are never cast
+    codes: int  # K
+    width: int  # D
+    shape: tuple[int, ...] = ()
+
+    @abc.abstractmethod
+    def forward(self, vectors: Tensor, generator: torch.Generator | None = None) -> Quantized:
+        """(..., D) → :class:`Quantized`; in training mode it may also update its codebook."""
+
+    @abc.abstractmethod
+    def encode(self, vectors: Tensor) -> Tensor:
+        """(..., D) → codes (..., *shape) int64, no side effect."""
+
+    @abc.abstractmethod
+    def lookup(self, codes: Tensor) -> Tensor:
+        """Codes (..., *shape) → vectors (..., D) float32."""
+
+    def codebook(self) -> Tensor:
+        """All vectors: (K, D), or (*shape, K, D of one code). Beware of implicit codebooks with very many codes."""
+        return self.lookup(torch.arange(self.codes, device=next(self.buffers()).device))

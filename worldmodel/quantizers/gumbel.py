@@ -1,0 +1,117 @@
+"""The Gumbel-softmax quantiser: a code is drawn from a distribution that the input states, smoothly while it learns."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from worldmodel.quantizers.base import Quantized, Quantizer
+from worldmodel.quantizers.processes import broadcast_first
+
+
+class GumbelQuantizer(Quantizer):
+    """The discrete VAE of DALL·E (Ramesh et al., 2021, section 2.1 and appendix A.2).
+
+    A linear layer makes K logits of the D numbers of the input, which are standardised by the mean and the deviation
+    that they have in the first training batch: an encoder's outputs begin with more offset than variety, and the offset
+    would choose the same few codes everywhere. In training the output is the table's vectors, weighed
+    by softmax((logits + Gumbel noise) / temperature) (Jang et al., 2017; Maddison et al., 2017); in evaluation it is
+    the vector of the largest logit, and the input has no gradient.
+
+    Args:
+        codes: K.
+        width: D, of the input and of the codes' vectors.
+        start, end: the temperature at first and at last.
+        anneal_steps: training batches over which it falls from one to the other, along half a cosine.
+        hard: in training the vector of one drawn code goes forward, and the gradient is that of the weighed vectors
+            (straight through); else the weighed vectors themselves do.
+
+    The term ``kl`` is KL(q ‖ uniform) = ln K − H(q) in nats, a mean over the codes. ``codes`` of the result are those
+    of the largest logits, in training too: what :meth:`encode` gives.
+    """
+
+    soft = True
+
+    def __init__(
+        self,
+        codes: int,
+        width: int,
+        start: float = 1.0,
+        end: float = 1 / 16,
+        anneal_steps: int = 4000,
+        hard: bool = False,
+    ):
+        super().__init__()
+        if not 0 < end <= start:
+            raise ValueError(f"the temperature must fall and stay above 0, not go from {start} to {end}")
+        if anneal_steps < 1:
+            raise ValueError(f"anneal_steps is {anneal_steps}; give at least 1")
+        self.codes, self.width, self.hard = codes, width, hard
+        self.start, self.end, self.anneal_steps = start, end, anneal_steps
+        self.logits = nn.Linear(width, codes, bias=False)
+        self.table = nn.Parameter(torch.randn(codes, width) / math.sqrt(width))
+        self.register_buffer("offset", torch.zeros(width))
+        self.register_buffer("deviation", torch.ones(width))
+        self.register_buffer("started", torch.zeros(()))  # 1 once these were measured
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))  # training batches so far
+
+    offset: Tensor
+    deviation: Tensor
+    started: Tensor
+    steps: Tensor
+
+    @property
+    def temperature(self) -> Tensor:
+        """Of the next training batch, ()."""
+        done = (self.steps / self.anneal_steps).clamp(max=1)
+        return self.end + (self.start - self.end) * (1 + torch.cos(math.pi * done)) / 2
+
+    def _logits(self, vectors: Tensor) -> Tensor:
+        """(..., D) → (..., K) float32, under autocast too."""
+        with torch.autocast(vectors.device.type, enabled=False):
+            return self.logits((vectors.float() - self.offset) / self.deviation)
+
+    def encode(self, vectors: Tensor) -> Tensor:
+        return self._logits(vectors.detach()).max(-1).indices
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        return F.embedding(codes, self.table)
+
+    def codebook(self) -> Tensor:
+        return self.table
+
+    def forward(self, vectors: Tensor, generator: torch.Generator | None = None) -> Quantized:
+        if self.training:
+            self._start(vectors.detach().float().reshape(-1, self.width))
+        logits = self._logits(vectors)
+        codes = logits.detach().max(-1).indices
+        shares = logits.log_softmax(-1)
+        losses = {"kl": math.log(self.codes) + (shares.exp() * shares).sum(-1).mean()}
+        if not self.training:
+            return Quantized(self.lookup(codes), codes, losses)
+        weights = ((shares + self._noise(shares, generator)) / self.temperature).softmax(-1)
+        self.steps.add_(1)
+        if self.hard:
+            drawn = F.one_hot(weights.detach().max(-1).indices, self.codes)
+            weights = weights + (drawn - weights).detach()
+        with torch.autocast(vectors.device.type, enabled=False):
+            return Quantized(weights @ self.table, codes, losses)
+
+    @torch.no_grad()
+    def _start(self, flat: Tensor) -> None:
+        """Measure the inputs of the first training batch, (M, D); over several processes those of the first one."""
+        if self.started.item():
+            return
+        self.offset.copy_(broadcast_first(flat.mean(0)))
+        self.deviation.copy_(broadcast_first(flat.std(0, correction=0)).clamp_(min=1e-5))
+        self.started.fill_(1.0)
+
+    @staticmethod
+    def _noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Standard Gumbel noise: −ln of exponential noise. Drawn where the generator is."""
+        device = generator.device if generator is not None else like.device
+        noise = torch.empty(like.shape, device=device).exponential_(generator=generator)
+        return noise.clamp_(min=torch.finfo(noise.dtype).tiny).log_().neg_().to(like.device)

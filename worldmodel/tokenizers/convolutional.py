@@ -1,0 +1,68 @@
+"""What the three systems of the paper's table share: encoder, decoder and likelihood, for frames of any rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from worldmodel.errors import ConfigError
+from worldmodel.nn.convnets import CONV, ConvDecoder, ConvEncoder
+from worldmodel.nn.likelihoods import Likelihood
+from worldmodel.tokenizers.base import Autoencoder
+
+
+def halved(frame_shape: Sequence[int], widths: Sequence[int]) -> tuple[int, ...]:
+    """The size of frames (C, *size) after as many halvings as there are widths. Raises :class:`ConfigError`."""
+    size, factor = frame_shape[1:], 2 ** len(widths)
+    if any(extent % factor for extent in size):
+        raise ConfigError(
+            f"frames of {'×'.join(map(str, size))} cannot be halved {len(widths)} times; "
+            f"choose a size divisible by {factor} or fewer tokenizer.widths"
+        )
+    return tuple(extent // factor for extent in size)
+
+
+class ConvolutionalAutoencoder(Autoencoder):
+    """Frames → encoder → 1-wide convolution → (whatever the latents are) → decoder → likelihood."""
+
+    def _build(
+        self,
+        frame_shape: Sequence[int],
+        widths: Sequence[int],
+        blocks: int,
+        encoded: int,
+        decoded: int,
+        likelihood: Callable[..., Likelihood],
+    ) -> None:
+        """Makes the modules: ``encoded`` channels come from the encoder, ``decoded`` channels go into the decoder."""
+        channels, *size = frame_shape
+        rank = len(size)
+        self.frame_shape = tuple(frame_shape)
+        self.encoder = ConvEncoder(rank, channels, widths, blocks)
+        self.project = CONV[rank](widths[-1], encoded, 1)
+        self.likelihood = likelihood(channels=channels)
+        outputs = None if self.likelihood.outputs == channels else self.likelihood.outputs
+        self.decoder = ConvDecoder(rank, decoded, channels, widths, blocks, outputs)
+        if rank == 2:
+            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def _vectors(self, frames: Tensor) -> Tensor:
+        """Frames (B, C, *size) → what the encoder says, (B, *spatial, encoded) float32."""
+        dtype = self.project.weight.dtype
+        layout = torch.channels_last if frames.dim() == 4 else torch.contiguous_format
+        x = self.encoder(frames.to(dtype=dtype, memory_format=layout))
+        return self.project(x).movedim(1, -1).float()
+
+    def _outputs(self, vectors: Tensor) -> Tensor:
+        """What the decoder reads, (B, *spatial, decoded) → the parameters of the likelihood, (B, outputs, *size)."""
+        return self.decoder(vectors.to(self.project.weight.dtype).movedim(-1, 1))
+
+    def _frames(self, vectors: Tensor) -> Tensor:
+        """(B, *spatial, decoded) → the expected frames, (B, C, *size) float32."""
+        return self.likelihood.mean(self._outputs(vectors))
+
+    def log_likelihood(self, frames: Tensor, vectors: Tensor) -> Tensor:
+        """log p(frames | vectors): frames (B, C, *size), what the decoder reads (B, *spatial, decoded) → (B,) nats."""
+        return self.likelihood.log_prob(self._outputs(vectors), frames).flatten(1).sum(1)

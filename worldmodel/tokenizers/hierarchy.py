@@ -1,0 +1,165 @@
+"""VQ-VAE-2: several grids of codes for one frame, each finer one made in sight of the coarser ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from worldmodel.errors import ConfigError
+from worldmodel.nn.convnets import CONV, ConvDecoder, ConvEncoder
+from worldmodel.nn.likelihoods import Likelihood, SquaredError
+from worldmodel.quantizers import Quantizer
+from worldmodel.tokenizers.base import Bound, Reconstruction, Tokenizer
+
+
+class VQVAE2(Tokenizer):
+    """The hierarchy of Razavi, van den Oord, Vinyals, *Generating Diverse High-Fidelity Images with VQ-VAE-2* (2019).
+
+    The codes of all levels stand in one row, the coarsest grid first: (B, N), N the sum of the levels' sizes. Coarse
+    levels hold what goes through the whole picture, fine ones the detail that they leave.
+
+    Args:
+        frame_shape: (C, *size) of the observations.
+        quantizer: constructor of a :class:`~worldmodel.quantizers.Quantizer`, called with ``codes`` for every level.
+        widths: for every level, the finest first, the channels behind each of its halvings. The first list leads from
+            the frame to the finest grid, each other one from a grid to the next coarser.
+        blocks: residual blocks of every encoder and decoder.
+        codes: K of every level. likelihood: as of the VQ-VAE.
+
+    Raises :class:`ConfigError` when the size of the frames cannot be halved that often.
+    """
+
+    def __init__(
+        self,
+        frame_shape: Sequence[int],
+        quantizer: Callable[..., Quantizer],
+        widths: Sequence[Sequence[int]],
+        blocks: int = 2,
+        codes: int = 512,
+        likelihood: Callable[..., Likelihood] = SquaredError,
+    ):
+        super().__init__()
+        channels, *size = frame_shape
+        if not all(isinstance(level, Sequence) for level in widths):
+            raise ConfigError(f"tokenizer.widths is {widths}; a hierarchy has a list for each level: [[64,128],[128]]")
+        halvings = sum(map(len, widths))
+        if len(widths) < 2 or any(extent % 2**halvings for extent in size):
+            raise ConfigError(
+                f"tokenizer.widths has {len(widths)} levels and {halvings} halvings; there must be two levels or more, "
+                f"and {'×'.join(map(str, size))} be divisible by 2 that often"
+            )
+        rank = len(size)
+        self.frame_shape, self.codes = tuple(frame_shape), codes
+        grids = [tuple(extent // 2 ** sum(map(len, widths[: n + 1])) for extent in size) for n in range(len(widths))]
+        self.grids = tuple(reversed(grids))
+        self.grid = (sum(map(math.prod, grids)),)
+        tops = [level[-1] for level in widths]
+        self.quantizers = nn.ModuleList(quantizer(codes=codes) for _ in widths)  # this and all below: the finest first
+        if self.quantizers[0].shape:
+            raise ConfigError("the levels of a hierarchy have one code at each place; choose a quantizer without slots")
+        width = int(self.quantizers[0].width)  # type: ignore[arg-type]
+        self.encoders = nn.ModuleList(
+            ConvEncoder(rank, inside, level, blocks) for inside, level in zip([channels, *tops], widths, strict=False)
+        )
+        # What a level shows to the next finer one, beside that one's own features.
+        self.show = nn.ModuleList(
+            ConvDecoder(rank, width, tops[n], widths[n + 1], blocks) for n in range(len(widths) - 1)
+        )
+        self.project = nn.ModuleList(
+            CONV[rank](top * (1 if n == len(tops) - 1 else 2), width, 1) for n, top in enumerate(tops)
+        )
+        self.likelihood = likelihood(channels=channels)
+        outputs = None if self.likelihood.outputs == channels else self.likelihood.outputs
+        self.decoder = ConvDecoder(rank, width * len(widths), channels, widths[0], blocks, outputs)
+        if rank == 2:
+            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.project[0].weight.dtype  # type: ignore[union-attr, return-value]
+
+    def _walk(self, frames: Tensor, choose: Callable[[int, Tensor], Tensor]) -> None:
+        """From the coarsest level to the finest: ``choose(level, what is quantised (B, *grid, D))`` → vectors."""
+        layout = torch.channels_last if frames.dim() == 4 else torch.contiguous_format
+        x, features = frames.to(dtype=self._dtype, memory_format=layout), []
+        for encoder in self.encoders:
+            x = encoder(x)
+            features.append(x)
+        shown: Tensor | None = None
+        for level in reversed(range(len(features))):
+            seen = features[level] if shown is None else torch.cat([features[level], shown], 1)
+            vectors = choose(level, self.project[level](seen).movedim(1, -1).float())
+            if level:
+                shown = self.show[level - 1](vectors.movedim(-1, 1).to(self._dtype))
+
+    def _outputs(self, vectors: Sequence[Tensor]) -> Tensor:
+        """Vectors (B, *grid, D) of all levels, the finest first → parameters of the likelihood, (B, outputs, *size)."""
+        size = vectors[0].shape[1:-1]
+        maps = [part.movedim(-1, 1).to(self._dtype) for part in vectors]
+        return self.decoder(torch.cat([maps[0], *(F.interpolate(part, size) for part in maps[1:])], 1))
+
+    def forward(self, frames: Tensor, generator: torch.Generator | None = None) -> Reconstruction:
+        found = {}
+
+        def choose(level: int, vectors: Tensor) -> Tensor:
+            found[level] = self.quantizers[level](vectors, generator)
+            return found[level].vectors
+
+        self._walk(frames, choose)
+        outputs = self._outputs([found[level].vectors for level in sorted(found)])
+        losses = {"reconstruction": self.likelihood.loss(outputs, frames)}
+        for name in found[0].losses:
+            losses[name] = torch.stack([part.losses[name] for part in found.values()]).mean()
+        codes = torch.cat([found[level].codes.flatten(1) for level in sorted(found, reverse=True)], 1)
+        nats = None
+        if self.likelihood.exact:
+            nats = losses["reconstruction"].detach() + self.uniform_nats() / self.subpixels
+        return Reconstruction(self.likelihood.glance(outputs.detach(), frames), codes, losses, nats)
+
+    def bound(self, frames: Tensor, generator: torch.Generator | None = None, samples: int = 1) -> Bound:
+        """−log p(x | codes of all levels) + N ln K; nothing is drawn."""
+        reconstruction = self.given(frames, self.encode(frames))
+        return Bound(reconstruction + self.uniform_nats(), reconstruction)
+
+    def given(self, frames: Tensor, codes: Tensor) -> Tensor:
+        self.require_exact()
+        return -self.likelihood.log_prob(self._outputs(self._lookup(codes)), frames).flatten(1).sum(1)
+
+    def encode(self, frames: Tensor) -> Tensor:
+        found: list[Tensor] = []
+
+        def choose(level: int, vectors: Tensor) -> Tensor:
+            found.append(self.quantizers[level].encode(vectors))  # type: ignore[operator]
+            return self.quantizers[level].lookup(found[-1])  # type: ignore[operator]
+
+        self._walk(frames, choose)
+        return torch.cat([codes.flatten(1) for codes in found], 1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        return self.likelihood.mean(self._outputs(self._lookup(codes)))
+
+    def _lookup(self, codes: Tensor) -> list[Tensor]:
+        """Codes (B, N) → vectors (B, *grid, D) of the levels, the finest first."""
+        parts = [part.unflatten(1, grid) for part, grid in zip(self.split(codes), self.grids, strict=True)]
+        quantizers = reversed(list(self.quantizers))
+        vectors = [quantizer.lookup(part) for quantizer, part in zip(quantizers, parts, strict=True)]  # type: ignore[operator]
+        return vectors[::-1]
+
+    def split(self, codes: Tensor) -> list[Tensor]:
+        """Codes (B, N) → those of each level, (B, its positions), the coarsest first."""
+        return list(codes.split([math.prod(grid) for grid in self.grids], 1))
+
+    def codebook(self) -> Tensor:
+        """(levels, K, D), the coarsest first."""
+        return torch.stack([quantizer.codebook().detach() for quantizer in reversed(list(self.quantizers))])  # type: ignore[operator]
+
+    @property
+    def levels(self) -> tuple[tuple[int, ...], ...]:
+        return self.grids
+
+    def books(self, codes: Tensor) -> list[Tensor]:
+        return self.split(codes)

@@ -1,0 +1,107 @@
+"""The continuous rival of the paper's table: a variational autoencoder with a Gaussian posterior and prior."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from worldmodel.nn.likelihoods import Categorical, Likelihood
+from worldmodel.tokenizers.base import Bound, Reconstruction, importance_weighted
+from worldmodel.tokenizers.convolutional import ConvolutionalAutoencoder, halved
+
+WIDEST = 10.0  # log standard deviations lie in (-10, 10): e^20 is far from the end of float32
+
+
+class Gaussian(NamedTuple):
+    """Independent normal distributions."""
+
+    mean: Tensor  # (B, *grid) float32
+    log_std: Tensor  # (B, *grid) float32
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """(B, *grid), reparameterised: gradients flow to the mean and the standard deviation."""
+        device = self.mean.device if generator is None else generator.device
+        noise = torch.randn(self.mean.shape, generator=generator, device=device).to(self.mean.device)
+        return self.mean + self.log_std.exp() * noise
+
+    def log_prob(self, latents: Tensor) -> Tensor:
+        """(B, *grid) → (B,) nats."""
+        scaled = (latents - self.mean) * torch.exp(-self.log_std)
+        return (-0.5 * scaled.square() - self.log_std - 0.5 * math.log(2 * math.pi)).flatten(1).sum(1)
+
+    def kl(self) -> Tensor:
+        """KL(self ‖ N(0, I)): (B,) nats."""
+        terms = 0.5 * (self.mean.square() + torch.exp(2 * self.log_std) - 1) - self.log_std
+        return terms.flatten(1).sum(1)
+
+
+class VAE(ConvolutionalAutoencoder):
+    """Kingma & Welling, *Auto-Encoding Variational Bayes* (2014), with the encoder and decoder of the VQ-VAE.
+
+    Terms: ``reconstruction`` and ``kl``, whose plain sum is the negative evidence lower bound in nats per sub-pixel.
+
+    Args:
+        frame_shape, widths, blocks: as of the VQ-VAE.
+        latents: numbers at each place of the grid; the grid is (*size / 2**len(widths), latents).
+        likelihood: constructor of an exact :class:`~worldmodel.nn.likelihoods.Likelihood`.
+
+    Raises :class:`ConfigError` when the size of the frames cannot be halved that often or the likelihood is not exact.
+    """
+
+    certain = False
+
+    def __init__(
+        self,
+        frame_shape: Sequence[int],
+        widths: Sequence[int],
+        latents: int,
+        blocks: int = 2,
+        likelihood: Callable[..., Likelihood] = Categorical,
+    ):
+        super().__init__()
+        self.grid = (*halved(frame_shape, widths), latents)
+        self._build(frame_shape, widths, blocks, 2 * latents, latents, likelihood)
+        self.require_exact()
+
+    def posterior(self, frames: Tensor) -> Gaussian:
+        """Frames (B, C, *size) float in [-1, 1] → q(z | frames)."""
+        mean, log_std = self._vectors(frames).chunk(2, -1)
+        # Smooth, nearly the identity where posteriors are, and without an edge behind which there is no gradient.
+        return Gaussian(mean, WIDEST * torch.tanh(log_std / WIDEST))
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """(B, *grid) → the expected frames, (B, C, *size) float32."""
+        return self._frames(latents)
+
+    def reconstruct(self, frames: Tensor) -> Tensor:
+        return self.decode_latents(self.posterior(frames).mean)
+
+    def forward(self, frames: Tensor, generator: torch.Generator | None = None) -> Reconstruction:
+        posterior = self.posterior(frames)
+        outputs = self._outputs(posterior.sample(generator))
+        losses = {
+            "reconstruction": self.likelihood.loss(outputs, frames),
+            "kl": posterior.kl().mean() / self.subpixels,
+        }
+        nats = (losses["reconstruction"] + losses["kl"]).detach()
+        return Reconstruction(self.likelihood.glance(outputs.detach(), frames), None, losses, nats)
+
+    def bound(self, frames: Tensor, generator: torch.Generator | None = None, samples: int = 1) -> Bound:
+        """The evidence lower bound for one sample, with its KL divergence in closed form; for more, the importance
+        weighted L_S = E log (1/S) Σ_s p(x, z_s) / q(z_s | x) (Burda et al., *Importance Weighted Autoencoders*, 2016).
+        """
+        posterior = self.posterior(frames)
+        if samples == 1:
+            reconstruction = -self.log_likelihood(frames, posterior.sample(generator))
+            return Bound(reconstruction + posterior.kl(), reconstruction)
+        prior = Gaussian(torch.zeros_like(posterior.mean), torch.zeros_like(posterior.mean))
+        conditional, weights = [], []
+        for _ in range(samples):
+            latents = posterior.sample(generator)
+            conditional.append(self.log_likelihood(frames, latents))
+            weights.append(conditional[-1] + prior.log_prob(latents) - posterior.log_prob(latents))
+        return importance_weighted(torch.stack(conditional), torch.stack(weights))

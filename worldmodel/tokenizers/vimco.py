@@ -1,0 +1,175 @@
+"""The discrete rival of the paper's table: categorical latents drawn from their posterior, trained by VIMCO."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from worldmodel.nn.likelihoods import Categorical, Likelihood, uniform
+from worldmodel.tokenizers.base import Bound, Reconstruction, Tokenizer, importance_weighted
+from worldmodel.tokenizers.convolutional import ConvolutionalAutoencoder, halved
+
+NEGLIGIBLE = 1e-8  # a share of the gradient that is lost in the rounding of float32 anyway
+
+
+class VIMCO(ConvolutionalAutoencoder, Tokenizer):
+    """Mnih & Rezende, *Variational Inference for Monte Carlo Objectives* (2016), with the VQ-VAE's encoder and decoder.
+
+    Each of the latents has a categorical posterior over K codes and a uniform prior. What is maximised is
+    L_S = E log (1/S) Σ_s w_s, w_s = p(x, z_s) / q(z_s | x), over S independent samples; the term ``bound`` is −L_S in
+    nats per sub-pixel. ``frames`` and ``codes`` of a forward pass are those of the most probable codes, as ``encode``
+    and ``decode`` give them.
+
+    Args:
+        frame_shape, widths, blocks: as of the VQ-VAE.
+        codes: K.
+        slots: latents at each place, each with a table of its own; the grid is (*size / 2**len(widths), slots).
+        width: numbers of a code's vector.
+        samples: S of training, at least 2.
+        likelihood: constructor of an exact :class:`~worldmodel.nn.likelihoods.Likelihood`.
+        chunk: grids that are decoded at a time; it changes memory and speed, and no result.
+
+    Raises :class:`ConfigError` when the size of the frames cannot be halved that often or the likelihood is not exact.
+    """
+
+    certain = False
+
+    def __init__(
+        self,
+        frame_shape: Sequence[int],
+        widths: Sequence[int],
+        codes: int,
+        slots: int,
+        width: int,
+        blocks: int = 2,
+        samples: int = 50,
+        likelihood: Callable[..., Likelihood] = Categorical,
+        chunk: int = 32,
+    ):
+        super().__init__()
+        if samples < 2:
+            raise ValueError(f"the baseline of a sample needs others: samples must be at least 2, not {samples}")
+        self.slots, self.codes = (slots,), codes
+        self.grid = (*halved(frame_shape, widths), slots)
+        self.samples, self.chunk = samples, chunk
+        self.tables = nn.Parameter(torch.randn(slots, codes, width))
+        self._build(frame_shape, widths, blocks, slots * codes, slots * width, likelihood)
+        self.require_exact()
+
+    def posterior(self, frames: Tensor) -> Tensor:
+        """Frames (B, C, *size) float in [-1, 1] → log q(code | frames), (B, *grid, K) float32."""
+        return self._vectors(frames).unflatten(-1, (self.grid[-1], self.codes)).log_softmax(-1)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """Codes (B, *grid) → what the decoder reads, (B, *spatial, slots · width)."""
+        first = torch.arange(self.grid[-1], device=codes.device) * self.codes
+        return F.embedding(codes + first, self.tables.flatten(0, 1)).flatten(-2)
+
+    def encode(self, frames: Tensor) -> Tensor:
+        return self.posterior(frames).argmax(-1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        return self._frames(self.lookup(codes))
+
+    def given(self, frames: Tensor, codes: Tensor) -> Tensor:
+        return -self.log_likelihood(frames, self.lookup(codes))
+
+    def codebook(self) -> Tensor:
+        return self.tables.detach().float()
+
+    def forward(self, frames: Tensor, generator: torch.Generator | None = None) -> Reconstruction:
+        posterior = self.posterior(frames)
+        codes = draw(posterior.detach(), self.samples, generator)
+        loss = -self._surrogate(frames, codes, log_prob(posterior, codes)).mean() / self.subpixels
+        best = posterior.detach().argmax(-1)
+        with torch.no_grad():
+            reconstruction = self.decode(best)
+        return Reconstruction(reconstruction, best, {"bound": loss}, loss.detach())
+
+    def bound(self, frames: Tensor, generator: torch.Generator | None = None, samples: int | None = None) -> Bound:
+        """−L_S with S = ``samples``, as many as in training when None; one sample: the evidence lower bound."""
+        count = self.samples if samples is None else samples
+        with torch.no_grad():
+            posterior = self.posterior(frames)
+            codes = draw(posterior, count, generator)
+            conditional = self._conditional(frames, codes)
+            weights = conditional - self.uniform_nats() - log_prob(posterior, codes)
+        return importance_weighted(conditional, weights)
+
+    @torch.no_grad()
+    def _conditional(self, frames: Tensor, codes: Tensor) -> Tensor:
+        """log p(x | z_s) of codes (S, B, *grid): (S, B) nats, decoded in chunks."""
+        count, batch = codes.shape[:2]
+        owner = torch.arange(batch, device=codes.device).repeat(count)
+        return self._decoded(codes.flatten(0, 1), frames, owner).view(count, batch)
+
+    def _decoded(self, codes: Tensor, frames: Tensor, owner: Tensor) -> Tensor:
+        """log p of frames[owner] given codes (M, *grid): (M,) nats. Only one chunk's decoder is in memory at a time.
+
+        With gradients, several chunks are checkpointed: backward decodes each of them again.
+        """
+        parts = list(zip(codes.split(self.chunk), owner.split(self.chunk), strict=True))
+        if len(parts) == 1 or not torch.is_grad_enabled():
+            return torch.cat([self._one_chunk(part, frames[whose]) for part, whose in parts])
+        once = partial(checkpoint, self._one_chunk, use_reentrant=False, preserve_rng_state=False)  # it draws nothing
+        return torch.cat([once(part, frames[whose]) for part, whose in parts])
+
+    def _one_chunk(self, codes: Tensor, frames: Tensor) -> Tensor:
+        return self.log_likelihood(frames, self.lookup(codes))
+
+    def _surrogate(self, frames: Tensor, codes: Tensor, log_q: Tensor) -> Tensor:
+        """L_S of each frame, (B,), by codes (S, B, *grid) and their log q (S, B), with the gradient of VIMCO.
+
+        With w̃ the weights divided by their sum, the gradient of E L_S is the expectation of (equations 3 and 4 of the
+        paper, the baseline of 5 to 9)
+
+            Σ_s w̃_s ∇ log w_s + Σ_j (L − L₋ⱼ) ∇ log q(z_j | x),
+
+        where L₋ⱼ has the geometric mean of the other weights in the place of w_j. So every sample enters by
+        ∇ log p(x|z_s) times w̃_s, and by ∇ log q(z_s|x) times L − L₋ₛ − w̃_s: factors that are known once all samples
+        were decoded without gradient. Then only those are decoded again, with gradient, whose w̃_s is not negligible.
+        The log weights of an image differ by tens of nats, so these are a few of the 50.
+        """
+        conditional = self._conditional(frames, codes)
+        weights = conditional - self.uniform_nats() - log_q.detach()
+        value = weights.logsumexp(0) - math.log(len(weights))
+        if not torch.is_grad_enabled():
+            return value
+        shares = weights.softmax(0)
+        signal = value - leave_one_out(weights) - shares
+        sample, owner = (shares > NEGLIGIBLE).nonzero(as_tuple=True)
+        pathwise = shares[sample, owner] * self._decoded(codes[sample, owner], frames, owner)
+        surrogate = (signal * log_q).sum(0).index_add(0, owner, pathwise)
+        return value + (surrogate - surrogate.detach())
+
+
+def draw(posterior: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
+    """Independent codes of log-probabilities (B, *grid, K): (count, B, *grid) int64.
+
+    By the inverse of the cumulative sum: one uniform number and a binary search a code, where Gumbel noise takes K.
+    """
+    cumulative = posterior.exp().cumsum(-1)
+    shape = (*posterior.shape[:-1], count)
+    # Scaled to the last sum, which rounding leaves off one, so that no code of probability 0 is drawn.
+    target = uniform(shape, posterior.device, generator) * cumulative[..., -1:]
+    found = torch.searchsorted(cumulative, target, right=True).clamp_(max=posterior.shape[-1] - 1)
+    return found.movedim(-1, 0)
+
+
+def log_prob(posterior: Tensor, codes: Tensor) -> Tensor:
+    """Log-probabilities (B, *grid, K), codes (S, B, *grid) → log q of whole grids, (S, B) nats."""
+    return posterior.gather(-1, codes.movedim(0, -1)).flatten(1, -2).sum(1).t()
+
+
+def leave_one_out(weights: Tensor) -> Tensor:
+    """Log weights (S, B) → L₋ⱼ (S, B): log of the mean weight, with the geometric mean of the others for the j-th."""
+    count = len(weights)
+    others = (weights.sum(0) - weights) / (count - 1)
+    own = torch.eye(count, dtype=torch.bool, device=weights.device)[..., None]
+    return torch.where(own, others, weights[None]).logsumexp(1) - math.log(count)
