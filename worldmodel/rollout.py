@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -199,12 +199,18 @@ class WorldModel:
         return actions
 
 
+class Samples(NamedTuple):
+    """Frames drawn on their own."""
+
+    frames: Tensor  # (B, C, *size) uint8, on the host
+    passes: float  # of the prior a frame, mean over the batch
+
+
 class StillModel:
     """A trained autoencoder and a prior without a past: frames on their own, such as images."""
 
     def __init__(self, spec: Spec, model: Autoencoder, prior: Prior | GaussianPrior):
         self.spec, self.model, self.prior = spec, model.eval(), prior.eval()
-        self.passes = 0.0  # of the head, a frame, when frames were last drawn
 
     @property
     def device(self) -> torch.device:
@@ -213,8 +219,8 @@ class StillModel:
     @property
     def sees_classes(self) -> bool:
         """Whether frames of different classes differ: there are several, and the prior looks at them."""
-        blind = isinstance(self.prior, Prior) and getattr(self.prior.trunk, "drop", 0.0) == 1
-        return len(self.spec.action_names) > 1 and not blind
+        looks = self.prior.trunk.sees_actions if isinstance(self.prior, Prior) else True
+        return looks and len(self.spec.action_names) > 1
 
     @classmethod
     def load(cls, run: str | Path, device: str = "auto") -> StillModel:
@@ -231,21 +237,26 @@ class StillModel:
         temperature: float = 1.0,
         top_k: int | None = None,
         sampler: str = "auto",
-    ) -> Tensor:
-        """Frames of some classes, (B,) indices (−1 for none) or B names → (B, C, *size) uint8, on the host."""
+    ) -> Samples:
+        """Frames of some classes, (B,) indices (−1 for none) or B names.
+
+        Raises :class:`UnknownActionError` for an unknown name, :class:`ConfigError` for ``top_k`` without codes.
+        """
         if not isinstance(conditions, Tensor):
             conditions = torch.tensor([self.spec.action_index(name) for name in conditions])
         conditions = conditions.to(self.device)
         if isinstance(self.prior, GaussianPrior):
             assert isinstance(self.model, VAE)
-            self.passes = float(math.prod(self.prior.grid[:2]))
+            if top_k is not None:
+                raise ConfigError(f"top_k {top_k} goes with codes, and this run has none")
             latents = self.prior.sample(conditions, generator, temperature)
-            return to_uint8(self.model.decode_latents(latents)).cpu()
+            frames = to_uint8(self.model.decode_latents(latents)).cpu()
+            return Samples(frames, float(math.prod(self.prior.grid)))
         assert isinstance(self.model, Tokenizer)
         how = make_sampler(sampler, temperature, top_k)
         steps = [
             self.prior.step(self.prior.begin(len(part)), part, how, generator)[0]
             for part in conditions.split(CODEC_BATCH)
         ]
-        self.passes = float(torch.stack([step.passes for step in steps]).mean())
-        return decode(self.model, torch.cat([step.codes for step in steps])).cpu()
+        passes = float(torch.stack([step.passes for step in steps]).mean())
+        return Samples(decode(self.model, torch.cat([step.codes for step in steps])).cpu(), passes)

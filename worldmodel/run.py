@@ -211,16 +211,10 @@ def build_second(config: DictConfig, tokenizer: Autoencoder) -> GridVQVAE | None
 def build_prior(config: DictConfig, spec: Spec, tokenizer: Autoencoder) -> Prior | GaussianPrior:
     """The prior of the settings over the latents of a tokenizer and the actions of a source, untrained.
 
-    Raises :class:`ConfigError`, for an autoencoder without codes and a prior over codes too.
+    Raises :class:`ConfigError`, also for a prior that is not over such latents.
     """
     facts = {"tokenizer": tokenizer, "actions": len(spec.action_names)}
-    if not isinstance(tokenizer, Tokenizer) and config.prior.get("_target_") != _name(GaussianPrior):
-        require_codes(tokenizer)
     return _build(config.prior, "prior", Prior | GaussianPrior, **facts)
-
-
-def _name(kind: type[Any]) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _build(node: DictConfig, name: str, kind: Any, **facts: Any) -> Any:
@@ -236,7 +230,7 @@ def _build(node: DictConfig, name: str, kind: Any, **facts: Any) -> Any:
             raise cause from error
         raise ConfigError(f"cannot build the {name}: {one_line(cause)}") from error
     if not isinstance(model, kind):
-        raise ConfigError(f"{name}._target_ is {node.get('_target_')}, which is no {getattr(kind, '__name__', kind)}")
+        raise ConfigError(f"{name}._target_ is {node.get('_target_')}, which is no {name} that fits here")
     return model
 
 

@@ -201,7 +201,6 @@ RULES: dict[str, Rule] = {
             "second.widths": Many(each=COUNT),
             "second.blocks": Number(least=0, whole=True),
             "second.context": COUNT,
-            "second.blind": SHARE,
             "second.quantizer.quantizer.width": COUNT,
             "second.quantizer.quantizer.decay": Number(least=0, below=1),
             "second.quantizer.quantizer.revive_after": Number(least=0, whole=True),

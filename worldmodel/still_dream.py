@@ -16,7 +16,7 @@ from worldmodel.types import NO_ACTION, Spec
 
 PER_CLASS = 8
 MOST_CLASSES = 10  # without --actions
-IN_TIME = {"replay": None, "horizon": None, "start": None, "context": None}  # flags that need it, and their defaults
+IN_TIME = ("replay", "horizon", "start", "context")  # flags that need it
 
 
 def dream_stills(args: argparse.Namespace, run: Path, device: str, seed: int) -> None:
@@ -24,8 +24,8 @@ def dream_stills(args: argparse.Namespace, run: Path, device: str, seed: int) ->
 
     A prior that does not look at classes draws ``--samples`` in all.
     """
-    for flag, default in IN_TIME.items():
-        if getattr(args, flag) != default:
+    for flag in IN_TIME:
+        if getattr(args, flag) is not None:
             raise ConfigError(f"--{flag} goes with time, and the run {run.name} has none; give --actions and --samples")
     world = StillModel.load(run, device)
     if args.actions is not None and not world.sees_classes:
@@ -34,11 +34,11 @@ def dream_stills(args: argparse.Namespace, run: Path, device: str, seed: int) ->
         )
     classes = choose_classes(args.actions, world.spec) if world.sees_classes else [NO_ACTION]
     count = PER_CLASS if args.samples is None else args.samples
-    path = output_path(args, run, classes, seed)
+    path = output_path(args, run, count, seed)
     generator = torch.Generator(world.device).manual_seed(seed)
     started = time.perf_counter()
     conditions = torch.tensor(classes).repeat_interleave(count)
-    frames = world.sample(conditions, generator, args.temperature, args.top_k, args.sampler)
+    frames, passes = world.sample(conditions, generator, args.temperature, args.top_k, args.sampler)
     seconds = time.perf_counter() - started
     if world.sees_classes:
         names = [world.spec.action_names[index] for index in classes]
@@ -48,7 +48,7 @@ def dream_stills(args: argparse.Namespace, run: Path, device: str, seed: int) ->
     media.save_png(path, media.gallery(rows, title=f"{run.name} · seed {seed}, temperature {args.temperature:g}"))
     print(f"run       {run}")
     of = f" of each of {len(classes)} classes" if world.sees_classes else ""
-    print(f"drawn     {count}{of} in {seconds:.1f} s, {world.passes:.0f} head passes a picture")
+    print(f"drawn     {count}{of} in {seconds:.1f} s, {passes:.0f} passes of the prior a picture")
     print(f"written   {path}")
 
 
@@ -67,12 +67,12 @@ def choose_classes(script: str | None, spec: Spec) -> list[int]:
     return [spec.action_index(word) for word in words]
 
 
-def output_path(args: argparse.Namespace, run: Path, classes: list[int], seed: int) -> Path:
+def output_path(args: argparse.Namespace, run: Path, count: int, seed: int) -> Path:
     """Where the picture goes: ``--output``, or a name that tells pictures apart in the run's folder."""
     what = re.sub(r"[^\w,-]+", "", args.actions or "classes").replace(",", "-")[:60]
     extra = "".join(
         f"-{text}{value:g}"
-        for text, value, default in (("t", args.temperature, 1.0), ("k", args.top_k, None))
+        for text, value, default in (("t", args.temperature, 1.0), ("k", args.top_k, None), ("x", count, PER_CLASS))
         if value != default
     )
     name = f"{what}-seed{seed}{extra}.png"

@@ -221,7 +221,7 @@ def triptych(
         raw, x, conditions = (torch.cat([still[part] for still in stills]) for part in range(3))
         rows = [("original", raw), *((name, to_uint8(part).cpu()) for name, part in model.stages(x, generator))]
         if prior is not None:
-            rows.append(("sample", StillModel(spec, model, prior).sample(conditions, generator)))
+            rows.append(("sample", StillModel(spec, model, prior).sample(conditions, generator).frames))
     return rows
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 State = Any  # what a trunk carries from frame to frame; a tree of tensors, passed and returned, never hidden
@@ -21,6 +21,7 @@ class Trunk(nn.Module, abc.ABC):
 
     width: int  # of a context vector
     remembers: bool = True  # whether past grids matter; the frames of a trunk without a past stand on their own
+    sees_actions: bool = True  # whether actions (or classes) matter
 
     @abc.abstractmethod
     def forward(self, previous: Tensor, actions: Tensor, first: int = 0) -> Tensor:
@@ -104,4 +105,4 @@ class PriorState(NamedTuple):
 
 def grid_size(grid: Sequence[int]) -> int:
     """N, the number of positions."""
-    return int(torch.tensor(list(grid)).prod())
+    return math.prod(grid)

@@ -27,7 +27,7 @@ class ConditionTrunk(Trunk):
         super().__init__()
         if not 0 <= drop <= 1:
             raise ConfigError(f"prior.trunk.drop is {drop}; it is a share from 0 to 1")
-        self.drop = drop
+        self.drop, self.sees_actions = drop, drop < 1
         self.positions, self.width = grid_size(grid), width
         self.embed = nn.Embedding(actions + 1, width)  # the first is that of an unknown action, −1
 
@@ -36,7 +36,7 @@ class ConditionTrunk(Trunk):
 
     def _told(self, actions: Tensor) -> Tensor:
         """actions of any shape → their vectors (..., width), some of them hidden in training."""
-        if self.drop == 1 or (self.training and self.drop):
+        if self.training or not self.sees_actions:
             hidden = torch.rand(actions.shape, device=actions.device) < self.drop
             actions = actions.masked_fill(hidden, NO_ACTION)
         return self.embed(actions + 1)

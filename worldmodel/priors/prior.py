@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
+from worldmodel.nn.slots import wide
 from worldmodel.priors.base import Head, PriorOutput, PriorState, Step, Trunk, grid_size
 from worldmodel.priors.outcomes import OutcomeHead
 from worldmodel.priors.sampling import Sampler
-from worldmodel.tokenizers.base import Tokenizer
+from worldmodel.tokenizers.base import Autoencoder, require_codes
 from worldmodel.types import Segment
 
 
@@ -34,7 +35,7 @@ class Prior(nn.Module):
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
+        tokenizer: Autoencoder,
         actions: int,
         trunk: Callable[..., Trunk],
         head: Callable[..., Head],
@@ -44,6 +45,7 @@ class Prior(nn.Module):
         outcomes: bool = True,
     ):
         super().__init__()
+        tokenizer = require_codes(tokenizer)
         self.grid, self.codes, self.actions, self.context = tokenizer.grid, tokenizer.codes, actions, context
         self.forget, self.corrupt = forget, corrupt
         self.positions = grid_size(self.grid)
@@ -177,5 +179,5 @@ class Prior(nn.Module):
 
 
 def nats(logits: Tensor, codes: Tensor) -> Tensor:
-    """Negative log-likelihood of codes (...) under logits (..., K), unreduced, float32."""
-    return F.cross_entropy(logits.flatten(0, -2).float(), codes.flatten(), reduction="none").view(codes.shape)
+    """Negative log-likelihood of codes (...) under logits (..., K), unreduced, float32 at least."""
+    return F.cross_entropy(wide(logits).flatten(0, -2), codes.flatten(), reduction="none").view(codes.shape)

@@ -14,24 +14,22 @@ from worldmodel.nn.convnets import CONV, ConvEncoder, ResidualBlock
 from worldmodel.nn.likelihoods import SquaredError
 from worldmodel.priors.base import Head, grid_size
 from worldmodel.priors.embedding import CodeEmbedding
+from worldmodel.priors.prior import nats
 from worldmodel.priors.sampling import Sampler, make_sampler
 from worldmodel.quantizers import Quantizer
-from worldmodel.tokenizers.base import Bound, Reconstruction, Tokenizer
+from worldmodel.tokenizers.base import Reconstruction, Tokenizer
 
 
 class GridVQVAE(nn.Module):
     """A VQ-VAE whose observation is a grid of codes, and whose decoder is a head: p(grid | its few codes).
 
-    With three codes of 512 it is the second stage of the paper (section 4.2): 27 bits for a whole scene. A decoder that
-    models the grid well on its own tends to ignore the few codes; ``blind`` takes from it what it would lean on.
-
+    With three codes of 512 it is the second stage of the paper (section 4.2): 27 bits for a whole scene.
     Args:
         tokenizer: the first stage; gives the grid, K and the codebook. It is not kept.
         quantizer: constructor, called with ``codes``; its ``shape`` is the shape of the second grid, such as (3,).
         head: constructor of the decoder, as a prior's.
         codes: K of the second stage. widths: channels behind each halving of the grid. blocks: residual blocks.
         context: width of what the codes say to each position of the grid.
-        blind: share of the grid's codes that the decoder sees replaced by random ones in training.
     """
 
     def __init__(
@@ -43,10 +41,9 @@ class GridVQVAE(nn.Module):
         widths: Sequence[int] = (128, 128, 256),
         blocks: int = 2,
         context: int = 64,
-        blind: float = 0.0,
     ):
         super().__init__()
-        self.observed, self.symbols, self.blind = tokenizer.grid, tokenizer.codes, blind
+        self.observed = tokenizer.grid
         codebook = tokenizer.codebook()
         if codebook.dim() != 2 or len(self.observed) != 2:
             raise ConfigError(f"a second stage needs a first with one grid of h×w codes, not {self.observed}")
@@ -91,22 +88,14 @@ class GridVQVAE(nn.Module):
         the quantiser.
         """
         quantized = self.quantizer(self._vectors(grids), generator)
-        nats = self._nats(grids, quantized.vectors, generator)
-        guess = self.head.forecast(self._contexts(quantized.vectors.detach()))
-        forecast = F.cross_entropy(guess.flatten(0, 1), grids.flatten(1)[:, self.head.order].flatten())
-        return {"grid": nats.mean(), "forecast": forecast, **quantized.losses}, quantized.codes
-
-    def _nats(self, grids: Tensor, vectors: Tensor, generator: torch.Generator | None) -> Tensor:
-        """−log p(grid | vectors), (B, N) nats, in the head's order."""
         ordered = grids.flatten(1)[:, self.head.order]
-        seen = ordered
-        if self.training and self.blind:
-            device = ordered.device if generator is None else generator.device
-            wrong = torch.rand(ordered.shape, generator=generator, device=device) < self.blind
-            others = torch.randint(0, self.symbols, ordered.shape, generator=generator, device=device)
-            seen = torch.where(wrong.to(ordered.device), others.to(ordered.device), ordered)
-        logits = self.head(seen, self._contexts(vectors))
-        return F.cross_entropy(logits.flatten(0, 1), ordered.flatten(), reduction="none").view(ordered.shape)
+        guess = self.head.forecast(self._contexts(quantized.vectors.detach()))
+        terms = {"grid": self._nats(ordered, quantized.vectors).mean(), "forecast": nats(guess, ordered).mean()}
+        return {**terms, **quantized.losses}, quantized.codes
+
+    def _nats(self, ordered: Tensor, vectors: Tensor) -> Tensor:
+        """−log p(grid | vectors) of each code, (B, N) nats; grids (B, N) in the head's order."""
+        return nats(self.head(ordered, self._contexts(vectors)), ordered)
 
     def encode(self, grids: Tensor) -> Tensor:
         """(B, h, w) → (B, *grid) int64."""
@@ -115,7 +104,8 @@ class GridVQVAE(nn.Module):
     @torch.no_grad()
     def nats(self, grids: Tensor) -> Tensor:
         """Exact −log p(grid | its codes) in nats, (B,)."""
-        return self._nats(grids, self.quantizer.lookup(self.encode(grids)), None).sum(1)
+        vectors = self.quantizer.lookup(self.encode(grids))
+        return self._nats(grids.flatten(1)[:, self.head.order], vectors).sum(1)
 
     @torch.no_grad()
     def decode(self, codes: Tensor, sampler: Sampler | None = None, generator: torch.Generator | None = None) -> Tensor:
@@ -141,10 +131,6 @@ class Stacked(Tokenizer):
         codes = self.encode(frames)
         pictures = self.decode(codes)
         return Reconstruction(pictures, codes, {"reconstruction": F.mse_loss(pictures, frames.float())})
-
-    def bound(self, frames: Tensor, generator: torch.Generator | None = None, samples: int = 1) -> Bound:
-        """Raises :class:`ConfigError`: the second stage bounds the probability of codes, not of frames."""
-        return Bound(self.given(frames, self.encode(frames)), self.given(frames, self.encode(frames)))
 
     def grid_nats(self, frames: Tensor) -> Tensor:
         return self.second.nats(self.first.encode(frames))

@@ -106,6 +106,17 @@ class Tokenizer(Autoencoder):
     def codebook(self) -> Tensor:
         """(K, D), or (*slots, K, D of one code): the vectors of the codes, the start of a prior's embedding."""
 
+    def bound(self, frames: Tensor, generator: torch.Generator | None = None, samples: int = 1) -> Bound:
+        """−log p(frames | their codes) + N ln K: the posterior is a point, so nothing is drawn."""
+        reconstruction = self.given(frames, self.encode(frames))
+        return Bound(reconstruction + self.uniform_nats(), reconstruction)
+
+    def trained_nats(self, losses: dict[str, Tensor]) -> Tensor | None:
+        """The same per sub-pixel, (), from the loss terms of training; None if the likelihood is not exact."""
+        if not self.likelihood.exact:
+            return None
+        return losses["reconstruction"].detach() + self.uniform_nats() / self.subpixels
+
     def given(self, frames: Tensor, codes: Tensor) -> Tensor:
         """−log p(frames | codes) in nats, (B,). Raises :class:`ConfigError` when the likelihood is not exact."""
         self.require_exact()

@@ -13,7 +13,7 @@ from worldmodel.errors import ConfigError
 from worldmodel.nn.convnets import CONV, ConvDecoder, ConvEncoder
 from worldmodel.nn.likelihoods import Likelihood, SquaredError
 from worldmodel.quantizers import Quantizer
-from worldmodel.tokenizers.base import Bound, Reconstruction, Tokenizer
+from worldmodel.tokenizers.base import Reconstruction, Tokenizer
 
 
 class VQVAE2(Tokenizer):
@@ -59,8 +59,8 @@ class VQVAE2(Tokenizer):
         self.grid = (sum(map(math.prod, grids)),)
         tops = [level[-1] for level in widths]
         self.quantizers = nn.ModuleList(quantizer(codes=codes) for _ in widths)  # this and all below: the finest first
-        if self.quantizers[0].shape:
-            raise ConfigError("the levels of a hierarchy have one code at each place; choose a quantizer without slots")
+        if self.quantizers[0].shape or self.quantizers[0].soft:
+            raise ConfigError("a level has one whole code at each place; choose a quantizer without slots or mixtures")
         width = int(self.quantizers[0].width)  # type: ignore[arg-type]
         self.encoders = nn.ModuleList(
             ConvEncoder(rank, inside, level, blocks) for inside, level in zip([channels, *tops], widths, strict=False)
@@ -115,15 +115,9 @@ class VQVAE2(Tokenizer):
         for name in found[0].losses:
             losses[name] = torch.stack([part.losses[name] for part in found.values()]).mean()
         codes = torch.cat([found[level].codes.flatten(1) for level in sorted(found, reverse=True)], 1)
-        nats = None
-        if self.likelihood.exact:
-            nats = losses["reconstruction"].detach() + self.uniform_nats() / self.subpixels
-        return Reconstruction(self.likelihood.glance(outputs.detach(), frames), codes, losses, nats)
-
-    def bound(self, frames: Tensor, generator: torch.Generator | None = None, samples: int = 1) -> Bound:
-        """−log p(x | codes of all levels) + N ln K; nothing is drawn."""
-        reconstruction = self.given(frames, self.encode(frames))
-        return Bound(reconstruction + self.uniform_nats(), reconstruction)
+        return Reconstruction(
+            self.likelihood.glance(outputs.detach(), frames), codes, losses, self.trained_nats(losses)
+        )
 
     def given(self, frames: Tensor, codes: Tensor) -> Tensor:
         self.require_exact()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from worldmodel.nn.likelihoods import Likelihood, SquaredError
 from worldmodel.quantizers import Quantizer
-from worldmodel.tokenizers.base import Bound, Reconstruction, Tokenizer
+from worldmodel.tokenizers.base import Reconstruction, Tokenizer
 from worldmodel.tokenizers.convolutional import ConvolutionalAutoencoder, halved
 
 
@@ -49,15 +49,9 @@ class VQVAE(ConvolutionalAutoencoder, Tokenizer):
         quantized = self.quantizer(self._vectors(frames), generator)
         outputs = self._outputs(quantized.vectors)
         losses = {"reconstruction": self.likelihood.loss(outputs, frames), **quantized.losses}
-        nats = None
-        if self.likelihood.exact and not (self.training and self.quantizer.soft):
-            nats = losses["reconstruction"].detach() + self.uniform_nats() / self.subpixels
+        mixed = self.training and self.quantizer.soft  # N ln K does not pay for a mixture of codes
+        nats = None if mixed else self.trained_nats(losses)
         return Reconstruction(self.likelihood.glance(outputs.detach(), frames), quantized.codes, losses, nats)
-
-    def bound(self, frames: Tensor, generator: torch.Generator | None = None, samples: int = 1) -> Bound:
-        """−log p(x|z_q) + N ln K. The posterior is a point, so nothing is drawn and ``samples`` changes nothing."""
-        reconstruction = self.given(frames, self.encode(frames))
-        return Bound(reconstruction + self.uniform_nats(), reconstruction)
 
     def given(self, frames: Tensor, codes: Tensor) -> Tensor:
         self.require_exact()
