@@ -6,12 +6,12 @@ import copy
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from worldmodel.nn.embedding import centred
 from worldmodel.nn.likelihoods import LEVELS, Likelihood
 from worldmodel.nn.slots import CodePixelCNN
 from worldmodel.priors.pixelcnn import SiteHead
-from worldmodel.priors.prior import nats
 from worldmodel.priors.sampling import make_sampler
 
 
@@ -61,7 +61,8 @@ class PixelCNNLikelihood(Likelihood):
         """outputs (B, outputs, H, W), frames (B, C, H, W) float in [-1, 1] → (B, C, H, W) nats of their levels."""
         codes = self._codes(frames)
         logits = self.model(codes, outputs.movedim(1, -1))
-        return -nats(logits, codes).movedim(-1, 1)
+        nats = F.cross_entropy(logits.flatten(0, -2), codes.flatten(), reduction="none")
+        return -nats.view(codes.shape).movedim(-1, 1)
 
     def _codes(self, frames: Tensor) -> Tensor:
         """(B, C, H, W) → levels (B, H, W, C) int64."""

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
-from worldmodel.nn.slots import wide
 from worldmodel.priors.base import Head, PriorOutput, PriorState, Step, Trunk, grid_size
 from worldmodel.priors.outcomes import OutcomeHead
 from worldmodel.priors.sampling import Sampler
@@ -179,5 +178,5 @@ class Prior(nn.Module):
 
 
 def nats(logits: Tensor, codes: Tensor) -> Tensor:
-    """Negative log-likelihood of codes (...) under logits (..., K), unreduced, float32 at least."""
-    return F.cross_entropy(wide(logits).flatten(0, -2), codes.flatten(), reduction="none").view(codes.shape)
+    """Negative log-likelihood of codes (...) under logits (..., K), unreduced, float32."""
+    return F.cross_entropy(logits.flatten(0, -2).float(), codes.flatten(), reduction="none").view(codes.shape)
