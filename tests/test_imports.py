@@ -19,7 +19,7 @@ ROWS = (
     ("tokenizers",),
     ("priors",),
     ("data", "training"),
-    ("run", "rollout", "media", "evaluation", "scenes", "still_dream"),
+    ("run", "resume", "rollout", "media", "evaluation", "scenes", "still_dream"),
     ("collect", "train", "dream", "evaluate", "quickstart"),
     ("__main__",),
 )

@@ -18,9 +18,10 @@ from worldmodel import train as train_module
 from worldmodel.data.codes import encode_store
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError, DataError, RunError
+from worldmodel.resume import essence
 from worldmodel.rollout import WorldModel
 from worldmodel.run import load_prior, load_tokenizer
-from worldmodel.train import essence, fit_settings, main, make_batches, train
+from worldmodel.train import fit_settings, main, make_batches, train
 from worldmodel.training.checkpoint import load_tensors
 from worldmodel.training.fit import Fit
 from worldmodel.training.hooks import Checkpoint, read_json_lines

@@ -68,6 +68,12 @@ def list_runs(runs: Path) -> list[str]:
     return [path.name for path in sorted(found, key=_age)]
 
 
+def number_of(name: str, stem: str) -> int | None:
+    """n of a run that is called ``<stem>-<n>``, None for another."""
+    found = re.fullmatch(re.escape(stem) + r"-(\d+)", name)
+    return int(found[1]) if found else None
+
+
 def _age(run: Path) -> tuple[int, int, str]:
     """Order of creation; the specification is written once. The number breaks ties of a coarse clock."""
     number = re.search(r"-(\d+)$", run.name)
@@ -105,7 +111,7 @@ def find_run(
     runs = Path(runs)
     known = list_runs(runs)
     if stem is not None and name is None:
-        known = [run for run in known if re.fullmatch(re.escape(stem) + r"-\d+", run)]
+        known = [run for run in known if number_of(run, stem) is not None]
         if not known:
             raise RunError(f"there is no run of {stem} in {runs}; train one, or name another with run=…")
     if name is not None:
@@ -158,7 +164,7 @@ def _candidates(config: DictConfig, runs: Path) -> Iterator[Path]:
         yield runs / str(config.run)
         return
     stem = str(config.get("stem") or config.get("source", config.env).name)  # older runs know environments only
-    taken = [int(m.group(1)) for p in runs.iterdir() if (m := re.fullmatch(re.escape(stem) + r"-(\d+)", p.name))]
+    taken = [number for path in runs.iterdir() if (number := number_of(path.name, stem)) is not None]
     first = max(taken, default=0) + 1
     yield from (runs / f"{stem}-{number}" for number in range(first, first + 1000))
 
