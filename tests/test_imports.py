@@ -35,7 +35,12 @@ RESERVED = {
     "vizdoom": ("envs",),
     "tensorboard": ("worldmodel/training",),
     **{
-        name: ("worldmodel/cli.py", "worldmodel/run.py", *(f"worldmodel/{e}.py" for e in ENTRY_POINTS))
+        name: (
+            "worldmodel/cli.py",
+            "worldmodel/run.py",
+            "worldmodel/resume.py",
+            *(f"worldmodel/{e}.py" for e in ENTRY_POINTS),
+        )
         for name in SETTINGS
     },
 }

@@ -8,7 +8,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import torch
 from hydra.errors import HydraException
@@ -236,7 +236,8 @@ def _build(node: DictConfig, name: str, kind: Any, **facts: Any) -> Any:
             raise cause from error
         raise ConfigError(f"cannot build the {name}: {one_line(cause)}") from error
     if not isinstance(model, kind):
-        raise ConfigError(f"{name}._target_ is {node.get('_target_')}, which is no {name} that fits here")
+        kinds = " or ".join(each.__name__ for each in get_args(kind) or (kind,))
+        raise ConfigError(f"{name}._target_ is {node.get('_target_')}, which is no {kinds}")
     return model
 
 
