@@ -17,7 +17,7 @@ from worldmodel import dream
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import RunError
 from worldmodel.media import Strip
-from worldmodel.scenes import random_place
+from worldmodel.scenes import LOOKS, random_place
 from worldmodel.types import Episode, Spec
 
 EPISODES = 12
@@ -295,3 +295,23 @@ def test_a_random_place_is_held_out_where_one_is_long_enough(tmp_path: Path) -> 
         firsts = {place.first for place in places}  # not all that are possible: those with something to see come first
         assert firsts <= set(range(12 + 1 - 4 - (wanted if wanted == 5 else 1) + 1)) and len(firsts) > 1
     assert all(random_place(store, 14, 1, 1, rng).episode != HELD_OUT for _ in range(20))
+
+
+def test_a_dream_starts_where_there_are_colours_not_contrasts(tmp_path: Path) -> None:
+    """One frame of a held-out episode has many colours; all others are black and white, of far greater variance."""
+    frames = np.zeros((40, 3, 16, 16), np.uint8)
+    frames[:, :, :8] = 255
+    frames[20] = np.arange(256, dtype=np.uint8).reshape(16, 16) // 2
+    with EpisodeStore.writer(tmp_path / "data", Spec("x", (3, 16, 16), ("a",), 1.0)) as store:
+        store.append(Episode(frames, np.zeros(39, np.int64), np.zeros(39, np.float32), False, True), held_out=True)
+    places = [random_place(store, 1, 0, 0, np.random.default_rng(seed)).first for seed in range(40)]
+    drawn = [{int(place) for place in looked_at(seed)} for seed in range(40)]
+    assert all((20 in looks) == (place == 20) for looks, place in zip(drawn, places, strict=True))
+    assert 0 < sum(place == 20 for place in places) < 40
+
+
+def looked_at(seed: int) -> np.ndarray:
+    """The frames between which the place above is chosen."""
+    rng = np.random.default_rng(seed)
+    rng.choice(np.array([0]), LOOKS)
+    return np.array([rng.integers(40) for _ in range(LOOKS)])

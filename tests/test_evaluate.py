@@ -18,6 +18,7 @@ from rich.console import Console
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.evaluate import QUICK, Settings, evaluate, main, settings_of
+from worldmodel.evaluation.figures import panels
 from worldmodel.evaluation.inverse import Budget
 from worldmodel.evaluation.report import page, plain, rows, table
 from worldmodel.types import Spec
@@ -175,3 +176,12 @@ def test_the_table_fits_a_terminal_of_80_columns(found: dict[str, Any]) -> None:
     assert steps.split() == ["step", "1", "5", "10"]
     assert dream.split()[-3:] == ["58.9"] * 3  # on one line
     assert max(map(len, lines)) <= 80
+
+
+def test_no_panel_for_events_that_there_were_not(found: dict[str, Any]) -> None:
+    nothing = {"auroc": None, "average_precision": None, "positives": 0, "of": 9}
+    one = found["one_step"]
+    quiet = {**one, "rewards": {**one["rewards"], "events": nothing}, "ends": {**one["ends"], **nothing}}
+    before, after = (panels({**found, "one_step": given}) for given in (one, quiet))
+    assert len(after) == len(before) - 1
+    assert not any("Rare events" in panel.title for panel in after)

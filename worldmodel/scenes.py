@@ -94,7 +94,7 @@ def random_place(store: EpisodeStore, context: int, behind: int, wanted: int, rn
     """A place with ``context`` frames and then at least ``behind`` steps, ``wanted`` where an episode has so many.
 
     Held-out episodes come first; where none of them is long enough any episode will do. Of ``LOOKS`` random places the
-    one whose last seen frame varies most over the picture is taken: a wall in the face tells nobody where he is. Raises
+    one whose last seen frame has most colours is taken: a wall in the face tells nobody where he is. Raises
     :class:`DataError` when no episode is long enough.
     """
     room = store.lengths + 1 - context  # (E,) steps that follow the first frames of each episode
@@ -109,6 +109,9 @@ def random_place(store: EpisodeStore, context: int, behind: int, wanted: int, rn
 
 
 def _variety(store: EpisodeStore, episode: int, frame: int) -> float:
-    """Variance of a frame over its places, in squared levels, channels added up."""
-    picture = store.read(episode, frame, frame + 1)[0][0]
-    return float(picture.reshape(len(picture), -1).var(1).sum())
+    """Entropy in nats of a frame's colours, each channel in eight levels: a wall in the face has few of them."""
+    picture = store.read(episode, frame, frame + 1)[0][0] >> 5
+    colours = picture.reshape(len(picture), -1)  # (C, places)
+    counts = np.unique(colours, axis=1, return_counts=True)[1]
+    shares = counts / counts.sum()
+    return float(-(shares * np.log(shares)).sum())

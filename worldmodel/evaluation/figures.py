@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ def panels(found: dict[str, Any]) -> list[Panel]:
         _curves(loop, "psnr", f"Open-loop PSNR, dB, {loop['windows']} windows"),
         _curves(loop, "ssim", "Open-loop SSIM"),
         _gains(loop),
-        _events(one),
+        *_events(one),
         _bits(one["prior"]),
         _usage(found["codes"]),
     ]
@@ -68,14 +69,17 @@ def _gains(loop: dict[str, Any]) -> Panel:
     return Panel("What the dream gains, dB", lines, "steps dreamt", mark=0)
 
 
-def _events(one: dict[str, Any]) -> Panel:
+def _events(one: dict[str, Any]) -> list[Panel]:
+    """How rare events are foretold; nothing where there were none to foretell."""
     bars, counts = {}, []
     for name, events in (("rewards", one["rewards"]["events"]), ("ends", one["ends"])):
         for label, key, colour in (("AUROC", "auroc", 0), ("avg. prec.", "average_precision", 1)):
             value = events[key] if events else None
             bars[f"{name}\n{label}"] = Bar(float("nan") if value is None else value, colour=COLOURS[colour])
         counts.append(f"{events['positives']:,} {name} in {events['of']:,} steps" if events else f"no usual {name}")
-    return Panel("Rare events foretold, one step ahead", bars, ", ".join(counts))
+    if all(math.isnan(bar.value) for bar in bars.values()):
+        return []
+    return [Panel("Rare events foretold, one step ahead", bars, ", ".join(counts))]
 
 
 def _bits(prior: dict[str, Any]) -> Panel:
