@@ -167,6 +167,8 @@ def test_bad_requests_are_told_in_one_line(tmp_path: Path, say: Callable[..., st
     ):
         error = say(dream, *argv, code=2)
         assert told in error and len(error.splitlines()) == 1, error
+    for argv in (["--quick"], ["--windows", "9"], ["--top-k", "3"], ["--skip", "inverse"]):
+        assert f"{argv[0]} goes with time, and the run cifar10-1 has none" in say(evaluate, *argv, code=2)
     error = say(train, "experiment=imagenet128", code=2)
     assert "source=imagenet" in error or "no data at data/imagenet" in error
     error = say(train, "experiment=cifar10", "--stage", "second", code=2)

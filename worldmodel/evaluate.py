@@ -87,6 +87,14 @@ def compare_runs(runs: Sequence[Path], folder: Path) -> None:
     console.print(str(compare.save_chart(found, folder / "bits_per_dim.png")), soft_wrap=True)
 
 
+def refuse_flags_of_time(args: argparse.Namespace, run: Path) -> None:
+    """Raises :class:`ConfigError` for a flag that says nothing of a run of images."""
+    for name in ("quick", "windows", "top_k", "skip"):
+        if getattr(args, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{flag} goes with time, and the run {run.name} has none: all its frames are scored")
+
+
 def measure(args: argparse.Namespace, config: DictConfig, command: str) -> None:
     """Find the run and its data, measure, print, write."""
     if args.compare is not None:
@@ -105,10 +113,7 @@ def measure(args: argparse.Namespace, config: DictConfig, command: str) -> None:
     console = Console()
     folder = run / "evaluation"
     if stills:
-        for flag, given in (("--quick", args.quick), ("--windows", args.windows), ("--top-k", args.top_k),
-                            ("--skip", args.skip)):  # fmt: skip
-            if given:
-                raise ConfigError(f"{flag} goes with time, and the run {run.name} has none: all its frames are scored")
+        refuse_flags_of_time(args, run)
         with bars(console) as progress:
             measured = evaluate_stills(run, store, config.device, int(config.seed), command, progress)
         console.print(table(measured, stills_report.lines(measured)))

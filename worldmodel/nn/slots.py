@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -89,7 +91,7 @@ class CodePixelCNN(nn.Module):
 
     Args:
         codebooks: (S, K, D), where the embeddings start. condition: channels of the condition.
-        width, layers, kernel, first, dropout: see :class:`~worldmodel.nn.pixelcnn.GatedPixelCNN`.
+        width: of the network. network: the other settings of :class:`~worldmodel.nn.pixelcnn.GatedPixelCNN`.
     """
 
     def __init__(
@@ -97,15 +99,12 @@ class CodePixelCNN(nn.Module):
         codebooks: Tensor,
         condition: int,
         width: int = 128,
-        layers: int = 8,
-        kernel: int = 3,
-        first: int = 7,
-        dropout: float = 0.0,
+        **network: Any,
     ):
         super().__init__()
         self.slots, self.codes = codebooks.shape[:2]
         self.embed = tables(codebooks, width)
-        self.network = GatedPixelCNN(width, condition, width, width, layers, kernel, first, dropout)
+        self.network = GatedPixelCNN(width, condition, width, width, **network)
         self.classify = SlotClassifier(codebooks, width, width)
 
     def enter(self, codes: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +64,7 @@ class PixelCNNHead(SiteHead):
     Args:
         grid: (h, w) or (h, w, S); (n,) is one row, or one site of n slots where the codebooks differ.
         codebook: (K, D), or (S, K, D / S) where the slots differ. context_width: of the trunk's vectors.
-        width, layers, kernel, first, dropout: see :class:`~worldmodel.nn.pixelcnn.GatedPixelCNN`.
+        width: of the network. network: the other settings of :class:`~worldmodel.nn.pixelcnn.GatedPixelCNN`.
     """
 
     def __init__(
@@ -72,10 +73,7 @@ class PixelCNNHead(SiteHead):
         codebook: Tensor,
         context_width: int,
         width: int = 128,
-        layers: int = 8,
-        kernel: int = 3,
-        first: int = 7,
-        dropout: float = 0.0,
+        **network: Any,
     ):
         if len(grid) == 1:  # a row of one codebook, or one site whose slots are a row
             sizes = (1, *grid, 1) if codebook.dim() == 2 else (1, 1, *grid)
@@ -89,7 +87,7 @@ class PixelCNNHead(SiteHead):
         books = codebook if codebook.dim() == 3 else codebook.expand(sizes[2], -1, -1)
         # Codes of different codebooks have no common geometry: temperature 0 then takes the most probable one.
         vectors = torch.eye(books.shape[1]) if codebook.dim() == 3 else centred(codebook)
-        model = CodePixelCNN(books, context_width, width, layers, kernel, first, dropout)
+        model = CodePixelCNN(books, context_width, width, **network)
         super().__init__(model, (sizes[0], sizes[1], sizes[2]), vectors)
         self.position = nn.Parameter(torch.randn(*sizes[:2], context_width) * 0.02)
         self.guess, self.guess_logits = nn.Linear(context_width, sizes[2] * width), SlotLogits(books, width)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ class PixelCNNLikelihood(Likelihood):
     Args:
         channels: C of a frame. outputs: channels of the map that the decoder has to give.
         levels: K of a sub-pixel, evenly spaced over [-1, 1].
-        width, layers, kernel, first, dropout: see :class:`~worldmodel.nn.pixelcnn.GatedPixelCNN`.
+        width: of the network. network: the other settings of :class:`~worldmodel.nn.pixelcnn.GatedPixelCNN`.
     """
 
     keep_float32 = False  # it may learn in bfloat16; what decides on levels is a float32 copy
@@ -43,10 +44,7 @@ class PixelCNNLikelihood(Likelihood):
         outputs: int = 64,
         levels: int = 256,
         width: int = 64,
-        layers: int = 6,
-        kernel: int = 3,
-        first: int = 7,
-        dropout: float = 0.0,
+        **network: Any,
     ):
         super().__init__(channels)
         self.outputs, self.levels = outputs, levels
@@ -54,7 +52,7 @@ class PixelCNNLikelihood(Likelihood):
         values = torch.linspace(-1, 1, levels)
         # Waves of several lengths: near levels start out alike, and edges can be told.
         waves = torch.cos(torch.pi / 2 * (values + 1)[:, None] * torch.arange(1, 9)) / torch.arange(1, 9)
-        self.model = CodePixelCNN(waves.expand(channels, -1, -1), outputs, width, layers, kernel, first, dropout)
+        self.model = CodePixelCNN(waves.expand(channels, -1, -1), outputs, width, **network)
         self.heads: dict[tuple[int, int], PixelHead] = {}  # by the size of frames; made when one is drawn
 
     def log_prob(self, outputs: Tensor, frames: Tensor) -> Tensor:
