@@ -24,7 +24,9 @@ def gallery(rows: Sequence[tuple[str, Tensor]], size: int = 96, title: str = "")
         raise DataError("there is no picture to show")
     extent = max(max(pictures.shape[-2:]) for _, pictures in rows)
     scale = max(1, -(-size // extent))
-    left = GAP + (max(text_width(label, LETTERS) for label, _ in rows) + 2 * GAP if any(label for label, _ in rows) else 0)
+    left = GAP + (
+        max(text_width(label, LETTERS) for label, _ in rows) + 2 * GAP if any(label for label, _ in rows) else 0
+    )
     head = 28 if title else GAP
     heights = [pictures.shape[-2] * scale for _, pictures in rows]
     across = max(len(pictures) * (pictures.shape[-1] * scale + GAP) for _, pictures in rows)
