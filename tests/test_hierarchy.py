@@ -110,6 +110,19 @@ def test_a_prior_over_a_hierarchy_learns_that_the_levels_agree() -> None:
     assert float(loss) < 1.6 * math.log(16)  # the first code is a matter of chance, the other 19 follow from it
 
 
+def test_hidden_levels_are_the_fine_ones_of_some_training_frames() -> None:
+    tokenizer = small_tokenizer(widths=[[8, 8], [8], [8]], hide=0.5)
+    vectors = [torch.ones(1000, *grid, 3) for grid in reversed(tokenizer.grids)]
+    seen = torch.stack([part.flatten(1).mean(1) for part in tokenizer._hidden(vectors, None)], 1)  # the finest first
+    kinds, counts = seen.unique(dim=0, return_counts=True)
+    assert kinds.tolist() == [[0, 0, 1], [0, 1, 1], [1, 1, 1]]
+    assert counts.tolist() == pytest.approx([250, 250, 500], abs=60)
+    pictures = torch.rand(2, 3, 16, 16) * 2 - 1
+    stages = tokenizer.eval().stages(pictures)
+    assert [name for name, _ in stages] == ["1x1", "1x1 + 2x2", "1x1 + 2x2 + 4x4"]
+    torch.testing.assert_close(stages[-1][1], tokenizer.reconstruct(pictures))
+
+
 @pytest.mark.parametrize("widths", [[[8, 8]], [[8, 8], [8, 8, 8]]])
 def test_a_hierarchy_needs_two_levels_that_fit(widths: list[list[int]]) -> None:
     with pytest.raises(ConfigError, match="levels"):

@@ -18,9 +18,9 @@ from worldmodel import collect, dream, evaluate, train
 from worldmodel.cli import compose_config
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import Windows
-from worldmodel.errors import ConfigError
+from worldmodel.errors import ConfigError, UnknownActionError
 from worldmodel.evaluation.stills import score
-from worldmodel.priors import ConditionTrunk
+from worldmodel.priors import CaptionTrunk, ConditionTrunk
 from worldmodel.run import load_autoencoder, load_prior
 from worldmodel.types import to_float
 
@@ -32,6 +32,7 @@ SMALL = {
     "cifar10": ["tokenizer.quantizer.slots=2", "tokenizer.codes=8", *HEAD],
     "cifar10-vae": ["tokenizer.latents=2", "prior.width=8", "prior.layers=2"],
     "cifar10-vimco": ["tokenizer.slots=2", "tokenizer.codes=8", "tokenizer.samples=3", *HEAD],
+    "cifar10-captions": ["tokenizer.codes=8", "prior.head.width=8", "prior.trunk.width=8", "prior.trunk.heads=2"],
     "imagenet128": ["tokenizer.codes=8", *HEAD],
     "dmlab": ["tokenizer.codes=8", *HEAD],
     "dmlab-27bits": [
@@ -98,6 +99,7 @@ def test_every_experiment_goes_from_files_to_pictures(name: str, tmp_path: Path,
         ],
     }.get(name, [])
     assert ("scene" in found) == (name == "dmlab-27bits")
+    assert ("classes" in found) == (name not in ("cifar10-vae", "dmlab-27bits"))
     pictures = np.asarray(Image.open(folder / "evaluation/pictures.png"))
     assert pictures.ndim == 3 and pictures.std() > 0
     drawn = say(dream, experiment, "--samples", "2", "--seed", "3")
@@ -212,6 +214,44 @@ def test_a_prior_that_never_looks_at_classes() -> None:
     assert not (some.eval()(many, many)[:, 0, 0] == some.embed.weight[0]).all(-1).any()
     with pytest.raises(ConfigError, match="share from 0 to 1"):
         ConditionTrunk((2, 2), torch.zeros(4, 2), 3, drop=2.0)
+
+
+def test_captions_are_read_word_by_word() -> None:
+    """Captions of the same words are the same; what the words of one are changes no other."""
+    torch.manual_seed(0)
+    names = ("a_red_bus", "two_birds", "a_blue-car")
+    trunk = CaptionTrunk((2, 3), torch.zeros(4, 2), len(names), names, width=8, heads=2).eval()
+    given = torch.tensor([[2, -1], [0, 0]])
+    contexts = trunk(torch.zeros(2, 2, 2, 3).long(), given)
+    assert contexts.shape == (2, 2, 6, 8)
+    for row, step in ((0, 0), (0, 1), (1, 1)):  # each as if it were alone
+        alone, _ = trunk.step((), torch.zeros(1, 2, 3).long(), given[row, step, None])
+        torch.testing.assert_close(contexts[row, step], alone[0])
+    assert trunk.learn("A blue car") == 2 and trunk.learn("red_bus") == trunk.learn("red bus") == 3
+    new = trunk.told(torch.tensor([3, 0, 1, -1]))
+    torch.testing.assert_close(new[1], contexts[1, 0])
+    assert all(not torch.allclose(new[0], other, atol=1e-4) for other in new[1:])
+    with pytest.raises(UnknownActionError, match="unknown word 'green'; this run knows a, birds, blue"):
+        trunk.learn("a green bus")
+    with pytest.raises(ConfigError, match="captions here have 1 to 3"):
+        trunk.learn("a red red bus")
+
+
+def test_pictures_are_drawn_for_captions_that_no_picture_had(tmp_path: Path, say: Callable[..., str]) -> None:
+    write_images(tmp_path / "set", tuple(f"{i:02d}.png" for i in range(20)))
+    for number in range(20):
+        colour, thing = ("red", "blue")[number % 2], ("car", "bus")[number // 2 % 2]
+        text = f"a {colour} {thing}\n" if (colour, thing) != ("red", "bus") else "a car"
+        (tmp_path / f"set/{number:02d}.txt").write_text(text)
+    say(collect, "source=images", "source.size=16", "source.path=set")
+    say(
+        train, "source=images", "tokenizer=gumbel", "tokenizer.codes=8", "tokenizer.widths=[8,8]", "prior=captions",
+        "prior.head.width=8", "prior.trunk.width=8", "prior.trunk.heads=2", *QUICK, "device=cpu",
+    )  # fmt: skip
+    say(dream, "source=images", "--actions", "a red bus,a_blue_bus", "--samples", "2", "--output", "drawn.png")
+    assert np.asarray(Image.open(tmp_path / "drawn.png")).std() > 0
+    told = say(dream, "source=images", "--actions", "a red lorry", code=2)
+    assert "unknown word 'lorry'; this run knows a, blue, bus, car, red" in told
 
 
 def test_each_stage_goes_on_where_it_was_and_none_stands_on_lost_codes(tmp_path: Path, say: Callable[..., str]) -> None:

@@ -320,6 +320,16 @@ def test_gumbel_goes_on_with_the_temperature_and_the_noise_of_its_state() -> Non
     assert not torch.equal(two.vectors, resumed(vectors, torch.Generator().manual_seed(4)).vectors)
 
 
+def test_gumbel_diversity_is_zero_when_codes_are_used_alike_however_sure_each_is() -> None:
+    quantizer = GumbelQuantizer(4, 4).eval()
+    with torch.no_grad():
+        quantizer.logits.weight.copy_(50 * torch.eye(4))
+    sure = torch.eye(4)
+    assert quantizer(sure).losses["diversity"].item() == pytest.approx(0, abs=1e-5)
+    assert quantizer(sure).losses["kl"].item() == pytest.approx(math.log(4), abs=1e-5)
+    assert quantizer(sure[:1]).losses["diversity"].item() == pytest.approx(math.log(4), abs=1e-5)
+
+
 def test_gumbel_divergence_is_that_from_the_uniform_distribution() -> None:
     torch.manual_seed(0)
     quantizer = GumbelQuantizer(codes=8, width=4).eval()

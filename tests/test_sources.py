@@ -269,6 +269,21 @@ def test_a_folder_without_classes_has_one(tmp_path: Path) -> None:
     assert {source.read(index).episode.condition for index in range(len(source))} == {0}
 
 
+def test_a_text_beside_a_picture_is_its_caption(tmp_path: Path) -> None:
+    write_images(tmp_path, ("a/0.png", "a/1.png", "b/2.png", "3.png", "4.png"))
+    for name, text in (("a/0", "A red bus, at night\nmore"), ("4", "two birds"), ("b/2", "  \n")):
+        (tmp_path / f"{name}.txt").write_text(text)
+    source = ImageFolder(str(tmp_path), 8)
+    names = dict(zip(source.keys, range(len(source)), strict=True))
+    called = {
+        key.partition("/")[2]: source.read(n).episode.condition for key, n in names.items()
+    }  # without a text: the folder
+    known = source.spec.action_names
+    assert known == ("A_red_bus_at_night", "a", "b", "two_birds")
+    told = {key: known[at] if at >= 0 else None for key, at in called.items()}
+    assert told == {"3.png": None, "4.png": "two_birds", "a/0.png": known[0], "a/1.png": "a", "b/2.png": "b"}
+
+
 @pytest.mark.parametrize("place", ["", ".."])
 def test_words_name_the_folders_of_imagenet(place: str, tmp_path: Path) -> None:
     folder = write_images(tmp_path / "train", ("n1/a.png", "n2/a.png", "n3/a.png", "n4/a.png", "n5/a.png"))

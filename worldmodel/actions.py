@@ -10,6 +10,7 @@ A script is a list of action names, parted by commas, each with or without a cou
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import numpy as np
 
@@ -63,6 +64,11 @@ def parse_script(text: str, spec: Spec) -> Script:
     if len(script) > MAX_STEPS:
         raise ConfigError(f"action script of {len(script)} steps; the longest is {MAX_STEPS}")
     return script
+
+
+def plain_name(text: str) -> str:
+    """A text as a name: spaces, commas and stars part the actions of a script, so an underscore stands for them."""
+    return re.sub(r"[\s,*]+", "_", text).strip("_")
 
 
 def check_horizon(horizon: int) -> int:

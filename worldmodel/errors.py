@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+MOST_NAMES = 40  # of a list of choices
+
 
 class WorldModelError(Exception):
     """Base of all errors raised on purpose. Entry points print the message and exit with code 2."""
@@ -26,7 +28,8 @@ class RunError(WorldModelError):
 
 
 class UnknownActionError(WorldModelError):
-    """An action name that the data's environment does not have."""
+    """A name of an action, or another word, that the data do not have."""
 
-    def __init__(self, name: object, known: Sequence[str]):
-        super().__init__(f"unknown action {str(name)!r}; this run knows {', '.join(known)}")
+    def __init__(self, name: object, known: Sequence[str], what: str = "action"):
+        more = f" and {len(known) - MOST_NAMES:,} more" if len(known) > MOST_NAMES else ""
+        super().__init__(f"unknown {what} {str(name)!r}; this run knows {', '.join(known[:MOST_NAMES])}{more}")

@@ -15,7 +15,7 @@ from torch import Tensor
 from worldmodel import media
 from worldmodel.errors import ConfigError, RunError
 from worldmodel.nn.precision import cast, resolve_precision
-from worldmodel.priors import Prior, PriorState, Sampler, Step, make_sampler
+from worldmodel.priors import CaptionTrunk, Prior, PriorState, Sampler, Step, make_sampler
 from worldmodel.priors.gaussian import GaussianPrior
 from worldmodel.run import TOKENIZER, load_autoencoder, load_prior, load_spec, load_tokenizer, resolve_device
 from worldmodel.tokenizers import VAE, Autoencoder, Tokenizer
@@ -222,6 +222,15 @@ class StillModel:
         looks = self.prior.trunk.sees_actions if isinstance(self.prior, Prior) else True
         return looks and len(self.spec.action_names) > 1
 
+    def condition(self, name: str) -> int:
+        """What stands for a class, or for a caption, which may be new where the prior reads words.
+
+        Raises :class:`UnknownActionError` for a name, or a word of a caption, that the data do not have.
+        """
+        if isinstance(self.prior, Prior) and isinstance(self.prior.trunk, CaptionTrunk):
+            return self.prior.trunk.learn(name)
+        return self.spec.action_index(name)
+
     @classmethod
     def load(cls, run: str | Path, device: str = "auto") -> StillModel:
         """The model of a run's folder. Raises as :meth:`WorldModel.load` does."""
@@ -243,7 +252,7 @@ class StillModel:
         Raises :class:`UnknownActionError` for an unknown name, :class:`ConfigError` for ``top_k`` without codes.
         """
         if not isinstance(conditions, Tensor):
-            conditions = torch.tensor([self.spec.action_index(name) for name in conditions])
+            conditions = torch.tensor([self.condition(name) for name in conditions])
         conditions = conditions.to(self.device)
         if isinstance(self.prior, GaussianPrior):
             assert isinstance(self.model, VAE)

@@ -219,7 +219,7 @@ def build_prior(config: DictConfig, spec: Spec, tokenizer: Autoencoder) -> Prior
 
     Raises :class:`ConfigError`, also for a prior that is not over such latents.
     """
-    facts = {"tokenizer": tokenizer, "actions": len(spec.action_names)}
+    facts = {"tokenizer": tokenizer, "actions": spec.action_names}
     return _build(config.prior, "prior", Prior | GaussianPrior, **facts)
 
 

@@ -210,6 +210,7 @@ RULES: dict[str, Rule] = {
             "second.quantizer.slots": COUNT,
             **{f"second.head.{name}": COUNT for name in ("width", "layers")},
             "prior.context": Number(least=0, whole=True),
+            "tokenizer.hide": Number(least=0, below=1),
             "prior.trunk.drop": SHARE,
             **{f"prior.{name}": COUNT for name in ("width", "layers", "condition", "hidden", "components")},
             **{f"prior.head.inner.{name}": COUNT for name in ("width", "layers")},

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from worldmodel import media
+from worldmodel.actions import plain_name
 from worldmodel.errors import ConfigError
 from worldmodel.rollout import StillModel
 from worldmodel.types import NO_ACTION, Spec
@@ -32,7 +33,8 @@ def dream_stills(args: argparse.Namespace, run: Path, device: str, seed: int) ->
         raise ConfigError(
             f"--actions {args.actions}: the run {run.name} draws without looking at classes; give --samples"
         )
-    classes = choose_classes(args.actions, world.spec) if world.sees_classes else [NO_ACTION]
+    names = choose_classes(args.actions, world.spec) if world.sees_classes else []
+    classes = [world.condition(name) for name in names] or [NO_ACTION]
     count = PER_CLASS if args.samples is None else args.samples
     path = output_path(args, run, count, seed)
     generator = torch.Generator(world.device).manual_seed(seed)
@@ -41,7 +43,6 @@ def dream_stills(args: argparse.Namespace, run: Path, device: str, seed: int) ->
     frames, passes = world.sample(conditions, generator, args.temperature, args.top_k, args.sampler)
     seconds = time.perf_counter() - started
     if world.sees_classes:
-        names = [world.spec.action_names[index] for index in classes]
         rows = list(zip(names, frames.unflatten(0, (-1, count)), strict=True))
     else:
         rows = [("", part) for part in frames.split(PER_CLASS)]
@@ -52,19 +53,16 @@ def dream_stills(args: argparse.Namespace, run: Path, device: str, seed: int) ->
     print(f"written   {path}")
 
 
-def choose_classes(script: str | None, spec: Spec) -> list[int]:
-    """Indices of the classes named in ``airplane,frog``; without names the first ten, evenly over many.
-
-    Raises :class:`UnknownActionError` for a name that the data do not have.
-    """
+def choose_classes(script: str | None, spec: Spec) -> list[str]:
+    """The classes, or captions, named in ``airplane,frog``; without names the first ten, evenly over many."""
     names = spec.action_names
     if script is None:
         step = max(1, len(names) // MOST_CLASSES)
-        return list(range(0, len(names), step))[:MOST_CLASSES]
-    words = [word.strip() for word in script.split(",")]
+        return list(names[::step][:MOST_CLASSES])
+    words = [plain_name(word) for word in script.split(",")]
     if not all(words):
         raise ConfigError(f"a class is missing in {script!r}; write names parted by commas, such as {names[0]!r}")
-    return [spec.action_index(word) for word in words]
+    return words
 
 
 def output_path(args: argparse.Namespace, run: Path, count: int, seed: int) -> Path:

@@ -34,6 +34,7 @@ from worldmodel.run import PRIOR, check_trained, load_autoencoder, load_prior, l
 from worldmodel.tokenizers import VAE, Autoencoder, Bound, Tokenizer
 from worldmodel.types import Segment, Spec, to_float, to_uint8
 
+MOST_CLASSES = 32  # with more, a frame is not scored under each of them
 SAMPLES = (1, 50)  # importance samples of systems with a random posterior
 
 
@@ -56,6 +57,10 @@ class Stills:
     rows: tuple[Row, ...]
     prior_nats: np.ndarray | None  # (M,) −log p(codes | condition); None without a prior over codes
     grid_nats: np.ndarray | None = None  # (M,) −log p(grid of the first stage | codes); None without a second stage
+    told: np.ndarray | None = (
+        None  # (M,) nats by which the class lowers prior_nats: log p(codes | class) − log p(codes)
+    )
+    recognised: np.ndarray | None = None  # (M,) whether no other class makes the codes as likely
 
 
 def score(
@@ -94,6 +99,8 @@ def score(
                 usage = [a + b for a, b in zip(usage, found, strict=True)] if usage else found
                 if isinstance(prior, Prior):
                     nats = -prior.log_likelihood(codes[:, None], conditions[:, None])[:, 0]
+                    if prior.trunk.sees_actions and 1 < prior.actions <= MOST_CLASSES:
+                        keep(**_reading(prior, codes, conditions))
                 keep(prior=nats, grid=model.grid_nats(x))
             if model.likelihood.exact:
                 for name, bound in _bounds(model, prior, x, conditions, codes, nats, generator):
@@ -113,7 +120,24 @@ def score(
         tuple(rows),
         joined.get("prior"),
         joined.get("grid"),
+        joined.get("told"),
+        joined.get("recognised"),
     )
+
+
+def _reading(prior: Prior, codes: Tensor, conditions: Tensor) -> dict[str, Tensor]:
+    """What classes tell of codes (B, *grid): ``told`` and ``recognised`` of the frames whose class is known."""
+    known = conditions >= 0
+    each = [
+        prior.log_likelihood(codes[known, None], torch.full_like(conditions[known, None], number))[:, 0].double()
+        for number in range(prior.actions)
+    ]
+    nats = torch.stack(each)  # (A, B)
+    own = nats.gather(0, conditions[None, known])[0]
+    return {
+        "told": own - (nats.logsumexp(0) - math.log(prior.actions)),
+        "recognised": nats.argmax(0) == conditions[known],
+    }
 
 
 def _still(segment: Segment, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -149,7 +173,7 @@ def _bounds(
             yield f"learned prior{point}", Bound(reconstruction + code_nats, reconstruction)
 
 
-def summary(found: Stills, model: Autoencoder, seed: int = 0) -> dict[str, Any]:
+def summary(found: Stills, model: Autoencoder, seed: int = 0, classes: int = 1) -> dict[str, Any]:
     """The figures as plain numbers, with 95 % intervals (frames resampled); bits/dim are bits per sub-pixel."""
     dimensions = math.prod(model.frame_shape)
     unit = dimensions * math.log(2)
@@ -202,6 +226,12 @@ def summary(found: Stills, model: Autoencoder, seed: int = 0) -> dict[str, Any]:
                 "saved_per_code": float(each - found.prior_nats.mean() / math.log(2) / count),
                 "bits_per_code_uniform": each,
             }
+        if found.told is not None and found.recognised is not None and len(found.told):
+            told["classes"] = {
+                "bits": mean_interval(found.told / math.log(2), seed).to_json(),
+                "recognised": mean_interval(found.recognised, seed).to_json(),
+                "chance": 1 / classes,
+            }
     return told
 
 
@@ -246,7 +276,7 @@ def evaluate_stills(
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command,
         "machine": machine(where),
-        **summary(score(model, prior, frames, seed=seed, progress=progress), model, seed),
+        **summary(score(model, prior, frames, seed=seed, progress=progress), model, seed, len(spec.action_names)),
     }
     stills_report.save(found, triptych(spec, model, prior, frames, seed=seed), run / "evaluation")
     return found

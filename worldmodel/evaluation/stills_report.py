@@ -25,6 +25,8 @@ DEFINITIONS = {
     "one. It is told the class where there are classes; that is worth log2(classes) bits a frame at most.",
     "likeliest codes": "Of a system with a random posterior: a point instead, so that the bound is that of a VQ-VAE.",
     "grid": "Of a second stage: -log2 p(grid of the first | its few codes) plus the bits of these.",
+    "class": "Each frame's codes are scored under every class. What its own tells is log2 p(codes | class) minus log2 "
+    "of the mean over classes; it is log2(classes) at most. Recognised: no other class makes the codes likelier.",
     "psnr": "10 log10(255² / MSE) of each uint8 frame, then the mean over frames.",
     "factor": "Bits of the raw frame over N log2 K, the bits of its codes under the uniform prior.",
     "codes used": "Share of the codes that occur in the held-out frames, and exp of the entropy of their frequencies; "
@@ -55,6 +57,14 @@ def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
                 "prior, bits per code",
                 f"{prior['bits_per_code']:.3f}, {prior['saved_per_code']:.3f} saved of "
                 f"{prior['bits_per_code_uniform']:.2f}",
+            )
+        )
+    if classes := found.get("classes"):
+        told.append(("bits of a frame that its class (or caption) tells", number(classes["bits"])))
+        told.append(
+            (
+                "class that makes the codes likeliest is the right one",
+                f"{number(classes['recognised'])}, chance {classes['chance']:.2f}",
             )
         )
     if scene := found.get("scene"):

@@ -1,7 +1,7 @@
 """Priors over grids of codes: trunk, head, outcomes, samplers."""
 
 from worldmodel.priors.base import Head, PriorOutput, PriorState, Step, Trunk
-from worldmodel.priors.condition import ConditionTrunk
+from worldmodel.priors.condition import CaptionTrunk, ConditionTrunk
 from worldmodel.priors.conv_trunk import ConvTrunk
 from worldmodel.priors.head import TransformerHead
 from worldmodel.priors.pixelcnn import PixelCNNHead
@@ -11,6 +11,7 @@ from worldmodel.priors.sampling import Ancestral, Predictive, Sampler, make_samp
 
 __all__ = [
     "Ancestral",
+    "CaptionTrunk",
     "ConditionTrunk",
     "ConvTrunk",
     "Head",

@@ -22,6 +22,7 @@ class Trunk(nn.Module, abc.ABC):
     width: int  # of a context vector
     remembers: bool = True  # whether past grids matter; the frames of a trunk without a past stand on their own
     sees_actions: bool = True  # whether actions (or classes) matter
+    reads_names: bool = False  # it reads what actions are called, and is constructed with their ``names``
 
     @abc.abstractmethod
     def forward(self, previous: Tensor, actions: Tensor, first: int = 0) -> Tensor:
@@ -106,3 +107,8 @@ class PriorState(NamedTuple):
 def grid_size(grid: Sequence[int]) -> int:
     """N, the number of positions."""
     return math.prod(grid)
+
+
+def count_actions(actions: int | Sequence[str]) -> int:
+    """A, of the number or the names of the actions."""
+    return actions if isinstance(actions, int) else len(actions)

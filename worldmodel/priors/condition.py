@@ -1,51 +1,161 @@
-"""The trunk of sources without a past: an image is made of its class alone, wherever one looks."""
+"""Trunks of sources without a past: an image is made of its class alone, or of what a caption says of it."""
 
 from __future__ import annotations
 
+import abc
+import math
+import re
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from worldmodel.errors import ConfigError
+from worldmodel.errors import ConfigError, UnknownActionError
 from worldmodel.priors.base import State, Trunk, grid_size
 from worldmodel.types import NO_ACTION
 
+START = 0
+"""The token before the first word of a caption."""
 
-class ConditionTrunk(Trunk):
-    """The embedded action (or class), the same at every position. It sees no grid and carries no state.
+
+class Memoryless(Trunk):
+    """What such trunks share: contexts are a function of the action (or class) alone, and there is no state.
 
     Args:
-        grid: shape of a grid. codebook: not needed. actions: A. width: of a context vector.
         drop: share of the conditions that training hides, so that the prior also knows frames of no known class; with 1
             it never looks at a class, as is right where a class has one frame: it would learn to tell frames by it.
     """
 
     remembers = False
 
-    def __init__(self, grid: Sequence[int], codebook: Tensor, actions: int, width: int = 64, drop: float = 0.0):
+    def __init__(self, drop: float):
         super().__init__()
         if not 0 <= drop <= 1:
             raise ConfigError(f"prior.trunk.drop is {drop}; it is a share from 0 to 1")
         self.drop, self.sees_actions = drop, drop < 1
-        self.positions, self.width = grid_size(grid), width
-        self.embed = nn.Embedding(actions + 1, width)  # the first is that of an unknown action, −1
+
+    @abc.abstractmethod
+    def told(self, conditions: Tensor) -> Tensor:
+        """conditions (M,) int64, −1 for an unknown one → contexts (M, N, width)."""
 
     def forward(self, previous: Tensor, actions: Tensor, first: int = 0) -> Tensor:
-        return self._told(actions[:, first:])[:, :, None].expand(-1, -1, self.positions, -1)
-
-    def _told(self, actions: Tensor) -> Tensor:
-        """actions of any shape → their vectors (..., width), some of them hidden in training."""
-        if self.training or not self.sees_actions:
-            hidden = torch.rand(actions.shape, device=actions.device) < self.drop
-            actions = actions.masked_fill(hidden, NO_ACTION)
-        return self.embed(actions + 1)
+        return self._contexts(actions[:, first:])
 
     def begin(self, batch: int) -> State:
         return ()
 
     def step(self, state: State, previous: Tensor, actions: Tensor) -> tuple[Tensor, State]:
-        return self._told(actions)[:, None].expand(-1, self.positions, -1), state
+        return self._contexts(actions), state
 
     def observe(self, state: State, previous: Tensor, actions: Tensor) -> State:
         return state
+
+    def _contexts(self, actions: Tensor) -> Tensor:
+        """actions of any shape → (..., N, width), some of them hidden in training."""
+        if self.training or not self.sees_actions:
+            hidden = torch.rand(actions.shape, device=actions.device) < self.drop
+            actions = actions.masked_fill(hidden, NO_ACTION)
+        return self.told(actions.flatten()).unflatten(0, actions.shape)
+
+
+class ConditionTrunk(Memoryless):
+    """The embedded action (or class), the same at every position.
+
+    Args:
+        grid: shape of a grid. codebook: not needed. actions: A. width: of a context vector.
+        drop: as of :class:`Memoryless`.
+    """
+
+    def __init__(self, grid: Sequence[int], codebook: Tensor, actions: int, width: int = 64, drop: float = 0.0):
+        super().__init__(drop)
+        self.positions, self.width = grid_size(grid), width
+        self.embed = nn.Embedding(actions + 1, width)  # the first is that of an unknown action, −1
+
+    def told(self, conditions: Tensor) -> Tensor:
+        return self.embed(conditions + 1)[:, None].expand(-1, self.positions, -1)
+
+
+class CaptionTrunk(Memoryless):
+    """The condition read as a text: a transformer over its words, to which every position of the grid attends.
+
+    The names of the actions (or classes) are the captions, their words parted by ``_``: ``a_red_bus``. So captions
+    share what their words have in common, and new ones of known words may be asked for (:meth:`learn`). With a head
+    over the codes this is DALL·E's model (Ramesh et al., 2021) of the text's tokens and then the picture's, without
+    a loss for the text.
+
+    Args:
+        grid: shape of a grid. codebook: not needed. actions: A. names: A captions.
+        width: of a context vector. blocks, heads: of the transformer. drop: as of :class:`Memoryless`.
+    """
+
+    reads_names = True
+
+    def __init__(
+        self,
+        grid: Sequence[int],
+        codebook: Tensor,
+        actions: int,
+        names: Sequence[str],
+        width: int = 64,
+        blocks: int = 2,
+        heads: int = 4,
+        drop: float = 0.0,
+    ):
+        super().__init__(drop)
+        if heads < 1 or width % heads:
+            raise ConfigError(f"width {width} cannot be shared by {heads} heads; choose a multiple of the heads")
+        self.positions, self.width, self.heads = grid_size(grid), width, heads
+        split = [words(name) for name in names]
+        known = sorted({word for caption in split for word in caption})
+        self.vocabulary = {word: number for number, word in enumerate(known, START + 1)}
+        self.longest = 1 + max(map(len, split))
+        table = torch.stack([self._tokens([])] + [self._tokens(each) for each in split])
+        self.register_buffer("table", table, persistent=False)  # the names travel in the Spec
+        self.embed = nn.Embedding(1 + len(self.vocabulary), width)
+        self.place = nn.Parameter(torch.randn(self.longest, width) * 0.02)
+        layer = nn.TransformerEncoderLayer(width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
+        self.read = nn.TransformerEncoder(layer, blocks, nn.LayerNorm(width), enable_nested_tensor=False)
+        self.query = nn.Parameter(torch.randn(self.positions, width) / math.sqrt(width))
+        self.key_value = nn.Linear(width, 2 * width, bias=False)
+        self.out = nn.Linear(width, width)
+
+    table: Tensor  # (captions + 1, longest) int64: tokens, −1 behind the last; the first row is no caption at all
+
+    def told(self, conditions: Tensor) -> Tensor:
+        asked, where = conditions.unique(return_inverse=True)  # a caption is read once, however many pictures it has
+        tokens = self.table[asked + 1]
+        empty = tokens < 0
+        read = self.read(self.embed(tokens.clamp(min=0)) + self.place, src_key_padding_mask=empty)
+        key, value = self.key_value(read).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        query = self.query.unflatten(-1, (self.heads, -1)).transpose(0, 1).expand(len(asked), -1, -1, -1)
+        seen = F.scaled_dot_product_attention(query, key, value, attn_mask=~empty[:, None, None])
+        return self.out(seen.transpose(1, 2).flatten(2))[where]
+
+    def learn(self, caption: str) -> int:
+        """The condition that stands for a caption of known words, new or not.
+
+        Raises :class:`UnknownActionError` for a word that training did not have, and :class:`ConfigError` for more
+        words than the longest caption of training has.
+        """
+        asked = words(caption)
+        for word in asked:
+            if word not in self.vocabulary:
+                raise UnknownActionError(word, tuple(self.vocabulary), what="word")
+        if not 0 < len(asked) < self.longest:
+            raise ConfigError(f"{caption!r} has {len(asked)} words; captions here have 1 to {self.longest - 1}")
+        row = self._tokens(asked).to(self.table.device)
+        if len(known := (self.table == row).all(1).nonzero()):
+            return int(known[0]) - 1
+        self.table = torch.cat([self.table, row[None]])
+        return len(self.table) - 2
+
+    def _tokens(self, caption: Sequence[str]) -> Tensor:
+        """(longest,): the start, the words, −1 for nothing."""
+        known = [START, *(self.vocabulary[word] for word in caption)]
+        return torch.tensor(known + [-1] * (self.longest - len(known)))
+
+
+def words(caption: str) -> list[str]:
+    """``A red-hot_bus`` → a, red, hot, bus."""
+    return re.findall(r"[^\W_]+", caption.lower())

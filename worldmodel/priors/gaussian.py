@@ -7,6 +7,7 @@ fitted to latents of training frames, and the bound is E_q [−log p(x | z) + lo
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
 from worldmodel.nn.pixelcnn import GatedPixelCNN
+from worldmodel.priors.base import count_actions
 from worldmodel.tokenizers.base import Autoencoder, Bound
 from worldmodel.tokenizers.vae import VAE
 
@@ -25,7 +27,7 @@ class GaussianPrior(nn.Module):
 
     Args:
         tokenizer: the VAE; gives the shape of the latents, and is not kept.
-        actions: A, the number of classes. condition: width of an embedded class.
+        actions: A, the number of classes, or their names. condition: width of an embedded class.
         width, layers: of the PixelCNN. hidden: numbers a latent from which its mixture is read. components: of it.
     """
 
@@ -36,7 +38,7 @@ class GaussianPrior(nn.Module):
     def __init__(
         self,
         tokenizer: Autoencoder,
-        actions: int,
+        actions: int | Sequence[str],
         width: int = 64,
         layers: int = 6,
         condition: int = 32,
@@ -48,7 +50,7 @@ class GaussianPrior(nn.Module):
             raise ConfigError("this prior is over the continuous latents of a VAE; choose tokenizer=…vae")
         self.grid, self.components = tokenizer.grid, components
         slots = self.grid[-1]
-        self.condition = nn.Embedding(actions + 1, condition)
+        self.condition = nn.Embedding(count_actions(actions) + 1, condition)
         self.net = GatedPixelCNN(slots, condition, width, width, layers)
         self.enter = nn.Linear(width, slots * hidden)
         self.earlier = nn.Parameter(torch.randn(slots, slots, hidden) / math.sqrt(slots))  # to later ones

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
-from worldmodel.priors.base import Head, PriorOutput, PriorState, Step, Trunk, grid_size
+from worldmodel.priors.base import Head, PriorOutput, PriorState, Step, Trunk, count_actions, grid_size
 from worldmodel.priors.outcomes import OutcomeHead
 from worldmodel.priors.sampling import Sampler
 from worldmodel.tokenizers.base import Autoencoder, require_codes
@@ -22,7 +22,7 @@ class Prior(nn.Module):
 
     Args:
         tokenizer: gives the grid, K and the codebook; it is not kept.
-        actions: A, the number of named actions (or classes, or speakers).
+        actions: A, the number of actions (or classes, or speakers), or their names, which some trunks read.
         trunk, head: constructors, called with what they must know of the data.
         context: leading frames of a training segment that are seen but not predicted (0 for one-step sources).
         forget: share of the training segments whose oldest frames (a random number of them) are hidden, so that dreams
@@ -35,7 +35,7 @@ class Prior(nn.Module):
     def __init__(
         self,
         tokenizer: Autoencoder,
-        actions: int,
+        actions: int | Sequence[str],
         trunk: Callable[..., Trunk],
         head: Callable[..., Head],
         context: int = 1,
@@ -45,11 +45,13 @@ class Prior(nn.Module):
     ):
         super().__init__()
         tokenizer = require_codes(tokenizer)
-        self.grid, self.codes, self.actions, self.context = tokenizer.grid, tokenizer.codes, actions, context
+        self.grid, self.codes, self.context = tokenizer.grid, tokenizer.codes, context
+        self.actions = count_actions(actions)
         self.forget, self.corrupt = forget, corrupt
         self.positions = grid_size(self.grid)
         codebook = tokenizer.codebook()
-        self.trunk = trunk(grid=self.grid, codebook=codebook, actions=actions)
+        names = {"names": actions} if getattr(getattr(trunk, "func", trunk), "reads_names", False) else {}
+        self.trunk = trunk(grid=self.grid, codebook=codebook, actions=self.actions, **names)
         if len(tokenizer.levels) > 1 and not getattr(getattr(head, "func", head), "takes_levels", False):
             raise ConfigError(
                 "this tokenizer makes several grids; choose a prior with a head for each: prior=hierarchy"

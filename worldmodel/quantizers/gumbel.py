@@ -29,8 +29,10 @@ class GumbelQuantizer(Quantizer):
         hard: in training the vector of one drawn code goes forward, and the gradient is that of the weighed vectors
             (straight through); else the weighed vectors themselves do.
 
-    The term ``kl`` is KL(q ‖ uniform) = ln K − H(q) in nats, a mean over the codes. ``codes`` of the result are those
-    of the largest logits, in training too: what :meth:`encode` gives.
+    The term ``kl`` is KL(q ‖ uniform) = ln K − H(q) in nats, a mean over the codes: alone it is content with each q
+    broad, or all on the same few codes. The term ``diversity`` is ln K − H(mean of q over the batch), of wav2vec 2.0
+    (Baevski et al., 2020, section 3.2): it is 0 when all codes are used alike. ``codes`` of the result are those of the
+    largest logits, in training too: what :meth:`encode` gives.
     """
 
     soft = True
@@ -89,7 +91,12 @@ class GumbelQuantizer(Quantizer):
         logits = self._logits(vectors)
         codes = logits.detach().max(-1).indices
         shares = logits.log_softmax(-1)
-        losses = {"kl": math.log(self.codes) + (shares.exp() * shares).sum(-1).mean()}
+        likely = shares.exp()
+        mean = likely.flatten(0, -2).mean(0)
+        losses = {
+            "kl": math.log(self.codes) + (likely * shares).sum(-1).mean(),
+            "diversity": math.log(self.codes) + torch.xlogy(mean, mean).sum(),
+        }
         if not self.training:
             return Quantized(self.lookup(codes), codes, losses)
         weights = ((shares + self._noise(shares, generator)) / self.temperature).softmax(-1)

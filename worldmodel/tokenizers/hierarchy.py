@@ -29,6 +29,9 @@ class VQVAE2(Tokenizer):
             the frame to the finest grid, each other one from a grid to the next coarser.
         blocks: residual blocks of every encoder and decoder.
         codes: K of every level. likelihood: as of the VQ-VAE.
+        hide: share of the training frames of which the decoder sees the coarser grids alone (how many of them is
+            drawn). Without it the fine grid says all, and the coarse one soon uses few of its codes. It is the
+            quantiser dropout of SoundStream (Zeghidour et al., 2021, section III.C), over levels.
 
     Raises :class:`ConfigError` when the size of the frames cannot be halved that often.
     """
@@ -41,8 +44,12 @@ class VQVAE2(Tokenizer):
         blocks: int = 2,
         codes: int = 512,
         likelihood: Callable[..., Likelihood] = SquaredError,
+        hide: float = 0.0,
     ):
         super().__init__()
+        if not 0 <= hide < 1:
+            raise ConfigError(f"tokenizer.hide is {hide}; it is a share of the frames, from 0 to below 1")
+        self.hide = hide
         channels, *size = frame_shape
         if not all(isinstance(level, Sequence) for level in widths):
             raise ConfigError(f"tokenizer.widths is {widths}; a hierarchy has a list for each level: [[64,128],[128]]")
@@ -102,6 +109,15 @@ class VQVAE2(Tokenizer):
         maps = [part.movedim(-1, 1).to(self._dtype) for part in vectors]
         return self.decoder(torch.cat([maps[0], *(F.interpolate(part, size) for part in maps[1:])], 1))
 
+    def _hidden(self, vectors: Sequence[Tensor], generator: torch.Generator | None) -> list[Tensor]:
+        """Vectors of all levels, the finest first, those of a few frames' finer levels replaced by zeros."""
+        count, device = len(vectors[0]), vectors[0].device
+        where = generator.device if generator is not None else device
+        chance, depth = torch.rand(2, count, device=where, generator=generator).to(device)
+        gone = (depth * (len(vectors) - 1)).long().add(1).masked_fill(chance >= self.hide, 0)  # finest levels not seen
+        shape = (-1, *[1] * (vectors[0].dim() - 1))
+        return [part * (gone <= level).view(shape) for level, part in enumerate(vectors)]
+
     def forward(self, frames: Tensor, generator: torch.Generator | None = None) -> Reconstruction:
         found = {}
 
@@ -110,7 +126,8 @@ class VQVAE2(Tokenizer):
             return found[level].vectors
 
         self._walk(frames, choose)
-        outputs = self._outputs([found[level].vectors for level in sorted(found)])
+        vectors = [found[level].vectors for level in sorted(found)]
+        outputs = self._outputs(self._hidden(vectors, generator) if self.training and self.hide else vectors)
         losses = {"reconstruction": self.likelihood.loss(outputs, frames)}
         for name in found[0].losses:
             losses[name] = torch.stack([part.losses[name] for part in found.values()]).mean()
@@ -142,6 +159,17 @@ class VQVAE2(Tokenizer):
         quantizers = reversed(list(self.quantizers))
         vectors = [quantizer.lookup(part) for quantizer, part in zip(quantizers, parts, strict=True)]  # type: ignore[operator]
         return vectors[::-1]
+
+    def stages(self, frames: Tensor, generator: torch.Generator | None = None) -> list[tuple[str, Tensor]]:
+        codes = self.encode(frames)
+        if not self.hide:
+            return [("reconstruction", self.decode(codes))]
+        told = []
+        for kept in range(1, len(self.grids) + 1):  # what the coarsest ones say, and then each finer one
+            vectors = [part * (len(self.grids) - level <= kept) for level, part in enumerate(self._lookup(codes))]
+            name = " + ".join("x".join(map(str, grid)) for grid in self.grids[:kept])
+            told.append((name, self.likelihood.mean(self._outputs(vectors))))
+        return told
 
     def split(self, codes: Tensor) -> list[Tensor]:
         """Codes (B, N) → those of each level, (B, its positions), the coarsest first."""

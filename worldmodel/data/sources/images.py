@@ -1,15 +1,15 @@
-"""Pictures in a folder: those of every sub-folder a class, or all of them without one."""
+"""Pictures in a folder: those of every sub-folder a class, or all of them without one, or with captions beside them."""
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from worldmodel.actions import plain_name
 from worldmodel.data.records import Item
 from worldmodel.data.sources.base import Source, check_folder, image_item
 from worldmodel.errors import DataError
@@ -25,6 +25,8 @@ WORDS = ("LOC_synset_mapping.txt", "words.txt")
 HOLD_OUT = 10
 """Every tenth file is held out, counted over all files in sorted order."""
 
+MOST_LETTERS = 1000  # of a caption; what follows is cut off
+
 ONE_CLASS = "image"
 """The name of what all pictures are in a folder without classes."""
 
@@ -33,8 +35,9 @@ class ImageFolder(Source):
     """All pictures below a folder as ``size`` × ``size`` RGB.
 
     Where pictures lie in sub-folders, the folder nearest to the top is the class; pictures beside those folders have
-    none. Where a file of :data:`WORDS` lies in the folder or beside it, classes get the first of their words. Raises
-    :class:`DataError` when there is no picture.
+    none. Where a file of :data:`WORDS` lies in the folder or beside it, classes get the first of their words. A text
+    file of the same name beside a picture (``0001.png``, ``0001.txt``) holds its caption, on the first line, which then
+    stands for its class. Raises :class:`DataError` when there is no picture.
     """
 
     def __init__(self, path: str, size: int, name: str = "images"):
@@ -46,11 +49,22 @@ class ImageFolder(Source):
         folders = sorted({parts[0] for parts in within if len(parts) > 1})
         numbers = {own: number for number, own in enumerate(folders)}
         beside = NO_ACTION if folders else 0  # the class of pictures that are in no sub-folder
-        self._labels = [numbers[parts[0]] if len(parts) > 1 else beside for parts in within]
+        labels = [numbers[parts[0]] if len(parts) > 1 else beside for parts in within]
+        names = class_names(folders, folder) or (ONE_CLASS,)
+        captions = {number: text for number, file in enumerate(self._files) if (text := read_caption(file))}
+        if captions:
+            called = [
+                captions.get(number, names[label] if folders and label >= 0 else "")
+                for number, label in enumerate(labels)
+            ]
+            names = tuple(sorted({name for name in called if name}))
+            known = {name: number for number, name in enumerate(names)}
+            labels = [known.get(name, NO_ACTION) for name in called]
+        self._labels = labels
         self._size = size
         # The folder's own name is part of a key: two folders may both hold a 0001.png.
         self.keys = ["/".join((folder.name, *parts)) for parts in within]
-        self.spec = Spec(name, (3, size, size), class_names(folders, folder) or (ONE_CLASS,), rate=1.0)
+        self.spec = Spec(name, (3, size, size), names, rate=1.0)
 
     def read(self, index: int) -> Item:
         image = read_image(self._files[index], self._size)
@@ -103,19 +117,27 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def class_names(folders: list[str], folder: Path) -> tuple[str, ...]:
     """A name for each class: the first word for its folder in a file of :data:`WORDS`, else the folder's own name.
 
-    Spaces, commas and stars part the actions of a script, so an underscore stands for them; a name that is taken gets
-    a number.
+    A name that is taken gets a number.
     """
     words = _words(folder)
     names: list[str] = []
     for own in folders:
-        stem = re.sub(r"[\s,*]+", "_", words.get(own, own)).strip("_") or "unnamed"
+        stem = plain_name(words.get(own, own)) or "unnamed"
         name, number = stem, 1
         while name in names:
             number += 1
             name = f"{stem}_{number}"
         names.append(name)
     return tuple(names)
+
+
+def read_caption(picture: Path) -> str:
+    """The caption of a picture as a name, from the first line of the text file beside it; empty without one."""
+    try:
+        with picture.with_suffix(".txt").open(encoding="utf-8", errors="replace") as lines:
+            return plain_name(lines.readline(MOST_LETTERS))
+    except OSError:
+        return ""
 
 
 def _words(folder: Path) -> dict[str, str]:
