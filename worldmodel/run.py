@@ -204,7 +204,8 @@ def build_tokenizer(config: DictConfig, spec: Spec) -> Autoencoder:
 
     Raises :class:`ConfigError`.
     """
-    return _build(config.tokenizer, "tokenizer", Autoencoder, frame_shape=spec.frame_shape)
+    told = {"actions": len(spec.action_names)} if config.tokenizer.get("told") else {}
+    return _build(config.tokenizer, "tokenizer", Autoencoder, frame_shape=spec.frame_shape, **told)
 
 
 def build_second(config: DictConfig, tokenizer: Autoencoder) -> GridVQVAE | None:

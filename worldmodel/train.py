@@ -222,7 +222,7 @@ def train_tokenizer(fabric: Fabric, config: DictConfig, store: EpisodeStore, fol
     frames = int((store.lengths[store.split("train")] + 1).sum())
     steps_an_epoch = math.ceil(frames / (node.batch * node.length * fabric.world_size))
     objective = TokenizerObjective(tokenizer, window=min(max(steps_an_epoch, 10), 1000))
-    windows = {split: Windows(store, split, node.length) for split in SPLITS}
+    windows = {split: Windows(store, split, node.length, whole=tokenizer.joined) for split in SPLITS}
     run_stage(fabric, config, "tokenizer", objective, windows, folder)
 
 

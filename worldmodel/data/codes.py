@@ -149,14 +149,24 @@ def _encode(
     training = tokenizer.training
     tokenizer.to(device).eval()
     try:
-        for rows, frames in _batches(store, episodes, batch):
-            codes = tokenizer.encode(to_float(torch.from_numpy(frames).to(device, non_blocking=True)))
+        whole = _episodes(store, episodes) if tokenizer.joined else _batches(store, episodes, batch)
+        for rows, frames in whole:
+            x = to_float(torch.from_numpy(frames).to(device, non_blocking=True))
+            codes = tokenizer.encode_episode(x) if tokenizer.joined else tokenizer.encode(x)
             out[rows] = codes.cpu().numpy()
             done += len(rows)
             if progress is not None:
                 progress(done, total)
     finally:
         tokenizer.train(training)
+
+
+def _episodes(store: EpisodeStore, episodes: list[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """One episode at a time: rows (T + 1,) and frames (T + 1, C, *size)."""
+    starts = _starts(store)
+    for index in episodes:
+        frames = store.episode(index).frames
+        yield np.arange(len(frames)) + starts[index], np.array(frames)
 
 
 def _batches(store: EpisodeStore, episodes: list[int], batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

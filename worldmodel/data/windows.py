@@ -27,7 +27,8 @@ class Windows:
     """Windows of ``length`` frames over some episodes of a store, or over its cached codes.
 
     ``episodes`` is a split's name or the indices of episodes. ``lead``: leading frames of a window that are only looked
-    back at; near the beginning of an episode they are missing, and padding stands in their place. The action of an
+    back at; near the beginning of an episode they are missing, and padding stands in their place. ``whole``: windows
+    are not to hang over the ends of an episode; what is shorter than one is left out. The action of an
     episode's first frame is its condition: the class of an image. The actions and rewards of all frames are held in
     memory (14 bytes a frame); of the frames themselves only those of the windows are read.
     """
@@ -38,12 +39,13 @@ class Windows:
         episodes: Split | Sequence[int] | np.ndarray = "all",
         length: int = 1,
         lead: int = 0,
+        whole: bool = False,
     ):
         if not 0 <= lead < length:
             raise DataError(f"windows need at least one frame behind the {lead} that lead to it; got length {length}")
         self.store = source if isinstance(source, EpisodeStore) else source.store
         self.source = source
-        self.length, self.lead = length, lead
+        self.length, self.lead, self.whole = length, lead, whole
         self.episodes = self.store.split(episodes) if isinstance(episodes, str) else np.asarray(episodes, np.int64)
         if self.episodes.size and not 0 <= self.episodes.min() <= self.episodes.max() < len(self.store):
             raise DataError(f"there are episodes 0 to {len(self.store) - 1} in {self.store.path}")
@@ -74,6 +76,8 @@ class Windows:
         when there is no episode.
         """
         self._check_any()
+        if self.whole:
+            return self._sample_whole(batch, generator)
         # Of an episode of F frames, F + overlap windows hold a frame behind the lead; starts are counted through all.
         overlap = self.length - 1 - self.lead
         ends = np.cumsum(self.sizes + overlap)
@@ -83,6 +87,17 @@ class Windows:
         first = np.maximum(start, 0)
         count = np.minimum(start + self.length, self.sizes[which]) - first
         return self._cut(which, first, count, self.length, first - start)
+
+    def _sample_whole(self, batch: int, generator: torch.Generator) -> Segment:
+        """``batch`` windows without padding, every one equally likely."""
+        ends = np.cumsum(np.maximum(self.sizes - self.length + 1, 0))
+        if not ends[-1]:
+            longest = int(self.sizes.max(initial=0))
+            raise DataError(f"no episode in {self.store.path} has {self.length} frames; the longest has {longest}")
+        drawn = torch.randint(int(ends[-1]), (batch,), generator=generator).numpy()
+        which = np.searchsorted(ends, drawn, side="right")
+        first = drawn - np.concatenate([[0], ends])[which]
+        return self._cut(which, first, np.full(batch, self.length), self.length)
 
     def fixed(self, count: int, length: int | None = None, seed: int = 0) -> Segment:
         """The same ``count`` windows for the same ``seed``: whole ones only, spread evenly over the episodes.

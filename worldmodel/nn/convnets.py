@@ -34,11 +34,13 @@ class ResidualBlock(nn.Module):
 class ConvEncoder(nn.Module):
     """(B, channels, *size) → (B, widths[-1], *size / 2**len(widths)).
 
-    ``widths``: output channels of each stride-2 convolution; ``blocks``: residual blocks behind them.
+    ``widths``: output channels of each stride-2 convolution; ``blocks``: residual blocks behind them. ``factor``: how
+    many places of a frame, along each axis, become one of the grid.
     """
 
     def __init__(self, rank: int, channels: int, widths: Sequence[int], blocks: int):
         super().__init__()
+        self.factor = 2 ** len(widths)
         ins = [channels, *widths[:-1]]
         self.down = nn.ModuleList(CONV[rank](i, o, 4, stride=2, padding=1) for i, o in zip(ins, widths, strict=True))
         self.blocks = nn.ModuleList(ResidualBlock(rank, widths[-1], widths[-1]) for _ in range(blocks))

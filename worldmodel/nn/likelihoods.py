@@ -31,6 +31,7 @@ class Likelihood(nn.Module, abc.ABC):
 
     keep_float32 = True
     outputs: int  # channels that the decoder has to give
+    stride: int = 1  # places of the frame, along each axis, that share one place of the outputs
     exact: bool  # whether log_prob is the log-likelihood of uint8 levels
 
     def __init__(self, channels: int):
@@ -188,7 +189,11 @@ class LogisticMixture(Likelihood):
 
     def _parameters_of(self, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log weights, means, log scales, each (B, *size, C, components) float32."""
-        weights, means, scales = self._by_subpixel(outputs.float()).chunk(3, -1)
+        return self.mixture(self._by_subpixel(outputs.float()))
+
+    def mixture(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Numbers of sub-pixels (..., 3 components) float32 → log weights, means, log scales, (..., components)."""
+        weights, means, scales = parameters.chunk(3, -1)
         # A soft floor keeps a gradient; the ceiling is so far away that nothing sensible reaches it.
         floor = self.narrowest + F.softplus(scales + self.start - self.narrowest)
         return torch.log_softmax(weights, -1), means + self.places, floor.clamp(max=self.widest)

@@ -53,6 +53,7 @@ class Autoencoder(nn.Module, abc.ABC):
     grid: tuple[int, ...]  # the shape of the latents of a frame
     likelihood: Likelihood
     certain: bool = True  # the posterior of the latents is a point; otherwise bounds are drawn
+    told: bool = False  # the decoder knows the condition (action, class, speaker): methods take ``conditions``
 
     @abc.abstractmethod
     def forward(self, frames: Tensor, generator: torch.Generator | None = None) -> Reconstruction:
@@ -73,6 +74,11 @@ class Autoencoder(nn.Module, abc.ABC):
     def stages(self, frames: Tensor, generator: torch.Generator | None = None) -> list[tuple[str, Tensor]]:
         """Named reconstructions to be looked at: of every stage, where there are several."""
         return [("reconstruction", self.reconstruct(frames))]
+
+    @property
+    def joined(self) -> bool:
+        """Whether the frames of an episode are the windows of one signal, which is coded as a whole: sound."""
+        return len(self.frame_shape) == 2
 
     @property
     def subpixels(self) -> int:
@@ -129,6 +135,12 @@ class Tokenizer(Autoencoder):
     def reconstruct(self, frames: Tensor) -> Tensor:
         return self.decode(self.encode(frames))
 
+    def encode_episode(self, frames: Tensor) -> Tensor:
+        """Frames of one episode in their order, (T, C, *size) float → codes (T, *grid)."""
+        if not self.joined:
+            return self.encode(frames)
+        return self.encode(join(frames[None]))[0].unflatten(0, (len(frames), -1))
+
     @property
     def levels(self) -> tuple[tuple[int, ...], ...]:
         """Shapes of the grids of a frame, the coarsest first; one, unless the tokenizer is a hierarchy."""
@@ -143,6 +155,11 @@ class Tokenizer(Autoencoder):
     def uniform_nats(self) -> float:
         """N ln K: what the codes of a frame cost under a uniform prior."""
         return math.prod(self.grid) * math.log(self.codes)
+
+
+def join(frames: Tensor) -> Tensor:
+    """Windows of signals, (B, T, C, L) → the signals (B, C, T · L)."""
+    return frames.movedim(1, 2).flatten(2)
 
 
 def require_codes(model: Autoencoder) -> Tokenizer:

@@ -5,12 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from worldmodel.errors import ConfigError
 from worldmodel.nn.convnets import CONV, ConvDecoder, ConvEncoder
 from worldmodel.nn.likelihoods import Likelihood
 from worldmodel.tokenizers.base import Autoencoder
+
+
+def shrunk(frame_shape: Sequence[int], factor: int) -> tuple[int, ...]:
+    """The size of frames (C, *size) by a factor smaller. Raises :class:`ConfigError`."""
+    size = frame_shape[1:]
+    if any(extent % factor for extent in size):
+        raise ConfigError(
+            f"frames of {'×'.join(map(str, size))} cannot be made {factor} times smaller; choose another encoder"
+        )
+    return tuple(extent // factor for extent in size)
 
 
 def halved(frame_shape: Sequence[int], widths: Sequence[int]) -> tuple[int, ...]:
@@ -25,7 +35,10 @@ def halved(frame_shape: Sequence[int], widths: Sequence[int]) -> tuple[int, ...]
 
 
 class ConvolutionalAutoencoder(Autoencoder):
-    """Frames → encoder → 1-wide convolution → (whatever the latents are) → decoder → likelihood."""
+    """Frames → encoder → 1-wide convolution → (whatever the latents are) → decoder → likelihood.
+
+    Nothing here depends on the size of a frame: a signal of many windows is coded as one long frame.
+    """
 
     def _build(
         self,
@@ -35,18 +48,34 @@ class ConvolutionalAutoencoder(Autoencoder):
         encoded: int,
         decoded: int,
         likelihood: Callable[..., Likelihood],
+        encoder: Callable[..., nn.Module] = ConvEncoder,
+        decoder: Callable[..., nn.Module] = ConvDecoder,
     ) -> None:
-        """Makes the modules: ``encoded`` channels come from the encoder, ``decoded`` channels go into the decoder."""
+        """Makes the modules: ``encoded`` channels come from the encoder, ``decoded`` channels go into the decoder.
+
+        Where a place of the likelihood's outputs stands for ``stride`` places of the frame, the decoder leaves out the
+        doublings that are not needed.
+        """
         channels, *size = frame_shape
         rank = len(size)
         self.frame_shape = tuple(frame_shape)
-        self.encoder = ConvEncoder(rank, channels, widths, blocks)
+        self.encoder = encoder(rank, channels, widths, blocks)
         self.project = CONV[rank](widths[-1], encoded, 1)
         self.likelihood = likelihood(channels=channels)
         outputs = None if self.likelihood.outputs == channels else self.likelihood.outputs
-        self.decoder = ConvDecoder(rank, decoded, channels, widths, blocks, outputs)
+        finest = self._doublings_left_out(len(widths))
+        self.decoder = decoder(rank, decoded, channels, widths[finest:], blocks, outputs)
         if rank == 2:
             self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def _doublings_left_out(self, most: int) -> int:
+        count = self.likelihood.stride.bit_length() - 1
+        if 2**count != self.likelihood.stride or count > most:
+            raise ConfigError(
+                f"tokenizer.likelihood takes {self.likelihood.stride} places at a time; that must be a power of 2, and "
+                f"at most {2**most}, what the encoder makes one of"
+            )
+        return count
 
     def _vectors(self, frames: Tensor) -> Tensor:
         """Frames (B, C, *size) → what the encoder says, (B, *spatial, encoded) float32."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from worldmodel.nn.convnets import ConvDecoder, ConvEncoder
 from worldmodel.nn.likelihoods import Likelihood, SquaredError
 from worldmodel.quantizers import Quantizer
 from worldmodel.tokenizers.base import Reconstruction, Tokenizer
-from worldmodel.tokenizers.convolutional import ConvolutionalAutoencoder, halved
+from worldmodel.tokenizers.convolutional import ConvolutionalAutoencoder, halved, shrunk
+from worldmodel.types import NO_ACTION
 
 
 class VQVAE(ConvolutionalAutoencoder, Tokenizer):
@@ -25,6 +27,10 @@ class VQVAE(ConvolutionalAutoencoder, Tokenizer):
         codes: K; None for a quantizer that brings it, as FSQ does with its levels.
         likelihood: constructor of a :class:`~worldmodel.nn.likelihoods.Likelihood`; the term ``reconstruction`` is its
             loss: the mean squared error by default, nats per sub-pixel for one that is exact.
+        encoder, decoder: constructors, called as :class:`~worldmodel.nn.convnets.ConvEncoder` and ``ConvDecoder`` are;
+            an encoder states its ``factor``.
+        told: width of the embedded condition (action, class, speaker) that the decoder reads beside the codes; 0: it is
+            told none, and the codes must say all. actions: A, needed for it.
 
     Raises :class:`ConfigError` when the size of the frames cannot be halved that often.
     """
@@ -37,31 +43,58 @@ class VQVAE(ConvolutionalAutoencoder, Tokenizer):
         blocks: int = 2,
         codes: int | None = None,
         likelihood: Callable[..., Likelihood] = SquaredError,
+        encoder: Callable[..., nn.Module] = ConvEncoder,
+        decoder: Callable[..., nn.Module] = ConvDecoder,
+        told: int = 0,
+        actions: int = 0,
     ):
         super().__init__()
-        spatial = halved(frame_shape, widths)
+        if encoder is ConvEncoder:
+            halved(frame_shape, widths)  # tells what is wrong in the terms of the settings
         self.quantizer = quantizer() if codes is None else quantizer(codes=codes)
         self.codes, self.slots = self.quantizer.codes, self.quantizer.shape
-        self.grid = (*spatial, *self.slots)
-        self._build(frame_shape, widths, blocks, self.quantizer.width, self.quantizer.width, likelihood)
+        self.told = told > 0
+        self.condition = nn.Embedding(actions + 1, told) if told else None  # the first is that of an unknown one, −1
+        width = self.quantizer.width
+        self._build(frame_shape, widths, blocks, width, width + told, likelihood, encoder, decoder)
+        self.grid = (*shrunk(frame_shape, int(self.encoder.factor)), *self.slots)  # type: ignore[arg-type]
 
-    def forward(self, frames: Tensor, generator: torch.Generator | None = None) -> Reconstruction:
+    def forward(
+        self, frames: Tensor, generator: torch.Generator | None = None, conditions: Tensor | None = None
+    ) -> Reconstruction:
         quantized = self.quantizer(self._vectors(frames), generator)
-        outputs = self._outputs(quantized.vectors)
+        outputs = self._outputs(self._with(quantized.vectors, conditions))
         losses = {"reconstruction": self.likelihood.loss(outputs, frames), **quantized.losses}
         mixed = self.training and self.quantizer.soft  # N ln K does not pay for a mixture of codes
         nats = None if mixed else self.trained_nats(losses)
         return Reconstruction(self.likelihood.glance(outputs.detach(), frames), quantized.codes, losses, nats)
 
-    def given(self, frames: Tensor, codes: Tensor) -> Tensor:
+    def given(self, frames: Tensor, codes: Tensor, conditions: Tensor | None = None) -> Tensor:
         self.require_exact()
-        return -self.log_likelihood(frames, self.quantizer.lookup(codes))
+        return -self.log_likelihood(frames, self._read(codes, conditions))
 
     def encode(self, frames: Tensor) -> Tensor:
         return self.quantizer.encode(self._vectors(frames))
 
-    def decode(self, codes: Tensor) -> Tensor:
-        return self._frames(self.quantizer.lookup(codes))
+    def decode(self, codes: Tensor, conditions: Tensor | None = None) -> Tensor:
+        """As of every tokenizer; ``conditions`` (B,) int64, −1 for an unknown one, for a decoder that is told."""
+        return self._frames(self._read(codes, conditions))
+
+    def outputs(self, codes: Tensor, conditions: Tensor | None = None) -> Tensor:
+        """Codes (B, *grid), conditions (B,) → the parameters of the likelihood, (B, outputs, *size / stride)."""
+        return self._outputs(self._read(codes, conditions))
+
+    def _read(self, codes: Tensor, conditions: Tensor | None) -> Tensor:
+        return self._with(self.quantizer.lookup(codes), conditions)
+
+    def _with(self, vectors: Tensor, conditions: Tensor | None) -> Tensor:
+        """Vectors of codes (B, *spatial, D) → beside each the embedded condition, (B, *spatial, D + told)."""
+        if self.condition is None:
+            return vectors
+        if conditions is None:
+            conditions = torch.full((len(vectors),), NO_ACTION, device=vectors.device)
+        said = self.condition(conditions + 1).view(len(vectors), *[1] * (vectors.dim() - 2), -1)
+        return torch.cat([vectors, said.expand(*vectors.shape[:-1], -1)], -1)
 
     def codebook(self) -> Tensor:
         return self.quantizer.codebook().detach()

@@ -12,6 +12,7 @@ from worldmodel.priors.gaussian import GaussianPrior
 from worldmodel.priors.scene import GridVQVAE
 from worldmodel.quantizers import all_reduce
 from worldmodel.tokenizers import VAE, Autoencoder, Tokenizer
+from worldmodel.tokenizers.base import join
 from worldmodel.training.base import Losses, Objective
 from worldmodel.types import Segment, to_float
 
@@ -43,8 +44,9 @@ class TokenizerObjective(Objective):
     def forward(self, batch: Segment, generator: torch.Generator) -> Losses:
         if batch.frames is None:
             raise ValueError("a tokenizer is trained on frames; this segment has codes only")
-        frames = to_float(batch.frames[batch.valid])  # (M, C, *size)
-        result = self.tokenizer(frames, generator)
+        frames, conditions = self._examples(batch.frames, batch)
+        told = {"conditions": conditions} if self.tokenizer.told else {}
+        result = self.tokenizer(frames, generator, **told)
         error = (result.frames.detach().clamp(-1, 1) - frames).square().mean()
         metrics = {"psnr": -10 * torch.log10(error.clamp(min=1e-10) / 4)}
         if result.nats is not None:
@@ -52,6 +54,14 @@ class TokenizerObjective(Objective):
         if self.training and result.codes is not None:
             metrics |= self._usage(result.codes)
         return Losses(result.losses, metrics)
+
+    def _examples(self, raw: Tensor, batch: Segment) -> tuple[Tensor, Tensor]:
+        """What is coded at once, (M, C, *size) float, and the condition of each, (M,): frames, or windows of sound."""
+        if not self.tokenizer.joined:
+            return to_float(raw[batch.valid]), batch.actions[batch.valid]
+        if not batch.valid.all():
+            raise ValueError("signals are coded whole, and a part of this segment is padding")
+        return to_float(join(raw)), batch.actions[:, -1]
 
     @torch.no_grad()
     def _usage(self, codes: Tensor) -> dict[str, Tensor]:

@@ -1,0 +1,274 @@
+"""WaveNet: gated dilated causal convolutions over a signal, given a slower map of features (and with it a speaker).
+
+van den Oord et al., *WaveNet: A Generative Model for Raw Audio*, 2016: layers z = tanh(a) ⊙ σ(b) of convolutions of
+width 2 whose dilation doubles, with residual and skip connections, the condition added in every layer.
+
+Here the convolutions take steps of ``group`` samples. One step reads the group before as a vector; within the group a
+small network, the sample level of SampleRNN (Mehri et al., 2017), draws one sample after the other, given what the
+convolutions say of its place and the last ``memory`` samples themselves. A sample then costs a look into a table and
+small products, and the convolutions come once in a group: 16 times less often than in a WaveNet, as ``group`` = 1 is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from worldmodel.errors import ConfigError
+from worldmodel.nn.likelihoods import LEVELS, Likelihood, LogisticMixture, frames_of, levels_of, uniform
+
+SILENCE = 128  # the level before the first sample
+WAVES = 8  # numbers that a sample is read as
+
+
+class Gate(nn.Module):
+    """One layer: (B, width, M) → what it adds to the stream and what it says to the output, each (B, width, M)."""
+
+    def __init__(self, width: int, features: int, dilation: int):
+        super().__init__()
+        self.dilation = dilation
+        self.now, self.past = nn.Linear(width, 2 * width), nn.Linear(width, 2 * width, bias=False)
+        self.told = nn.Linear(features, 2 * width, bias=False)
+        self.out = nn.Linear(width, 2 * width)
+
+    def forward(self, x: Tensor, told: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, M, width); told (B, M, 2 width), what :attr:`told` made of the features."""
+        past = F.pad(self.past(x), (0, 0, self.dilation, 0))[:, : x.shape[1]]
+        return self._finish(self.now(x) + past + told)
+
+    def step(self, x: Tensor, queue: Tensor, at: int, told: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, width), told (B, 2 width); ``queue`` (dilation, B, 2 width) holds what the last steps will say, written
+        in place at ``at`` modulo its length."""
+        slot = at % self.dilation
+        mixed = self.now(x) + queue[slot] + told
+        queue[slot] = self.past(x)
+        return self._finish(mixed)
+
+    def _finish(self, mixed: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = mixed.chunk(2, -1)
+        more, said = self.out(a.tanh() * b.sigmoid()).chunk(2, -1)
+        return more, said
+
+
+@dataclasses.dataclass
+class WaveNetState:
+    """What the steps behind have left; lists of one entry a layer."""
+
+    queues: list[Tensor]  # (dilation, B, 2 width)
+    told: list[Tensor]  # (B, M, 2 width): what the features say, of all steps
+    tables: Tensor  # (memory · 256, hidden): what each level says to the sample level from each of the last places
+    at: int = 0  # steps done
+
+
+class WaveNet(nn.Module):
+    """Signal so far and features → parameters of the distribution of each sample.
+
+    Args:
+        features: channels of the map that conditions it, one column a group.
+        parameters: numbers that the distribution of a sample needs.
+        group: samples a step of the convolutions; 1 is WaveNet itself.
+        width: of the convolutions. layers: their number; dilations 1, 2, 4, … begin anew after ``cycle`` of them.
+        hidden: width of the sample level. memory: last samples that it sees one by one.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        parameters: int,
+        group: int = 16,
+        width: int = 96,
+        layers: int = 12,
+        cycle: int = 6,
+        hidden: int = 96,
+        memory: int = 16,
+    ):
+        super().__init__()
+        if min(group, layers, cycle, memory) < 1:
+            raise ConfigError(f"group {group}, layers {layers}, cycle {cycle} and memory {memory} must be at least 1")
+        self.group, self.memory, self.hidden = group, memory, hidden
+        self.enter = nn.Linear(group * WAVES, width)
+        self.layers = nn.ModuleList(Gate(width, features, 2 ** (n % cycle)) for n in range(layers))
+        self.spread = nn.Linear(width, group * hidden)
+        self.recall = nn.Conv1d(WAVES, hidden, memory, bias=False)  # of the last samples, the oldest first
+        self.narrow = nn.Linear(hidden, hidden)
+        self.leave = nn.Linear(hidden, parameters)
+        nn.init.zeros_(self.leave.weight)  # a flat distribution to begin with
+        nn.init.zeros_(self.leave.bias)
+        values = torch.linspace(-1, 1, LEVELS)
+        numbers = torch.arange(1, WAVES)
+        # The value itself, and waves of several lengths, of which near levels get near ones.
+        waves = [values[:, None], torch.cos(torch.pi / 2 * (values + 1)[:, None] * numbers) / numbers.sqrt()]
+        self.register_buffer("waves", torch.cat(waves, 1), persistent=False)
+
+    waves: Tensor  # (256, WAVES)
+
+    @property
+    def reach(self) -> int:
+        """Samples that a sample may depend on."""
+        return (1 + sum(layer.dilation for layer in self.layers)) * self.group + self.group - 1  # type: ignore[misc]
+
+    def forward(self, levels: Tensor, features: Tensor) -> Tensor:
+        """levels (B, M · group) int64, features (B, M, features) → parameters (B, M · group, parameters); those of a
+        sample see the levels before it alone."""
+        size = levels.shape[1]
+        before = F.pad(levels, (max(self.group, self.memory), 0), value=SILENCE)
+        waves = self.waves[before]  # (B, size + padding, WAVES)
+        groups = waves[:, -size - self.group : -self.group].unflatten(1, (-1, self.group)).flatten(2)
+        x = self.enter(groups)
+        said = torch.zeros_like(x)
+        for layer in self.layers:
+            more, part = layer(x, layer.told(features))  # type: ignore[operator]
+            x, said = x + more, said + part
+        near = self.recall(waves[:, -size - self.memory : -1].movedim(-1, 1)).movedim(1, -1)
+        return self._sample_level(self._spread(said).flatten(1, 2) + near)
+
+    def begin(self, features: Tensor) -> WaveNetState:
+        """features (B, M, features): of the whole signal to come."""
+        batch, width = len(features), self.enter.out_features
+        queues = [features.new_zeros(layer.dilation, batch, 2 * width) for layer in self.layers]  # type: ignore[call-overload]
+        told = [layer.told(features) for layer in self.layers]  # type: ignore[operator]
+        tables = torch.einsum("lw,hwm->mlh", self.waves, self.recall.weight).flatten(0, 1)
+        return WaveNetState(queues, told, tables)
+
+    def step(self, state: WaveNetState, levels: Tensor) -> Tensor:
+        """The group before, levels (B, group) → what the convolutions say to each sample of the next one,
+        (B, group, hidden). Advances the state."""
+        x = self.enter(self.waves[levels].flatten(1))
+        said = torch.zeros_like(x)
+        for layer, queue, told in zip(self.layers, state.queues, state.told, strict=True):
+            more, part = layer.step(x, queue, state.at, told[:, state.at])  # type: ignore[operator]
+            x, said = x + more, said + part
+        state.at += 1
+        return self._spread(said)
+
+    def sample_step(self, state: WaveNetState, context: Tensor, recent: Tensor) -> Tensor:
+        """context (B, hidden) of one sample, ``recent`` (B, memory): its last levels, the oldest first, each plus 256
+        times its place → parameters (B, parameters)."""
+        near = F.embedding_bag(recent, state.tables, mode="sum")
+        return self._sample_level(context + near)
+
+    def _spread(self, said: Tensor) -> Tensor:
+        return self.spread(F.silu(said)).unflatten(-1, (self.group, self.hidden))
+
+    def _sample_level(self, x: Tensor) -> Tensor:
+        return self.leave(F.silu(self.narrow(F.silu(x))))
+
+
+class Drawn(NamedTuple):
+    """A signal and the noise that it was drawn with."""
+
+    levels: Tensor  # (B, L) int64
+    noise: Tensor  # (B, L, numbers a sample)
+
+
+class WaveNetLikelihood(Likelihood):
+    """p(signal | features) by a :class:`WaveNet`: a decoder that hears what it said. Frames are (B, 1, L).
+
+    Args:
+        channels: 1. outputs: channels of the map that the decoder has to give, one column for ``group`` samples.
+        levels: constructor of the likelihood of a sample given the WaveNet's parameters: the discretised logistic
+            mixture, or :class:`~worldmodel.nn.likelihoods.Categorical` for the 256-way softmax of the paper.
+        network: the other settings of :class:`WaveNet`.
+    """
+
+    exact = True
+    keep_float32 = True  # a mean in bfloat16 is off by as much as a quarter of a level
+
+    def __init__(
+        self,
+        channels: int,
+        outputs: int = 64,
+        levels: Callable[..., Likelihood] = LogisticMixture,
+        **network: int,
+    ):
+        super().__init__(channels)
+        if channels != 1:
+            raise ConfigError(f"a WaveNet draws signals of one channel, not of {channels}")
+        self.outputs = outputs
+        self.levels = levels(channels=1)
+        if not self.levels.exact:
+            raise ConfigError("a WaveNet draws levels; choose LogisticMixture or Categorical for its samples")
+        self.model = WaveNet(outputs, self.levels.outputs, **network)
+        self.stride = self.model.group
+
+    def log_prob(self, outputs: Tensor, frames: Tensor) -> Tensor:
+        """outputs (B, outputs, M), frames (B, 1, M · group) float in [-1, 1] → (B, 1, M · group) nats."""
+        return self.levels.log_prob(self.distribution(outputs, frames), frames)
+
+    def distribution(self, outputs: Tensor, frames: Tensor) -> Tensor:
+        """outputs (B, outputs, M), frames (B, 1, L) → parameters of each sample given those before, (B, ·, L)."""
+        found = self.model(levels_of(frames)[:, 0], outputs.movedim(1, -1).to(self.model.waves.dtype))
+        return found.movedim(-1, 1)
+
+    @torch.no_grad()
+    def glance(self, outputs: Tensor, frames: Tensor) -> Tensor:
+        """What is expected of each sample after the *true* ones before it, (B, 1, L): one pass, no sample."""
+        return self.levels.mean(self.distribution(outputs, frames))
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        """The signal in which every sample is the one expected after those before it. A WaveNet that is never surprised
+        often falls silent: to be listened to, :meth:`sample`."""
+        return frames_of(self.draw(outputs, temperature=0.0).levels)[:, None]
+
+    def sample(self, outputs: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return frames_of(self.draw(outputs, generator).levels)[:, None]
+
+    @torch.no_grad()
+    def draw(
+        self,
+        outputs: Tensor,
+        generator: torch.Generator | None = None,
+        temperature: float = 1.0,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Drawn:
+        """outputs (B, outputs, M) → a signal of M · group samples, one after the other, from queues.
+
+        ``progress(groups done, groups)`` is called a hundred times. The noise is drawn beforehand; by :meth:`choose`
+        it decides on every sample alike, whether its parameters come from queues or from :meth:`log_prob`'s pass.
+        """
+        model, group, memory = self.model, self.model.group, self.model.memory
+        features = outputs.movedim(1, -1).to(model.waves.dtype)
+        batch, steps = features.shape[:2]
+        noise = uniform((batch, steps * group, self.numbers), features.device, generator)
+        state = model.begin(features)
+        lead = max(group, memory)
+        levels = torch.full((batch, lead + steps * group), SILENCE, device=features.device)
+        places = LEVELS * torch.arange(memory, device=features.device)
+        every = max(1, steps // 100)
+        for step in range(steps):
+            at = lead + step * group
+            contexts = model.step(state, levels[:, at - group : at])
+            for n in range(group):
+                recent = levels[:, at + n - memory : at + n] + places
+                found = model.sample_step(state, contexts[:, n], recent)
+                levels[:, at + n] = self.choose(found, noise[:, step * group + n], temperature)
+            if step % every == 0:
+                progress(step, steps)
+        progress(steps, steps)
+        return Drawn(levels[:, lead:], noise)
+
+    @property
+    def numbers(self) -> int:
+        """Numbers of noise a sample: one for a softmax, two more than that for a mixture of logistics."""
+        return 1 if not isinstance(self.levels, LogisticMixture) else 2
+
+    def choose(self, parameters: Tensor, noise: Tensor, temperature: float = 1.0) -> Tensor:
+        """Parameters (B, parameters) of one sample each and uniform noise (B, numbers) → levels (B,) int64."""
+        if isinstance(self.levels, LogisticMixture):
+            weights, means, scales = self.levels.mixture(parameters)
+            if temperature == 0:
+                return levels_of((weights.exp() * means).sum(-1))
+            share = (weights / temperature).softmax(-1).cumsum(-1)
+            chosen = torch.searchsorted(share, noise[:, :1] * share[:, -1:], right=True).clamp_(max=share.shape[1] - 1)
+            mean, scale = means.gather(1, chosen)[:, 0], scales.gather(1, chosen)[:, 0].exp()
+            return levels_of(mean + temperature * scale * torch.logit(noise[:, 1], eps=1e-6))
+        if temperature == 0:
+            return levels_of(parameters.softmax(-1) @ self.model.waves[:, 0])
+        share = (parameters / temperature).softmax(-1).cumsum(-1)
+        found = torch.searchsorted(share, noise * share[:, -1:], right=True)
+        return found[:, 0].clamp_(max=LEVELS - 1)
