@@ -47,8 +47,9 @@ class Likelihood(nn.Module, abc.ABC):
         """Outputs (B, outputs, *size) → the expected frames (B, C, *size) float32 in [-1, 1]."""
 
     @abc.abstractmethod
-    def sample(self, outputs: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Outputs (B, outputs, *size) → frames (B, C, *size) float32 in [-1, 1], drawn from the distribution."""
+    def sample(self, outputs: Tensor, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
+        """Outputs (B, outputs, *size) → frames (B, C, *size) float32 in [-1, 1], drawn from the distribution, or from
+        one that a ``temperature`` > 0 below 1 makes narrower."""
 
     def glance(self, outputs: Tensor, frames: Tensor) -> Tensor:
         """What training looks at, (B, C, *size): the expected frames, or what takes one pass where these take many."""
@@ -105,14 +106,14 @@ class Categorical(Likelihood):
         return means.view(scores.shape[:-1]).movedim(-1, 1)
 
     @torch.no_grad()
-    def sample(self, outputs: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, outputs: Tensor, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
         scores = self._by_subpixel(outputs)
         noise = uniform(scores.shape[:-1], scores.device, generator)
         parts = []
         for part, draw in zip(
             scores.reshape(-1, LEVELS).split(_rows(scores)), noise.reshape(-1).split(_rows(scores)), strict=True
         ):
-            cumulative = torch.softmax(part.float(), -1).cumsum(-1)
+            cumulative = torch.softmax(part.float() / temperature, -1).cumsum(-1)
             # Rounding may leave the last sum off one: the noise is scaled, so that no level of probability 0 is drawn.
             target = draw[:, None] * cumulative[:, -1:]
             parts.append(torch.searchsorted(cumulative, target, right=True).clamp_(max=LEVELS - 1)[:, 0])
@@ -218,12 +219,12 @@ class LogisticMixture(Likelihood):
         return ((weights.exp() * above).sum(-1) - 1).clamp(-1, 1).movedim(-1, 1)
 
     @torch.no_grad()
-    def sample(self, outputs: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, outputs: Tensor, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
         weights, means, scales = self._parameters_of(outputs)
         gumbel = -torch.log(-torch.log(uniform(weights.shape, weights.device, generator).clamp(1e-20, 1 - 1e-7)))
-        chosen = (weights + gumbel).argmax(-1, keepdim=True)
+        chosen = (weights / temperature + gumbel).argmax(-1, keepdim=True)
         mean, scale = means.gather(-1, chosen)[..., 0], scales.gather(-1, chosen)[..., 0].exp()
-        value = mean + scale * torch.logit(uniform(mean.shape, mean.device, generator), eps=1e-7)
+        value = mean + temperature * scale * torch.logit(uniform(mean.shape, mean.device, generator), eps=1e-7)
         return frames_of(levels_of(value.movedim(-1, 1)))
 
 
@@ -249,6 +250,6 @@ class SquaredError(Likelihood):
     def mean(self, outputs: Tensor) -> Tensor:
         return outputs.float()
 
-    def sample(self, outputs: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, outputs: Tensor, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
         """The frames themselves: there is no distribution to draw from."""
         return outputs.float()

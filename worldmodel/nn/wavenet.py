@@ -215,8 +215,8 @@ class WaveNetLikelihood(Likelihood):
         often falls silent: to be listened to, :meth:`sample`."""
         return frames_of(self.draw(outputs, temperature=0.0).levels)[:, None]
 
-    def sample(self, outputs: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return frames_of(self.draw(outputs, generator).levels)[:, None]
+    def sample(self, outputs: Tensor, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
+        return frames_of(self.draw(outputs, generator, temperature).levels)[:, None]
 
     @torch.no_grad()
     def draw(

@@ -81,9 +81,9 @@ class PixelCNNLikelihood(Likelihood):
         """
         return self._draw(outputs, 0.0, None)
 
-    def sample(self, outputs: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, outputs: Tensor, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
         """outputs (B, outputs, H, W) → a frame of the distribution, (B, C, H, W) in [-1, 1]."""
-        return self._draw(outputs, 1.0, generator)
+        return self._draw(outputs, temperature, generator)
 
     @torch.no_grad()
     def _draw(self, outputs: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:

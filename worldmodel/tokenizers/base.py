@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from worldmodel.errors import ConfigError
 from worldmodel.nn.likelihoods import Likelihood
+from worldmodel.types import NO_ACTION
 
 
 class Reconstruction(NamedTuple):
@@ -107,6 +108,33 @@ class Tokenizer(Autoencoder):
     @abc.abstractmethod
     def decode(self, codes: Tensor) -> Tensor:
         """(B, *grid) int64 → (B, C, *size) float32, about [-1, 1]."""
+
+    def draw(
+        self,
+        codes: Tensor,
+        conditions: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        """Frames as the decoder draws them, where it draws: those of :meth:`decode` are what it expects.
+
+        Codes (B, *grid), conditions (B,) for a decoder that is told one → (B, C, *size) float32.
+        """
+        return self.decode(codes)
+
+    def draw_episode(
+        self,
+        codes: Tensor,
+        condition: int = NO_ACTION,
+        generator: torch.Generator | None = None,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        """Codes (T, *grid) of one episode → its frames, (T, C, *size) float32; of sound, one signal is drawn."""
+        conditions = torch.full((1 if self.joined else len(codes),), condition, device=codes.device)
+        if not self.joined:
+            return self.draw(codes, conditions, generator, temperature)
+        signal = self.draw(codes.flatten(0, 1)[None], conditions, generator, temperature)
+        return signal[0].unflatten(-1, (len(codes), -1)).movedim(0, 1)
 
     @abc.abstractmethod
     def codebook(self) -> Tensor:

@@ -80,9 +80,14 @@ class VQVAE(ConvolutionalAutoencoder, Tokenizer):
         """As of every tokenizer; ``conditions`` (B,) int64, −1 for an unknown one, for a decoder that is told."""
         return self._frames(self._read(codes, conditions))
 
-    def outputs(self, codes: Tensor, conditions: Tensor | None = None) -> Tensor:
-        """Codes (B, *grid), conditions (B,) → the parameters of the likelihood, (B, outputs, *size / stride)."""
-        return self._outputs(self._read(codes, conditions))
+    def draw(
+        self,
+        codes: Tensor,
+        conditions: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        return self.likelihood.sample(self._outputs(self._read(codes, conditions)), generator, temperature)
 
     def _read(self, codes: Tensor, conditions: Tensor | None) -> Tensor:
         return self._with(self.quantizer.lookup(codes), conditions)
