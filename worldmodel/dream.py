@@ -26,17 +26,21 @@ from worldmodel.errors import ConfigError, DataError
 from worldmodel.evaluation.metrics import psnr
 from worldmodel.evaluation.openloop import reconstruct
 from worldmodel.rollout import Dream, WorldModel
-from worldmodel.run import PRIOR, choose_run, has_past, load_config
+from worldmodel.run import PRIOR, TOKENIZER, choose_run, has_past, load_config, load_spec
 from worldmodel.scenes import Place, Scene, check_place, random_place, replayed_scene, scripted_scene
 from worldmodel.settings import COUNT, SEED, Number
+from worldmodel.sound_dream import dream_sound
 from worldmodel.still_dream import dream_stills
 from worldmodel.types import Spec
+from worldmodel.voice import is_sound
 
 DESCRIPTION = """\
 Dream a video: the model sees a few recorded frames, then only actions.
 
   --actions forward,left              dream under actions of your choice
   --replay 4                          dream under those of a recorded episode, beside the truth and the reconstruction
+  --convert in.wav --actions p226     of a run of speech: the same words in the voice of a speaker
+  --actions p225 --seconds 3          of a run of speech: what its prior says in that voice
 Without either, a held-out episode is replayed. A run of images has no time: --actions airplane,frog --samples 16 draws
 as many pictures of each class. Writes an mp4, a gif and a contact sheet; the same seed gives the same
 video. Frames the model was shown have a blue edge, dreamt ones an orange edge; step 0 is the last frame shown."""
@@ -76,6 +80,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="dreams of one start, side by side (1), or pictures of a class (8)",
     )
+    parser.add_argument("--convert", metavar="FILE", help="of speech: a WAV or FLAC file whose words are to be spoken")
+    parser.add_argument("--seconds", type=float, metavar="S", help="of speech: length of what the prior says (3)")
+    parser.add_argument(
+        "--voice-temperature",
+        type=float,
+        default=1.0,
+        help="of speech: of the decoder's samples; below 1 less noise, and duller (%(default)s)",
+    )
     parser.add_argument("--seed", type=int, help="of the dream and of the default start (default: the setting)")
     parser.add_argument(
         "--temperature",
@@ -107,7 +119,12 @@ def dream(args: argparse.Namespace, config: DictConfig) -> None:
     """Load the run, choose the scene, imagine, write, report."""
     check_flags(args)
     seed = config.seed if args.seed is None else args.seed
-    run = choose_run(args.overrides, config, holding=PRIOR)
+    run = choose_run(args.overrides, config, holding=TOKENIZER if args.convert else PRIOR)
+    spec = load_spec(run)
+    if is_sound(spec):
+        dream_sound(args, run, config.device, seed)
+        return
+    refuse_flags_of_sound(args, run)
     if not has_past(load_config(run)):
         dream_stills(args, run, config.device, seed)
         return
@@ -134,12 +151,20 @@ def dream(args: argparse.Namespace, config: DictConfig) -> None:
     print("\n".join(f"{'written' if path is paths[0] else '':<10}{path}" for path in paths))
 
 
+def refuse_flags_of_sound(args: argparse.Namespace, run: Path) -> None:
+    """Raises :class:`ConfigError` for a flag that says nothing of a run of pictures."""
+    for name in ("convert", "seconds"):
+        if getattr(args, name) is not None:
+            raise ConfigError(f"--{name} goes with sound, and the run {run.name} is of pictures; give --actions")
+
+
 def check_flags(args: argparse.Namespace) -> None:
     """Raises :class:`ConfigError` for what is wrong whatever the run; before anything slow is loaded."""
     for flag, value, rule in (
         ("--context", args.context, FEW),
         ("--samples", args.samples, FEW),
         ("--temperature", args.temperature, Number(least=0)),
+        ("--voice-temperature", args.voice_temperature, Number(above=0)),
         ("--top-k", args.top_k, COUNT),
         ("--seed", args.seed, SEED),
     ):
