@@ -63,7 +63,7 @@ def take_in(file: Path, rate: int) -> np.ndarray:
 
 
 def choose_speakers(script: str | None, known: tuple[str, ...]) -> list[str]:
-    """The speakers that ``p225,p226`` names; without a script the first. The model tells those that it does not know."""
+    """The speakers that ``p225,p226`` names; without a script the first. The model refuses those it does not know."""
     if script is None:
         return [known[0]]
     speakers = [name.strip() for name in script.split(",")]
