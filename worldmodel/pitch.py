@@ -14,10 +14,11 @@ import numpy as np
 HOP = 0.01  # seconds between estimates
 WIDTH = 0.025  # seconds that are compared with themselves, later
 LOW, HIGH = 60.0, 450.0  # hertz; voices of grown-ups
-THRESHOLD = 0.15  # of aperiodicity, below which a dip is a period
+THRESHOLD = 0.25  # of aperiodicity, below which a dip is a period
+RUMBLE = 60.0  # hertz, below which rooms and microphones are heard, not voices
 RANGE = 35.0  # dB below the loudest, under which nothing is voiced
 SLIP = 0.6  # in octaves: an estimate as far from its neighbours' median is a slip
-NEIGHBOURS, LONE = 7, 3  # estimates; runs shorter than LONE are no voice
+NEIGHBOURS, LONE = 15, 3  # estimates; runs shorter than LONE are no voice
 CHUNK = 2048  # estimates at a time, for the memory's sake
 
 
@@ -37,7 +38,7 @@ def pitch(wave: np.ndarray, rate: int, low: float = LOW, high: float = HIGH, thr
     longest, shortest, width = int(np.ceil(rate / low)) + 1, max(2, int(rate / high)), round(WIDTH * rate)
     hop, span = round(HOP * rate), width + longest
     count = 1 + len(wave) // hop
-    padded = np.pad(wave.astype(np.float64), (span // 2, span))
+    padded = np.pad(without_rumble(wave, rate), (span // 2, span))
     frames = np.lib.stride_tricks.sliding_window_view(padded, span)[::hop][:count]  # (N, span), about their moment
     hertz, energy = np.empty(count), np.empty(count)
     for at in range(0, count, CHUNK):
@@ -46,6 +47,13 @@ def pitch(wave: np.ndarray, rate: int, low: float = LOW, high: float = HIGH, thr
         hertz[at : at + CHUNK] = rate / _periods(normal, shortest, threshold)
     hertz[(hertz > high) | (energy <= energy.max() * 10 ** (-RANGE / 10))] = np.nan
     return Pitch(np.arange(count) * hop / rate, _without_slips(hertz))
+
+
+def without_rumble(wave: np.ndarray, rate: int, below: float = RUMBLE) -> np.ndarray:
+    """A wave (n,) without what lies below some hertz, 24 dB an octave and without delay: (n,) float64."""
+    hertz = np.fft.rfftfreq(len(wave), 1 / rate)
+    gain = 1 / np.sqrt(1 + (below / np.maximum(hertz, 1e-3)) ** 8)
+    return np.fft.irfft(np.fft.rfft(wave.astype(np.float64)) * gain, len(wave))
 
 
 def _differences(frames: np.ndarray, width: int, longest: int) -> tuple[np.ndarray, np.ndarray]:
@@ -82,7 +90,9 @@ def _without_slips(hertz: np.ndarray) -> np.ndarray:
     so are lone ones.
     """
     octaves = np.log2(hertz)
-    near = np.lib.stride_tricks.sliding_window_view(np.pad(octaves, NEIGHBOURS // 2, constant_values=np.nan), NEIGHBOURS)
+    near = np.lib.stride_tricks.sliding_window_view(
+        np.pad(octaves, NEIGHBOURS // 2, constant_values=np.nan), NEIGHBOURS
+    )
     known = np.isfinite(near).any(1)
     median = np.full(len(octaves), np.nan)
     median[known] = np.nanmedian(near[known], 1)

@@ -26,7 +26,7 @@ BANDS = 80
 RANGE = 70.0  # dB that are shown, from the loudest of all waves down
 TICKS_HERTZ = (250, 500, 1000, 2000, 4000, 8000)
 PITCH_HERTZ = (60.0, 400.0)  # shown of the pitch
-PITCH_TICKS = (75, 100, 150, 200, 300)
+PITCH_TICKS = (75, 150, 300)
 MOST_INCHES, INCHES_A_SECOND, LEAST_INCHES = 16.0, 2.4, 7.0
 
 
@@ -87,8 +87,8 @@ def to_hertz(mel: Any) -> Any:
 
 
 def spectrogram(waves: Sequence[tuple[str, np.ndarray]], rate: int, title: str = "") -> np.ndarray:
-    """Labelled waves (n,) of one rate under each other as log-mel spectrograms, with their pitch below each and one axis
-    of time: one picture (height, width, 3) uint8, which :func:`worldmodel.media.save_png` writes.
+    """Labelled waves (n,) of one rate under each other as log-mel spectrograms, with their pitch below each and one
+    axis of time: one picture (height, width, 3) uint8, which :func:`worldmodel.media.save_png` writes.
 
     All share one scale of colours, which begins at the loudest of all. Raises :class:`DataError` without a sound.
     """
@@ -101,10 +101,10 @@ def spectrogram(waves: Sequence[tuple[str, np.ndarray]], rate: int, title: str =
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(across, 2.35 * len(waves) + (0.75 if title else 0.4)), layout="constrained")
         canvas = FigureCanvasAgg(figure)
-        figure.get_layout_engine().set(hspace=0.02, h_pad=0.03)  # type: ignore[union-attr]
+        figure.get_layout_engine().set(hspace=0.02, h_pad=0.06)  # type: ignore[union-attr]
         if title:
             figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
-        rows = figure.subplots(2 * len(waves), 1, sharex=True, squeeze=False, height_ratios=[3, 1.1] * len(waves))[:, 0]
+        rows = figure.subplots(2 * len(waves), 1, sharex=True, squeeze=False, height_ratios=[3, 1.2] * len(waves))[:, 0]
         for (label, wave), mel, above, below in zip(waves, mels, rows[::2], rows[1::2], strict=True):
             _draw_levels(above, mel, rate, loudest)
             above.set_title(label)
@@ -124,7 +124,8 @@ def _draw_levels(axes: Axes, mel: np.ndarray, rate: int, loudest: float) -> None
         interpolation="nearest",
     )  # fmt: skip
     shown = [hertz for hertz in TICKS_HERTZ if hertz <= rate / 2]
-    axes.set_yticks([to_mel(hertz) for hertz in shown], [f"{hertz / 1000:g}k" if hertz >= 1000 else str(hertz) for hertz in shown])  # fmt: skip
+    names = [f"{hertz / 1000:g}k" if hertz >= 1000 else str(hertz) for hertz in shown]
+    axes.set_yticks([to_mel(hertz) for hertz in shown], names)
     axes.set_ylabel("Hz")
     axes.grid(visible=False)
     axes.set_facecolor("white")  # where a shorter wave has ended

@@ -1,9 +1,10 @@
 """Files of sound → waves → frames: read at any rate, trimmed, brought to one loudness, cut into windows of µ-law bytes.
 
-What counts as sound is judged by levels: RMS over 20 ms, every 10 ms, in dBFS (a full square wave has 0). An utterance
-is *loud* where it is as loud as its loudest 0.2 s. It is *active* where it lies above a threshold 40 dB below that, or
-10 dB above its own background (its level that is exceeded 95 % of the time) where that is higher, but never less than
-25 dB below loud; and this for 30 ms at least, so that a click is no speech.
+What counts as sound is judged by levels: RMS over 20 ms, every 10 ms, of what lies above 60 Hz (rooms rumble), in dBFS
+(a full square wave has 0). *Loud* is the level that an utterance has for 0.2 s in all. It is *active* where its level
+lies above a threshold: 35 dB below loud, or 12 dB above the background (the level that it has 95 % of the time) where
+that is higher, but never less than 25 dB below loud; and this for 80 ms at least, or within 0.25 s of such a stretch:
+so the burst that ends a word is active, and a click before it is not.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import soxr
 
 from worldmodel.errors import DataError
 from worldmodel.mulaw import to_levels, to_wave
+from worldmodel.pitch import without_rumble
 
 SUFFIXES = (".wav", ".flac")
 WINDOW, RATE = 640, 16000
@@ -24,13 +26,13 @@ WINDOW, RATE = 640, 16000
 
 LOUDNESS = -23.0  # dBFS RMS of the active part
 FLOOR = -60.0  # dBFS; nothing louder for 0.2 s: there is no sound
-RANGE, ABOVE_BACKGROUND, LEAST_RANGE = 40.0, 10.0, 25.0  # dB; see above
+RANGE, ABOVE_BACKGROUND, LEAST_RANGE = 35.0, 12.0, 25.0  # dB; see above
 MARGIN = 0.05  # seconds that are kept around what is active
 PEAK = 0.99  # no sample is made louder
 MOST_HERTZ = 768_000  # a rate above is no rate
 
 HOP = 0.01  # seconds between levels, each over two hops
-LOUD_HOPS, ACTIVE_HOPS = 20, 3
+LOUD_HOPS, ACTIVE_HOPS, NEAR_HOPS = 20, 8, 25
 
 
 def read_sound(path: str | Path, rate: int = RATE) -> np.ndarray:
@@ -67,9 +69,9 @@ def read_sound(path: str | Path, rate: int = RATE) -> np.ndarray:
 
 
 def levels(wave: np.ndarray, rate: int) -> np.ndarray:
-    """Levels of a wave (n,), about its mean, in dBFS: (ceil(n / 10 ms),); level i is of the 20 ms around its 10 ms."""
+    """Levels of a wave (n,) above 60 Hz in dBFS: (ceil(n / 10 ms),); level i is of the 20 ms around its 10 ms."""
     hop = max(1, round(HOP * rate))
-    energy = np.square(wave - wave.mean(dtype=np.float64), dtype=np.float64)
+    energy = np.square(without_rumble(wave, rate))
     sums = np.add.reduceat(np.concatenate([energy, np.zeros(-len(energy) % hop)]), range(0, len(energy), hop))
     sums = np.pad(sums, 1)
     means = (0.5 * sums[:-2] + sums[1:-1] + 0.5 * sums[2:]) / (2 * hop)
@@ -84,11 +86,12 @@ def active(wave: np.ndarray, rate: int) -> np.ndarray:
         return np.zeros(len(level), bool)
     background = np.percentile(level, 5)
     above = level > np.clip(background + ABOVE_BACKGROUND, loud - RANGE, loud - LEAST_RANGE)
-    # Opening: what is on for fewer hops goes off. A sound shorter than that has no run to be found.
-    run = min(ACTIVE_HOPS, len(level))
-    whole = np.lib.stride_tricks.sliding_window_view(above, run).all(1)
-    result: np.ndarray = np.convolve(whole, np.ones(run)) > 0
-    return result
+    run = min(ACTIVE_HOPS, max(1, len(level) // 2))  # a sound may be shorter than a stretch of speech
+    starts = np.flatnonzero(np.lib.stride_tricks.sliding_window_view(above, run).all(1))
+    near = np.zeros(len(level), bool)
+    for start in starts:
+        near[max(0, start - NEAR_HOPS) : start + run + NEAR_HOPS] = True
+    return above & near
 
 
 def trim(wave: np.ndarray, rate: int, margin: float = MARGIN) -> np.ndarray:
@@ -101,13 +104,13 @@ def trim(wave: np.ndarray, rate: int, margin: float = MARGIN) -> np.ndarray:
 
 
 def normalise(wave: np.ndarray, rate: int, loudness: float = LOUDNESS) -> np.ndarray:
-    """A wave (n,) about its mean, its active part at ``loudness`` dBFS RMS, or less where a peak would pass
+    """A wave (n,) about its median, its active part at ``loudness`` dBFS RMS, or less where a peak would pass
     :data:`PEAK`. A wave without sound comes back as it is.
     """
     on = active(wave, rate)
     if not on.any():
         return wave
-    wave = wave - wave.mean(dtype=np.float64).astype(np.float32)
+    wave = wave - np.median(wave)  # an offset of the recorder; not the mean, which would move silence with the speech
     now = 10 * np.log10(np.mean(10 ** (levels(wave, rate)[on] / 10)))
     gain = min(10 ** ((loudness - now) / 20), PEAK / np.abs(wave).max())
     return (wave * np.float32(gain)).astype(np.float32)
@@ -156,5 +159,5 @@ def _reason(path: Path, error: Exception) -> str:
         return "is empty; remove it or restore it"
     if b"embedded-shorten" in head:
         return "is SPHERE compressed by shorten, which is not read; convert it with sph2pipe -f wav"
-    said = str(error).rpartition("Error : ")[2] or str(error).rpartition(": ")[2]
-    return f"is damaged or no sound ({said.strip().rstrip('.')}); remove it or restore it"
+    said = str(getattr(error, "error_string", error)).removeprefix("Error : ").rstrip(".")
+    return f"is damaged or no sound ({said}); remove it or restore it"
