@@ -12,6 +12,7 @@ import soundfile
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from worldmodel.errors import ConfigError, DataError
@@ -99,9 +100,9 @@ def spectrogram(waves: Sequence[tuple[str, np.ndarray]], rate: int, title: str =
     seconds = max(len(wave) for _, wave in waves) / rate
     across = float(np.clip(INCHES_A_SECOND * seconds, LEAST_INCHES, MOST_INCHES))
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(across, 2.35 * len(waves) + (0.75 if title else 0.4)), layout="constrained")
+        size = across, 2.35 * len(waves) + (0.75 if title else 0.4)
+        figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(hspace=0.02, h_pad=0.06))
         canvas = FigureCanvasAgg(figure)
-        figure.get_layout_engine().set(hspace=0.02, h_pad=0.06)  # type: ignore[union-attr]
         if title:
             figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
         rows = figure.subplots(2 * len(waves), 1, sharex=True, squeeze=False, height_ratios=[3, 1.2] * len(waves))[:, 0]

@@ -55,10 +55,10 @@ class Speech(Source):
     def read(self, index: int) -> Item:
         utterance = self.utterances[index]
         wave = read_sound(utterance.file, self._rate)
-        if not len(trim(wave, self._rate)):
+        sound = trim(wave, self._rate)
+        if not len(sound):
             raise DataError(f"{utterance.file} is silent; remove it or restore it")
-        if self._trimmed:
-            wave = trim(wave, self._rate)
+        wave = sound if self._trimmed else wave
         if self._loudness is not None:
             wave = normalise(wave, self._rate, self._loudness)
         frames = to_frames(wave, self._window)
