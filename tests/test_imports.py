@@ -13,7 +13,7 @@ FILES = sorted(path for folder in ("worldmodel", "envs", "agents") for path in (
 
 # A file may import from its own row and those above it, never from one below.
 ROWS = (
-    ("types", "errors", "files", "interrupts", "settings", "cli", "actions", "plots", "mulaw"),
+    ("types", "errors", "files", "interrupts", "settings", "cli", "actions", "plots", "mulaw", "pitch"),
     ("nn",),
     ("quantizers",),
     ("tokenizers",),
@@ -32,6 +32,8 @@ RESERVED = {
     "PIL": ("worldmodel/media", "envs", "worldmodel/data/sources/images.py"),
     "imageio_ffmpeg": ("worldmodel/media", "worldmodel/data/sources/dmlab.py"),
     "pickle": ("worldmodel/data/sources/cifar10.py",),  # as the set is published; under stand-ins that run nothing
+    "soundfile": ("worldmodel/data/sources/sound.py", "worldmodel/media/sound.py"),
+    "soxr": ("worldmodel/data/sources/sound.py",),
     "vizdoom": ("envs",),
     "tensorboard": ("worldmodel/training",),
     **{

@@ -35,8 +35,9 @@ Play an environment with an explorer and record what it sees, in several process
 Run it again to append. It can be stopped at any moment: only the episodes then being recorded are lost, and after
 Ctrl-C or SIGTERM not even these.
 
-With source=cifar10, images, imagenet or dmlab, and source.path=…, take in what lies in that folder instead. Run it
-again to take in what is missing: what is new in the folder, what an interruption left, what was damaged since."""
+With source=cifar10, images, imagenet, dmlab, vctk or timit, and source.path=…, take in what lies in that folder
+instead. Run it again to take in what is missing: what is new in the folder, what an interruption left, what was damaged
+since."""
 
 MOST_NAMED = 10  # files that cannot be read, one line each
 
@@ -243,11 +244,12 @@ def take_in(args: argparse.Namespace, config: DictConfig) -> None:
 
 def _contents(store: EpisodeStore) -> str:
     """One line on what a store holds."""
-    names = store.spec.action_names
-    word = "actions" if store.steps else "classes"
+    names, sound = store.spec.action_names, len(store.spec.frame_shape) == 2
+    word = "speakers" if sound else "actions" if store.steps else "classes"
     held_out = len(store.split("held_out"))
+    lasting = f" ({store.frames / store.spec.rate:,.0f} s)" if sound else ""
     return (
-        f"now       {store.frames:,} frames in {len(store):,} episodes ({held_out:,} held out), "
+        f"now       {store.frames:,} frames{lasting} in {len(store):,} episodes ({held_out:,} held out), "
         f"{len(names):,} {word} ({', '.join(names[:3])}{', …' * (len(names) > 3)}), at {store.path}"
     )
 

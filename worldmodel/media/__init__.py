@@ -1,4 +1,4 @@
-"""Frames → mp4, gif and contact sheet. The only room that knows moviepy and pillow.
+"""Frames → mp4, gif and contact sheet; waves → wav, flac and spectrogram. The only room that knows moviepy and pillow.
 
 A :class:`Strip` is a row of moving pictures with its actions; :func:`save` writes one or several side by side::
 
@@ -8,6 +8,7 @@ A :class:`Strip` is a row of moving pictures with its actions; :func:`save` writ
 
 from worldmodel.media.compose import Labels, canvases, check_labels, contact_sheet
 from worldmodel.media.gallery import gallery
+from worldmodel.media.sound import save_sound, spectrogram
 from worldmodel.media.strip import Strip, action_names, dream_strip, triptych
 from worldmodel.media.write import SUFFIXES, check_path, save, save_png
 
@@ -24,5 +25,7 @@ __all__ = [
     "gallery",
     "save",
     "save_png",
+    "save_sound",
+    "spectrogram",
     "triptych",
 ]

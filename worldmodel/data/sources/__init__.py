@@ -4,5 +4,6 @@ from worldmodel.data.sources.base import Source
 from worldmodel.data.sources.cifar10 import CIFAR10
 from worldmodel.data.sources.dmlab import Recordings
 from worldmodel.data.sources.images import ImageFolder
+from worldmodel.data.sources.speech import TIMIT, VCTK
 
-__all__ = ["CIFAR10", "ImageFolder", "Recordings", "Source"]
+__all__ = ["CIFAR10", "ImageFolder", "Recordings", "Source", "TIMIT", "VCTK"]
