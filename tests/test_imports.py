@@ -19,7 +19,7 @@ ROWS = (
     ("tokenizers",),
     ("priors",),
     ("data", "training"),
-    ("run", "resume", "rollout", "media", "evaluation", "scenes", "still_dream"),
+    ("run", "resume", "rollout", "media", "evaluation", "scenes", "still_dream", "sound_dream", "voice"),
     ("collect", "train", "dream", "evaluate", "quickstart"),
     ("__main__",),
 )

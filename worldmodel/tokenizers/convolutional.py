@@ -63,19 +63,22 @@ class ConvolutionalAutoencoder(Autoencoder):
         self.project = CONV[rank](widths[-1], encoded, 1)
         self.likelihood = likelihood(channels=channels)
         outputs = None if self.likelihood.outputs == channels else self.likelihood.outputs
-        finest = self._doublings_left_out(len(widths))
-        self.decoder = decoder(rank, decoded, channels, widths[finest:], blocks, outputs)
+        self.decoder = decoder(rank, decoded, channels, self._decoder_widths(widths, decoder), blocks, outputs)
         if rank == 2:
             self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def _doublings_left_out(self, most: int) -> int:
-        count = self.likelihood.stride.bit_length() - 1
-        if 2**count != self.likelihood.stride or count > most:
+    def _decoder_widths(self, widths: Sequence[int], decoder: Callable[..., nn.Module]) -> Sequence[int]:
+        """Those of the doublings that lead from the grid to the places of the likelihood's outputs."""
+        if decoder is not ConvDecoder:
+            return widths  # it knows its own strides
+        factor, stride = int(self.encoder.factor), self.likelihood.stride  # type: ignore[arg-type]
+        doublings = (factor // stride).bit_length() - 1
+        if 2**doublings * stride != factor or not 1 <= doublings <= len(widths):
             raise ConfigError(
-                f"tokenizer.likelihood takes {self.likelihood.stride} places at a time; that must be a power of 2, and "
-                f"at most {2**most}, what the encoder makes one of"
+                f"a code stands for {factor} places and tokenizer.likelihood takes {stride} at a time; the decoder "
+                f"doubles, so that the first must be the second times 2 to 2**{len(widths)}, by tokenizer.widths"
             )
-        return count
+        return widths[len(widths) - doublings :]
 
     def _vectors(self, frames: Tensor) -> Tensor:
         """Frames (B, C, *size) → what the encoder says, (B, *spatial, encoded) float32."""
