@@ -128,6 +128,8 @@ def dream(args: argparse.Namespace, config: DictConfig) -> None:
     if not has_past(load_config(run)):
         dream_stills(args, run, config.device, seed)
         return
+    if args.output is not None and Path(args.output).suffix:
+        media.check_path(args.output)
     args.samples = args.samples or 1
     world = WorldModel.load(run, device=config.device)
     store = open_data(args.overrides, config, run, world.spec)
@@ -176,8 +178,6 @@ def check_flags(args: argparse.Namespace) -> None:
         raise ConfigError(
             f"--start {args.start} goes with --actions; a replay starts where --replay EPISODE:FRAME says"
         )
-    if args.output is not None and Path(args.output).suffix:
-        media.check_path(args.output)
 
 
 def open_data(overrides: Sequence[str], config: DictConfig, run: Path, spec: Spec) -> EpisodeStore:

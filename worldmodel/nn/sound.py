@@ -61,6 +61,18 @@ def mel_power(waves: Tensor, bands: int, hop: int, window: int, fft: int, rate: 
     return mels[:, : waves.shape[-1] // hop].reshape(*waves.shape[:-1], -1, bands)
 
 
+def log_mels(waves: Tensor, bands: int, hop: int, window: int, fft: int, rate: int) -> Tensor:
+    """Pressure (..., n) → (..., n // hop, bands): logarithms, scaled so that those of speech are about N(0, 1)."""
+    with torch.autocast(waves.device.type, enabled=False):
+        power = mel_power(waves.float(), bands, hop, window, fft, rate)
+        return 0.25 * (power.clamp(min=FLOOR).log() + 4)
+
+
+def of_log_mels(values: Tensor) -> Tensor:
+    """Inverse of the scaling: → mel power."""
+    return (4 * values - 4).exp()
+
+
 class MelEncoder(nn.Module):
     """Frames of sound (B, 1, n) → log-mel spectra → strided convolutions: (B, widths[-1], n / factor).
 
@@ -113,11 +125,9 @@ class MelEncoder(nn.Module):
         self.blocks = nn.ModuleList(ResidualBlock(1, widths[-1], widths[-1]) for _ in range(blocks))
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            power = mel_power(expanded(x[:, 0].float()), **self.spectra)
-            mels = 0.25 * (power.clamp(min=FLOOR).log() + 4)  # speech then has about mean 0 and deviation 1
-            if self.still:
-                mels = mels - mels.mean(1, keepdim=True)
+        mels = log_mels(expanded(x[:, 0].float()), **self.spectra)
+        if self.still:
+            mels = mels - mels.mean(1, keepdim=True)
         x = mels.movedim(1, -1).to(x.dtype)
         for index, conv in enumerate(self.down):
             x = conv(x if index == 0 else F.relu(x))

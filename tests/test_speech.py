@@ -1,0 +1,248 @@
+"""Sound through the core: signals are coded whole, decoders are told the speaker, and the command line speaks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from sounds import RATE, put, voice, write_vctk
+
+import configs
+from worldmodel import collect, dream, train
+from worldmodel.cli import compose_config
+from worldmodel.data.codes import encode_store
+from worldmodel.data.store import EpisodeStore
+from worldmodel.data.windows import Windows
+from worldmodel.errors import ConfigError, UnknownActionError
+from worldmodel.mulaw import to_levels
+from worldmodel.nn.sound import MelEncoder, expanded, mel_power
+from worldmodel.nn.spectra import MelSpectra
+from worldmodel.run import build_tokenizer
+from worldmodel.tokenizers import Tokenizer, require_codes
+from worldmodel.tokenizers.base import join
+from worldmodel.training.objectives import TokenizerObjective
+from worldmodel.types import Spec, to_float
+from worldmodel.voice import VoiceModel
+
+SPEC = Spec("tiny", (1, 640), ("p225", "p226"), 25.0)
+SMALL = {
+    "speech": [
+        "tokenizer.widths=[4,4,4,4,8,8]", "tokenizer.codes=8", "tokenizer.told=4", "tokenizer.quantizer.width=4",
+        "tokenizer.likelihood.outputs=8", "tokenizer.likelihood.width=8", "tokenizer.likelihood.hidden=8",
+        "tokenizer.likelihood.layers=2",
+    ],
+    "phonemes": ["tokenizer.widths=[8,8,8]", "tokenizer.codes=8", "tokenizer.told=4", "tokenizer.quantizer.width=4"],
+}  # fmt: skip
+SMALL_PRIOR = [
+    "prior.trunk.width=8", "prior.trunk.model=8", "prior.trunk.heads=2", "prior.trunk.blocks=1", "prior.trunk.window=3",
+    "prior.head.width=8", "prior.head.blocks=1",
+]  # fmt: skip
+QUICK = [f"training.{stage}.{name}" for stage in ("tokenizer", "prior") for name in ("batch=2", "evaluate_batches=1")]
+TOKENIZERS = sorted(SMALL)
+
+
+def make(name: str) -> Tokenizer:
+    torch.manual_seed(0)
+    config = compose_config([f"tokenizer={name}", *SMALL[name], "tokenizer.blocks=1"])
+    return require_codes(build_tokenizer(config, SPEC)).eval()
+
+
+def signal(windows: int, batch: int = 1) -> torch.Tensor:
+    """(B, T, 1, 640) uint8 noise."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (batch, windows, 1, 640), dtype=torch.uint8, generator=generator)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_signal_is_coded_as_a_whole(name: str) -> None:
+    tokenizer = make(name)
+    assert tokenizer.joined and tokenizer.told
+    frames = to_float(signal(5))[0]
+    codes = tokenizer.encode_episode(frames)
+    assert codes.shape == (5, *tokenizer.grid)
+    assert torch.equal(codes.flatten(), tokenizer.encode(join(frames[None])).flatten())
+    drawn = tokenizer.draw_episode(codes, 1, torch.Generator().manual_seed(0))
+    assert drawn.shape == frames.shape and drawn.isfinite().all()
+    # A window is not coded by itself: what lies beside it is heard, too.
+    other = frames.clone()
+    other[2] = -other[2]
+    changed = tokenizer._vectors(join(other[None])) != tokenizer._vectors(join(frames[None]))  # type: ignore[operator]
+    assert changed[0].any(-1).unflatten(0, (5, -1)).any(1).tolist()[1:4] == [True, True, True]
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_the_decoder_is_told_the_speaker(name: str) -> None:
+    tokenizer = make(name)
+    codes = tokenizer.encode(join(to_float(signal(3, 2))))
+    waves = [tokenizer._outputs(tokenizer._read(codes, said)) for said in (torch.tensor([0, 1]), torch.tensor([1, 1]))]  # type: ignore[operator]
+    assert not torch.allclose(waves[0][0], waves[1][0]) and torch.allclose(waves[0][1], waves[1][1])
+    unknown = tokenizer._outputs(tokenizer._read(codes, None))  # type: ignore[operator]
+    assert not torch.allclose(unknown[1], waves[0][1])
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_tokenizer_of_sound_learns(name: str, tmp_path: Path) -> None:
+    """A tone and noise, one for each speaker, become cheaper to tell than they were."""
+    store = tone_store(tmp_path)
+    tokenizer = make(name).train()
+    objective, windows = TokenizerObjective(tokenizer), Windows(store, "all", 3, whole=True)
+    optimizer = torch.optim.Adam(tokenizer.parameters(), 3e-3)
+    seen = []
+    for step in range(40):
+        generator = torch.Generator().manual_seed(step)
+        losses = objective(windows.sample(4, generator), generator)
+        loss = losses.terms["reconstruction"] + losses.terms["commitment"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        seen.append(losses.terms["reconstruction"].item())
+    assert np.mean(seen[-5:]) < 0.8 * np.mean(seen[:5])
+
+
+def tone_store(folder: Path) -> EpisodeStore:
+    write_vctk(folder / "set")
+    assert collect.main(["source=vctk", f"source.path={folder / 'set'}", f"data={folder / 'data'}"]) == 0
+    return EpisodeStore.open(folder / "data")
+
+
+def test_codes_of_a_store_are_those_of_whole_utterances(tmp_path: Path) -> None:
+    store, tokenizer = tone_store(tmp_path), make("speech")
+    codes = encode_store(store, tokenizer, tmp_path / "codes")
+    for number in (0, 3):
+        frames = to_float(torch.from_numpy(np.array(store.episode(number).frames)))
+        assert np.array_equal(codes.episode(number), tokenizer.encode_episode(frames).numpy())
+
+
+def test_whole_windows_hang_over_no_end(tmp_path: Path) -> None:
+    store = tone_store(tmp_path)
+    sizes = store.lengths + 1
+    length = int(sizes.max()) - 1
+    windows = Windows(store, "all", length, whole=True)
+    drawn = windows.sample(200, torch.Generator().manual_seed(0))
+    assert drawn.valid.all() and (drawn.actions >= 0).all()
+    speakers = {store.episode(int(e)).condition for e in np.flatnonzero(sizes >= length)}
+    assert set(drawn.actions.unique().tolist()) == speakers
+    with pytest.raises(Exception, match="has 90 frames; the longest has"):
+        Windows(store, "all", 90, whole=True).sample(1, torch.Generator())
+
+
+def test_spectra_stand_over_the_middle_of_their_samples() -> None:
+    wave = torch.zeros(1600)
+    wave[5 * 160 + 80] = 1.0  # the middle of the sixth hop
+    power = mel_power(wave, bands=20, hop=160, window=400, fft=512, rate=16000)
+    assert power.shape == (10, 20) and power.sum(1).argmax() == 5
+    torch.testing.assert_close(power[4], power[6], atol=1e-5, rtol=1e-3)
+    tone = torch.sin(2 * torch.pi * 1000 * torch.arange(16000) / 16000)
+    loudest = mel_power(tone, bands=40, hop=160, window=400, fft=512, rate=16000).mean(0).argmax()
+    assert abs(int(loudest) - round(41 * np.log10(1 + 1000 / 700) / np.log10(1 + 8000 / 700)) + 1) <= 1
+
+
+def test_a_still_encoder_does_not_hear_the_level() -> None:
+    torch.manual_seed(0)
+    frames = to_float(signal(4))
+    loud = join(frames)
+    quiet = torch.sign(loud) * torch.log1p(255 * expanded(loud).abs() * 0.3) / np.log(256)
+    for still, alike in ((True, True), (False, False)):
+        encoder = MelEncoder(1, 1, [8, 8], 1, strides=(2, 2), still=still).eval()
+        assert torch.allclose(encoder(loud), encoder(quiet), atol=1e-3) is alike
+
+
+def test_a_wave_of_spectra_has_these_spectra() -> None:
+    likelihood = MelSpectra(1, rounds=50)
+    wave = torch.from_numpy(voice(0.48))[None, None]
+    frames = to_float(torch.from_numpy(to_levels(wave.numpy())))
+    meant = likelihood._meant(frames)
+    assert meant.shape == (1, 80, 48) and likelihood.loss(meant, frames) == 0
+    heard = likelihood._meant(likelihood.mean(meant))
+    loud = meant > meant.max() - 1.0  # within 17 dB of the loudest
+    assert (heard - meant)[loud].abs().mean() < 0.12  # 2 dB
+    error = (likelihood.glance(meant, frames) - frames).square().mean() / frames.square().mean()
+    assert error < 0.05
+    assert likelihood.log_prob(meant + 1, frames).mean().item() == pytest.approx(-1, abs=1e-5)
+
+
+@pytest.fixture
+def say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    monkeypatch.chdir(tmp_path)
+
+    def run(module: object, *argv: str, code: int = 0) -> str:
+        found = module.main(list(argv))  # type: ignore[attr-defined]
+        out, err = capsys.readouterr()
+        assert found == code, err
+        return out if code == 0 else err
+
+    return run
+
+
+def test_from_recordings_to_another_voice(tmp_path: Path, say: Callable[..., str]) -> None:
+    write_vctk(tmp_path / "set")
+    put(tmp_path / "in.wav", voice(0.35, rate=22050), 22050)
+    say(collect, "experiment=vctk", "source.path=set")
+    small = [*SMALL["speech"], *SMALL_PRIOR, *QUICK, "training.tokenizer.length=2", "training.prior.targets=3"]
+    say(train, "experiment=vctk", *small, "--stage", "tokenizer", "--steps", "3")
+    told = say(dream, "experiment=vctk", "--convert", "in.wav", "--actions", "p226,p225", "--seed", "1")
+    files = [line.split()[-1] for line in told.splitlines() if line.startswith("written")]
+    assert [Path(file).name for file in files] == ["in-seed1-p226.wav", "in-seed1-p225.wav"]
+    waves = [soundfile.read(file)[0] for file in files]
+    assert all(len(wave) == round(0.35 * RATE) and wave.std() > 0 for wave in waves)
+    assert (tmp_path / "runs/vctk-1/dreams/in-seed1.png").is_file()
+    assert "prior" in say(dream, "experiment=vctk", "--actions", "p225", code=2)
+    say(train, "experiment=vctk", *small, "--steps", "3")
+    say(dream, "experiment=vctk", "--actions", "p225", "--seconds", "0.1", "--output", "said.flac")
+    first = soundfile.read("said.flac")[0]
+    assert len(first) == 0.1 * RATE
+    say(dream, "experiment=vctk", "--actions", "p225", "--seconds", "0.1", "--output", "again.flac")
+    assert np.array_equal(first, soundfile.read("again.flac")[0])  # the same seed, the same speech
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--actions", "p999"], "unknown action 'p999'; this run knows p225, p226"),
+        (["--convert", "no.wav"], "no.wav"),
+        (["--convert", "in.wav", "--seconds", "2"], "is as long as it was"),
+        (["--seconds", "-1"], "--seconds -1; give a length"),
+        (["--actions", "p225", "--horizon", "3"], "--horizon goes with pictures"),
+        (["--actions", "p225,p226", "--output", "one.wav"], "there are 2 speakers"),
+        (["--actions", "p225", "--output", "one.mp3"], "must end in .wav, .flac"),
+        (["--actions", "p225", "--voice-temperature", "0"], "must be above 0"),
+    ],
+)
+def test_bad_requests_are_one_line(flags: list[str], message: str, spoken: Path, say: Callable[..., str]) -> None:
+    told = say(dream, f"runs={spoken / 'runs'}", *flags, code=2)
+    assert message in told and told.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a trained run of speech."""
+    folder = tmp_path_factory.mktemp("spoken")
+    write_vctk(folder / "set")
+    where = [f"data={folder / 'data'}", f"runs={folder / 'runs'}"]
+    assert collect.main(["experiment=vctk", f"source.path={folder / 'set'}", where[0]]) == 0
+    small = [*SMALL["speech"], *SMALL_PRIOR, *QUICK, "training.tokenizer.length=2", "training.prior.targets=3"]
+    assert train.main(["experiment=vctk", *small, *where, "--steps", "2"]) == 0
+    return folder
+
+
+def test_the_same_in_python(spoken: Path) -> None:
+    world = VoiceModel.load(spoken / "runs/vctk-1")
+    assert (world.rate, world.window) == (16000, 640)
+    wave = voice(0.2)
+    converted = world.convert(wave, "p226", torch.Generator().manual_seed(0))
+    assert converted.shape == wave.shape and np.abs(converted).max() <= 1
+    with pytest.raises(UnknownActionError, match="p999"):
+        world.convert(wave, "p999")
+    with pytest.raises(ConfigError, match="one row of at least one number"):
+        world.frames(np.zeros((2, 3), np.float32))
+
+
+def test_every_tokenizer_of_sound_is_tested_here() -> None:
+    from tiny import AUTOENCODERS, SOUND
+
+    there = {path.stem for path in (Path(configs.__file__).parent / "tokenizer").glob("*.yaml")}
+    assert set(TOKENIZERS) == there & SOUND == there - set(AUTOENCODERS)
