@@ -73,6 +73,10 @@ class VQVAE(ConvolutionalAutoencoder, Tokenizer):
         self.require_exact()
         return -self.log_likelihood(frames, self._read(codes, conditions))
 
+    def vectors(self, frames: Tensor) -> Tensor:
+        """Frames (B, C, *size) → what is quantised, (B, *spatial, D) float32."""
+        return self._vectors(frames)
+
     def encode(self, frames: Tensor) -> Tensor:
         return self.quantizer.encode(self._vectors(frames))
 

@@ -1,0 +1,221 @@
+"""Is it the other voice, and are they the same words? Held-out utterances in every voice, judged by classifiers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldmodel.evaluation.metrics import bootstrap, mean_interval
+from worldmodel.evaluation.openloop import Progress, silent
+from worldmodel.evaluation.speech.alignment import mel_cepstral_distortion
+from worldmodel.evaluation.speech.codec import log_spectral_distance
+from worldmodel.evaluation.speech.phonemes import PhoneClassifier, phoneme_error
+from worldmodel.evaluation.speech.pitch import pitch as voice_pitch
+from worldmodel.evaluation.speech.pitch import pitch_distances
+from worldmodel.evaluation.speech.speakers import SpeakerClassifier, hear, relative
+from worldmodel.mulaw import to_wave
+from worldmodel.pitch import pitch
+from worldmodel.types import to_uint8
+from worldmodel.voice import VoiceModel
+
+
+@dataclasses.dataclass(frozen=True)
+class Utterance:
+    """One recording, as the run takes it in."""
+
+    key: str
+    speaker: int
+    held_out: bool
+    frames: Tensor  # (T, 1, L) uint8
+    codes: Tensor  # (T, *grid) int64, on the host
+
+    @property
+    def wave(self) -> np.ndarray:
+        """(T · L,) float32."""
+        return to_wave(self.frames.numpy()).reshape(-1)
+
+    @property
+    def seconds(self) -> float:
+        return self.frames.numel() / 16_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Judges:
+    """Classifiers that were trained on real speech; ``phones`` is None where no labelled speech was at hand."""
+
+    voices: SpeakerClassifier
+    phones: PhoneClassifier | None
+    silence: int  # the phone that is none
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """One utterance in one voice."""
+
+    source: Utterance
+    target: int  # place among the speakers that are converted among
+    own: bool  # it is the voice of the source
+    wave: np.ndarray  # (n,) float32
+
+
+def conversion(
+    world: VoiceModel,
+    sources: Sequence[Utterance],
+    speakers: Sequence[int],
+    judges: Judges,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> tuple[dict[str, Any], list[tuple[str, np.ndarray]]]:
+    """Every source in the voice of every one of ``speakers`` (numbers of the run), once, at temperature 1: no picking.
+
+    Returns the figures, and waves to be looked at: the first source of each speaker, as it was, coded and decoded in
+    its own voice, and in that of the next speaker.
+    """
+    generator = torch.Generator(world.device).manual_seed(seed)
+    made: list[Made] = []
+    for number, source in enumerate(sources):
+        waves = in_voices(world, source, speakers, generator)
+        made += [
+            Made(source, place, speakers[place] == source.speaker, wave) for place, wave in enumerate(waves)
+        ]
+        progress("voices", number + 1, len(sources))
+    own = [each for each in made if each.own]
+    other = [each for each in made if not each.own]
+    told = {
+        "speakers": [world.spec.action_names[number] for number in speakers],
+        "sources": len(sources),
+        "conversions": len(other),
+        "voice": voice_figures(judges.voices, sources, speakers, own, other, seed),
+        "pitch": pitch_figures(world, sources, speakers, other),
+        "mel_cepstral_distortion": distortion(sources, speakers, own, other, seed),
+        "log_spectral_distance": mean_interval(
+            np.array([log_spectral_distance(each.source.wave, each.wave) for each in own]), seed
+        ).to_json(),
+    }
+    if judges.phones is not None:
+        told["phones"] = phone_figures(judges, own, other, seed)
+    return told, to_be_seen(world, sources, speakers, made)
+
+
+@torch.no_grad()
+def in_voices(
+    world: VoiceModel, source: Utterance, speakers: Sequence[int], generator: torch.Generator
+) -> list[np.ndarray]:
+    """One utterance in several voices, (n,) each, drawn side by side."""
+    codes = source.codes.flatten(0, 1)[None].to(world.device)
+    conditions = torch.tensor(list(speakers), device=world.device)
+    drawn: Tensor = world.tokenizer.draw(codes.expand(len(speakers), *codes.shape[1:]), conditions, generator)
+    return list(to_wave(to_uint8(drawn)[:, 0].cpu().numpy()))
+
+
+def voice_figures(
+    judge: SpeakerClassifier,
+    sources: Sequence[Utterance],
+    speakers: Sequence[int],
+    own: Sequence[Made],
+    other: Sequence[Made],
+    seed: int,
+) -> dict[str, Any]:
+    """Shares of crops of a second that are read as a speaker; means over utterances."""
+    places = np.array([speakers.index(each.speaker) for each in sources])
+    real = hear(judge, [each.wave for each in sources]).rates(places)
+    again = hear(judge, [each.wave for each in own]).rates([each.target for each in own])
+    heard = hear(judge, [each.wave for each in other])
+    as_target = heard.rates([each.target for each in other])
+    as_source = heard.rates([speakers.index(each.source.speaker) for each in other])
+    return {
+        "chance": 1 / len(speakers),
+        "real_as_itself": mean_interval(real, seed).to_json(),
+        "resynthesised_as_itself": mean_interval(again, seed).to_json(),
+        "converted_as_target": mean_interval(as_target, seed).to_json(),
+        "converted_as_source": mean_interval(as_source, seed).to_json(),
+        "converted_over_resynthesised": relative(as_target, again, seed).to_json(),
+    }
+
+
+def phone_figures(judges: Judges, own: Sequence[Made], other: Sequence[Made], seed: int) -> dict[str, Any]:
+    """Share of frames whose phone, as read, is not that read in the real source at the same time."""
+    assert judges.phones is not None
+    errors = {
+        name: phoneme_error(
+            judges.phones, [each.source.wave for each in made], [each.wave for each in made], judges.silence
+        )
+        for name, made in (("resynthesised", own), ("converted", other))
+    }
+    again, changed = (errors[name] for name in ("resynthesised", "converted"))
+    rates = [part.wrong / np.maximum(part.frames, 1) for part in (changed, again)]
+    ratio = bootstrap(lambda c, r: c.mean() / max(r.mean(), 1e-9), *rates, paired=False, seed=seed)
+    return {
+        **{name: {"all": e.rate(seed=seed).to_json(), "speech": e.rate(False, seed).to_json()} for name, e in errors.items()},
+        "converted_over_resynthesised": ratio.to_json(),
+    }
+
+
+def pitch_figures(
+    world: VoiceModel, sources: Sequence[Utterance], speakers: Sequence[int], other: Sequence[Made]
+) -> dict[str, Any]:
+    """Mean F0 of each real voice, in hertz, and how far that of converted speech is from its target and its source."""
+
+    def tracks(waves: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return [pitch(wave, world.rate).hertz for wave in waves]
+
+    real = {n: voice_pitch(tracks([u.wave for u in sources if u.speaker == n])) for n in speakers}
+    rows = []
+    for target, number in enumerate(speakers):
+        for source in speakers:
+            waves = [each.wave for each in other if each.target == target and each.source.speaker == source]
+            found = tracks(waves)
+            if any(np.isfinite(track).any() for track in found):
+                rows.append(pitch_distances(found, real[source], real[number]))
+    mean = {key: float(np.mean([row[key] for row in rows])) for key in ("to_target", "to_source", "way")} if rows else {}
+    return {"hertz": {world.spec.action_names[n]: found.hertz for n, found in real.items()}, **mean}
+
+
+def distortion(
+    sources: Sequence[Utterance], speakers: Sequence[int], own: Sequence[Made], other: Sequence[Made], seed: int
+) -> dict[str, Any] | None:
+    """Against the target's own recording of the same sentence, in dB along the best path; None where there is none."""
+    said = {(each.speaker, sentence(each.key)): each.wave for each in sources}
+    again = {(each.source.speaker, sentence(each.source.key)): each.wave for each in own}
+    rows = []
+    for each in other:
+        key = (speakers[each.target], sentence(each.source.key))
+        if key in said:
+            values = [each.wave, each.source.wave, again[key]]
+            rows.append([mel_cepstral_distortion(value, said[key]) for value in values])
+    if not rows:
+        return None
+    table = np.array(rows)
+    names = ("converted", "unconverted", "target_resynthesised")
+    return {name: mean_interval(table[:, place], seed).to_json() for place, name in enumerate(names)} | {
+        "pairs": len(rows)
+    }
+
+
+def sentence(key: str) -> str:
+    """p225_023 → 023: what all speakers read under that number."""
+    return key.replace("/", "_").split("_")[1] if "_" in key.replace("/", "_") else key
+
+
+def to_be_seen(
+    world: VoiceModel, sources: Sequence[Utterance], speakers: Sequence[int], made: Sequence[Made]
+) -> list[tuple[str, np.ndarray]]:
+    shown = []
+    for place, number in enumerate(speakers):
+        first = next((each for each in sources if each.speaker == number), None)
+        if first is None:
+            continue
+        following = (place + 1) % len(speakers)
+        by_target = {each.target: each.wave for each in made if each.source is first}
+        names = world.spec.action_names
+        shown += [
+            (f"{first.key}, real", first.wave),
+            (f"{first.key}, coded and decoded", by_target[place]),
+            (f"{first.key} in the voice of {names[speakers[following]]}", by_target[following]),
+        ]
+    return shown
