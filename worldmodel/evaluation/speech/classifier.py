@@ -16,7 +16,7 @@ from worldmodel.evaluation.speech.features import RATE, Wave, as_wave
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """How a classifier is trained: 20 to 40 seconds on one core."""
+    """How a classifier is trained: about 20 seconds on one core."""
 
     steps: int = 500
     batch: int = 32

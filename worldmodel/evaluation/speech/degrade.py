@@ -17,9 +17,9 @@ def levelled(waves: Tensor) -> Tensor:
     return waves * (LOUDNESS / waves.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-6))
 
 
-def features(waves: Tensor) -> Tensor:
+def features(waves: Tensor, floor: float = FLOOR) -> Tensor:
     """(B, n) → (B, n // 160, 80): log-mels of the levelled waves, what both classifiers see."""
-    return mel_power(levelled(waves)).clamp(min=FLOOR).log()
+    return mel_power(levelled(waves)).clamp(min=floor).log()
 
 
 def _some(batch: int, share: float, generator: torch.Generator) -> Tensor:
