@@ -1,0 +1,468 @@
+"""The scores of speech against their definitions, written out the slow way, and on vowels of known voice."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from worldmodel import mulaw
+from worldmodel.evaluation.speech import alignment, codec, degrade, features, kmeans, leakage, mapping, phonemes, pitch
+from worldmodel.evaluation.speech.classifier import Budget, windows
+from worldmodel.evaluation.speech.speakers import (
+    SpeakerClassifier,
+    Voices,
+    hear,
+    relative,
+    train_speaker_classifier,
+)
+
+RATE = features.RATE
+VOWELS = np.array([[730, 1090, 2440], [270, 2290, 3010], [300, 870, 2240], [530, 1840, 2480]])  # Hz, a i u e
+SILENCE = len(VOWELS)
+SCALES = (0.82, 1.0, 1.2)  # of the formants: the lengths of three vocal tracts
+PART = 1600  # samples of a vowel
+
+
+def utterance(seed: int, scale: float = 1.0, parts: int = 16) -> tuple[np.ndarray, np.ndarray]:
+    """Vowels in random order at random heights and one silence, a little noise, at a random level: wave, labels."""
+    generator = np.random.default_rng(seed)
+    order = generator.integers(len(VOWELS), size=parts)
+    order[generator.integers(1, parts)] = SILENCE
+    time = np.arange(PART) / RATE
+    waves = []
+    for vowel in order:
+        f0 = generator.uniform(90, 200)
+        harmonics = f0 * np.arange(1, int(7000 / f0))
+        formants = VOWELS[vowel % len(VOWELS)] * scale
+        heights = (1 / (1 + np.square((harmonics[:, None] - formants) / 90))).sum(1)
+        phases = generator.uniform(0, 2 * np.pi, len(harmonics))
+        sound = heights @ np.cos(2 * np.pi * harmonics[:, None] * time + phases[:, None])
+        waves.append(sound * (vowel != SILENCE))
+    wave = np.concatenate(waves)
+    wave = wave / np.abs(wave).max() * generator.uniform(0.1, 0.8) + 1e-4 * generator.normal(size=len(wave))
+    return wave.astype(np.float32), np.repeat(order, PART // features.HOP)
+
+
+def noise(seconds: float, seed: int = 0, level: float = 0.1) -> np.ndarray:
+    return (level * np.random.default_rng(seed).normal(size=int(seconds * RATE))).astype(np.float32)
+
+
+# Features
+
+
+def test_a_tone_is_in_its_band_and_frames_lie_on_their_samples() -> None:
+    time = np.arange(RATE) / RATE
+    mels = features.log_mel(np.sin(2 * np.pi * 1000 * time).astype(np.float32))
+    assert mels.shape == (100, 80)
+    wanted = 2595 * math.log10(1 + 1000 / 700) / (2595 * math.log10(1 + 8000 / 700) / 81) - 1
+    assert (mels[5:-5].argmax(1) - wanted).abs().max() <= 0.5
+    click = np.zeros(RATE, dtype=np.float32)
+    click[50 * 160 : 51 * 160] = noise(0.01)
+    assert int(features.log_mel(click).sum(1).argmax()) == 50
+    assert len(features.log_mel(click[:-1])) == 99
+
+
+def test_log_mels_are_the_filtered_power_of_a_plain_transform() -> None:
+    wave = noise(0.1)
+    padded = np.pad(wave, 176, mode="reflect")
+    frame = padded[3 * 160 : 3 * 160 + 512]
+    hann = np.pad(0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 400), 56)
+    power = np.abs(np.fft.rfft(frame * hann)) ** 2
+    wanted = np.log(power @ features.mel_filters().numpy())
+    assert features.log_mel(wave)[3].numpy() == pytest.approx(wanted, rel=1e-4)
+
+
+def test_mel_filters_sum_to_one_between_the_outer_centres() -> None:
+    filters = features.mel_filters(40)
+    inside = filters.sum(1)[5:-20]
+    assert torch.allclose(inside, torch.ones(len(inside)), atol=1e-5)
+    with pytest.raises(ValueError, match="too narrow"):
+        features.mel_filters(300)
+
+
+def test_the_cepstrum_is_the_cosine_series_of_log_amplitude() -> None:
+    mels = torch.randn(7, 80, dtype=torch.float64)
+    cepstrum = features.mel_cepstrum(mels, 79)
+    place = (torch.arange(80, dtype=torch.float64) + 0.5) / 80 * torch.pi
+    series = sum(cepstrum[:, d, None] * torch.cos(place * d) for d in range(80))
+    assert torch.allclose(torch.as_tensor(series), mels / 2, atol=1e-5)
+    with pytest.raises(ValueError, match="from 0 to 79"):
+        features.mel_cepstrum(mels, 80)
+
+
+def test_normalising_and_pooling() -> None:
+    rows = torch.randn(103, 5) * 3 + 7
+    rows[:, 4] = 2.0
+    done = features.normalised(rows)
+    assert done.mean(0).abs().max() < 1e-5
+    assert torch.allclose(done[:, :4].square().mean(0), torch.ones(4), atol=1e-4)
+    assert bool((done[:, 4] == 0).all())
+    assert torch.allclose(features.pooled(rows)[1], rows[4:8].mean(0)) and len(features.pooled(rows)) == 25
+
+
+@pytest.mark.parametrize(
+    ("wave", "message"),
+    [
+        (np.zeros((2, 800), np.float32), r"\(n,\) floats"),
+        (np.zeros(800, np.int16), r"\(n,\) floats"),
+        (np.zeros(100, np.float32), "too short"),
+        (np.full(800, np.nan, np.float32), "not finite"),
+    ],
+)
+def test_what_is_no_wave_is_refused(wave: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        features.log_mel(wave)
+
+
+# Alignment
+
+
+def least_total(cost: np.ndarray) -> float:
+    """The total of the best path by plain recursion, row by row."""
+    total = np.full((cost.shape[0] + 1, cost.shape[1] + 1), np.inf)
+    total[0, 0] = 0
+    for i, j in np.ndindex(*cost.shape):
+        total[i + 1, j + 1] = cost[i, j] + min(total[i, j], total[i, j + 1], total[i + 1, j])
+    return float(total[-1, -1])
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 6), (6, 1), (9, 9), (13, 5), (4, 17)])
+def test_warping_finds_the_least_total(shape: tuple[int, int]) -> None:
+    generator = np.random.default_rng(sum(shape))
+    a, b = generator.normal(size=(shape[0], 3)), generator.normal(size=(shape[1], 3))
+    cost = np.linalg.norm(a[:, None] - b, axis=-1)
+    assert alignment.distances(a, b) == pytest.approx(cost)
+    path = alignment.dtw(a, b)
+    assert path[0].tolist() == [0, 0] and path[-1].tolist() == [shape[0] - 1, shape[1] - 1]
+    assert {tuple(step) for step in np.diff(path, axis=0)} <= {(1, 1), (1, 0), (0, 1)}
+    assert cost[path[:, 0], path[:, 1]].sum() == pytest.approx(least_total(cost))
+
+
+def test_warping_undoes_a_change_of_tempo() -> None:
+    rows = np.random.default_rng(0).normal(size=(20, 4))
+    path = alignment.dtw(rows, np.repeat(rows, 3, axis=0))
+    assert path.tolist() == [[i // 3, i] for i in range(60)]
+    assert (alignment.warped(np.arange(20), path, 0) == np.arange(60) // 3).all()
+    with pytest.raises(ValueError, match="track of 10"):
+        alignment.warped(np.arange(10), path, 0)
+    with pytest.raises(ValueError, match="two sequences"):
+        alignment.dtw(rows, rows[:, :3])
+
+
+def test_distortion_is_the_difference_of_spectra_in_decibels() -> None:
+    wave, _ = utterance(0)
+    assert alignment.mel_cepstral_distortion(wave, wave) == pytest.approx(0, abs=1e-4)
+    assert alignment.mel_cepstral_distortion(wave, wave * 0.1) == pytest.approx(0, abs=1e-3)
+    # To the last coefficient and frame by frame, it is the root mean square difference of log-mels without their mean.
+    a, b = noise(0.3), noise(0.3, 1)
+    levels = [10 / math.log(10) * features.log_mel(w, floor=1e-30).double() for w in (a, b)]
+    gap = levels[0] - levels[1]
+    wanted = (gap - gap.mean(1, keepdim=True)).square().mean(1)
+    # A cosine series gives every coefficient the square ½ on average.
+    found = alignment.mel_cepstral_distortion(a, b, order=79, aligned=True)
+    assert found == pytest.approx(float(wanted.sqrt().mean()), rel=1e-4)
+
+
+def test_distortion_tells_words_from_voices() -> None:
+    wave, _ = utterance(0)
+    slower = np.concatenate([wave[i : i + 1600] for i in range(0, len(wave), 1600) for _ in (0, 1)])
+    assert alignment.mel_cepstral_distortion(wave, slower) < alignment.mel_cepstral_distortion(wave, utterance(7)[0])
+    with pytest.raises(ValueError, match="without sound"):
+        alignment.mel_cepstral_distortion(wave, np.zeros(RATE, np.float32))
+
+
+# Codec
+
+
+def test_si_sdr_is_what_was_mixed_whatever_the_gain() -> None:
+    signal, other = noise(1.0), noise(1.0, 1)
+    signal, other = signal - signal.mean(), other - other.mean()
+    other = other - (other @ signal) / (signal @ signal) * signal  # orthogonal
+    other *= np.linalg.norm(signal) / np.linalg.norm(other) * 10 ** (-12 / 20)
+    for gain in (0.1, 1.0, -3.0):
+        assert codec.si_sdr(signal, gain * (signal + other) + 0.01) == pytest.approx(12, abs=1e-3)
+    assert codec.si_sdr(signal, signal) == codec.LIMIT
+    assert codec.si_sdr(signal, np.zeros_like(signal)) == -codec.LIMIT
+    with pytest.raises(ValueError, match="without sound"):
+        codec.si_sdr(np.zeros_like(signal), signal)
+    with pytest.raises(ValueError, match="cannot be compared"):
+        codec.si_sdr(signal, signal[:-1])
+
+
+def test_log_spectral_distance_of_a_gain_is_the_gain() -> None:
+    wave = noise(1.0)
+    assert codec.log_spectral_distance(wave, wave) == 0
+    assert codec.log_spectral_distance(wave, wave / 2) == pytest.approx(20 * math.log10(2), abs=0.01)
+    assert codec.log_spectral_distance(wave, np.zeros_like(wave)) < 70
+    coarse = mulaw.to_wave(mulaw.to_levels(wave))
+    values, mean = codec.each(codec.log_spectral_distance, [wave, wave], [coarse, wave])
+    assert values[1] == 0 and 0 < values[0] < 3 and mean.samples == 2
+    assert float(mean.value) == pytest.approx(values.mean())
+    with pytest.raises(ValueError, match="pair up"):
+        codec.each(codec.si_sdr, [wave], [])
+
+
+# Pitch
+
+
+def test_pitch_of_voiced_frames_alone() -> None:
+    track = np.array([0, 100, 200, np.nan, 400, 0])
+    found = pitch.pitch([track, np.zeros(6)])
+    assert found.hertz == pytest.approx(200)
+    assert found.std == pytest.approx(math.log(2) * math.sqrt(2 / 3))
+    assert (found.frames, found.share) == (3, 0.25)
+    with pytest.raises(ValueError, match="no frame is voiced"):
+        pitch.pitch([np.zeros(4)])
+    with pytest.raises(ValueError, match="no frequency"):
+        pitch.pitch([np.array([-1.0, 100.0])])
+
+
+def test_a_contour_an_octave_higher_is_followed_exactly() -> None:
+    low = 100 + 20 * np.sin(np.arange(50) / 5)
+    low[10:20] = 0
+    high = 2 * low
+    high[20:25] = 0
+    found = pitch.contour(low, high)
+    assert found.correlation == pytest.approx(1) and found.rmse == pytest.approx(math.log(2))
+    assert found.moved == pytest.approx(12 * pitch.SEMITONE)
+    assert (found.frames, found.voicing_error) == (35, 0.1)
+    path = np.stack([np.arange(50), np.arange(50)], 1).repeat(2, 0)
+    assert pitch.contour(low, high, path).frames == 70
+    assert pitch.contour(low, np.zeros(50)).correlation is None
+    with pytest.raises(ValueError, match="not aligned"):
+        pitch.contour(low, high[1:])
+
+
+def test_how_far_a_voice_has_moved() -> None:
+    source, target = pitch.pitch([np.full(5, 100.0)]), pitch.pitch([np.full(5, 200.0)])
+    found = pitch.pitch_distances([np.full(5, 100 * 2**0.75)], source, target)
+    assert found["share"] == pytest.approx(0.75)
+    assert found["to_target"] == pytest.approx(3 * pitch.SEMITONE)
+    assert found["to_source"] == pytest.approx(9 * pitch.SEMITONE)
+
+
+# k-means and mapping
+
+
+def test_kmeans_finds_clusters_and_counts_their_spread() -> None:
+    generator = torch.Generator().manual_seed(0)
+    centres = 20 * torch.randn(6, 3, generator=generator) + 1000
+    told = torch.arange(6).repeat(50)
+    points = centres[told] + 0.1 * torch.randn(300, 3, generator=generator)
+    found = kmeans.kmeans(points, 6)
+    codes = found.codes(points)
+    assert len({(int(a), int(b)) for a, b in zip(codes, told, strict=True)}) == 6
+    assert found.inertia == pytest.approx(0.03, rel=0.2)
+    assert torch.equal(codes, torch.cdist(points.double(), found.centres.double()).argmin(1))
+    same = kmeans.kmeans(points, 6)
+    assert torch.equal(same.centres, found.centres)
+    with pytest.raises(ValueError, match="301 clusters"):
+        kmeans.kmeans(points, 301)
+
+
+def test_kmeans_of_fewer_different_points_than_clusters_ends() -> None:
+    points = torch.eye(3).repeat(4, 1)
+    assert kmeans.kmeans(points, 5).inertia == pytest.approx(0, abs=1e-6)
+
+
+def test_codes_of_utterances_are_fitted_where_asked() -> None:
+    rows = [torch.zeros(4, 2), torch.full((5, 2), 9.0), torch.full((3, 2), 4.0)]
+    codes = kmeans.kmeans_codes(rows, 2, [True, True, False], restarts=1)
+    assert [len(c) for c in codes] == [4, 5, 3] and codes[2][0] == codes[0][0] != codes[1][0]
+    with pytest.raises(ValueError, match="no utterance"):
+        kmeans.kmeans_codes(rows, 2, [False] * 3)
+
+
+def rows(*values: list[int]) -> list[np.ndarray]:
+    return [np.array(value, dtype=np.int64) for value in values]
+
+
+def test_mapping_by_hand() -> None:
+    codes_a, labels_a = rows([0, 0, 0, 1, 1], [2, 2, 2, 1]), rows([5, 5, 1, 1, 1], [3, 3, 5, -1])
+    # 0 → 5, 1 → 1, 2 → 3; 5 and 1 occur three times each, so the most frequent is 1; 3 is unseen and stands for 1.
+    codes_b, labels_b = rows([0, 1, 2, 3], [3, 0, 0]), rows([5, 1, 5, 1], [3, -1, 5])
+    found = mapping.phoneme_mapping(codes_a, labels_a, codes_b, labels_b, 4)
+    assert found.right.tolist() == [3, 1] and found.frames.tolist() == [4, 2]
+    assert found.baseline.tolist() == [2, 0] and found.unseen == 2 and found.phonemes == 3
+    assert float(found.accuracy().value) == pytest.approx(4 / 6)
+    assert float(found.most_frequent().value) == pytest.approx(2 / 6)
+    assert float(found.times_baseline().value) == pytest.approx(2)
+    # Without 5 code 0 is 1 by its only other frame.
+    without = mapping.phoneme_mapping(codes_a, labels_a, codes_b, labels_b, 4, leave_out=5)
+    assert without.right.tolist() == [2, 0] and without.frames.tolist() == [2, 1]
+    assert mapping.counted(codes_a, labels_a, 4, 6)[0].tolist() == [0, 1, 0, 0, 0, 2]
+    with pytest.raises(ValueError, match="codes are 0 to 2"):
+        mapping.phoneme_mapping(codes_a, labels_a, codes_b, labels_b, 3)
+    with pytest.raises(ValueError, match="as many codes as labels"):
+        mapping.phoneme_mapping(codes_a, labels_a, codes_b, rows([5, 1, 5], [3, 5, 5]), 4)
+    with pytest.raises(ValueError, match="no frame to count"):
+        mapping.phoneme_mapping(rows([0]), rows([-1]), codes_b, labels_b, 4)
+
+
+def test_halves_share_no_speaker_and_what_is_scored_no_sentence() -> None:
+    speakers = ["f1", "f2", "m1", "m2", "m3", "f1"]
+    halves = mapping.speaker_halves(speakers, [name[0] for name in speakers])
+    assert halves.tolist() == [0, 1, 0, 1, 0, 0]
+    codes = rows([0], [1], [2], [3], [4], [5])
+    forth, back = mapping.both_ways(codes, codes, halves, ["x", "x", "y", "z", "w", "v"], 6)
+    assert forth.frames.tolist() == [1] and back.frames.tolist() == [1, 1, 1]  # z of f2, m2; y, w, v of f1, m1, m3
+    both = mapping.joined(forth, back)
+    assert both.frames.tolist() == [1, 1, 1, 1] and both.unseen == 4
+    with pytest.raises(ValueError, match="a half"):
+        mapping.both_ways(codes, codes, np.zeros(6), ["x"] * 6, 6)
+
+
+def test_shuffled_codes_are_as_frequent_and_as_long() -> None:
+    codes = [np.random.default_rng(i).integers(4, size=50 + i) for i in range(5)]
+    mixed = mapping.shuffled(codes)
+    assert [len(row) for row in mixed] == [50, 51, 52, 53, 54]
+    assert (np.bincount(np.concatenate(mixed)) == np.bincount(np.concatenate(codes))).all()
+    told = mapping.phoneme_mapping(codes[:3], codes[:3], codes[3:], codes[3:], 4).accuracy()
+    lost = mapping.phoneme_mapping(mixed[:3], codes[:3], mixed[3:], codes[3:], 4).accuracy()
+    assert float(told.value) == 1 and float(lost.high) < 0.5
+
+
+# Leakage
+
+
+def coded(speaker: int, seed: int, frames: int = 120) -> np.ndarray:
+    """Codes in which both speakers have the same histogram; one alternates in pairs where the other runs."""
+    generator = np.random.default_rng(seed)
+    runs = generator.integers(8, size=frames // 4)
+    return np.repeat(runs, 4) if speaker else np.stack([np.roll(runs, k) for k in range(4)], 1).reshape(-1)
+
+
+def test_probes_read_order_and_frequency() -> None:
+    speakers = np.arange(24) % 2
+    ordered = [coded(speaker, i) for i, speaker in enumerate(speakers)]
+    held, wanted = [coded(s, 100 + i) for i, s in enumerate(speakers[:12])], speakers[:12]
+    found = leakage.leakage(ordered, speakers, held, wanted, 8, 40, steps=60)
+    assert found.chance == 0.5 and float(found.accuracy("embedded").value) > 0.9
+    frequent = [np.random.default_rng(i).integers(6, size=(60, 2)) + 2 * s for i, s in enumerate(speakers)]
+    found = leakage.leakage(frequent[:12], speakers[:12], frequent[12:], speakers[12:], 8, 20, steps=60)
+    assert min(float(found.accuracy(probe).value) for probe in leakage.PROBES) > 0.9
+    told_nothing = [np.random.default_rng(i).integers(8, size=200) for i in range(24)]
+    found = leakage.leakage(told_nothing[:12], speakers[:12], told_nothing[12:], speakers[12:], 8, 20, steps=60)
+    assert max(float(found.accuracy(probe).low) for probe in leakage.PROBES) < 0.6
+
+
+def test_probes_refuse_what_does_not_fit() -> None:
+    codes = rows([0, 1, 2], [3, 1])
+    with pytest.raises(ValueError, match="codes are 0 to 2"):
+        leakage.leakage(codes, [0, 1], codes, [0, 1], 3, 2)
+    with pytest.raises(ValueError, match="numbered from 0"):
+        leakage.leakage(codes, [0, 2], codes, [0, 2], 4, 2)
+    with pytest.raises(ValueError, match="as many slots"):
+        leakage.leakage(codes, [0, 1], [np.zeros((4, 2), np.int64)], [0], 4, 2)
+    with pytest.raises(ValueError, match="one speaker each"):
+        leakage.leakage(codes, [0], codes, [0, 1], 4, 2)
+
+
+# Classifiers
+
+BUDGET = Budget(steps=160, batch=16, crop=PART * 6)
+
+
+@pytest.fixture(scope="module")
+def voices() -> SpeakerClassifier:
+    told = np.arange(45) % 3
+    return train_speaker_classifier([utterance(i, SCALES[s])[0] for i, s in enumerate(told)], told, BUDGET)
+
+
+def test_voices_are_told_apart_whatever_they_say_and_however_loud(voices: SpeakerClassifier) -> None:
+    told = np.arange(12) % 3
+    waves = [utterance(100 + i, SCALES[s])[0] for i, s in enumerate(told)]
+    heard = hear(voices, waves)
+    assert float(heard.accuracy(told).value) > 0.9
+    assert heard.accuracy(told).samples == 12
+    assert heard.shares.sum(1) == pytest.approx(1)
+    coarse = [mulaw.to_wave(mulaw.to_levels(0.2 * wave)) for wave in waves]
+    worse = hear(voices, coarse)
+    assert float(relative(worse.rates(told), heard.rates(told)).value) > 0.9
+    assert float(heard.accuracy((told + 1) % 3, crops=False).value) < 0.1
+    with pytest.raises(ValueError, match="one speaker each"):
+        heard.rates(told[:3])
+
+
+def test_an_equaliser_is_no_voice(voices: SpeakerClassifier) -> None:
+    wave = torch.from_numpy(utterance(100, SCALES[1])[0])
+    response = 10 ** (torch.linspace(8, -8, len(wave) // 2 + 1) / 20)
+    coloured = torch.fft.irfft(torch.fft.rfft(wave) * response, len(wave))
+    assert hear(voices, [wave, coloured]).said.tolist() == [1, 1]
+
+
+def test_windows_cover_an_utterance_of_any_length(voices: SpeakerClassifier) -> None:
+    assert windows(torch.arange(10.0), 4)[:, 0].tolist() == [0, 2, 4, 6]
+    assert windows(torch.arange(4.0), 4).shape == (1, 4)
+    assert windows(torch.arange(3.0), 7).tolist() == [[0, 1, 2, 0, 1, 2, 0]]
+    assert hear(voices, [utterance(0)[0][:5000]]).shares.shape == (1, 3)
+
+
+def test_speakers_that_do_not_fit_are_refused() -> None:
+    waves = [noise(0.5), noise(0.5, 1)]
+    for speakers, message in (([0], "one speaker each"), ([0, 2], "none speaks as"), ([0.0, 1.0], "an integer")):
+        with pytest.raises(ValueError, match=message):
+            train_speaker_classifier(waves, speakers, BUDGET)
+
+
+def test_training_is_decided_by_the_seed() -> None:
+    waves, speakers = [noise(0.5), utterance(1)[0]], [0, 1]
+    budget, state = Budget(steps=2, batch=4, crop=4000), torch.random.get_rng_state()
+    first, second = (train_speaker_classifier(waves, speakers, budget, seed=3) for _ in (0, 1))
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_degrading_leaves_level_and_length_and_is_drawn_from_its_generator() -> None:
+    waves = torch.from_numpy(np.stack([utterance(i)[0][:8000] for i in range(8)]))
+    first, second = (degrade.degraded(waves, torch.Generator().manual_seed(1)) for _ in (0, 1))
+    assert torch.equal(first, second) and first.shape == waves.shape and bool(first.isfinite().all())
+    mels = degrade.features(waves)
+    assert torch.allclose(degrade.features(waves * 0.1), mels, atol=1e-3)
+    assert degrade.blurred(mels, torch.Generator().manual_seed(0)).shape == mels.shape
+    assert bool(degrade.features(torch.zeros(1, 1600)).isfinite().all())
+
+
+@pytest.fixture(scope="module")
+def phones() -> phonemes.PhoneClassifier:
+    said = [utterance(i, SCALES[i % 2]) for i in range(16)]
+    budget = Budget(steps=60, batch=8, crop=PART * 8)
+    return phonemes.train_phone_classifier(*zip(*said, strict=True), len(VOWELS) + 1, budget)
+
+
+def test_phones_are_read_and_compared(phones: phonemes.PhoneClassifier) -> None:
+    waves, labels = zip(*(utterance(200 + i, SCALES[i % 2]) for i in range(6)), strict=True)
+    own = phonemes.phone_errors(phones, waves, labels, SILENCE)
+    assert float(own.rate().value) < 0.15 and float(own.rate(silence=False).value) < 0.15
+    assert own.frames.tolist() == [160] * 6 and own.frames_in_speech.tolist() == [150] * 6
+    same = phonemes.phoneme_error(phones, waves, waves, SILENCE)
+    assert float(same.rate().value) == 0
+    coarse = [mulaw.to_wave(mulaw.to_levels(wave)) for wave in waves]
+    other = [*waves[1:], waves[0]]
+    errors = [float(phonemes.phoneme_error(phones, waves, made).rate().value) for made in (coarse, other)]
+    assert errors[0] < 0.1 and errors[1] > 0.5
+
+
+def test_phones_that_do_not_fit_are_refused(phones: phonemes.PhoneClassifier) -> None:
+    wave, labels = utterance(0)
+    with pytest.raises(ValueError, match="one integer each"):
+        phonemes.phone_errors(phones, [wave], [labels[1:]])
+    with pytest.raises(ValueError, match="phones are -1 to 4"):
+        phonemes.phone_errors(phones, [wave], [labels + 1])
+    with pytest.raises(ValueError, match="pair up"):
+        phonemes.phoneme_error(phones, [wave], [])
+    with pytest.raises(ValueError, match="same timing"):
+        phonemes.phoneme_error(phones, [wave], [wave[:-2000]])
+    assert len(phonemes.phoneme_error(phones, [wave], [wave[:-40]]).frames) == 1
+
+
+def test_readings_are_plain_data() -> None:
+    heard = Voices(np.array([[0.25, 0.75]]), np.array([1]))
+    assert heard.to_json() == {"shares": [[0.25, 0.75]], "said": [1]}
+    errors = phonemes.Errors(*(np.array([n]) for n in (1, 4, 1, 2)))
+    assert errors.to_json()["rate"]["value"] == 0.25 and errors.to_json()["rate_in_speech"]["value"] == 0.5

@@ -1,0 +1,164 @@
+"""Do the codes know phonemes? Each code is mapped to the phoneme it most often stands for, as in van den Oord, Vinyals,
+Kavukcuoglu, *Neural Discrete Representation Learning*, 2017, but counted and scored on different speakers and
+sentences."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from worldmodel.evaluation.metrics import Interval, bootstrap, ratio_of_sums
+
+UNKNOWN = -1
+"""Label of a frame that has none; it is neither counted nor scored."""
+
+Rows = Sequence[np.ndarray]
+"""One (T,) integer array an utterance."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Mapped:
+    """Frames of n utterances that a mapping names rightly."""
+
+    right: np.ndarray  # (n,) int64, by the phoneme of the code
+    baseline: np.ndarray  # (n,) int64, by the most frequent phoneme of the counted half
+    frames: np.ndarray  # (n,) int64
+    unseen: int  # frames whose code the counted half has not
+    phonemes: int  # different ones that codes stand for
+
+    def accuracy(self, seed: int = 0) -> Interval:
+        """Share of the frames, with an interval over utterances."""
+        return ratio_of_sums(self.right, self.frames, seed)
+
+    def most_frequent(self, seed: int = 0) -> Interval:
+        """The same of the baseline."""
+        return ratio_of_sums(self.baseline, self.frames, seed)
+
+    def times_baseline(self, seed: int = 0) -> Interval:
+        """Accuracy over that of the baseline, on the same utterances."""
+        return bootstrap(lambda right, base: right.sum() / max(base.sum(), 1), self.right, self.baseline, seed=seed)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "accuracy": self.accuracy().to_json(),
+            "most_frequent": self.most_frequent().to_json(),
+            "times_baseline": self.times_baseline().to_json(),
+            "frames": int(self.frames.sum()),
+            "unseen": self.unseen,
+            "phonemes": self.phonemes,
+        }
+
+
+def joined(first: Mapped, second: Mapped) -> Mapped:
+    """Both ways round as one score: the frames of both halves, each named by the mapping counted on the other."""
+    return Mapped(
+        np.concatenate([first.right, second.right]),
+        np.concatenate([first.baseline, second.baseline]),
+        np.concatenate([first.frames, second.frames]),
+        first.unseen + second.unseen,
+        max(first.phonemes, second.phonemes),
+    )
+
+
+def _checked(codes: Rows, labels: Rows, vocabulary: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    if len(codes) != len(labels) or not len(codes):
+        raise ValueError(f"codes of {len(codes)} utterances and labels of {len(labels)} do not pair up")
+    pairs = [(np.asarray(c), np.asarray(p)) for c, p in zip(codes, labels, strict=True)]
+    for c, p in pairs:
+        if c.ndim != 1 or c.shape != p.shape or c.dtype.kind not in "iu" or p.dtype.kind not in "iu":
+            what = f"{c.shape} {c.dtype} and {p.shape} {p.dtype}"
+            raise ValueError(f"an utterance has as many codes as labels, (T,) integers, got {what}")
+        if len(c) and (c.min() < 0 or c.max() >= vocabulary or p.min() < UNKNOWN):
+            what = f"codes {c.min()} to {c.max()} and labels from {p.min()} on"
+            raise ValueError(f"codes are 0 to {vocabulary - 1} and labels -1 or more, got {what}")
+    return pairs
+
+
+def counted(codes: Rows, labels: Rows, vocabulary: int, phonemes: int, leave_out: int | None = None) -> np.ndarray:
+    """n[code, phoneme], (K, P) int64, over all frames with a label other than ``leave_out``."""
+    counts = np.zeros((vocabulary, phonemes), dtype=np.int64)
+    for c, p in _checked(codes, labels, vocabulary):
+        known = (p != UNKNOWN) & (p != (UNKNOWN if leave_out is None else leave_out))
+        np.add.at(counts, (c[known], p[known]), 1)
+    return counts
+
+
+def phoneme_mapping(
+    codes_a: Rows, labels_a: Rows, codes_b: Rows, labels_b: Rows, vocabulary: int, leave_out: int | None = None
+) -> Mapped:
+    """Count on half A, map each code to its most frequent phoneme there, score half B. A code that A has not stands for
+    the phoneme that is the most frequent of all; of equally frequent ones, the lowest number.
+
+    ``leave_out``: a label, that of silence, whose frames are neither counted nor scored. That the halves share no
+    speaker and no sentence is the caller's affair: :func:`both_ways` sees to it. Raises ``ValueError`` for codes and
+    labels that do not fit, and where no frame has a label.
+    """
+    phonemes = 1 + max(int(np.max(p, initial=-1)) for p in (*labels_a, *labels_b))
+    counts = counted(codes_a, labels_a, vocabulary, max(1, phonemes), leave_out)
+    pairs = _checked(codes_b, labels_b, vocabulary)
+    if not counts.sum():
+        raise ValueError("no frame to count has a label")
+    common = int(counts.sum(0).argmax())
+    seen = counts.sum(1) > 0
+    stands_for = np.where(seen, counts.argmax(1), common)
+    rows, unseen = [], 0
+    for c, p in pairs:
+        known = (p != UNKNOWN) & (p != (UNKNOWN if leave_out is None else leave_out))
+        c, p = c[known], p[known]
+        rows.append(((stands_for[c] == p).sum(), (p == common).sum(), len(p)))
+        unseen += int((~seen[c]).sum())
+    right, baseline, frames = np.array(rows, dtype=np.int64).T
+    if not frames.sum():
+        raise ValueError("no frame to score has a label")
+    return Mapped(right, baseline, frames, unseen, len(set(stands_for[seen].tolist())))
+
+
+def speaker_halves(speakers: Sequence[str], groups: Sequence[str]) -> np.ndarray:
+    """The half, 0 or 1, of each of n utterances: by their sorted names, every second speaker within a group (sex) is in
+    B."""
+    if len(speakers) != len(groups) or not speakers:
+        raise ValueError(f"{len(speakers)} utterances need a speaker and a group each, got {len(groups)} groups")
+    half = {}
+    for group in sorted(set(groups)):
+        members = sorted({speaker for speaker, own in zip(speakers, groups, strict=True) if own == group})
+        half.update({speaker: place % 2 for place, speaker in enumerate(members)})
+    return np.array([half[speaker] for speaker in speakers])
+
+
+def both_ways(
+    codes: Rows,
+    labels: Rows,
+    halves: np.ndarray,
+    sentences: Sequence[str],
+    vocabulary: int,
+    leave_out: int | None = None,
+) -> tuple[Mapped, Mapped]:
+    """Count on A and score B, and the other way round; :func:`joined` makes one score of them.
+
+    ``halves``: (n,) 0 for A or 1 for B, disjoint in speakers. A sentence that both halves have, such as TIMIT's sa1, is
+    not scored: its utterances are left out of the half that is. They are counted: what is counted is not scored
+    elsewhere.
+    """
+    halves = np.asarray(halves)
+    if not len(codes) == len(labels) == len(halves) == len(sentences) or set(halves.tolist()) != {0, 1}:
+        raise ValueError("every utterance needs codes, labels, a half (0 or 1, both present) and a sentence")
+    spoken = [{s for s, half in zip(sentences, halves, strict=True) if half == side} for side in (0, 1)]
+    shared = spoken[0] & spoken[1]
+
+    def scored(side: int) -> Mapped:
+        a = [i for i, half in enumerate(halves) if half == side]
+        b = [i for i, half in enumerate(halves) if half != side and sentences[i] not in shared]
+        parts = ([rows[i] for i in part] for part in (a, b) for rows in (codes, labels))
+        codes_a, labels_a, codes_b, labels_b = parts
+        return phoneme_mapping(codes_a, labels_a, codes_b, labels_b, vocabulary, leave_out)
+
+    return scored(0), scored(1)
+
+
+def shuffled(codes: Rows, seed: int = 0) -> list[np.ndarray]:
+    """All codes of all utterances in random order, cut as they were: as frequent as before, and meaning nothing."""
+    generator = np.random.default_rng(seed)
+    return np.split(generator.permutation(np.concatenate(codes)), np.cumsum([len(row) for row in codes])[:-1])
