@@ -80,9 +80,7 @@ def conversion(
     made: list[Made] = []
     for number, source in enumerate(sources):
         waves = in_voices(world, source, speakers, generator)
-        made += [
-            Made(source, place, speakers[place] == source.speaker, wave) for place, wave in enumerate(waves)
-        ]
+        made += [Made(source, place, speakers[place] == source.speaker, wave) for place, wave in enumerate(waves)]
         progress("voices", number + 1, len(sources))
     own = [each for each in made if each.own]
     other = [each for each in made if not each.own]
@@ -151,7 +149,10 @@ def phone_figures(judges: Judges, own: Sequence[Made], other: Sequence[Made], se
     rates = [part.wrong / np.maximum(part.frames, 1) for part in (changed, again)]
     ratio = bootstrap(lambda c, r: c.mean() / max(r.mean(), 1e-9), *rates, paired=False, seed=seed)
     return {
-        **{name: {"all": e.rate(seed=seed).to_json(), "speech": e.rate(False, seed).to_json()} for name, e in errors.items()},
+        **{
+            name: {"all": e.rate(seed=seed).to_json(), "speech": e.rate(False, seed).to_json()}
+            for name, e in errors.items()
+        },
         "converted_over_resynthesised": ratio.to_json(),
     }
 
@@ -172,7 +173,9 @@ def pitch_figures(
             found = tracks(waves)
             if any(np.isfinite(track).any() for track in found):
                 rows.append(pitch_distances(found, real[source], real[number]))
-    mean = {key: float(np.mean([row[key] for row in rows])) for key in ("to_target", "to_source", "way")} if rows else {}
+    mean = (
+        {key: float(np.mean([row[key] for row in rows])) for key in ("to_target", "to_source", "way")} if rows else {}
+    )
     return {"hertz": {world.spec.action_names[n]: found.hertz for n, found in real.items()}, **mean}
 
 

@@ -24,7 +24,7 @@ from worldmodel.evaluation import voices_report
 from worldmodel.evaluation.conversion import Judges, Utterance, conversion
 from worldmodel.evaluation.metrics import CodeUsage, mean_interval
 from worldmodel.evaluation.openloop import Progress, silent
-from worldmodel.evaluation.speech.codec import each, log_spectral_distance, si_sdr
+from worldmodel.evaluation.speech import codec
 from worldmodel.evaluation.speech.features import HOP, log_mel, mel_cepstrum, normalised, pooled
 from worldmodel.evaluation.speech.kmeans import kmeans_codes
 from worldmodel.evaluation.speech.leakage import leakage
@@ -32,9 +32,8 @@ from worldmodel.evaluation.speech.mapping import Mapped, both_ways, joined, shuf
 from worldmodel.evaluation.speech.phonemes import PhoneClassifier, train_phone_classifier
 from worldmodel.evaluation.speech.speakers import train_speaker_classifier
 from worldmodel.evaluation.suite import machine
-from worldmodel.mulaw import to_wave
 from worldmodel.run import build_tokenizer, load_config
-from worldmodel.tokenizers import require_codes
+from worldmodel.tokenizers import VQVAE, require_codes
 from worldmodel.tokenizers.base import join
 from worldmodel.types import to_float
 from worldmodel.voice import VoiceModel
@@ -234,6 +233,7 @@ def untrained_vectors(run: Path, world: VoiceModel, spoken: Sequence[Utterance],
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = require_codes(build_tokenizer(load_config(run), world.spec)).eval().to(world.device)
+    assert isinstance(model, VQVAE)
     return [model.vectors(join(to_float(each.frames[None])).to(world.device))[0].cpu() for each in spoken]
 
 
@@ -274,11 +274,7 @@ def resynthesis(
     made = [world.decode(each.codes, each.speaker, generator) for each in chosen]
     told = {
         "utterances": len(chosen),
-        "si_sdr": each_score(si_sdr, real, made, seed),
-        "log_spectral_distance": each_score(log_spectral_distance, real, made, seed),
+        "si_sdr": codec.each(codec.si_sdr, real, made, seed)[1].to_json(),
+        "log_spectral_distance": codec.each(codec.log_spectral_distance, real, made, seed)[1].to_json(),
     }
     return told, [(f"{chosen[0].key}, real", real[0]), ("coded and decoded", made[0])]
-
-
-def each_score(score: Any, real: Sequence[np.ndarray], made: Sequence[np.ndarray], seed: int) -> dict[str, Any]:
-    return each(score, real, made, seed)[1].to_json()

@@ -20,16 +20,16 @@ RATE = 16_000
 DEFINITIONS = {
     "held out": "Utterances that were never trained on: of VCTK sentences whose number ends in 3 or 8, of TIMIT every "
     "second speaker.",
-    "bits a sample": "-log2 p(wave | codes, speaker) over the samples of the 8-bit µ-law wave, plus the bits of the codes: N log2 K "
-    "(fixed), or under the prior that was fitted to training utterances (learned).",
+    "bits a sample": "-log2 p(wave | codes, speaker) over the samples of the 8-bit µ-law wave, plus the bits of the "
+    "codes: N log2 K (fixed), or under the prior that was fitted to training utterances (learned).",
     "voice": "Share of crops of a second that a classifier reads as a speaker; it was trained on real training "
     "utterances alone. Chance is 1 / speakers.",
     "phones": "Share of frames (10 ms) whose phone, as a classifier reads it, is not the one that it reads in the real "
     "source at the same time. The classifier was trained on TIMIT.",
     "mel-cepstral distortion": "dB along the best path to the target's own recording of the same sentence.",
-    "codes as phonemes": "Each code is mapped to the phoneme that it mostly stands for on one half of TIMIT and scored on the "
-    "other, both ways; the halves share no speaker, and sentences of both are not scored. 39 phonemes after Lee and Hon; "
-    "baseline: the most frequent phoneme.",
+    "codes as phonemes": "Each code is mapped to the phoneme that it mostly stands for on one half of TIMIT and scored "
+    "on the other, both ways; the halves share no speaker, and sentences of both are not scored. 39 phonemes after Lee "
+    "and Hon; baseline: the most frequent phoneme.",
     "leakage": "Accuracy of a probe that reads the speaker from the codes of a second; trained on training utterances.",
     "intervals": "95 %, percentile bootstrap over utterances, 1000 resamples.",
 }
@@ -46,8 +46,8 @@ def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         (f"{found['utterances']} held-out utterances, {found['seconds']:.0f} s", ""),
         (
             "codes",
-            f"{codes['a_second']:.0f} of {codes['codes']} a second: {codes['bits_a_second'] / 1000:.2f} kbit/s, a factor "
-            f"{codes['factor']:.1f}",
+            f"{codes['a_second']:.0f} of {codes['codes']} a second: {codes['bits_a_second'] / 1000:.2f} kbit/s, "
+            f"a factor {codes['factor']:.1f}",
         ),
         ("codes used", f"{codes['share']:.1%}, perplexity {codes['perplexity']:.0f}"),
     ]

@@ -6,19 +6,18 @@ exactly on each code of a tokenizer with hop 640, and a frame's phone is the one
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 import torch
 from torch import Tensor
+
+from worldmodel.nn import sound
 
 RATE = 16000  # Hz
 HOP = 160  # samples between frames: 10 ms
 WINDOW = 400  # samples of the Hann window: 25 ms
 FFT = 512
 BANDS = 80
-FLOOR = 1e-6
-"""Mel power below which a band is silent. White noise of the rounding to 16 bits is at 1e-8 a bin, speech around 1."""
+FLOOR = sound.FLOOR
 
 Wave = np.ndarray | Tensor
 """One utterance: (n,) float, 16,000 Hz mono, pressure in [-1, 1]."""
@@ -37,33 +36,9 @@ def as_wave(wave: Wave, least: int = WINDOW) -> Tensor:
     return tensor.detach().float().cpu()
 
 
-@functools.cache
-def mel_filters(bands: int = BANDS, fft: int = FFT, rate: int = RATE) -> Tensor:
-    """(fft // 2 + 1, bands) triangles of height 1, equally spaced from 0 Hz to half the rate on the mel scale.
-
-    The scale of O'Shaughnessy 1987, as in HTK: mel = 2595 log₁₀(1 + f / 700). Weights are taken at the bins'
-    frequencies on the mel scale, where the triangles are symmetric. Raises ``ValueError`` where a band falls
-    between two bins, so that it would always be silent.
-    """
-    frequencies = torch.linspace(0, rate / 2, fft // 2 + 1, dtype=torch.float64)
-    mels = 2595 * torch.log10(1 + frequencies / 700)
-    width = mels[-1] / (bands + 1)
-    centres = width * torch.arange(1, bands + 1)
-    filters = (1 - (mels[:, None] - centres).abs() / width).clamp(min=0)
-    if bool((filters.sum(0) == 0).any()):
-        raise ValueError(f"{bands} bands are too narrow for a spectrum of {fft // 2 + 1} bins")
-    return filters.float()
-
-
 def mel_power(waves: Tensor, bands: int = BANDS) -> Tensor:
     """(..., n) float32 → (..., n // 160, bands): power |STFT|² under each mel filter."""
-    margin = (FFT - HOP) // 2
-    padded = torch.nn.functional.pad(waves.reshape(-1, waves.shape[-1]), (margin, margin), mode="reflect")
-    window = torch.hann_window(WINDOW, device=waves.device)
-    spectrum = torch.stft(padded, FFT, HOP, WINDOW, window, center=False, return_complex=True)
-    power = spectrum.real.square() + spectrum.imag.square()
-    mels = power.transpose(1, 2) @ mel_filters(bands).to(waves.device)
-    return mels[:, : waves.shape[-1] // HOP].reshape(*waves.shape[:-1], -1, bands)
+    return sound.mel_power(waves, bands, HOP, WINDOW, FFT, RATE)
 
 
 def log_mel(wave: Wave, bands: int = BANDS, floor: float = FLOOR) -> Tensor:
