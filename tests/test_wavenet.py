@@ -65,7 +65,7 @@ def test_the_reach_is_that_of_the_gradient() -> None:
 
     silence, module.SILENCE = module.SILENCE, 200 + 128
     try:
-        found = model(levels, torch.randn(1, 50, 6, dtype=torch.float64))
+        found, _ = model(levels, torch.randn(1, 50, 6, dtype=torch.float64))
         (slope,) = torch.autograd.grad(found[0, 163].sum(), waves)
     finally:
         module.SILENCE = silence

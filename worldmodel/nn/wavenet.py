@@ -66,7 +66,10 @@ class WaveNetState:
 
 
 class WaveNet(nn.Module):
-    """Signal so far and features → parameters of the distribution of each sample.
+    """Signal so far and features → parameters of the distribution of each sample, and a linear guess at it.
+
+    The guess is a weighted sum of the last ``memory`` samples, by weights that the convolutions state for each group:
+    linear prediction, as in LPCNet (Valin and Skoglund, 2019). What is left to be modelled is its error.
 
     Args:
         features: channels of the map that conditions it, one column a group.
@@ -97,8 +100,12 @@ class WaveNet(nn.Module):
         self.recall = nn.Conv1d(WAVES, hidden, memory, bias=False)  # of the last samples, the oldest first
         self.narrow = nn.Linear(hidden, hidden)
         self.leave = nn.Linear(hidden, parameters)
-        nn.init.zeros_(self.leave.weight)  # a flat distribution to begin with
-        nn.init.zeros_(self.leave.bias)
+        self.weigh = nn.Linear(width, memory)  # the oldest sample first
+        for layer in (self.leave, self.weigh):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        with torch.no_grad():
+            self.weigh.bias[-1] = 1.0  # to begin with, what comes is what was
         values = torch.linspace(-1, 1, LEVELS)
         numbers = torch.arange(1, WAVES)
         # The value itself, and waves of several lengths, of which near levels get near ones.
@@ -112,9 +119,9 @@ class WaveNet(nn.Module):
         """Samples that a sample may depend on."""
         return (1 + sum(layer.dilation for layer in self.layers)) * self.group + self.group - 1  # type: ignore[misc]
 
-    def forward(self, levels: Tensor, features: Tensor) -> Tensor:
-        """levels (B, M · group) int64, features (B, M, features) → parameters (B, M · group, parameters); those of a
-        sample see the levels before it alone."""
+    def forward(self, levels: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        """levels (B, M · group) int64, features (B, M, features) → parameters (B, M · group, parameters) and guesses
+        (B, M · group); those of a sample see the levels before it alone."""
         size = levels.shape[1]
         before = F.pad(levels, (max(self.group, self.memory), 0), value=SILENCE)
         waves = self.waves[before]  # (B, size + padding, WAVES)
@@ -124,8 +131,12 @@ class WaveNet(nn.Module):
         for layer in self.layers:
             more, part = layer(x, layer.told(features))  # type: ignore[operator]
             x, said = x + more, said + part
-        near = self.recall(waves[:, -size - self.memory : -1].movedim(-1, 1)).movedim(1, -1)
-        return self._sample_level(self._spread(said).flatten(1, 2) + near)
+        last = waves[:, -size - self.memory : -1]
+        near = self.recall(last.movedim(-1, 1)).movedim(1, -1)
+        contexts, weights = self._spread(said)
+        values = last[..., 0].unfold(1, self.memory, 1).unflatten(1, (-1, self.group))  # (B, M, group, memory)
+        guesses = (values @ weights[..., None])[..., 0].flatten(1)
+        return self._sample_level(contexts.flatten(1, 2) + near), guesses
 
     def begin(self, features: Tensor) -> WaveNetState:
         """features (B, M, features): of the whole signal to come."""
@@ -135,9 +146,9 @@ class WaveNet(nn.Module):
         tables = torch.einsum("lw,hwm->mlh", self.waves, self.recall.weight).flatten(0, 1)
         return WaveNetState(queues, told, tables)
 
-    def step(self, state: WaveNetState, levels: Tensor) -> Tensor:
+    def step(self, state: WaveNetState, levels: Tensor) -> tuple[Tensor, Tensor]:
         """The group before, levels (B, group) → what the convolutions say to each sample of the next one,
-        (B, group, hidden). Advances the state."""
+        (B, group, hidden), and the weights of its guesses, (B, memory). Advances the state."""
         x = self.enter(self.waves[levels].flatten(1))
         said = torch.zeros_like(x)
         for layer, queue, told in zip(self.layers, state.queues, state.told, strict=True):
@@ -152,8 +163,9 @@ class WaveNet(nn.Module):
         near = F.embedding_bag(recent, state.tables, mode="sum")
         return self._sample_level(context + near)
 
-    def _spread(self, said: Tensor) -> Tensor:
-        return self.spread(F.silu(said)).unflatten(-1, (self.group, self.hidden))
+    def _spread(self, said: Tensor) -> tuple[Tensor, Tensor]:
+        said = F.silu(said)
+        return self.spread(said).unflatten(-1, (self.group, self.hidden)), self.weigh(said)
 
     def _sample_level(self, x: Tensor) -> Tensor:
         return self.leave(F.silu(self.narrow(F.silu(x))))
@@ -195,6 +207,10 @@ class WaveNetLikelihood(Likelihood):
             raise ConfigError("a WaveNet draws levels; choose LogisticMixture or Categorical for its samples")
         self.model = WaveNet(outputs, self.levels.outputs, **network)
         self.stride = self.model.group
+        self.guesses = isinstance(self.levels, LogisticMixture)  # a softmax has no place that could be moved
+        if isinstance(self.levels, LogisticMixture):
+            with torch.no_grad():  # components close to the guess to begin with
+                self.model.leave.bias.unflatten(0, (3, -1))[1].copy_(-0.8 * self.levels.places)
 
     def log_prob(self, outputs: Tensor, frames: Tensor) -> Tensor:
         """outputs (B, outputs, M), frames (B, 1, M · group) float in [-1, 1] → (B, 1, M · group) nats."""
@@ -202,8 +218,15 @@ class WaveNetLikelihood(Likelihood):
 
     def distribution(self, outputs: Tensor, frames: Tensor) -> Tensor:
         """outputs (B, outputs, M), frames (B, 1, L) → parameters of each sample given those before, (B, ·, L)."""
-        found = self.model(levels_of(frames)[:, 0], outputs.movedim(1, -1).to(self.model.waves.dtype))
-        return found.movedim(-1, 1)
+        found, guesses = self.model(levels_of(frames)[:, 0], outputs.movedim(1, -1).to(self.model.waves.dtype))
+        return self._moved(found, guesses).movedim(-1, 1)
+
+    def _moved(self, parameters: Tensor, guesses: Tensor) -> Tensor:
+        """Parameters (..., P) whose means count from the guesses (...) → those of the distribution."""
+        if not self.guesses:
+            return parameters
+        weights, means, scales = parameters.chunk(3, -1)
+        return torch.cat([weights, means + guesses[..., None], scales], -1)
 
     @torch.no_grad()
     def glance(self, outputs: Tensor, frames: Tensor) -> Tensor:
@@ -238,15 +261,19 @@ class WaveNetLikelihood(Likelihood):
         state = model.begin(features)
         lead = max(group, memory)
         levels = torch.full((batch, lead + steps * group), SILENCE, device=features.device)
+        values = model.waves[levels, 0]
         places = LEVELS * torch.arange(memory, device=features.device)
         every = max(1, steps // 100)
         for step in range(steps):
             at = lead + step * group
-            contexts = model.step(state, levels[:, at - group : at])
-            for n in range(group):
-                recent = levels[:, at + n - memory : at + n] + places
-                found = model.sample_step(state, contexts[:, n], recent)
-                levels[:, at + n] = self.choose(found, noise[:, step * group + n], temperature)
+            contexts, weights = model.step(state, levels[:, at - group : at])
+            for n in range(at, at + group):
+                found = model.sample_step(state, contexts[:, n - at], levels[:, n - memory : n] + places)
+                if self.guesses:
+                    found = self._moved(found, torch.linalg.vecdot(values[:, n - memory : n], weights))
+                chosen = self.choose(found, noise[:, n - lead], temperature)
+                levels[:, n] = chosen
+                values[:, n] = model.waves[chosen, 0]
             if step % every == 0:
                 progress(step, steps)
         progress(steps, steps)
