@@ -57,7 +57,7 @@ def write_vctk(
 def write_timit(folder: Path, speakers: tuple[str, ...], original: bool = False) -> Path:
     """TIMIT as on its disc when ``original``, else in folders such as dr1-fvmh0; with alignments."""
     for region, speaker in enumerate(speakers, 1):
-        for sentence in ("sa1", "sx26"):
+        for sentence in ("sa1", "sx26", f"si{region}"):  # the last is the speaker's own
             wave = voice(0.3)
             if original:
                 part = "TRAIN" if region % 2 else "TEST"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,15 +11,16 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from sounds import RATE, put, voice, write_vctk
+from sounds import RATE, put, voice, write_timit, write_vctk
 
 import configs
-from worldmodel import collect, dream, train
+from worldmodel import collect, dream, evaluate, train
 from worldmodel.cli import compose_config
 from worldmodel.data.codes import encode_store
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import Windows
 from worldmodel.errors import ConfigError, UnknownActionError
+from worldmodel.evaluation.speech.classifier import Budget
 from worldmodel.mulaw import to_levels
 from worldmodel.nn.sound import MelEncoder, expanded, mel_power
 from worldmodel.nn.spectra import MelSpectra
@@ -197,6 +200,43 @@ def test_from_recordings_to_another_voice(tmp_path: Path, say: Callable[..., str
     assert len(first) == 0.1 * RATE
     say(dream, "experiment=vctk", "--actions", "p225", "--seconds", "0.1", "--output", "again.flac")
     assert np.array_equal(first, soundfile.read("again.flac")[0])  # the same seed, the same speech
+
+
+def test_conversions_are_judged(spoken: Path, say: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worldmodel.evaluation.voices.ENOUGH", 0.0)
+    shorter = functools.partial(Budget, steps=3, batch=4)
+    monkeypatch.setattr("worldmodel.evaluation.speech.speakers.Budget", shorter)
+    monkeypatch.setattr("worldmodel.evaluation.speech.phonemes.PHONE_BUDGET", shorter())
+    write_timit(spoken / "timit", ("fvmh0", "mcpm0"))
+    told = say(evaluate, f"runs={spoken / 'runs'}", "--timit", str(spoken / "timit"))
+    for figure in (
+        "converted, as the target",
+        "phones read otherwise",
+        "speaker read from the codes",
+        "prior, bits a code",
+    ):
+        assert figure in told
+    folder = spoken / "runs/vctk-1/evaluation"
+    found = json.loads((folder / "metrics.json").read_text())
+    assert found["conversion"]["conversions"] == 2 and found["conversion"]["sources"] == 2
+    assert found["bits"]["learned"]["value"] == pytest.approx(
+        found["bits"]["wave"]["value"] + found["bits"]["prior"]["value"] * 250 / 16000, abs=0.01
+    )
+    assert (folder / "report.html").is_file() and len(list((folder / "sounds").glob("*.flac"))) == 6
+    assert "--windows goes with videos" in say(evaluate, f"runs={spoken / 'runs'}", "--windows", "3", code=2)
+    assert "--timit no is no folder" in say(evaluate, f"runs={spoken / 'runs'}", "--timit", "no", code=2)
+
+
+def test_codes_are_read_as_phonemes(tmp_path: Path, say: Callable[..., str]) -> None:
+    write_timit(tmp_path / "set", ("fvmh0", "faem0", "mcpm0", "marc0"))
+    say(collect, "experiment=timit-phonemes", "source.path=set")
+    small = [*SMALL["phonemes"], *QUICK, "training.tokenizer.length=2"]
+    say(train, "experiment=timit-phonemes", *small, "--stage", "tokenizer", "--steps", "3")
+    told = say(evaluate, "experiment=timit-phonemes")  # finds the alignments where the recordings came from
+    assert "Codes as phonemes" in told and "k-means, log-mels" in told
+    found = json.loads((tmp_path / "runs/timit-phonemes-1/evaluation/metrics.json").read_text())["phonemes"]
+    assert found["hop"] == 640
+    assert found["codes"]["all"]["frames"] == 4 * 8  # of si1 … si4: the others are read in both halves
 
 
 @pytest.mark.parametrize(

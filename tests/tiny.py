@@ -17,7 +17,14 @@ from worldmodel.types import Segment, Spec
 SPEC = Spec("tiny", (3, 16, 16), ("noop", "forward", "left"), 10.0)
 OTHER_LATENTS = {"gaussian", "hierarchy", "scene"}  # priors of tokenizers of their own, with tests of their own
 PRIORS = sorted({path.stem for path in (Path(configs.__file__).parent / "prior").glob("*.yaml")} - OTHER_LATENTS)
-SOUND = {"codec", "jukebox", "phonemes", "speech", "speech_conv", "speech_mel"}  # tokenizers of signals, in tests/test_speech.py
+SOUND = {
+    "codec",
+    "jukebox",
+    "phonemes",
+    "speech",
+    "speech_conv",
+    "speech_mel",
+}  # tokenizers of signals, in tests/test_speech.py
 AUTOENCODERS = sorted({path.stem for path in (Path(configs.__file__).parent / "tokenizer").glob("*.yaml")} - SOUND)
 SMALL_TOKENIZER = ("tokenizer.widths=[8,8]", "tokenizer.blocks=1")
 # What else is made small; 16 codes where nothing is said.

@@ -24,8 +24,9 @@ from worldmodel.data.fill import fill
 from worldmodel.data.pool import RecorderPool, Report
 from worldmodel.data.recorder import ActionSource, FrameSource, Order
 from worldmodel.data.sources import Source
-from worldmodel.data.store import EpisodeStore
+from worldmodel.data.store import SOURCE, EpisodeStore
 from worldmodel.errors import ConfigError, DataError, WorldModelError
+from worldmodel.files import replace_text
 from worldmodel.interrupts import deferred
 from worldmodel.settings import RULES, SEED
 
@@ -235,6 +236,7 @@ def take_in(args: argparse.Namespace, config: DictConfig) -> None:
             filled = fill(
                 store, source, workers, lambda done, total: bar.update(task, completed=done, total=total), stopped
             )
+        replace_text(store.path / SOURCE, OmegaConf.to_yaml(config.source, resolve=True))  # where it came from
         print(f"new       {filled.added:,} of {len(source):,}, {filled.known:,} were there, "
               f"in {time.monotonic() - started:.1f} s")  # fmt: skip
         print(_contents(store))

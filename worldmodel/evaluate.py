@@ -15,28 +15,31 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
 from worldmodel.cli import run_entry_point
-from worldmodel.data.store import EpisodeStore
+from worldmodel.data.store import SOURCE, EpisodeStore
 from worldmodel.errors import ConfigError
-from worldmodel.evaluation import compare, stills_report
+from worldmodel.evaluation import compare, stills_report, voices_report
 from worldmodel.evaluation.openloop import Progress
 from worldmodel.evaluation.report import table
 from worldmodel.evaluation.stills import evaluate_stills
 from worldmodel.evaluation.suite import QUICK, Settings, evaluate
+from worldmodel.evaluation.voices import evaluate_voices
 from worldmodel.rollout import WorldModel
-from worldmodel.run import PRIOR, TOKENIZER, choose_run, find_run, has_past, load_config
+from worldmodel.run import PRIOR, TOKENIZER, choose_run, find_run, has_past, load_config, load_spec
+from worldmodel.voice import is_sound
 
 __all__ = ["QUICK", "Settings", "evaluate", "main"]
 
 DESCRIPTION = """\
 Measure a run on held-out episodes. Of an environment: reconstruction, use of codes, bits of the prior, open-loop dreams
 against baselines, actions obeyed, rewards and ends. Of images: reconstruction, use of codes, bits per dimension and
-their parts, over all held-out images. Prints a table; writes metrics.json, pictures, plots and report.html to the
+their parts, over all held-out images. Of speech: bits a sample, conversions into other voices, and what the codes know
+of voices and phonemes. Prints a table; writes metrics.json, pictures, plots and report.html to the
 run's folder evaluation/."""
 
 
@@ -64,6 +67,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compare", metavar="RUN,RUN", help="put the bits per dimension of evaluated runs side by side, as a chart too"
     )
+    parser.add_argument(
+        "--timit",
+        metavar="FOLDER",
+        help="of speech: TIMIT, whose aligned phones say what codes and converted speech say",
+    )
     parser.add_argument("--skip", choices=["inverse"], help="inverse: do not read the actions off the dreams")
 
 
@@ -88,11 +96,27 @@ def compare_runs(runs: Sequence[Path], folder: Path) -> None:
 
 
 def refuse_flags_of_time(args: argparse.Namespace, run: Path) -> None:
-    """Raises :class:`ConfigError` for a flag that says nothing of a run of images."""
+    """Raises :class:`ConfigError` for a flag that says nothing of a run of images or of sound."""
     for name in ("quick", "windows", "top_k", "skip"):
         if getattr(args, name):
             flag = f"--{name.replace('_', '-')}"
-            raise ConfigError(f"{flag} goes with time, and the run {run.name} has none: all its frames are scored")
+            raise ConfigError(f"{flag} goes with videos, and the run {run.name} is of none: all held out is scored")
+
+
+def find_timit(args: argparse.Namespace, store: EpisodeStore) -> Path | None:
+    """The folder of TIMIT: ``--timit``, or where recordings of TIMIT were taken from, if that is still there.
+
+    Raises :class:`ConfigError` for a folder that is none.
+    """
+    if args.timit is not None:
+        given = Path(args.timit).expanduser()
+        if not given.is_dir():
+            raise ConfigError(f"--timit {args.timit} is no folder; it names that of TIMIT, with .phn beside recordings")
+        return given
+    if store.spec.env_id != "timit" or not (store.path / SOURCE).is_file():
+        return None
+    path = Path(str(OmegaConf.select(OmegaConf.load(store.path / SOURCE), "path"))).expanduser()
+    return path if path.is_dir() else None
 
 
 def measure(args: argparse.Namespace, config: DictConfig, command: str) -> None:
@@ -102,9 +126,11 @@ def measure(args: argparse.Namespace, config: DictConfig, command: str) -> None:
         return
     settings = settings_of(args, int(config.seed))
     run = choose_run(args.overrides, config)
-    if has_past(load_config(run)) or not (run / TOKENIZER).is_file():  # images are measured without a prior, too
+    alone = is_sound(load_spec(run)) or not has_past(load_config(run))  # measured without a prior, too
+    if not alone or not (run / TOKENIZER).is_file():
         run = choose_run(args.overrides, config, holding=PRIOR)
-    stills = not has_past(load_config(run))
+    sound = is_sound(load_spec(run))
+    stills = not sound and not has_past(load_config(run))
     # The run remembers what it was trained on, whatever environment the defaults of this command line name.
     given = any(override.lstrip("+").startswith("data=") for override in args.overrides)
     data = config.data if given else load_config(run).data
@@ -112,6 +138,18 @@ def measure(args: argparse.Namespace, config: DictConfig, command: str) -> None:
     store.verify()
     console = Console()
     folder = run / "evaluation"
+    if args.timit is not None and not sound:
+        raise ConfigError(f"--timit goes with speech, and the run {run.name} is of pictures")
+    if sound:
+        refuse_flags_of_time(args, run)
+        with bars(console) as progress:
+            spoken = evaluate_voices(
+                run, store, find_timit(args, store), config.device, int(config.seed), command, progress
+            )
+        console.print(table(spoken, voices_report.lines(spoken)))
+        console.print(f"{folder / 'report.html'}  (spectrograms.png, report.png, sounds, metrics.json beside it)",
+                      soft_wrap=True)  # fmt: skip
+        return
     if stills:
         refuse_flags_of_time(args, run)
         with bars(console) as progress:

@@ -43,6 +43,7 @@ SHARD_BYTES = 512 * 2**20
 ASIDE = "damaged.jsonl"
 MOST_NAMED = 10  # damaged episodes at once, one line each; a lost shard may hold a thousand
 HELD_OUT_FROM = 3  # episodes from which on at least one is held out
+SOURCE = "source.yaml"  # settings of the source that a store was filled from, where it was
 Split = Literal["train", "held_out", "all"]
 
 log = logging.getLogger(__name__)

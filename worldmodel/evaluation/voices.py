@@ -192,6 +192,9 @@ def phoneme_figures(
     ]
     halves = np.array([int(each.held_out) for each in spoken])
     sentences = [each.key.rpartition("/")[2] for each in spoken]
+    apart = [{said for said, half in zip(sentences, halves, strict=True) if half == own} for own in (0, 1)]
+    if not (apart[0] - apart[1] and apart[1] - apart[0]):  # nothing could be scored
+        return None
     codes = [flat_codes(world, each) for each in spoken]
     systems = {"codes": codes, "shuffled codes": shuffled(codes, seed)}
     systems |= {name: kmeans_of(rows, world.tokenizer.codes, seed) for name, rows in features(spoken, hop).items()}
