@@ -25,6 +25,22 @@ from worldmodel.errors import ConfigError
 State: TypeAlias = Any  # a Tensor, or a tuple of states; None before the first sample
 
 STRIDES = (2, 4, 5, 8)
+GAIN = 1.68
+"""1 / √E[SiLU(x)²], x normal: with weights of this deviation times 1 / √(inputs summed), signals keep theirs."""
+
+
+def _prepare(conv: nn.Conv1d | nn.ConvTranspose1d, gain: float = GAIN) -> None:
+    """Start weights so that signals keep their size from layer to layer, and biases at 0.
+
+    PyTorch's own start makes them smaller each time: behind the four strides of an encoder the places of an utterance
+    would differ by 5 % of what they have in common, and the wave be lost on the quantiser for hundreds of updates.
+    """
+    summed = conv.in_channels * conv.kernel_size[0]
+    if isinstance(conv, nn.ConvTranspose1d):
+        summed /= conv.stride[0]  # type: ignore[assignment]
+    nn.init.normal_(conv.weight, std=gain / math.sqrt(summed))
+    assert conv.bias is not None
+    nn.init.zeros_(conv.bias)
 
 
 class Causal(nn.Module, abc.ABC):
@@ -55,6 +71,7 @@ class CausalConv(Causal):
             raise ValueError(f"a kernel of {kernel} leaves out inputs at a stride of {stride}")
         self.stride = stride
         self.conv = nn.Conv1d(inputs, outputs, kernel, stride, dilation=dilation)
+        _prepare(self.conv)
 
     def step(self, chunk: Tensor, state: State = None) -> tuple[Tensor, State]:
         if chunk.shape[-1] % self.stride:
@@ -74,6 +91,7 @@ class CausalUpsampling(Causal):
         super().__init__()
         self.past, self.stride = max(math.ceil(kernel / stride) - 1, 0), stride
         self.conv = nn.ConvTranspose1d(inputs, outputs, kernel, stride)
+        _prepare(self.conv)
 
     def step(self, chunk: Tensor, state: State = None) -> tuple[Tensor, State]:
         x = F.pad(chunk, (self.past, 0)) if state is None else torch.cat([state, chunk], -1)
@@ -85,13 +103,14 @@ class CausalUpsampling(Causal):
 class CausalUnit(Causal):
     """x + conv₁(SiLU(conv₃(SiLU(x)))), the 3-wide one dilated and half as wide: (B, width, n) → the same shape.
 
-    SiLU for SEANet's ELU: as smooth, and half its time on a CPU.
+    It starts as little more than x. SiLU for SEANet's ELU: as smooth, and half its time on a CPU.
     """
 
     def __init__(self, width: int, dilation: int):
         super().__init__()
         self.wide = CausalConv(width, max(width // 2, 1), 3, dilation=dilation)
         self.narrow = nn.Conv1d(max(width // 2, 1), width, 1)
+        _prepare(self.narrow, gain=GAIN / 4)
 
     def step(self, chunk: Tensor, state: State = None) -> tuple[Tensor, State]:
         hidden, state = self.wide.step(F.silu(chunk), state)
@@ -173,5 +192,6 @@ class CausalDecoder(CausalSequence):
             width, stride = widths[level], strides[level]
             up = CausalUpsampling(width, widths[level - 1] if level else last, (2 if level else 4) * stride, stride)
             modules += [*_units(width, blocks), nn.SiLU(), up]
+        _prepare(up.conv, gain=GAIN / 4)  # the wave begins quieter than speech
         super().__init__(modules)
         self.factor = math.prod(strides)

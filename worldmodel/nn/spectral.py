@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -10,31 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from worldmodel.nn.likelihoods import Likelihood
-from worldmodel.nn.sound import expanded
+from worldmodel.nn.sound import expanded, mel_filters
 
 SHORTEST = 1e-4  # of magnitudes under a logarithm: the noise of µ-law near silence
-
-
-def mel_filters(bands: int, window: int, rate: int, lowest: float = 0.0) -> Tensor:
-    """Triangles on the mel scale, m = 2595 log₁₀(1 + f / 700), from ``lowest`` Hz up: (window // 2 + 1, bands).
-
-    Each sums to one, so that a band is a mean of magnitudes. A band that lies between two bins of a short window, and
-    would have none, has the nearest one.
-    """
-    nyquist = rate / 2
-    mels = torch.linspace(_mel(lowest), _mel(nyquist), bands + 2, dtype=torch.float64)
-    corners = 700 * (10 ** (mels / 2595) - 1)
-    bins = torch.linspace(0, nyquist, window // 2 + 1, dtype=torch.float64)[:, None]
-    rising = (bins - corners[:-2]) / (corners[1:-1] - corners[:-2])
-    falling = (corners[2:] - bins) / (corners[2:] - corners[1:-1])
-    filters = torch.minimum(rising, falling).clamp(min=0)
-    closest = F.one_hot((bins - corners[1:-1]).abs().argmin(0), window // 2 + 1).T
-    filters = torch.where(filters.sum(0) > 0, filters, closest.double())
-    return (filters / filters.sum(0)).float()
-
-
-def _mel(hertz: float) -> float:
-    return 2595 * math.log10(1 + hertz / 700)
 
 
 class SpectralLoss(Likelihood):
@@ -61,7 +38,7 @@ class SpectralLoss(Likelihood):
         spectra: weight of the mean over the windows.
         rate: samples a second, for the mel scale.
 
-    Raises ValueError when there is not a number of bands for each window.
+    Raises ValueError when there is not a number of bands for each window, or a band too narrow for its window.
     """
 
     exact = False
@@ -83,7 +60,8 @@ class SpectralLoss(Likelihood):
         for window, count in zip(windows, bands, strict=True):
             hann = torch.hann_window(window)
             self.register_buffer(f"window{window}", hann / hann.square().sum().sqrt(), persistent=False)
-            self.register_buffer(f"filters{window}", mel_filters(count, window, rate), persistent=False)
+            filters = mel_filters(count, window, rate)
+            self.register_buffer(f"filters{window}", filters / filters.sum(0), persistent=False)  # a band is a mean
 
     def log_prob(self, outputs: Tensor, frames: Tensor) -> Tensor:
         return -(outputs.float() - frames.float()).abs()
@@ -111,6 +89,6 @@ class SpectralLoss(Likelihood):
     def mean(self, outputs: Tensor) -> Tensor:
         return outputs.float().clamp(-1, 1)
 
-    def sample(self, outputs: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, outputs: Tensor, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
         """The frames themselves: there is no distribution to draw from."""
         return self.mean(outputs)
