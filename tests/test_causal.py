@@ -101,6 +101,17 @@ def test_shapes_gradients_and_size() -> None:
     assert sum(p.numel() for p in parameters) < 1.5e6
 
 
+@torch.no_grad()
+def test_signals_keep_their_size_at_the_start() -> None:
+    """Otherwise all places are alike, and the quantiser sees nothing of the sound."""
+    torch.manual_seed(0)
+    widths = (24, 48, 96, 160)
+    places = CausalEncoder(1, 1, widths, 2)(0.4 * torch.randn(1, 1, 320 * 100))
+    assert places.std(-1).mean() > 0.2 and places.std(-1).mean() > places.mean(-1).abs().mean()
+    wave = CausalDecoder(1, 64, 1, widths, 2)(torch.randn(1, 64, 100))
+    assert 0.1 < wave.std() < 1
+
+
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ConfigError, match="3 widths and 4 strides"):
         CausalEncoder(1, 1, (8, 8, 8), 1)

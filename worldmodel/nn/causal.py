@@ -35,9 +35,8 @@ def _prepare(conv: nn.Conv1d | nn.ConvTranspose1d, gain: float = GAIN) -> None:
     PyTorch's own start makes them smaller each time: behind the four strides of an encoder the places of an utterance
     would differ by 5 % of what they have in common, and the wave be lost on the quantiser for hundreds of updates.
     """
-    summed = conv.in_channels * conv.kernel_size[0]
-    if isinstance(conv, nn.ConvTranspose1d):
-        summed /= conv.stride[0]  # type: ignore[assignment]
+    spread = conv.stride[0] if isinstance(conv, nn.ConvTranspose1d) else 1  # an output reads that part of the kernel
+    summed = conv.in_channels * conv.kernel_size[0] / spread
     nn.init.normal_(conv.weight, std=gain / math.sqrt(summed))
     assert conv.bias is not None
     nn.init.zeros_(conv.bias)
