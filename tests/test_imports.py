@@ -19,7 +19,10 @@ ROWS = (
     ("tokenizers",),
     ("priors",),
     ("data", "training"),
-    ("run", "resume", "rollout", "media", "evaluation", "scenes", "still_dream", "sound_dream", "voice"),
+    (
+        *("run", "resume", "rollout", "media", "evaluation", "scenes", "still_dream", "sound_dream", "voice"),
+        *("codec", "bitstream", "entropy"),
+    ),
     ("collect", "train", "dream", "evaluate", "quickstart"),
     ("__main__",),
 )
@@ -33,6 +36,7 @@ RESERVED = {
     "imageio_ffmpeg": ("worldmodel/media", "worldmodel/data/sources/dmlab.py"),
     "pickle": ("worldmodel/data/sources/cifar10.py",),  # as the set is published; under stand-ins that run nothing
     "soundfile": ("worldmodel/data/sources/sound.py", "worldmodel/media/sound.py"),
+    "constriction": ("worldmodel/entropy.py",),
     "soxr": ("worldmodel/data/sources/sound.py",),
     "vizdoom": ("envs",),
     "tensorboard": ("worldmodel/training",),

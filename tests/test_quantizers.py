@@ -16,7 +16,9 @@ from worldmodel.quantizers import (
     GumbelQuantizer,
     ProductQuantizer,
     Quantizer,
+    ResidualQuantizer,
     VectorQuantizer,
+    first_stages,
     nearest,
 )
 
@@ -29,6 +31,11 @@ MAKERS = {
     "product": lambda: ProductQuantizer(3, partial(VectorQuantizer, width=4), codes=32),
     "product of products": lambda: ProductQuantizer(
         2, lambda: ProductQuantizer(3, partial(FiniteScalarQuantizer, [4, 3]))
+    ),
+    "residual": lambda: ResidualQuantizer(3, partial(VectorQuantizer, width=4), codes=32),
+    "residual, dropout": lambda: ResidualQuantizer(3, partial(VectorQuantizer, width=4), codes=32, dropout=0.5),
+    "product of residuals": lambda: ProductQuantizer(
+        2, lambda: ResidualQuantizer(3, partial(VectorQuantizer, width=4), codes=16)
     ),
 }
 
@@ -52,14 +59,17 @@ def test_shapes_range_and_agreement(quantizer: Quantizer) -> None:
 
 
 def test_the_codebook_lists_the_vectors_of_the_codes(quantizer: Quantizer) -> None:
-    """(K, D), or (*shape, K, D of one code): looking codes up is picking from it, slot by slot."""
+    """(K, D), or (*shape, K, D of one code): looking codes up is picking from it, slot by slot; stages are added up."""
     table = quantizer.codebook()
     slots = math.prod(quantizer.shape)
-    assert table.shape == (*quantizer.shape, quantizer.codes, quantizer.width // slots)
+    inner = quantizer.parts[0] if isinstance(quantizer, ProductQuantizer) else quantizer
+    stages = inner.shape[0] if isinstance(inner, ResidualQuantizer) else 1
+    assert table.shape == (*quantizer.shape, quantizer.codes, quantizer.width * stages // slots)
     codes = torch.randint(quantizer.codes, (7, *quantizer.shape), generator=torch.Generator().manual_seed(0))
     books = table.reshape(slots, quantizer.codes, -1)
     picked = [book[code] for book, code in zip(books, codes.reshape(7, slots).T, strict=True)]
-    assert torch.equal(quantizer.lookup(codes), torch.cat(picked, -1))
+    sums = [sum(picked[start : start + stages]) for start in range(0, slots, stages)]
+    assert torch.equal(quantizer.lookup(codes), torch.cat(sums, -1))
 
 
 @pytest.mark.parametrize("name", ["ema", "loss", "fsq"])
@@ -83,7 +93,7 @@ def test_gradient_passes_straight_through(quantizer: Quantizer) -> None:
     vectors.requires_grad_()
     quantizer(vectors, torch.Generator().manual_seed(0)).vectors.sum().backward()
     assert vectors.grad is not None
-    if isinstance(part, VectorQuantizer):
+    if isinstance(part, VectorQuantizer | ResidualQuantizer):
         assert torch.equal(vectors.grad, torch.ones_like(vectors))
     elif isinstance(part, GumbelQuantizer):
         assert (vectors.grad != 0).all()
@@ -224,6 +234,12 @@ def test_bad_arguments_are_refused() -> None:
         VectorQuantizer(codes=8, width=2, update="adam")
     with pytest.raises(ValueError, match="at least 2 levels"):
         FiniteScalarQuantizer([8, 1])
+    with pytest.raises(ValueError, match="at least 1 stage, not 0"):
+        ResidualQuantizer(0, partial(VectorQuantizer, width=2), codes=8)
+    with pytest.raises(ValueError, match="from 0 to 1, not 2"):
+        ResidualQuantizer(2, partial(VectorQuantizer, width=2), codes=8, dropout=2)
+    with pytest.raises(ValueError, match="GumbelQuantizer does not"):
+        ResidualQuantizer(2, partial(GumbelQuantizer, width=2), codes=8)
     with pytest.raises(ValueError, match="at least 1 slot, not 0"):
         ProductQuantizer(0, partial(VectorQuantizer, width=2), codes=8)
     with pytest.raises(ValueError, match=r"not go from 0\.5 to 1"):
@@ -340,3 +356,98 @@ def test_gumbel_divergence_is_that_from_the_uniform_distribution() -> None:
     with torch.no_grad():
         quantizer.logits.weight.zero_()
     assert quantizer(vectors).losses["kl"].abs() < 1e-6
+
+
+def laid(stages: int, vectors: torch.Tensor, dropout: float = 0.0, **options: object) -> ResidualQuantizer:
+    """A residual quantiser of 16 codes a stage, after some batches of these vectors."""
+    torch.manual_seed(0)
+    quantizer = ResidualQuantizer(stages, partial(VectorQuantizer, width=4, **options), codes=16)  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(10):
+        quantizer(vectors, generator)
+    quantizer.dropout = dropout
+    return quantizer
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_stages_quantise_what_is_left(training: bool) -> None:
+    vectors = torch.randn(8, 50, 4, generator=torch.Generator().manual_seed(1))
+    quantizer = laid(3, vectors, update="loss").train(training)
+    parts, generator = copy.deepcopy(quantizer.parts), torch.Generator().manual_seed(2)
+    result = quantizer(vectors, torch.Generator().manual_seed(2))
+    total, terms = torch.zeros_like(vectors), dict.fromkeys(("commitment", "codebook"), 0.0)
+    for stage, part in enumerate(parts):
+        alone = part(vectors - total, generator)
+        assert torch.equal(result.codes[..., stage], alone.codes)
+        total = total + alone.vectors
+        terms = {name: value + alone.losses[name] for name, value in terms.items()}
+    assert torch.equal(result.vectors, total)
+    torch.testing.assert_close(result.losses, terms)
+
+
+def test_the_error_falls_with_every_stage_that_is_used() -> None:
+    vectors = torch.randn(2000, 4, generator=torch.Generator().manual_seed(1))
+    quantizer = laid(4, vectors).eval()
+    codes = quantizer.encode(vectors)
+    errors = [F.mse_loss(quantizer.lookup(first_stages(codes, used)), vectors).item() for used in range(5)]
+    assert errors[0] == pytest.approx(vectors.square().mean().item())
+    assert all(after < 0.7 * before for before, after in itertools.pairwise(errors))
+    assert errors[4] == F.mse_loss(quantizer(vectors).vectors, vectors).item()
+    mixed = torch.stack([first_stages(codes[0], 1), codes[1]])  # each row as many as it likes
+    assert torch.equal(quantizer.lookup(mixed)[0], quantizer.parts[0].lookup(codes[0, 0]))
+    assert torch.equal(quantizer.lookup(mixed)[1], quantizer.lookup(codes)[1])
+
+
+def test_a_stage_knows_nothing_of_the_samples_that_do_not_reach_it() -> None:
+    vectors = torch.randn(8, 50, 4, generator=torch.Generator().manual_seed(1))
+    quantizer = laid(4, vectors, dropout=1.0)
+    before = copy.deepcopy(quantizer.parts)
+    result = quantizer(vectors, torch.Generator().manual_seed(3))
+    reached = (result.codes >= 0).sum(-1)
+    assert (reached == reached[:, :1]).all() and reached.unique().tolist() == [1, 2, 3, 4]
+    torch.testing.assert_close(result.vectors, sum_of(before, result.codes))
+    commitment, total = 0.0, torch.zeros_like(vectors)
+    for stage, (after, old) in enumerate(zip(quantizer.parts, before, strict=True)):
+        here = reached[:, 0] > stage
+        arrived, codes = (vectors - total)[here], result.codes[here, :, stage]
+        uses = torch.bincount(codes.flatten(), minlength=16).float()
+        torch.testing.assert_close(after.counts, old.counts.lerp(uses, 0.01))
+        sums = torch.zeros(16, 4).index_add_(0, codes.flatten(), arrived.flatten(0, 1))
+        torch.testing.assert_close(after.sums, old.sums.lerp(sums, 0.01), rtol=1e-4, atol=1e-5)
+        commitment += F.mse_loss(arrived, old.lookup(codes)).item() * here.float().mean().item()
+        total[here] += old.lookup(codes)
+    assert result.losses["commitment"].item() == pytest.approx(commitment, rel=1e-5)
+    assert (quantizer.eval()(vectors).codes >= 0).all()
+
+
+def sum_of(parts: torch.nn.ModuleList, codes: torch.Tensor) -> torch.Tensor:
+    quantizer = ResidualQuantizer(len(parts), partial(VectorQuantizer, width=4), codes=16)
+    quantizer.parts = parts
+    return quantizer.lookup(codes)
+
+
+@pytest.mark.parametrize(("samples", "dropout"), [(8, 1.0), (3, 1.0), (16, 0.5), (1, 1.0)])
+def test_stages_are_drawn_uniformly_and_one_sample_reaches_them_all(samples: int, dropout: float) -> None:
+    vectors, generator = torch.randn(samples, 5, 4), torch.Generator().manual_seed(0)
+    quantizer = ResidualQuantizer(4, partial(VectorQuantizer, width=4), codes=16, dropout=dropout)
+    found = torch.zeros(4)
+    for _ in range(400):
+        counts = quantizer._reached(vectors, generator).view(samples, 5)
+        assert (counts == counts[:, :1]).all() and counts.max() == 4
+        found += torch.bincount(counts[:, 0] - 1, minlength=4)
+    if samples >= 4:  # fewer cannot be fair to all stages and reach them all
+        expected = torch.full((4,), dropout / 4) + torch.tensor([0, 0, 0, 1 - dropout])
+        torch.testing.assert_close(found / found.sum(), expected, rtol=0, atol=0.02)
+
+
+def test_commitment_of_every_stage_pulls_the_encoder() -> None:
+    vectors = torch.randn(100, 4, generator=torch.Generator().manual_seed(1))
+    quantizer = laid(3, vectors).eval()
+    ours = vectors.clone().requires_grad_()
+    result = quantizer(ours)
+    result.losses["commitment"].backward()
+    total, expected = torch.zeros_like(vectors), torch.zeros_like(vectors)
+    for part, code in zip(quantizer.parts, result.codes.unbind(-1), strict=True):
+        total = total + part.lookup(code)
+        expected += 2 * (vectors - total) / vectors.numel()
+    torch.testing.assert_close(ours.grad, expected)

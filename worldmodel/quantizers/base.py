@@ -13,14 +13,15 @@ class Quantized(NamedTuple):
     """What a quantiser returns; D is the width, K the number of codes, ``shape`` what becomes of a vector."""
 
     vectors: Tensor  # (..., D), the vectors of the codes, gradients through to the input
-    codes: Tensor  # (..., *shape) int64 in [0, K)
+    codes: Tensor  # (..., *shape) int64 in [0, K); -1 where training left a code out
     losses: dict[str, Tensor]  # named scalar terms, e.g. "commitment"
 
 
 class Quantizer(nn.Module, abc.ABC):
     """Interface of all quantisers. They compute in float32 whatever the precision around them.
 
-    A vector becomes ``shape`` codes: ``()`` is a single one, ``(S,)`` are S of them, each from a codebook of its own.
+    A vector becomes ``shape`` codes: ``()`` is a single one, ``(S,)`` are S of them, each from a codebook of its own,
+    whose vectors lie side by side or are added up.
     """
 
     soft: bool = False  # whether the vectors of training are mixtures of codes, which N ln K does not pay for

@@ -67,7 +67,8 @@ class TokenizerObjective(Objective):
     def _usage(self, codes: Tensor) -> dict[str, Tensor]:
         assert isinstance(self.tokenizer, Tokenizer)
         vocabulary = self.history.shape[-1]
-        found = [torch.bincount(part.flatten(), minlength=vocabulary) for part in self.tokenizer.books(codes)]
+        books = self.tokenizer.books(codes)  # -1 where a code was left out, counted apart
+        found = [torch.bincount(part.flatten() + 1, minlength=vocabulary + 1)[1:] for part in books]
         counts = torch.stack(found).to(torch.int32)
         self.history.index_copy_(0, self.slot[None], all_reduce(counts)[None])
         self.slot.copy_((self.slot + 1) % len(self.history))

@@ -1,0 +1,124 @@
+"""Several codes for a vector, from coarse to fine: each quantises what those before it left over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from worldmodel.quantizers.base import Quantized, Quantizer
+
+NO_CODE = -1
+
+
+def first_stages(codes: Tensor, stages: int) -> Tensor:
+    """Codes (..., Q) → the same with :data:`NO_CODE` in place of those behind the first ``stages``."""
+    kept = torch.arange(codes.shape[-1], device=codes.device) < stages
+    return codes.where(kept, NO_CODE)
+
+
+class ResidualQuantizer(Quantizer):
+    """Q stages, whose vectors add up to that of the input (residual vector quantisation).
+
+    Zeghidour et al., *SoundStream*, 2021, section III.C and algorithm 1; Défossez et al., *EnCodec*, 2022, section 3.2.
+
+    How many stages are used is chosen with the codes: a code of -1 is none, and adds nothing in :meth:`lookup`
+    (:func:`first_stages` makes them). What the first q stages say does not depend on the others, so that one
+    model serves every bitrate. :meth:`encode` always gives all Q codes, each in [0, K).
+
+    Args:
+        stages: Q.
+        quantizer: constructor of the quantiser of a stage, called Q times, with ``codes`` where that is given. It makes
+            a single code of a vector, and no mixtures of codes.
+        codes: K of every stage; None for a quantiser that brings it.
+        dropout: share of the samples of a training batch (its first axis) that go through the first q stages only, q
+            uniform in 1 … Q for each (quantiser dropout; 1 in SoundStream, ½ in DAC). Without it a model is good at Q
+            stages, and at fewer by chance.
+
+    In training the codes of a stage that a sample does not reach are -1, and the stage does not see the sample: moving
+    averages, revival and loss terms are of what arrives. Beware that a stage's batch is then a part of the batch: the
+    idle batches after which a code restarts have to be more than for a single quantiser. At least one sample
+    of a batch goes through all stages, so that every stage sees something on every process.
+
+    The terms are sums over the stages, as in EnCodec's equation (5): the first one weighs what it does alone. Each is
+    weighed by the share of the vectors that arrive. Gradients pass straight through, once, to the input.
+
+    Raises ValueError for fewer than 1 stage, a dropout outside [0, 1], or a quantiser that does not fit.
+    """
+
+    def __init__(
+        self, stages: int, quantizer: Callable[..., Quantizer], codes: int | None = None, dropout: float = 0.0
+    ):
+        super().__init__()
+        if stages < 1:
+            raise ValueError(f"a residual quantiser needs at least 1 stage, not {stages}")
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"dropout is a share of the samples, from 0 to 1, not {dropout}")
+        made = [quantizer() if codes is None else quantizer(codes=codes) for _ in range(stages)]
+        if made[0].soft or made[0].shape:
+            raise ValueError(f"a stage makes a single code of a vector, and {type(made[0]).__name__} does not")
+        self.parts = nn.ModuleList(made)
+        self.codes, self.width, self.dropout = made[0].codes, made[0].width, dropout
+        self.shape = (stages,)
+
+    def _quantizers(self) -> list[Quantizer]:
+        return list(self.parts)  # type: ignore[arg-type]
+
+    def encode(self, vectors: Tensor) -> Tensor:
+        vectors, codes = vectors.detach().float(), []
+        total = torch.zeros_like(vectors)
+        for part in self._quantizers():
+            codes.append(part.encode(vectors - total))
+            total = total + part.lookup(codes[-1])
+        return torch.stack(codes, -1)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """Codes (..., Q) in [-1, K) → vectors (..., D) float32: the sum over the stages that have a code."""
+        total = None
+        for part, code in zip(self._quantizers(), codes.unbind(-1), strict=True):
+            vectors = part.lookup(code.clamp(min=0)).masked_fill(code[..., None] < 0, 0.0)
+            total = vectors if total is None else total + vectors
+        assert total is not None
+        return total
+
+    def codebook(self) -> Tensor:
+        """(Q, K, D): the vectors that are added up."""
+        return torch.stack([part.codebook() for part in self._quantizers()])
+
+    def forward(self, vectors: Tensor, generator: torch.Generator | None = None) -> Quantized:
+        vectors = vectors.float()
+        flat = vectors.reshape(-1, self.width)
+        reached = self._reached(vectors, generator)
+        total = torch.zeros_like(flat)
+        codes = flat.new_full((len(flat), *self.shape), NO_CODE, dtype=torch.int64)
+        losses: dict[str, Tensor] = {}
+        for stage, part in enumerate(self._quantizers()):
+            rows = None if reached is None else (reached > stage).nonzero()[:, 0]
+            left = flat - total  # its gradient is the input's: each stage's commitment pulls the encoder
+            result = part(left if rows is None else left[rows], generator)
+            if rows is None:
+                total, codes[:, stage] = total + result.vectors.detach(), result.codes
+            else:
+                total = total.index_add(0, rows, result.vectors.detach())
+                codes[rows, stage] = result.codes
+            for name, term in result.losses.items():
+                weighed = term * (result.codes.numel() / len(flat))
+                losses[name] = losses[name] + weighed if name in losses else weighed
+        straight = total + (flat - flat.detach())  # exactly the sum, with the gradient of the input
+        return Quantized(straight.view(vectors.shape), codes.view(*vectors.shape[:-1], *self.shape), losses)
+
+    def _reached(self, vectors: Tensor, generator: torch.Generator | None) -> Tensor | None:
+        """How many stages each vector goes through, (M,) on its device; None where all go through all.
+
+        The draws of a batch are stratified: they share out (0, 1) between them, each being uniform in it.
+        """
+        if not (self.training and self.dropout) or vectors.dim() < 2:
+            return None
+        samples, (stages,) = len(vectors), self.shape
+        device = generator.device if generator is not None else vectors.device
+        strata = torch.randperm(samples, generator=generator, device=device)
+        draws = (strata + torch.rand(1, generator=generator, device=device)) / samples
+        counts = (draws / self.dropout * stages).floor().long().add_(1).clamp_(max=stages)
+        counts[draws.argmax()] = stages
+        return counts.to(vectors.device).repeat_interleave(vectors[0].numel() // self.width)
