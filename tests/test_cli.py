@@ -57,7 +57,10 @@ def test_config_is_printed_and_nothing_runs(capsys: pytest.CaptureFixture[str]) 
         (["env=nowhere"], "there is no env 'nowhere'; choose gym, vizdoom/basic, vizdoom/health_gathering, vizdoom/my"),
         (["env=vizdoom"], "choose gym, vizdoom/basic"),
         (["env=null"], "choose gym, vizdoom/basic"),
-        (["tokenizer=vqgan"], "no tokenizer 'vqgan'; choose fsq, gumbel, phonemes, speech, vae, vimco, vqvae, vqvae2"),
+        (
+            ["tokenizer=vqgan"],
+            "no tokenizer 'vqgan'; choose fsq, gumbel, phonemes, speech, speech_mel, vae, vimco, vqvae",
+        ),
         (["prior=lstm"], "there is no prior 'lstm'; choose captions, conv, "),
         (["explorer=curious"], "there is no explorer 'curious'; choose sticky, uniform"),
         (["training=long"], "there is no training 'long'; choose default\n"),

