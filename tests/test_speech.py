@@ -22,6 +22,7 @@ from worldmodel.data.windows import Windows
 from worldmodel.errors import ConfigError, UnknownActionError
 from worldmodel.evaluation.speech.classifier import Budget
 from worldmodel.mulaw import to_levels
+from worldmodel.nn.convnets import ConvEncoder
 from worldmodel.nn.sound import MelEncoder, expanded, mel_power
 from worldmodel.nn.spectra import MelSpectra
 from worldmodel.run import build_tokenizer
@@ -115,6 +116,16 @@ def tone_store(folder: Path) -> EpisodeStore:
     write_vctk(folder / "set")
     assert collect.main(["source=vctk", f"source.path={folder / 'set'}", f"data={folder / 'data'}"]) == 0
     return EpisodeStore.open(folder / "data")
+
+
+def test_in_a_scaled_encoder_signals_keep_their_size() -> None:
+    for scaled, size in ((True, (0.3, 3.0)), (False, (0.0, 0.1))):
+        torch.manual_seed(0)
+        x = torch.randn(4, 1, 4096)
+        encoder = ConvEncoder(1, 1, [32, 64, 64, 96, 128, 128], 0, scaled)
+        for index, conv in enumerate(encoder.down):
+            x = conv(x if index == 0 else x.relu())
+        assert size[0] < x.std().item() < size[1]
 
 
 def test_codes_of_a_store_are_those_of_whole_utterances(tmp_path: Path) -> None:

@@ -36,14 +36,22 @@ class ConvEncoder(nn.Module):
 
     ``widths``: output channels of each stride-2 convolution; ``blocks``: residual blocks behind them. ``factor``: how
     many places of a frame, along each axis, become one of the grid.
+
+    ``scaled``: weights begin so that signals keep their size from layer to layer (He et al., *Delving Deep into
+    Rectifiers*, 2015). PyTorch's own beginning makes them smaller, by ten after six layers; what is then left to learn
+    by is so little that the rectifiers die.
     """
 
-    def __init__(self, rank: int, channels: int, widths: Sequence[int], blocks: int):
+    def __init__(self, rank: int, channels: int, widths: Sequence[int], blocks: int, scaled: bool = False):
         super().__init__()
         self.factor = 2 ** len(widths)
         ins = [channels, *widths[:-1]]
         self.down = nn.ModuleList(CONV[rank](i, o, 4, stride=2, padding=1) for i, o in zip(ins, widths, strict=True))
         self.blocks = nn.ModuleList(ResidualBlock(rank, widths[-1], widths[-1]) for _ in range(blocks))
+        if scaled:
+            for index, conv in enumerate(self.down):
+                nn.init.kaiming_normal_(conv.weight, nonlinearity="relu" if index else "linear")  # type: ignore[arg-type]
+                nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         for index, conv in enumerate(self.down):
