@@ -15,7 +15,12 @@ from worldmodel.tokenizers import Autoencoder, Tokenizer, require_codes
 from worldmodel.types import Segment, Spec
 
 SPEC = Spec("tiny", (3, 16, 16), ("noop", "forward", "left"), 10.0)
-OTHER_LATENTS = {"gaussian", "hierarchy", "scene"}  # priors of tokenizers of their own, with tests of their own
+OTHER_LATENTS = {
+    "gaussian",
+    "hierarchy",
+    "jukebox",
+    "scene",
+}  # priors of tokenizers of their own, with tests of their own
 PRIORS = sorted({path.stem for path in (Path(configs.__file__).parent / "prior").glob("*.yaml")} - OTHER_LATENTS)
 SOUND = {
     "codec",

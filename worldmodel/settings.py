@@ -218,7 +218,7 @@ RULES: dict[str, Rule] = {
             "tokenizer.hide": Number(least=0, below=1),
             "prior.trunk.drop": SHARE,
             **{f"prior.{name}": COUNT for name in ("width", "layers", "condition", "hidden", "components")},
-            **{f"prior.head.inner.{name}": COUNT for name in ("width", "layers")},
+            **{f"prior.head.inner.{name}": COUNT for name in ("width", "layers", "blocks", "heads", "embed")},
             "prior.forget": SHARE,
             "prior.corrupt": SHARE,
             **{f"prior.trunk.{name}": COUNT for name in ("width", "blocks", "history", "model", "heads", "window")},

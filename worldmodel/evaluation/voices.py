@@ -22,6 +22,7 @@ from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import DataError
 from worldmodel.evaluation import voices_report
 from worldmodel.evaluation.conversion import Judges, Utterance, conversion
+from worldmodel.evaluation.levels import level_figures
 from worldmodel.evaluation.metrics import CodeUsage, mean_interval
 from worldmodel.evaluation.openloop import Progress, silent
 from worldmodel.evaluation.speech import codec
@@ -33,7 +34,7 @@ from worldmodel.evaluation.speech.phonemes import PhoneClassifier, train_phone_c
 from worldmodel.evaluation.speech.speakers import train_speaker_classifier
 from worldmodel.evaluation.suite import machine
 from worldmodel.run import build_tokenizer, load_config
-from worldmodel.tokenizers import VQVAE, require_codes
+from worldmodel.tokenizers import VQVAE, SeparateLevels, require_codes
 from worldmodel.tokenizers.base import join
 from worldmodel.types import to_float
 from worldmodel.voice import VoiceModel
@@ -87,6 +88,9 @@ def evaluate_voices(
         found["conversion"], shown = conversion(world, sources, speakers, judges, seed, progress)
     else:
         found["resynthesis"], shown = resynthesis(world, held_out[: 4 * FEW], seed)
+    if isinstance(world.tokenizer, SeparateLevels):
+        found["levels"], more = level_figures(world, world.tokenizer, held_out[: 4 * FEW], seed)
+        shown = more + shown
     voices_report.save(found, shown, run / "evaluation")
     return found
 
@@ -174,7 +178,11 @@ def leakage_figures(world: VoiceModel, spoken: Sequence[Utterance]) -> dict[str,
 
 
 def flat_codes(world: VoiceModel, utterance: Utterance) -> np.ndarray:
-    """(T · n,) or, with several codebooks, (T · n, S)."""
+    """(T · n,); with several codebooks (T · n, S); with several levels each as often as the finest, (T · n, levels)."""
+    if len(world.tokenizer.levels) > 1:
+        books = [book.flatten() for book in world.tokenizer.books(utterance.codes)]
+        finest = max(map(len, books))
+        return torch.stack([book.repeat_interleave(finest // len(book)) for book in books], 1).numpy()
     codes = utterance.codes.flatten(0, len(utterance.codes.shape) - 1 - len(world.tokenizer.slots))
     return codes.flatten(1).numpy() if world.tokenizer.slots else codes.numpy()
 
@@ -183,8 +191,8 @@ def phoneme_figures(
     run: Path, world: VoiceModel, spoken: Sequence[Utterance], timit: Path, seed: int
 ) -> dict[str, Any] | None:
     """Codes as phonemes, and the controls; None for recordings that have no alignments, or codes of several books."""
-    aligned = phone_files(timit)
-    if world.tokenizer.slots or not all(each.key in aligned for each in spoken):
+    aligned, tokenizer = phone_files(timit), world.tokenizer
+    if tokenizer.slots or len(tokenizer.levels) > 1 or not all(each.key in aligned for each in spoken):
         return None
     hop = round(world.window / math.prod(world.tokenizer.grid))
     labels = [

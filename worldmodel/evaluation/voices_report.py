@@ -31,6 +31,8 @@ DEFINITIONS = {
     "on the other, both ways; the halves share no speaker, and sentences of both are not scored. 39 phonemes after Lee "
     "and Hon; baseline: the most frequent phoneme.",
     "leakage": "Accuracy of a probe that reads the speaker from the codes of a second; trained on training utterances.",
+    "by a level alone": "The wave that a level's decoder makes, which reads its own codes and no others; what else "
+    "is said is of the finest level. Every level is paid for in its bits, as the prior draws them all.",
     "intervals": "95 %, percentile bootstrap over utterances, 1000 resamples.",
 }
 
@@ -68,6 +70,12 @@ def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
             (f"Coded and decoded, {again['utterances']} utterances", ""),
             ("SI-SDR", number(again["si_sdr"]) + " dB"),
             ("log-spectral distance", number(again["log_spectral_distance"]) + " dB"),
+        ]
+    for name, level in found.get("levels", {}).items():
+        told += [
+            (f"By {name} alone, {level['bits_a_second'] / 1000:.2f} kbit/s", ""),
+            ("SI-SDR", number(level["si_sdr"]) + " dB"),
+            ("log-spectral distance", number(level["log_spectral_distance"]) + " dB"),
         ]
     return told
 

@@ -22,6 +22,7 @@ class Trunk(nn.Module, abc.ABC):
     width: int  # of a context vector
     remembers: bool = True  # whether past grids matter; the frames of a trunk without a past stand on their own
     sees_actions: bool = True  # whether actions (or classes) matter
+    takes_levels: bool = False  # it reads several grids, and is constructed with their shapes as ``levels``
     reads_names: bool = False  # it reads what actions are called, and is constructed with their ``names``
 
     @abc.abstractmethod

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from worldmodel.nn.embedding import centred, project
 
-__all__ = ["CodeEmbedding", "centred", "classifier", "project"]
+__all__ = ["CodeEmbedding", "LevelEmbedding", "centred", "classifier", "embedding", "project"]
 
 
 class CodeEmbedding(nn.Module):
@@ -22,6 +25,27 @@ class CodeEmbedding(nn.Module):
 
     def forward(self, codes: Tensor) -> Tensor:
         return nn.functional.embedding(codes + 1, self.table)
+
+
+class LevelEmbedding(nn.Module):
+    """Codes of several grids in one row, (..., N) int64 in [-1, K) → (..., N, width), by a table for each grid.
+
+    ``codebook`` (levels, K, D); ``levels``: shapes of the grids, as they stand in the row.
+    """
+
+    def __init__(self, codebook: Tensor, width: int, levels: Sequence[Sequence[int]]):
+        super().__init__()
+        self.sizes = [math.prod(level) for level in levels]
+        self.embed = nn.ModuleList(CodeEmbedding(book, width) for book in codebook)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        parts = codes.split(self.sizes, -1)
+        return torch.cat([embed(part) for embed, part in zip(self.embed, parts, strict=True)], -2)
+
+
+def embedding(codebook: Tensor, width: int, levels: Sequence[Sequence[int]] = ()) -> nn.Module:
+    """Of one grid, or of those of ``levels``."""
+    return LevelEmbedding(codebook, width, levels) if levels else CodeEmbedding(codebook, width)
 
 
 def classifier(codebook: Tensor, width: int) -> nn.Linear:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -10,8 +11,23 @@ from torch.nn import functional as F
 
 from worldmodel.nn.convnets import CONV
 from worldmodel.priors.base import Trunk, grid_size
-from worldmodel.priors.embedding import CodeEmbedding
+from worldmodel.priors.embedding import embedding
 from worldmodel.priors.memory import MemoryState, TimeMemory
+
+
+class LevelNeighbourhoods(nn.Module):
+    """Each grid's codes in their own neighbourhood: embedded codes of several grids in one row (M, embed, N) →
+    (M, width, N)."""
+
+    def __init__(self, levels: Sequence[Sequence[int]], embed: int, width: int):
+        super().__init__()
+        self.levels = [tuple(level) for level in levels]
+        self.convs = nn.ModuleList(CONV[len(level)](embed, width, 3, padding=1) for level in self.levels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = x.split([math.prod(level) for level in self.levels], 2)
+        grids = [part.unflatten(2, level) for part, level in zip(parts, self.levels, strict=True)]
+        return torch.cat([conv(grid).flatten(2) for conv, grid in zip(self.convs, grids, strict=True)], 2)
 
 
 class FrameTransformer(Trunk):
@@ -25,7 +41,10 @@ class FrameTransformer(Trunk):
         grid: shape of a grid of codes. codebook: (K, D). actions: A.
         width: of a context vector. model, blocks, heads, window: width and shape of the transformer.
         embed: width of an embedded code. spread: width of what the frame's vector says to one position alone.
+        levels: shapes of the grids that stand in one row, where there are several; the codebook is (levels, K, D).
     """
+
+    takes_levels = True
 
     def __init__(
         self,
@@ -39,13 +58,14 @@ class FrameTransformer(Trunk):
         model: int = 256,
         embed: int = 48,
         spread: int = 32,
+        levels: Sequence[Sequence[int]] = (),
     ):
         super().__init__()
         rank, positions = len(grid), grid_size(grid)
         self.grid, self.width, self.positions = tuple(grid), width, positions
-        self.memory = TimeMemory(grid, codebook, actions, model, blocks, heads, window, embed)
-        self.embed = CodeEmbedding(codebook, embed)
-        self.near = CONV[rank](embed, width, 3, padding=1)
+        self.memory = TimeMemory(grid, codebook, actions, model, blocks, heads, window, embed, levels)
+        self.embed = embedding(codebook, embed, levels)
+        self.near = LevelNeighbourhoods(levels, embed, width) if levels else CONV[rank](embed, width, 3, padding=1)
         self.position = nn.Parameter(torch.randn(positions, width) * 0.02)
         self.spread = nn.Linear(model, positions * spread)
         self.enter = nn.Linear(spread, width, bias=False)

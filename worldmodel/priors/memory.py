@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from worldmodel.nn.attention import AttentionCache, TimeTransformer
 from worldmodel.priors.base import grid_size
-from worldmodel.priors.embedding import CodeEmbedding
+from worldmodel.priors.embedding import embedding
 
 MemoryState = tuple[AttentionCache, ...]  # one cache a block, the batch first in every tensor
 
@@ -34,10 +34,11 @@ class TimeMemory(nn.Module):
         heads: int = 4,
         window: int = 16,
         embed: int = 16,
+        levels: Sequence[Sequence[int]] = (),
     ):
         super().__init__()
         self.width = width
-        self.embed = CodeEmbedding(codebook, embed)
+        self.embed = embedding(codebook, embed, levels)
         self.act = nn.Embedding(actions + 1, width)
         self.enter = nn.Linear(grid_size(grid) * embed, width)
         self.time = TimeTransformer(width, blocks, heads, window)

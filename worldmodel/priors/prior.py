@@ -50,13 +50,20 @@ class Prior(nn.Module):
         self.forget, self.corrupt = forget, corrupt
         self.positions = grid_size(self.grid)
         codebook = tokenizer.codebook()
-        names = {"names": actions} if getattr(getattr(trunk, "func", trunk), "reads_names", False) else {}
-        self.trunk = trunk(grid=self.grid, codebook=codebook, actions=self.actions, **names)
-        if len(tokenizer.levels) > 1 and not getattr(getattr(head, "func", head), "takes_levels", False):
-            raise ConfigError(
-                "this tokenizer makes several grids; choose a prior with a head for each: prior=hierarchy"
-            )
+        names = {"names": actions} if stated(trunk, "reads_names", False) else {}
         levels = {"levels": tokenizer.levels} if len(tokenizer.levels) > 1 else {}
+        if levels and not stated(head, "takes_levels", False):
+            raise ConfigError(
+                "this tokenizer makes several grids; choose a prior with a head for each: prior=hierarchy, or "
+                "prior=jukebox for sound"
+            )
+        if levels and stated(trunk, "remembers", True) and not stated(trunk, "takes_levels", False):
+            raise ConfigError(
+                "this tokenizer makes several grids, and the prior's trunk reads the codes of one; choose "
+                "prior=hierarchy or prior=jukebox"
+            )
+        seen = levels if stated(trunk, "takes_levels", False) else {}
+        self.trunk = trunk(grid=self.grid, codebook=codebook, actions=self.actions, **names, **seen)
         self.head = head(grid=self.grid, codebook=codebook, context_width=self.trunk.width, **levels)
         self.register_buffer("place", self.head.order.argsort(), persistent=False)  # of a raster index in that order
         self.outcomes = OutcomeHead(codebook, self.positions, self.trunk.width) if outcomes else None
@@ -177,6 +184,11 @@ class Prior(nn.Module):
     @property
     def head_dtype(self) -> torch.dtype:
         return next(self.head.parameters()).dtype
+
+
+def stated(maker: Callable[..., nn.Module], name: str, default: bool) -> bool:
+    """What the class behind a constructor says of itself."""
+    return bool(getattr(getattr(maker, "func", maker), name, default))
 
 
 def nats(logits: Tensor, codes: Tensor) -> Tensor:

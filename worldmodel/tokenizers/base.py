@@ -21,6 +21,7 @@ class Reconstruction(NamedTuple):
     codes: Tensor | None  # (B, *grid) int64; None where there are none
     losses: dict[str, Tensor]  # named scalar terms
     nats: Tensor | None = None  # () per sub-pixel: the negative bound as trained, detached; None if there is no bound
+    figures: dict[str, Tensor] | None = None  # named scalars that are looked at beside the losses, detached
 
 
 class Bound(NamedTuple):

@@ -23,7 +23,8 @@ class TokenizerObjective(Objective):
     Metrics: ``psnr`` in dB (peak 2: frames span [-1, 1]); in training also ``usage`` (the share of codes used) and
     ``perplexity`` (exp of the codes' entropy in nats) over the last ``window`` steps of all processes, about an epoch.
     Where there are several codebooks, of slots or of levels, both are means over them. With an exact likelihood also
-    ``bits_per_dim``: the negative bound as trained, the cost of the latents with it, in bits per sub-pixel.
+    ``bits_per_dim``: the negative bound as trained, the cost of the latents with it, in bits per sub-pixel. And the
+    figures that the tokenizer reports.
     """
 
     headline = ("psnr", "bits_per_dim", "usage")
@@ -48,7 +49,7 @@ class TokenizerObjective(Objective):
         told = {"conditions": conditions} if self.tokenizer.told else {}
         result = self.tokenizer(frames, generator, **told)
         error = (result.frames.detach().clamp(-1, 1) - frames).square().mean()
-        metrics = {"psnr": -10 * torch.log10(error.clamp(min=1e-10) / 4)}
+        metrics = {**(result.figures or {}), "psnr": -10 * torch.log10(error.clamp(min=1e-10) / 4)}
         if result.nats is not None:
             metrics["bits_per_dim"] = result.nats / math.log(2)
         if self.training and result.codes is not None:
