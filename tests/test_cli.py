@@ -59,7 +59,7 @@ def test_config_is_printed_and_nothing_runs(capsys: pytest.CaptureFixture[str]) 
         (["env=null"], "choose gym, vizdoom/basic"),
         (
             ["tokenizer=vqgan"],
-            "no tokenizer 'vqgan'; choose fsq, gumbel, phonemes, speech, speech_mel, vae, vimco, vqvae",
+            "no tokenizer 'vqgan'; choose fsq, gumbel, jukebox, phonemes, speech, speech_conv, speech_mel, vae",
         ),
         (["prior=lstm"], "there is no prior 'lstm'; choose captions, conv, "),
         (["explorer=curious"], "there is no explorer 'curious'; choose sticky, uniform"),

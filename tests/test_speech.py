@@ -26,7 +26,7 @@ from worldmodel.nn.convnets import ConvEncoder
 from worldmodel.nn.sound import MelEncoder, expanded, mel_power
 from worldmodel.nn.spectra import MelSpectra
 from worldmodel.run import build_tokenizer
-from worldmodel.tokenizers import Tokenizer, require_codes
+from worldmodel.tokenizers import VQVAE, SeparateLevels, Tokenizer, require_codes
 from worldmodel.tokenizers.base import join
 from worldmodel.training.objectives import TokenizerObjective
 from worldmodel.types import Spec, to_float
@@ -44,11 +44,22 @@ SMALL = {
         "tokenizer.likelihood.outputs=8", "tokenizer.likelihood.width=8", "tokenizer.likelihood.hidden=8",
         "tokenizer.likelihood.layers=2",
     ],
+    "speech_conv": [
+        "tokenizer.widths=[4,4,4,4,8,8]", "tokenizer.codes=8", "tokenizer.told=4", "tokenizer.quantizer.width=4",
+    ],
+    "jukebox": [
+        "tokenizer.widths=[[4,4,8],[4,4,4,4,8],[4,4,4,4,4,4,8]]", "tokenizer.codes=8", "tokenizer.told=4",
+        "tokenizer.quantizer.width=4",
+    ],
     "phonemes": ["tokenizer.widths=[8,8,8]", "tokenizer.codes=8", "tokenizer.told=4", "tokenizer.quantizer.width=4"],
 }  # fmt: skip
 SMALL_PRIOR = [
     "prior.trunk.width=8", "prior.trunk.model=8", "prior.trunk.heads=2", "prior.trunk.blocks=1", "prior.trunk.window=3",
     "prior.head.width=8", "prior.head.blocks=1",
+]  # fmt: skip
+SMALL_LEVELS = [
+    *(setting for setting in SMALL_PRIOR if not setting.startswith("prior.head.blocks")),
+    "prior.head.inner.width=8", "prior.head.inner.blocks=1",
 ]  # fmt: skip
 QUICK = [f"training.{stage}.{name}" for stage in ("tokenizer", "prior") for name in ("batch=2", "evaluate_batches=1")]
 TOKENIZERS = sorted(SMALL)
@@ -58,6 +69,14 @@ def make(name: str) -> Tokenizer:
     torch.manual_seed(0)
     config = compose_config([f"tokenizer={name}", *SMALL[name], "tokenizer.blocks=1"])
     return require_codes(build_tokenizer(config, SPEC)).eval()
+
+
+def parts(tokenizer: Tokenizer) -> list[VQVAE]:
+    """The VQ-VAEs that a tokenizer of sound consists of, the one that makes the sound last."""
+    if isinstance(tokenizer, SeparateLevels):
+        return [tokenizer.level(number) for number in range(len(tokenizer.levels))]
+    assert isinstance(tokenizer, VQVAE)
+    return [tokenizer]
 
 
 def signal(windows: int, batch: int = 1) -> torch.Tensor:
@@ -79,18 +98,19 @@ def test_a_signal_is_coded_as_a_whole(name: str) -> None:
     # A window is not coded by itself: what lies beside it is heard, too.
     other = frames.clone()
     other[2] = -other[2]
-    changed = tokenizer._vectors(join(other[None])) != tokenizer._vectors(join(frames[None]))  # type: ignore[operator]
-    assert changed[0].any(-1).unflatten(0, (5, -1)).any(1).tolist()[1:4] == [True, True, True]
+    for model in parts(tokenizer):
+        changed = model.vectors(join(other[None])) != model.vectors(join(frames[None]))
+        assert changed[0].any(-1).unflatten(0, (5, -1)).any(1).tolist()[1:4] == [True, True, True]
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_the_decoder_is_told_the_speaker(name: str) -> None:
-    tokenizer = make(name)
-    codes = tokenizer.encode(join(to_float(signal(3, 2))))
-    waves = [tokenizer._outputs(tokenizer._read(codes, said)) for said in (torch.tensor([0, 1]), torch.tensor([1, 1]))]  # type: ignore[operator]
-    assert not torch.allclose(waves[0][0], waves[1][0]) and torch.allclose(waves[0][1], waves[1][1])
-    unknown = tokenizer._outputs(tokenizer._read(codes, None))  # type: ignore[operator]
-    assert not torch.allclose(unknown[1], waves[0][1])
+    for model in parts(make(name)):
+        codes = model.encode(join(to_float(signal(3, 2))))
+        waves = [model._outputs(model._read(codes, said)) for said in (torch.tensor([0, 1]), torch.tensor([1, 1]))]
+        assert not torch.allclose(waves[0][0], waves[1][0]) and torch.allclose(waves[0][1], waves[1][1])
+        unknown = model._outputs(model._read(codes, None))
+        assert not torch.allclose(unknown[1], waves[0][1])
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)

@@ -66,19 +66,11 @@ class ConvDecoder(nn.Module):
 
     ``widths`` are the encoder's, in the encoder's order. With ``outputs``, of which a distribution needs many for each
     place, the last transposed convolution gives widths[0] channels, and a 1-wide convolution behind a ReLU makes
-    (B, outputs, *size) of them. ``scaled`` as of the encoder: here PyTorch's own beginning makes signals smaller by
-    three or four with every layer, as it counts the outputs of a transposed convolution for its inputs.
+    (B, outputs, *size) of them.
     """
 
     def __init__(
-        self,
-        rank: int,
-        width_in: int,
-        channels: int,
-        widths: Sequence[int],
-        blocks: int,
-        outputs: int | None = None,
-        scaled: bool = False,
+        self, rank: int, width_in: int, channels: int, widths: Sequence[int], blocks: int, outputs: int | None = None
     ):
         super().__init__()
         top = widths[-1]
@@ -90,11 +82,6 @@ class ConvDecoder(nn.Module):
             CONV_TRANSPOSE[rank](i, o, 4, stride=2, padding=1) for i, o in zip(ins, outs, strict=True)
         )
         self.leave = None if outputs is None else CONV[rank](widths[0], outputs, 1)
-        if scaled:
-            for inputs, conv in zip(ins, self.up, strict=True):
-                # A place gets half the taps along each axis, and rectified inputs have half the square.
-                nn.init.normal_(conv.weight, std=(2 / (inputs * 2**rank)) ** 0.5)  # type: ignore[arg-type]
-                nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.enter(x)

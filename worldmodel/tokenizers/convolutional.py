@@ -69,7 +69,7 @@ class ConvolutionalAutoencoder(Autoencoder):
 
     def _decoder_widths(self, widths: Sequence[int], decoder: Callable[..., nn.Module]) -> Sequence[int]:
         """Those of the doublings that lead from the grid to the places of the likelihood's outputs."""
-        if getattr(decoder, "func", decoder) is not ConvDecoder:
+        if decoder is not ConvDecoder:
             return widths  # it knows its own strides
         factor, stride = int(self.encoder.factor), self.likelihood.stride  # type: ignore[arg-type]
         doublings = (factor // stride).bit_length() - 1
