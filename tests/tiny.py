@@ -29,6 +29,7 @@ SOUND = {
     "speech",
     "speech_conv",
     "speech_mel",
+    "speech_spectra",
 }  # tokenizers of signals, in tests/test_speech.py
 AUTOENCODERS = sorted({path.stem for path in (Path(configs.__file__).parent / "tokenizer").glob("*.yaml")} - SOUND)
 SMALL_TOKENIZER = ("tokenizer.widths=[8,8]", "tokenizer.blocks=1")

@@ -59,6 +59,10 @@ class Likelihood(nn.Module, abc.ABC):
         """Mean of −log_prob over the batch and the sub-pixels, (): nats per sub-pixel where the likelihood is exact."""
         return -self.log_prob(outputs, frames).mean()
 
+    def guides(self, outputs: Tensor, frames: Tensor) -> dict[str, Tensor]:
+        """Further terms of training, () each, that help the decoder to say what the likelihood should heed."""
+        return {}
+
     def _by_subpixel(self, outputs: Tensor) -> Tensor:
         """(B, C · n, *size) → (B, *size, C, n): no copy, and n adjacent in memory where outputs are channels-last."""
         return outputs.movedim(1, -1).unflatten(-1, (self.channels, -1))

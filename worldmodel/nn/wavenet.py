@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,11 @@ from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
 from worldmodel.nn.likelihoods import LEVELS, Likelihood, LogisticMixture, frames_of, levels_of, uniform
+from worldmodel.nn.sound import expanded, log_mels
 
 SILENCE = 128  # the level before the first sample
 WAVES = 8  # numbers that a sample is read as
+WINDOW, FFT, RATE = 400, 512, 16_000  # of spectra
 
 
 class Gate(nn.Module):
@@ -60,7 +62,8 @@ class WaveNetState:
     """What the steps behind have left; lists of one entry a layer."""
 
     queues: list[Tensor]  # (dilation, B, 2 width)
-    told: list[Tensor]  # (B, M, 2 width): what the features say, of all steps
+    told: list[Tensor]  # (B, M, 2 width): what the features say to each layer, of all steps
+    heeded: Tensor  # (B, M, width): and to the output
     tables: Tensor  # (memory · 256, hidden): what each level says to the sample level from each of the last places
     at: int = 0  # steps done
 
@@ -77,6 +80,8 @@ class WaveNet(nn.Module):
         group: samples a step of the convolutions; 1 is WaveNet itself.
         width: of the convolutions. layers: their number; dilations 1, 2, 4, … begin anew after ``cycle`` of them.
         hidden: width of the sample level. memory: last samples that it sees one by one.
+        forget: share of the training signals in which the convolutions do not hear what was said before. A WaveNet that
+            always does learns to go on by that alone, and pays no heed to the features.
     """
 
     def __init__(
@@ -89,13 +94,18 @@ class WaveNet(nn.Module):
         cycle: int = 6,
         hidden: int = 96,
         memory: int = 16,
+        forget: float = 0.0,
     ):
         super().__init__()
+        if not 0 <= forget < 1:
+            raise ConfigError(f"forget is {forget}; it is a share of the signals, from 0 to below 1")
+        self.forget = forget
         if min(group, layers, cycle, memory) < 1:
             raise ConfigError(f"group {group}, layers {layers}, cycle {cycle} and memory {memory} must be at least 1")
         self.group, self.memory, self.hidden = group, memory, hidden
         self.enter = nn.Linear(group * WAVES, width)
         self.layers = nn.ModuleList(Gate(width, features, 2 ** (n % cycle)) for n in range(layers))
+        self.heed = nn.Linear(features, width, bias=False)  # what is told need not pass through the gates alone
         self.spread = nn.Linear(width, group * hidden)
         self.recall = nn.Conv1d(WAVES, hidden, memory, bias=False)  # of the last samples, the oldest first
         self.narrow = nn.Linear(hidden, hidden)
@@ -126,8 +136,11 @@ class WaveNet(nn.Module):
         before = F.pad(levels, (max(self.group, self.memory), 0), value=SILENCE)
         waves = self.waves[before]  # (B, size + padding, WAVES)
         groups = waves[:, -size - self.group : -self.group].unflatten(1, (-1, self.group)).flatten(2)
+        if self.training and self.forget:
+            heard = torch.rand(len(groups), 1, 1, device=groups.device) >= self.forget
+            groups = groups * heard
         x = self.enter(groups)
-        said = torch.zeros_like(x)
+        said = self.heed(features)
         for layer in self.layers:
             more, part = layer(x, layer.told(features))  # type: ignore[operator]
             x, said = x + more, said + part
@@ -144,13 +157,13 @@ class WaveNet(nn.Module):
         queues = [features.new_zeros(layer.dilation, batch, 2 * width) for layer in self.layers]  # type: ignore[call-overload]
         told = [layer.told(features) for layer in self.layers]  # type: ignore[operator]
         tables = torch.einsum("lw,hwm->mlh", self.waves, self.recall.weight).flatten(0, 1)
-        return WaveNetState(queues, told, tables)
+        return WaveNetState(queues, told, self.heed(features), tables)
 
     def step(self, state: WaveNetState, levels: Tensor) -> tuple[Tensor, Tensor]:
         """The group before, levels (B, group) → what the convolutions say to each sample of the next one,
         (B, group, hidden), and the weights of its guesses, (B, memory). Advances the state."""
         x = self.enter(self.waves[levels].flatten(1))
-        said = torch.zeros_like(x)
+        said = state.heeded[:, state.at]
         for layer, queue, told in zip(self.layers, state.queues, state.told, strict=True):
             more, part = layer.step(x, queue, state.at, told[:, state.at])  # type: ignore[operator]
             x, said = x + more, said + part
@@ -185,6 +198,8 @@ class WaveNetLikelihood(Likelihood):
         channels: 1. outputs: channels of the map that the decoder has to give, one column for ``group`` samples.
         levels: constructor of the likelihood of a sample given the WaveNet's parameters: the discretised logistic
             mixture, or :class:`~worldmodel.nn.likelihoods.Categorical` for the 256-way softmax of the paper.
+        bands: of the log-mel spectra that the map is taught to tell (term ``spectra``, the mean squared error of a
+            linear reading of it), so that from the start it says what is to be heard; 0: it finds out by itself.
         network: the other settings of :class:`WaveNet`.
     """
 
@@ -196,7 +211,8 @@ class WaveNetLikelihood(Likelihood):
         channels: int,
         outputs: int = 64,
         levels: Callable[..., Likelihood] = LogisticMixture,
-        **network: int,
+        bands: int = 0,
+        **network: Any,
     ):
         super().__init__(channels)
         if channels != 1:
@@ -207,6 +223,7 @@ class WaveNetLikelihood(Likelihood):
             raise ConfigError("a WaveNet draws levels; choose LogisticMixture or Categorical for its samples")
         self.model = WaveNet(outputs, self.levels.outputs, **network)
         self.stride = self.model.group
+        self.read = nn.Conv1d(outputs, bands, 1) if bands else None
         self.guesses = isinstance(self.levels, LogisticMixture)  # a softmax has no place that could be moved
         if isinstance(self.levels, LogisticMixture):
             with torch.no_grad():  # components close to the guess to begin with
@@ -220,6 +237,13 @@ class WaveNetLikelihood(Likelihood):
         """outputs (B, outputs, M), frames (B, 1, L) → parameters of each sample given those before, (B, ·, L)."""
         found, guesses = self.model(levels_of(frames)[:, 0], outputs.movedim(1, -1).to(self.model.waves.dtype))
         return self._moved(found, guesses).movedim(-1, 1)
+
+    def guides(self, outputs: Tensor, frames: Tensor) -> dict[str, Tensor]:
+        if self.read is None:
+            return {}
+        wave = expanded(frames[:, 0].float())
+        meant = log_mels(wave, self.read.out_channels, self.stride, WINDOW, FFT, RATE).movedim(1, -1)
+        return {"spectra": F.mse_loss(self.read(outputs.to(self.read.weight.dtype)), meant)}
 
     def _moved(self, parameters: Tensor, guesses: Tensor) -> Tensor:
         """Parameters (..., P) whose means count from the guesses (...) → those of the distribution."""

@@ -65,6 +65,7 @@ class VQVAE(ConvolutionalAutoencoder, Tokenizer):
         quantized = self.quantizer(self._vectors(frames), generator)
         outputs = self._outputs(self._with(quantized.vectors, conditions))
         losses = {"reconstruction": self.likelihood.loss(outputs, frames), **quantized.losses}
+        losses |= self.likelihood.guides(outputs, frames)
         mixed = self.training and self.quantizer.soft  # N ln K does not pay for a mixture of codes
         nats = None if mixed else self.trained_nats(losses)
         return Reconstruction(self.likelihood.glance(outputs.detach(), frames), quantized.codes, losses, nats)
