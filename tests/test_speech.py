@@ -86,9 +86,9 @@ def test_a_signal_is_coded_as_a_whole(name: str) -> None:
 def test_the_decoder_is_told_the_speaker(name: str) -> None:
     tokenizer = make(name)
     codes = tokenizer.encode(join(to_float(signal(3, 2))))
-    waves = [tokenizer._outputs(tokenizer._read(codes, said)) for said in (torch.tensor([0, 1]), torch.tensor([1, 1]))]  # type: ignore[operator]
+    waves = [tokenizer._outputs(tokenizer.read(codes, said)) for said in (torch.tensor([0, 1]), torch.tensor([1, 1]))]  # type: ignore[operator]
     assert not torch.allclose(waves[0][0], waves[1][0]) and torch.allclose(waves[0][1], waves[1][1])
-    unknown = tokenizer._outputs(tokenizer._read(codes, None))  # type: ignore[operator]
+    unknown = tokenizer._outputs(tokenizer.read(codes, None))  # type: ignore[operator]
     assert not torch.allclose(unknown[1], waves[0][1])
 
 
