@@ -129,7 +129,7 @@ class Codec:
         codes = EntropyDecoder(model, shape[1], stream.payload[:-2]).pull(shape[0])
         if _check_of(codes) != stream.payload[-2:]:
             raise DataError(
-                "the entropy model does not come to the codes that were written: it computes otherwise on this machine; "
+                "the entropy model does not come to the codes that were written: this machine computes otherwise; "
                 "decode where the bitstream was made, or make it with --entropy counts or none"
             )
         return codes

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from numpy.lib.format import open_memmap
+from torch import nn
 
 from worldmodel.data.store import EpisodeStore
 from worldmodel.files import as_bytes, replace_text, reserve
