@@ -79,16 +79,14 @@ def test_a_model_that_computes_otherwise_is_noticed(tiny: tuple[Codec, Prior]) -
     one, other = PriorModel(prior), PriorModel(prior)
     codes = np.random.default_rng(0).integers(8, size=(40, 3))
     stream = codec.write(codes, 40 * codec.factor, one)
-    state = other.prior.head.state_dict()
     with torch.no_grad():
         changed = next(other.prior.head.parameters())
         before = changed.clone()
         changed.add_(0.5)
     try:
-        with pytest.raises(DataError, match="computes otherwise|makes no sense|make no sense"):
+        with pytest.raises(DataError, match=r"computes otherwise|make no sense"):
             codec.read(stream, other)
     finally:
-        other.prior.head.load_state_dict(state)
         changed.data.copy_(before)
 
 
@@ -130,9 +128,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = [f"data={folder / 'data'}", f"runs={folder / 'runs'}"]
     assert collect.main(["experiment=codec", f"source.path={folder / 'set'}", where[0]]) == 0
     assert train.main(["experiment=codec", *SMALL, *QUICK, *where, "--steps", "2"]) == 0
-    small = [
-        line for line in SMALL if "tokenizer.widths" not in line and "quantizer" not in line and "head" not in line
-    ]
+    small = [line for line in SMALL if not any(word in line for word in ("widths", "quantizer", "head"))]
     told = ["tokenizer=phonemes", "prior=speech", "run=voices", "tokenizer.widths=[8,8,8]"]
     assert train.main(["experiment=codec", *told, *small, *QUICK, *where, "--steps", "1", "--stage", "tokenizer"]) == 0
     return folder
@@ -205,7 +201,7 @@ def test_silence_and_a_click_are_sounds_too(trained: Path, tmp_path: Path, capsy
         (["--decode", "in.wav"], "in.wav is no bitstream of this codec"),
         (["--decode", "cut.wmc"], "damaged or cut short"),
         (["--decode", "other.wmc"], "name the run that made it"),
-        (["--decode", "strange.wmc"], "entropy-coded by the model 7372747261"),
+        (["--decode", "strange.wmc"], "entropy-coded by the model 737472616e676521"),
         (["--decode", "good.wmc", "--output", "out.mp3"], "must end in .wav, .flac"),
         (["--encode", "in.wav", "run=voices"], "the run voices is no codec"),
     ],
