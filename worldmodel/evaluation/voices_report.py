@@ -34,7 +34,7 @@ DEFINITIONS = {
     "leakage": "Accuracy of a probe that reads the speaker from the codes of a second; trained on training utterances.",
     "bits saved": "Of those of fixed width, by arithmetic coding under a model that was fitted to training utterances: "
     "counts of the codes, of pairs one place apart and of pairs in a place; or the run's prior, which is told no "
-    "speaker. Over about ten held-out utterances of all speakers.",
+    "speaker. Over up to ten held-out utterances, out of all speakers.",
     "intervals": "95 %, percentile bootstrap over utterances, 1000 resamples.",
 }
 
