@@ -59,9 +59,9 @@ def test_config_is_printed_and_nothing_runs(capsys: pytest.CaptureFixture[str]) 
         (["env=null"], "choose gym, vizdoom/basic"),
         (
             ["tokenizer=vqgan"],
-            "no tokenizer 'vqgan'; choose fsq, gumbel, jukebox, phonemes, speech, speech_conv, speech_mel, vae",
+            "no tokenizer 'vqgan'; choose codec, fsq, gumbel, jukebox, phonemes, speech, speech_conv, speech_mel, ",
         ),
-        (["prior=lstm"], "there is no prior 'lstm'; choose captions, conv, "),
+        (["prior=lstm"], "there is no prior 'lstm'; choose captions, codec, conv, "),
         (["explorer=curious"], "there is no explorer 'curious'; choose sticky, uniform"),
         (["training=long"], "there is no training 'long'; choose default\n"),
         (["seed=abc"], "seed is 'abc'; it must be a whole number"),

@@ -158,7 +158,7 @@ def test_files_come_back(codec: Codec, counts: CountModel, modelled: bool, tmp_p
         assert found == stream and found.rate == 16_000 and found.seconds == samples / 16_000
         assert (codec.read(found, model) == codec.encode(wave, 3)).all()
         assert codec.decompress(found, model).shape == (samples,)
-        assert (tmp_path / "a" / "wave.wmc").stat().st_size == 36 + len(stream.payload)
+        assert (tmp_path / "a" / "wave.wmc").stat().st_size == 38 + len(stream.payload)
 
 
 def test_a_damaged_foreign_or_newer_file_is_one_clear_line(codec: Codec, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ ROWS = (
     ("data", "training"),
     (
         *("run", "resume", "rollout", "media", "evaluation", "scenes", "still_dream", "sound_dream", "voice"),
-        *("codec", "bitstream", "entropy"),
+        *("codec", "bitstream", "entropy", "entropy_prior", "codec_run", "sound_codec"),
     ),
     ("collect", "train", "dream", "evaluate", "quickstart"),
     ("__main__",),

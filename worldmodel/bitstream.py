@@ -1,7 +1,7 @@
 """A file of compressed sound: what is needed to decode it, the codes, and a checksum.
 
 Little-endian: magic, version, coding, codebooks used, sampling rate, number of samples, the fingerprints of the codec
-and of the entropy model, then the codes, then a CRC-32 of all before it: 36 bytes and the codes.
+and of the entropy model, the gain, then the codes, then a CRC-32 of all before it: 38 bytes and the codes.
 
 Codes of fixed width lie place after place, in a place codebook after codebook, each in as many bits as the number of
 codes needs, the most significant first, zeros filling the last byte. Entropy-coded ones are in the same order; see
@@ -25,7 +25,7 @@ VERSION = 1
 FIXED, ENTROPY = 0, 1  # codings
 NO_MODEL = bytes(8)
 
-_HEADER = struct.Struct("<4sBBHII8s8s")
+_HEADER = struct.Struct("<4sBBHII8s8sh")
 _CHECKSUM = struct.Struct("<I")
 
 
@@ -39,6 +39,7 @@ class Bitstream:
     codec: bytes  # 8 bytes, which codec it was
     model: bytes  # 8 bytes, which entropy model; NO_MODEL where codes have a fixed width
     payload: bytes = dataclasses.field(repr=False)  # the codes
+    gain: int = 0  # hundredths of dB by which the sound was made louder before it was coded, within ±32767
 
     @property
     def coding(self) -> int:
@@ -50,14 +51,14 @@ class Bitstream:
 
     @property
     def bits_per_second(self) -> float:
-        """Of the codes; :meth:`to_bytes` has 36 bytes more in all. 0 for no sound."""
+        """Of the codes; :meth:`to_bytes` has 38 bytes more in all. 0 for no sound."""
         return 8 * len(self.payload) / self.seconds if self.samples else 0.0
 
     def to_bytes(self) -> bytes:
         """Raises :class:`DataError` for a sound that the header has no room for."""
         try:
             header = _HEADER.pack(
-                MAGIC, VERSION, self.coding, self.codebooks, self.rate, self.samples, self.codec, self.model
+                MAGIC, VERSION, self.coding, self.codebooks, self.rate, self.samples, self.codec, self.model, self.gain
             )
         except struct.error:
             raise DataError(f"a bitstream holds up to 2³² samples, not {self.samples:,}; cut the sound") from None
@@ -71,12 +72,12 @@ class Bitstream:
             raise DataError(f"{name} is no bitstream of this codec; it does not begin with {MAGIC.decode()}")
         if len(data) < _HEADER.size + _CHECKSUM.size:
             raise DataError(f"{name} is cut short: it ends within its header")
-        _, version, coding, codebooks, rate, samples, codec, model = _HEADER.unpack_from(data)
+        _, version, coding, codebooks, rate, samples, codec, model, gain = _HEADER.unpack_from(data)
         if version != VERSION:
             raise DataError(f"{name} is a bitstream of version {version}; this program reads version {VERSION}")
         if _CHECKSUM.unpack_from(data, len(data) - _CHECKSUM.size)[0] != zlib.crc32(data[: -_CHECKSUM.size]):
             raise DataError(f"{name} is damaged or cut short: its checksum does not fit")
-        stream = cls(rate, samples, codebooks, codec, model, data[_HEADER.size : -_CHECKSUM.size])
+        stream = cls(rate, samples, codebooks, codec, model, data[_HEADER.size : -_CHECKSUM.size], gain)
         if coding != stream.coding or rate < 1 or codebooks < 1:
             raise DataError(f"{name} is damaged: its header contradicts itself")
         return stream

@@ -7,6 +7,7 @@ its codes have, so that the delay of both together is ``factor`` samples.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -99,13 +100,14 @@ class Codec:
         else:
             coder = EntropyEncoder(model, codes.shape[1])
             coder.push(codes)
-            payload, name = coder.finish(), model.fingerprint()
+            payload, name = coder.finish() + _check_of(codes), model.fingerprint()
         return Bitstream(self.rate, samples, codes.shape[1], self.fingerprint, name, payload)
 
     def read(self, stream: Bitstream, model: CodeModel | None = None) -> np.ndarray:
         """The codes (places, q) of a bitstream; one of fixed width needs no model.
 
-        Raises :class:`DataError` for a bitstream of another codec or model, or of none that could be.
+        Raises :class:`DataError` for a bitstream of another codec or model, or of none that could be, and where the
+        model does not come to the codes that were written: one in floating point may not, on another machine.
         """
         if stream.codec != self.fingerprint:
             raise DataError(
@@ -124,7 +126,13 @@ class Codec:
             given = "none was given" if model is None else f"this one is {model.fingerprint().hex()}"
             raise DataError(f"the bitstream is entropy-coded by the model {stream.model.hex()}, and {given}")
         self._check(model)
-        return EntropyDecoder(model, shape[1], stream.payload).pull(shape[0])
+        codes = EntropyDecoder(model, shape[1], stream.payload[:-2]).pull(shape[0])
+        if _check_of(codes) != stream.payload[-2:]:
+            raise DataError(
+                "the entropy model does not come to the codes that were written: this machine computes otherwise; "
+                "decode where the bitstream was made, or make it with --entropy counts or none"
+            )
+        return codes
 
     def _check(self, model: CodeModel | None) -> None:
         if model is not None and (model.codes != self.codes or model.stages < self.codebooks):
@@ -163,9 +171,14 @@ class Codec:
         full = np.pad(codes, ((0, 0), (0, self.codebooks - codes.shape[1])), constant_values=NO_CODE)
         grid = torch.from_numpy(full).to(next(tokenizer.parameters()).device)[None]
         conditions = torch.full((1,), self.condition, device=grid.device)
-        vectors = tokenizer._read(grid if tokenizer.slots else grid[..., 0], conditions)
+        vectors = tokenizer.read(grid if tokenizer.slots else grid[..., 0], conditions)
         outputs = decoder(vectors.to(tokenizer.project.weight.dtype).movedim(-1, 1))
         return expanded(tokenizer.likelihood.mean(outputs).clamp(-1, 1))[0, 0].float().cpu().numpy()
+
+
+def _check_of(codes: np.ndarray) -> bytes:
+    """2 bytes by which codes (n, q) are told from those of a model that went astray."""
+    return (zlib.crc32(codes.astype("<u4").tobytes()) & 0xFFFF).to_bytes(2, "little")
 
 
 class StreamingEncoder:

@@ -18,7 +18,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from worldmodel import media
+from worldmodel import media, sound_codec
 from worldmodel.actions import ACTIONS_HELP, check_horizon, parse_script
 from worldmodel.cli import run_entry_point
 from worldmodel.data.store import EpisodeStore
@@ -41,6 +41,8 @@ Dream a video: the model sees a few recorded frames, then only actions.
   --replay 4                          dream under those of a recorded episode, beside the truth and the reconstruction
   --convert in.wav --actions p226     of a run of speech: the same words in the voice of a speaker
   --actions p225 --seconds 3          of a run of speech: what its prior says in that voice
+  --encode in.wav --kbps 3            of a codec: a bitstream (.wmc), what it decodes to, and both spectrograms
+  --decode in.wmc                     of a codec: the sound of a bitstream
 Without either, a held-out episode is replayed. A run of images has no time: --actions airplane,frog --samples 16 draws
 as many pictures of each class. Writes an mp4, a gif and a contact sheet; the same seed gives the same
 video. Frames the model was shown have a blue edge, dreamt ones an orange edge; step 0 is the last frame shown."""
@@ -56,6 +58,21 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--actions", metavar="SCRIPT", help=ACTIONS_HELP)
     what.add_argument(
         "--replay", metavar="EPISODE[:FRAME]", help="dream under the recorded actions of an episode, from a frame (0)"
+    )
+    what.add_argument("--encode", metavar="FILE", help="of a codec: a WAV or FLAC file to be written in few bits")
+    what.add_argument("--decode", metavar="FILE", help="of a codec: a bitstream that the same run wrote")
+    parser.add_argument(
+        "--kbps",
+        type=float,
+        metavar="N",
+        help="with --encode: as many codebooks as fit into N kbit/s at fixed width (default: all of them)",
+    )
+    parser.add_argument(
+        "--entropy",
+        choices=sound_codec.ENTROPY,
+        help="with --encode: what shortens the stream. counts: of the training codes (entropy.safetensors of the run, "
+        "made at first use); prior: the run's, which reads back on a like machine only; none: fixed width; auto: the "
+        "shortest (default)",
     )
     parser.add_argument(
         "--horizon",
@@ -119,8 +136,12 @@ def dream(args: argparse.Namespace, config: DictConfig) -> None:
     """Load the run, choose the scene, imagine, write, report."""
     check_flags(args)
     seed = config.seed if args.seed is None else args.seed
-    run = choose_run(args.overrides, config, holding=TOKENIZER if args.convert else PRIOR)
+    coding = args.encode is not None or args.decode is not None
+    run = choose_run(args.overrides, config, holding=TOKENIZER if args.convert or coding else PRIOR)
     spec = load_spec(run)
+    if is_sound(spec) and coding:
+        sound_codec.code_sound(args, run, config.device)
+        return
     if is_sound(spec):
         dream_sound(args, run, config.device, seed)
         return
@@ -155,7 +176,7 @@ def dream(args: argparse.Namespace, config: DictConfig) -> None:
 
 def refuse_flags_of_sound(args: argparse.Namespace, run: Path) -> None:
     """Raises :class:`ConfigError` for a flag that says nothing of a run of pictures."""
-    for name in ("convert", "seconds"):
+    for name in ("convert", "seconds", "encode", "decode"):
         if getattr(args, name) is not None:
             raise ConfigError(f"--{name} goes with sound, and the run {run.name} is of pictures; give --actions")
 
@@ -172,6 +193,7 @@ def check_flags(args: argparse.Namespace) -> None:
     ):
         if value is not None:
             rule.check(flag, value)
+    sound_codec.check_flags(args)
     if args.horizon is not None:
         check_horizon(args.horizon)
     if args.start is not None and args.actions is None:

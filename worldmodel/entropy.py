@@ -43,7 +43,7 @@ class CodeModel(abc.ABC):
 
     @abc.abstractmethod
     def observe(self, state: State, code: int) -> State:
-        """The state behind that code; the old one stays as it was."""
+        """The state behind that code. The old one is used up: it may be the same, changed."""
 
     @abc.abstractmethod
     def fingerprint(self) -> bytes:

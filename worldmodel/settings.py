@@ -195,6 +195,11 @@ RULES: dict[str, Rule] = {
             "tokenizer.quantizer.revive_after": Number(least=0, whole=True),
             "tokenizer.quantizer.levels": Many(each=Number(least=2, whole=True)),
             "tokenizer.quantizer.slots": COUNT,
+            "tokenizer.quantizer.stages": COUNT,
+            "tokenizer.quantizer.dropout": SHARE,
+            "tokenizer.encoder.strides": Many(each=COUNT),
+            "tokenizer.likelihood.wave": Number(least=0),
+            "tokenizer.likelihood.spectra": Number(least=0),
             "tokenizer.quantizer.quantizer.width": COUNT,
             "tokenizer.quantizer.start": Number(above=0, most=1e6),
             "tokenizer.quantizer.end": Number(above=0, most=1e6),
@@ -221,7 +226,10 @@ RULES: dict[str, Rule] = {
             **{f"prior.head.inner.{name}": COUNT for name in ("width", "layers", "blocks", "heads", "embed")},
             "prior.forget": SHARE,
             "prior.corrupt": SHARE,
-            **{f"prior.trunk.{name}": COUNT for name in ("width", "blocks", "history", "model", "heads", "window")},
+            **{
+                f"prior.trunk.{name}": COUNT
+                for name in ("width", "blocks", "history", "model", "heads", "window", "reach")
+            },
             **{
                 f"prior.head.{name}": COUNT
                 for name in ("width", "blocks", "heads", "embed", "layers", "kernel", "first")

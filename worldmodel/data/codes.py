@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.lib.format import open_memmap
+from torch import nn
 
 from worldmodel.data.store import EpisodeStore
 from worldmodel.files import as_bytes, replace_text, reserve
-from worldmodel.tokenizers.base import Autoencoder, Tokenizer
+from worldmodel.tokenizers.base import Tokenizer
 from worldmodel.types import to_float
 
 
@@ -85,10 +86,11 @@ def encode_store(
     return CodeStore(store, np.load(folder / "codes.npy", mmap_mode="r"), tokenizer.codes)
 
 
-def fingerprint(tokenizer: Autoencoder) -> str:
-    """SHA-256 over everything that decides a tokenizer's codes: its class, its sizes and all of its tensors."""
-    digest = hashlib.sha256(f"{type(tokenizer).__name__} {tokenizer.grid} {getattr(tokenizer, 'codes', None)}".encode())
-    for name, tensor in sorted(tokenizer.state_dict().items()):
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 over everything that decides a tokenizer's codes: its class, its sizes and all of its tensors. A prior
+    has one, too."""
+    digest = hashlib.sha256(f"{type(model).__name__} {model.grid} {getattr(model, 'codes', None)}".encode())
+    for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

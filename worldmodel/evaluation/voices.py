@@ -20,7 +20,7 @@ from worldmodel.data.sources.sound import normalise, read_sound
 from worldmodel.data.sources.speech import TIMIT
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import DataError
-from worldmodel.evaluation import voices_report
+from worldmodel.evaluation import codecs, voices_report
 from worldmodel.evaluation.conversion import Judges, Utterance, conversion
 from worldmodel.evaluation.levels import level_figures
 from worldmodel.evaluation.metrics import CodeUsage, mean_interval
@@ -80,6 +80,8 @@ def evaluate_voices(
         found["leakage"] = leak
     if timit is not None and (told := phoneme_figures(run, world, spoken, timit, seed)) is not None:
         found["phonemes"] = told
+    if (rates := codecs.codec_figures(run, world, spoken, seed, progress)) is not None:
+        found["codec"] = rates
     shown: list[tuple[str, np.ndarray]] = []
     speakers = [n for n in range(len(world.spec.action_names)) if heard(spoken, n) >= ENOUGH]
     if world.tokenizer.told and len(speakers) > 1:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from worldmodel.evaluation import codecs
 from worldmodel.evaluation.report import number, page, plain
 from worldmodel.files import replace_text
 from worldmodel.media import save_png, save_sound, spectrogram
@@ -33,6 +34,9 @@ DEFINITIONS = {
     "leakage": "Accuracy of a probe that reads the speaker from the codes of a second; trained on training utterances.",
     "by a level alone": "The wave that a level's decoder makes, which reads its own codes and no others; what else "
     "is said is of the finest level. Every level is paid for in its bits, as the prior draws them all.",
+    "bits saved": "Of those of fixed width, by arithmetic coding under a model that was fitted to training utterances: "
+    "counts of the codes, of pairs one place apart and of pairs in a place; or the run's prior, which is told no "
+    "speaker. Over up to ten held-out utterances, out of all speakers.",
     "intervals": "95 %, percentile bootstrap over utterances, 1000 resamples.",
 }
 
@@ -65,6 +69,7 @@ def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         told.append(("speaker read from the codes of a second", f"{number(best)}, chance {leak['chance']:.2f}"))
     told += _phonemes(found.get("phonemes"))
     told += _conversion(found.get("conversion"))
+    told += codecs.rows(found.get("codec"))
     if again := found.get("resynthesis"):
         told += [
             (f"Coded and decoded, {again['utterances']} utterances", ""),
@@ -133,8 +138,8 @@ def _conversion(found: dict[str, Any] | None) -> list[tuple[str, str]]:
 
 
 def panels(found: dict[str, Any]) -> list[Panel]:
-    """Bars of the scores, and the use of the codes."""
-    drawn = []
+    """Bars of the scores, bitrates of a codec, and the use of the codes."""
+    drawn = codecs.panels(found.get("codec"))
     if told := found.get("phonemes"):
         bars = {
             name.replace(", ", "\n").replace(" codes", "\ncodes"): _bar(told[name]["speech"]["accuracy"], place)

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from worldmodel.errors import ConfigError
 from worldmodel.nn.convnets import CONV
 from worldmodel.priors.base import Trunk, grid_size
 from worldmodel.priors.embedding import embedding
 from worldmodel.priors.memory import MemoryState, TimeMemory
+from worldmodel.types import NO_ACTION
 
 
 class LevelNeighbourhoods(nn.Module):
@@ -35,13 +37,19 @@ class FrameTransformer(Trunk):
 
     One vector a frame is a bottleneck for detail, and much of a frame is its predecessor moved a little. So every
     position also reads the previous codes in its 3×3 neighbourhood (3 in rank 1), and the frame's vector, which knows
-    the action, says which of them count (FiLM, Perez et al., 2018).
+    the action, says which of them count (FiLM, Perez et al., 2018). The slots of a site share its context.
 
     Args:
-        grid: shape of a grid of codes. codebook: (K, D). actions: A.
+        grid: shape of a grid of codes. codebook: (K, D), or (S, K, D) where the last axis of the grid is of slots.
+        actions: A.
         width: of a context vector. model, blocks, heads, window: width and shape of the transformer.
-        embed: width of an embedded code. spread: width of what the frame's vector says to one position alone.
+        embed: width of an embedded code. spread: width of what the frame's vector says to one site alone.
+        reach: sites to either side that a site reads in the previous grid. Windows of sound want all of them: what goes
+            on at the first site of one is what went on at the last site of the other.
+        drop: share of the segments whose actions training hides, so that the prior also knows what is led to by none.
         levels: shapes of the grids that stand in one row, where there are several; the codebook is (levels, K, D).
+
+    Raises :class:`ConfigError` for a grid of slots alone.
     """
 
     takes_levels = True
@@ -58,14 +66,24 @@ class FrameTransformer(Trunk):
         model: int = 256,
         embed: int = 48,
         spread: int = 32,
+        reach: int = 1,
+        drop: float = 0.0,
         levels: Sequence[Sequence[int]] = (),
     ):
         super().__init__()
-        rank, positions = len(grid), grid_size(grid)
-        self.grid, self.width, self.positions = tuple(grid), width, positions
+        self.slotted = codebook.dim() == 3 and not levels
+        sites, self.slots = (tuple(grid[:-1]), grid[-1]) if self.slotted else (tuple(grid), 1)
+        rank, positions = len(sites), grid_size(sites)
+        if not rank:
+            raise ConfigError("this trunk is of grids of several sites, not of slots alone; choose another prior")
+        self.grid, self.width, self.positions, self.drop = tuple(grid), width, positions, drop
         self.memory = TimeMemory(grid, codebook, actions, model, blocks, heads, window, embed, levels)
         self.embed = embedding(codebook, embed, levels)
-        self.near = LevelNeighbourhoods(levels, embed, width) if levels else CONV[rank](embed, width, 3, padding=1)
+        self.near = (
+            LevelNeighbourhoods(levels, embed, width)
+            if levels
+            else CONV[rank](embed, width, 2 * reach + 1, padding=reach)
+        )
         self.position = nn.Parameter(torch.randn(positions, width) * 0.02)
         self.spread = nn.Linear(model, positions * spread)
         self.enter = nn.Linear(spread, width, bias=False)
@@ -75,6 +93,9 @@ class FrameTransformer(Trunk):
             self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, previous: Tensor, actions: Tensor, first: int = 0) -> Tensor:
+        if self.training and self.drop:
+            hidden = torch.rand(len(actions), 1, device=actions.device) < self.drop
+            actions = actions.masked_fill(hidden, NO_ACTION)
         frames = self.memory(previous, actions, first)
         contexts = self._contexts(frames.flatten(0, 1), previous[:, first:].flatten(0, 1))
         return contexts.unflatten(0, frames.shape[:2])
@@ -91,8 +112,9 @@ class FrameTransformer(Trunk):
 
     def _contexts(self, frames: Tensor, previous: Tensor) -> Tensor:
         """frames (M, model), previous (M, *grid) → (M, N, width)."""
-        near = self.near(self.embed(previous).movedim(-1, 1)).movedim(1, -1).reshape(len(frames), -1, self.width)
+        said = self.embed(previous).sum(-2) if self.slotted else self.embed(previous)
+        near = self.near(said.movedim(-1, 1)).movedim(1, -1).reshape(len(frames), -1, self.width)
         x = near + self.position + self.enter(self.spread(frames).unflatten(1, (self.positions, -1)))
         scale, shift = self.film(frames)[:, None].chunk(2, -1)
         x = x + self.out(F.silu(torch.addcmul(shift, F.layer_norm(x, x.shape[-1:]), scale + 1)))
-        return F.layer_norm(x, x.shape[-1:])
+        return F.layer_norm(x, x.shape[-1:]).repeat_interleave(self.slots, 1)

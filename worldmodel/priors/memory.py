@@ -20,7 +20,7 @@ class TimeMemory(nn.Module):
     the first frame, or was hidden in training, is as if it had never been.
 
     Args:
-        grid: shape of a grid of codes. codebook: (K, D). actions: A.
+        grid: shape of a grid of codes. codebook: (K, D), or (S, K, D) of slots. actions: A.
         width: of the vectors. blocks, heads, window: of the transformer. embed: width of an embedded code.
     """
 
@@ -64,5 +64,5 @@ class TimeMemory(nn.Module):
 
     def _frames(self, previous: Tensor, actions: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         """→ a vector of every frame (…, width) and whether its codes were seen (…); ``batch`` dimensions lead."""
-        codes = previous.flatten(batch)
-        return self.enter(self.embed(codes).flatten(batch)) + self.act(actions + 1), (codes >= 0).any(-1)
+        seen = (previous.flatten(batch) >= 0).any(-1)
+        return self.enter(self.embed(previous).flatten(batch)) + self.act(actions + 1), seen

@@ -62,7 +62,8 @@ class PixelCNNHead(SiteHead):
     """A prior over grids of codes.
 
     Args:
-        grid: (h, w) or (h, w, S); (n,) is one row, or one site of n slots where the codebooks differ.
+        grid: (h, w) or (h, w, S); (n,) is one row, or one site of n slots where the codebooks differ, and (n, S) is
+            then one row of sites.
         codebook: (K, D), or (S, K, D / S) where the slots differ. context_width: of the trunk's vectors.
         width: of the network. network: the other settings of :class:`~worldmodel.nn.pixelcnn.GatedPixelCNN`.
     """
@@ -77,8 +78,10 @@ class PixelCNNHead(SiteHead):
     ):
         if len(grid) == 1:  # a row of one codebook, or one site whose slots are a row
             sizes = (1, *grid, 1) if codebook.dim() == 2 else (1, 1, *grid)
+        elif len(grid) == 2:
+            sizes = (*grid, 1) if codebook.dim() == 2 else (1, *grid)
         else:
-            sizes = (*grid, 1) if len(grid) == 2 else tuple(grid)
+            sizes = tuple(grid)
         if len(sizes) != 3 or (codebook.dim() == 3 and len(codebook) != sizes[2]):
             raise ConfigError(
                 f"a PixelCNN draws grids (h, w), or (h, w, S) with one codebook or S of them; this grid is "

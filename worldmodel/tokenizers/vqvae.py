@@ -72,7 +72,7 @@ class VQVAE(ConvolutionalAutoencoder, Tokenizer):
 
     def given(self, frames: Tensor, codes: Tensor, conditions: Tensor | None = None) -> Tensor:
         self.require_exact()
-        return -self.log_likelihood(frames, self._read(codes, conditions))
+        return -self.log_likelihood(frames, self.read(codes, conditions))
 
     def vectors(self, frames: Tensor) -> Tensor:
         """Frames (B, C, *size) → what is quantised, (B, *spatial, D) float32."""
@@ -83,7 +83,7 @@ class VQVAE(ConvolutionalAutoencoder, Tokenizer):
 
     def decode(self, codes: Tensor, conditions: Tensor | None = None) -> Tensor:
         """As of every tokenizer; ``conditions`` (B,) int64, −1 for an unknown one, for a decoder that is told."""
-        return self._frames(self._read(codes, conditions))
+        return self._frames(self.read(codes, conditions))
 
     def draw(
         self,
@@ -92,9 +92,13 @@ class VQVAE(ConvolutionalAutoencoder, Tokenizer):
         generator: torch.Generator | None = None,
         temperature: float = 1.0,
     ) -> Tensor:
-        return self.likelihood.sample(self._outputs(self._read(codes, conditions)), generator, temperature)
+        return self.likelihood.sample(self._outputs(self.read(codes, conditions)), generator, temperature)
 
-    def _read(self, codes: Tensor, conditions: Tensor | None) -> Tensor:
+    def read(self, codes: Tensor, conditions: Tensor | None = None) -> Tensor:
+        """Codes (B, *grid) and what the decoder is told (B,), −1 for nothing → what it reads, (B, *spatial, D + told).
+
+        Codes of a residual quantiser may be −1 for none.
+        """
         return self._with(self.quantizer.lookup(codes), conditions)
 
     def _with(self, vectors: Tensor, conditions: Tensor | None) -> Tensor:
