@@ -24,7 +24,7 @@ from worldmodel.priors import CaptionTrunk, ConditionTrunk
 from worldmodel.run import load_autoencoder, load_prior
 from worldmodel.types import to_float
 
-SOUND = {"vctk", "timit-phonemes", "jukebox"}  # tests/test_speech.py
+SOUND = {"codec", "jukebox", "timit-phonemes", "vctk", "vctk-spectra"}  # tests/test_speech.py and those beside it
 EXPERIMENTS = sorted({path.stem for path in (Path(configs.__file__).parent / "experiment").glob("*.yaml")} - SOUND)
 STAGES = ("tokenizer", "second", "prior")
 QUICK = [f"training.{stage}.{name}" for stage in STAGES for name in ("steps=2", "batch=2", "evaluate_batches=1")]
