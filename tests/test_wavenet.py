@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
@@ -38,6 +39,31 @@ def test_from_queues_every_sample_is_that_of_the_whole_pass(group: int, memory: 
     found = model.distribution(outputs, frames_of(drawn.levels)[:, None])
     for at in range(40):  # that pass saw the samples before, and its choice is the sample that was drawn
         assert torch.equal(model.choose(found[:, :, at], drawn.noise[:, at]), drawn.levels[:, at])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6, 0.0])
+@pytest.mark.parametrize("levels", LIKELIHOODS)
+def test_numpy_draws_the_samples_that_torch_draws(
+    levels: str, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, outputs = make(levels=levels), torch.randn(3, 6, 50, dtype=torch.float64)
+    fast = model.draw(outputs, torch.Generator().manual_seed(1), temperature).levels
+    slow = WaveNetLikelihood._draw_group
+    state: list[object] = []
+
+    class Slow:  # stands in for the loop in numpy, and hands its arrays on to torch
+        def __init__(self, *parts: object):
+            pass
+
+        def group(self, heard: np.ndarray, seen: np.ndarray, at: int, *rest: np.ndarray) -> None:
+            arrays = [torch.from_numpy(array) for array in (heard, seen)]
+            more = [torch.from_numpy(np.ascontiguousarray(array)) for array in rest]
+            slow(model, state[0], *arrays, at, *more, temperature)  # type: ignore[arg-type]
+
+    begin = model.model.begin
+    monkeypatch.setattr(model.model, "begin", lambda features: state.append(begin(features)) or state[0])
+    monkeypatch.setattr("worldmodel.nn.wavenet.SampleLevel", Slow)
+    assert torch.equal(model.draw(outputs, torch.Generator().manual_seed(1), temperature).levels, fast)
 
 
 @pytest.mark.parametrize(("group", "memory"), [(1, 1), (4, 5), (8, 3)])

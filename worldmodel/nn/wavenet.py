@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
 from worldmodel.nn.likelihoods import LEVELS, Likelihood, LogisticMixture, frames_of, levels_of, uniform
+from worldmodel.nn.sample_level import SampleLevel
 from worldmodel.nn.sound import expanded, log_mels
 
 SILENCE = 128  # the level before the first sample
@@ -286,22 +287,45 @@ class WaveNetLikelihood(Likelihood):
         lead = max(group, memory)
         levels = torch.full((batch, lead + steps * group), SILENCE, device=features.device)
         values = model.waves[levels, 0]
-        places = LEVELS * torch.arange(memory, device=features.device)
+        fast = None
+        if levels.device.type == "cpu":
+            parts = state.tables, model.narrow, model.leave, self.levels, model.waves[:, 0].contiguous()
+            fast, heard, seen = SampleLevel(*parts, temperature), levels.numpy(), values.numpy()  # the same memory
         every = max(1, steps // 100)
         for step in range(steps):
             at = lead + step * group
             contexts, weights = model.step(state, levels[:, at - group : at])
-            for n in range(at, at + group):
-                found = model.sample_step(state, contexts[:, n - at], levels[:, n - memory : n] + places)
-                if self.guesses:
-                    found = self._moved(found, torch.linalg.vecdot(values[:, n - memory : n], weights))
-                chosen = self.choose(found, noise[:, n - lead], temperature)
-                levels[:, n] = chosen
-                values[:, n] = model.waves[chosen, 0]
+            drawn = noise[:, at - lead : at - lead + group]
+            if fast is not None:
+                fast.group(heard, seen, at, contexts.numpy(), weights.numpy(), drawn.numpy())
+            else:
+                self._draw_group(state, levels, values, at, contexts, weights, drawn, temperature)
             if step % every == 0:
                 progress(step, steps)
         progress(steps, steps)
         return Drawn(levels[:, lead:], noise)
+
+    def _draw_group(
+        self,
+        state: WaveNetState,
+        levels: Tensor,
+        values: Tensor,
+        at: int,
+        contexts: Tensor,
+        weights: Tensor,
+        noise: Tensor,
+        temperature: float,
+    ) -> None:
+        """As :meth:`worldmodel.nn.sample_level.SampleLevel.group`, on any device."""
+        memory = self.model.memory
+        places = LEVELS * torch.arange(memory, device=levels.device)
+        for n in range(at, at + self.model.group):
+            found = self.model.sample_step(state, contexts[:, n - at], levels[:, n - memory : n] + places)
+            if self.guesses:
+                found = self._moved(found, torch.linalg.vecdot(values[:, n - memory : n], weights))
+            chosen = self.choose(found, noise[:, n - at], temperature)
+            levels[:, n] = chosen
+            values[:, n] = self.model.waves[chosen, 0]
 
     @property
     def numbers(self) -> int:
