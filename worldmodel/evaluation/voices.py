@@ -83,7 +83,8 @@ def evaluate_voices(
     if (rates := codecs.codec_figures(run, world, spoken, seed, progress)) is not None:
         found["codec"] = rates
     shown: list[tuple[str, np.ndarray]] = []
-    speakers = [n for n in range(len(world.spec.action_names)) if heard(spoken, n) >= ENOUGH]
+    known = {each.speaker for each in held_out}  # of TIMIT none whom the run was trained on
+    speakers = [n for n in range(len(world.spec.action_names)) if n in known and heard(spoken, n) >= ENOUGH]
     if world.tokenizer.told and len(speakers) > 1:
         sources = [u for n in speakers for u in [u for u in held_out if u.speaker == n][:FEW]]
         judges = make_judges(world, spoken, speakers, timit, seed, progress)
