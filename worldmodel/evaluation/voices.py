@@ -208,9 +208,10 @@ def phoneme_figures(
         return None
     codes = [flat_codes(world, each) for each in spoken]
     systems = {"codes": codes, "shuffled codes": shuffled(codes, seed)}
-    systems |= {name: kmeans_of(rows, world.tokenizer.codes, seed) for name, rows in features(spoken, hop).items()}
-    untrained = kmeans_of(untrained_vectors(run, world, spoken, seed), world.tokenizer.codes, seed)
-    systems["untrained encoder, k-means"] = untrained
+    others = features(spoken, hop) | {"untrained encoder, k-means": untrained_vectors(run, world, spoken, seed)}
+    fit_on = [not each.held_out for each in spoken]  # what the tokenizer was trained on, too
+    for name, vectors in others.items():
+        systems[name] = kmeans_codes(vectors, world.tokenizer.codes, fit_on, seed=seed)
     told: dict[str, Any] = {"hop": hop, "phonemes": len(PHONES39.names)}
     silence = PHONES39.names.index(SILENCE)
     for name, rows in systems.items():
@@ -235,10 +236,6 @@ def features(spoken: Sequence[Utterance], hop: int) -> dict[str, list[Tensor]]:
         "k-means, log-mels": [normalised(row) for row in mels],
         "k-means, mel-cepstra": [normalised(mel_cepstrum(row, 12), variance=False) for row in mels],
     }
-
-
-def kmeans_of(rows: Sequence[Tensor], clusters: int, seed: int) -> list[np.ndarray]:
-    return kmeans_codes(rows, clusters, seed=seed)
 
 
 @torch.no_grad()

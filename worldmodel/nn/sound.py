@@ -73,6 +73,17 @@ def of_log_mels(values: Tensor) -> Tensor:
     return (4 * values - 4).exp()
 
 
+def stretched(mels: Tensor, factors: Tensor) -> Tensor:
+    """Spectra (B, M, bands) read at band · factor, linearly between bands; factors (B,). What lies above the last band
+    is as that one."""
+    count = mels.shape[-1]
+    places = (torch.arange(count, device=mels.device) * factors[:, None]).clamp(max=count - 1)  # (B, bands)
+    low = places.long().clamp(max=count - 2)
+    share = (places - low)[:, None]
+    below, above = (mels.gather(2, at[:, None].expand(-1, mels.shape[1], -1)) for at in (low, low + 1))
+    return below + share * (above - below)
+
+
 class MelEncoder(nn.Module):
     """Frames of sound (B, 1, n) → log-mel spectra → strided convolutions: (B, widths[-1], n / factor).
 
@@ -86,6 +97,9 @@ class MelEncoder(nn.Module):
         bands, hop, window: of the spectra; samples, at ``rate`` a second. factor = hop · the strides.
         still: whether the mean of each band over the whole signal is taken off: the microphone, the room, and some of
             the voice go with it.
+        warp: in training the spectra are stretched along the mel scale by up to this share, as by a longer or shorter
+            vocal tract (Jaitly and Hinton, *Vocal tract length perturbation*, 2013), while the decoder, which knows the
+            speaker, has to say them as they were: what is left in the codes is less of the voice.
     """
 
     def __init__(
@@ -100,6 +114,7 @@ class MelEncoder(nn.Module):
         window: int = 400,
         rate: int = 16_000,
         still: bool = False,
+        warp: float = 0.0,
     ):
         super().__init__()
         if (rank, channels) != (1, 1):
@@ -116,7 +131,7 @@ class MelEncoder(nn.Module):
             "fft": 1 << (window - 1).bit_length(),
             "rate": rate,
         }
-        self.still = still
+        self.still, self.warp = still, warp
         ins = [bands, *widths[:-1]]
         self.down = nn.ModuleList(
             CONV[1](i, o, max(2 * s, 3), stride=s, padding=(max(2 * s, 3) - s) // 2)
@@ -128,6 +143,8 @@ class MelEncoder(nn.Module):
         mels = log_mels(expanded(x[:, 0].float()), **self.spectra)
         if self.still:
             mels = mels - mels.mean(1, keepdim=True)
+        if self.training and self.warp:
+            mels = stretched(mels, 1 + self.warp * (2 * torch.rand(len(mels), device=mels.device) - 1))
         x = mels.movedim(1, -1).to(x.dtype)
         for index, conv in enumerate(self.down):
             x = conv(x if index == 0 else F.relu(x))
