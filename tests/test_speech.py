@@ -175,7 +175,7 @@ def test_whole_windows_hang_over_no_end(tmp_path: Path) -> None:
     assert drawn.valid.all() and (drawn.actions >= 0).all()
     speakers = {store.episode(int(e)).condition for e in np.flatnonzero(sizes >= length)}
     assert set(drawn.actions.unique().tolist()) == speakers
-    with pytest.raises(Exception, match="has 90 frames; the longest has"):
+    with pytest.raises(Exception, match="has 90 frames, the longest has"):
         Windows(store, "all", 90, whole=True).sample(1, torch.Generator())
 
 

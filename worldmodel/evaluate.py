@@ -128,7 +128,7 @@ def measure(args: argparse.Namespace, config: DictConfig, command: str) -> None:
     run = choose_run(args.overrides, config)
     alone = is_sound(load_spec(run)) or not has_past(load_config(run))  # measured without a prior, too
     if not alone or not (run / TOKENIZER).is_file():
-        run = choose_run(args.overrides, config, holding=PRIOR)
+        run = choose_run(args.overrides, config, holding=TOKENIZER if alone else PRIOR)
     sound = is_sound(load_spec(run))
     stills = not sound and not has_past(load_config(run))
     # The run remembers what it was trained on, whatever environment the defaults of this command line name.

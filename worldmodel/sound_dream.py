@@ -29,6 +29,10 @@ def dream_sound(args: argparse.Namespace, run: Path, device: str, seed: int) -> 
                               f"the speakers, and --convert or --seconds")  # fmt: skip
     world = VoiceModel.load(run, device)
     speakers = choose_speakers(args.actions, world.spec.action_names)
+    for speaker in speakers:
+        world.spec.action_index(speaker)  # tells an unknown one before anything is written
+    if args.convert is not None:
+        check_conversion(args, run, world)
     seconds = check_seconds(args.seconds) if args.convert is None else None
     if args.convert is not None and args.seconds is not None:
         raise ConfigError("--seconds is of speech that is made up; what is converted is as long as it was")
@@ -55,6 +59,17 @@ def dream_sound(args: argparse.Namespace, run: Path, device: str, seed: int) -> 
     page = paths[0].with_name(paths[0].stem.removesuffix(f"-{speakers[0]}") + ".png")
     media.save_png(page, media.spectrogram(shown, world.rate, title=f"{run.name} · seed {seed}"))
     print(f"          {page}")
+
+
+def check_conversion(args: argparse.Namespace, run: Path, world: VoiceModel) -> None:
+    """Raises :class:`ConfigError` where a voice cannot be changed, and for flags that say nothing of it."""
+    if not world.tokenizer.told:
+        raise ConfigError(
+            f"the decoder of {run.name} is told no speaker and cannot change a voice; use a run of "
+            "experiment=vctk-spectra or vctk, or --encode of a codec"
+        )
+    if args.temperature != 1.0 or args.top_k is not None:
+        raise ConfigError("--temperature and --top-k are of what the prior says; what is converted has its codes")
 
 
 def take_in(file: Path, rate: int) -> np.ndarray:

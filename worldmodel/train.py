@@ -223,6 +223,8 @@ def train_tokenizer(fabric: Fabric, config: DictConfig, store: EpisodeStore, fol
     steps_an_epoch = math.ceil(frames / (node.batch * node.length * fabric.world_size))
     objective = TokenizerObjective(tokenizer, window=min(max(steps_an_epoch, 10), 1000))
     windows = {split: Windows(store, split, node.length, whole=tokenizer.joined) for split in SPLITS}
+    if not windows["train"].drawable:
+        windows["train"].sample(1, torch.Generator())  # says why
     run_stage(fabric, config, "tokenizer", objective, windows, folder)
 
 
@@ -286,7 +288,7 @@ def run_stage(
     batches = make_batches(windows["train"].sample, node.batch, config.seed, fabric.global_rank)
     lines, board = watch.JsonLines(folder / METRICS), watch.TensorBoard(folder / "tensorboard")
     chain: list[Hook] = [watch.ProgressBar(), lines, board]
-    if len(windows["held_out"]):
+    if windows["held_out"].drawable:
         held_out = make_batches(windows["held_out"].sample, node.batch, config.seed, 0)
         evaluate = Measure(held_out, node.evaluate_batches, fabric.device)
         chain.append(watch.Evaluation(node.evaluate_every, evaluate, (lines, board)))

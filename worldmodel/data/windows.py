@@ -69,6 +69,11 @@ class Windows:
         """Frames in all episodes together."""
         return int(self._first[-1])
 
+    @property
+    def drawable(self) -> bool:
+        """Whether there is a window to draw."""
+        return bool((self.sizes >= self.length).any()) if self.whole else len(self) > 0
+
     def sample(self, batch: int, generator: torch.Generator) -> Segment:
         """``batch`` random windows; behind the ``lead`` every frame is equally likely to be at every place of one.
 
@@ -93,7 +98,10 @@ class Windows:
         ends = np.cumsum(np.maximum(self.sizes - self.length + 1, 0))
         if not ends[-1]:
             longest = int(self.sizes.max(initial=0))
-            raise DataError(f"no episode in {self.store.path} has {self.length} frames; the longest has {longest}")
+            raise DataError(
+                f"none of these episodes in {self.store.path} has {self.length} frames, the longest has {longest}; "
+                f"choose training.tokenizer.length={longest} or less"
+            )
         drawn = torch.randint(int(ends[-1]), (batch,), generator=generator).numpy()
         which = np.searchsorted(ends, drawn, side="right")
         first = drawn - np.concatenate([[0], ends])[which]

@@ -19,14 +19,14 @@ from worldmodel.data.sources.phones import NO_PHONE, PHONES39, SILENCE, frame_ph
 from worldmodel.data.sources.sound import normalise, read_sound
 from worldmodel.data.sources.speech import TIMIT
 from worldmodel.data.store import EpisodeStore
-from worldmodel.errors import DataError
+from worldmodel.errors import ConfigError, DataError
 from worldmodel.evaluation import codecs, voices_report
 from worldmodel.evaluation.conversion import Judges, Utterance, conversion
 from worldmodel.evaluation.levels import level_figures
 from worldmodel.evaluation.metrics import CodeUsage, mean_interval
 from worldmodel.evaluation.openloop import Progress, silent
 from worldmodel.evaluation.speech import codec
-from worldmodel.evaluation.speech.features import HOP, log_mel, mel_cepstrum, normalised, pooled
+from worldmodel.evaluation.speech.features import HOP, RATE, log_mel, mel_cepstrum, normalised, pooled
 from worldmodel.evaluation.speech.kmeans import kmeans_codes
 from worldmodel.evaluation.speech.leakage import leakage
 from worldmodel.evaluation.speech.mapping import Mapped, both_ways, joined, shuffled
@@ -36,11 +36,12 @@ from worldmodel.evaluation.suite import machine
 from worldmodel.run import build_tokenizer, load_config
 from worldmodel.tokenizers import VQVAE, SeparateLevels, require_codes
 from worldmodel.tokenizers.base import join
-from worldmodel.types import to_float
+from worldmodel.types import NO_ACTION, to_float
 from worldmodel.voice import VoiceModel
 
 ENOUGH = 15.0  # seconds of training speech of a speaker whose voice is to be spoken in
 FEW = 4  # held-out utterances of a speaker that are converted
+MOST = 8  # speakers that are converted among, the first ones
 
 
 def evaluate_voices(
@@ -61,6 +62,7 @@ def evaluate_voices(
     world = VoiceModel.load(run, device)
     if (store.spec.frame_shape, store.spec.action_names) != (world.spec.frame_shape, world.spec.action_names):
         raise DataError(f"{store.path} holds speakers or windows other than {run} knows; give another data=…")
+    check_rate(world.rate)
     spoken = take_in(world, store, progress)
     held_out = [each for each in spoken if each.held_out]
     if not held_out:
@@ -85,6 +87,7 @@ def evaluate_voices(
     shown: list[tuple[str, np.ndarray]] = []
     known = {each.speaker for each in held_out}  # of TIMIT none whom the run was trained on
     speakers = [n for n in range(len(world.spec.action_names)) if n in known and heard(spoken, n) >= ENOUGH]
+    speakers = speakers[:MOST]
     if world.tokenizer.told and len(speakers) > 1:
         sources = [u for n in speakers for u in [u for u in held_out if u.speaker == n][:FEW]]
         judges = make_judges(world, spoken, speakers, timit, seed, progress)
@@ -98,15 +101,25 @@ def evaluate_voices(
     return found
 
 
+def check_rate(rate: int) -> None:
+    """Raises :class:`ConfigError` for sound that the judges, and the spectra of networks, are not made for."""
+    if rate != RATE:
+        raise ConfigError(
+            f"speech is scored at {RATE:,} samples a second, not {rate:,}; collect it anew: source.rate=16000"
+        )
+
+
 def take_in(world: VoiceModel, store: EpisodeStore, progress: Progress = silent) -> list[Utterance]:
     """All utterances with their codes."""
     held_out = set(store.split("held_out").tolist())
+    trained = {store.episode(int(number)).condition for number in store.split("train")}
     spoken = []
     for number, entry in enumerate(store.entries):
         episode = store.episode(number)
         frames = torch.from_numpy(np.array(episode.frames))
         codes = world.encode(frames).cpu()
-        spoken.append(Utterance(entry.key or str(number), episode.condition, number in held_out, frames, codes))
+        speaker = episode.condition if episode.condition in trained else NO_ACTION  # whose voice nobody has learnt
+        spoken.append(Utterance(entry.key or str(number), speaker, number in held_out, frames, codes))
         progress("utterances", number + 1, len(store))
     return spoken
 
@@ -230,7 +243,10 @@ def mapped(both: Mapped, held_out: Mapped) -> dict[str, Any]:
 
 
 def features(spoken: Sequence[Utterance], hop: int) -> dict[str, list[Tensor]]:
-    """What k-means sees instead: log-mel spectra of the same windows, two ways of removing the channel."""
+    """What k-means sees instead: log-mel spectra of the same windows, two ways of removing the channel; nothing for codes
+    that stand for no whole number of spectra."""
+    if hop % HOP:
+        return {}
     mels = [pooled(log_mel(each.wave), hop // HOP) for each in spoken]
     return {
         "k-means, log-mels": [normalised(row) for row in mels],
@@ -268,6 +284,8 @@ def phone_classifier(timit: Path, rate: int, seed: int, progress: Progress) -> P
     """Trained on all recordings of a folder of TIMIT, whoever speaks: none of them is judged by it."""
     waves, labels = [], []
     aligned = phone_files(timit)
+    if not aligned:
+        raise DataError(f"{timit} holds no alignment .phn beside a recording; --timit names the folder of TIMIT")
     for utterance in TIMIT(str(timit)).utterances:
         if utterance.key in aligned:
             waves.append(normalise(read_sound(utterance.file, rate), rate))

@@ -89,7 +89,7 @@ def _phonemes(found: dict[str, Any] | None) -> list[tuple[str, str]]:
     if found is None:
         return []
     told = [(f"Codes as phonemes ({found['phonemes']}): all frames; without silence", "")]
-    for name in SYSTEMS:
+    for name in [name for name in SYSTEMS if name in found]:
         parts = [number(found[name][what]["accuracy"], 3) for what in ("all", "speech")]
         told.append((name, "; ".join(parts)))
     base = [number(found["codes"][what]["most_frequent"], 3) for what in ("all", "speech")]
@@ -144,6 +144,7 @@ def panels(found: dict[str, Any]) -> list[Panel]:
         bars = {
             name.replace(", ", "\n").replace(" codes", "\ncodes"): _bar(told[name]["speech"]["accuracy"], place)
             for place, name in enumerate(SYSTEMS)
+            if name in told
         }
         mark = told["codes"]["speech"]["most_frequent"]["value"]
         drawn.append(Panel("Codes as phonemes, without silence", bars, mark=mark, mark_name="most frequent"))

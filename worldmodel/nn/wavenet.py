@@ -329,7 +329,7 @@ class WaveNetLikelihood(Likelihood):
 
     @property
     def numbers(self) -> int:
-        """Numbers of noise a sample: one for a softmax, two more than that for a mixture of logistics."""
+        """Numbers of noise a sample: one for a softmax, two for a mixture of logistics."""
         return 1 if not isinstance(self.levels, LogisticMixture) else 2
 
     def choose(self, parameters: Tensor, noise: Tensor, temperature: float = 1.0) -> Tensor:

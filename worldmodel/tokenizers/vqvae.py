@@ -14,6 +14,9 @@ from worldmodel.tokenizers.base import Reconstruction, Tokenizer
 from worldmodel.tokenizers.convolutional import ConvolutionalAutoencoder, halved, shrunk
 from worldmodel.types import NO_ACTION
 
+UNTOLD = 0.05
+"""Share of the training examples whose condition a decoder that is told one does not get."""
+
 
 class VQVAE(ConvolutionalAutoencoder, Tokenizer):
     """The autoencoder of *Neural Discrete Representation Learning* (2017).
@@ -63,6 +66,10 @@ class VQVAE(ConvolutionalAutoencoder, Tokenizer):
         self, frames: Tensor, generator: torch.Generator | None = None, conditions: Tensor | None = None
     ) -> Reconstruction:
         quantized = self.quantizer(self._vectors(frames), generator)
+        if self.training and conditions is not None:  # so that a voice of nobody is learnt, for those who are unknown
+            device = conditions.device if generator is None else generator.device
+            hidden = torch.rand(len(conditions), device=device, generator=generator).to(conditions.device) < UNTOLD
+            conditions = conditions.masked_fill(hidden, NO_ACTION)
         outputs = self._outputs(self._with(quantized.vectors, conditions))
         losses = {"reconstruction": self.likelihood.loss(outputs, frames), **quantized.losses}
         losses |= self.likelihood.guides(outputs, frames)
