@@ -243,8 +243,8 @@ def mapped(both: Mapped, held_out: Mapped) -> dict[str, Any]:
 
 
 def features(spoken: Sequence[Utterance], hop: int) -> dict[str, list[Tensor]]:
-    """What k-means sees instead: log-mel spectra of the same windows, two ways of removing the channel; nothing for codes
-    that stand for no whole number of spectra."""
+    """What k-means sees instead: log-mel spectra of the same windows, two ways of removing the channel. Nothing for
+    codes that stand for no whole number of spectra."""
     if hop % HOP:
         return {}
     mels = [pooled(log_mel(each.wave), hop // HOP) for each in spoken]
