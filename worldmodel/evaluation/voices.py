@@ -23,7 +23,7 @@ from worldmodel.errors import ConfigError, DataError
 from worldmodel.evaluation import codecs, voices_report
 from worldmodel.evaluation.conversion import Judges, Utterance, conversion
 from worldmodel.evaluation.levels import level_figures
-from worldmodel.evaluation.metrics import CodeUsage, mean_interval
+from worldmodel.evaluation.metrics import CodeUsage, mean_interval, ratio_of_sums
 from worldmodel.evaluation.openloop import Progress, silent
 from worldmodel.evaluation.speech import codec
 from worldmodel.evaluation.speech.features import HOP, RATE, log_mel, mel_cepstrum, normalised, pooled
@@ -234,7 +234,37 @@ def phoneme_figures(
             said, meant = zip(*pairs, strict=True)
             first, second = both_ways(said, meant, halves, sentences, world.tokenizer.codes, leave_out)
             told[name][what] = mapped(joined(first, second), first)
+    if hop % HOP == 0:
+        told["labels"] = taught(spoken, labels, aligned, hop, apart[0], seed)
     return told
+
+
+def taught(
+    spoken: Sequence[Utterance],
+    labels: Sequence[np.ndarray],
+    aligned: dict[str, Path],
+    hop: int,
+    known: set[str],
+    seed: int,
+) -> dict[str, Any]:
+    """What the labels themselves give: a network taught by those of the training half, read as often as there are
+    codes, on the speakers and sentences that it does not know."""
+    training = [each for each in spoken if not each.held_out]
+    phones = [frame_phones(read_phones(aligned[each.key]), len(each.wave) // HOP, HOP) for each in training]
+    model = train_phone_classifier([each.wave for each in training], phones, len(PHONES39.names), seed=seed)
+    right: dict[str, list[tuple[int, int]]] = {"all": [], "speech": []}
+    silence = PHONES39.names.index(SILENCE)
+    for each, meant in zip(spoken, labels, strict=True):
+        if each.held_out and each.key.rpartition("/")[2] not in known:
+            said = pooled(model.read(each.wave), hop // HOP).argmax(-1).numpy()
+            meant = meant[: len(said)]
+            for what, counted in (("all", meant != NO_PHONE), ("speech", (meant != NO_PHONE) & (meant != silence))):
+                right[what].append((int((said == meant)[counted].sum()), int(counted.sum())))
+    figures = {}
+    for what, rows in right.items():
+        sums, counts = np.array(rows).T
+        figures[what] = {"accuracy": ratio_of_sums(sums, counts, seed).to_json()}
+    return figures
 
 
 def mapped(both: Mapped, held_out: Mapped) -> dict[str, Any]:

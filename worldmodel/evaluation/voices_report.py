@@ -92,6 +92,9 @@ def _phonemes(found: dict[str, Any] | None) -> list[tuple[str, str]]:
     for name in [name for name in SYSTEMS if name in found]:
         parts = [number(found[name][what]["accuracy"], 3) for what in ("all", "speech")]
         told.append((name, "; ".join(parts)))
+    if "labels" in found:
+        parts = [number(found["labels"][what]["accuracy"], 3) for what in ("all", "speech")]
+        told.append(("taught by the labels, new speakers", "; ".join(parts)))
     base = [number(found["codes"][what]["most_frequent"], 3) for what in ("all", "speech")]
     told.append(("most frequent phoneme", "; ".join(base)))
     times = [number(found["codes"][what]["times_baseline"], 1) for what in ("all", "speech")]

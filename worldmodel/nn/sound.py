@@ -37,6 +37,11 @@ def mel_filters(bands: int, fft: int, rate: int) -> Tensor:
     frequencies on the mel scale, where the triangles are symmetric. Raises ``ValueError`` where a band falls
     between two bins, so that it would always be silent.
     """
+    with torch.inference_mode(False):  # it is kept, also for those who want gradients
+        return _mel_filters(bands, fft, rate)
+
+
+def _mel_filters(bands: int, fft: int, rate: int) -> Tensor:
     frequencies = torch.linspace(0, rate / 2, fft // 2 + 1, dtype=torch.float64)
     mels = 2595 * torch.log10(1 + frequencies / 700)
     width = mels[-1] / (bands + 1)
