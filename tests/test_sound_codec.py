@@ -148,7 +148,7 @@ def test_a_file_becomes_a_bitstream_and_sound_again(
     told = say(capsys, trained, "--encode", source, "--kbps", "1.3", "--output", str(tmp_path))
     for figure in ("2 of 3: 1.20 kbit/s", "counts", "prior", "SI-SDR", "real time", "80 samples, 5 ms"):
         assert figure in told
-    assert (trained / "runs/codec-1" / COUNTS).is_file()
+    assert len(list((trained / "runs/codec-1").glob(COUNTS.format("*")))) == 1
     paths = [tmp_path / f"in-1.2k{suffix}" for suffix in (".wmc", ".wav", ".png")]
     assert all(path.is_file() for path in paths)
     stream = Bitstream.load(paths[0])

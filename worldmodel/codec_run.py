@@ -27,8 +27,9 @@ from worldmodel.run import (
 )
 from worldmodel.tokenizers import VQVAE
 
-COUNTS = "entropy.safetensors"
-"""In a run's folder: the counts of its training codes, made when they are first asked for."""
+COUNTS = "entropy-{}.safetensors"
+"""In a run's folder: the counts of its training codes, made when they are first asked for, of the codec of that
+fingerprint: a tokenizer that was trained anew has others."""
 
 
 def load_codec(run: Path, device: str = "auto") -> Codec:
@@ -46,12 +47,13 @@ def counts_of(run: Path, codec: Codec, streams: Callable[[], list[np.ndarray]]) 
 
     Raises :class:`DataError` without any codes, or for a damaged file.
     """
-    if (run / COUNTS).is_file():
-        found = CountModel.load(run / COUNTS)
+    file = run / COUNTS.format(codec.fingerprint.hex()[:8])
+    if file.is_file():
+        found = CountModel.load(file)
         if (found.codes, found.stages) == (codec.codes, codec.codebooks):
             return found
     made = CountModel(streams(), codec.codes)
-    made.save(run / COUNTS)
+    made.save(file)
     return made
 
 

@@ -70,7 +70,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--entropy",
         choices=sound_codec.ENTROPY,
-        help="with --encode: what shortens the stream. counts: of the training codes (entropy.safetensors of the run, "
+        help="with --encode: what shortens the stream. counts: of the training codes (kept in the run's folder, "
         "made at first use); prior: the run's, which reads back on a like machine only; none: fixed width; auto: the "
         "shortest (default)",
     )

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from worldmodel.codec import Codec
-from worldmodel.codec_run import counts_of, prior_of
-from worldmodel.entropy import CodeModel, EntropyEncoder
+from worldmodel.codec_run import prior_of
+from worldmodel.entropy import CodeModel, CountModel, EntropyEncoder
 from worldmodel.evaluation.conversion import Utterance
 from worldmodel.evaluation.metrics import ratio_of_sums
 from worldmodel.evaluation.openloop import Progress, silent
@@ -38,7 +38,7 @@ def codec_figures(
     models: dict[str, CodeModel] = {}
     training = [flat(utterance) for utterance in spoken if not utterance.held_out]
     if training:
-        models["counts"] = counts_of(run, codec, lambda: training)
+        models["counts"] = CountModel(training, codec.codes)  # of these data, whatever the run was trained on
     if (prior := prior_of(run, codec)) is not None:
         models["prior"] = prior
     coded = held_out[:: -(-len(held_out) // CODED)]
