@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from worldmodel.codec_run import COUNTS, load_codec
 from worldmodel.entropy import EntropyDecoder, EntropyEncoder
 from worldmodel.entropy_prior import PriorModel
 from worldmodel.errors import ConfigError, DataError
+from worldmodel.evaluation.speech.leakage import leakage
 from worldmodel.priors import Prior
 from worldmodel.run import build_prior, build_tokenizer
 from worldmodel.tokenizers import VQVAE
@@ -222,7 +224,10 @@ def test_bad_requests_are_one_line(
     assert message in told and told.count("\n") == 1
 
 
-def test_bitrates_are_evaluated(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bitrates_are_evaluated(
+    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worldmodel.evaluation.voices.leakage", functools.partial(leakage, steps=3))
     assert evaluate.main([f"runs={trained / 'runs'}", "run=codec-1"]) == 0
     told = capsys.readouterr().out
     for figure in ("1 of 3 codebooks, 0.60 kbit/s", "2 of 3", "3 of 3", "bits saved, counts", "bits saved, prior"):
