@@ -60,20 +60,6 @@ def write_source(name: str, folder: Path) -> str:
     return f"source.path={folder / 'net'}"
 
 
-@pytest.fixture
-def say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs one command in a folder of its own and returns what it says, after checking its exit code."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(module: object, *argv: str, code: int = 0) -> str:
-        found = module.main(list(argv))  # type: ignore[attr-defined]
-        out, err = capsys.readouterr()
-        assert found == code, err
-        return out if code == 0 else err
-
-    return run
-
-
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_goes_from_files_to_pictures(name: str, tmp_path: Path, say: Callable[..., str]) -> None:
     experiment = f"experiment={name}"

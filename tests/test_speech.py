@@ -224,19 +224,6 @@ def test_a_wave_of_spectra_has_these_spectra() -> None:
     assert likelihood.log_prob(meant + 1, frames).mean().item() == pytest.approx(-1, abs=1e-5)
 
 
-@pytest.fixture
-def say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    monkeypatch.chdir(tmp_path)
-
-    def run(module: object, *argv: str, code: int = 0) -> str:
-        found = module.main(list(argv))  # type: ignore[attr-defined]
-        out, err = capsys.readouterr()
-        assert found == code, err
-        return out if code == 0 else err
-
-    return run
-
-
 def test_from_recordings_to_another_voice(tmp_path: Path, say: Callable[..., str]) -> None:
     write_vctk(tmp_path / "set")
     put(tmp_path / "in.wav", voice(0.35, rate=22050), 22050)
