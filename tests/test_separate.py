@@ -13,7 +13,7 @@ import pytest
 import soundfile
 import torch
 from sounds import RATE, put, voice, write_vctk
-from test_speech import QUICK, SMALL, SMALL_LEVELS, make, say, signal
+from test_speech import QUICK, SMALL, SMALL_LEVELS, make, signal
 from torch import Tensor
 
 from worldmodel import collect, dream, evaluate, train
@@ -30,7 +30,6 @@ from worldmodel.tokenizers.base import join
 from worldmodel.training.objectives import TokenizerObjective
 from worldmodel.types import Segment, to_float
 
-__all__ = ["say"]  # the fixture
 LEVELS = ((5,), (20,), (80,))
 small_head = partial(HierarchyHead, width=8, inner=partial(TransformerHead, width=8, blocks=1, heads=2, order="raster"))
 small_trunk = partial(FrameTransformer, width=8, blocks=1, heads=2, window=3, model=8, embed=4, spread=2)

@@ -11,10 +11,10 @@ import numpy as np
 from worldmodel.codec import Codec
 from worldmodel.codec_run import prior_of
 from worldmodel.entropy import CodeModel, CountModel, EntropyEncoder
-from worldmodel.evaluation.conversion import Utterance
 from worldmodel.evaluation.metrics import ratio_of_sums
 from worldmodel.evaluation.openloop import Progress, silent
 from worldmodel.evaluation.speech.codec import each, log_spectral_distance, si_sdr
+from worldmodel.evaluation.utterances import Utterance
 from worldmodel.plots import COLOURS, Line, Panel
 from worldmodel.quantizers import ResidualQuantizer
 from worldmodel.tokenizers import VQVAE

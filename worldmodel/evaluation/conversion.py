@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,39 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldmodel.evaluation.metrics import bootstrap, mean_interval
+from worldmodel.evaluation.metrics import mean_interval
 from worldmodel.evaluation.openloop import Progress, silent
 from worldmodel.evaluation.speech.alignment import mel_cepstral_distortion
 from worldmodel.evaluation.speech.codec import log_spectral_distance
 from worldmodel.evaluation.speech.phonemes import PhoneClassifier, phoneme_error
+from worldmodel.evaluation.speech.pitch import contour, pitch_distances
 from worldmodel.evaluation.speech.pitch import pitch as voice_pitch
-from worldmodel.evaluation.speech.pitch import pitch_distances
-from worldmodel.evaluation.speech.speakers import SpeakerClassifier, hear
+from worldmodel.evaluation.speech.speakers import SpeakerClassifier, hear, relative
+from worldmodel.evaluation.utterances import Utterance
 from worldmodel.mulaw import to_wave
 from worldmodel.pitch import pitch
 from worldmodel.types import to_uint8
 from worldmodel.voice import VoiceModel
-
-
-@dataclasses.dataclass(frozen=True)
-class Utterance:
-    """One recording, as the run takes it in."""
-
-    key: str
-    speaker: int
-    held_out: bool
-    frames: Tensor  # (T, 1, L) uint8
-    codes: Tensor  # (T, *grid) int64, on the host
-
-    @property
-    def wave(self) -> np.ndarray:
-        """(T · L,) float32."""
-        return to_wave(self.frames.numpy()).reshape(-1)
-
-    @property
-    def seconds(self) -> float:
-        return self.frames.numel() / 16_000
-
 
 COMMON = 24  # sentences of VCTK that all read
 
@@ -135,9 +116,7 @@ def voice_figures(
         "resynthesised_as_itself": mean_interval(again, seed).to_json(),
         "converted_as_target": mean_interval(as_target, seed).to_json(),
         "converted_as_source": mean_interval(as_source, seed).to_json(),
-        "converted_over_resynthesised": bootstrap(
-            lambda c, r: c.mean() / max(r.mean(), 1e-9), as_target, again, seed=seed
-        ).to_json(),
+        "converted_over_resynthesised": relative(as_target, again, seed).to_json(),
     }
 
 
@@ -162,7 +141,7 @@ def phone_figures(judges: Judges, own: Sequence[Made], other: Sequence[Made], se
         "converted": by_source(sources, other, changed.wrong / np.maximum(changed.frames, 1)),
         "resynthesised": again.wrong / np.maximum(again.frames, 1),
     }
-    ratio = bootstrap(lambda c, r: c.mean() / max(r.mean(), 1e-9), *rates.values(), seed=seed)
+    ratio = relative(rates["converted"], rates["resynthesised"], seed)
     return {
         **{name: {"all": mean_interval(rate, seed).to_json()} for name, rate in rates.items()},
         "converted_over_resynthesised": ratio.to_json(),
@@ -172,23 +151,38 @@ def phone_figures(judges: Judges, own: Sequence[Made], other: Sequence[Made], se
 def pitch_figures(
     world: VoiceModel, sources: Sequence[Utterance], speakers: Sequence[int], other: Sequence[Made]
 ) -> dict[str, Any]:
-    """Mean F0 of each real voice, in hertz, and how far that of converted speech is from its target and its source."""
+    """Mean F0 of each real voice, in hertz; how far that of converted speech is from its target and its source; how
+    much of it is voiced, and whether it goes up and down with the source.
 
-    def tracks(waves: Sequence[np.ndarray]) -> list[np.ndarray]:
-        return [pitch(wave, world.rate).hertz for wave in waves]
+    Pairs of voices between which nothing that is voiced was made count as ``silent``: of them no F0 can be told.
+    """
 
-    real = {n: voice_pitch(tracks([u.wave for u in sources if u.speaker == n])) for n in speakers}
-    rows = []
-    for target, number in enumerate(speakers):
-        for source in speakers:
-            waves = [each.wave for each in other if each.target == target and each.source.speaker == source]
-            found = tracks(waves)
-            if any(np.isfinite(track).any() for track in found):
-                rows.append(pitch_distances(found, real[source], real[number]))
-    mean = (
-        {key: float(np.mean([row[key] for row in rows])) for key in ("to_target", "to_source", "way")} if rows else {}
-    )
-    return {"hertz": {world.spec.action_names[n]: found.hertz for n, found in real.items()}, **mean}
+    def track(wave: np.ndarray) -> np.ndarray:
+        return pitch(wave, world.rate).hertz
+
+    spoken = {id(each): track(each.wave) for each in sources}
+    real = {n: voice_pitch([spoken[id(u)] for u in sources if u.speaker == n]) for n in speakers}
+    made = [(each, track(each.wave)) for each in other]
+    rows, silent = [], 0
+    for target, source in itertools.permutations(speakers, 2):
+        found = [own for each, own in made if speakers[each.target] == target and each.source.speaker == source]
+        if any(np.isfinite(own).any() for own in found):
+            rows.append(pitch_distances(found, real[source], real[target]))
+        else:
+            silent += 1
+    contours = [contour(spoken[id(each.source)], own) for each, own in made]
+    follows = [found.correlation for found in contours if found.correlation is not None]
+    voiced = [np.isfinite(own).mean() for _, own in made], [np.isfinite(own).mean() for own in spoken.values()]
+    keys = ("to_target", "to_source", "way") if rows else ()
+    return {
+        "hertz": {world.spec.action_names[n]: found.hertz for n, found in real.items()},
+        "pairs": len(rows),
+        "silent": silent,
+        "voiced": float(np.mean(voiced[0])),
+        "voiced_real": float(np.mean(voiced[1])),
+        "follows": float(np.mean(follows)) if follows else None,
+        **{key: float(np.mean([row[key] for row in rows])) for key in keys},
+    }
 
 
 def distortion(

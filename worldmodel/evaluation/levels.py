@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from worldmodel.evaluation.conversion import Utterance
 from worldmodel.evaluation.speech import codec
+from worldmodel.evaluation.utterances import Utterance
 from worldmodel.mulaw import to_wave
 from worldmodel.tokenizers import SeparateLevels
 from worldmodel.types import to_uint8

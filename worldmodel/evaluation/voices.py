@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from worldmodel.data.sources.phones import NO_PHONE, PHONES39, SILENCE, frame_phones, phone_files, read_phones
 from worldmodel.data.sources.sound import normalise, read_sound
@@ -21,22 +20,21 @@ from worldmodel.data.sources.speech import TIMIT
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.evaluation import codecs, voices_report
-from worldmodel.evaluation.conversion import Judges, Utterance, conversion
+from worldmodel.evaluation.conversion import Judges, conversion
 from worldmodel.evaluation.levels import level_figures
-from worldmodel.evaluation.metrics import CodeUsage, mean_interval, ratio_of_sums
+from worldmodel.evaluation.metrics import CodeUsage, mean_interval
 from worldmodel.evaluation.openloop import Progress, silent
+from worldmodel.evaluation.phoneme_codes import phoneme_figures
 from worldmodel.evaluation.speech import codec
-from worldmodel.evaluation.speech.features import HOP, RATE, log_mel, mel_cepstrum, normalised, pooled
-from worldmodel.evaluation.speech.kmeans import kmeans_codes
+from worldmodel.evaluation.speech.features import HOP, RATE
 from worldmodel.evaluation.speech.leakage import leakage
-from worldmodel.evaluation.speech.mapping import Mapped, both_ways, joined, shuffled
 from worldmodel.evaluation.speech.phonemes import PhoneClassifier, train_phone_classifier
 from worldmodel.evaluation.speech.speakers import train_speaker_classifier
 from worldmodel.evaluation.suite import machine
-from worldmodel.run import build_tokenizer, load_config
-from worldmodel.tokenizers import VQVAE, SeparateLevels, require_codes
+from worldmodel.evaluation.utterances import Utterance, flat_codes, heard, take_in
+from worldmodel.tokenizers import SeparateLevels
 from worldmodel.tokenizers.base import join
-from worldmodel.types import NO_ACTION, to_float
+from worldmodel.types import to_float
 from worldmodel.voice import VoiceModel
 
 ENOUGH = 15.0  # seconds of training speech of a speaker whose voice is to be spoken in
@@ -109,26 +107,6 @@ def check_rate(rate: int) -> None:
         )
 
 
-def take_in(world: VoiceModel, store: EpisodeStore, progress: Progress = silent) -> list[Utterance]:
-    """All utterances with their codes."""
-    held_out = set(store.split("held_out").tolist())
-    trained = {store.episode(int(number)).condition for number in store.split("train")}
-    spoken = []
-    for number, entry in enumerate(store.entries):
-        episode = store.episode(number)
-        frames = torch.from_numpy(np.array(episode.frames))
-        codes = world.encode(frames).cpu()
-        speaker = episode.condition if episode.condition in trained else NO_ACTION  # whose voice nobody has learnt
-        spoken.append(Utterance(entry.key or str(number), speaker, number in held_out, frames, codes))
-        progress("utterances", number + 1, len(store))
-    return spoken
-
-
-def heard(spoken: Sequence[Utterance], speaker: int) -> float:
-    """Seconds of training speech of a speaker."""
-    return sum(each.seconds for each in spoken if each.speaker == speaker and not each.held_out)
-
-
 def code_figures(world: VoiceModel, held_out: Sequence[Utterance]) -> dict[str, Any]:
     """Rate and use of the codes."""
     tokenizer = world.tokenizer
@@ -191,107 +169,6 @@ def leakage_figures(world: VoiceModel, spoken: Sequence[Utterance]) -> dict[str,
     window = round(len(flat_codes(world, spoken[0])) / spoken[0].seconds)
     found = leakage(*parts[False], *parts[True], world.tokenizer.codes, window)
     return {**found.to_json(), "speakers": len(known)}
-
-
-def flat_codes(world: VoiceModel, utterance: Utterance) -> np.ndarray:
-    """(T · n,); with several codebooks (T · n, S); with several levels each as often as the finest, (T · n, levels)."""
-    if len(world.tokenizer.levels) > 1:
-        books = [book.flatten() for book in world.tokenizer.books(utterance.codes)]
-        finest = max(map(len, books))
-        return torch.stack([book.repeat_interleave(finest // len(book)) for book in books], 1).numpy()
-    codes = utterance.codes.flatten(0, len(utterance.codes.shape) - 1 - len(world.tokenizer.slots))
-    return codes.flatten(1).numpy() if world.tokenizer.slots else codes.numpy()
-
-
-def phoneme_figures(
-    run: Path, world: VoiceModel, spoken: Sequence[Utterance], timit: Path, seed: int
-) -> dict[str, Any] | None:
-    """Codes as phonemes, and the controls; None for recordings that have no alignments, or codes of several books."""
-    aligned, tokenizer = phone_files(timit), world.tokenizer
-    if tokenizer.slots or len(tokenizer.levels) > 1 or not all(each.key in aligned for each in spoken):
-        return None
-    hop = round(world.window / math.prod(world.tokenizer.grid))
-    labels = [
-        frame_phones(read_phones(aligned[each.key]), each.codes.numel(), hop * 16_000 // world.rate) for each in spoken
-    ]
-    halves = np.array([int(each.held_out) for each in spoken])
-    sentences = [each.key.rpartition("/")[2] for each in spoken]
-    apart = [{said for said, half in zip(sentences, halves, strict=True) if half == own} for own in (0, 1)]
-    if not (apart[0] - apart[1] and apart[1] - apart[0]):  # nothing could be scored
-        return None
-    codes = [flat_codes(world, each) for each in spoken]
-    systems = {"codes": codes, "shuffled codes": shuffled(codes, seed)}
-    others = features(spoken, hop) | {"untrained encoder, k-means": untrained_vectors(run, world, spoken, seed)}
-    fit_on = [not each.held_out for each in spoken]  # what the tokenizer was trained on, too
-    for name, vectors in others.items():
-        systems[name] = kmeans_codes(vectors, world.tokenizer.codes, fit_on, seed=seed)
-    told: dict[str, Any] = {"hop": hop, "phonemes": len(PHONES39.names)}
-    silence = PHONES39.names.index(SILENCE)
-    for name, rows in systems.items():
-        pairs = [(row[: len(own)], own[: len(row)]) for row, own in zip(rows, labels, strict=True)]
-        told[name] = {}
-        for what, leave_out in (("all", None), ("speech", silence)):
-            said, meant = zip(*pairs, strict=True)
-            first, second = both_ways(said, meant, halves, sentences, world.tokenizer.codes, leave_out)
-            told[name][what] = mapped(joined(first, second), first)
-    if hop % HOP == 0:
-        told["labels"] = taught(spoken, labels, aligned, hop, apart[0], seed)
-    return told
-
-
-def taught(
-    spoken: Sequence[Utterance],
-    labels: Sequence[np.ndarray],
-    aligned: dict[str, Path],
-    hop: int,
-    known: set[str],
-    seed: int,
-) -> dict[str, Any]:
-    """What the labels themselves give: a network taught by those of the training half, read as often as there are
-    codes, on the speakers and sentences that it does not know."""
-    training = [each for each in spoken if not each.held_out]
-    phones = [frame_phones(read_phones(aligned[each.key]), len(each.wave) // HOP, HOP) for each in training]
-    model = train_phone_classifier([each.wave for each in training], phones, len(PHONES39.names), seed=seed)
-    right: dict[str, list[tuple[int, int]]] = {"all": [], "speech": []}
-    silence = PHONES39.names.index(SILENCE)
-    for each, meant in zip(spoken, labels, strict=True):
-        if each.held_out and each.key.rpartition("/")[2] not in known:
-            said = pooled(model.read(each.wave), hop // HOP).argmax(-1).numpy()
-            meant = meant[: len(said)]
-            for what, counted in (("all", meant != NO_PHONE), ("speech", (meant != NO_PHONE) & (meant != silence))):
-                right[what].append((int((said == meant)[counted].sum()), int(counted.sum())))
-    figures = {}
-    for what, rows in right.items():
-        sums, counts = np.array(rows).T
-        figures[what] = {"accuracy": ratio_of_sums(sums, counts, seed).to_json()}
-    return figures
-
-
-def mapped(both: Mapped, held_out: Mapped) -> dict[str, Any]:
-    """Both ways round, and counted on the speakers of training and scored on the held-out ones alone."""
-    return {**both.to_json(), "held_out": held_out.to_json()}
-
-
-def features(spoken: Sequence[Utterance], hop: int) -> dict[str, list[Tensor]]:
-    """What k-means sees instead: log-mel spectra of the same windows, two ways of removing the channel. Nothing for
-    codes that stand for no whole number of spectra."""
-    if hop % HOP:
-        return {}
-    mels = [pooled(log_mel(each.wave), hop // HOP) for each in spoken]
-    return {
-        "k-means, log-mels": [normalised(row) for row in mels],
-        "k-means, mel-cepstra": [normalised(mel_cepstrum(row, 12), variance=False) for row in mels],
-    }
-
-
-@torch.no_grad()
-def untrained_vectors(run: Path, world: VoiceModel, spoken: Sequence[Utterance], seed: int) -> list[Tensor]:
-    """What the same encoder says before it has learnt anything, (T · n, D) an utterance."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = require_codes(build_tokenizer(load_config(run), world.spec)).eval().to(world.device)
-    assert isinstance(model, VQVAE)
-    return [model.vectors(join(to_float(each.frames[None])).to(world.device))[0].cpu() for each in spoken]
 
 
 def make_judges(

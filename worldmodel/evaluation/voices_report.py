@@ -12,11 +12,10 @@ import numpy as np
 
 from worldmodel.evaluation import codecs
 from worldmodel.evaluation.report import number, page, plain
+from worldmodel.evaluation.speech.features import RATE
 from worldmodel.files import replace_text
 from worldmodel.media import save_png, save_sound, spectrogram
 from worldmodel.plots import COLOURS, Bar, Line, Panel, save_panels
-
-RATE = 16_000
 
 DEFINITIONS = {
     "held out": "Utterances that were never trained on: of VCTK sentences whose number ends in 3 or 8, of TIMIT every "
@@ -129,6 +128,11 @@ def _conversion(found: dict[str, Any] | None) -> list[tuple[str, str]]:
             told.append((f"mel-cepstral distortion, {name}", f"{number(mcd[key])} dB"))
     pitch = found["pitch"]
     told.append(("F0 of the real voices", ", ".join(f"{name} {hertz:.0f}" for name, hertz in pitch["hertz"].items())))
+    told.append(("voiced, converted; real", f"{pitch['voiced']:.0%}; {pitch['voiced_real']:.0%} of the frames"))
+    if pitch["follows"] is not None:
+        told.append(("log-F0 of converted speech with its source, correlation", f"{pitch['follows']:.2f}"))
+    if pitch["silent"]:
+        told.append(("pairs of voices without an F0", f"{pitch['silent']} of {pitch['silent'] + pitch['pairs']}"))
     if "to_target" in pitch:
         told.append(
             (

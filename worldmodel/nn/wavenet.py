@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
+from worldmodel.mulaw import SILENCE
 from worldmodel.nn.likelihoods import LEVELS, Likelihood, LogisticMixture, frames_of, levels_of, uniform
 from worldmodel.nn.sample_level import SampleLevel
 from worldmodel.nn.sound import expanded, log_mels
 
-SILENCE = 128  # the level before the first sample
 WAVES = 8  # numbers that a sample is read as
 WINDOW, FFT, RATE = 400, 512, 16_000  # of spectra
 

@@ -92,11 +92,3 @@ def mel_cepstral_distortion(a: Wave, b: Wave, order: int = ORDER, aligned: bool 
         path = dtw(one, other)
     squares = np.square(one[path[:, 0]] - other[path[:, 1]]).sum(1)
     return float(10 / math.log(10) * np.sqrt(2 * squares).mean())
-
-
-def warped(track: np.ndarray, path: np.ndarray, column: int) -> np.ndarray:
-    """A track (T, ...) at the points of a path (L, 2), of whose ``column`` (0 or 1) it is the sequence: (L, ...)."""
-    rows = np.asarray(path)[:, column]
-    if len(rows) and rows.max() >= len(track):
-        raise ValueError(f"the path goes to frame {rows.max()} of a track of {len(track)}")
-    return np.asarray(track)[rows]

@@ -116,18 +116,6 @@ def phoneme_mapping(
     return Mapped(right, baseline, frames, unseen, len(set(stands_for[seen].tolist())))
 
 
-def speaker_halves(speakers: Sequence[str], groups: Sequence[str]) -> np.ndarray:
-    """The half, 0 or 1, of each of n utterances: by their sorted names, every second speaker within a group (sex) is in
-    B."""
-    if len(speakers) != len(groups) or not speakers:
-        raise ValueError(f"{len(speakers)} utterances need a speaker and a group each, got {len(groups)} groups")
-    half = {}
-    for group in sorted(set(groups)):
-        members = sorted({speaker for speaker, own in zip(speakers, groups, strict=True) if own == group})
-        half.update({speaker: place % 2 for place, speaker in enumerate(members)})
-    return np.array([half[speaker] for speaker in speakers])
-
-
 def both_ways(
     codes: Rows,
     labels: Rows,

@@ -122,6 +122,6 @@ def hear(model: SpeakerClassifier, waves: Sequence[Wave]) -> Voices:
 
 
 def relative(converted: np.ndarray, resynthesised: np.ndarray, seed: int = 0) -> Interval:
-    """Mean rate of converted over that of resynthesised speech, the headline of a conversion; utterances are resampled
-    apart, since there may be several conversions of one."""
-    return bootstrap(lambda c, r: c.mean() / max(r.mean(), 1e-9), converted, resynthesised, paired=False, seed=seed)
+    """Mean rate of converted over that of resynthesised speech, the headline of a conversion. Both have a row for each
+    source, (n,): where a source was converted several times the mean of these, which are not independent."""
+    return bootstrap(lambda c, r: c.mean() / max(r.mean(), 1e-9), converted, resynthesised, seed=seed)
