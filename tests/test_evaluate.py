@@ -185,3 +185,6 @@ def test_no_panel_for_events_that_there_were_not(found: dict[str, Any]) -> None:
     before, after = (panels({**found, "one_step": given}) for given in (one, quiet))
     assert len(after) == len(before) - 1
     assert not any("Rare events" in panel.title for panel in after)
+    few = {"auroc": 1.0, "average_precision": 1.0, "positives": 9, "of": 900}
+    seldom = {**one, "rewards": {**one["rewards"], "events": few}, "ends": {**one["ends"], **few}}
+    assert len(panels({**found, "one_step": seldom})) == len(after)

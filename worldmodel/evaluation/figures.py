@@ -28,6 +28,10 @@ SHADES = {
 REFERENCES = ("reconstruction", "last_frame", "last_frame_coded")  # dashed: they are no dreams
 
 
+FEW_EVENTS = 10
+"""Of fewer a score is an accident: the table says so, and no bar shows it."""
+
+
 def panels(found: dict[str, Any]) -> list[Panel]:
     """The page of plots of one evaluation."""
     loop, one, inverse = found["open_loop"], found["one_step"], found.get("inverse")
@@ -70,11 +74,11 @@ def _gains(loop: dict[str, Any]) -> Panel:
 
 
 def _events(one: dict[str, Any]) -> list[Panel]:
-    """How rare events are foretold; nothing where there were none to foretell."""
+    """How rare events are foretold; nothing where there were none, or too few to draw a bar of."""
     bars, counts = {}, []
     for name, events in (("rewards", one["rewards"]["events"]), ("ends", one["ends"])):
         for label, key, colour in (("AUROC", "auroc", 0), ("avg. prec.", "average_precision", 1)):
-            value = events[key] if events else None
+            value = events[key] if events and events["positives"] >= FEW_EVENTS else None
             bars[f"{name}\n{label}"] = Bar(float("nan") if value is None else value, colour=COLOURS[colour])
         counts.append(f"{events['positives']:,} {name} in {events['of']:,} steps" if events else f"no usual {name}")
     if all(math.isnan(bar.value) for bar in bars.values()):

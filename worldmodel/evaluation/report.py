@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from worldmodel.evaluation.figures import LABELS, panels
+from worldmodel.evaluation.figures import FEW_EVENTS, LABELS, panels
 from worldmodel.evaluation.openloop import DREAMS, OpenLoop
 from worldmodel.files import replace_text
 from worldmodel.media import Strip, action_names, contact_sheet, save_png
@@ -99,7 +99,7 @@ def _events_line(events: dict[str, Any] | None) -> str:
         return "rewards have no usual value"
     if not events["positives"]:
         return f"none among {events['of']} steps: nothing to measure"
-    few = ", too few to trust" if events["positives"] < 10 else ""
+    few = ", too few to trust" if events["positives"] < FEW_EVENTS else ""
     return (
         f"AUROC {events['auroc']:.3f}, average precision {events['average_precision']:.2f}, "
         f"precision {_percent(events['precision'])}, recall {_percent(events['recall'])} "
