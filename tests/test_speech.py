@@ -219,7 +219,7 @@ def test_a_wave_of_spectra_has_these_spectra() -> None:
     heard = likelihood._meant(likelihood.mean(meant))
     loud = meant > meant.max() - 1.0  # within 17 dB of the loudest
     assert (heard - meant)[loud].abs().mean() < 0.12  # 2 dB
-    error = (likelihood.glance(meant, frames) - frames).square().mean() / frames.square().mean()
+    error = (likelihood.study(meant, frames).frames - frames).square().mean() / frames.square().mean()
     assert error < 0.05
     assert likelihood.log_prob(meant + 1, frames).mean().item() == pytest.approx(-1, abs=1e-5)
 

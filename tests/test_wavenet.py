@@ -110,6 +110,17 @@ def test_probabilities_of_a_sample_sum_to_one(levels: str) -> None:
     assert nats[:, 0, 7].exp().sum().item() == pytest.approx(1, abs=1e-5)
 
 
+def test_training_runs_the_network_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, outputs, frames = make(), torch.randn(2, 6, 10, dtype=torch.float64, requires_grad=True), signal(40)
+    loss, expected = model.loss(outputs, frames), model.levels.mean(model.distribution(outputs, frames))
+    runs: list[object] = []
+    whole = model.model.forward
+    monkeypatch.setattr(model.model, "forward", lambda *given: runs.append(given) or whole(*given))
+    studied = model.study(outputs, frames)
+    assert len(runs) == 1 and studied.loss.requires_grad and not studied.frames.requires_grad
+    assert torch.equal(studied.loss, loss) and torch.equal(studied.frames, expected)
+
+
 def test_features_and_history_are_learnt() -> None:
     """Signals that go up or down as the features say, from wherever they are."""
     torch.manual_seed(0)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,13 @@ from torch.nn import functional as F
 LEVELS = 256
 ROWS = 4096  # sub-pixels whose 256 scores are worked on at a time on a CPU: 4 MB, which stays in its cache
 HALF = 1 / 255  # half the distance of two levels
+
+
+class Studied(NamedTuple):
+    """A likelihood's answer to a training batch."""
+
+    loss: Tensor  # (), as :meth:`Likelihood.loss`
+    frames: Tensor  # (B, C, *size) float32, without gradient: to be looked at and measured
 
 
 class Likelihood(nn.Module, abc.ABC):
@@ -51,9 +59,10 @@ class Likelihood(nn.Module, abc.ABC):
         """Outputs (B, outputs, *size) → frames (B, C, *size) float32 in [-1, 1], drawn from the distribution, or from
         one that a ``temperature`` > 0 below 1 makes narrower."""
 
-    def glance(self, outputs: Tensor, frames: Tensor) -> Tensor:
-        """What training looks at, (B, C, *size): the expected frames, or what takes one pass where these take many."""
-        return self.mean(outputs)
+    def study(self, outputs: Tensor, frames: Tensor) -> Studied:
+        """What training needs of outputs and true frames. Where the expected frames take many passes, those shown are
+        what one pass expects of each sub-pixel after the true ones before it."""
+        return Studied(self.loss(outputs, frames), self.mean(outputs.detach()))
 
     def loss(self, outputs: Tensor, frames: Tensor) -> Tensor:
         """Mean of −log_prob over the batch and the sub-pixels, (): nats per sub-pixel where the likelihood is exact."""

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
-from worldmodel.nn.likelihoods import Likelihood
+from worldmodel.nn.likelihoods import Likelihood, Studied
 from worldmodel.nn.sound import companded, expanded, log_mels, mel_filters, of_log_mels
 
 
@@ -85,9 +85,12 @@ class MelSpectra(Likelihood):
         """The expected spectra as a wave: there is no distribution to draw from."""
         return self.mean(outputs)
 
+    def study(self, outputs: Tensor, frames: Tensor) -> Studied:
+        return Studied(self.loss(outputs, frames), self.with_phases_of(outputs.detach(), frames))
+
     @torch.no_grad()
-    def glance(self, outputs: Tensor, frames: Tensor) -> Tensor:
-        """The wave of the outputs with the *true* phases: one pass."""
+    def with_phases_of(self, outputs: Tensor, frames: Tensor) -> Tensor:
+        """The wave of the outputs with the phases of frames (B, 1, L), where they are known: one pass."""
         margin = (self.fft - self.stride) // 2
         true = F.pad(expanded(frames[:, 0].float()), (margin, margin))
         wave = self._wave(self._magnitudes(outputs), self._transform(true).angle())

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
 from worldmodel.mulaw import SILENCE
-from worldmodel.nn.likelihoods import LEVELS, Likelihood, LogisticMixture, frames_of, levels_of, uniform
+from worldmodel.nn.likelihoods import LEVELS, Likelihood, LogisticMixture, Studied, frames_of, levels_of, uniform
 from worldmodel.nn.sample_level import SampleLevel
 from worldmodel.nn.sound import expanded, log_mels
 
@@ -253,10 +253,8 @@ class WaveNetLikelihood(Likelihood):
         weights, means, scales = parameters.chunk(3, -1)
         return torch.cat([weights, means + guesses[..., None], scales], -1)
 
-    @torch.no_grad()
-    def glance(self, outputs: Tensor, frames: Tensor) -> Tensor:
-        """What is expected of each sample after the *true* ones before it, (B, 1, L): one pass, no sample."""
-        return self.levels.mean(self.distribution(outputs, frames))
+    def study(self, outputs: Tensor, frames: Tensor) -> Studied:
+        return self.levels.study(self.distribution(outputs, frames), frames)
 
     def mean(self, outputs: Tensor) -> Tensor:
         """The signal in which every sample is the one expected after those before it. A WaveNet that is never surprised

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from worldmodel.nn.embedding import centred
-from worldmodel.nn.likelihoods import LEVELS, Likelihood
+from worldmodel.nn.likelihoods import LEVELS, Likelihood, Studied
 from worldmodel.nn.slots import CodePixelCNN
 from worldmodel.priors.pixelcnn import SiteHead
 from worldmodel.priors.sampling import make_sampler
@@ -58,20 +58,23 @@ class PixelCNNLikelihood(Likelihood):
     def log_prob(self, outputs: Tensor, frames: Tensor) -> Tensor:
         """outputs (B, outputs, H, W), frames (B, C, H, W) float in [-1, 1] → (B, C, H, W) nats of their levels."""
         codes = self._codes(frames)
-        logits = self.model(codes, outputs.movedim(1, -1))
-        nats = F.cross_entropy(logits.flatten(0, -2), codes.flatten(), reduction="none")
-        return -nats.view(codes.shape).movedim(-1, 1)
+        return -self._nats(self.model(codes, outputs.movedim(1, -1)), codes).movedim(-1, 1)
+
+    @staticmethod
+    def _nats(logits: Tensor, codes: Tensor) -> Tensor:
+        """(B, H, W, C, levels), (B, H, W, C) → (B, H, W, C)."""
+        return F.cross_entropy(logits.flatten(0, -2), codes.flatten(), reduction="none").view(codes.shape)
 
     def _codes(self, frames: Tensor) -> Tensor:
         """(B, C, H, W) → levels (B, H, W, C) int64."""
         return ((frames.float() + 1) * ((self.levels - 1) / 2)).round().clamp(0, self.levels - 1).long().movedim(1, -1)
 
-    @torch.no_grad()
-    def glance(self, outputs: Tensor, frames: Tensor) -> Tensor:
-        """What is expected of each sub-pixel after the *true* ones before it, (B, C, H, W): one pass, no sample."""
-        logits = self.model(self._codes(frames), outputs.movedim(1, -1))
+    def study(self, outputs: Tensor, frames: Tensor) -> Studied:
+        codes = self._codes(frames)
+        logits = self.model(codes, outputs.movedim(1, -1))
         values = torch.linspace(-1, 1, self.levels, device=logits.device)
-        return (logits.float().softmax(-1) @ values).movedim(-1, 1)
+        expected = logits.detach().float().softmax(-1) @ values
+        return Studied(self._nats(logits, codes).mean(), expected.movedim(-1, 1))
 
     def mean(self, outputs: Tensor) -> Tensor:
         """outputs (B, outputs, H, W) → (B, C, H, W) in [-1, 1]: the frame without chance, in which every sub-pixel is

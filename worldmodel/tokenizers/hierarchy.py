@@ -128,13 +128,12 @@ class VQVAE2(Tokenizer):
         self._walk(frames, choose)
         vectors = [found[level].vectors for level in sorted(found)]
         outputs = self._outputs(self._hidden(vectors, generator) if self.training and self.hide else vectors)
-        losses = {"reconstruction": self.likelihood.loss(outputs, frames)}
+        studied = self.likelihood.study(outputs, frames)
+        losses = {"reconstruction": studied.loss}
         for name in found[0].losses:
             losses[name] = torch.stack([part.losses[name] for part in found.values()]).mean()
         codes = torch.cat([found[level].codes.flatten(1) for level in sorted(found, reverse=True)], 1)
-        return Reconstruction(
-            self.likelihood.glance(outputs.detach(), frames), codes, losses, self.trained_nats(losses)
-        )
+        return Reconstruction(studied.frames, codes, losses, self.trained_nats(losses))
 
     def given(self, frames: Tensor, codes: Tensor) -> Tensor:
         self.require_exact()

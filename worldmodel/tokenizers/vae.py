@@ -83,12 +83,10 @@ class VAE(ConvolutionalAutoencoder):
     def forward(self, frames: Tensor, generator: torch.Generator | None = None) -> Reconstruction:
         posterior = self.posterior(frames)
         outputs = self._outputs(posterior.sample(generator))
-        losses = {
-            "reconstruction": self.likelihood.loss(outputs, frames),
-            "kl": posterior.kl().mean() / self.subpixels,
-        }
+        studied = self.likelihood.study(outputs, frames)
+        losses = {"reconstruction": studied.loss, "kl": posterior.kl().mean() / self.subpixels}
         nats = (losses["reconstruction"] + losses["kl"]).detach()
-        return Reconstruction(self.likelihood.glance(outputs.detach(), frames), None, losses, nats)
+        return Reconstruction(studied.frames, None, losses, nats)
 
     def bound(self, frames: Tensor, generator: torch.Generator | None = None, samples: int = 1) -> Bound:
         """The evidence lower bound for one sample, with its KL divergence in closed form; for more, the importance

@@ -71,11 +71,12 @@ class VQVAE(ConvolutionalAutoencoder, Tokenizer):
             hidden = torch.rand(len(conditions), device=device, generator=generator).to(conditions.device) < UNTOLD
             conditions = conditions.masked_fill(hidden, NO_ACTION)
         outputs = self._outputs(self._with(quantized.vectors, conditions))
-        losses = {"reconstruction": self.likelihood.loss(outputs, frames), **quantized.losses}
+        studied = self.likelihood.study(outputs, frames)
+        losses = {"reconstruction": studied.loss, **quantized.losses}
         losses |= self.likelihood.guides(outputs, frames)
         mixed = self.training and self.quantizer.soft  # N ln K does not pay for a mixture of codes
         nats = None if mixed else self.trained_nats(losses)
-        return Reconstruction(self.likelihood.glance(outputs.detach(), frames), quantized.codes, losses, nats)
+        return Reconstruction(studied.frames, quantized.codes, losses, nats)
 
     def given(self, frames: Tensor, codes: Tensor, conditions: Tensor | None = None) -> Tensor:
         self.require_exact()
