@@ -12,7 +12,8 @@ from sounds import RATE, voice
 from worldmodel.data.sources.sound import read_sound
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.media import save_sound, spectrogram
-from worldmodel.media.sound import log_mels, to_hertz, to_mel
+from worldmodel.media.sound import log_mels
+from worldmodel.mel import to_hertz, to_mel
 
 
 @pytest.mark.parametrize("suffix", [".wav", ".flac", ".FLAC"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -17,6 +16,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.files import whole
+from worldmodel.mel import to_hertz, to_mel
 from worldmodel.pitch import pitch
 from worldmodel.plots import COLOURS, STYLE, TEXT
 
@@ -61,7 +61,7 @@ def save_sound(path: str | Path, wave: np.ndarray, rate: int) -> Path:
 def log_mels(wave: np.ndarray, rate: int, bands: int = BANDS, hop: float = HOP) -> np.ndarray:
     """Levels in dB of ``bands`` mel bands from 0 Hz to half the rate, every ``hop`` seconds: (N, bands) float32.
 
-    Triangles over the power of Hann windows of 25 ms; mel after O'Shaughnessy, 2595 log10(1 + f / 700).
+    Triangles over the power of Hann windows of 25 ms; evenly spaced on the mel scale.
     """
     width, step = round(WIDTH * rate), max(1, round(hop * rate))
     padded = np.pad(wave.astype(np.float32), (width // 2, width))
@@ -75,16 +75,6 @@ def log_mels(wave: np.ndarray, rate: int, bands: int = BANDS, hop: float = HOP) 
     triangles = np.maximum(0, np.minimum(rising, falling))
     levels: np.ndarray = 10 * np.log10(power @ triangles + 1e-10)
     return levels.astype(np.float32)
-
-
-def to_mel(hertz: Any) -> Any:
-    """Hertz → mel."""
-    return 2595 * np.log10(1 + hertz / 700)
-
-
-def to_hertz(mel: Any) -> Any:
-    """Mel → hertz."""
-    return 700 * (10 ** (mel / 2595) - 1)
 
 
 def spectrogram(waves: Sequence[tuple[str, np.ndarray]], rate: int, title: str = "") -> np.ndarray:

@@ -6,11 +6,13 @@ import functools
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
+from worldmodel.mel import to_mel
 from worldmodel.mulaw import MU
 from worldmodel.nn.convnets import CONV, ResidualBlock
 
@@ -33,17 +35,15 @@ def expanded(values: Tensor) -> Tensor:
 def mel_filters(bands: int, fft: int, rate: int) -> Tensor:
     """(fft // 2 + 1, bands) triangles of height 1, equally spaced from 0 Hz to half the rate on the mel scale.
 
-    The scale of O'Shaughnessy 1987, as in HTK: mel = 2595 log₁₀(1 + f / 700). Weights are taken at the bins'
-    frequencies on the mel scale, where the triangles are symmetric. Raises ``ValueError`` where a band falls
-    between two bins, so that it would always be silent.
+    Weights are taken at the bins' frequencies on the mel scale, where the triangles are symmetric. Raises
+    ``ValueError`` where a band falls between two bins, so that it would always be silent.
     """
     with torch.inference_mode(False):  # it is kept, also for those who want gradients
         return _mel_filters(bands, fft, rate)
 
 
 def _mel_filters(bands: int, fft: int, rate: int) -> Tensor:
-    frequencies = torch.linspace(0, rate / 2, fft // 2 + 1, dtype=torch.float64)
-    mels = 2595 * torch.log10(1 + frequencies / 700)
+    mels = torch.from_numpy(to_mel(np.linspace(0, rate / 2, fft // 2 + 1)))
     width = mels[-1] / (bands + 1)
     centres = width * torch.arange(1, bands + 1)
     filters = (1 - (mels[:, None] - centres).abs() / width).clamp(min=0)
