@@ -100,8 +100,9 @@ class MelEncoder(nn.Module):
         rank, channels: 1. widths: channels of each convolution. blocks: residual blocks behind them.
         strides: of each convolution, which is 2 strides wide, or 3 where the stride is 1.
         bands, hop, window: of the spectra; samples, at ``rate`` a second. factor = hop · the strides.
-        still: whether the mean of each band over the whole signal is taken off: the microphone, the room, and some of
-            the voice go with it.
+        still: whether the mean of each band over the signal is taken off: the microphone, the room, and some of the
+            voice go with it. In training the signal is a window, whose mean is not quite that of the utterance: the
+            longer the window, the nearer.
         warp: in training the spectra are stretched along the mel scale by up to this share, as by a longer or shorter
             vocal tract (Jaitly and Hinton, *Vocal tract length perturbation*, 2013), while the decoder, which knows the
             speaker, has to say them as they were: what is left in the codes is less of the voice.
