@@ -24,6 +24,7 @@ from worldmodel.priors import Prior
 from worldmodel.priors.gaussian import GaussianPrior
 from worldmodel.priors.scene import GridVQVAE, Stacked
 from worldmodel.tokenizers import Autoencoder, Tokenizer, require_codes
+from worldmodel.training.augment import Augmentation
 from worldmodel.training.checkpoint import check_fit, load_tensors, save_tensors
 from worldmodel.types import Spec
 
@@ -206,6 +207,12 @@ def build_tokenizer(config: DictConfig, spec: Spec) -> Autoencoder:
     """
     told = {"actions": len(spec.action_names)} if config.tokenizer.get("told") else {}
     return _build(config.tokenizer, "tokenizer", Autoencoder, frame_shape=spec.frame_shape, **told)
+
+
+def build_augmentation(config: DictConfig) -> Augmentation | None:
+    """What the tokenizer of the settings is shown instead of the examples; None for the examples themselves."""
+    node = config.training.tokenizer.get("augment")
+    return None if node is None else _build(node, "augmentation", Augmentation)  # type: ignore[no-any-return]
 
 
 def build_second(config: DictConfig, tokenizer: Autoencoder) -> GridVQVAE | None:

@@ -40,6 +40,7 @@ from worldmodel.resume import STAGES, check_no_orphan, run_to_train, spoken, sta
 from worldmodel.run import (
     CODES,
     METRICS,
+    build_augmentation,
     build_prior,
     build_second,
     build_tokenizer,
@@ -147,7 +148,9 @@ def rehearse(fabric: Fabric, config: DictConfig, spec: Spec, stages: Sequence[st
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         tokenizer = build_tokenizer(config, spec)
-        objectives: dict[str, Objective] = {"tokenizer": TokenizerObjective(tokenizer)}
+        objectives: dict[str, Objective] = {
+            "tokenizer": TokenizerObjective(tokenizer, augment=build_augmentation(config))
+        }
         windows = {"tokenizer": blank_window(1, frame_shape=spec.frame_shape)}
         if (second := build_second(config, tokenizer)) is not None:
             first = require_codes(tokenizer)
@@ -221,7 +224,8 @@ def train_tokenizer(fabric: Fabric, config: DictConfig, store: EpisodeStore, fol
     tokenizer = build_tokenizer(config, store.spec)
     frames = int((store.lengths[store.split("train")] + 1).sum())
     steps_an_epoch = math.ceil(frames / (node.batch * node.length * fabric.world_size))
-    objective = TokenizerObjective(tokenizer, window=min(max(steps_an_epoch, 10), 1000))
+    window = min(max(steps_an_epoch, 10), 1000)
+    objective = TokenizerObjective(tokenizer, window, build_augmentation(config))
     windows = {split: Windows(store, split, node.length, whole=tokenizer.joined) for split in SPLITS}
     if not windows["train"].drawable:
         windows["train"].sample(1, torch.Generator())  # says why

@@ -13,6 +13,7 @@ from worldmodel.priors.scene import GridVQVAE
 from worldmodel.quantizers import all_reduce
 from worldmodel.tokenizers import VAE, Autoencoder, Tokenizer
 from worldmodel.tokenizers.base import join
+from worldmodel.training.augment import Augmentation
 from worldmodel.training.base import Losses, Objective
 from worldmodel.types import Segment, to_float
 
@@ -25,14 +26,16 @@ class TokenizerObjective(Objective):
     Where there are several codebooks, of slots or of levels, both are means over them. With an exact likelihood also
     ``bits_per_dim``: the negative bound as trained, the cost of the latents with it, in bits per sub-pixel. And the
     figures that the tokenizer reports.
+
+    ``augment``: what is shown instead of the examples in training.
     """
 
     headline = ("psnr", "bits_per_dim", "usage")
     counters = ("history", "slot")  # their size follows that of the data, which may have grown or lost an episode
 
-    def __init__(self, tokenizer: Autoencoder, window: int = 100):
+    def __init__(self, tokenizer: Autoencoder, window: int = 100, augment: Augmentation | None = None):
         super().__init__()
-        self.tokenizer = tokenizer
+        self.tokenizer, self.augment = tokenizer, augment
         if isinstance(tokenizer, Tokenizer):
             books = len(tokenizer.books(torch.zeros((1, *tokenizer.grid))))
             uses = torch.zeros((window, books, tokenizer.codes), dtype=torch.int32)
@@ -46,6 +49,8 @@ class TokenizerObjective(Objective):
         if batch.frames is None:
             raise ValueError("a tokenizer is trained on frames; this segment has codes only")
         frames, conditions = self._examples(batch.frames, batch)
+        if self.training and self.augment is not None:
+            frames = self.augment(frames, generator)
         told = {"conditions": conditions} if self.tokenizer.told else {}
         result = self.tokenizer(frames, generator, **told)
         error = (result.frames.detach().clamp(-1, 1) - frames).square().mean()
