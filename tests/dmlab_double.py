@@ -3,7 +3,8 @@
 Written from what was observed on the real module. It raises where that raises, misreads where that misreads, shows the
 last episode's picture after a reset, lets the last action go on through it, has nothing to show at the end, and differs
 in a reused instance. Where the real one crashes or hangs its process, it raises :class:`Fatal`, which no ``except
-Exception`` catches. The world: one turns (the picture rolls) and walks (it brightens); at 200 steps of walking is the goal.
+Exception`` catches. The world: one turns (the picture rolls) and walks (it brightens); the goal is
+where 200 frames of walking lead.
 """
 
 from __future__ import annotations

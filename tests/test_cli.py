@@ -54,9 +54,9 @@ def test_config_is_printed_and_nothing_runs(capsys: pytest.CaptureFixture[str]) 
         (["forward"], "'forward' is neither a flag nor key=value; see python -m worldmodel.toy --help"),
         (["seed=[1"], "seed=[1"),
         (["seed=1" + "0" * 5000], "seed=1"),
-        (["env=nowhere"], "there is no env 'nowhere'; choose gym, vizdoom/basic, vizdoom/health_gathering, vizdoom/my"),
-        (["env=vizdoom"], "choose gym, vizdoom/basic"),
-        (["env=null"], "choose gym, vizdoom/basic"),
+        (["env=nowhere"], "there is no env 'nowhere'; choose dmlab/level, dmlab/nav_maze_random_goal_01, dmlab/"),
+        (["env=vizdoom"], "gym, vizdoom/basic"),
+        (["env=null"], "gym, vizdoom/basic"),
         (
             ["tokenizer=vqgan"],
             "no tokenizer 'vqgan'; choose codec, fsq, gumbel, jukebox, phonemes, speech, speech_conv, speech_mel, ",
