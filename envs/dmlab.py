@@ -65,12 +65,10 @@ class DeepMindLabEnv(gymnasium.Env[np.ndarray, Any], EzPickle):
         _check_text("observation", observation, "RGB_INTERLEAVED")
         if renderer not in RENDERERS:
             raise EnvError(f"renderer={renderer!r}; choose {', '.join(RENDERERS)}")
-        texts = {"width": width, "height": height, "fps": FPS, **_checked_config(config or {})}
+        texts = {"width": width, "height": height, "fps": FPS, **_checked_config({} if config is None else config)}
         if minimal_ui:
             texts["minimalUI"] = True
-        cache = None
-        if level_cache:
-            cache = LevelCache(default_folder() if level_cache is True else Path(level_cache).expanduser())
+        cache = _cache(level_cache)
         self._actions = checked_actions(actions)
         self._launch = Launch(
             level, observation, {key: _text(key, value) for key, value in texts.items()}, renderer, cache
@@ -179,7 +177,17 @@ def _check_text(name: str, value: Any, example: str) -> None:
         raise EnvError(f"{name}={value!r}; it must be a text such as {example}")
 
 
-def _checked_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def _cache(given: Any) -> LevelCache | None:
+    if not isinstance(given, (bool, str)):
+        raise EnvError(f"level_cache={given!r}; it must be true, false or a folder")
+    if not given:
+        return None
+    return LevelCache(default_folder() if given is True else Path(given).expanduser())
+
+
+def _checked_config(config: Any) -> dict[str, Any]:
+    if not isinstance(config, Mapping):
+        raise EnvError(f"config is {config!r}; it must be settings by name, such as {{episodeLengthSeconds: 30}}")
     for key, argument in _OWN.items():
         if key in config:
             raise EnvError(f"config.{key} is set by {argument}; leave it out of config")

@@ -157,6 +157,8 @@ def test_the_score_is_in_the_picture_unless_it_is_not_wanted(make: Make) -> None
         ({"renderer": "vulkan"}, "renderer='vulkan'; choose software, hardware"),
         ({"config": {"fps": 30}}, "config.fps is set by frame_skip"),
         ({"config": {"episodeLengthSeconds": None}}, "config.episodeLengthSeconds is None; it must be true, false"),
+        ({"config": ["fps"]}, r"config is \['fps'\]; it must be settings by name"),
+        ({"level_cache": 3}, "level_cache=3; it must be true, false or a folder"),
         ({"actions": "all"}, "no set of actions 'all'; choose recorded, impala"),
         ({"actions": {}}, "actions is {}; it must be"),
         ({"actions": {"go": [0, 0, 0, 0.5, 0, 0, 0]}}, r"actions.go is .*0.5.*; it must be a list of whole numbers"),
@@ -559,6 +561,14 @@ def test_a_missing_module_is_one_line_and_exit_2(say: Callable[..., str], env: s
     assert said.startswith("error: DeepMind Lab needs the Python module 'deepmind_lab'") and said.count("\n") == 1
     assert "build it from its source (docs/environments.md, section DeepMind Lab)" in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_explorer_of_the_recordings_knows_every_action() -> None:
+    explorer = collect.build(compose_config(["explorer=dmlab"]).explorer)
+    explorer.begin(tuple(RECORDED), np.random.default_rng(0))
+    noise = np.random.default_rng(1).integers(0, 256, (8, 3, 16, 16), np.uint8)  # nothing stands still
+    taken = np.bincount([explorer.act(noise[step % 8]) for step in range(20_000)], minlength=9) / 20_000
+    assert set(explorer.weights) == set(RECORDED) and taken == pytest.approx(list(explorer.weights.values()), abs=0.03)
 
 
 def test_a_level_has_to_be_given(say: Callable[..., str]) -> None:
