@@ -11,3 +11,4 @@ from envs.wrappers import FrameEnv, make_frames
 __all__ = ["FrameEnv", "make_frames"]
 
 gymnasium.register(id="worldmodel/Vizdoom-v0", entry_point="envs.vizdoom:VizdoomEnv")
+gymnasium.register(id="worldmodel/DeepMindLab-v0", entry_point="envs.dmlab:DeepMindLabEnv")

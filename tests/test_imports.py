@@ -39,6 +39,7 @@ RESERVED = {
     "constriction": ("worldmodel/entropy.py",),
     "soxr": ("worldmodel/data/sources/sound.py",),
     "vizdoom": ("envs",),
+    "deepmind_lab": ("envs/dmlab_engine.py",),  # by importlib, when an environment is made
     "tensorboard": ("worldmodel/training",),
     **{
         name: (
