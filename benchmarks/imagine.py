@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks.subject import Subject
 from benchmarks.timing import Contender, Figure, Plan, peak_memory, rates, reset_peak, rounds, seconds
 from worldmodel.data.windows import Windows
-from worldmodel.priors import Ancestral, Head, Predictive, PriorState, Sampler
+from worldmodel.priors import Ancestral, Head, Predictive, PriorState, Randomness, Sampler
 from worldmodel.rollout import Precision, WorldModel, decode
 
 SAMPLERS: dict[str, Callable[[], Sampler]] = {
@@ -68,7 +68,7 @@ class Watched(Sampler):
         self.seconds: list[float] = []
         self.passes: list[float] = []
 
-    def sample(self, head: Head, contexts: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def sample(self, head: Head, contexts: Tensor, generator: Randomness = None) -> tuple[Tensor, Tensor]:
         drawn: list[tuple[Tensor, Tensor]] = []
         self.seconds.append(seconds(lambda: drawn.append(self.sampler.sample(head, contexts, generator)), self.device))
         self.passes.append(float(drawn[0][1]))

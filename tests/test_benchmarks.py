@@ -50,6 +50,7 @@ def test_every_figure_is_there(data: Path, tmp_path: Path, capsys: pytest.Captur
             *(f"one by one / predictive, {what}" for what in ("whole frames", "sampler")),
             *(f"{sampler}, passes a frame" for sampler in ("ancestral", "predictive")),
         },
+        "environment": {"steps, codes", "steps, pixels"},
     }  # fmt: skip
     for name, wanted in whats.items():
         for batch in BATCHES:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny import tiny_prior
@@ -134,6 +135,22 @@ def test_the_same_seed_gives_the_same_codes_and_another_seed_others() -> None:
     draw = [make_sampler().sample(head, contexts, torch.Generator().manual_seed(s))[0] for s in (1, 1, 2)]
     assert torch.equal(draw[0], draw[1])
     assert not torch.equal(draw[0], draw[2])
+
+
+def test_a_row_with_a_generator_of_its_own_is_drawn_as_if_it_were_alone() -> None:
+    head, contexts = head_and_contexts(4, torch.float64)
+    rngs = [np.random.default_rng(seed) for seed in range(4)]
+    whole = [Ancestral().sample(head, contexts, rngs)[0] for _ in range(2)]
+    for row in (2, 0):
+        rng = np.random.default_rng(row)
+        for drawn in whole:  # a generator goes on where it was
+            assert torch.equal(Ancestral().sample(head, contexts[row : row + 1], [rng])[0][0], drawn[row])
+    assert not torch.equal(*whole)
+    noise = make_sampler().noise((1, 500, 200), contexts, [np.random.default_rng(0)])
+    assert noise is not None and noise.isfinite().all()
+    assert abs(float(noise.mean()) - 0.5772) < 0.02 and abs(float(noise.std()) - 1.2825) < 0.02  # Gumbel's
+    with pytest.raises(ValueError):
+        Ancestral().sample(head, contexts, rngs[:3])
 
 
 def test_a_perfect_forecast_takes_one_pass() -> None:

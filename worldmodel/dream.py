@@ -26,7 +26,7 @@ from worldmodel.errors import ConfigError, DataError
 from worldmodel.evaluation.metrics import psnr
 from worldmodel.evaluation.openloop import reconstruct
 from worldmodel.rollout import Dream, WorldModel
-from worldmodel.run import PRIOR, TOKENIZER, choose_run, has_past, load_config, load_spec
+from worldmodel.run import PRIOR, TOKENIZER, choose_run, has_past, load_config, load_spec, open_episodes
 from worldmodel.scenes import Place, Scene, check_place, random_place, replayed_scene, scripted_scene
 from worldmodel.settings import COUNT, SEED, Number
 from worldmodel.sound_dream import dream_sound
@@ -208,10 +208,7 @@ def open_data(overrides: Sequence[str], config: DictConfig, run: Path, spec: Spe
     Raises :class:`DataError` when there are none or when they are not of the run's kind.
     """
     given = any(override.startswith("data=") for override in overrides)
-    store = EpisodeStore.open(str(config.data if given else load_config(run).data))
-    if (store.spec.frame_shape, store.spec.action_names) != (spec.frame_shape, spec.action_names):
-        raise DataError(f"{store.path} holds frames or actions of another kind than {run} knows; give another data=…")
-    return store
+    return open_episodes(run, spec, str(config.data) if given else None)
 
 
 def choose_scene(

@@ -15,7 +15,7 @@ from torch import Tensor
 from worldmodel import media
 from worldmodel.errors import ConfigError, RunError
 from worldmodel.nn.precision import cast, resolve_precision
-from worldmodel.priors import CaptionTrunk, Prior, PriorState, Sampler, Step, make_sampler
+from worldmodel.priors import CaptionTrunk, Prior, PriorState, Randomness, Sampler, Step, make_sampler
 from worldmodel.priors.gaussian import GaussianPrior
 from worldmodel.run import TOKENIZER, load_autoencoder, load_prior, load_spec, load_tokenizer, resolve_device
 from worldmodel.tokenizers import VAE, Autoencoder, Tokenizer
@@ -152,9 +152,9 @@ class WorldModel:
 
     @torch.no_grad()
     def step(
-        self, state: PriorState, actions: Tensor, sampler: Sampler, generator: torch.Generator | None = None
+        self, state: PriorState, actions: Tensor, sampler: Sampler, generator: Randomness = None
     ) -> tuple[Step, PriorState]:
-        """Imagine one frame further under the actions (B,)."""
+        """Imagine one frame further under the actions (B,); ``generator``: one, or one for each row."""
         return self.prior.step(state, actions, sampler, generator)
 
     def _seen(self, frames: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from worldmodel.cli import one_line
 from worldmodel.data.codes import fingerprint
+from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError, DataError, RunError, WorldModelError
 from worldmodel.priors import Prior
 from worldmodel.priors.gaussian import GaussianPrior
@@ -198,6 +199,17 @@ def load_spec(folder: Path) -> Spec:
             f"{folder / SPEC} is missing or damaged ({one_line(error)}); copy it from the folder of the data, "
             "or train another run: python -m worldmodel.train run=another-name"
         ) from error
+
+
+def open_episodes(run: Path, spec: Spec, data: str | Path | None = None) -> EpisodeStore:
+    """The episodes in ``data``, or those that a run of that specification was trained on, to read.
+
+    Raises :class:`DataError` when there are none or when they are not of the run's kind.
+    """
+    store = EpisodeStore.open(str(load_config(run).data) if data is None else data)
+    if (store.spec.frame_shape, store.spec.action_names) != (spec.frame_shape, spec.action_names):
+        raise DataError(f"{store.path} holds frames or actions of another kind than {run} knows; give another data=…")
+    return store
 
 
 def build_tokenizer(config: DictConfig, spec: Spec) -> Autoencoder:

@@ -7,7 +7,8 @@ from worldmodel.priors.head import TransformerHead
 from worldmodel.priors.pixelcnn import PixelCNNHead
 from worldmodel.priors.pixels import PixelCNNLikelihood
 from worldmodel.priors.prior import Prior
-from worldmodel.priors.sampling import Ancestral, Predictive, Sampler, make_sampler
+from worldmodel.priors.rows import replace_rows, select_rows
+from worldmodel.priors.sampling import Ancestral, Predictive, Randomness, Sampler, make_sampler
 
 __all__ = [
     "Ancestral",
@@ -22,8 +23,11 @@ __all__ = [
     "PriorOutput",
     "PriorState",
     "TransformerHead",
+    "Randomness",
     "Sampler",
     "Step",
     "Trunk",
     "make_sampler",
+    "replace_rows",
+    "select_rows",
 ]

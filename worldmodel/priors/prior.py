@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from worldmodel.errors import ConfigError
 from worldmodel.priors.base import Head, PriorOutput, PriorState, Step, Trunk, count_actions, grid_size
 from worldmodel.priors.outcomes import OutcomeHead
-from worldmodel.priors.sampling import Sampler
+from worldmodel.priors.sampling import Randomness, Sampler
 from worldmodel.tokenizers.base import Autoencoder, require_codes
 from worldmodel.types import Segment
 
@@ -166,7 +166,7 @@ class Prior(nn.Module):
         return PriorState(self.trunk.observe(state.trunk, state.previous, actions), codes)
 
     def step(
-        self, state: PriorState, actions: Tensor, sampler: Sampler, generator: torch.Generator | None = None
+        self, state: PriorState, actions: Tensor, sampler: Sampler, generator: Randomness = None
     ) -> tuple[Step, PriorState]:
         """Imagine the frame that the actions (B,) lead to."""
         contexts, trunk = self.trunk.step(state.trunk, state.previous, actions)

@@ -28,7 +28,9 @@ which evaluates the head in one fixed way, row by row; so the samples are equal,
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,6 +40,8 @@ from worldmodel.priors.graphs import GraphCache
 
 TIE = {torch.float64: 1e-9, torch.float32: 5e-5, torch.bfloat16: 0.0, torch.float16: 0.0}
 GRAPHS = GraphCache()
+Randomness = torch.Generator | Sequence[np.random.Generator] | None
+"""Where noise comes from: one source for the batch, or one a row, so that no row's draws depend on the other rows."""
 PAYS_OFF = 15  # ancestral passes a trajectory from which on the predictive sampler is the faster one on a CPU
 
 
@@ -57,7 +61,7 @@ class Sampler(abc.ABC):
         self.temperature, self.top_k = temperature, top_k
 
     @torch.no_grad()
-    def sample(self, head: Head, contexts: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def sample(self, head: Head, contexts: Tensor, generator: Randomness = None) -> tuple[Tensor, Tensor]:
         """contexts (B, N, width) → codes (B, N) int64, both in the head's order, and mean passes of the head, ().
 
         One pass is one evaluation of the head, of one position or of many.
@@ -71,12 +75,18 @@ class Sampler(abc.ABC):
     def run(self, head: Head, contexts: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """→ codes (B, N), mean passes (), and which positions were near ties (B, N) bool."""
 
-    def noise(self, shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor | None:
+    def noise(self, shape: tuple[int, ...], like: Tensor, generator: Randomness) -> Tensor | None:
         """Gumbel noise of a shape (B, N, K), on the device and of the type of ``like``; none at temperature 0."""
         if self.temperature == 0:
             return None
-        device = generator.device if generator is not None else like.device
-        uniform = torch.rand(shape, generator=generator, device=device, dtype=torch.float32)
+        if generator is None or isinstance(generator, torch.Generator):
+            device = generator.device if generator is not None else like.device
+            uniform = torch.rand(shape, generator=generator, device=device, dtype=torch.float32)
+        else:
+            rows = np.empty(shape, np.float32)
+            for row, source in zip(rows, generator, strict=True):
+                source.random(dtype=np.float32, out=row)
+            uniform = torch.from_numpy(rows).to(like.device)
         return uniform.clamp_(1e-20, 1 - 6e-8).log_().neg_().log_().neg_().to(like)
 
     def scores(self, logits: Tensor, noise: Tensor | None, vectors: Tensor) -> Tensor:

@@ -1,0 +1,71 @@
+"""The dream of a trained run as a gymnasium environment: ``gymnasium.make("worldmodel/Dream-v0", run=…)``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from envs.dreams import open_dreams
+from worldmodel.errors import EnvError
+
+ROW = np.zeros(1, np.int64)
+
+
+class DreamEnv(gymnasium.Env[np.ndarray, Any]):
+    """One dream. Actions are those of the run; rewards are the prior's expectation.
+
+    Observations are ``pixels``, (H, W, C) uint8 as the tokenizer decodes them, or ``codes``, (N,) int64, the grid in
+    raster order (its shape is ``metadata["grid"]``). A dream starts from frames of a recorded episode, terminates where
+    the prior says so and is truncated at the horizon. ``settings``: see :func:`envs.dreams.open_dreams`.
+
+    ``info`` says where the dream began (``episode``, ``frame``: the last that was seen), then the
+    ``end_probability`` of every step. Everything that is random is drawn from ``np_random``.
+
+    Raises what :func:`~envs.dreams.open_dreams` raises, and :class:`EnvError` for an action out of range, for a step
+    before the first reset or behind the end.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012 (gymnasium's own declaration)
+
+    def __init__(
+        self,
+        run: str | Path | None = None,
+        observations: str = "pixels",
+        render_mode: str | None = None,
+        **settings: Any,
+    ):
+        self._dreams = open_dreams(run, **settings)
+        self._kind, self.render_mode = observations, render_mode
+        self.metadata = {**type(self).metadata, **self._dreams.metadata}
+        self.observation_space = self._dreams.observation_space(observations)
+        self.action_space = self._dreams.action_space
+        self._going: bool | None = None  # None: not begun yet
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begin a dream from a recorded place that ``np_random`` draws."""
+        super().reset(seed=seed)
+        place = self._dreams.begin(ROW, [self.np_random])
+        self._going = True
+        return self._dreams.observe(self._kind)[0], {name: int(value[0]) for name, value in place.items()}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        if not self._going:
+            why = "before the first reset" if self._going is None else "behind the end of the dream"
+            raise EnvError(f"step {why}; call reset to begin one")
+        arrival = self._dreams.step(ROW, self._dreams.action(action), [self.np_random])
+        rewards, ends, terminated, truncated = (value.item() for value in arrival)
+        self._going = not (terminated or truncated)
+        return self._dreams.observe(self._kind)[0], rewards, terminated, truncated, {"end_probability": ends}
+
+    def render(self) -> np.ndarray | None:  # type: ignore[override]
+        """The decoded frame, (H, W, 3) uint8."""
+        if self.render_mode is None:
+            return None
+        if self._going is None:
+            raise EnvError("render before the first reset; call reset to begin a dream")
+        return self._dreams.render()[0]

@@ -1,0 +1,53 @@
+"""Recorded places that dreams start from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from worldmodel.data.store import EpisodeStore, Split
+from worldmodel.errors import DataError
+
+
+class Starts:
+    """Places in a store where a dream may begin, all equally likely: ``context`` frames that are seen, and at least one
+    recorded step behind them, so that no dream begins where the episode ended.
+
+    Raises :class:`DataError` when no episode of the split is long enough, or for an unknown split.
+    """
+
+    def __init__(self, store: EpisodeStore, split: Split, context: int):
+        self.store, self.split, self.context = store, split, context
+        self._count()
+
+    def draw(self, rng: np.random.Generator) -> tuple[int, int]:
+        """An episode and its first frame that is seen. A damaged episode is set aside, and another drawn."""
+        while True:
+            number = int(rng.integers(self._ends[-1]))
+            index = int(np.searchsorted(self._ends, number, side="right"))
+            episode, first = int(self._episodes[index]), number - int(self._ends[index] - self._room[index])
+            try:
+                self.store.episode(episode)
+                return episode, first
+            except DataError:
+                self.store.verify([episode])
+                self._count()
+
+    def read(self, places: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """→ frames (B, T0, C, H, W) uint8 and the actions between them (B, T0 − 1) int64."""
+        parts = [self.store.read(episode, first, first + self.context) for episode, first in places]
+        frames, records = (np.stack(part) for part in zip(*parts, strict=True))
+        return torch.from_numpy(frames), torch.from_numpy(records["action"][:, 1:].astype(np.int64))
+
+    def _count(self) -> None:
+        episodes = self.store.split(self.split)
+        room = self.store.lengths[episodes] - self.context + 1
+        self._episodes, self._room = episodes[room > 0], room[room > 0]
+        self._ends = self._room.cumsum()
+        if not len(self._ends):
+            raise DataError(
+                f"no episode of split={self.split} in {self.store.path} has {self.context + 1} frames to start a dream "
+                "from; choose another split (train, held_out, all) or a smaller context"
+            )

@@ -1,0 +1,33 @@
+"""Rows of a batch of states: some of them taken out, or replaced, while the others go on.
+
+A state is a tree of tuples and tensors whose first dimension is the batch (:class:`~worldmodel.priors.base.PriorState`
+and what the trunks keep in it). Nothing is changed in place: a state that was returned earlier stays what it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from torch import Tensor
+
+Tree = TypeVar("Tree")
+
+
+def select_rows(state: Tree, rows: Tensor) -> Tree:
+    """The state of the rows (n,) int64 of a batch, in that order."""
+    return _map(lambda tensor: tensor[rows], state)
+
+
+def replace_rows(state: Tree, rows: Tensor, other: Tree) -> Tree:
+    """The state with its rows (n,) int64 replaced by those of a state of n rows; no row stands in ``rows`` twice."""
+    return _map(lambda tensor, new: tensor.index_copy(0, rows, new), state, other)
+
+
+def _map(function: Callable[..., Tensor], *trees: Tree) -> Tree:
+    first = trees[0]
+    if isinstance(first, Tensor):
+        return function(*trees)  # type: ignore[return-value]
+    assert isinstance(first, tuple), f"a state is a tree of tuples and tensors, not of {type(first).__name__}"
+    parts = [_map(function, *branch) for branch in zip(*trees, strict=True)]  # type: ignore[call-overload]
+    return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)  # type: ignore[return-value]
