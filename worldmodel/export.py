@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from worldmodel.cli import run_entry_point
-from worldmodel.data.export import Storage, check_id, default_folder, to_minari, to_npz
+from worldmodel.data.export import Storage, check_id, check_pictures, default_folder, to_minari, to_npz
 from worldmodel.data.store import EpisodeStore, Split
 from worldmodel.errors import ConfigError
 from worldmodel.files import whole_folder
@@ -51,6 +51,7 @@ def export(args: argparse.Namespace, config: DictConfig) -> None:
     default = default_folder(dataset_id) if dataset_id else Path("exports") / store.path.resolve().name
     folder = (Path(args.out).expanduser() if args.out else default).absolute()
     _check_free(folder, args.to, args.overwrite)
+    check_pictures(store, least=1 if dataset_id else 0)
     started = time.monotonic()
     with deferred() as stopped, _progress() as bar, whole_folder(folder) as part:
         task = bar.add_task("writing", total=len(indices))
