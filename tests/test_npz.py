@@ -94,10 +94,12 @@ def test_a_cut_loses_no_step(observed: Any, tmp_path: Path) -> None:
     assert [reward for part in parts for reward in part[2]] == rewards
     assert frames[:1] + [frame for part in parts for frame in part[0][1:]] == frames
     assert [part[3:] for part in parts] == [(False, True), (False, True), (True, False)]
-    assert len(set(Arrays(str(tmp_path), observed=observed, longest=4).keys)) == 3
+    source = Arrays(str(tmp_path), observed=observed, longest=4)
+    assert len(set(source.keys)) == 3
+    assert [told(source.read(index).episode) for index in (2, 0, 2, 1)] == [parts[index] for index in (2, 0, 2, 1)]
 
 
-def test_arrays_of_other_names_and_shapes(tmp_path: Path) -> None:
+def test_arrays_of_other_names_and_shapes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pictures = np.random.default_rng(0).integers(0, 256, (9, 32, 48, 3), np.uint8)
     write_npz(tmp_path / "a.npz", obs=None, done=None, image=pictures, terminals=np.arange(9) == 8)
     source = Arrays(str(tmp_path / "a.npz"), keys={"obs": "image", "done": "terminals"})
@@ -107,6 +109,13 @@ def test_arrays_of_other_names_and_shapes(tmp_path: Path) -> None:
     means = pictures.reshape(9, 16, 2, 16, 3, 3).mean((2, 4)).transpose(0, 3, 1, 2)  # of the area that a pixel covers
     assert np.abs(small.read(0).episode.frames - means).max() <= 1
     assert small.spec.action_names == ("a", "b", "c_d") and source.spec.action_names == ("0", "1", "2")
+    settings = (
+        "source.keys.obs=image",
+        "source.keys.done=terminals",
+        f"source.path={tmp_path}",
+        f"data={tmp_path}/data",
+    )
+    assert take_in(capsys, "source=npz", *settings)[::2] == (0, "")
     for name, shape in (("first", (3, 20, 24)), ("grey", (20, 24))):
         write_npz(tmp_path / name / "a.npz", obs=numbered(*range(9), shape=shape), action=np.zeros((9, 1), np.uint8))
         source = Arrays(str(tmp_path / name))
@@ -187,6 +196,7 @@ def test_files_of_something_else_are_one_line(changes: dict[str, Any], message: 
         (["source.path=set", "+source.keys.frames=obs"], "unknown source.keys.frames; choose obs, action, "),
         (["source.path=set", "source.action_names=[a,b]"], "3 actions, which need as many different names; got a, b"),
         (["source.path=set", "source.action_names=[a,b,a]"], "need as many different names; got a, b, a"),
+        (["source.path=short"], "no step of an episode is in short"),
         (["source.path=odd"], "spec.json is damaged or of something else"),
     ],
 )
@@ -201,6 +211,7 @@ def test_bad_settings_are_one_line(
     (tmp_path / "empty").mkdir()
     write_npz(tmp_path / "set/a.npz")
     write_npz(tmp_path / "odd/a.npz")
+    write_npz(tmp_path / "short/a.npz", 1)
     (tmp_path / "odd/spec.json").write_text("{}")
     code, out, err = take_in(capsys, "source=npz", *argv)
     assert code == 2 and not out and err.startswith("error: ") and err.count("\n") == 1 and message in err

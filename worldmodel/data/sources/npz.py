@@ -91,6 +91,8 @@ class Arrays(Source):
             self.keys += [f"{key}/{piece.first}-{piece.first + piece.recorded - 1}" for piece in pieces]
         if not found:
             raise DataError(next(reason for reason in self._items if isinstance(reason, str)))
+        if not any(isinstance(item, tuple) for item in self._items):
+            raise DataError(f"no step of an episode is in {path}")
         shape = frame_shape(found[0].shape, size)
         assert shape is not None  # a file of no pictures is not among them
         actions = 1 + max(int(recording.actions.max(initial=0)) for recording in found)
@@ -119,15 +121,14 @@ class Arrays(Source):
         """(T + 1, C, H, W) uint8 of an episode. Raises :class:`DataError` when the file is damaged, wherever it is."""
         self._check(recording.file)
         stream: FrameStream | None = getattr(self._streams, "open", None)
-        if stream is None or stream.file != recording.file or stream.at > piece.first:
+        if stream is None or stream.file != recording.file or not stream.reaches(piece.first):
             if stream is not None:
                 stream.close()
             stream = self._streams.open = FrameStream(recording.file, self._name)
-        stream.skip_to(piece.first)
         frames = np.empty((len(piece) + 1, *self.spec.frame_shape), np.uint8)
         for at in range(0, piece.recorded, FRAMES_AT_ONCE):
             count = min(FRAMES_AT_ONCE, piece.recorded - at)
-            frames[at : at + count] = to_frames(stream.read(count), self._size)
+            frames[at : at + count] = to_frames(stream.read(piece.first + at, count), self._size)
         frames[piece.recorded :] = frames[piece.recorded - 1]
         return frames
 

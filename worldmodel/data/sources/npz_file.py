@@ -119,7 +119,8 @@ class FrameStream:
                 raise ValueError(f"{name} is of version {version} of numpy's format")
             shape, fortran, dtype = _HEADERS[version](self._stream)
         self.frames, self.shape = (shape[0] if shape else 0), shape[1:]
-        self.at = 0  # frames that were read or passed by
+        self.at = 0  # the next frame
+        self._last: np.ndarray | None = None  # the one before it, where it was read
         if dtype != np.uint8 or frame_shape(self.shape) is None:
             raise DataError(f"{file} holds {dtype} {shape} for {name}; frames are uint8 (T, H, W, C), (T, C, H, W) or "
                             "(T, H, W), 16 pixels wide and high or more")  # fmt: skip
@@ -130,36 +131,40 @@ class FrameStream:
     def frame_bytes(self) -> int:
         return int(np.prod(self.shape))
 
-    def read(self, count: int) -> np.ndarray:
-        """The next frames: (count, *shape) uint8."""
+    def reaches(self, frame: int) -> bool:
+        """Whether a frame can still be read: what was passed is gone, but for the last."""
+        return frame >= self.at - (self._last is not None)
+
+    def read(self, first: int, count: int) -> np.ndarray:
+        """Frames from ``first`` on, which is within reach: (count, *shape) uint8."""
         block = np.empty((count, *self.shape), np.uint8)
-        view = as_bytes(block)
+        rest = block
+        if first < self.at and self._last is not None:  # where an episode was cut, two share a frame
+            block[0], rest = self._last, block[1:]
         with _readable(self.file):
+            self._skip((first - self.at) * self.frame_bytes)
+            view = as_bytes(rest)
             while view:
                 got = self._stream.readinto(view)  # type: ignore[attr-defined]
                 if not got:
                     raise EOFError("it is cut off")
                 view = view[got:]
-        self.at += count
+        self.at = first + count
+        self._last = block[-1].copy()
         return block
 
-    def skip_to(self, frame: int) -> None:
-        """Pass by what is before a frame that was not reached yet."""
-        left = (frame - self.at) * self.frame_bytes
-        with _readable(self.file):
-            while left > 0:
-                got = len(self._stream.read(min(left, BLOCK)))
-                if not got:
-                    raise EOFError("it is cut off")
-                left -= got
-        self.at = frame
+    def _skip(self, left: int) -> None:
+        while left > 0:
+            got = len(self._stream.read(min(left, BLOCK)))
+            if not got:
+                raise EOFError("it is cut off")
+            left -= got
 
     def check(self) -> None:
         """Read all that is left; at its end the archive compares its checksum."""
         with _readable(self.file):
             while self._stream.read(BLOCK):
                 pass
-            self.at = self.frames
 
     def close(self) -> None:
         self._stream.close()
