@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -156,6 +157,25 @@ def test_what_fails_half_way_leaves_what_was_there(
     assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == whole
 
 
+def test_an_export_that_cannot_be_put_in_its_place_leaves_the_old_one_there(
+    say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = ("--to", "npz", "data=maze", "--out", "there")
+    small_store(tmp_path / "maze")
+    say(export, *argv)
+    whole = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
+    rename = Path.rename
+
+    def refuses(path: Path, target: Path) -> Path:
+        if path.name.endswith(".part"):
+            raise PermissionError(13, "Permission denied")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuses)
+    assert "Permission denied" in say(export, *argv, "--overwrite", code=2)
+    assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == whole
+
+
 def test_damaged_episodes_stay_at_home(say: Say, tmp_path: Path) -> None:
     small_store(tmp_path / "maze")
     with open(tmp_path / "maze/shard-00000.frames", "r+b") as file:
@@ -221,3 +241,16 @@ def test_pictures_of_classes_go_through_npz(tmp_path: Path) -> None:
         to_npz(store, [0], tmp_path / "out")
     with np.load(tmp_path / "out/ep00000.npz") as found:
         assert found["obs"].shape == (1, 16, 16, 3) and found["condition"] == 1
+
+
+def test_without_minari_one_line_says_what_to_install(
+    say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "minari", None)
+    small_store(tmp_path / "maze")
+    for said in (
+        say(collect, "source=minari", "source.path=x", code=2),
+        say(export, "--to", "minari", "data=maze", "--out", "out", code=2),
+    ):
+        assert said.count("\n") == 1 and "'minari', which is not installed: pip install 'minari[hdf5]'" in said
+    assert not (tmp_path / "out").exists()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -200,14 +199,6 @@ def test_what_is_not_there_is_not_fetched_unless_asked(
     )
     code, _, err = take_in(capsys, *argv, "source.download=true")
     assert code == 2 and asked == ["toy/nowhere-v0"] and "toy/nowhere-v0 cannot be read (no way out)" in err
-
-
-def test_without_the_package_one_line_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(sys.modules, "minari", None)
-    code, _, err = take_in(capsys, "source=minari", "source.path=x")
-    assert code == 2 and err.count("\n") == 1 and "'minari', which is not installed: pip install 'minari[hdf5]'" in err
 
 
 def test_damaged_episodes_are_named_and_the_others_are_stored(

@@ -104,7 +104,12 @@ def whole_folder(path: Path) -> Iterator[Path]:
             yield part
         if path.exists():
             path.rename(before)
-        part.rename(path)
+        try:
+            part.rename(path)
+        except BaseException:
+            if before.exists():
+                before.rename(path)
+            raise
     finally:
         for folder in (part, before):
             shutil.rmtree(folder, ignore_errors=True)

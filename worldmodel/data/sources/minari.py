@@ -29,6 +29,7 @@ PACKAGES = {"ALE/": "ale_py", "MiniGrid-": "minigrid", "BabyAI-": "minigrid"}  #
 def package(name: str = "minari") -> ModuleType:
     """The package, or a module of it. Raises :class:`DataError` where it is not installed."""
     try:
+        importlib.import_module("minari")
         return importlib.import_module(name)
     except ImportError as error:
         raise DataError(

@@ -23,7 +23,7 @@ the other is not. ``held_out`` and ``condition`` are one value a file, and stand
 
 BLOCK = 2**20  # bytes that are read at once where they are only passed by
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-_BROKEN = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+_BROKEN = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError)
 """What reading a file that is damaged, or no npz at all, raises."""
 
 
