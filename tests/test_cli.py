@@ -189,7 +189,7 @@ def test_dispatcher_lists_its_commands(capsys: pytest.CaptureFixture[str]) -> No
 def test_dispatcher_names_the_choices(capsys: pytest.CaptureFixture[str]) -> None:
     assert dispatch(["dreem"]) == 2
     assert capsys.readouterr().err == (
-        "error: unknown command 'dreem'; choose quickstart, collect, train, dream, evaluate\n"
+        "error: unknown command 'dreem'; choose quickstart, collect, train, dream, evaluate, export\n"
     )
 
 

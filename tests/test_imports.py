@@ -23,7 +23,7 @@ ROWS = (
         *("run", "resume", "rollout", "media", "evaluation", "scenes", "still_dream", "sound_dream", "voice"),
         *("codec", "bitstream", "entropy", "entropy_prior", "codec_run", "sound_codec"),
     ),
-    ("collect", "train", "dream", "evaluate", "quickstart"),
+    ("collect", "train", "dream", "evaluate", "export", "quickstart"),
     ("__main__",),
 )
 ROW = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
@@ -32,12 +32,13 @@ SETTINGS = ("hydra", "omegaconf")
 # The only files that may see each of these packages.
 RESERVED = {
     "moviepy": ("worldmodel/media",),
-    "PIL": ("worldmodel/media", "envs", "worldmodel/data/sources/images.py"),
+    "PIL": ("worldmodel/media", "envs", *(f"worldmodel/data/sources/{name}.py" for name in ("images", "frames"))),
     "imageio_ffmpeg": ("worldmodel/media", "worldmodel/data/sources/dmlab.py"),
     "pickle": ("worldmodel/data/sources/cifar10.py",),  # as the set is published; under stand-ins that run nothing
     "soundfile": ("worldmodel/data/sources/sound.py", "worldmodel/media/sound.py"),
     "constriction": ("worldmodel/entropy.py",),
     "soxr": ("worldmodel/data/sources/sound.py",),
+    "minari": ("worldmodel/data/sources/minari.py",),
     "vizdoom": ("envs",),
     "deepmind_lab": ("envs/dmlab_engine.py",),  # by importlib, when an environment is made
     "tensorboard": ("worldmodel/training",),

@@ -16,6 +16,7 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 from PIL import Image
+from recordings import tiny_minari, tiny_npz
 from sounds import tiny_timit, tiny_vctk
 
 from worldmodel.data.fill import fill
@@ -101,7 +102,9 @@ def tiny_recordings(folder: Path) -> Source:
     return Recordings(str(folder))
 
 
-@pytest.mark.parametrize("make", [tiny_cifar, tiny_images, tiny_pile, tiny_recordings, tiny_vctk, tiny_timit])
+@pytest.mark.parametrize(
+    "make", [tiny_cifar, tiny_images, tiny_pile, tiny_recordings, tiny_npz, tiny_minari, tiny_vctk, tiny_timit]
+)
 def test_every_source_keeps_its_contract(make: Callable[[Path], Source], tmp_path: Path) -> None:
     source = make(tmp_path / "set")
     assert len(source) == len(source.keys) == len(set(source.keys)) > 3

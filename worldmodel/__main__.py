@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "train the tokenizer, then the prior; goes on where it was stopped",
     "dream": "dream a video under actions of your choice",
     "evaluate": "measure a run on held-out episodes",
+    "export": "write the episodes as a Minari data set or as npz files",
 }
 
 

@@ -36,9 +36,9 @@ Play an environment with an explorer and record what it sees, in several process
 Run it again to append. It can be stopped at any moment: only the episodes then being recorded are lost, and after
 Ctrl-C or SIGTERM not even these.
 
-With source=cifar10, images, imagenet, dmlab, vctk or timit, and source.path=…, take in what lies in that folder
-instead. Run it again to take in what is missing: what is new in the folder, what an interruption left, what was damaged
-since."""
+With source=cifar10, images, imagenet, dmlab, minari, npz, vctk or timit, and source.path=…, take in what lies in that
+folder instead. Run it again to take in what is missing: what is new in the folder, what an interruption left, what was
+damaged since."""
 
 MOST_NAMED = 10  # files that cannot be read, one line each
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -87,6 +88,31 @@ def whole(path: Path) -> Iterator[Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """An empty folder of a temporary name beside ``path``, which takes its place when the block ends well.
+
+    Missing folders are made; when the block fails, what there was at ``path`` is as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part, before = (path.with_name(f".{path.name}.{os.getpid()}.{word}") for word in ("part", "before"))
+    part.mkdir()
+    try:
+        with naming(path):
+            yield part
+        if path.exists():
+            path.rename(before)
+        try:
+            part.rename(path)
+        except BaseException:
+            if before.exists():
+                before.rename(path)
+            raise
+    finally:
+        for folder in (part, before):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def replace_text(path: Path, text: str) -> None:

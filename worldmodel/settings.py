@@ -88,6 +88,16 @@ class Choice(Rule):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Flag(Rule):
+    """Yes or no."""
+
+    def _plain(self, value: Any) -> bool:
+        if not isinstance(value, bool):
+            raise ValueError("choose true, false")
+        return value
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Many(Rule):
     """A list of values of one kind."""
 
@@ -177,7 +187,14 @@ RULES: dict[str, Rule] = {
             "env.size": Number(least=1, most=4096, whole=True),
             "env.action_names": Many(each=Text(), optional=True),
             "source.path": Text(),
-            "source.size": Number(least=1, most=4096, whole=True),
+            "source.size": Number(least=1, most=4096, whole=True, optional=True),
+            "source.observed": Choice(words=("after", "before")),
+            "source.life_loss": Flag(),
+            "source.longest": dataclasses.replace(COUNT, optional=True),
+            "source.action_names": Many(each=Text(), optional=True),
+            "source.fps": Number(above=0, most=1e6, optional=True),
+            "source.observation": Text(optional=True),
+            "source.download": Flag(),
             "source.window": Number(least=1, most=2**20, whole=True),
             "source.rate": Number(least=1, most=768_000, whole=True),
             "source.loudness": Number(least=-60, most=0, optional=True),

@@ -8,9 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from worldmodel.data.records import Item
+from worldmodel.actions import plain_name
+from worldmodel.data.records import Item, short
 from worldmodel.errors import DataError
 from worldmodel.types import Episode, Spec
+
+DEFAULT_RATE = 15.0
+"""Frames a second of recordings that do not say."""
 
 
 class Source(abc.ABC):
@@ -44,3 +48,27 @@ def check_folder(path: str | Path, wanted: str) -> Path:
         what = "is no folder" if folder.exists() else "does not exist"
         raise DataError(f"{path} {what}; source.path=… names {wanted}")
     return folder
+
+
+def recorded_spec(
+    name: str,
+    shape: tuple[int, ...],
+    actions: int,
+    known: Spec | None,
+    action_names: Sequence[str] | None,
+    rate: float | None,
+) -> Spec:
+    """The Spec of recordings that hold ``actions`` actions, from what is ``known`` of them and what the user says.
+
+    Without a name known for them, actions are numbered. Raises :class:`DataError` for names that are too few or alike.
+    """
+    names = [
+        plain_name(str(word)) for word in action_names or (known.action_names if known else map(str, range(actions)))
+    ]
+    if len(names) < actions or len(set(names)) < len(names) or not all(names):
+        raise DataError(
+            f"the recordings hold {actions} actions, which need as many different names; got "
+            f"{short(', '.join(names))}: give them with source.action_names=[…]"
+        )
+    rate = rate or (known.rate if known else DEFAULT_RATE)
+    return Spec(known.env_id if known else name, shape, tuple(names), float(rate), known.env_kwargs if known else {})

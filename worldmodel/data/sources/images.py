@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from worldmodel.actions import plain_name
 from worldmodel.data.records import Item
 from worldmodel.data.sources.base import Source, check_folder, image_item
-from worldmodel.errors import DataError
+from worldmodel.errors import ConfigError, DataError
 from worldmodel.types import NO_ACTION, Spec
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
@@ -41,6 +41,8 @@ class ImageFolder(Source):
     """
 
     def __init__(self, path: str, size: int, name: str = "images"):
+        if size is None:  # of recordings, all of one size, it may be null
+            raise ConfigError("source.size is null; pictures of any size are made of one: give it in pixels")
         folder = check_folder(path, "a folder of pictures")
         self._files = sorted(_pictures(folder), key=lambda file: file.relative_to(folder).parts)
         if not self._files:

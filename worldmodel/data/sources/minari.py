@@ -1,0 +1,191 @@
+"""Minari data sets of pictures and discrete actions, as they lie on disk, in HDF5 or in Arrow."""
+
+from __future__ import annotations
+
+import enum
+import importlib
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, Dict, Discrete, Space
+
+from worldmodel.data.records import Item, short
+from worldmodel.data.sources.base import Source, recorded_spec
+from worldmodel.data.sources.frames import frame_shape, to_frames
+from worldmodel.errors import DataError
+from worldmodel.types import NO_ACTION, Episode, Spec
+
+SPEC = "worldmodel_spec"
+"""Where an export keeps its Spec among the facts of a data set."""
+PACKAGES = {"ALE/": "ale_py", "MiniGrid-": "minigrid", "BabyAI-": "minigrid"}  # beginnings of ids → who registers them
+
+
+def package(name: str = "minari") -> ModuleType:
+    """The package, or a module of it. Raises :class:`DataError` where it is not installed."""
+    try:
+        importlib.import_module("minari")
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise DataError(
+            f"Minari data sets need the Python package {error.name or name!r}, which is not installed: "
+            "pip install 'minari[hdf5]', with minari[arrow] for data sets in Arrow"
+        ) from error
+
+
+class Minari(Source):
+    """The episodes of a Minari data set: a folder, or the id of one that is on this machine.
+
+    Observations are a picture (uint8, channels last or first, or grey) or a Dict with one; ``observation`` names it
+    where there are several. ``download`` fetches what is not on this machine. Nothing that a data set names is imported
+    or built, but an environment that installed packages registered may be asked what its actions are called. Raises
+    :class:`DataError` for a data set that is not there, is damaged, or is of something else.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        name: str = "minari",
+        size: int | None = None,
+        observation: str | None = None,
+        action_names: Sequence[str] | None = None,
+        fps: float | None = None,
+        download: bool = False,
+    ):
+        self._data = _open(path, download)
+        space = self._data.action_space
+        if not isinstance(space, Discrete):
+            raise DataError(f"{path} has actions {_short(space)}; only Discrete ones can be read")
+        self._start, self._size = int(space.start), size
+        self._part, shape = _picture(self._data.observation_space, observation, path, size)
+        raw = self._data.storage.metadata.get(SPEC)
+        known = Spec.from_json(json.dumps(raw)) if raw is not None else None
+        self._ours = known is not None
+        env = self._data.env_spec
+        if action_names is None and known is None and env is not None:
+            action_names = names_of(env.id, int(space.n))
+        self.spec = recorded_spec(env.id if env else name, shape, int(space.n), known, action_names, fps)
+        if len(self.spec.action_names) != space.n:
+            raise DataError(f"{path} has {space.n} actions and {len(self.spec.action_names)} names were given")
+        self._numbers = [int(number) for number in self._data.episode_indices]
+        self.keys = [f"{self._data.id}/{number}" for number in self._numbers]
+
+    def read(self, index: int) -> Item:
+        number = self._numbers[index]
+        try:
+            (stored,) = self._data.iterate_episodes([number])
+            (facts,) = self._data.storage.get_episode_metadata([number])
+            episode = self._episode(stored, int(facts["total_steps"]), facts)
+        except Exception as error:  # h5py and pyarrow raise what they happen to raise on bytes that are not theirs
+            raise DataError(f"episode {number} of {self._data.id} cannot be read ({error})") from error
+        return Item(episode, bool(facts["held_out"]) if self._ours else None, self.keys[index])
+
+    def _episode(self, stored: Any, length: int, facts: dict[str, Any]) -> Episode:
+        """Raises ValueError where the parts do not fit together."""
+        pictures = stored.observations if self._part is None else stored.observations[self._part]
+        frames = to_frames(np.asarray(pictures, np.uint8), self._size)
+        rewards, terminations, truncations = (
+            np.asarray(part).reshape(-1) for part in (stored.rewards, stored.terminations, stored.truncations)
+        )
+        actions = np.asarray(stored.actions).astype(np.int64).reshape(-1) - self._start
+        counts = {len(frames) - 1, len(actions), len(rewards), len(terminations), len(truncations)}
+        if counts != {length}:
+            raise ValueError(f"of {length} steps, its parts have {', '.join(map(str, sorted(counts)))}")
+        if (terminations | truncations)[:-1].any():
+            raise ValueError("it ends before its last step")
+        return Episode(
+            frames=frames,
+            actions=actions,
+            rewards=rewards.astype(np.float32),
+            terminated=bool(terminations[-1:].any()),
+            truncated=bool(truncations[-1:].any()),
+            condition=int(facts["condition"]) if self._ours else NO_ACTION,
+        )
+
+
+def _open(path: str, download: bool) -> Any:
+    """The data set in a folder, or known by an id."""
+    minari = package()
+    folder = Path(path).expanduser()
+    try:
+        if not folder.is_dir():
+            if download:
+                minari.load_dataset(path, download=True)
+            folder = package("minari.storage").get_dataset_path(path)
+        if not (folder / "metadata.json").is_file():
+            folder /= "data"
+        facts = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(
+            f"there is no Minari data set {path}; source.path=… names a folder or an id that minari list local shows, "
+            "and source.download=true fetches one"
+        ) from error
+    except Exception as error:  # of the network, or of what stands in the file
+        raise DataError(f"the Minari data set {path} cannot be read ({error})") from error
+    # Minari would build the environment that the file describes, which may be any module and any argument.
+    if missing := {"observation_space", "action_space"} - set(facts):
+        raise DataError(f"{path} does not say its {', '.join(sorted(missing))}; a newer Minari writes them")
+    try:
+        return minari.MinariDataset(folder.resolve())
+    except ImportError as error:
+        raise DataError(f"{path} is in {facts.get('data_format')}: {error}") from error
+    except Exception as error:
+        raise DataError(f"the Minari data set {path} cannot be read ({error})") from error
+
+
+def _picture(
+    space: Space[Any], wanted: str | None, path: str, size: int | None
+) -> tuple[str | None, tuple[int, int, int]]:
+    """Which part of an observation is the picture (None: it is the whole), and the shape of its frame."""
+    parts = dict(space.spaces) if isinstance(space, Dict) else {None: space}
+    shapes = {
+        key: shape
+        for key, part in parts.items()
+        if isinstance(part, Box) and part.dtype == np.uint8 and (shape := frame_shape(part.shape, size))
+    }
+    if wanted is not None and wanted not in shapes:
+        raise DataError(f"{path} has no picture {wanted!r}; choose {', '.join(map(str, shapes)) or 'another data set'}")
+    if not shapes:
+        raise DataError(f"{path} has observations {_short(space)}, no picture of 8-bit pixels, 16×16 or more")
+    if len(shapes) > 1 and wanted is None:
+        raise DataError(f"{path} has several pictures; choose with source.observation={'|'.join(map(str, shapes))}")
+    key = wanted if wanted is not None else next(iter(shapes))
+    return key, shapes[key]
+
+
+def _short(space: Space[Any]) -> str:
+    return short(" ".join(str(space).split()))
+
+
+def names_of(env_id: str, count: int) -> tuple[str, ...] | None:
+    """What an environment that is installed calls its ``count`` actions; None where that cannot be known."""
+    try:
+        for start, registrar in PACKAGES.items():
+            if env_id.startswith(start):
+                importlib.import_module(registrar)
+        if env_id not in gymnasium.registry:  # what comes out of a file builds only what a package has registered
+            return None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            env = gymnasium.make(env_id, disable_env_checker=True)
+        names = _own_names(env)
+        env.close()
+    except Exception:  # an environment may raise anything; then there are numbers
+        return None
+    return tuple(names) if len(names) == count else None
+
+
+def _own_names(env: gymnasium.Env[Any, Any]) -> list[str]:
+    if names := env.metadata.get("action_names"):
+        return [str(name) for name in names]
+    if hasattr(env.unwrapped, "get_action_meanings"):
+        return [str(name).lower() for name in env.unwrapped.get_action_meanings()]
+    actions = getattr(env.unwrapped, "actions", None)
+    if isinstance(actions, type) and issubclass(actions, enum.IntEnum):
+        return [action.name.lower() for action in sorted(actions)]
+    return []

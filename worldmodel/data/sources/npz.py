@@ -1,0 +1,202 @@
+"""Recordings as npz files: pictures, actions, rewards and ends of one or several episodes, one behind another."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from worldmodel.data.records import Item
+from worldmodel.data.sources.base import Source, check_folder, recorded_spec
+from worldmodel.data.sources.frames import frame_shape, to_frames
+from worldmodel.data.sources.npz_file import KEYS, FrameStream, Recording, look
+from worldmodel.errors import ConfigError, DataError
+from worldmodel.types import Episode, Spec
+
+SPEC = "spec.json"  # beside the files, where export wrote them
+FRAMES_AT_ONCE = 64  # that are read, resized and put in their place
+
+
+@dataclasses.dataclass(frozen=True)
+class _Piece:
+    """An episode within a file."""
+
+    first: int  # frame that the first of the steps leads from
+    steps: slice
+    terminated: bool
+    truncated: bool
+    repeated: bool = False  # the frame after the last step was not recorded; the one before it stands for it
+
+    def __len__(self) -> int:
+        return int(self.steps.stop - self.steps.start)
+
+    @property
+    def recorded(self) -> int:
+        """Frames that are in the file."""
+        return len(self) + (not self.repeated)
+
+
+class Arrays(Source):
+    """The episodes of an npz file, or of all npz files below a folder.
+
+    Where a file has as many actions as frames, ``observed`` says whether ``obs[t]`` is the frame after ``action[t]``
+    or before it. *After*: action and reward of an episode's first frame led there from one that was not recorded, and
+    are left out. *Before*: the frame after the last action was not recorded; where the episode ended there, the last
+    frame stands for it, so that the end and its reward are kept, else the last action and its reward are left out.
+    A file of one frame more than actions is one episode, of which nothing is left out.
+
+    A lost life ends an episode as ``done`` does, if ``life_loss``. Episodes of more than ``longest`` steps are cut and
+    flagged as truncated; the frame at the cut belongs to both parts. A file that cannot be read is an item that cannot.
+    Raises :class:`DataError` when none can be read, :class:`ConfigError` for settings that cannot be.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        name: str = "npz",
+        size: int | None = None,
+        observed: Literal["after", "before"] = "after",
+        life_loss: bool = False,
+        longest: int | None = None,
+        action_names: Sequence[str] | None = None,
+        fps: float | None = None,
+        keys: Mapping[str, str] | None = None,
+    ):
+        if unknown := sorted(set(keys or {}) - set(KEYS)):
+            raise ConfigError(f"unknown source.keys.{unknown[0]}; choose {', '.join(KEYS)}")
+        called = {**{key: key for key in KEYS}, **(keys or {})}
+        root, files = _find(path)
+        self._items: list[tuple[Recording, _Piece] | str] = []  # or why the file cannot be read
+        self.keys = []
+        found: list[Recording] = []
+        for file in files:
+            key = "/".join((root.name, *file.relative_to(root).with_suffix("").parts))
+            try:
+                recording = look(file, called)
+                if found and recording.shape != found[0].shape:
+                    raise DataError(
+                        f"{file} has frames {recording.shape}, not {found[0].shape} as {found[0].file.name}"
+                    )
+                pieces = list(_pieces(recording, observed, life_loss, longest))
+            except DataError as error:
+                self._items.append(str(error))
+                self.keys.append(key)
+                continue
+            found.append(recording)
+            self._items += [(recording, piece) for piece in pieces]
+            self.keys += [f"{key}/{piece.first}-{piece.first + piece.recorded - 1}" for piece in pieces]
+        if not found:
+            raise DataError(next(reason for reason in self._items if isinstance(reason, str)))
+        if not any(isinstance(item, tuple) for item in self._items):
+            raise DataError(f"no step of an episode is in {path}")
+        shape = frame_shape(found[0].shape, size)
+        assert shape is not None  # a file of no pictures is not among them
+        actions = 1 + max(int(recording.actions.max(initial=0)) for recording in found)
+        self.spec = recorded_spec(name, shape, actions, _own_spec(root), action_names, fps)
+        self._size, self._name = size, called["obs"]
+        self._streams = threading.local()  # each thread goes through a file once, from its front to its end
+        self._checked: dict[Path, str] = {}  # files whose frames were read once as a whole; what is wrong with them
+        self._lock = threading.Lock()
+
+    def read(self, index: int) -> Item:
+        item = self._items[index]
+        if isinstance(item, str):
+            raise DataError(item)
+        recording, piece = item
+        episode = Episode(
+            frames=self._frames(recording, piece),
+            actions=recording.actions[piece.steps],
+            rewards=recording.rewards[piece.steps],
+            terminated=piece.terminated,
+            truncated=piece.truncated,
+            condition=recording.condition,
+        )
+        return Item(episode, recording.held_out, self.keys[index])
+
+    def _frames(self, recording: Recording, piece: _Piece) -> np.ndarray:
+        """(T + 1, C, H, W) uint8 of an episode. Raises :class:`DataError` when the file is damaged, wherever it is."""
+        self._check(recording.file)
+        stream: FrameStream | None = getattr(self._streams, "open", None)
+        if stream is None or stream.file != recording.file or not stream.reaches(piece.first):
+            if stream is not None:
+                stream.close()
+            stream = self._streams.open = FrameStream(recording.file, self._name)
+        frames = np.empty((len(piece) + 1, *self.spec.frame_shape), np.uint8)
+        for at in range(0, piece.recorded, FRAMES_AT_ONCE):
+            count = min(FRAMES_AT_ONCE, piece.recorded - at)
+            frames[at : at + count] = to_frames(stream.read(piece.first + at, count), self._size)
+        frames[piece.recorded :] = frames[piece.recorded - 1]
+        return frames
+
+    def _check(self, file: Path) -> None:
+        """A zip's checksum is of all its bytes: an episode is not believed before all of the file was seen."""
+        with self._lock:
+            if file not in self._checked:
+                stream = FrameStream(file, self._name)
+                try:
+                    stream.check()
+                    self._checked[file] = ""
+                except DataError as error:
+                    self._checked[file] = str(error)
+                finally:
+                    stream.close()
+            if reason := self._checked[file]:
+                raise DataError(reason)
+
+
+def _find(path: str) -> tuple[Path, list[Path]]:
+    """The folder and the files in it."""
+    file = Path(path).expanduser().resolve()
+    if file.is_file():
+        return file.parent, [file]
+    folder = check_folder(path, "an npz file, or a folder of them")
+    files = sorted(file for file in folder.rglob("*.npz") if not file.name.startswith("."))
+    if not files:
+        raise DataError(f"there is no npz file in or below {folder}; source.path=… names one, or a folder of them")
+    return folder, files
+
+
+def _own_spec(folder: Path) -> Spec | None:
+    """What an export says of its files."""
+    if not (file := folder / SPEC).is_file():
+        return None
+    try:
+        return Spec.from_json(file.read_text(encoding="utf-8"))
+    except (DataError, ValueError) as error:
+        raise DataError(f"{file} is damaged or of something else ({error}); restore it or move it away") from error
+
+
+def _pieces(recording: Recording, observed: str, life_loss: bool, longest: int | None) -> Iterator[_Piece]:
+    """The episodes of a file that have a step, cut where they are too long."""
+    count = len(recording.actions)
+    whole = recording.frames == count + 1
+    after = observed == "after" and not whole
+    ends = recording.terminated | recording.truncated
+    if whole and ends[:-1].any():
+        raise DataError(
+            f"{recording.file} has one frame more than actions, as one episode has, but an end at step "
+            f"{int(ends.argmax())}; save one file an episode, or as many frames as actions"
+        )
+    stops = set(np.flatnonzero(ends | recording.lost if life_loss else ends).tolist()) | {count - 1}
+    begin = 0
+    for stop in sorted(stops):
+        terminated = bool(recording.terminated[stop] or (life_loss and recording.lost[stop])) if count else False
+        # Of "before", the frame behind an end is of the next episode, and the one behind the last was not recorded.
+        lacking = not whole and not after and (bool(ends[stop]) or stop == count - 1)
+        repeated = lacking and (terminated or bool(recording.truncated[stop]))
+        first, last = begin + after, stop + 1 - (lacking and not repeated)
+        begin = stop + 1
+        for at in range(first, last, longest or max(last - first, 1)):
+            until = min(at + (longest or last), last)
+            final = until == last
+            yield _Piece(
+                first=at - after,
+                steps=slice(at, until),
+                terminated=final and terminated,
+                truncated=bool(recording.truncated[stop]) if final else True,
+                repeated=final and repeated,
+            )

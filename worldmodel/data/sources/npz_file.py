@@ -1,0 +1,171 @@
+"""One npz file of a recording: its steps, and its frames as a stream that is never in memory as a whole."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from worldmodel.data.sources.frames import frame_shape
+from worldmodel.errors import DataError
+from worldmodel.files import as_bytes
+from worldmodel.types import NO_ACTION
+
+KEYS = ("obs", "action", "reward", "done", "terminated", "truncated", "life_loss", "held_out", "condition")
+"""What the arrays are called. ``done`` is a terminal state; where ``terminated`` or ``truncated`` is there, it is what
+the other is not. ``held_out`` and ``condition`` are one value a file, and stand in our own exports."""
+
+BLOCK = 2**20  # bytes that are read at once where they are only passed by
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_BROKEN = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError)
+"""What reading a file that is damaged, or no npz at all, raises."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """A file but for its frames."""
+
+    file: Path
+    frames: int  # how many there are, T or T + 1
+    shape: tuple[int, ...]  # of each
+    actions: np.ndarray  # (T,) int64
+    rewards: np.ndarray  # (T,) float32
+    terminated: np.ndarray  # (T,) bool
+    truncated: np.ndarray  # (T,) bool
+    lost: np.ndarray  # (T,) bool, a life
+    held_out: bool | None
+    condition: int
+
+
+@contextlib.contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    """Makes what a damaged file raises an error that names it."""
+    try:
+        yield
+    except _BROKEN as error:
+        raise DataError(f"{file} cannot be read ({error}); remove it or restore it") from error
+
+
+def look(file: Path, called: Mapping[str, str]) -> Recording:
+    """The steps of a file whose arrays are ``called`` so, by :data:`KEYS`. Raises :class:`DataError`, naming it."""
+    with _readable(file):
+        archive = np.load(file, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError("it is no npz")
+        with archive:
+            there = {key: name for key, name in called.items() if name in archive.files}
+            if lacking := [called[key] for key in ("obs", "action", "reward") if key not in there]:
+                raise DataError(
+                    f"{file} has no {lacking[0]}, but {', '.join(archive.files) or 'nothing'}; "
+                    "source.keys={obs: …, action: …, reward: …, done: …} says what its arrays are called"
+                )
+            arrays = {key: archive[name] for key, name in there.items() if key != "obs"}
+        stream = FrameStream(file, called["obs"])
+        stream.close()
+    steps = _steps(arrays, file)
+    count = len(steps["actions"])
+    if stream.frames not in (count, count + 1):
+        raise DataError(f"{file} has {count} actions and {stream.frames} frames; it needs as many, or one frame more")
+    held_out = bool(arrays["held_out"]) if arrays.get("held_out", np.zeros(0)).shape == () else None
+    condition = int(arrays["condition"]) if arrays.get("condition", np.zeros(0)).shape == () else NO_ACTION
+    return Recording(file, stream.frames, stream.shape, held_out=held_out, condition=condition, **steps)
+
+
+def _steps(arrays: Mapping[str, np.ndarray], file: Path) -> dict[str, np.ndarray]:
+    """Actions, rewards and ends, each (T,). Raises :class:`DataError` where they are not."""
+    flat = {}
+    for key, array in arrays.items():
+        if key in ("held_out", "condition"):
+            continue
+        flat[key] = array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
+        if flat[key].ndim != 1 or len(flat[key]) != len(arrays["action"]) or array.dtype.kind not in "biuf":
+            raise DataError(f"{file} holds {array.dtype} {array.shape} for {key}; it needs one number a step")
+    if not {"done", "terminated", "truncated"} & set(flat):
+        raise DataError(f"{file} has no done, and no terminated and truncated; source.keys={{done: …}} says its name")
+    actions, rewards = flat["action"], flat["reward"].astype(np.float32)
+    if actions.dtype.kind not in "iu" or actions.min(initial=0) < 0:
+        raise DataError(f"{file} holds actions that are no whole numbers from 0 on; only discrete ones can be read")
+    if not np.isfinite(rewards).all():
+        raise DataError(f"{file} holds rewards that are no finite numbers")
+    none = np.zeros(len(actions), bool)
+    ends = {key: flat[key].astype(bool) for key in ("done", "terminated", "truncated", "life_loss") if key in flat}
+    done = ends.get("done", none)
+    terminated = ends.get("terminated", done & ~ends.get("truncated", none))
+    return {
+        "actions": actions.astype(np.int64),
+        "rewards": rewards,
+        "terminated": terminated,
+        "truncated": ends.get("truncated", done & ~terminated),
+        "lost": ends.get("life_loss", none),
+    }
+
+
+class FrameStream:
+    """The frames of a file in their order. For one thread; raises :class:`DataError` where it cannot go on."""
+
+    def __init__(self, file: Path, name: str):
+        self.file = file
+        with _readable(file):
+            self._archive = zipfile.ZipFile(file)
+            self._stream: IO[bytes] = self._archive.open(f"{name}.npy")
+            version = np.lib.format.read_magic(self._stream)
+            if version not in _HEADERS:
+                raise ValueError(f"{name} is of version {version} of numpy's format")
+            shape, fortran, dtype = _HEADERS[version](self._stream)
+        self.frames, self.shape = (shape[0] if shape else 0), shape[1:]
+        self.at = 0  # the next frame
+        self._last: np.ndarray | None = None  # the one before it, where it was read
+        if dtype != np.uint8 or frame_shape(self.shape) is None:
+            raise DataError(f"{file} holds {dtype} {shape} for {name}; frames are uint8 (T, H, W, C), (T, C, H, W) or "
+                            "(T, H, W), 16 pixels wide and high or more")  # fmt: skip
+        if fortran and len(shape) > 1:
+            raise DataError(f"{file} holds {name} column by column; save it again after numpy.ascontiguousarray")
+
+    @property
+    def frame_bytes(self) -> int:
+        return int(np.prod(self.shape))
+
+    def reaches(self, frame: int) -> bool:
+        """Whether a frame can still be read: what was passed is gone, but for the last."""
+        return frame >= self.at - (self._last is not None)
+
+    def read(self, first: int, count: int) -> np.ndarray:
+        """Frames from ``first`` on, which is within reach: (count, *shape) uint8."""
+        block = np.empty((count, *self.shape), np.uint8)
+        rest = block
+        if first < self.at and self._last is not None:  # where an episode was cut, two share a frame
+            block[0], rest = self._last, block[1:]
+        with _readable(self.file):
+            self._skip((first - self.at) * self.frame_bytes)
+            view = as_bytes(rest)
+            while view:
+                got = self._stream.readinto(view)  # type: ignore[attr-defined]
+                if not got:
+                    raise EOFError("it is cut off")
+                view = view[got:]
+        self.at = first + count
+        self._last = block[-1].copy()
+        return block
+
+    def _skip(self, left: int) -> None:
+        while left > 0:
+            got = len(self._stream.read(min(left, BLOCK)))
+            if not got:
+                raise EOFError("it is cut off")
+            left -= got
+
+    def check(self) -> None:
+        """Read all that is left; at its end the archive compares its checksum."""
+        with _readable(self.file):
+            while self._stream.read(BLOCK):
+                pass
+
+    def close(self) -> None:
+        self._stream.close()
+        self._archive.close()
