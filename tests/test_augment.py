@@ -9,7 +9,7 @@ from torch import Tensor
 
 from worldmodel.errors import ConfigError
 from worldmodel.nn.sound import expanded
-from worldmodel.training.augment import MixedSounds
+from worldmodel.training.augment import MixedSounds, played
 from worldmodel.training.objectives import TokenizerObjective
 from worldmodel.types import Segment, to_float, to_uint8
 
@@ -21,10 +21,10 @@ def sounds(count: int = 6, samples: int = 640) -> Tensor:
 
 def test_sounds_keep_their_shape_and_lie_on_levels() -> None:
     frames = sounds()
-    shown = MixedSounds()(frames, torch.Generator().manual_seed(1))
+    shown = MixedSounds(0.5, 6, 0.1)(frames, torch.Generator().manual_seed(1))
     assert shown.shape == frames.shape and shown.dtype == torch.float32
     assert torch.equal(to_float(to_uint8(shown)), shown) and shown.abs().max() <= 1
-    again, other = (MixedSounds()(frames, torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    again, other = (MixedSounds(0.5, 6, 0.1)(frames, torch.Generator().manual_seed(seed)) for seed in (1, 2))
     assert torch.equal(shown, again) and not torch.equal(shown, other)
 
 
@@ -53,15 +53,28 @@ def test_loudness_varies_by_what_is_asked_for() -> None:
     assert decibels.std().item() == pytest.approx(3, abs=0.15) and abs(decibels.mean().item()) < 0.2
 
 
-@pytest.mark.parametrize("settings", [{"share": 1.5}, {"share": -0.1}, {"gain": -1}])
+def test_speed_moves_every_frequency_by_as_much() -> None:
+    time = torch.arange(3200) / 16_000
+    waves = torch.sin(2 * torch.pi * 500 * time).expand(3, 1, -1)
+    speeds = torch.tensor([0.9, 1.0, 1.1])
+    heard = played(waves, speeds)
+    wanted = torch.sin(2 * torch.pi * 500 * time * speeds[:, None])
+    inner = slice(16, 2800)  # at a tenth faster the end is a mirror image
+    assert torch.allclose(heard[:, 0, inner], wanted[:, inner], atol=2e-3)
+    assert torch.allclose(heard[1], waves[1], atol=1e-5) and heard.abs().max() < 1.1
+    mirrored = torch.sin(2 * torch.pi * 500 * (2 * 3199 / 16_000 - time * 1.1))
+    assert torch.allclose(heard[2, 0, -200:-20], mirrored[-200:-20], atol=2e-3)
+
+
+@pytest.mark.parametrize("settings", [{"share": 1.5}, {"share": -0.1}, {"gain": -1}, {"speed": 1}])
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, float]) -> None:
-    with pytest.raises(ConfigError, match=r"the share is in \[0, 1\], the gain at least 0 dB"):
+    with pytest.raises(ConfigError, match=r"the share is in \[0, 1\], the gain at least 0 dB, the speed in \[0, 1\)"):
         MixedSounds(**settings)
 
 
 def test_only_training_is_shown_something_else() -> None:
     tokenizer = make("codec")
-    objective = TokenizerObjective(tokenizer, augment=MixedSounds())
+    objective = TokenizerObjective(tokenizer, augment=MixedSounds(0.5))
     segment = Segment(
         actions=torch.zeros((2, 3), dtype=torch.int64),
         rewards=torch.zeros((2, 3)),

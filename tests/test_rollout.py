@@ -10,7 +10,7 @@ from tiny import SPEC, frames, tiny_prior, tiny_tokenizer
 
 from worldmodel import media, rollout
 from worldmodel.errors import ConfigError, UnknownActionError
-from worldmodel.rollout import WorldModel
+from worldmodel.rollout import WorldModel, encode
 from worldmodel.types import NO_ACTION
 
 
@@ -55,7 +55,7 @@ def test_a_saved_dream_tells_all_actions_that_are_known(
     assert {strip.seen for strip in saved} == {3}
 
 
-def test_precision_is_of_convolutions_and_trunk_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_precision_is_of_decoder_and_trunk_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = {"load_spec": SPEC, "load_tokenizer": tiny_tokenizer, "load_prior": tiny_prior}
     for name, value in made.items():
         monkeypatch.setattr(rollout, name, lambda *_, value=value: value() if callable(value) else value)
@@ -63,7 +63,9 @@ def test_precision_is_of_convolutions_and_trunk_alone(tmp_path: Path, monkeypatc
     for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
         world = WorldModel.load(tmp_path, "cpu", precision)  # type: ignore[arg-type]
         assert {p.dtype for p in world.prior.trunk.parameters()} == {dtype}
-        assert {p.dtype for p in world.tokenizer.encoder.parameters()} == {dtype}
+        assert {p.dtype for p in world.tokenizer.decoder.parameters()} == {dtype}
+        assert {p.dtype for p in world.tokenizer.encoder.parameters()} == {torch.float32}  # its codes are those cached
+        assert torch.equal(encode(world.tokenizer, seen(8)[:, 0]), encode(tiny_tokenizer(), seen(8)[:, 0]))
         assert {p.dtype for p in world.prior.head.parameters()} == {torch.float32}
         assert world.tokenizer.codebook().dtype == torch.float32
         dream = world.imagine(seen(1), torch.tensor([1, 2]), generator=torch.Generator().manual_seed(0))

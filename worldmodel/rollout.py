@@ -82,8 +82,9 @@ class WorldModel:
     def load(cls, run: str | Path, device: str = "auto", precision: Precision = "auto") -> WorldModel:
         """The world model of a run's folder.
 
-        ``precision``: of the convolutions and of the trunk, ``fp32``, ``bf16`` or ``auto``: bfloat16 where the device
-        computes in it. The quantiser and the head, which decide on codes, are always float32.
+        ``precision``: of the decoder and of the trunk, ``fp32``, ``bf16`` or ``auto``: bfloat16 where the device
+        computes in it. What decides on codes, encoder, quantiser and head, is always float32: where vectors of the
+        codebook lie close together, rounding would give other codes than the prior was trained on.
 
         Raises :class:`RunError` when the run is missing, unfinished or damaged, :class:`ConfigError` for an unknown
         device or precision.
@@ -99,7 +100,7 @@ class WorldModel:
         assert isinstance(prior, Prior)  # over codes, since the tokenizer makes codes
         world = cls(load_spec(folder), tokenizer, prior)
         dtype = resolve_precision(precision, where)
-        cast(world.tokenizer, dtype)
+        world.tokenizer.decode_in(dtype)
         cast(world.prior.trunk, dtype)
         return world
 

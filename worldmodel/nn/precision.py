@@ -43,3 +43,8 @@ def cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     for child in module.children():
         cast(child, dtype)
     return module
+
+
+def dtype_of(module: nn.Module) -> torch.dtype:
+    """What the first parameter of a module is stored in."""
+    return next(module.parameters()).dtype

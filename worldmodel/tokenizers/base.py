@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from worldmodel.errors import ConfigError
 from worldmodel.nn.likelihoods import Likelihood
+from worldmodel.nn.precision import cast
 from worldmodel.types import NO_ACTION
 
 
@@ -81,6 +82,12 @@ class Autoencoder(nn.Module, abc.ABC):
     def joined(self) -> bool:
         """Whether the frames of an episode are the windows of one signal, which is coded as a whole: sound."""
         return len(self.frame_shape) == 2
+
+    def decode_in(self, dtype: torch.dtype) -> None:
+        """Bring the decoder, and nothing that decides on codes, into another number format, in place."""
+        for name, module in self.named_modules():
+            if name.rpartition(".")[-1] == "decoder":
+                cast(module, dtype)
 
     @property
     def subpixels(self) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from worldmodel.errors import ConfigError
 from worldmodel.nn.convnets import CONV, ConvDecoder, ConvEncoder
 from worldmodel.nn.likelihoods import Likelihood
+from worldmodel.nn.precision import dtype_of
 from worldmodel.tokenizers.base import Autoencoder
 
 
@@ -89,7 +90,7 @@ class ConvolutionalAutoencoder(Autoencoder):
 
     def _outputs(self, vectors: Tensor) -> Tensor:
         """What the decoder reads, (B, *spatial, decoded) → the parameters of the likelihood, (B, outputs, *size)."""
-        return self.decoder(vectors.to(self.project.weight.dtype).movedim(-1, 1))
+        return self.decoder(vectors.to(dtype_of(self.decoder)).movedim(-1, 1))
 
     def _frames(self, vectors: Tensor) -> Tensor:
         """(B, *spatial, decoded) → the expected frames, (B, C, *size) float32."""

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from worldmodel.errors import ConfigError
 from worldmodel.nn.convnets import CONV, ConvDecoder, ConvEncoder
 from worldmodel.nn.likelihoods import Likelihood, SquaredError
+from worldmodel.nn.precision import dtype_of
 from worldmodel.quantizers import Quantizer
 from worldmodel.tokenizers.base import Reconstruction, Tokenizer
 
@@ -106,7 +107,7 @@ class VQVAE2(Tokenizer):
     def _outputs(self, vectors: Sequence[Tensor]) -> Tensor:
         """Vectors (B, *grid, D) of all levels, the finest first → parameters of the likelihood, (B, outputs, *size)."""
         size = vectors[0].shape[1:-1]
-        maps = [part.movedim(-1, 1).to(self._dtype) for part in vectors]
+        maps = [part.movedim(-1, 1).to(dtype_of(self.decoder)) for part in vectors]
         return self.decoder(torch.cat([maps[0], *(F.interpolate(part, size) for part in maps[1:])], 1))
 
     def _hidden(self, vectors: Sequence[Tensor], generator: torch.Generator | None) -> list[Tensor]:
