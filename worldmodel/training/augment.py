@@ -21,7 +21,7 @@ class Augmentation(nn.Module, abc.ABC):
 
 
 class MixedSounds(Augmentation):
-    """Sounds louder or softer, upside down, and one laid over another: (B, 1, n) companded, in [-1, 1] → the same shape.
+    """Sounds louder or softer, upside down, and one laid over another. Frames are (B, 1, n), companded as all sound is.
 
     For a codec, which has to give back whatever it is given: minutes of speech are few, their sums are many. The gains
     and the mixtures are those of Défossez et al., *EnCodec*, 2022, section 4.2. It is not for decoders that are told

@@ -1,0 +1,77 @@
+"""What training shows a tokenizer instead of the examples."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_speech import make
+from torch import Tensor
+
+from worldmodel.errors import ConfigError
+from worldmodel.nn.sound import expanded
+from worldmodel.training.augment import MixedSounds
+from worldmodel.training.objectives import TokenizerObjective
+from worldmodel.types import Segment, to_float, to_uint8
+
+
+def sounds(count: int = 6, samples: int = 640) -> Tensor:
+    levels = torch.randint(60, 196, (count, 1, samples), generator=torch.Generator().manual_seed(0))
+    return to_float(levels)
+
+
+def test_sounds_keep_their_shape_and_lie_on_levels() -> None:
+    frames = sounds()
+    shown = MixedSounds()(frames, torch.Generator().manual_seed(1))
+    assert shown.shape == frames.shape and shown.dtype == torch.float32
+    assert torch.equal(to_float(to_uint8(shown)), shown) and shown.abs().max() <= 1
+    again, other = (MixedSounds()(frames, torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    assert torch.equal(shown, again) and not torch.equal(shown, other)
+
+
+def test_alone_at_their_own_loudness_sounds_are_at_most_turned_upside_down() -> None:
+    frames = sounds(32)
+    shown = MixedSounds(share=0, gain=0)(frames, torch.Generator().manual_seed(0))
+    kept, turned = ((shown - sign * frames).abs().amax((1, 2)) < 1e-6 for sign in (1, -1))
+    assert bool((kept ^ turned).all()) and 0 < int(kept.sum()) < 32
+
+
+def test_a_mixture_is_the_sum_of_two_of_the_batch() -> None:
+    frames = sounds(4) / 2  # soft: nothing is clipped
+    shown = MixedSounds(share=1, gain=0)(frames, torch.Generator().manual_seed(0))
+    waves, heard = expanded(frames), expanded(shown)
+    signed = torch.cat([waves, -waves])
+    sums = signed[:, None] + signed[None]
+    nearest = (heard[:, None, None] - sums[None]).abs().amax((-1, -2)).flatten(1).amin(1)
+    assert nearest.max() < 0.03 * heard.abs().max()  # half a level
+
+
+def test_loudness_varies_by_what_is_asked_for() -> None:
+    frames = sounds(1).expand(4000, -1, -1)[..., :16] / 2
+    shown = MixedSounds(share=0, gain=3)(frames, torch.Generator().manual_seed(0))
+    power = [expanded(values).square().mean((1, 2)) for values in (shown, frames)]
+    decibels = 10 * torch.log10(power[0] / power[1])
+    assert decibels.std().item() == pytest.approx(3, abs=0.15) and abs(decibels.mean().item()) < 0.2
+
+
+@pytest.mark.parametrize("settings", [{"share": 1.5}, {"share": -0.1}, {"gain": -1}])
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=r"the share is in \[0, 1\], the gain at least 0 dB"):
+        MixedSounds(**settings)
+
+
+def test_only_training_is_shown_something_else() -> None:
+    tokenizer = make("codec")
+    objective = TokenizerObjective(tokenizer, augment=MixedSounds())
+    segment = Segment(
+        actions=torch.zeros((2, 3), dtype=torch.int64),
+        rewards=torch.zeros((2, 3)),
+        terminated=torch.zeros((2, 3), dtype=torch.bool),
+        truncated=torch.zeros((2, 3), dtype=torch.bool),
+        valid=torch.ones((2, 3), dtype=torch.bool),
+        frames=to_uint8(sounds(6)).unflatten(0, (2, 3)),
+    )
+    shown: list[Tensor] = []
+    tokenizer.register_forward_pre_hook(lambda module, inputs: shown.append(inputs[0]))
+    for training in (False, True):
+        objective.train(training)(segment, torch.Generator().manual_seed(0))
+    assert torch.allclose(shown[0].flatten(), sounds(6).flatten()) and not torch.allclose(shown[0], shown[1])
