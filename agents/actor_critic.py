@@ -166,6 +166,8 @@ class ActorCriticAgent(Agent):
         fidget: share of the actions that are drawn from all alike, each held for up to ``hold`` steps.
     """
 
+    needs = "agent.safetensors"  # of its run
+
     def __init__(self, run: str | Path, greedy: bool = False, fidget: float = 0.0, hold: int = 1, device: str = "cpu"):
         self.run, self.greedy, self.fidget, self.hold, self.device = str(run), greedy, fidget, hold, device
         self._loaded: tuple[Tokenizer, ActorCritic] | None = None
