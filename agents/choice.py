@@ -28,7 +28,7 @@ def name_of(overrides: Sequence[str], config: DictConfig) -> str:
         return chosen[-1].strip("'\"")
     folder = Path(str(files("configs"))) / "agent"
     for name in choices()["agent"]:
-        if OmegaConf.load(folder / f"{name}.yaml").get("_target_") == config.agent.get("_target_"):
+        if OmegaConf.select(OmegaConf.load(folder / f"{name}.yaml"), "_target_") == config.agent.get("_target_"):
             return name
     return str(config.agent.get("_target_")).rpartition(".")[2].lower()
 

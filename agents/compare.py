@@ -6,7 +6,7 @@ import argparse
 import itertools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ Put evaluations of agents side by side: interquartile mean, mean and success ove
 intervals over seeds and episodes, and how likely an episode of one agent is better than one of another. Files of the
 same agent (its name in metrics.json) are its seeds. Writes comparison.json and comparison.png."""
 
-MEASURES = {  # name → title, what it is of, statistic of the pooled values
+# name → title, what it is of, statistic of the pooled values
+MEASURES: dict[str, tuple[str, str, Callable[..., float]]] = {
     "return_iqm": ("return, interquartile mean", "return", interquartile_mean),
     "return": ("return, mean", "return", np.mean),
     "success": ("success", "success", np.mean),
