@@ -45,7 +45,7 @@ def run_of(config: DictConfig, spec: Spec) -> Path | None:
 
     Raises :class:`RunError` when there is none, or when the one that is named knows other frames or actions.
     """
-    needs = "run" in config.agent
+    needs = "run" in config.agent.keys()  # noqa: SIM118 (a value that is missing is not "in" OmegaConf's nodes)
     if config.run is None and not needs:
         return None
     holding = str(getattr(_target(config), "needs", PRIOR)) if needs else PRIOR

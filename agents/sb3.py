@@ -171,11 +171,10 @@ def learn(config: DictConfig) -> Path:
             print(f"trained already, {knowledge.steps:,} steps, in {folder}; remove it, or choose another seed=…")
             return folder
     steps = int(config.steps if run is None else learner.dream.steps)
-    envs = (
-        real_envs(make_env, int(learner.envs), int(config.collect.longest))
-        if run is None
-        else dream_envs(run, learner.dream, str(config.device))
-    )
+    if run is None:
+        envs = real_envs(make_env, int(learner.envs), int(config.collect.longest))
+    else:
+        envs = dream_envs(run, learner.dream, str(config.device))
     settings: Any = OmegaConf.to_container(learner, resolve=True)
     where = "the real environment" if run is None else f"the dream of {run.name}"
     print(f"{NAME} in {where}: {steps:,} steps, {knowledge.steps:,} taken before")

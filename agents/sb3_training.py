@@ -145,6 +145,7 @@ class Keeper(BaseCallback):
         reward = None if scale is None else _moments(scale.ret_rms)
         known = dataclasses.replace(self.knowledge, steps=self.model.num_timesteps, done=done, reward=reward)
         known.save(self.folder)
+        self.bars.update(self._task, completed=min(known.steps, self.total))
         self._saved = time.monotonic()
 
 
@@ -211,8 +212,8 @@ def take_up(model: PPO, folder: Path, knowledge: Knowledge) -> None:
     model.num_timesteps = knowledge.steps
     scale = model.get_vec_normalize_env()
     if scale is not None and knowledge.reward is not None:
-        mean, variance, count = knowledge.reward
-        scale.ret_rms.mean, scale.ret_rms.var, scale.ret_rms.count = np.float64(mean), np.float64(variance), count
+        mean, variance, scale.ret_rms.count = knowledge.reward
+        scale.ret_rms.mean, scale.ret_rms.var = np.array(mean), np.array(variance)
 
 
 def _forget_behind(path: Path, steps: int) -> None:

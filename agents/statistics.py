@@ -14,7 +14,7 @@ import numpy as np
 from worldmodel.evaluation.metrics import Interval
 
 Scores = Sequence[np.ndarray]  # for each run, the returns of its episodes (E,)
-RESAMPLES, LEVEL = 2000, 0.95
+RESAMPLES, LEVEL = 1000, 0.95
 
 
 def interquartile_mean(scores: np.ndarray) -> float:
@@ -80,7 +80,7 @@ def rank_interval(one: np.ndarray, other: np.ndarray, clusters: np.ndarray, seed
     members = [np.flatnonzero(clusters == cluster) for cluster in np.unique(clusters)]
     generator = np.random.default_rng(seed)
     draws = []
-    for _ in range(RESAMPLES // 2):
+    for _ in range(RESAMPLES):
         rows = np.concatenate([members[i] for i in generator.integers(len(members), size=len(members))])
         draws.append(rank_correlation(one[rows], other[rows]))
     low, high = np.nanquantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
