@@ -18,9 +18,9 @@ from worldmodel.types import Episode, Spec
 SHOWN = 3  # episodes of a video
 LONGEST = 400  # frames of a video
 CORRELATIONS = {
-    "all": "of {} stretches",
-    "first": "of {} from the first frame on",
-    "full_length": "of {} of full length",
+    "all": "rank correlation of {} stretches",
+    "first": "  {} from the first frame on",
+    "full_length": "  {} of full length",
 }
 
 
@@ -35,7 +35,7 @@ def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("decision", f"{1000 * found['seconds_a_decision']:.1f} ms"),
     ]
     if dream := found.get("dream"):
-        told.append((f"Return dreamt against return obtained, up to {dream['horizon']} steps, rank correlation", ""))
+        told.append((f"Return dreamt against return obtained, up to {dream['horizon']} steps", ""))
         for name, label in CORRELATIONS.items():
             rho = dream[name]["rank_correlation"]
             told.append((label.format(dream[name]["windows"]), "nothing to rank" if rho is None else number(rho)))

@@ -39,6 +39,7 @@ RESERVED = {
     "constriction": ("worldmodel/entropy.py",),
     "soxr": ("worldmodel/data/sources/sound.py",),
     "vizdoom": ("envs",),
+    "stable_baselines3": ("agents/sb3.py", "agents/sb3_training.py"),
     "tensorboard": ("worldmodel/training",),
     **{
         name: (
@@ -46,6 +47,7 @@ RESERVED = {
             "worldmodel/run.py",
             "worldmodel/resume.py",
             *(f"worldmodel/{e}.py" for e in ENTRY_POINTS),
+            *(f"agents/{e}.py" for e in ("train", "evaluate", "choice", "run", "loop", "sb3", "sb3_training")),
         )
         for name in SETTINGS
     },
