@@ -1,1 +1,1 @@
-"""Explorers: what chooses the actions while data is collected."""
+"""Agents: explorers, which collect; planners and an actor-critic, which use a world model; their evaluation."""

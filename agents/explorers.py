@@ -6,27 +6,15 @@ holds every action for a run of steps and turns away when it walks but the pictu
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from agents.base import Agent
 from worldmodel.errors import ConfigError
 
 
-class Explorer(ABC):
-    """Chooses actions from frames. Every process that records has its own."""
-
-    @abstractmethod
-    def begin(self, action_names: Sequence[str], rng: np.random.Generator) -> None:
-        """Start an episode; all randomness until the next call comes from ``rng``."""
-
-    @abstractmethod
-    def act(self, frame: np.ndarray) -> int:
-        """Index of the action to take at a frame, (C, *size) uint8."""
-
-
-class UniformExplorer(Explorer):
+class UniformExplorer(Agent):
     """Every action with the same probability at every step."""
 
     def begin(self, action_names: Sequence[str], rng: np.random.Generator) -> None:
@@ -37,7 +25,7 @@ class UniformExplorer(Explorer):
         return int(self._rng.integers(self._count))
 
 
-class StickyExplorer(Explorer):
+class StickyExplorer(Agent):
     """Runs of weighted actions; turns away from walls where the environment has the actions for it.
 
     ``weights`` are relative odds of beginning a run of an action, ``runs`` the (shortest, longest) run of it in steps;

@@ -11,7 +11,8 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from agents.explorers import Explorer, StickyExplorer, UniformExplorer
+from agents.base import Agent
+from agents.explorers import StickyExplorer, UniformExplorer
 from envs import make_frames
 from worldmodel.errors import ConfigError
 
@@ -19,7 +20,7 @@ NAMES = ("noop", "forward", "left", "right")
 CONFIGS = Path(__file__).parents[1] / "configs" / "explorer"
 
 
-def play(explorer: Explorer, steps: int, names: Sequence[str] = NAMES, moving: bool = True, seed: int = 0) -> list[int]:
+def play(explorer: Agent, steps: int, names: Sequence[str] = NAMES, moving: bool = True, seed: int = 0) -> list[int]:
     """Actions at frames that all differ, or that never change."""
     explorer.begin(names, np.random.default_rng(seed))
     frame = np.zeros((3, 8, 8), np.uint8)
@@ -117,7 +118,7 @@ def test_no_weight_at_all_is_an_error() -> None:
         StickyExplorer(default_weight=0).begin(("a", "b"), np.random.default_rng(0))
 
 
-def walk(explorer: Explorer, steps: int) -> tuple[int, float]:
+def walk(explorer: Agent, steps: int) -> tuple[int, float]:
     """Poses visited in ViZDoom (cells of 64 units and 30°), and the share of forward steps that led nowhere."""
     env = make_frames("envs:worldmodel/Vizdoom-v0", {"scenario": "my_way_home", "size": 64})
     rng = np.random.default_rng(0)

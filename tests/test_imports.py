@@ -41,6 +41,7 @@ RESERVED = {
     "minari": ("worldmodel/data/sources/minari.py",),
     "vizdoom": ("envs",),
     "deepmind_lab": ("envs/dmlab_engine.py",),  # by importlib, when an environment is made
+    "stable_baselines3": ("agents/sb3.py", "agents/sb3_training.py"),
     "tensorboard": ("worldmodel/training",),
     **{
         name: (
@@ -48,6 +49,7 @@ RESERVED = {
             "worldmodel/run.py",
             "worldmodel/resume.py",
             *(f"worldmodel/{e}.py" for e in ENTRY_POINTS),
+            *(f"agents/{e}.py" for e in ("train", "evaluate", "choice", "run", "loop", "sb3", "sb3_training")),
         )
         for name in SETTINGS
     },

@@ -93,6 +93,17 @@ def test_small_frames_are_enlarged_by_a_whole_number(size: tuple[int, int]) -> N
     assert canvas.shape[0] % 2 == 0 and canvas.shape[1] % 2 == 0
 
 
+def test_strips_stand_in_rows_of_as_many_as_asked_for() -> None:
+    strips = [media.Strip(frames(1, seed=seed), str(seed)) for seed in range(4)]
+    (row,), (square,), (column,) = (list(media.canvases(strips, size=64, across=across)) for across in (None, 2, 1))
+    assert row.shape[1] > square.shape[1] > column.shape[1] and row.shape[0] < square.shape[0] < column.shape[0]
+    held = [(y, x) for y in range(2) for x in range(2)]
+    for strip, (y, x) in zip(strips, held, strict=True):  # the first two above, the others below
+        half = square[y * square.shape[0] // 2 :, x * square.shape[1] // 2 :][: square.shape[0] // 2]
+        windows = np.lib.stride_tricks.sliding_window_view(half[..., 0], (64, 64))
+        assert (windows == strip.frames[0, ..., 0]).all((2, 3)).any()
+
+
 def bar(strip: media.Strip, t: int, labels: media.Labels) -> np.ndarray:
     """What stands under the picture at step t."""
     canvas = next(itertools.islice(media.canvases([strip], labels), t, None))

@@ -59,6 +59,13 @@ def test_what_is_drawn_is_named(tmp_path: Path) -> None:
         assert word in text, word
 
 
+def test_points_are_not_joined(tmp_path: Path) -> None:
+    def drawn(points: bool) -> str:
+        return svg(tmp_path / "p.svg", [Panel("cloud", {"a": Line([0, 1, 2] * 9, [1, 5, 2] * 9, points=points)})])
+
+    assert drawn(True).count("<use") > drawn(False).count("<use") + 20
+
+
 def test_lines_of_the_same_names_share_one_legend(tmp_path: Path) -> None:
     loop = panels()[0]
     assert svg(tmp_path / "one.svg", [loop]).count(">last frame<") == 1

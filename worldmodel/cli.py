@@ -115,7 +115,7 @@ def parse(
 ) -> tuple[argparse.Namespace, DictConfig]:
     """Flags and settings of one command line. ``--help`` prints and exits; raises :class:`ConfigError`."""
     parser = _Parser(
-        prog=f"python -m worldmodel.{command}",
+        prog=f"python -m {command if '.' in command else f'worldmodel.{command}'}",
         description=description,
         epilog=OVERRIDES_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -62,6 +62,7 @@ class Line:
     dashed: bool = False  # for baselines and bounds
     colour: str | None = None  # None: the next of COLOURS
     noisy: bool = False  # a line of many points is shown smoothed, over its raw self
+    points: bool = False  # a cloud of points instead of a line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,6 +204,9 @@ def _lines(axes: Axes, lines: Mapping[str, Line]) -> None:
     for index, (name, line) in enumerate(lines.items()):
         colour = line.colour or COLOURS[index % len(COLOURS)]
         y = np.asarray(line.y, dtype=float)
+        if line.points:
+            axes.plot(line.x, y, "o", color=colour, label=name, markersize=3.5, alpha=0.5, markeredgewidth=0)
+            continue
         if line.noisy and len(y) > RAW_POINTS:
             axes.plot(line.x, y, color=colour, alpha=0.25, linewidth=0.8)
             y = smooth(y, 2 * (len(y) // RAW_POINTS) + 1)

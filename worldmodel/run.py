@@ -218,20 +218,20 @@ def build_tokenizer(config: DictConfig, spec: Spec) -> Autoencoder:
     Raises :class:`ConfigError`.
     """
     told = {"actions": len(spec.action_names)} if config.tokenizer.get("told") else {}
-    return _build(config.tokenizer, "tokenizer", Autoencoder, frame_shape=spec.frame_shape, **told)
+    return build_module(config.tokenizer, "tokenizer", Autoencoder, frame_shape=spec.frame_shape, **told)
 
 
 def build_augmentation(config: DictConfig) -> Augmentation | None:
     """What the tokenizer of the settings is shown instead of the examples; None for the examples themselves."""
     node = config.training.tokenizer.get("augment")
-    return None if node is None else _build(node, "augmentation", Augmentation)  # type: ignore[no-any-return]
+    return None if node is None else build_module(node, "augmentation", Augmentation)  # type: ignore[no-any-return]
 
 
 def build_second(config: DictConfig, tokenizer: Autoencoder) -> GridVQVAE | None:
     """The second stage of the settings over the codes of a tokenizer, untrained; None where there is to be none."""
     if config.get("second") is None:
         return None
-    return _build(config.second, "second", GridVQVAE, tokenizer=require_codes(tokenizer))
+    return build_module(config.second, "second", GridVQVAE, tokenizer=require_codes(tokenizer))
 
 
 def build_prior(config: DictConfig, spec: Spec, tokenizer: Autoencoder) -> Prior | GaussianPrior:
@@ -240,10 +240,14 @@ def build_prior(config: DictConfig, spec: Spec, tokenizer: Autoencoder) -> Prior
     Raises :class:`ConfigError`, also for a prior that is not over such latents.
     """
     facts = {"tokenizer": tokenizer, "actions": spec.action_names}
-    return _build(config.prior, "prior", Prior | GaussianPrior, **facts)
+    return build_module(config.prior, "prior", Prior | GaussianPrior, **facts)
 
 
-def _build(node: DictConfig, name: str, kind: Any, **facts: Any) -> Any:
+def build_module(node: DictConfig, name: str, kind: Any, **facts: Any) -> Any:
+    """The module of type ``kind`` that a node of the settings describes, called ``name`` where it fails.
+
+    Raises :class:`ConfigError`.
+    """
     try:
         for target in _targets(node):
             # A run may come from elsewhere: its YAML may name modules to build, not functions to call.

@@ -172,11 +172,17 @@ RULES: dict[str, Rule] = {
     "device": Text(),
     "seed": SEED,
     "source.name": Text(),
+    "steps": COUNT,
+    "episodes": COUNT,
     "collect.steps": COUNT,
     "collect.workers": Number(least=1, most=1024, whole=True),
     "collect.longest": COUNT,
     "collect.timeout": Number(above=0),
-    **{f"training.{stage}.{name}": rule for stage in ("tokenizer", "second", "prior") for name, rule in STAGE.items()},
+    **{
+        f"training.{stage}.{name}": rule
+        for stage in ("tokenizer", "second", "prior", "agent")
+        for name, rule in STAGE.items()
+    },
     "training.tokenizer.length": COUNT,
     "training.prior.targets": COUNT,
     **{

@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+from torch import nn
 
 from worldmodel import plots
 from worldmodel.cli import one_line, run_entry_point
@@ -46,8 +47,10 @@ from worldmodel.run import (
     build_tokenizer,
     check_trained,
     checkpoint_of,
+    find_run,
     load_autoencoder,
     load_first,
+    load_weights,
     resolve_device,
     save_weights,
 )
@@ -79,16 +82,24 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer-of", metavar="RUN", help="take over the trained tokenizer of a run instead of training one"
     )
+    parser.add_argument(
+        "--weights-of",
+        metavar="RUN",
+        help="begin with the weights of a run of the same settings, to learn new episodes",
+    )
     parser.add_argument("--steps", type=int, help="most steps of each stage trained")
     parser.add_argument(
         "--minutes", type=float, help="time for training: twice as much for the prior as for each stage before it"
     )
 
 
-def train(config: DictConfig, stage: str = "all", tokenizer_of: str | None = None) -> Path:
+def train(
+    config: DictConfig, stage: str = "all", tokenizer_of: str | None = None, weights_of: str | None = None
+) -> Path:
     """Trains the stages that are not finished and returns the folder of the run.
 
     ``tokenizer_of``: a run whose trained tokenizer is taken over, so that priors can be compared on the same codes.
+    ``weights_of``: a run of the same settings whose weights the training begins with, to go on with new episodes.
 
     Raises :class:`DataError` without data, :class:`ConfigError` for settings that do not fit, :class:`RunError` for a
     damaged or diverged run, and KeyboardInterrupt, with everything saved, when asked to stop.
@@ -101,6 +112,7 @@ def train(config: DictConfig, stage: str = "all", tokenizer_of: str | None = Non
     chosen = str(run_to_train(config, store.spec, stages, tokenizer_of)) if fabric.is_global_zero else ""
     folder = Path(fabric.broadcast(chosen))
     say(fabric, f"run {folder.name}")
+    first = None if weights_of is None else find_run(config.runs, weights_of)
     for name in stages:
         if check_trained(folder, STAGES[name]):
             say(fabric, f"the {spoken(name)} is trained already; to start another run: run=another-name")
@@ -108,7 +120,7 @@ def train(config: DictConfig, stage: str = "all", tokenizer_of: str | None = Non
         if name != "prior":
             check_no_orphan(folder, name)
         {"tokenizer": train_tokenizer, "second": train_second, "prior": train_prior}[name](
-            fabric, config, store, folder
+            fabric, config, store, folder, None if first is None else first / STAGES[name]
         )
         if fabric.is_global_zero:
             plot_metrics(folder)
@@ -217,7 +229,9 @@ def make_batches(sample: Callable[[int, torch.Generator], Segment], size: int, s
     return lambda step: sample(size, torch.Generator().manual_seed(step_seed(seed, step, rank, DRAWS_BATCHES)))
 
 
-def train_tokenizer(fabric: Fabric, config: DictConfig, store: EpisodeStore, folder: Path) -> None:
+def train_tokenizer(
+    fabric: Fabric, config: DictConfig, store: EpisodeStore, folder: Path, first: Path | None = None
+) -> None:
     """Trains the tokenizer on windows of frames and writes ``tokenizer.safetensors``."""
     node = config.training.tokenizer
     torch.manual_seed(config.seed)
@@ -229,21 +243,33 @@ def train_tokenizer(fabric: Fabric, config: DictConfig, store: EpisodeStore, fol
     windows = {split: Windows(store, split, node.length, whole=tokenizer.joined) for split in SPLITS}
     if not windows["train"].drawable:
         windows["train"].sample(1, torch.Generator())  # says why
+    begin_with(tokenizer, first)
     run_stage(fabric, config, "tokenizer", objective, windows, folder)
 
 
-def train_second(fabric: Fabric, config: DictConfig, store: EpisodeStore, folder: Path) -> None:
+def begin_with(model: nn.Module, first: Path | None) -> None:
+    """Puts the weights of a file into a model that is to be trained. Raises :class:`RunError` if they do not fit."""
+    if first is not None:
+        load_weights(model, first, "training can only begin with the weights of a run of the same settings")
+
+
+def train_second(
+    fabric: Fabric, config: DictConfig, store: EpisodeStore, folder: Path, first: Path | None = None
+) -> None:
     """Trains the second stage on the codes of the first and writes ``second.safetensors``."""
-    first = require_codes(load_first(folder))
-    codes = encode(fabric, store, first, folder / FIRST_CODES)
+    tokenizer = require_codes(load_first(folder))
+    codes = encode(fabric, store, tokenizer, folder / FIRST_CODES)
     torch.manual_seed(config.seed)
-    second = build_second(config, first)
+    second = build_second(config, tokenizer)
     assert second is not None
+    begin_with(second, first)
     windows = {split: Windows(codes, split) for split in SPLITS}
     run_stage(fabric, config, "second", SecondObjective(second), windows, folder)
 
 
-def train_prior(fabric: Fabric, config: DictConfig, store: EpisodeStore, folder: Path) -> None:
+def train_prior(
+    fabric: Fabric, config: DictConfig, store: EpisodeStore, folder: Path, first: Path | None = None
+) -> None:
     """Encodes the whole set once, trains the prior on windows of codes and writes ``prior.safetensors``.
 
     Latents that are drawn anew at every look, those of a VAE, are not cached: its prior is trained on frames.
@@ -255,6 +281,7 @@ def train_prior(fabric: Fabric, config: DictConfig, store: EpisodeStore, folder:
         source = encode(fabric, store, tokenizer, folder / CODES)
     torch.manual_seed(config.seed)
     prior = build_prior(config, store.spec, tokenizer)
+    begin_with(prior, first)
     lead = prior.context
     windows = {split: Windows(source, split, lead + node.targets, lead) for split in SPLITS}
     run_stage(fabric, config, "prior", prior_objective(tokenizer, prior), windows, folder)
@@ -284,11 +311,21 @@ def encode(fabric: Fabric, store: EpisodeStore, tokenizer: Tokenizer, folder: Pa
 
 
 def run_stage(
-    fabric: Fabric, config: DictConfig, stage: str, objective: Objective, windows: dict[Split, Windows], folder: Path
+    fabric: Fabric,
+    config: DictConfig,
+    stage: str,
+    objective: Objective,
+    windows: dict[Split, Windows],
+    folder: Path,
+    file: str | None = None,
 ) -> None:
-    """One fit with its hooks; the averaged weights of the model appear in the folder when it is finished."""
+    """One fit with its hooks; the averaged weights of the model appear in the folder when it is finished.
+
+    They are those of the attribute of the objective that is called as the stage is; ``file``: of a stage of an agent.
+    """
     node, settings = config.training[stage], fit_settings(config, stage)
-    checkpoint = checkpoint_of(folder, STAGES[stage])
+    file = file or STAGES[stage]
+    checkpoint = checkpoint_of(folder, file)
     batches = make_batches(windows["train"].sample, node.batch, config.seed, fabric.global_rank)
     lines, board = watch.JsonLines(folder / METRICS), watch.TensorBoard(folder / "tensorboard")
     chain: list[Hook] = [watch.ProgressBar(), lines, board]
@@ -304,7 +341,7 @@ def run_stage(
         facts = {"stage": stage, "steps": result.steps, "seconds": round(result.seconds, 1)}
         if stage != "tokenizer":  # whose codes it knows
             facts["tokenizer"] = fingerprint(load_first(folder) if stage == "second" else load_autoencoder(folder))
-        save_weights(folder / STAGES[stage], weights, facts)
+        save_weights(folder / file, weights, facts)
     fabric.barrier()
 
 
@@ -346,7 +383,7 @@ def run(args: argparse.Namespace, config: DictConfig) -> None:
             share = SHARES[stage] / sum(SHARES[name] for name in stages)
             config.training[stage].max_seconds = 60 * args.minutes * share
     with told_to_torchrun():
-        train(config, args.stage, args.tokenizer_of)
+        train(config, args.stage, args.tokenizer_of, args.weights_of)
 
 
 @contextlib.contextmanager

@@ -37,7 +37,7 @@ class FrameSource(Protocol):
 
 
 class ActionSource(Protocol):
-    """What chooses the actions; see :class:`agents.explorers.Explorer`."""
+    """What chooses the actions; see :class:`agents.base.Agent`."""
 
     def begin(self, action_names: tuple[str, ...], rng: np.random.Generator) -> None: ...
     def act(self, frame: np.ndarray) -> int: ...

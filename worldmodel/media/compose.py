@@ -30,16 +30,19 @@ def check_labels(labels: str) -> None:
         raise ConfigError(f"labels {labels!r}; choose from {', '.join(get_args(Labels))}")
 
 
-def canvases(strips: Sequence[Strip], labels: Labels = "arrows", size: int = 256) -> Iterator[np.ndarray]:
+def canvases(
+    strips: Sequence[Strip], labels: Labels = "arrows", size: int = 256, across: int | None = None
+) -> Iterator[np.ndarray]:
     """The video: one (height, width, 3) uint8 canvas a step, height and width even, all alike.
 
-    The strips stand side by side, pictures enlarged by a whole number (nearest neighbour) to at least ``size`` pixels.
+    The strips stand side by side, ``across`` in a row (default: as fits), pictures enlarged by a whole number (nearest
+    neighbour) to at least ``size`` pixels.
     Under each picture a bar tells the step (0 is the last seen frame), the action that led to it, and whether the
     frame was seen or dreamt; the line at the foot shows how far the video has come.
     """
     steps = _steps(strips)
     check_labels(labels)
-    layout = _Layout.fit(strips, size)
+    layout = _Layout.fit(strips, size, across)
     for t, step in enumerate(steps):
         canvas = Image.new("RGB", (layout.width, layout.height), PAPER)
         draw = ImageDraw.Draw(canvas)
@@ -103,11 +106,11 @@ class _Layout:
     height: int
 
     @classmethod
-    def fit(cls, strips: Sequence[Strip], size: int) -> _Layout:
+    def fit(cls, strips: Sequence[Strip], size: int, across: int | None = None) -> _Layout:
         scale = _scale(strips, size)
         height, width = (n * scale + 2 * EDGE for n in strips[0].frames.shape[1:3])
-        down = math.ceil(len(strips) / ACROSS)
-        across = math.ceil(len(strips) / down)  # six stand as 3 + 3, not as 4 + 2
+        down = math.ceil(len(strips) / (across or ACROSS))
+        across = across or math.ceil(len(strips) / down)  # six stand as 3 + 3, not as 4 + 2
         caption = CAPTION if any(strip.caption for strip in strips) else GAP
         total_width = across * (width + GAP) + GAP
         total_height = down * (caption + height + BAR) + TIMELINE + 8

@@ -29,18 +29,25 @@ def check_path(path: str | Path) -> Path:
     return path
 
 
-def save(path: str | Path, strips: Sequence[Strip], rate: float, labels: Labels = "arrows", title: str = "") -> Path:
-    """Write strips by the suffix of the path: ``.mp4`` and ``.gif`` move at ``rate`` frames a second, ``.png`` is a
-    contact sheet headed by ``title``. Missing folders are made. Returns the path.
+def save(
+    path: str | Path,
+    strips: Sequence[Strip],
+    rate: float,
+    labels: Labels = "arrows",
+    title: str = "",
+    across: int | None = None,
+) -> Path:
+    """Write strips by the suffix of the path: ``.mp4`` and ``.gif`` move at ``rate`` frames a second with ``across``
+    strips in a row, ``.png`` is a contact sheet headed by ``title``. Missing folders are made. Returns the path.
 
     Raises :class:`ConfigError` for another suffix, a kind of label that does not exist or a missing encoder.
     """
     path = check_path(path)
     match path.suffix.lower():
         case ".mp4":
-            save_mp4(path, canvases(strips, labels), rate)
+            save_mp4(path, canvases(strips, labels, across=across), rate)
         case ".gif":
-            save_gif(path, list(canvases(strips, labels, GIF_SIZE)), rate, palette(strips))
+            save_gif(path, list(canvases(strips, labels, GIF_SIZE, across)), rate, palette(strips))
         case _:
             save_png(path, contact_sheet(strips, labels, title=title))
     return path

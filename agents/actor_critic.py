@@ -1,0 +1,204 @@
+"""An actor and a critic over windows of code grids, and the agent that plays by them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from agents.base import Agent
+from worldmodel.nn.convnets import CONV
+from worldmodel.priors.embedding import CodeEmbedding
+from worldmodel.priors.outcomes import BINS, SPAN, symexp, two_hot
+from worldmodel.tokenizers import Tokenizer
+from worldmodel.types import NO_ACTION, to_float
+
+
+class Seen(NamedTuple):
+    """The last frames that an agent has seen, and the actions that led to them."""
+
+    grids: Tensor  # (B, history, *grid) int64, oldest first, −1 where nothing was seen yet
+    actions: Tensor  # (B, history) int64, NO_ACTION where it is unknown
+
+    def then(self, grids: Tensor, actions: Tensor) -> Seen:
+        """With the next grids (B, *grid) and the actions (B,) that led to them; the oldest are forgotten."""
+        new = zip(self, (grids, actions), strict=True)
+        return Seen(*(torch.cat([old[:, 1:], value[:, None]], 1) for old, value in new))
+
+
+class Judged(NamedTuple):
+    """What an actor and its critic say of states."""
+
+    logits: Tensor  # (B, A) float32, of the actions
+    value: Tensor  # (B, BINS) float32, logits of the bins of the value
+
+
+class CodeReader(nn.Module):
+    """Windows of grids → features (B, width): codes as vectors, a convolution or two, a linear layer.
+
+    Args:
+        tokenizer: gives the grid and the codebook; it is not kept.
+        history: grids of a window. width: of the features. embed: of a code's vector. channels: of the convolutions.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, history: int, width: int, embed: int = 32, channels: int = 64):
+        super().__init__()
+        grid = tokenizer.grid
+        conv = CONV[len(grid)]
+        self.embed = CodeEmbedding(tokenizer.codebook(), embed)
+        stride = 2 if max(grid) > 4 else 1
+        self.convs = nn.Sequential(
+            conv(history * embed, channels, 3, padding=1),
+            nn.SiLU(),
+            conv(channels, channels, 3, stride=stride, padding=1),
+            nn.SiLU(),
+        )
+        with torch.no_grad():
+            size = self.convs(torch.zeros(1, history * embed, *grid)).numel()
+        self.out = nn.Linear(size, width)
+
+    def forward(self, grids: Tensor) -> Tensor:
+        vectors = self.embed(grids).movedim(1, -2).flatten(-2)  # (B, *grid, history · E)
+        return self.out(self.convs(vectors.movedim(-1, 1)).flatten(1))
+
+
+class FrameReader(nn.Module):
+    """The same of the decoded frames: for worlds whose codes say little by themselves. Slower: every state is decoded.
+
+    What a real frame shows is seen through the tokenizer, too, so that dream and world look alike.
+
+    Args:
+        tokenizer: decodes; it is used, and no part of what is trained.
+        history: frames of a window. width: of the features. channels: of the convolutions.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, history: int, width: int, channels: int = 32):
+        super().__init__()
+        self._tokenizer = (tokenizer,)  # in a tuple, where PyTorch does not look for parameters
+        shape = tokenizer.frame_shape
+        conv = CONV[len(shape) - 1]
+        sizes = [history * shape[0], channels, 2 * channels, 2 * channels, 2 * channels]
+        layers: list[nn.Module] = []
+        for inputs, outputs in itertools.pairwise(sizes):
+            layers += [conv(inputs, outputs, 4, stride=2, padding=1), nn.SiLU()]
+        self.convs = nn.Sequential(*layers)
+        with torch.no_grad():
+            size = self.convs(torch.zeros(1, sizes[0], *shape[1:])).numel()
+        self.out = nn.Linear(size, width)
+
+    def forward(self, grids: Tensor) -> Tensor:
+        tokenizer = self._tokenizer[0].to(grids.device)
+        known = (grids.flatten(2) >= 0).all(-1)
+        with torch.no_grad():
+            frames = tokenizer.decode(grids.clamp(min=0).flatten(0, 1)).float().unflatten(0, known.shape)
+            frames = frames.masked_fill(~known.view(*known.shape, *[1] * (frames.dim() - 2)), 0)
+        return self.out(self.convs(frames.flatten(1, 2)).flatten(1))
+
+
+class ActorCritic(nn.Module):
+    """Policy and value of what was seen lately.
+
+    The value is a distribution over bins that are equally wide in symlog (Hafner et al., *DreamerV3*, 2023, section
+    "Critic learning"), as the world's rewards are: returns of any size need no scale. Both start at nothing: equally
+    likely actions, a value of 0.
+
+    Args:
+        tokenizer: of the codes. actions: A.
+        history: frames that are looked at. width, layers: of the network. reader: constructor of what reads the codes,
+            :class:`CodeReader` or :class:`FrameReader`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        actions: int,
+        history: int = 3,
+        width: int = 256,
+        layers: int = 2,
+        reader: Callable[..., nn.Module] = CodeReader,
+    ):
+        super().__init__()
+        self.grid, self.actions, self.history = tokenizer.grid, actions, history
+        self.reader = reader(tokenizer, history=history, width=width)
+        self.act = nn.Embedding(actions + 1, 16)
+        self.enter = nn.Linear(16 * history, width)
+        blocks = [[nn.LayerNorm(width), nn.SiLU(), nn.Linear(width, width)] for _ in range(layers)]
+        self.body = nn.Sequential(*(layer for block in blocks for layer in block), nn.LayerNorm(width), nn.SiLU())
+        self.policy, self.critic = nn.Linear(width, actions), nn.Linear(width, BINS)
+        for head in (self.policy, self.critic):
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+        self.register_buffer("bins", symexp(torch.linspace(-SPAN, SPAN, BINS)), persistent=False)
+
+    bins: Tensor
+
+    def begin(self, batch: int) -> Seen:
+        """Before anything was seen."""
+        device = self.bins.device
+        grids = torch.full((batch, self.history, *self.grid), -1, dtype=torch.int64, device=device)
+        return Seen(grids, torch.full((batch, self.history), NO_ACTION, dtype=torch.int64, device=device))
+
+    def forward(self, seen: Seen) -> Judged:
+        x = self.body(self.reader(seen.grids) + self.enter(self.act(seen.actions + 1).flatten(1)))
+        return Judged(self.policy(x).float(), self.critic(x).float())
+
+    def expected(self, value: Tensor) -> Tensor:
+        """Logits of bins (..., BINS) → the value expected (...)."""
+        return value.softmax(-1) @ self.bins
+
+    def value_loss(self, value: Tensor, returns: Tensor) -> Tensor:
+        """Cross-entropy of the returns (...) under the logits (..., BINS), unreduced."""
+        return -(two_hot(returns, self.bins) * value.log_softmax(-1)).sum(-1)
+
+
+class ActorCriticAgent(Agent):
+    """Plays by a trained actor: the codes of what it sees are all that it needs of the world model.
+
+    Args:
+        run: folder of a run with a trained actor; it is read at the first episode, by every process that plays.
+        greedy: the most probable action instead of one drawn.
+        fidget: share of the actions that are drawn from all alike, each held for up to ``hold`` steps.
+    """
+
+    needs = "agent.safetensors"  # of its run
+
+    def __init__(self, run: str | Path, greedy: bool = False, fidget: float = 0.0, hold: int = 1, device: str = "cpu"):
+        self.run, self.greedy, self.fidget, self.hold, self.device = str(run), greedy, fidget, hold, device
+        self._loaded: tuple[Tokenizer, ActorCritic] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_loaded": None}
+
+    def begin(self, action_names: Sequence[str], rng: np.random.Generator) -> None:
+        if self._loaded is None:
+            from agents.run import load_actor  # torch's weights are read where they are needed
+
+            self._loaded = load_actor(Path(self.run), self.device)
+        self._rng, self._action, self._held = rng, NO_ACTION, 0
+        self._seen = self._loaded[1].begin(1)
+
+    @torch.no_grad()
+    def act(self, frame: np.ndarray) -> int:
+        assert self._loaded is not None, "begin comes before act"
+        tokenizer, actor = self._loaded
+        device = self._seen.actions.device
+        grids = tokenizer.encode(to_float(torch.from_numpy(frame)[None].to(device)))
+        self._seen = self._seen.then(grids, torch.tensor([self._action], device=device))
+        if self._held:
+            self._held -= 1
+            return self._action
+        probabilities = F.softmax(actor(self._seen).logits[0].double(), -1).cpu().numpy()
+        if self.fidget and self._rng.random() < self.fidget:
+            self._action = int(self._rng.integers(len(probabilities)))
+            self._held = int(self._rng.integers(self.hold))
+        elif self.greedy:
+            self._action = int(probabilities.argmax())
+        else:
+            self._action = int(self._rng.choice(len(probabilities), p=probabilities / probabilities.sum()))
+        return self._action

@@ -1,0 +1,157 @@
+"""``python -m agents.compare``: evaluations of agents side by side, the seeds of an agent taken together."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from agents.statistics import apart, interquartile_mean, probability_of_improvement, stratified
+from worldmodel import plots
+from worldmodel.cli import EXIT_USER_ERROR, one_line
+from worldmodel.errors import RunError, WorldModelError
+from worldmodel.evaluation.metrics import Interval
+from worldmodel.evaluation.report import number, table
+from worldmodel.files import replace_text
+
+DESCRIPTION = """\
+Put evaluations of agents side by side: interquartile mean, mean and success over all episodes of all seeds, with 95 %
+intervals over seeds and episodes, and how likely an episode of one agent is better than one of another. Files of the
+same agent (its name in metrics.json) are its seeds. Writes comparison.json and comparison.png."""
+
+# name → title, what it is of, statistic of the pooled values
+MEASURES: dict[str, tuple[str, str, Callable[..., float]]] = {
+    "return_iqm": ("return, interquartile mean", "return", interquartile_mean),
+    "return": ("return, mean", "return", np.mean),
+    "success": ("success", "success", np.mean),
+}
+Found = dict[str, list[dict[str, Any]]]  # agent → what metrics.json holds, for each of its seeds
+
+
+def read(paths: Sequence[Path]) -> Found:
+    """Evaluations by agent, in the order of the files; a folder stands for the metrics.json in it.
+
+    Raises :class:`RunError` for a file that is none, that is given twice, or that is of another environment.
+    """
+    agents: Found = {}
+    place: tuple[Any, ...] | None = None
+    files = [path / "metrics.json" if path.is_dir() else path for path in paths]
+    if twice := [path for path, other in itertools.combinations(files, 2) if path.resolve() == other.resolve()]:
+        raise RunError(f"{twice[0]} is given twice; every file is another seed or another agent")
+    for path in files:
+        try:
+            found = json.loads(path.read_text())
+            agents.setdefault(str(found["agent"]), []).append(found)
+            mine = found["environment"], found["env_kwargs"], found["success_rule"]
+            scores(found, "return")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{path} is no evaluation of an agent; write one: python -m agents.evaluate") from error
+        if place not in (None, mine):
+            raise RunError(f"{path} is of {mine}, not of {place} as {files[0]}; compare what was measured alike")
+        place = mine
+    return agents
+
+
+def scores(found: dict[str, Any], name: str) -> np.ndarray:
+    """A fact of each episode of an evaluation, (E,) float64."""
+    return np.array([episode[name] for episode in found["episodes"]], np.float64)
+
+
+def compare(agents: Found) -> dict[str, Any]:
+    """All figures: of every agent, and of every pair of them."""
+    sheets = {
+        agent: {name: [scores(one, fact) for one in seeds] for name, (_, fact, _) in MEASURES.items()}
+        for agent, seeds in agents.items()
+    }
+    intervals: dict[str, dict[str, Interval]] = {
+        agent: {name: stratified(statistic, sheet[name]) for name, (_, _, statistic) in MEASURES.items()}
+        for agent, sheet in sheets.items()
+    }
+    pairs = []
+    for one, other in itertools.combinations(agents, 2):
+        better = stratified(probability_of_improvement, sheets[one]["return"], sheets[other]["return"])
+        pairs.append(
+            {
+                "one": one,
+                "other": other,
+                "probability_of_improvement": better.to_json(),
+                "apart": {name: apart(intervals[one][name], intervals[other][name]) for name in MEASURES},
+            }
+        )
+    first = next(iter(agents.values()))[0]
+    told = {
+        agent: {
+            "seeds": [one["seed"] for one in seeds],
+            "runs": [one["run"] for one in seeds],
+            "episodes": sum(len(one["episodes"]) for one in seeds),
+            **{name: interval.to_json() for name, interval in intervals[agent].items()},
+        }
+        for agent, seeds in agents.items()
+    }
+    facts = {name: first[name] for name in ("env", "environment", "env_kwargs", "success_rule")}
+    return {**facts, "agents": told, "pairs": pairs}
+
+
+def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """Lines for :func:`worldmodel.evaluation.report.table`."""
+    told = []
+    for agent, row in found["agents"].items():
+        runs = len(row["runs"])
+        told.append((f"{agent}, {runs} {'run' if runs == 1 else 'runs'}, {row['episodes']} episodes", ""))
+        told += [(title, number(row[name])) for name, (title, _, _) in MEASURES.items()]
+    if found["pairs"]:
+        told.append(("Chance that an episode of the first returns more (ties by half); intervals apart?", ""))
+    for pair in found["pairs"]:
+        words = [title for name, (title, _, _) in MEASURES.items() if pair["apart"][name]]
+        verdict = f"apart: {'; '.join(words)}" if words else "not apart"
+        told.append((f"{pair['one']} over {pair['other']}", f"{number(pair['probability_of_improvement'])}  {verdict}"))
+    return told
+
+
+def save_chart(found: dict[str, Any], path: Path) -> Path:
+    """A panel for each measure with a bar for each agent, and one of the chances to be better."""
+
+    def bar(interval: dict[str, Any], index: int) -> plots.Bar:
+        colour = plots.COLOURS[index % len(plots.COLOURS)]
+        return plots.Bar(interval["value"], interval["low"], interval["high"], colour)
+
+    panels = [
+        plots.Panel(title, {agent: bar(row[name], index) for index, (agent, row) in enumerate(found["agents"].items())})
+        for name, (title, _, _) in MEASURES.items()
+    ]
+    if found["pairs"]:
+        chances = {
+            f"{pair['one']}\nover {pair['other']}": bar(pair["probability_of_improvement"], 6)
+            for pair in found["pairs"]
+        }
+        panels.append(plots.Panel("chance to return more", chances, mark=0.5, mark_name="alike"))
+    return plots.save_panels(path, panels, title=found["env"], columns=2)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser("python -m agents.compare", description=DESCRIPTION)
+    parser.add_argument("files", nargs="+", type=Path, metavar="metrics.json", help="evaluations, or their folders")
+    parser.add_argument("--to", type=Path, default=Path("."), metavar="FOLDER", help="where to write (default: here)")
+    args = parser.parse_args(argv)
+    try:
+        found = compare(read(args.files))
+    except WorldModelError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    console = Console()
+    console.print(table({"run": found["env"], "environment": found["environment"]}, lines(found)))
+    replace_text(args.to / "comparison.json", json.dumps(found, indent=1))
+    console.print(f"{save_chart(found, args.to / 'comparison.png')}  (comparison.json beside it)", soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""Return dreamt against return obtained: what a world model expects of the actions that an agent really took."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents.statistics import rank_interval
+from worldmodel.types import Episode
+
+DREAMS_AT_ONCE = 32
+
+
+class Imagines(Protocol):
+    """What is asked of a world model: :meth:`worldmodel.rollout.WorldModel.imagine`."""
+
+    def imagine(
+        self,
+        frames: Tensor,
+        actions: Tensor,
+        *,
+        past_actions: Tensor,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Any: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """Up to H steps of an episode, and what was seen before the first of them."""
+
+    episode: int
+    start: int  # number of the last frame that is seen; the first reward is that of the step that leaves it
+    seen: np.ndarray  # (T0, C, *size) uint8
+    past: np.ndarray  # (T0 − 1,) int64: between the seen frames
+    actions: np.ndarray  # (h,) int64
+    obtained: float  # the sum of the rewards of these actions
+
+
+@dataclasses.dataclass(frozen=True)
+class Foresight:
+    """Sums of rewards, dreamt and obtained, of n windows."""
+
+    episodes: np.ndarray  # (n,) int64: the episode that each is of
+    starts: np.ndarray  # (n,) int64
+    lengths: np.ndarray  # (n,) int64: steps
+    dreamt: np.ndarray  # (n,) float64
+    obtained: np.ndarray  # (n,) float64
+
+    def to_json(self, horizon: int, seed: int = 0) -> dict[str, Any]:
+        """Rank correlations with intervals over episodes: of all windows, of those with which episodes begin, and of
+        those of full length, which do not agree merely because both sums end where the episode does."""
+        kinds = {
+            "all": np.ones(len(self.starts), bool),
+            "first": self.starts == 0,
+            "full_length": self.lengths == horizon,
+        }
+        found = {}
+        for name, rows in kinds.items():
+            pairs = self.dreamt[rows], self.obtained[rows], self.episodes[rows]
+            rho = rank_interval(*pairs, seed) if rows.any() else None
+            found[name] = {"windows": int(rows.sum()), "rank_correlation": None if rho is None else rho.to_json()}
+        columns = {field.name: getattr(self, field.name).tolist() for field in dataclasses.fields(self)}
+        return {"horizon": horizon, **found, "pairs": columns}
+
+
+def windows(episode: Episode, number: int, context: int, horizon: int, count: int, seed: int) -> list[Window]:
+    """``count`` windows of an episode: one at its first frame, the others from frames drawn among all the rest.
+
+    ``context``: most frames that are seen. A window ends with the episode, or after ``horizon`` steps.
+    """
+    rng = np.random.default_rng((seed, number, 1))
+    others = rng.permutation(np.arange(1, len(episode)))[: count - 1]
+    found = []
+    for start in [0, *sorted(int(start) for start in others)]:
+        first, last = max(0, start + 1 - context), min(start + horizon, len(episode))
+        found.append(
+            Window(
+                episode=number,
+                start=start,
+                seen=episode.frames[first : start + 1].copy(),
+                past=episode.actions[first:start].copy(),
+                actions=episode.actions[start:last].copy(),
+                obtained=float(episode.rewards[start:last].sum(dtype=np.float64)),
+            )
+        )
+    return found
+
+
+def foresee(
+    world: Imagines,
+    given: Sequence[Window],
+    temperature: float = 1.0,
+    seed: int = 0,
+    told: Callable[[int], None] = lambda done: None,
+) -> Foresight:
+    """Dream every window under its own actions, many at once, and sum up what is expected of them."""
+    dreamt = np.zeros(len(given))
+    generator = torch.Generator().manual_seed(seed)
+    done = 0
+    for rows in _alike(given):
+        part = [given[row] for row in rows]
+        actions = np.zeros((len(part), max(len(window.actions) for window in part)), np.int64)
+        taken = np.zeros(actions.shape, bool)
+        for row, window in enumerate(part):
+            actions[row, : len(window.actions)], taken[row, : len(window.actions)] = window.actions, True
+        frames = torch.from_numpy(np.stack([window.seen for window in part]))
+        past = torch.from_numpy(np.stack([window.past for window in part]))
+        dream = world.imagine(
+            frames, torch.from_numpy(actions), past_actions=past, temperature=temperature, generator=generator
+        )
+        rewards = dream.rewards.double().cpu().numpy()
+        dreamt[rows] = np.where(taken, rewards, 0).sum(1)
+        done += len(rows)
+        told(done)
+    facts = [(window.episode, window.start, len(window.actions)) for window in given]
+    episodes, starts, lengths = np.array(facts, np.int64).reshape(-1, 3).T
+    return Foresight(episodes, starts, lengths, dreamt, np.array([window.obtained for window in given]))
+
+
+def _alike(given: Sequence[Window]) -> Iterator[list[int]]:
+    """Windows that see the same number of frames, the longest first, in handfuls."""
+    order = sorted(range(len(given)), key=lambda row: (len(given[row].seen), -len(given[row].actions)))
+    while order:
+        seen = len(given[order[0]].seen)
+        part = [row for row in order[:DREAMS_AT_ONCE] if len(given[row].seen) == seen]
+        yield part
+        order = order[len(part) :]

@@ -1,0 +1,150 @@
+"""An actor-critic's loop: collect ↔ learn the world ↔ learn in the dream.
+
+In rounds, collect steps in the environment (with the explorer at first, then with the actor), train the world model on
+all of them, and train the actor and its critic in its dream. Every round is a run of its own, <run>-round1, …, the last
+one <run>; its episodes lie in data/<run>. What is finished is kept: the same command goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from lightning_fabric import Fabric
+from omegaconf import DictConfig, OmegaConf
+
+from agents.actor_critic import ActorCriticAgent
+from agents.imagination import ImaginationObjective
+from agents.run import AGENT, build_actor, load_actor, save_network
+from worldmodel import plots
+from worldmodel.collect import build, collect, env_maker
+from worldmodel.data.recorder import ActionSource
+from worldmodel.data.store import EpisodeStore
+from worldmodel.data.windows import Windows
+from worldmodel.errors import ConfigError
+from worldmodel.rollout import WorldModel
+from worldmodel.run import CODES, check_trained, checkpoint_of, load_tokenizer
+from worldmodel.train import encode, make_fabric, plot_metrics, run_stage, say, train
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """One turn of the loop."""
+
+    number: int  # from 1
+    run: str  # its name
+    steps: int  # of the environment, those before included
+
+
+def plan(name: str, steps: int, rounds: int) -> list[Round]:
+    """``rounds`` of them, the steps shared evenly. Raises :class:`ConfigError` for fewer steps than rounds."""
+    if not 1 <= rounds <= steps:
+        raise ConfigError(f"agent.learner.rounds is {rounds}; choose from 1 to the number of steps, {steps}")
+    names = [f"{name}-round{number}" for number in range(1, rounds)] + [name]
+    return [Round(i + 1, each, steps * (i + 1) // rounds) for i, each in enumerate(names)]
+
+
+def learn(config: DictConfig) -> Path:
+    """All rounds of an actor-critic; returns the folder of the last run.
+
+    Raises what collecting and training raise, and KeyboardInterrupt, with everything kept, when asked to stop.
+    """
+    name = str(config.run or f"{config.stem}-agent")
+    if OmegaConf.is_missing(config, "data") or str(config.data) == f"data/{config.source.name}":
+        config.data = f"data/{name}"  # the steps of an agent are its own, and counted
+    before: Round | None = None
+    folder = Path(config.runs) / name
+    for turn in plan(name, config.steps, config.agent.learner.rounds):
+        print(f"round {turn.number} of {config.agent.learner.rounds}: {turn.steps:,} steps")
+        gather(config, turn, before)
+        config.run = turn.run
+        folder = train(config, weights_of=None if before is None else before.run)
+        dream(config, folder, None if before is None else Path(config.runs) / before.run)
+        before = turn
+    plot_returns(EpisodeStore.open(str(config.data)), folder / "returns.png")
+    print(f"the agent is in {folder}; python -m agents.evaluate agent=actor_critic run={folder.name}")
+    return folder
+
+
+def gather(config: DictConfig, turn: Round, before: Round | None) -> None:
+    """Collect what a round's steps lack: with the explorer, and with the actor of the round before."""
+    explorer: ActionSource = build(OmegaConf.to_container(config.explorer, resolve=True))  # type: ignore[arg-type]
+    if before is not None:
+        explorer = ActorCriticAgent(
+            Path(config.runs) / before.run, fidget=config.agent.learner.fidget, hold=config.agent.learner.hold
+        )
+    make_env = env_maker(config)
+    env = make_env()
+    spec = env.data_spec
+    env.close()
+    settings = config.collect
+    with EpisodeStore.writer(Path(str(config.data)), spec) as store:
+        store.verify()
+        missing = turn.steps - store.steps
+        if missing <= 0:
+            return
+        result = collect(
+            store,
+            make_env,
+            explorer,
+            missing,
+            workers=settings.workers,
+            seed=config.seed,
+            longest=settings.longest,
+            timeout=settings.timeout,
+        )
+        print(result.describe(spec.action_names))
+
+
+def dream(config: DictConfig, folder: Path, before: Path | None) -> None:
+    """Train the actor of a run in the dream of its world, from the weights of the run ``before``."""
+    fabric = make_fabric(config)
+    fabric.launch()
+    if check_trained(folder, AGENT):
+        say(fabric, "the agent is trained already")
+        return
+    world = WorldModel.load(folder, device=str(fabric.device))
+    objective, windows = make_objective(config, fabric, world, folder)
+    if before is not None and not checkpoint_of(folder, AGENT).is_file():
+        objective.agent.load_state_dict(load_actor(before)[1].state_dict())
+    if fabric.is_global_zero:
+        save_network(folder, config.agent.learner.network)
+    nothing = Windows(windows.source, [], windows.length, windows.lead)
+    run_stage(fabric, config, "agent", objective, {"train": windows, "held_out": nothing}, folder, AGENT)
+    if fabric.is_global_zero:
+        plot_metrics(folder)
+
+
+def make_objective(
+    config: DictConfig, fabric: Fabric, world: WorldModel, folder: Path
+) -> tuple[ImaginationObjective, Windows]:
+    """What is minimised, and the windows of codes whose last frames the dreams start from, all frames alike."""
+    torch.manual_seed(config.seed)
+    actor = build_actor(config.agent.learner.network, world.tokenizer, len(world.spec.action_names))
+    store = EpisodeStore.open(str(config.data))
+    codes = encode(fabric, store, load_tokenizer(folder, fabric.device), folder / CODES)
+    lead = max(actor.history, world.prior.context) - 1
+    settings = OmegaConf.to_container(config.agent.learner.dream, resolve=True)
+    assert isinstance(settings, dict)
+    objective = ImaginationObjective(world, actor, **{str(key): value for key, value in settings.items()})
+    return objective, Windows(codes, "all", lead + 1, lead)
+
+
+def plot_returns(store: EpisodeStore, path: Path) -> None:
+    """Returns of the episodes as they were collected, over the steps of the environment."""
+    ends, returns = returns_of(store)
+    line = plots.Line(ends, returns, noisy=True)
+    panel = plots.Panel("return of collected episodes", {"return": line}, xlabel="environment steps")
+    plots.save_panels(path, [panel], title=path.parent.name)
+
+
+def returns_of(store: EpisodeStore) -> tuple[list[int], list[float]]:
+    """For every episode in the order of recording: the steps up to its end, and the sum of its rewards."""
+    ends, returns, steps = [], [], 0
+    for number in range(len(store)):
+        episode = store.episode(number)
+        steps += len(episode)
+        ends.append(steps)
+        returns.append(float(episode.rewards.sum()))
+    return ends, returns

@@ -1,0 +1,42 @@
+"""What a run knows of its agent: the settings and the weights of an actor, beside those of the world."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from agents.actor_critic import ActorCritic
+from worldmodel.errors import RunError
+from worldmodel.files import replace_text
+from worldmodel.run import build_module, load_spec, load_tokenizer, load_weights
+from worldmodel.tokenizers import Tokenizer
+
+AGENT = "agent.safetensors"
+SETTINGS = "agent.yaml"
+TRAIN_FIRST = "train one: python -m agents.train agent=actor_critic env=…"
+
+
+def build_actor(network: DictConfig, tokenizer: Tokenizer, actions: int) -> ActorCritic:
+    """The actor and critic of the settings, untrained. Raises :class:`ConfigError`."""
+    found: ActorCritic = build_module(network, "agent", ActorCritic, tokenizer=tokenizer, actions=actions)
+    return found
+
+
+def save_network(folder: Path, network: DictConfig) -> None:
+    """Writes the settings that the actor of a run is built by."""
+    replace_text(folder / SETTINGS, OmegaConf.to_yaml(network, resolve=True))
+
+
+def load_actor(folder: Path, device: str | torch.device = "cpu") -> tuple[Tokenizer, ActorCritic]:
+    """The tokenizer and the trained actor of a run. Raises :class:`RunError` where there is none."""
+    if not (folder / SETTINGS).is_file():
+        raise RunError(f"the run {folder} has no actor; {TRAIN_FIRST}")
+    network = OmegaConf.load(folder / SETTINGS)
+    if not isinstance(network, DictConfig):
+        raise RunError(f"{folder / SETTINGS} is damaged; {TRAIN_FIRST}")
+    tokenizer = load_tokenizer(folder, device)
+    actor = build_actor(network, tokenizer, len(load_spec(folder).action_names)).to(device)
+    load_weights(actor, folder / AGENT, TRAIN_FIRST)
+    return tokenizer, actor.eval().requires_grad_(False)

@@ -1,0 +1,217 @@
+"""Stable-Baselines3's PPO: trained in a run's dream or in the real environment, and played by its weights alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from gymnasium.spaces import Box, Discrete, MultiDiscrete, Space
+from omegaconf import DictConfig, OmegaConf
+
+from agents.base import Agent
+from agents.choice import folder_of, run_of
+from worldmodel.collect import env_maker
+from worldmodel.errors import ConfigError, EnvError, RunError
+from worldmodel.files import replace_text
+from worldmodel.rollout import decode, encode
+from worldmodel.run import load_tokenizer, resolve_device
+from worldmodel.tokenizers import Tokenizer
+from worldmodel.types import Spec
+
+WEIGHTS, SETTINGS = "sb3_ppo.zip", "sb3_ppo.json"
+NAME = "sb3_ppo"
+INSTALL = "agent=sb3_ppo needs Stable-Baselines3, which is not installed: pip install 'stable-baselines3>=2.4,<3'"
+TRAIN_FIRST = "train it: python -m agents.train agent=sb3_ppo"
+
+View = Literal["frames", "pixels", "codes"]  # real frames, those that a dream shows, its codes
+
+
+@dataclasses.dataclass(frozen=True)
+class Knowledge:
+    """What a policy was made for; it lies beside its weights."""
+
+    frame_shape: tuple[int, ...]  # (C, H, W)
+    action_names: tuple[str, ...]
+    view: View
+    grid: tuple[int, ...]  # of codes; () for another view
+    codes: int  # K; 0 for another view
+    stack: int  # frames that it sees at once
+    policy: str  # CnnPolicy or MlpPolicy
+    steps: int = 0  # taken in training
+    done: bool = False  # whether the training is finished
+    reward: tuple[float, float, float] | None = None  # mean, variance, count of the returns that rewards are scaled by
+
+    @property
+    def observation_space(self) -> Space[Any]:
+        """What the policy sees."""
+        if self.view == "codes":
+            return MultiDiscrete([self.codes] * int(np.prod(self.grid)))
+        channels, *size = self.frame_shape
+        return Box(0, 255, (self.stack * channels, *size), np.uint8)
+
+    def save(self, folder: Path) -> None:
+        replace_text(folder / SETTINGS, json.dumps(dataclasses.asdict(self), indent=1))
+
+    @classmethod
+    def load(cls, folder: Path) -> Knowledge:
+        """Raises :class:`RunError` where there is none."""
+        try:
+            raw = json.loads((folder / SETTINGS).read_text())
+            lists = {name: tuple(value) for name, value in raw.items() if isinstance(value, list)}
+            return cls(**{**raw, **lists})
+        except FileNotFoundError as error:
+            raise RunError(f"there is no trained PPO in {folder}; {TRAIN_FIRST}") from error
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise RunError(f"{folder / SETTINGS} is damaged; remove it and {TRAIN_FIRST}") from error
+
+
+def require() -> Any:
+    """The package. Raises :class:`ConfigError`, saying how to install it."""
+    try:
+        import stable_baselines3
+    except ImportError as error:
+        raise ConfigError(INSTALL) from error
+    return stable_baselines3
+
+
+def load_policy(folder: Path, knowledge: Knowledge, device: str = "cpu") -> Any:
+    """The trained policy. Tensors alone are read from the zip, nothing is unpickled. Raises :class:`RunError`."""
+    ppo = require().PPO
+    from stable_baselines3.common.save_util import load_from_zip_file
+
+    space, actions = knowledge.observation_space, Discrete(len(knowledge.action_names))
+    policy = ppo.policy_aliases[knowledge.policy](space, actions, lambda _: 0.0)
+    try:
+        weights = load_from_zip_file(folder / WEIGHTS, load_data=False, device="cpu")[1]["policy"]
+        policy.load_state_dict(weights)
+    except Exception as error:  # whatever torch and zipfile raise for whatever is in the file
+        reason = " ".join(str(error).split())[:120]
+        raise RunError(f"{folder / WEIGHTS} is missing or damaged ({reason}); {TRAIN_FIRST}") from error
+    return policy.to(device).set_training_mode(False) or policy
+
+
+class SB3Agent(Agent):
+    """Plays by a PPO of Stable-Baselines3. Of a PPO that learnt in a dream, real frames go through the tokenizer first,
+    so that dream and world look alike.
+
+    Args:
+        folder: what was trained; that of a dream lies in the run's folder, two levels up.
+        greedy: the most probable action instead of one drawn.
+    """
+
+    def __init__(self, folder: str | Path, greedy: bool = False, device: str = "cpu"):
+        self.folder, self.greedy, self.device = Path(folder), greedy, device
+        require()
+        self.knowledge = Knowledge.load(self.folder)
+        self._policy: Any = None
+        self._tokenizer: Tokenizer | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_policy": None, "_tokenizer": None}
+
+    def begin(self, action_names: Sequence[str], rng: np.random.Generator) -> None:
+        known = self.knowledge
+        if tuple(action_names) != known.action_names:
+            raise RunError(
+                f"{self.folder} was trained on the actions {', '.join(known.action_names)}, and this environment has "
+                f"{', '.join(action_names)}; choose its environment with env=…"
+            )
+        if self._policy is None:
+            self._policy = load_policy(self.folder, known, self.device)
+            if known.view != "frames":
+                self._tokenizer = load_tokenizer(self.folder.parents[1], self.device)
+        self._rng = rng
+        channels, *size = known.frame_shape
+        self._seen = np.zeros((known.stack, channels, *size), np.uint8)
+
+    @torch.no_grad()
+    def act(self, frame: np.ndarray) -> int:
+        seen = torch.from_numpy(self._view(frame)[None]).to(self.device)
+        probabilities = self._policy.get_distribution(seen).distribution.probs[0].double().cpu().numpy()
+        if self.greedy:
+            return int(probabilities.argmax())
+        return int(self._rng.choice(len(probabilities), p=probabilities / probabilities.sum()))
+
+    def _view(self, frame: np.ndarray) -> np.ndarray:
+        """What the policy sees at a frame: the last few, as Stable-Baselines3 stacks them, or codes."""
+        if self._tokenizer is not None:
+            codes = encode(self._tokenizer, torch.from_numpy(frame)[None].to(self.device))
+            if self.knowledge.view == "codes":
+                return codes.flatten().cpu().numpy()
+            frame = decode(self._tokenizer, codes)[0].cpu().numpy()
+        self._seen = np.concatenate([self._seen[1:], frame[None]])
+        return self._seen.reshape(-1, *frame.shape[1:])
+
+
+def learn(config: DictConfig) -> Path:
+    """Train PPO in the dream of ``config.run``, or without one in the real environment; returns its folder.
+
+    Raises :class:`ConfigError` without the package or for settings that do not fit, what environments and runs raise,
+    and KeyboardInterrupt, with everything kept, when asked to stop.
+    """
+    require()
+    from agents.sb3_training import dream_envs, real_envs, train
+
+    make_env = env_maker(config)
+    env = make_env()
+    spec: Spec = env.data_spec
+    env.close()
+    run = run_of(config, spec)
+    folder = folder_of(config, NAME, run)
+    learner = config.agent.learner
+    knowledge = knowledge_of(config, spec, run)
+    if (folder / SETTINGS).is_file():
+        knowledge = _go_on(folder, knowledge)
+        if knowledge.done:
+            print(f"trained already, {knowledge.steps:,} steps, in {folder}; remove it, or choose another seed=…")
+            return folder
+    steps = int(config.steps if run is None else learner.dream.steps)
+    if run is None:
+        envs = real_envs(make_env, int(learner.envs), int(config.collect.longest))
+    else:
+        envs = dream_envs(run, learner.dream, str(config.device))
+    settings: Any = OmegaConf.to_container(learner, resolve=True)
+    where = "the real environment" if run is None else f"the dream of {run.name}"
+    print(f"{NAME} in {where}: {steps:,} steps, {knowledge.steps:,} taken before")
+    try:
+        train(envs, knowledge, settings, steps, int(config.seed), str(resolve_device(str(config.device))), folder)
+    finally:
+        envs.close()
+    run_word = "" if run is None else f" run={run.name}"
+    print(f"the agent is in {folder}; python -m agents.evaluate agent={NAME} env=…{run_word} seed={config.seed}")
+    return folder
+
+
+def knowledge_of(config: DictConfig, spec: Spec, run: Path | None) -> Knowledge:
+    """What a policy of the settings is made for. Raises :class:`ConfigError` for what does not go together."""
+    learner = config.agent.learner
+    view: View = "frames" if run is None else learner.dream.observations
+    if learner.policy not in ("CnnPolicy", "MlpPolicy"):
+        raise ConfigError(f"agent.learner.policy is {learner.policy!r}; choose CnnPolicy or MlpPolicy")
+    if view not in ("frames", "pixels", "codes"):
+        raise EnvError(f"agent.learner.dream.observations is {view!r}; choose pixels or codes")
+    if view == "codes" and (learner.stack != 1 or learner.policy != "MlpPolicy"):
+        raise ConfigError("codes are seen alone, by a network without convolutions: agent.learner.stack=1 "
+                          "agent.learner.policy=MlpPolicy")  # fmt: skip
+    if learner.stack < 1:
+        raise ConfigError(f"agent.learner.stack is {learner.stack}; at least the present frame is seen: 1 or more")
+    grid: tuple[int, ...] = ()
+    codes = 0
+    if run is not None and view == "codes":
+        tokenizer = load_tokenizer(run)
+        grid, codes = tuple(tokenizer.grid), tokenizer.codes
+    return Knowledge(spec.frame_shape, spec.action_names, view, grid, codes, int(learner.stack), str(learner.policy))
+
+
+def _go_on(folder: Path, wanted: Knowledge) -> Knowledge:
+    """What is known of a training that was begun. Raises :class:`ConfigError` for one of other settings."""
+    known = Knowledge.load(folder)
+    same = dataclasses.replace(known, steps=0, done=False, reward=None)
+    if same != wanted:
+        raise ConfigError(f"{folder} holds a PPO of other settings ({same}); remove it, or choose another seed=…")
+    return known

@@ -1,0 +1,204 @@
+"""Agents measured through the commands: the same episodes for all, figures, plots and videos, errors in one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import corridor
+import imageio_ffmpeg
+import numpy as np
+import pytest
+from corridor_run import save_run
+from PIL import Image
+
+from agents import compare, evaluate, train
+from agents.choice import name_of
+from agents.explorers import UniformExplorer
+from agents.playing import Match, play
+from envs import make_frames
+from worldmodel.cli import compose_config
+from worldmodel.errors import EnvError, WorldModelError
+
+Say = Callable[..., str]
+ACT = partial(make_frames, corridor.ID, size=16)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    save_run(folder)
+    return folder
+
+
+def frames_of(video: Path) -> int:
+    return imageio_ffmpeg.count_frames_and_secs(str(video))[0]
+
+
+def test_a_random_agent_through_the_command(say: Say, tmp_path: Path) -> None:
+    told = say(evaluate, *corridor.CHOOSE, "episodes=6", "--videos", "2")
+    folder = tmp_path / "runs" / "agents" / "random-corridor-corridor-v0"
+    found = json.loads((folder / "metrics.json").read_text())
+    assert "return, interquartile mean" in told and "success" in told and "dreamt" not in told
+    assert (found["agent"], found["run"], found["seed"], len(found["episodes"])) == ("random", None, 0, 6)
+    returns = [episode["return"] for episode in found["episodes"]]
+    assert found["return"]["value"] == pytest.approx(np.mean(returns))
+    assert found["return"]["low"] <= found["return"]["value"] <= found["return"]["high"]
+    for episode in found["episodes"]:
+        there = episode["length"] < corridor.LONGEST or episode["return"] > -1.1
+        assert episode["return"] == pytest.approx(1.1 * there - 0.1 * episode["length"])
+        assert episode["success"] == episode["terminated"] == there
+    assert found["steps"] == sum(episode["length"] for episode in found["episodes"])
+    assert found["success"]["value"] == np.mean([episode["success"] for episode in found["episodes"]])
+    assert found["command"].startswith("python -m agents.evaluate env=gym")
+    Image.open(folder / "report.png").verify()
+    assert frames_of(folder / "episodes.mp4") == 1 + max(e["length"] for e in found["episodes"][:2])
+    assert not (folder / "dream.mp4").exists()
+
+
+def test_success_may_be_a_return(say: Say, tmp_path: Path) -> None:
+    say(evaluate, *corridor.CHOOSE, "episodes=6", "seed=3", "--videos", "0", "--success", "0.5", "--name", "mine")
+    folder = tmp_path / "runs" / "agents" / "mine-corridor-corridor-v0-seed3"
+    found = json.loads((folder / "metrics.json").read_text())
+    assert [e["success"] for e in found["episodes"]] == [e["return"] >= 0.5 for e in found["episodes"]]
+    assert found["success_rule"] == "a return of 0.5 or more" and found["agent"] == "mine"
+    assert sorted(path.name for path in folder.iterdir()) == ["metrics.json", "report.png"]
+
+
+def test_an_actor_and_the_dream_of_its_world(say: Say, runs: Path) -> None:
+    told = say(evaluate, *corridor.CHOOSE, "agent=actor_critic", f"runs={runs}", "episodes=5", "--horizon", "4")
+    folder = runs / "tiny" / "agents" / "actor_critic-corridor-corridor-v0"
+    found = json.loads((folder / "metrics.json").read_text())
+    assert found["run"] == "tiny" and "return obtained, up to 4 steps" in " ".join(told.split())
+    dream = found["dream"]
+    assert dream["first"]["windows"] == 5 and dream["all"]["windows"] == len(dream["pairs"]["dreamt"])
+    for i, number in enumerate(dream["pairs"]["episodes"]):
+        episode, start = found["episodes"][number], dream["pairs"]["starts"][i]
+        left = episode["length"] - start
+        assert dream["pairs"]["lengths"][i] == min(4, left)
+        earned = 1.1 if episode["terminated"] and left <= 4 else 0
+        assert dream["pairs"]["obtained"][i] == pytest.approx(earned - 0.1 * min(4, left), abs=1e-6)
+    Image.open(folder / "report.png").verify()
+    assert frames_of(folder / "dream.mp4") == frames_of(folder / "episodes.mp4") > 1
+
+
+def test_episodes_depend_on_their_number_alone() -> None:
+    match = Match(ACT, UniformExplorer(), 7, 8)
+    alone = [one for one in play(match, 5) if one is not None]
+    together = sorted((one for one in play(match, 5, workers=2) if one is not None), key=lambda one: one.number)
+    for one, other in zip(alone, together, strict=True):
+        assert one.number == other.number and len(one.episode) <= 8
+        assert np.array_equal(one.episode.frames, other.episode.frames)
+        assert np.array_equal(one.episode.actions, other.episode.actions)
+    starts = {one.episode.frames[0].tobytes() for one in alone}
+    assert len(starts) > 1
+    others = [one for one in play(Match(ACT, corridor.Right(), 7, 8), 5) if one is not None]
+    assert [one.episode.frames[0].tobytes() for one in others] == [one.episode.frames[0].tobytes() for one in alone]
+
+
+def test_what_fails_in_another_process_is_told() -> None:
+    with pytest.raises(WorldModelError, match="an episode failed: ZeroDivisionError: nothing to do"):
+        list(play(Match(ACT, corridor.Right(fails=True), 0, 8), 4, workers=2))
+
+
+def test_an_environment_that_fails_now_and_then_is_reset() -> None:
+    env = Flaky(2)
+    (played,) = (one for one in play(Match(lambda: env, corridor.Right(), 0, 8), 1) if one is not None)
+    assert env.resets == 3 and played.episode.terminated
+    with pytest.raises(EnvError, match="engine died"):
+        list(play(Match(lambda: Flaky(3), corridor.Right(), 0, 8), 1))
+
+
+class Flaky:
+    """The corridor, whose first few steps fail."""
+
+    def __init__(self, failures: int):
+        self.env, self.failures, self.resets = ACT(), failures, 0
+        self.data_spec, self.close = self.env.data_spec, self.env.close
+
+    def reset(self, *, seed: int | None = None) -> Any:
+        self.resets += 1
+        return self.env.reset(seed=seed)
+
+    def step(self, action: int) -> Any:
+        if self.resets <= self.failures:
+            raise EnvError("the engine died")
+        return self.env.step(action)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["agent=genius"], "there is no agent 'genius'; choose actor_critic, "),
+        (["agent=actor_critic", "runs=nothing"], "there are no runs in nothing"),
+        (["agent=actor_critic", "run=gone"], "unknown run 'gone'"),
+        (["agent=actor_critic", "run=other"], "is of corridor:Corridor-v0 with frames (3, 16, 16)"),
+        (["agent=actor_critic", "run=tiny", "env.size=32"], "not of corridor:Corridor-v0 with (3, 32, 32)"),
+        (["agent=actor_critic", "run=bare"], "has no agent.safetensors, which this agent needs"),
+        (["episodes=0"], "episodes is 0; it must be at least 1"),
+        (["--horizon", "0"], "--horizon 0: it must be at least 1"),
+        (["--name", "a/b"], "--name 'a/b': a folder is called that"),
+        (["agent._target_=agents.nothing.Here"], "agents.nothing"),
+    ],
+)
+def test_what_cannot_be_is_one_line(argv: list[str], message: str, say: Say, runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs, tmp_path / "runs")
+    for name in ("other", "bare"):
+        shutil.copytree(tmp_path / "runs" / "tiny", tmp_path / "runs" / name)
+    (tmp_path / "runs" / "bare" / "agent.safetensors").unlink()
+    spec = json.loads((tmp_path / "runs" / "other" / "spec.json").read_text())
+    del spec["crc32"]
+    (tmp_path / "runs" / "other" / "spec.json").write_text(json.dumps({**spec, "action_names": ["up", "down"]}))
+    err = say(evaluate, *corridor.CHOOSE, *argv, code=2)
+    assert message in err and err.count("\n") == 1
+
+
+def test_who_cannot_learn_is_told(say: Say) -> None:
+    err = say(train, *corridor.CHOOSE, code=2)
+    assert err.startswith("error: there is nothing to learn for agent=random; choose agent=actor_critic or agent=sb3_")
+    err = say(train, *corridor.CHOOSE, "agent=actor_critic", "agent.learner._target_=agents.nothing.learn", code=2)
+    assert "agent.learner: there is no agents.nothing.learn" in err and err.count("\n") == 1
+
+
+def test_agents_are_called_by_their_choice() -> None:
+    for words, name in ((["agent=actor_critic"], "actor_critic"), ([], "random"), (["seed=3"], "random")):
+        assert name_of(words, compose_config(words)) == name
+    other = ["agent._target_=agents.explorers.StickyExplorer"]
+    assert name_of(other, compose_config(other)) == "stickyexplorer"
+
+
+def told_of(folder: Path, agent: str, returns: list[float], seed: int = 0, env: str = "here") -> str:
+    episodes = [{"return": value, "length": 1, "terminated": True, "success": value > 0} for value in returns]
+    facts = {"agent": agent, "seed": seed, "run": None, "env": env, "environment": env, "env_kwargs": {},
+             "success_rule": "positive", "episodes": episodes}  # fmt: skip
+    path = folder / f"{agent}-{seed}-{env}"
+    path.mkdir()
+    (path / "metrics.json").write_text(json.dumps(facts))
+    return str(path)
+
+
+def test_evaluations_are_compared(say: Say, tmp_path: Path) -> None:
+    good = [told_of(tmp_path, "good", [5, 6, 7, 8], seed) for seed in range(3)]
+    bad, same = told_of(tmp_path, "bad", [-1, 0, 0, 1]), told_of(tmp_path, "same", [0, 0, 1, -1])
+    told = say(compare, *good, f"{bad}/metrics.json", same, "--to", str(tmp_path / "out"))
+    assert "good, 3 runs, 12 episodes" in told and "not apart" in told
+    found = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert found["agents"]["good"]["return_iqm"]["value"] == 6.5 and found["agents"]["good"]["seeds"] == [0, 1, 2]
+    pairs = {(pair["one"], pair["other"]): pair for pair in found["pairs"]}
+    assert set(pairs) == {("good", "bad"), ("good", "same"), ("bad", "same")}
+    assert pairs["good", "bad"]["probability_of_improvement"]["value"] == 1
+    assert pairs["good", "bad"]["apart"] == {"return_iqm": True, "return": True, "success": True}
+    assert pairs["bad", "same"]["probability_of_improvement"]["value"] == 0.5
+    assert not any(pairs["bad", "same"]["apart"].values())
+    Image.open(tmp_path / "out" / "comparison.png").verify()
+
+
+def test_only_what_was_measured_alike_is_compared(say: Say, tmp_path: Path) -> None:
+    one, other = told_of(tmp_path, "one", [1]), told_of(tmp_path, "one", [1], env="there")
+    assert "compare what was measured alike" in say(compare, one, other, code=2)
+    assert "is given twice" in say(compare, one, f"{one}/metrics.json", code=2)
+    assert "gone/metrics.json is no evaluation" in say(compare, one, "gone/metrics.json", code=2)
