@@ -54,9 +54,9 @@ def test_config_is_printed_and_nothing_runs(capsys: pytest.CaptureFixture[str]) 
         (["forward"], "'forward' is neither a flag nor key=value; see python -m worldmodel.toy --help"),
         (["seed=[1"], "seed=[1"),
         (["seed=1" + "0" * 5000], "seed=1"),
-        (["env=nowhere"], "there is no env 'nowhere'; choose gym, vizdoom/basic, vizdoom/health_gathering, vizdoom/my"),
-        (["env=vizdoom"], "choose gym, vizdoom/basic"),
-        (["env=null"], "choose gym, vizdoom/basic"),
+        (["env=nowhere"], "there is no env 'nowhere'; choose atari/any, atari/boxing, "),
+        (["env=vizdoom"], "gym, minigrid/any, "),
+        (["env=null"], "vizdoom/basic, vizdoom/basic_audio, "),
         (
             ["tokenizer=vqgan"],
             "no tokenizer 'vqgan'; choose codec, fsq, gumbel, jukebox, phonemes, speech, speech_conv, speech_mel, ",

@@ -201,7 +201,8 @@ def env_maker(config: DictConfig) -> Callable[[], FrameSource]:
 
     Raises :class:`ConfigError` for a setting that has to be given and was not.
     """
-    if missing := sorted(OmegaConf.missing_keys(config.env)):
+    missing = sorted(OmegaConf.missing_keys(config.env))
+    if missing := [key for key in missing if key != "env.name"] or missing:  # it mostly follows from the others
         raise ConfigError(f"the environment needs {', '.join(f'{key}=…' for key in missing)}")
     settings = OmegaConf.to_container(config.env, resolve=True)
     assert isinstance(settings, dict)

@@ -124,10 +124,12 @@ class RecorderPool:
                         recording = receive(message, recorder.results)
                         left = recorder.order.steps - len(recording.episode)
                         recorder.order = dataclasses.replace(recorder.order, steps=left)
-                        self._failures, self._stepped = 0, True
-                        yield Report(recording=recording)
+                        self._stepped = True
+                        if recording.broken is None:  # else a simulator that always dies would never be given up on
+                            self._failures = 0
+                        yield Report(recording=recording, warning=_cut(recording))
                     case "lost":
-                        yield Report(warning=f"an episode was lost: {message[1]}")
+                        yield Report(warning=f"an episode was lost before its first step: {message[1]}")
                     case "failed" if not self._stepped:
                         raise EnvError(f"recording fails at its first step: {message[1]}")
                     case "failed":
@@ -151,3 +153,10 @@ class RecorderPool:
         if recorder.order.steps > 0:
             self._start(recorder.order, recorder.place, recorder.life + 1)
         return Report(warning=f"recorder {recorder.place} was replaced, its episode is lost: {reason}")
+
+
+def _cut(recording: Recording) -> str | None:
+    """What to tell of an episode that its environment could not play to its end."""
+    if recording.broken is None:
+        return None
+    return f"an episode was cut after {len(recording.episode):,} steps and marked truncated: {recording.broken}"

@@ -1,7 +1,8 @@
 """A process that plays an environment and sends what it saw to the one process that writes.
 
 Messages to the writer are small tuples, ``(kind, …)``: ``steps`` (taken since the last, also the sign of life),
-``episode`` (followed by the bytes of its arrays), ``lost`` (an episode, with the reason), ``failed``, ``done``.
+``episode`` (followed by the bytes of its arrays), ``lost`` (one that broke before its first step, with the reason),
+``failed``, ``done``.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from worldmodel.errors import EnvError
 from worldmodel.types import Episode, Spec
 
 REPORT_SECONDS = 0.2
-MOST_LOST = 3  # episodes lost in a row after which a recorder gives up and is replaced
+MOST_BROKEN = 3  # episodes that broke in a row after which a recorder gives up and is replaced
 
 
 class FrameSource(Protocol):
@@ -60,6 +61,7 @@ class Recording:
 
     episode: Episode
     places: frozenset[int]
+    broken: str | None = None  # why the environment could not play it to its end
 
 
 def record_episode(
@@ -67,8 +69,9 @@ def record_episode(
 ) -> Recording | None:
     """Play one episode of at most ``longest`` steps.
 
-    ``tick`` is called after every step and says whether to go on. An episode that is cut, by it or for its length,
-    is flagged as truncated; one that was cut before its first step is None. Raises what the environment raises.
+    ``tick`` is called after every step and says whether to go on. An episode that is cut, by it, for its length or by
+    an :class:`EnvError`, is flagged as truncated; one that was cut before its first step is None. Raises what else the
+    environment raises, and the :class:`EnvError` of one that did not get to a step.
     """
     frame, info = env.reset(seed=int(rng.integers(2**31)))
     explorer.begin(env.data_spec.action_names, np.random.default_rng(int(rng.integers(2**63))))
@@ -77,10 +80,16 @@ def record_episode(
     rewards: list[float] = []
     places = {place_of(frame, info)}
     terminated = truncated = False
-    go_on = True
+    go_on, broken = True, None
     while not terminated and not truncated and go_on and len(actions) < longest:
         action = explorer.act(frame)
-        frame, reward, terminated, truncated, info = env.step(action)
+        try:
+            frame, reward, terminated, truncated, info = env.step(action)
+        except EnvError as error:  # the simulator died: what it showed until then is good
+            if not actions:
+                raise
+            broken = str(error)
+            break
         frames.append(frame)
         actions.append(action)
         rewards.append(reward)
@@ -95,7 +104,7 @@ def record_episode(
         terminated=terminated,
         truncated=truncated or not terminated,
     )
-    return Recording(episode, frozenset(places))
+    return Recording(episode, frozenset(places), broken)
 
 
 def place_of(frame: np.ndarray, info: Mapping[str, Any]) -> int:
@@ -136,7 +145,7 @@ def _watch(control: Connection, stopped: threading.Event) -> None:
 def _record(order: Order, results: Connection, stopped: threading.Event) -> None:
     rng = np.random.default_rng(order.seed)
     env = order.make_env()
-    left, lost = order.steps, 0
+    left, failures = order.steps, 0
     unreported, reported_at = 0, -math.inf  # the first step is told at once: it says that the environment works
 
     def tick() -> bool:
@@ -152,15 +161,18 @@ def _record(order: Order, results: Connection, stopped: threading.Event) -> None
         while left > 0 and not stopped.is_set():
             try:
                 recording = record_episode(env, order.explorer, rng, min(order.longest, left), tick)
+                broken = recording and recording.broken
             except EnvError as error:  # the environment says that a reset helps
-                lost, unreported = lost + 1, 0
-                if lost >= MOST_LOST:
-                    raise
-                results.send(("lost", str(error)))
-                continue
+                recording, broken = None, str(error)
+                if failures + 1 < MOST_BROKEN:
+                    results.send(("lost", broken))
             if recording is not None:
-                left, lost, unreported = left - len(recording.episode), 0, 0
+                left -= len(recording.episode)
                 send(results, recording)
+            unreported = 0
+            failures = failures + 1 if broken else 0
+            if failures >= MOST_BROKEN and left > 0:
+                raise EnvError(broken)
     finally:
         env.close()
 
@@ -169,14 +181,14 @@ def send(results: Connection, recording: Recording) -> None:
     """Send one episode; :func:`receive` is the other end."""
     episode = recording.episode
     flags = (episode.terminated, episode.truncated)
-    results.send(("episode", episode.frames.shape, flags, recording.places))
+    results.send(("episode", episode.frames.shape, flags, recording.places, recording.broken))
     for array in (episode.frames, episode.actions, episode.rewards):
         results.send_bytes(array.reshape(-1).view(np.uint8).data)
 
 
 def receive(message: tuple[Any, ...], results: Connection) -> Recording:
     """The episode that an ``episode`` message announces. Raises EOFError when the sender died in the middle."""
-    _, shape, (terminated, truncated), places = message
+    _, shape, (terminated, truncated), places, broken = message
     frames, actions, rewards = (results.recv_bytes() for _ in range(3))
     episode = Episode(
         frames=np.frombuffer(frames, np.uint8).reshape(shape),
@@ -185,4 +197,4 @@ def receive(message: tuple[Any, ...], results: Connection) -> Recording:
         terminated=terminated,
         truncated=truncated,
     )
-    return Recording(episode, places)
+    return Recording(episode, places, broken)
