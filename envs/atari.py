@@ -57,7 +57,7 @@ class AtariEnv(gymnasium.Env[np.ndarray, Any]):
         self._ale = ale_py.ALEInterface()
         self._ale.setFloat("repeat_action_probability", sticky)
         self._ale.setInt("max_num_frames_per_episode", max_frames)
-        self._rom = roms.get_rom_path(game)
+        self._rom = str(roms.get_rom_path(game))
         self._ale.loadROM(self._rom)
         self._actions = self._ale.getLegalActionSet() if full_action_space else self._ale.getMinimalActionSet()
         self.frame_skip, self.noops, self.life_loss, self.gray = frame_skip, noops, life_loss, gray

@@ -39,7 +39,7 @@ def presses(names: Sequence[str], turn: float, combine: bool | Sequence[Sequence
     single, called = _singles(names, turn)
     if not single:
         raise EnvError(f"no discrete action among the buttons {', '.join(names)}")
-    chosen = {name: (name,) for name in single}
+    chosen: dict[str, tuple[str, ...]] = {name: (name,) for name in single}
     if combine:
         sets = _all_sets(list(single)) if combine is True else [_one_set(entry, called) for entry in combine]
         chosen |= {"+".join(held): tuple(held) for held in sets}

@@ -26,7 +26,7 @@ class _World(crafter.engine.World):
 
     def reset(self, seed: int | None = None) -> None:
         super().reset(seed)
-        self._chunks = collections.defaultdict(_InOrder)
+        self._chunks: dict[Any, _InOrder] = collections.defaultdict(_InOrder)
 
 
 class CrafterEnv(gymnasium.Env[np.ndarray, Any]):

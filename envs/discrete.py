@@ -1,4 +1,4 @@
-"""Every action space as a list of numbered, named actions: what is recorded is the number, the environment gets the value.
+"""Any action space as numbered, named actions: the number is recorded, the environment gets the value.
 
 ==============  ================================================================================================
 Discrete        its numbers, from wherever they start
@@ -61,7 +61,7 @@ def discrete(space: Space[Any], wanted: Mapping[str, Any] | None, env_id: str) -
             return _named(space, wanted, env_id)
         bins = wanted["bins"]
         if not isinstance(space, Box) or bins < 2:
-            raise EnvError(f"env.actions.bins={bins}: a Box is cut into 2 or more; {env_id} has actions {_shown(space)}")
+            raise EnvError(f"env.actions.bins={bins}: a Box is cut into 2 or more; {env_id} has {_shown(space)}")
     if isinstance(space, Discrete):
         values = tuple(range(int(space.start), int(space.start + space.n)))
         return Actions(values, tuple(map(str, values)), own=True)

@@ -65,7 +65,7 @@ def _unlink_shared_memory(instance: str) -> None:
 
 
 def scenarios() -> dict[str, Path]:
-    """The scenarios for one player that ship with ViZDoom and need nothing else: name → its WAD, the file of its maps."""
+    """The scenarios for one player that ship with ViZDoom and need nothing else: name → WAD, the file of its maps."""
     folder, games = Path(vizdoom.scenarios_path), Path(vizdoom.__file__).parent
     wads = {path.stem: path for path in [*folder.glob("*.wad"), *games.glob("freedoom*.wad")]}
     return {name: wads[name] for name in sorted(wads) if (folder / f"{name}.cfg").exists() and name not in _MULTIPLAYER}

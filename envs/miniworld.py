@@ -9,6 +9,7 @@ from typing import Any
 
 import gymnasium
 
+from envs.discrete import discrete
 from worldmodel.errors import EnvError
 
 os.environ.setdefault("PYGLET_HEADLESS", "True")  # pyglet reads it when it is imported; EGL needs no X server
@@ -33,14 +34,16 @@ class MiniWorldEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         except ModuleNotFoundError:
             raise
         except ImportError as error:  # pyglet's, of the libraries of the system
-            raise EnvError(f"MiniWorld draws with OpenGL, which is missing ({' '.join(str(error).split())}); {REMEDY}")
+            reason = " ".join(str(error).split())
+            raise EnvError(f"MiniWorld draws with OpenGL, which is missing ({reason}); {REMEDY}") from error
         except Exception as error:
             if not type(error).__module__.startswith("pyglet"):
                 raise
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise EnvError(f"MiniWorld draws with OpenGL, which does not start ({reason}); {REMEDY}") from error
         super().__init__(env)
-        names = [action.name for action in env.unwrapped.actions][: env.action_space.n]
+        count = len(discrete(env.action_space, None, task))  # the first so many of all that MiniWorld has
+        names = [action.name for action in env.get_wrapper_attr("actions")][:count]
         self.metadata = {**env.metadata, "action_names": tuple(_CALLED.get(name, name) for name in names)}
 
 

@@ -80,7 +80,7 @@ class FrameEnv(gymnasium.Wrapper[np.ndarray, int, Any, Any]):
         else:
             raise EnvError(f"unknown source of frames {source!r}; choose observation or render")
         self.observation_space = Box(0, 255, (channels, size, size), np.uint8)
-        self.action_space = Discrete(len(self._actions))
+        self.action_space = Discrete(len(self._actions))  # type: ignore[assignment]
         self.data_spec = Spec(
             env_id=env_id,
             frame_shape=(channels, size, size),
@@ -128,9 +128,9 @@ def make_frames(
 ) -> FrameEnv:
     """Make an environment by its gymnasium id and wrap it in :class:`FrameEnv`.
 
-    ``action_names`` (one per action) replaces the environment's own, ``actions`` chooses among what it can do. Raises :class:`EnvError` in one line for an id
-    that gymnasium does not know, a package that is not installed, settings that the environment refuses, and for
-    what :class:`FrameEnv` refuses.
+    ``action_names`` (one per action) replaces the environment's own, ``actions`` chooses among what it can do. Raises
+    :class:`EnvError` in one line for an id that gymnasium does not know, a package that is not installed, settings that
+    the environment refuses, and for what :class:`FrameEnv` refuses.
     """
     settings = dict(kwargs or {})
     os.environ.setdefault("PYGLET_HEADLESS", "True")  # MiniWorld draws into memory; read when it is imported

@@ -65,6 +65,8 @@ class Counting:
             os.kill(os.getpid(), signal.SIGKILL)
         elif self.behaviour == "hangs":
             time.sleep(1000)
+        elif self.behaviour == "freezes":  # all of the process
+            os.kill(os.getpid(), signal.SIGSTOP)
         elif self.behaviour in ("recovers", "always dies"):
             raise EnvError("the engine died")
         else:
@@ -121,7 +123,8 @@ def test_long_episodes_are_cut_and_flagged(tmp_path: Path) -> None:
     ("behaviour", "warning"),
     [
         ("dies", "replaced, its episode is lost: ended with exit code -9"),
-        ("hangs", "replaced, its episode is lost: silent for 20 s"),
+        ("hangs", "replaced: silent for 10 s"),
+        ("freezes", "replaced, its episode is lost: silent for 10 s"),
         ("raises", "replaced, its episode is lost: ValueError: broken"),
         ("recovers", "an episode was cut after 4 steps and marked truncated: the engine died"),
     ],
@@ -129,12 +132,14 @@ def test_long_episodes_are_cut_and_flagged(tmp_path: Path) -> None:
 def test_a_worker_that_fails_costs_one_episode(tmp_path: Path, behaviour: str, warning: str) -> None:
     flag = tmp_path / "flag"
     flag.touch()
-    result = run(tmp_path / "data", 60, workers=2, behaviour=behaviour, flag=str(flag), timeout=20.0)
-    assert [warning in line for line in result.warnings] == [True]
+    result = run(tmp_path / "data", 60, workers=2, behaviour=behaviour, flag=str(flag), timeout=10.0)
+    kept = behaviour in ("recovers", "hangs")
+    assert warning in result.warnings[-1] and len(result.warnings) == 1 + (behaviour == "hangs")
+    assert kept == ("an episode was cut after 4 steps and marked truncated" in result.warnings[0])
     store = EpisodeStore.open(tmp_path / "data")
     assert store.steps == 60 and store.verify() == [] and len(set(seeds(store))) == len(store)
     cut = [index for index, entry in enumerate(store.entries) if entry.truncated and entry.length == 4]
-    assert len(cut) == (behaviour == "recovers")
+    assert len(cut) == kept
     assert all(store.episode(index).frames[:, 0, 1, 0].tolist() == [0, 1, 2, 3, 4] for index in cut)
 
 
@@ -175,13 +180,16 @@ def test_places_are_poses_or_coarse_pictures() -> None:
 def test_a_simulator_that_is_killed_costs_the_rest_of_one_episode(tmp_path: Path) -> None:
     """Through the command: ViZDoom's process dies in the middle of an episode, and recording goes on."""
     data = tmp_path / "data"
-    process = start_command(data, "collect.steps=4000", "collect.workers=1", "collect.longest=400")
+    # Killed at an unlucky moment, the engine keeps a lock, and its client waits: then the half episode is rescued.
+    process = start_command(
+        data, "collect.steps=4000", "collect.workers=1", "collect.longest=400", "collect.timeout=10"
+    )
     wait_for_episodes(data, 1)
     (engine,) = (each for recorder in processes_in(tmp_path) for each in engines(int(recorder)))
     os.kill(engine, signal.SIGKILL)
     out, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    told = re.findall(r"an episode was cut after (\d+) steps and marked truncated: ViZDoom's engine died", errors)
+    told = re.findall(r"was cut after (\d+) steps and marked truncated: (?:ViZDoom's engine died|the env)", errors)
     assert len(told) == 1 and "recorded  4,000 steps" in out, errors
     store = EpisodeStore.open(data)
     assert store.steps == 4000 and store.verify() == []
@@ -401,7 +409,7 @@ for name, kind in list(globals().items()):
         ("tiny_envs:Flat", "shows a picture of shape (16,) where its spaces promise 3 channels"),
         ("tiny_envs:Nothing", "recording fails at its first step: TypeError"),
         ("tiny_envs:Spoken", "has actions Text(1, 3"),
-        ("tiny_envs:Boundless", "without bounds, Box(-inf, inf, (2,), float32), which cannot be cut into bins; env.actions={"),
+        ("tiny_envs:Boundless", "without bounds, Box(-inf, inf, (2,), float32), which cannot be cut into bins; env"),
         ("tiny_envs:Numbers", "no picture of 8-bit pixels, 16×16 or more; env.source=render"),
         ("tiny_envs:Two", "observes several pictures (left, right); wrap it"),
     ],

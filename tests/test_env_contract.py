@@ -68,7 +68,7 @@ def check_spaces(env: FrameEnv) -> None:
     assert env.observation_space == Box(0, 255, spec.frame_shape, np.uint8)
     assert env.action_space == Discrete(len(spec.action_names))
     assert len(set(spec.action_names)) == len(spec.action_names)
-    assert all(re.fullmatch(r"[^\s,*]+", name) for name in spec.action_names), spec.action_names  # a script can say them
+    assert all(re.fullmatch(r"[^\s,*]+", name) for name in spec.action_names)  # so that a script can say them
     assert spec.rate > 0 and Spec.from_json(spec.to_json()) == spec
 
 

@@ -189,7 +189,7 @@ def test_other_scenarios_have_their_own_actions() -> None:
         ({"buttons": ["LOOK_UP_DOWN_DELTA"]}, "no discrete action"),
         ({"scenario": "cig"}, "unknown ViZDoom scenario 'cig'"),  # for several players: alone it would crash
         ({"map": "E1M1"}, "the scenario my_way_home has no map 'E1M1'; it has MAP01"),
-        ({"scenario": "deathmatch", "combine": True}, "combine=true makes .* more than 64; choose fewer buttons, or list"),
+        ({"scenario": "deathmatch", "combine": True}, "combine=true makes .* more than 64; choose fewer buttons"),
         ({"combine": [["MOVE_FORWARD", "ATTACK"]]}, "combine: there is no button 'ATTACK' in use; choose MOVE_FORWARD"),
         ({"combine": [["left", "TURN_RIGHT"]]}, "combine: left and right cannot be held together"),
         ({"combine": ["forward"]}, "combine lists what to hold together"),

@@ -57,6 +57,7 @@ class Collected:
     actions: tuple[int, ...]  # (A,) how often each was taken
     places: int  # distinct poses, or coarse pictures where the environment tells no pose
     warnings: tuple[str, ...]
+    recording: float  # of the seconds, those since the first step: without starting processes
 
     def describe(self, action_names: tuple[str, ...]) -> str:
         """Some lines for the user."""
@@ -162,6 +163,7 @@ class _Tally:
             actions=tuple(int(count) for count in self.actions),
             places=len(self.places),
             warnings=tuple(self.warnings),
+            recording=self.seconds,
         )
 
 
