@@ -1,6 +1,6 @@
 """What recording costs beside playing: ``python -m benchmarks.collect``, or with any ``env=…``.
 
-The bare environment is stepped in this process under actions that the explorer took before; recording it the same
+The bare environment is stepped in this process under the actions that were just recorded; recording it the same
 number of steps, with one process and with several, is :func:`worldmodel.collect.collect` from its first step to the
 last episode on the disk. All take turns, and ratios are formed in every round.
 """
@@ -79,17 +79,19 @@ def measure(config: DictConfig, steps: int, workers: int, repeat: int) -> list[F
             with EpisodeStore.writer(Path(folder, name), env.data_spec) as store:
                 return collect(store, make_env, explorer, steps, processes, progress=False, longest=longest).recording
 
-        record("actions", 1)
-        store = EpisodeStore.open(Path(folder, "actions"))
-        actions = np.concatenate([store.episode(index).actions for index in range(len(store))]).tolist()
+        def repeat_actions(number: int) -> float:
+            store = EpisodeStore.open(Path(folder, f"one-{number}"))
+            actions = np.concatenate([store.episode(index).actions for index in range(len(store))]).tolist()
+            return seconds(lambda: play(env, actions, longest, number), CPU)
+
         contenders: dict[str, Callable[[int], float]] = {
-            "bare environment": lambda number: seconds(lambda: play(env, actions, longest, number), CPU),
             "recorded by 1 process": lambda number: record(f"one-{number}", 1),
+            "bare environment": repeat_actions,
             f"recorded by {workers} processes": lambda number: record(f"several-{number}", workers),
         }
         spent = rounds(contenders, repeat)
     env.close()
-    bare, one, several = spent.values()
+    one, bare, several = spent.values()
     figures = [Figure.of(name, [1e6 * time / steps for time in times], "µs/step") for name, times in spent.items()]
     return [
         *figures,

@@ -10,6 +10,11 @@ import gymnasium
 import numpy as np
 from crafter.constants import actions as ACTIONS
 
+from worldmodel.errors import EnvError
+
+SMALLEST = 18
+"""Pixels; below, a tile of the inventory has none."""
+
 
 class _InOrder(dict[Any, None]):
     """A set that remembers the order in which things came."""
@@ -33,7 +38,8 @@ class CrafterEnv(gymnasium.Env[np.ndarray, Any]):
     """Crafter behind gymnasium's interface. Observations are (size, size, 3) uint8 with the inventory at the foot.
 
     Death is terminal, the end of ``length`` steps a truncation, which Crafter itself does not tell apart. The same
-    seed and actions give the same frames, which in Crafter itself they do not.
+    seed and actions give the same frames, which in Crafter itself they do not. Raises :class:`EnvError` for a size or
+    a length that is too small.
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012 (gymnasium's own declaration)
@@ -43,6 +49,8 @@ class CrafterEnv(gymnasium.Env[np.ndarray, Any]):
     }
 
     def __init__(self, size: int = 64, length: int = 10_000, reward: bool = True, render_mode: str | None = None):
+        if size < SMALLEST or length < 1:
+            raise EnvError(f"size={size}, length={length}: Crafter needs {SMALLEST} pixels or more, and 1 step")
         self.render_mode = render_mode
         self.length = length
         self._game = crafter.Env(size=(size, size), length=None, reward=reward, seed=0)
