@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from worldmodel.data.recorder import MOST_LOST, ActionSource, FrameSource, Recording, receive, record_episode, send
+from worldmodel.data.recorder import MOST_BROKEN, ActionSource, FrameSource, Recording, receive, record_episode, send
 from worldmodel.errors import EnvError, WorldModelError
 from worldmodel.types import Episode
 
@@ -76,15 +76,18 @@ def play(match: Match, episodes: int, workers: int = 1) -> Iterator[Played | Non
 
 def _one(match: Match, env: FrameSource, agent: Clocked, number: int) -> Recording:
     """Episode ``number``. An environment that says that a reset helps gets some, under the same seed."""
-    for failures in range(1, MOST_LOST + 1):
+    reason = ""
+    for _ in range(MOST_BROKEN):
         try:
             found = record_episode(env, agent, np.random.default_rng((match.seed, number)), match.longest, lambda: True)
-            assert found is not None  # it was not told to stop
+        except EnvError as error:
+            reason = str(error)
+            continue
+        assert found is not None  # it was not told to stop
+        if found.broken is None:
             return found
-        except EnvError:
-            if failures == MOST_LOST:
-                raise
-    raise AssertionError("unreachable")
+        reason = found.broken
+    raise EnvError(reason)
 
 
 def _play_in_processes(match: Match, episodes: int, workers: int) -> Iterator[Played | None]:

@@ -12,3 +12,7 @@ __all__ = ["FrameEnv", "make_frames"]
 
 gymnasium.register(id="worldmodel/Vizdoom-v0", entry_point="envs.vizdoom:VizdoomEnv")
 gymnasium.register(id="worldmodel/DeepMindLab-v0", entry_point="envs.dmlab:DeepMindLabEnv")
+gymnasium.register(id="worldmodel/Atari-v0", entry_point="envs.atari:AtariEnv")
+gymnasium.register(id="worldmodel/Crafter-v0", entry_point="envs.crafter:CrafterEnv")
+gymnasium.register(id="worldmodel/MiniGrid-v0", entry_point="envs.minigrid:make")
+gymnasium.register(id="worldmodel/MiniWorld-v0", entry_point="envs.miniworld:MiniWorldEnv")

@@ -10,12 +10,16 @@ are removed as soon as both sides hold them open. (Killed in the fraction of a s
 from __future__ import annotations
 
 import os
+import re
 import shlex
+import struct
 import sys
 import tempfile
 from pathlib import Path
 
 import vizdoom
+
+_MULTIPLAYER = {"cig", "multi_duel"}  # started alone, ViZDoom brings down the process: there is no start for one player
 
 # Runs in the child between fork and exec, in an isolated interpreter: 1 is PR_SET_PDEATHSIG, 9 is SIGKILL. The thread
 # of the parent that the signal waits for is ViZDoom's own, which lives exactly as long as the engine should. A parent
@@ -60,7 +64,18 @@ def _unlink_shared_memory(instance: str) -> None:
         Path("/dev/shm", f"ViZDoom{kind}{instance}").unlink(missing_ok=True)
 
 
-def scenarios() -> list[str]:
-    """Names of the scenarios that ship with ViZDoom and need nothing else."""
-    folder = Path(vizdoom.scenarios_path)
-    return sorted(path.stem for path in folder.glob("*.cfg") if path.with_suffix(".wad").exists())
+def scenarios() -> dict[str, Path]:
+    """The scenarios for one player that ship with ViZDoom and need nothing else: name → WAD, the file of its maps."""
+    folder, games = Path(vizdoom.scenarios_path), Path(vizdoom.__file__).parent
+    wads = {path.stem: path for path in [*folder.glob("*.wad"), *games.glob("freedoom*.wad")]}
+    return {name: wads[name] for name in sorted(wads) if (folder / f"{name}.cfg").exists() and name not in _MULTIPLAYER}
+
+
+def maps(wad: Path) -> list[str]:
+    """Names of the maps in a WAD, in its order. Asked for a map that is not there, the engine waits for ever."""
+    with wad.open("rb") as file:
+        _, count, offset = struct.unpack("<4sii", file.read(12))
+        file.seek(offset)
+        entries = struct.iter_unpack("<ii8s", file.read(16 * count))
+    names = [name.rstrip(b"\0").decode("ascii", "replace") for _, _, name in entries]
+    return [name for name in names if re.fullmatch(r"E\dM\d|MAP\d\d", name)]

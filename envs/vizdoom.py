@@ -13,15 +13,13 @@ from typing import Any
 import gymnasium
 import numpy as np
 import vizdoom
-from vizdoom import Button, GameVariable, ScreenFormat, ScreenResolution
+from vizdoom import GameVariable, ScreenFormat, ScreenResolution
 
 from envs import engine
+from envs.buttons import presses
 from envs.wrappers import resize
 from worldmodel.errors import EnvError
 
-TURN = Button.TURN_LEFT_RIGHT_DELTA
-_TURNS = {"TURN_LEFT": ("left", -1), "TURN_RIGHT": ("right", +1), TURN.name: ("", 0)}
-_NAMES = {"MOVE_FORWARD": "forward", "MOVE_BACKWARD": "backward"}
 _POSE = (GameVariable.POSITION_X, GameVariable.POSITION_Y, GameVariable.ANGLE)
 # Strafing looks much like turning and is not needed to reach every place, so the default scenario goes without it.
 _BUTTONS: dict[str, tuple[str, ...]] = {"my_way_home": ("MOVE_FORWARD", "TURN_LEFT", "TURN_RIGHT")}
@@ -33,7 +31,8 @@ _RESOLUTIONS = (
 
 
 class VizdoomEnv(gymnasium.Env[np.ndarray, Any]):
-    """One scenario of ViZDoom. Observations are (size, size, 3) uint8, actions are Discrete: no-op, then one a button.
+    """One scenario of ViZDoom. Observations are (size, size, 3) uint8, actions are Discrete: no-op, then one a button,
+    then combinations. The picture is the view alone, without status bar, numbers, crosshair and messages.
 
     ``info["pose"]`` is (x, y, angle): the position in map units and the heading in degrees.
 
@@ -50,6 +49,9 @@ class VizdoomEnv(gymnasium.Env[np.ndarray, Any]):
         frame_skip: int = 4,  # tics that an action is held; Doom has 35 a second
         turn_degrees: float = 15.0,  # degrees that a turn takes over the whole frame_skip; 0 keeps Doom's own turning
         buttons: Sequence[str] | None = None,  # names of ViZDoom's buttons; None: the scenario's
+        combine: bool | Sequence[Sequence[str]] | None = None,  # buttons to hold together; True: all that can be
+        weapon: bool = True,  # show the weapon in one's hand
+        map: str | None = None,  # of a scenario of many, such as E1M2 of freedoom1; None: its first
         render_mode: str | None = None,
     ):
         if size < 1 or frame_skip < 1 or not 0 <= turn_degrees < 180:
@@ -60,18 +62,20 @@ class VizdoomEnv(gymnasium.Env[np.ndarray, Any]):
         self.render_mode = render_mode
         self.size = size
         self.frame_skip = frame_skip
-        self._game = _configured_game(scenario, size)
+        self._game = _configured_game(scenario, size, map)
+        self._game.set_render_weapon(weapon)
         # Doom's own timeout would replace the last picture by nothing; counted here, the picture is kept.
         self._timeout = self._game.get_episode_timeout()
         self._game.set_episode_timeout(0)
         names = buttons or _BUTTONS.get(scenario) or [button.name for button in self._game.get_available_buttons()]
-        action_names, used, self._actions = _actions(names, turn_degrees / frame_skip)
-        self._game.set_available_buttons(used)
+        actions = presses(names, turn_degrees / frame_skip, combine)
+        self._actions = actions.values
+        self._game.set_available_buttons(actions.buttons)
         self._screen = np.zeros((1, 1, 3), np.uint8)
         self.metadata = {
             **type(self).metadata,
             "render_fps": vizdoom.DEFAULT_TICRATE / frame_skip,
-            "action_names": action_names,
+            "action_names": actions.names,
         }
         self.observation_space = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
         self.action_space = gymnasium.spaces.Discrete(len(self._actions))
@@ -142,42 +146,28 @@ def _reason(error: Exception) -> str:
     return str(error).strip().rstrip(".") or type(error).__name__
 
 
-def _configured_game(scenario: str, size: int) -> vizdoom.DoomGame:
-    """A game with everything set but the buttons, not yet running."""
+def _configured_game(scenario: str, size: int, map: str | None) -> vizdoom.DoomGame:
+    """A game with everything set but the buttons and the weapon, not yet running."""
     known = engine.scenarios()
     if scenario not in known:
         raise EnvError(f"unknown ViZDoom scenario {scenario!r}; the bundled ones are {', '.join(known)}")
     game = vizdoom.DoomGame()
     game.load_config(str(Path(vizdoom.scenarios_path, f"{scenario}.cfg")))
+    maps = engine.maps(known[scenario])
+    if map is not None and map.upper() not in maps:
+        raise EnvError(f"the scenario {scenario} has no map {map!r}; it has {', '.join(maps)}")
+    game.set_doom_map(map or next((name for name in maps if name == game.get_doom_map().upper()), maps[0]))
     game.set_mode(vizdoom.Mode.PLAYER)  # synchronous: the engine waits for every action
     game.set_window_visible(False)
     game.set_sound_enabled(False)
     game.set_screen_format(ScreenFormat.RGB24)
+    game.set_render_hud(False)  # what a game variable says would stand there in digits
+    game.set_render_crosshair(False)
+    game.set_render_messages(False)
+    game.set_audio_buffer_enabled(False)  # these, which some scenarios turn on, cost time and are not recorded
+    game.set_automap_buffer_enabled(False)
+    game.set_notifications_buffer_enabled(False)
     # The smallest picture that is not enlarged; a larger one only costs time.
     game.set_screen_resolution(next((mode for height, mode in _RESOLUTIONS if height >= size), _RESOLUTIONS[-1][1]))
     game.set_available_game_variables([*game.get_available_game_variables(), *_POSE])
     return game
-
-
-def _actions(names: Sequence[str], turn: float) -> tuple[tuple[str, ...], list[Button], list[list[float]]]:
-    """Action names, the engine's buttons, and for every action what each button gets for one tic.
-
-    Doom's TURN_LEFT speeds up over consecutive tics, a hidden state; with ``turn`` > 0 (degrees a tic) the turns go
-    through a button that takes an angle.
-    """
-    chosen: list[tuple[str, Button, float]] = []
-    for name in names:
-        if name not in Button.__members__:
-            raise EnvError(f"unknown ViZDoom button {name!r}; see vizdoom.Button for the names, such as MOVE_FORWARD")
-        if turn > 0 and name in _TURNS:
-            sides = [_TURNS[name]] if _TURNS[name][0] else [_TURNS["TURN_LEFT"], _TURNS["TURN_RIGHT"]]
-            chosen += [(side, TURN, sign * turn) for side, sign in sides]
-        elif not name.endswith("_DELTA"):  # the other deltas are continuous; they have no single step
-            plain = _TURNS[name][0] if name in _TURNS else _NAMES.get(name, name.lower())
-            chosen.append((plain, Button.__members__[name], 1.0))
-    chosen = list({name: (name, button, value) for name, button, value in chosen}.values())
-    if not chosen:
-        raise EnvError(f"no discrete action among the buttons {', '.join(names)}")
-    used = list(dict.fromkeys(button for _, button, _ in chosen))
-    presses = [[value if button is key else 0.0 for key in used] for _, button, value in chosen]
-    return ("noop", *(name for name, _, _ in chosen)), used, [[0.0] * len(used), *presses]

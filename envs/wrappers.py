@@ -1,4 +1,4 @@
-"""Any gymnasium environment with pictures and discrete actions as a source of (C, H, W) uint8 frames."""
+"""Any gymnasium environment with pictures as a source of (C, H, W) uint8 frames under numbered actions."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete
 from PIL import Image
 
+from envs.discrete import Actions, discrete
 from worldmodel.errors import EnvError
 from worldmodel.types import Spec
 
@@ -20,7 +21,13 @@ SMALLEST_PICTURE = 16
 """Pixels. Image-like arrays below this are encodings of a state (MiniGrid's 7×7×3), not pictures."""
 DEFAULT_RATE = 15.0
 """Frames a second of environments that do not say."""
-_PACKAGES = {"ALE/": "ale_py", "MiniGrid-": "minigrid", "BabyAI-": "minigrid"}  # beginnings of ids → who registers them
+_PACKAGES = {  # beginnings of ids → who registers them
+    "ALE/": "ale_py",
+    "MiniGrid-": "minigrid",
+    "BabyAI-": "minigrid",
+    "MiniWorld-": "miniworld",
+}
+_EXTRAS = {"ale_py": "atari", "minigrid": "minigrid", "miniworld": "miniworld", "crafter": "crafter"}
 
 
 def resize(picture: np.ndarray, size: int) -> np.ndarray:
@@ -38,8 +45,9 @@ class FrameEnv(gymnasium.Wrapper[np.ndarray, int, Any, Any]):
     """An environment whose observations are (C, size, size) uint8 frames; :attr:`data_spec` describes its data.
 
     ``source`` says where a frame comes from: the ``"observation"`` (an image, or a dict that holds one) or the
-    ``"render"`` of the environment, for environments that observe something else. Raises :class:`EnvError` for
-    actions that are not discrete, for a source without a picture and for a size below 1.
+    ``"render"`` of the environment, for environments that observe something else. Actions are numbers, whatever the
+    environment's are: ``actions`` says which, see :mod:`envs.discrete`. Raises :class:`EnvError` for actions that
+    cannot be numbered, for a source without a picture and for a size below 1.
     """
 
     def __init__(
@@ -50,6 +58,7 @@ class FrameEnv(gymnasium.Wrapper[np.ndarray, int, Any, Any]):
         action_names: Sequence[str] | None = None,
         env_id: str | None = None,  # the id that the environment was made by, with the module before the colon
         env_kwargs: Mapping[str, Any] | None = None,  # and the settings; None: those that gymnasium remembers
+        actions: Mapping[str, Any] | None = None,
     ):
         super().__init__(env)
         self.size = size
@@ -57,10 +66,7 @@ class FrameEnv(gymnasium.Wrapper[np.ndarray, int, Any, Any]):
         env_id = env_id or (env.spec.id if env.spec else type(env.unwrapped).__name__)
         if not isinstance(size, int) or size < 1:
             raise EnvError(f"env.size={size}: frames are that many pixels wide and high; give a whole number from 1 on")
-        if not isinstance(env.action_space, Discrete) or env.action_space.start != 0:
-            raise EnvError(
-                f"{env_id} has actions {env.action_space}; only Discrete actions numbered from 0 are supported"
-            )
+        self._actions = discrete(env.action_space, actions, env_id)
         self._key: str | None = None
         self._channels_first = False
         if source == "observation":
@@ -74,10 +80,11 @@ class FrameEnv(gymnasium.Wrapper[np.ndarray, int, Any, Any]):
         else:
             raise EnvError(f"unknown source of frames {source!r}; choose observation or render")
         self.observation_space = Box(0, 255, (channels, size, size), np.uint8)
+        self.action_space = Discrete(len(self._actions))  # type: ignore[assignment]
         self.data_spec = Spec(
             env_id=env_id,
             frame_shape=(channels, size, size),
-            action_names=_action_names(env, int(env.action_space.n), action_names, env_id),
+            action_names=_action_names(env, self._actions, action_names, env_id),
             rate=float(env.metadata.get("render_fps") or DEFAULT_RATE),
             env_kwargs=dict(env_kwargs if env_kwargs is not None else env.spec.kwargs if env.spec else {}),
         )
@@ -89,7 +96,7 @@ class FrameEnv(gymnasium.Wrapper[np.ndarray, int, Any, Any]):
         return self._frame(observation), info
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        observation, reward, terminated, truncated, info = self.env.step(action)
+        observation, reward, terminated, truncated, info = self.env.step(self._actions.values[action])
         return self._frame(observation), float(reward), bool(terminated), bool(truncated), info
 
     def _frame(self, observation: Any) -> np.ndarray:
@@ -117,14 +124,16 @@ def make_frames(
     size: int = 64,
     source: str = "observation",
     action_names: Sequence[str] | None = None,
+    actions: Mapping[str, Any] | None = None,
 ) -> FrameEnv:
     """Make an environment by its gymnasium id and wrap it in :class:`FrameEnv`.
 
-    ``action_names`` (one per action) replaces the environment's own. Raises :class:`EnvError` in one line for an id
-    that gymnasium does not know, a package that is not installed, settings that the environment refuses, and for
-    what :class:`FrameEnv` refuses.
+    ``action_names`` (one per action) replaces the environment's own, ``actions`` chooses among what it can do. Raises
+    :class:`EnvError` in one line for an id that gymnasium does not know, a package that is not installed, settings that
+    the environment refuses, and for what :class:`FrameEnv` refuses.
     """
     settings = dict(kwargs or {})
+    os.environ.setdefault("PYGLET_HEADLESS", "True")  # MiniWorld draws into memory; read when it is imported
     if source == "render":
         settings.setdefault("render_mode", "rgb_array")
         # Pictures need no window; looking for one, SDL reports an error on a machine without a screen.
@@ -139,14 +148,17 @@ def make_frames(
         raise
     except ModuleNotFoundError as error:
         package = error.name or full_id.partition(":")[0]  # gymnasium replaces the error and loses the name
-        raise EnvError(f"environment {id!r} needs the Python package {package!r}, which is not installed") from error
+        hint = f": pip install 'worldmodel[{_EXTRAS[package]}]'" if package in _EXTRAS else ""
+        raise EnvError(
+            f"environment {id!r} needs the Python package {package!r}, which is not installed{hint}"
+        ) from error
     except (gymnasium.error.Error, ImportError, TypeError, ValueError, AssertionError, KeyError) as error:
         raise EnvError(f"cannot make environment {id!r}: {' '.join(str(error).split())}") from error
     except Exception as error:  # of the environment's own making: its module or its constructor may raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise EnvError(f"cannot make environment {id!r}: {reason}") from error
     try:
-        return FrameEnv(env, size, source, action_names, env_id=full_id, env_kwargs=settings)
+        return FrameEnv(env, size, source, action_names, full_id, settings, actions)
     except Exception:
         env.close()
         raise
@@ -175,22 +187,28 @@ def _is_picture(box: Box) -> bool:
 
 
 def _action_names(
-    env: gymnasium.Env[Any, Any], count: int, given: Sequence[str] | None, env_id: str
+    env: gymnasium.Env[Any, Any], actions: Actions, given: Sequence[str] | None, env_id: str
 ) -> tuple[str, ...]:
-    """Names given, or the environment's metadata, its ``get_action_meanings`` (Atari), its enum (MiniGrid), numbers."""
+    """Names given, or the environment's metadata, its ``get_action_meanings`` (Atari), its enum (MiniGrid), numbers.
+
+    The environment's own are of its own actions; where it is asked for others, these bring their names.
+    """
+    count = len(actions)
     names: list[str] = []
     if given is not None:
         names = [str(name) for name in given]
+    elif not actions.own:
+        names = list(actions.names)
     elif env.metadata.get("action_names"):
         names = [str(name) for name in env.metadata["action_names"]]
     elif hasattr(env.unwrapped, "get_action_meanings"):
         names = [str(name).lower() for name in env.unwrapped.get_action_meanings()]
     else:
-        actions = getattr(env.unwrapped, "actions", None)
-        if isinstance(actions, type) and issubclass(actions, enum.IntEnum):
-            by_number = {int(action): action.name.lower() for action in actions}
-            names = [by_number.get(number, str(number)) for number in range(count)]
-    names = names or [str(number) for number in range(count)]
+        own = getattr(env.unwrapped, "actions", None)
+        if isinstance(own, type) and issubclass(own, enum.IntEnum):
+            by_number = {int(action): action.name.lower() for action in own}
+            names = [by_number.get(value, str(value)) for value in actions.values]
+    names = names or list(actions.names)
     if len(names) != count or len(set(names)) != count:
         raise EnvError(f"{env_id} has {count} actions, which need as many different names; got {', '.join(names)}")
     return tuple(names)

@@ -12,7 +12,7 @@ import torch
 from moving_square import SPEC, record
 from tiny import SMALL_PRIOR
 
-from benchmarks import quantizer
+from benchmarks import collect, environments, quantizer
 from benchmarks.run import main
 from benchmarks.timing import peak_memory, reset_peak, rounds
 from worldmodel.data.store import EpisodeStore
@@ -127,3 +127,25 @@ def test_peak_memory_is_that_since_the_reset() -> None:
     block = torch.ones(2**24)
     assert 60 < peak_memory(device).value - before < 200
     assert block.sum() == 2**24
+
+
+def test_what_recording_costs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "figures.json"
+    words = ["env=vizdoom/basic", "env.size=32", "--steps", "40", "--repeat", "1", "--out", str(out)]
+    assert collect.main(words) == 0
+    figures = {figure["what"]: figure["value"] for figure in json.loads(out.read_text())["figures"]}
+    contenders = [what for what in figures if "/" not in what]
+    assert contenders == ["recorded by 1 process", "bare environment", "recorded by 2 processes"]
+    assert all(value > 0 and math.isfinite(value) for value in figures.values())
+    assert figures["recorded by 1 process / bare"] == pytest.approx(figures[contenders[0]] / figures[contenders[1]])
+    assert collect.main(["--workers", "1"]) == 2
+    assert "--workers 1: give at least 2" in capsys.readouterr().err
+
+
+def test_a_line_and_pictures_of_every_environment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--only", "vizdoom/basic,vizdoom/any", "--steps", "16", "--sheet", str(tmp_path / "sheet.png")]
+    assert environments.main([*words, "env.size=32"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("| `vizdoom/basic` | 3×32×32 | noop, move_left, move_right, attack | ")
+    assert lines[1].startswith("| `vizdoom/any` | – | the environment needs env.kwargs.scenario=… | – |")
+    assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")

@@ -54,19 +54,15 @@ def test_config_is_printed_and_nothing_runs(capsys: pytest.CaptureFixture[str]) 
         (["forward"], "'forward' is neither a flag nor key=value; see python -m worldmodel.toy --help"),
         (["seed=[1"], "seed=[1"),
         (["seed=1" + "0" * 5000], "seed=1"),
-        (["env=nowhere"], "there is no env 'nowhere'; choose dmlab/level, dmlab/nav_maze_random_goal_01, dmlab/"),
-        (["env=vizdoom"], "gym, vizdoom/basic"),
-        (["env=null"], "gym, vizdoom/basic"),
+        (["env=nowhere"], "there is no env 'nowhere'; choose atari/any, atari/boxing, "),
+        (["env=vizdoom"], "gym, minigrid/any, "),
+        (["env=null"], "vizdoom/basic, vizdoom/basic_audio, "),
         (
             ["tokenizer=vqgan"],
             "no tokenizer 'vqgan'; choose codec, fsq, gumbel, jukebox, phonemes, speech, speech_conv, speech_mel, ",
         ),
         (["prior=lstm"], "there is no prior 'lstm'; choose captions, codec, conv, "),
-<<<<<<< HEAD
-        (["explorer=curious"], "there is no explorer 'curious'; choose dmlab, sticky, uniform"),
-=======
-        (["explorer=curious"], "there is no explorer 'curious'; choose novelty, sticky, uniform"),
->>>>>>> ageval
+        (["explorer=curious"], "there is no explorer 'curious'; choose dmlab, novelty, sticky, uniform"),
         (["training=long"], "there is no training 'long'; choose default\n"),
         (["seed=abc"], "seed is 'abc'; it must be a whole number"),
         (["seed=-1"], "seed is -1; it must be at least 0"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from processes import engines
 
 from agents.explorers import StickyExplorer, UniformExplorer
 from envs import make_frames
@@ -54,19 +57,26 @@ class Counting:
         return self.frame(), float(action), self.steps == self.length, False, {}
 
     def misbehave(self) -> None:
-        if self.behaviour != "always fails":
+        if not self.behaviour.startswith("always"):
             try:
                 os.unlink(self.flag)
             except FileNotFoundError:
+                self.freeze()
                 return
         if self.behaviour == "dies":
             os.kill(os.getpid(), signal.SIGKILL)
         elif self.behaviour == "hangs":
             time.sleep(1000)
-        elif self.behaviour == "recovers":
+        elif self.behaviour in ("recovers", "always dies"):
             raise EnvError("the engine died")
         else:
             raise ValueError("broken\nenvironment")
+
+    def freeze(self) -> None:
+        """All of the process, where a second flag is up."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{self.flag}.frozen")
+            os.kill(os.getpid(), signal.SIGSTOP)
 
     def close(self) -> None:
         pass
@@ -119,18 +129,42 @@ def test_long_episodes_are_cut_and_flagged(tmp_path: Path) -> None:
     ("behaviour", "warning"),
     [
         ("dies", "replaced, its episode is lost: ended with exit code -9"),
-        ("hangs", "replaced, its episode is lost: silent for 20 s"),
         ("raises", "replaced, its episode is lost: ValueError: broken"),
-        ("recovers", "an episode was lost: the engine died"),
+        ("recovers", "an episode was cut after 4 steps and marked truncated: the engine died"),
     ],
 )
 def test_a_worker_that_fails_costs_one_episode(tmp_path: Path, behaviour: str, warning: str) -> None:
     flag = tmp_path / "flag"
     flag.touch()
-    result = run(tmp_path / "data", 60, workers=2, behaviour=behaviour, flag=str(flag), timeout=20.0)
+    result = run(tmp_path / "data", 60, workers=2, behaviour=behaviour, flag=str(flag))
     assert [warning in line for line in result.warnings] == [True]
     store = EpisodeStore.open(tmp_path / "data")
     assert store.steps == 60 and store.verify() == [] and len(set(seeds(store))) == len(store)
+    cut = [index for index, entry in enumerate(store.entries) if entry.truncated and entry.length == 4]
+    assert len(cut) == (behaviour == "recovers")
+    assert all(store.episode(index).frames[:, 0, 1, 0].tolist() == [0, 1, 2, 3, 4] for index in cut)
+
+
+def test_of_a_recorder_that_hangs_its_half_episode_is_kept(tmp_path: Path) -> None:
+    """One waits for its simulator for ever, of the other the whole process stands still."""
+    flag = tmp_path / "flag"
+    flag.touch()
+    (tmp_path / "flag.frozen").touch()
+    result = run(tmp_path / "data", 60, workers=2, behaviour="hangs", flag=str(flag), timeout=20.0)
+    told = sorted(re.sub(r"recorder \d", "recorder", line) for line in result.warnings)
+    assert told == [
+        "an episode was cut after 4 steps and marked truncated: the environment did not answer any more",
+        "recorder was replaced, its episode is lost: silent for 20 s",
+        "recorder was replaced: silent for 20 s",
+    ]
+    store = EpisodeStore.open(tmp_path / "data")
+    assert store.steps == 60 and store.verify() == [] and len(set(seeds(store))) == len(store)
+    assert [entry.truncated for entry in store.entries if entry.length == 4] == [True]
+
+
+def test_an_engine_that_always_dies_is_given_up_on_although_steps_are_recorded(tmp_path: Path) -> None:
+    with pytest.raises(EnvError, match="failed 5 times in a row, the last time because: the engine died"):
+        run(tmp_path, 10_000, workers=1, behaviour="always dies")
 
 
 def test_an_environment_that_always_fails_is_given_up_on(tmp_path: Path) -> None:
@@ -160,6 +194,26 @@ def test_places_are_poses_or_coarse_pictures() -> None:
     brighter = frame.copy()
     brighter[:, :4, :4] = 100
     assert place_of(frame, {}) == place_of(frame + 3, {}) != place_of(brighter, {})
+
+
+def test_a_simulator_that_is_killed_costs_the_rest_of_one_episode(tmp_path: Path) -> None:
+    """Through the command: ViZDoom's process dies in the middle of an episode, and recording goes on."""
+    data = tmp_path / "data"
+    # Killed at an unlucky moment, the engine keeps a lock, and its client waits: then the half episode is rescued.
+    process = start_command(
+        data, "collect.steps=4000", "collect.workers=1", "collect.longest=400", "collect.timeout=10"
+    )
+    wait_for_episodes(data, 1)
+    (engine,) = (each for recorder in processes_in(tmp_path) for each in engines(int(recorder)))
+    os.kill(engine, signal.SIGKILL)
+    out, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    told = re.findall(r"was cut after (\d+) steps and marked truncated: (?:ViZDoom's engine died|the env)", errors)
+    assert len(told) == 1 and "recorded  4,000 steps" in out, errors
+    store = EpisodeStore.open(data)
+    assert store.steps == 4000 and store.verify() == []
+    cut = [entry.length for entry in store.entries if entry.truncated and entry.length < 400]
+    assert int(told[0]) in cut
 
 
 def test_vizdoom_is_recorded_as_it_is_played(tmp_path: Path) -> None:
@@ -253,9 +307,11 @@ def test_an_interruption_keeps_what_was_recorded(tmp_path: Path, number: signal.
     ("arguments", "message"),
     [
         (["env=gym", "env.id=Nowhere-v0"], "cannot make environment 'Nowhere-v0'"),
-        (["env=gym", "env.id=Pendulum-v1"], "only Discrete actions"),
+        (["env=gym", "env.id=Pendulum-v1"], "no picture"),
+        (["env=gym", "env.id=Pendulum-v1", "env.actions={bins: 1}"], "cut into 2 or more"),
+        (["env=vizdoom/any"], "the environment needs env.kwargs.scenario=…\n"),
         (["env=gym", "env.id=CartPole-v1"], "no picture"),
-        (["env=gym"], "env.id"),
+        (["env=gym"], "the environment needs env.id=…\n"),
         (["env=doom"], "doom"),
         (["env.kwargs.scenario=nowhere"], "unknown ViZDoom scenario 'nowhere'"),
         (["explorer.turn_away=[0,1]"], "the run of turn_away"),
@@ -299,7 +355,7 @@ def test_appending_sets_a_damaged_episode_aside(
 
 TINY = """
 import gymnasium, numpy as np
-from gymnasium.spaces import Box, Dict, Discrete
+from gymnasium.spaces import Box, Dict, Discrete, Text
 
 class Tiny(gymnasium.Env):
     observation_space = Box(0, 255, (16, 16, 3), np.uint8)
@@ -340,8 +396,11 @@ class Nothing(Tiny):
     def picture(self):
         return None
 
-class Continuous(Tiny):
-    action_space = Box(-1, 1, (2,))
+class Spoken(Tiny):
+    action_space = Text(3)
+
+class Boundless(Tiny):
+    action_space = Box(-np.inf, np.inf, (2,))
 
 class Numbers(Tiny):
     observation_space = Dict(a=Box(0, 1, (3,)), b=Discrete(3))
@@ -368,7 +427,8 @@ for name, kind in list(globals().items()):
         ("tiny_envs:OtherShape", "shows a picture of shape (16, 16, 5) where its spaces promise 3 channels"),
         ("tiny_envs:Flat", "shows a picture of shape (16,) where its spaces promise 3 channels"),
         ("tiny_envs:Nothing", "recording fails at its first step: TypeError"),
-        ("tiny_envs:Continuous", "only Discrete actions numbered from 0 are supported"),
+        ("tiny_envs:Spoken", "has actions Text(1, 3"),
+        ("tiny_envs:Boundless", "without bounds, Box(-inf, inf, (2,), float32), which cannot be cut into bins; env"),
         ("tiny_envs:Numbers", "no picture of 8-bit pixels, 16×16 or more; env.source=render"),
         ("tiny_envs:Two", "observes several pictures (left, right); wrap it"),
     ],

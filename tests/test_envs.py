@@ -15,7 +15,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium.spaces import Box, Dict, Discrete
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Text
+from processes import engines, wait_until_gone
 from tiny import SMALL_PRIOR, SMALL_TOKENIZER
 
 from envs import FrameEnv, make_frames
@@ -26,35 +27,6 @@ from worldmodel.errors import EnvError
 
 ROOT = Path(__file__).parents[1]
 NOOP, FORWARD, LEFT, RIGHT = range(4)
-
-
-def engines(parent: int) -> list[int]:
-    """Process ids of the living ViZDoom engines that a process started."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            name, _, rest = stat.read_text().rpartition(")")
-        except OSError:
-            continue
-        state, ppid = rest.split()[:2]
-        if name.endswith("(vizdoom") and int(ppid) == parent and state != "Z":
-            found.append(int(stat.parent.name))
-    return found
-
-
-def alive(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def wait_until_gone(process: int) -> bool:
-    for _ in range(100):
-        if not alive(process):
-            return True
-        time.sleep(0.05)
-    return False
 
 
 @pytest.fixture
@@ -201,6 +173,10 @@ def test_other_scenarios_have_their_own_actions() -> None:
     assert VizdoomEnv("health_gathering").metadata["action_names"] == ("noop", "left", "right", "forward")
     chosen = VizdoomEnv("deathmatch", buttons=["TURN_LEFT_RIGHT_DELTA", "ATTACK", "LOOK_UP_DOWN_DELTA"])
     assert chosen.metadata["action_names"] == ("noop", "left", "right", "attack")
+    held = VizdoomEnv("my_way_home", combine=[["MOVE_FORWARD", "TURN_LEFT"], ["forward", "right"]])
+    assert held.metadata["action_names"] == ("noop", "forward", "left", "right", "forward+left", "forward+right")
+    every = VizdoomEnv("deadly_corridor", combine=True).metadata["action_names"]
+    assert len(every) == 2 * 3 * 3 * 3 and "move_left+attack+forward+right" in every and "left+right" not in every
     doom = VizdoomEnv("health_gathering", turn_degrees=0)
     assert doom.metadata["action_names"] == ("noop", "left", "right", "forward")
 
@@ -211,6 +187,12 @@ def test_other_scenarios_have_their_own_actions() -> None:
         ({"scenario": "nowhere"}, "unknown ViZDoom scenario 'nowhere'; the bundled ones are basic, .*my_way_home"),
         ({"buttons": ["FLY"]}, "unknown ViZDoom button 'FLY'"),
         ({"buttons": ["LOOK_UP_DOWN_DELTA"]}, "no discrete action"),
+        ({"scenario": "cig"}, "unknown ViZDoom scenario 'cig'"),  # for several players: alone it would crash
+        ({"map": "E1M1"}, "the scenario my_way_home has no map 'E1M1'; it has MAP01"),
+        ({"scenario": "deathmatch", "combine": True}, "combine=true makes .* more than 64; choose fewer buttons"),
+        ({"combine": [["MOVE_FORWARD", "ATTACK"]]}, "combine: there is no button 'ATTACK' in use; choose MOVE_FORWARD"),
+        ({"combine": [["left", "TURN_RIGHT"]]}, "combine: left and right cannot be held together"),
+        ({"combine": ["forward"]}, "combine lists what to hold together"),
         ({"frame_skip": 0}, "frame_skip=0"),
         ({"size": 0}, "size=0"),
         ({"turn_degrees": 180}, "turn_degrees=180"),
@@ -219,6 +201,31 @@ def test_other_scenarios_have_their_own_actions() -> None:
 def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(EnvError, match=message):
         VizdoomEnv(**settings)
+
+
+def test_combined_actions_do_both(env: VizdoomEnv) -> None:
+    both = VizdoomEnv(combine=[["forward", "left"]])
+    _, before = both.reset(seed=2)
+    for _ in range(4):
+        *_, after = both.step(4)
+    assert np.hypot(*(after["pose"] - before["pose"])[:2]) > 15
+    assert (after["pose"][2] - before["pose"][2]) % 360 == pytest.approx(60, abs=0.2)
+    both.close()
+
+
+def test_the_picture_is_the_view_alone() -> None:
+    """A game whose own settings draw a status bar shows none, and its weapon only where it is asked for."""
+    shown = {}
+    for weapon in (True, False):
+        env = VizdoomEnv("freedoom2", size=120, weapon=weapon, map="MAP02")
+        env.reset(seed=0)
+        for _ in range(8):  # until the weapon is raised
+            shown[weapon], *_ = env.step(NOOP)
+        env.close()
+    differs = (shown[True] != shown[False]).any(2)
+    assert differs[80:, 40:80].mean() > 0.2 and not differs[:40].any()
+    floor = shown[False][104:]  # gray; digits of Doom's bar would be red
+    assert np.ptp(floor, axis=2).max() < 10
 
 
 def test_render_shows_the_engine_s_picture() -> None:
@@ -300,8 +307,9 @@ def test_what_it_renders_can_be_the_frame() -> None:
 @pytest.mark.parametrize(
     ("space", "actions", "message"),
     [
-        (image(32, 32, 3), Box(-1, 1, (2,)), "only Discrete actions"),
-        (image(32, 32, 3), Discrete(3, start=1), "only Discrete actions numbered from 0"),
+        (image(32, 32, 3), Text(3), "wrap it so that they are Discrete, MultiDiscrete, MultiBinary or Box"),
+        (image(32, 32, 3), Box(-np.inf, 1, (2,)), "actions without bounds, .* env.actions={left: .* names the actions"),
+        (image(32, 32, 3), Box(-1, 1, (400,)), "801 one at a time; env.actions={left: "),
         (Box(0, 1, (32, 32, 3)), None, r"no picture of 8-bit pixels, 16×16 or more; env\.source=render"),
         (Dict(image=image(7, 7, 3)), None, "no picture"),
         (Dict(left=image(32, 32), right=image(32, 32)), None, r"several pictures \(left, right\)"),
@@ -317,6 +325,60 @@ def test_what_does_not_fit_is_refused_in_one_line(space: Any, actions: Any, mess
 def test_a_size_that_no_frame_has_is_refused(size: Any) -> None:
     with pytest.raises(EnvError, match=f"env.size={size}: .* whole number from 1 on"):
         FrameEnv(Painted(image(32, 32)), size)
+
+
+ACTIONS = [
+    (Discrete(3, start=5), None, {"5": 5, "6": 6, "7": 7}),
+    (Discrete(6), {"up": 2, "down": 3}, {"up": 2, "down": 3}),
+    (MultiDiscrete([3, 2]), None, {"noop": [0, 0], "0_1": [0, 1], "1_0": [1, 0], "2_1": [2, 1]}),
+    (MultiDiscrete([5, 5, 5]), None, {"noop": [0, 0, 0], "axis0_1": [1, 0, 0], "axis2_4": [0, 0, 4]}),
+    (MultiBinary(3), None, {"noop": [0, 0, 0], "0_1_0": [0, 1, 0], "1_1_1": [1, 1, 1]}),
+    (Box(-1, 1, (2,)), None, {"noop": [0, 0], "0_2": [-1, 1], "1_0": [0, -1]}),
+    (Box(np.float32([-1, 2]), np.float32([1, 4])), {"bins": 5}, {"noop": [0, 3], "0_1": [-1, 2.5], "4_4": [1, 4]}),
+    (Box(-1, 1, (2,)), {"bins": 2}, {"noop": [0, 0], "0_1": [-1, 1], "1_1": [1, 1]}),
+    (Box(-1, 1, (8,)), None, {"noop": [0] * 8, "axis0_0": [-1, *[0] * 7], "axis7_2": [*[0] * 7, 1]}),
+    (Box(0, 10, (2,), np.int64), None, {"noop": [0, 0], "1_2": [5, 10]}),
+    (Box(-1, 1, (2,)), {"left": [-1, 0], "gas": [0, 0.5]}, {"left": [-1, 0], "gas": [0, 0.5]}),
+]
+
+
+@pytest.mark.parametrize(("space", "wanted", "some"), ACTIONS, ids=lambda value: str(value)[:40])
+def test_every_action_is_a_number_with_a_name(space: Any, wanted: Any, some: dict[str, Any]) -> None:
+    env = FrameEnv(Painted(image(16, 16), space), 16, actions=wanted)
+    names = env.data_spec.action_names
+    assert env.action_space == Discrete(len(names)) and len(names) == len(set(names))
+    env.reset()
+    taken = []
+    env.env.step = lambda action: taken.append(action) or (np.zeros((16, 16), np.uint8), 0.0, False, False, {})
+    for number in range(len(names)):
+        env.step(number)
+    assert all(space.contains(action) for action in taken)
+    assert all(np.allclose(taken[names.index(name)], value) for name, value in some.items())
+    assert len({np.asarray(action).tobytes() for action in taken}) == len(names)
+
+
+def test_the_numbers_of_combinations() -> None:
+    counts = [len(FrameEnv(Painted(image(16, 16), space), 16, actions=how).data_spec.action_names)
+              for space, how, _ in ACTIONS]  # fmt: skip
+    assert counts == [3, 2, 6, 13, 8, 9, 25, 5, 17, 9, 2]  # at rest between its bins a Box has one more
+
+
+@pytest.mark.parametrize(
+    ("space", "wanted", "message"),
+    [
+        (Box(-1, 1, (2,)), {"left": [-2, 0]}, r"env.actions.left=\[-2, 0\] is none of .* Box\(-1.0, 1.0, \(2,\)"),
+        (Box(-1, 1, (2,)), {"left": [0]}, r"env.actions.left=\[0\] is none of"),
+        (Box(-1, 1, (2,)), {"left": "west"}, "env.actions.left=west is none of"),
+        (Discrete(3), {"jump": 3}, r"env.actions.jump=3 is none of .* Discrete\(3\)"),
+        (Discrete(3), {"bins": 2}, "env.actions.bins=2: a Box is cut into 2 or more"),
+        (Box(-1, 1, (2,)), {"bins": 1}, "env.actions.bins=1"),
+        (Discrete(3), {}, "names no action"),
+        (Discrete(3), "left", "env.actions=left names nothing"),
+    ],
+)
+def test_actions_that_are_not_there_are_named(space: Any, wanted: Any, message: str) -> None:
+    with pytest.raises(EnvError, match=message):
+        FrameEnv(Painted(image(16, 16), space), 16, actions=wanted)
 
 
 def test_names_of_actions_come_from_the_best_source() -> None:
@@ -343,7 +405,7 @@ def test_names_of_actions_come_from_the_best_source() -> None:
         ("envs:worldmodel/Vizdoom-v0", {"colour": 1}, "unexpected keyword argument 'colour'"),
         ("envs:worldmodel/Vizdoom-v0", {"scenario": "nowhere"}, "unknown ViZDoom scenario"),
         ("CartPole-v1", {}, "no picture"),
-        ("Pendulum-v1", {}, "only Discrete"),
+        ("Pendulum-v1", {}, "no picture"),
     ],
 )
 def test_environments_that_cannot_be_made_are_named(id: str, kwargs: dict[str, Any], message: str) -> None:

@@ -57,6 +57,7 @@ class Collected:
     actions: tuple[int, ...]  # (A,) how often each was taken
     places: int  # distinct poses, or coarse pictures where the environment tells no pose
     warnings: tuple[str, ...]
+    recording: float  # of the seconds, those since the first step: without starting processes
 
     def describe(self, action_names: tuple[str, ...]) -> str:
         """Some lines for the user."""
@@ -162,6 +163,7 @@ class _Tally:
             actions=tuple(int(count) for count in self.actions),
             places=len(self.places),
             warnings=tuple(self.warnings),
+            recording=self.seconds,
         )
 
 
@@ -201,7 +203,8 @@ def env_maker(config: DictConfig) -> Callable[[], FrameSource]:
 
     Raises :class:`ConfigError` for a setting that has to be given and was not.
     """
-    if missing := sorted(OmegaConf.missing_keys(config.env)):
+    missing = sorted(OmegaConf.missing_keys(config.env))
+    if missing := [key for key in missing if key != "env.name"] or missing:  # it mostly follows from the others
         raise ConfigError(f"the environment needs {', '.join(f'{key}=…' for key in missing)}")
     settings = OmegaConf.to_container(config.env, resolve=True)
     assert isinstance(settings, dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import multiprocessing
 import time
@@ -10,7 +11,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from types import TracebackType
 
-from worldmodel.data.recorder import Order, Recording, receive, work
+from worldmodel.data.recorder import RESCUE, STOP, Order, Recording, receive, work
 from worldmodel.errors import EnvError
 
 MOST_FAILURES = 5  # recorders that may fail one after another without an episode between them
@@ -29,6 +30,8 @@ class _Recorder:
     place: int  # which of the pool's places it fills
     life: int  # how many filled that place before
     deadline: float  # time.monotonic() by which it has to show a sign of life
+    hung: bool = False  # it missed that, and was asked for what there is of its episode
+    saved: bool = False  # which it sent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,13 +82,13 @@ class RecorderPool:
             yield from self._listen(0.5, self._replace)
             now = time.monotonic()
             for recorder in [one for one in self._recorders if now > one.deadline]:
-                yield self._replace(recorder, f"silent for {self._timeout:g} s")
+                yield self._replace(recorder, self._silent()) if recorder.hung else self._rescue(recorder)
 
     def stop(self) -> Iterator[Report]:
         """Ask for what is half recorded, flagged as truncated; wait some seconds for it."""
         for recorder in self._recorders:
             try:
-                recorder.control.send_bytes(b"stop")
+                recorder.control.send_bytes(STOP)
             except OSError:
                 continue
         deadline = time.monotonic() + STOP_SECONDS
@@ -115,7 +118,8 @@ class RecorderPool:
         for recorder in [one for one in self._recorders if one.results in ready]:
             try:
                 message = recorder.results.recv()
-                recorder.deadline = time.monotonic() + self._timeout
+                if not recorder.hung:
+                    recorder.deadline = time.monotonic() + self._timeout
                 match message[0]:
                     case "steps":
                         self._stepped |= message[1] > 0
@@ -124,10 +128,13 @@ class RecorderPool:
                         recording = receive(message, recorder.results)
                         left = recorder.order.steps - len(recording.episode)
                         recorder.order = dataclasses.replace(recorder.order, steps=left)
-                        self._failures, self._stepped = 0, True
-                        yield Report(recording=recording)
+                        self._stepped = True
+                        recorder.saved = recorder.hung
+                        if recording.broken is None:  # else a simulator that always dies would never be given up on
+                            self._failures = 0
+                        yield Report(recording=recording, warning=_cut(recording))
                     case "lost":
-                        yield Report(warning=f"an episode was lost: {message[1]}")
+                        yield Report(warning=f"an episode was lost before its first step: {message[1]}")
                     case "failed" if not self._stepped:
                         raise EnvError(f"recording fails at its first step: {message[1]}")
                     case "failed":
@@ -136,7 +143,18 @@ class RecorderPool:
                         self._remove(recorder)
             except (EOFError, ConnectionResetError):
                 recorder.process.join(1)
-                yield failed(recorder, f"ended with exit code {recorder.process.exitcode}")
+                ended = f"ended with exit code {recorder.process.exitcode}"
+                yield failed(recorder, self._silent() if recorder.hung else ended)
+
+    def _silent(self) -> str:
+        return f"silent for {self._timeout:g} s"
+
+    def _rescue(self, recorder: _Recorder) -> Report:
+        """Ask one that hangs for what there is of its episode; a simulator that died may leave its client waiting."""
+        recorder.hung, recorder.deadline = True, time.monotonic() + STOP_SECONDS
+        with contextlib.suppress(OSError):
+            recorder.control.send_bytes(RESCUE)
+        return Report()
 
     def _give_up(self, recorder: _Recorder, reason: str) -> Report:
         self._remove(recorder)
@@ -150,4 +168,12 @@ class RecorderPool:
             raise EnvError(f"recording failed {self._failures} times in a row, the last time because: {reason}")
         if recorder.order.steps > 0:
             self._start(recorder.order, recorder.place, recorder.life + 1)
-        return Report(warning=f"recorder {recorder.place} was replaced, its episode is lost: {reason}")
+        lost = "" if recorder.saved else ", its episode is lost"
+        return Report(warning=f"recorder {recorder.place} was replaced{lost}: {reason}")
+
+
+def _cut(recording: Recording) -> str | None:
+    """What to tell of an episode that its environment could not play to its end."""
+    if recording.broken is None:
+        return None
+    return f"an episode was cut after {len(recording.episode):,} steps and marked truncated: {recording.broken}"

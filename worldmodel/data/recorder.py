@@ -1,7 +1,8 @@
 """A process that plays an environment and sends what it saw to the one process that writes.
 
 Messages to the writer are small tuples, ``(kind, …)``: ``steps`` (taken since the last, also the sign of life),
-``episode`` (followed by the bytes of its arrays), ``lost`` (an episode, with the reason), ``failed``, ``done``.
+``episode`` (followed by the bytes of its arrays), ``lost`` (one that broke before its first step, with the reason),
+``failed``, ``done``.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from worldmodel.errors import EnvError
 from worldmodel.types import Episode, Spec
 
 REPORT_SECONDS = 0.2
-MOST_LOST = 3  # episodes lost in a row after which a recorder gives up and is replaced
+STOP, RESCUE = b"stop", b"rescue"
+"""What a recorder is told: end this episode; or send what there is of it from beside the environment, which hangs."""
+MOST_BROKEN = 3  # episodes that broke in a row after which a recorder gives up and is replaced
 
 
 class FrameSource(Protocol):
@@ -60,42 +63,68 @@ class Recording:
 
     episode: Episode
     places: frozenset[int]
+    broken: str | None = None  # why the environment could not play it to its end
+
+
+@dataclasses.dataclass
+class Draft:
+    """An episode that is being recorded. Another thread may read it while the environment is at work."""
+
+    frames: list[np.ndarray] = dataclasses.field(default_factory=list)
+    actions: list[int] = dataclasses.field(default_factory=list)
+    rewards: list[float] = dataclasses.field(default_factory=list)
+    places: set[int] = dataclasses.field(default_factory=set)
+
+    def recording(self, terminated: bool, truncated: bool, broken: str | None = None) -> Recording | None:
+        """What there is of it; None before its first step."""
+        steps = len(self.rewards)  # which are written last
+        if not steps:
+            return None
+        episode = Episode(
+            frames=np.stack(self.frames[: steps + 1]),
+            actions=np.array(self.actions[:steps], np.int64),
+            rewards=np.array(self.rewards[:steps], np.float32),
+            terminated=terminated,
+            truncated=truncated or not terminated,
+        )
+        return Recording(episode, frozenset(self.places), broken)
 
 
 def record_episode(
-    env: FrameSource, explorer: ActionSource, rng: np.random.Generator, longest: int, tick: Callable[[], bool]
+    env: FrameSource,
+    explorer: ActionSource,
+    rng: np.random.Generator,
+    longest: int,
+    tick: Callable[[], bool],
+    draft: Draft | None = None,
 ) -> Recording | None:
-    """Play one episode of at most ``longest`` steps.
+    """Play one episode of at most ``longest`` steps, written to ``draft`` as it goes.
 
-    ``tick`` is called after every step and says whether to go on. An episode that is cut, by it or for its length,
-    is flagged as truncated; one that was cut before its first step is None. Raises what the environment raises.
+    ``tick`` is called after every step and says whether to go on. An episode that is cut, by it, for its length or by
+    an :class:`EnvError`, is flagged as truncated; one that was cut before its first step is None. Raises what else the
+    environment raises, and the :class:`EnvError` of one that did not get to a step.
     """
+    draft = Draft() if draft is None else draft
     frame, info = env.reset(seed=int(rng.integers(2**31)))
     explorer.begin(env.data_spec.action_names, np.random.default_rng(int(rng.integers(2**63))))
-    frames: list[np.ndarray] = [frame]
-    actions: list[int] = []
-    rewards: list[float] = []
-    places = {place_of(frame, info)}
+    draft.frames.append(frame)
+    draft.places.add(place_of(frame, info))
     terminated = truncated = False
     go_on = True
-    while not terminated and not truncated and go_on and len(actions) < longest:
+    while not terminated and not truncated and go_on and len(draft.rewards) < longest:
         action = explorer.act(frame)
-        frame, reward, terminated, truncated, info = env.step(action)
-        frames.append(frame)
-        actions.append(action)
-        rewards.append(reward)
-        places.add(place_of(frame, info))
+        try:
+            frame, reward, terminated, truncated, info = env.step(action)
+        except EnvError as error:  # the simulator died: what it showed until then is good
+            if not draft.rewards:
+                raise
+            return draft.recording(False, True, broken=str(error))
+        draft.frames.append(frame)
+        draft.actions.append(action)
+        draft.places.add(place_of(frame, info))
+        draft.rewards.append(reward)
         go_on = tick()
-    if not actions:
-        return None
-    episode = Episode(
-        frames=np.stack(frames),
-        actions=np.array(actions, np.int64),
-        rewards=np.array(rewards, np.float32),
-        terminated=terminated,
-        truncated=truncated or not terminated,
-    )
-    return Recording(episode, frozenset(places))
+    return draft.recording(terminated, truncated)
 
 
 def place_of(frame: np.ndarray, info: Mapping[str, Any]) -> int:
@@ -103,8 +132,10 @@ def place_of(frame: np.ndarray, info: Mapping[str, Any]) -> int:
     if "pose" in info:
         cells = np.floor_divide(np.asarray(info["pose"], np.float64), (64, 64, 30)).astype(np.int32)
     else:
-        tiles = [np.array_split(part, 4, axis=-1) for part in np.array_split(frame.mean(0), 4, axis=0)]
-        cells = np.array([[tile.mean() // 32 for tile in row] for row in tiles], np.int32)
+        sums = frame.sum(0, dtype=np.int32)
+        for axis, size in enumerate(sums.shape):  # 4 × 4 tiles, the first ones larger where they cannot be alike
+            sums = np.add.reduceat(sums, [-(-size * tile // 4) for tile in range(min(size, 4))], axis)
+        cells = sums // (32 * frame.size // sums.size)
     return zlib.crc32(cells.tobytes())
 
 
@@ -112,11 +143,11 @@ def work(order: Order, results: Connection, control: Connection) -> None:
     """Body of the process. Ends when its steps are recorded, when told to, and when the writer is gone."""
     os.setpgrp()  # Ctrl-C goes to the writer alone, which then asks for what is half recorded
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    stopped = threading.Event()
-    threading.Thread(target=_watch, args=(control, stopped), daemon=True).start()
+    desk = _Desk()
+    threading.Thread(target=_watch, args=(control, results, desk), daemon=True).start()
     try:
         results.send(("steps", 0))  # awake: from now on silence has a meaning
-        _record(order, results, stopped)
+        _record(order, results, desk)
         results.send(("done",))
     except (BrokenPipeError, ConnectionResetError):
         os._exit(1)
@@ -124,19 +155,33 @@ def work(order: Order, results: Connection, control: Connection) -> None:
         results.send(("failed", f"{type(error).__name__}: {error}" if not isinstance(error, EnvError) else str(error)))
 
 
-def _watch(control: Connection, stopped: threading.Event) -> None:
-    """Wait for the word to stop. A writer that died says it by closing the pipe; then nothing here is of use."""
+@dataclasses.dataclass
+class _Desk:
+    """What the thread that plays and the one that listens share."""
+
+    stopped: threading.Event = dataclasses.field(default_factory=threading.Event)
+    draft: Draft = dataclasses.field(default_factory=Draft)
+
+
+def _watch(control: Connection, results: Connection, desk: _Desk) -> None:
+    """Wait for the word to stop, or to save what there is of an episode whose environment does not come back.
+
+    A writer that died says it by closing the pipe; then nothing here is of use.
+    """
     try:
-        control.recv_bytes()
-    except (EOFError, OSError):
+        while control.recv_bytes() != RESCUE:
+            desk.stopped.set()
+        recording = desk.draft.recording(False, True, broken="the environment did not answer any more")
+        if recording is not None:
+            send(results, recording)
+    finally:
         os._exit(1)
-    stopped.set()
 
 
-def _record(order: Order, results: Connection, stopped: threading.Event) -> None:
+def _record(order: Order, results: Connection, desk: _Desk) -> None:
     rng = np.random.default_rng(order.seed)
     env = order.make_env()
-    left, lost = order.steps, 0
+    left, failures = order.steps, 0
     unreported, reported_at = 0, -math.inf  # the first step is told at once: it says that the environment works
 
     def tick() -> bool:
@@ -146,21 +191,26 @@ def _record(order: Order, results: Connection, stopped: threading.Event) -> None
         if now - reported_at >= REPORT_SECONDS:
             results.send(("steps", unreported))
             unreported, reported_at = 0, now
-        return not stopped.is_set()
+        return not desk.stopped.is_set()
 
     try:
-        while left > 0 and not stopped.is_set():
+        while left > 0 and not desk.stopped.is_set():
             try:
-                recording = record_episode(env, order.explorer, rng, min(order.longest, left), tick)
+                desk.draft = Draft()
+                recording = record_episode(env, order.explorer, rng, min(order.longest, left), tick, desk.draft)
+                broken = recording and recording.broken
             except EnvError as error:  # the environment says that a reset helps
-                lost, unreported = lost + 1, 0
-                if lost >= MOST_LOST:
-                    raise
-                results.send(("lost", str(error)))
-                continue
+                recording, broken = None, str(error)
+                if failures + 1 < MOST_BROKEN:
+                    results.send(("lost", broken))
+            desk.draft = Draft()
             if recording is not None:
-                left, lost, unreported = left - len(recording.episode), 0, 0
+                left -= len(recording.episode)
                 send(results, recording)
+            unreported = 0
+            failures = failures + 1 if broken else 0
+            if failures >= MOST_BROKEN and left > 0:
+                raise EnvError(broken)
     finally:
         env.close()
 
@@ -169,14 +219,14 @@ def send(results: Connection, recording: Recording) -> None:
     """Send one episode; :func:`receive` is the other end."""
     episode = recording.episode
     flags = (episode.terminated, episode.truncated)
-    results.send(("episode", episode.frames.shape, flags, recording.places))
+    results.send(("episode", episode.frames.shape, flags, recording.places, recording.broken))
     for array in (episode.frames, episode.actions, episode.rewards):
         results.send_bytes(array.reshape(-1).view(np.uint8).data)
 
 
 def receive(message: tuple[Any, ...], results: Connection) -> Recording:
     """The episode that an ``episode`` message announces. Raises EOFError when the sender died in the middle."""
-    _, shape, (terminated, truncated), places = message
+    _, shape, (terminated, truncated), places, broken = message
     frames, actions, rewards = (results.recv_bytes() for _ in range(3))
     episode = Episode(
         frames=np.frombuffer(frames, np.uint8).reshape(shape),
@@ -185,4 +235,4 @@ def receive(message: tuple[Any, ...], results: Connection) -> Recording:
         terminated=terminated,
         truncated=truncated,
     )
-    return Recording(episode, places)
+    return Recording(episode, places, broken)

@@ -1,0 +1,116 @@
+"""What recording costs beside playing: ``python -m benchmarks.collect``, or with any ``env=…``.
+
+The bare environment is stepped in this process under the actions that were just recorded; recording it the same
+number of steps, with one process and with several, is :func:`worldmodel.collect.collect` from its first step to the
+last episode on the disk. All take turns, and ratios are formed in every round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from benchmarks.run import machine, table
+from benchmarks.timing import Figure, rounds, seconds
+from worldmodel.cli import run_entry_point
+from worldmodel.collect import build, collect, env_maker
+from worldmodel.data.recorder import FrameSource
+from worldmodel.data.store import EpisodeStore
+from worldmodel.errors import ConfigError
+from worldmodel.files import replace_text
+
+DESCRIPTION = """\
+Measure what recording adds to the time of the bare environment, and what several processes gain. Figures mean something
+only where nobody else is at work: the load stands in the heading."""
+
+CPU = torch.device("cpu")
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of this command."""
+    parser.prog = "python -m benchmarks.collect"
+    parser.add_argument("--steps", type=int, default=4000, metavar="N", help="of each contender a round (%(default)s)")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes of the second (%(default)s)")
+    parser.add_argument("--repeat", type=int, default=5, metavar="N", help="rounds that count (%(default)s)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures and the machine as JSON")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    return run_entry_point(run, "benchmarks", DESCRIPTION, add_flags, argv)
+
+
+def run(args: argparse.Namespace, config: DictConfig) -> None:
+    """The command, behind the parsing."""
+    for flag, least in (("steps", 1), ("workers", 2), ("repeat", 1)):
+        if getattr(args, flag) < least:
+            raise ConfigError(f"--{flag} {getattr(args, flag)}: give at least {least}")
+    where, console = machine(CPU), Console()
+    console.print(f"{where['date']}  {where['cpu']}, {where['cores']} cores, load {where['load']:g}: {config.env.name}",
+                  highlight=False, soft_wrap=True)  # fmt: skip
+    with console.status("measuring"):
+        figures = measure(config, args.steps, args.workers, args.repeat)
+    console.print(table("collecting", figures))
+    if args.out is not None:
+        facts = {"machine": where, "env": OmegaConf.to_container(config.env), "steps": args.steps}
+        shown = [dataclasses.asdict(figure) for figure in figures]
+        replace_text(args.out, json.dumps({**facts, "figures": shown}, indent=1) + "\n")
+
+
+def measure(config: DictConfig, steps: int, workers: int, repeat: int) -> list[Figure]:
+    """Microseconds a step of each contender, and the ratios that count."""
+    make_env = env_maker(config)
+    env = make_env()
+    longest = int(config.collect.longest)
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+
+        def record(name: str, processes: int) -> float:
+            explorer = build(OmegaConf.to_container(config.explorer, resolve=True))  # type: ignore[arg-type]
+            with EpisodeStore.writer(Path(folder, name), env.data_spec) as store:
+                return collect(store, make_env, explorer, steps, processes, progress=False, longest=longest).recording
+
+        def repeat_actions(number: int) -> float:
+            store = EpisodeStore.open(Path(folder, f"one-{number}"))
+            actions = np.concatenate([store.episode(index).actions for index in range(len(store))]).tolist()
+            return seconds(lambda: play(env, actions, longest, number), CPU)
+
+        contenders: dict[str, Callable[[int], float]] = {
+            "recorded by 1 process": lambda number: record(f"one-{number}", 1),
+            "bare environment": repeat_actions,
+            f"recorded by {workers} processes": lambda number: record(f"several-{number}", workers),
+        }
+        spent = rounds(contenders, repeat)
+    env.close()
+    one, bare, several = spent.values()
+    figures = [Figure.of(name, [1e6 * time / steps for time in times], "µs/step") for name, times in spent.items()]
+    return [
+        *figures,
+        Figure.of("recorded by 1 process / bare", [a / b for a, b in zip(one, bare, strict=True)], "×"),
+        Figure.of(f"1 process / {workers} processes", [a / b for a, b in zip(one, several, strict=True)], "×"),
+    ]
+
+
+def play(env: FrameSource, actions: Sequence[int], longest: int, seed: int) -> None:
+    """Take the actions, with a new episode where one ends and after ``longest`` steps."""
+    env.reset(seed=seed)
+    left = longest
+    for action in actions:
+        *_, terminated, truncated, _ = env.step(action)
+        left -= 1
+        if terminated or truncated or not left:
+            env.reset()
+            left = longest
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""Every environment that is installed: actions, speed, pictures: ``python -m benchmarks.environments``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+
+from benchmarks.run import listed
+from worldmodel.cli import choices, compose_config, run_entry_point
+from worldmodel.collect import env_maker
+from worldmodel.errors import ConfigError, WorldModelError
+from worldmodel.media.gallery import gallery
+from worldmodel.media.write import save_png
+
+DESCRIPTION = """\
+Play every environment that is installed, or those of --only, under uniform actions in one process. Prints a line of
+Markdown for each: its name, frames, actions, and the frames a second with all that wraps it, the median of the parts of
+the play and the fastest; of those that cannot be made, why."""
+PICTURES = 8  # of an environment on the sheet
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of this command."""
+    parser.prog = "python -m benchmarks.environments"
+    parser.add_argument("--only", type=listed(choices()["env"]), metavar="A,B", help="of configs/env (default: all)")
+    parser.add_argument("--steps", type=int, default=400, metavar="N", help="of each (%(default)s)")
+    parser.add_argument("--sheet", type=Path, metavar="FILE", help="write some frames of each as one PNG")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    return run_entry_point(run, "benchmarks", DESCRIPTION, add_flags, argv)
+
+
+def run(args: argparse.Namespace, config: DictConfig) -> None:
+    """The command, behind the parsing. Overrides hold for every environment: ``env.size=48``."""
+    if args.steps < PICTURES:
+        raise ConfigError(f"--steps {args.steps}: give at least {PICTURES}")
+    console, rows = Console(), []
+    for name in args.only or choices()["env"]:
+        try:
+            line, frames = played([f"env={name}", *args.overrides], args.steps)
+        except WorldModelError as error:
+            line = f"| `{name}` | – | {error} | – |"
+        else:
+            rows.append((name, torch.from_numpy(frames)))
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if args.sheet is not None and rows:
+        size = max(frames.shape[-1] for _, frames in rows)
+        save_png(args.sheet, gallery([(name, enlarged(frames, size)) for name, frames in rows]))
+
+
+def played(overrides: Sequence[str], steps: int) -> tuple[str, np.ndarray]:
+    """A line on the environment of some settings, and frames spread over its steps, (PICTURES, C, H, W) uint8."""
+    env = env_maker(compose_config(overrides))()
+    spec = env.data_spec
+    actions = np.random.default_rng(0).integers(len(spec.action_names), size=steps)
+    env.reset(seed=0)
+    frames, rates = [], []
+    for part in np.array_split(actions, PICTURES):
+        started = time.perf_counter()
+        for action in part.tolist():
+            frame, _, terminated, truncated, _ = env.step(action)
+            if terminated or truncated:
+                env.reset()
+        rates.append(len(part) / (time.perf_counter() - started))
+        frames.append(frame)
+    env.close()
+    rate = f"{np.median(rates):,.0f} ({max(rates):,.0f})"
+    shape = "×".join(map(str, spec.frame_shape))
+    line = f"| `{overrides[0].removeprefix('env=')}` | {shape} | {', '.join(spec.action_names)} | {rate} |"
+    return line, np.stack(frames)
+
+
+def enlarged(frames: torch.Tensor, size: int) -> torch.Tensor:
+    """Frames of one size on the sheet: black around those that are smaller."""
+    canvas = frames.new_zeros(len(frames), 3, size, size)
+    canvas[..., : frames.shape[-2], : frames.shape[-1]] = frames.expand(-1, 3, -1, -1)
+    return canvas
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""Atari 2600 games by the field's protocol, directly on ALE.
+
+As Machado et al. (2018, arXiv:1709.06009) and gymnasium's AtariPreprocessing have it: an action is held for
+``frame_skip`` frames, a picture is the maximum of the last two (sprites flicker), an episode starts after up to
+``noops`` frames of doing nothing. The 100k benchmark is this without sticky actions, for 100,000 steps.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ale_py
+import gymnasium
+import numpy as np
+from ale_py import roms
+
+from worldmodel.errors import EnvError
+
+LIFE_LOSS = ("info", "end")
+FRAMES_PER_SECOND = 60
+
+
+class AtariEnv(gymnasium.Env[np.ndarray, Any]):
+    """One game. Observations are (210, 160, 3) uint8, or (210, 160) in gray; actions are Discrete, called as ALE does.
+
+    ``info["lives"]`` are those left, ``info["life_lost"]`` whether the step cost one. With ``life_loss="end"`` that
+    step is terminal, although the game goes on: the next :meth:`reset` then does nothing for one step, whatever its
+    seed, and only after the last life begins a new game (as in OpenAI's baselines, and IRIS's training; gymnasium's
+    AtariPreprocessing resets the game instead). ``options={"new_game": True}`` begins one at any time.
+
+    Raises :class:`EnvError` for an unknown game and for settings out of their range.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012 (gymnasium's own declaration)
+
+    def __init__(
+        self,
+        game: str,  # ALE's name of it: pong, ms_pacman
+        frame_skip: int = 4,
+        sticky: float = 0.0,  # chance that a frame repeats the action before: 0.25 is Machado et al.'s, 0 the 100k's
+        noops: int = 30,  # most frames of doing nothing at the start of a game; 0: none
+        life_loss: str = "info",  # or end: a lost life ends the episode, the game goes on in the next
+        full_action_space: bool = False,  # all 18 actions instead of those that the game uses
+        gray: bool = False,
+        max_frames: int = 108_000,  # frames, 30 minutes, after which an episode is truncated
+        render_mode: str | None = None,
+    ):
+        if game not in (known := sorted(roms.get_all_rom_ids())):
+            raise EnvError(f"unknown Atari game {game!r}; ALE has {', '.join(known)}")
+        if frame_skip < 1 or not 0 <= sticky < 1 or noops < 0 or max_frames < 1 or life_loss not in LIFE_LOSS:
+            raise EnvError(
+                f"frame_skip={frame_skip}, sticky={sticky}, noops={noops}, max_frames={max_frames}, "
+                f"life_loss={life_loss}: frame_skip and max_frames must be at least 1, noops at least 0, sticky at "
+                f"least 0 and below 1, life_loss one of {', '.join(LIFE_LOSS)}"
+            )
+        ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+        self._ale = ale_py.ALEInterface()
+        self._ale.setFloat("repeat_action_probability", sticky)
+        self._ale.setInt("max_num_frames_per_episode", max_frames)
+        self._rom = str(roms.get_rom_path(game))
+        self._ale.loadROM(self._rom)
+        self._actions = self._ale.getLegalActionSet() if full_action_space else self._ale.getMinimalActionSet()
+        self.frame_skip, self.noops, self.life_loss, self.gray = frame_skip, noops, life_loss, gray
+        self.render_mode = render_mode
+        self._lives = 0
+        self._screen = np.zeros((*self._ale.getScreenDims(), *([] if gray else [3])), np.uint8)
+        self.metadata = {
+            **type(self).metadata,
+            "render_fps": FRAMES_PER_SECOND / frame_skip,
+            "action_names": tuple(action.name.lower() for action in self._actions),
+        }
+        self.observation_space = gymnasium.spaces.Box(0, 255, self._screen.shape, np.uint8)
+        self.action_space = gymnasium.spaces.Discrete(len(self._actions))
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begin an episode: a new game, or after a life that was lost the same one."""
+        super().reset(seed=seed)
+        new = self.life_loss == "info" or self._lives == 0 or bool((options or {}).get("new_game"))
+        if not new:
+            self._play(ale_py.Action.NOOP, self.frame_skip)
+        if new or self._ale.game_over():
+            self._begin(reseed=seed is not None)
+        self._lives = self._ale.lives()
+        return self._screen.copy(), self._info(False)
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Hold one action for ``frame_skip`` frames, or until the game is over. The reward is the game's own score."""
+        reward = self._play(self._actions[int(action)], self.frame_skip)
+        over, truncated = self._ale.game_over(with_truncation=False), self._ale.game_truncated()
+        lost = self._ale.lives() < self._lives
+        self._lives = 0 if over or truncated else self._ale.lives()
+        terminated = over or (lost and self.life_loss == "end")
+        return self._screen.copy(), reward, terminated, truncated and not terminated, self._info(lost)
+
+    def render(self) -> np.ndarray | None:  # type: ignore[override]
+        """The last frame in colour, (210, 160, 3) uint8."""
+        return self._ale.getScreenRGB() if self.render_mode == "rgb_array" else None
+
+    def _begin(self, reseed: bool) -> None:
+        if reseed:
+            self._ale.setInt("random_seed", int(self.np_random.integers(2**31)))
+            self._ale.loadROM(self._rom)  # which is when ALE reads its seed
+        self._ale.reset_game()
+        self._grab(self._screen)
+        if self.noops:
+            self._play(ale_py.Action.NOOP, int(self.np_random.integers(1, self.noops + 1)))
+            if self._ale.game_over():  # of a game that does not wait so long
+                self._ale.reset_game()
+                self._grab(self._screen)
+
+    def _play(self, action: ale_py.Action, frames: int) -> float:
+        """Hold an action; the picture is then the maximum of the last two frames."""
+        reward, before = 0.0, None
+        for left in reversed(range(frames)):
+            reward += self._ale.act(action)
+            if left == 1:
+                before = self._grab(np.empty_like(self._screen))
+            if self._ale.game_over():
+                break
+        self._grab(self._screen)
+        if before is not None:
+            np.maximum(self._screen, before, out=self._screen)
+        return reward
+
+    def _grab(self, screen: np.ndarray) -> np.ndarray:
+        (self._ale.getScreenGrayscale if self.gray else self._ale.getScreenRGB)(screen)
+        return screen
+
+    def _info(self, life_lost: bool) -> dict[str, Any]:
+        return {"lives": self._ale.lives(), "life_lost": life_lost, "frame": self._ale.getEpisodeFrameNumber()}

@@ -1,0 +1,78 @@
+"""Crafter (Hafner 2021, arXiv:2109.06780): survival in a world of tiles, seen from above."""
+
+from __future__ import annotations
+
+import collections
+from typing import Any
+
+import crafter
+import gymnasium
+import numpy as np
+from crafter.constants import actions as ACTIONS
+
+from worldmodel.errors import EnvError
+
+SMALLEST = 18
+"""Pixels; below, a tile of the inventory has none."""
+
+
+class _InOrder(dict[Any, None]):
+    """A set that remembers the order in which things came."""
+
+    def add(self, item: Any) -> None:
+        self[item] = None
+
+    def remove(self, item: Any) -> None:
+        del self[item]
+
+
+class _World(crafter.engine.World):
+    """Crafter's creatures lie in sets, whose order follows addresses in memory; here a seed decides alone."""
+
+    def reset(self, seed: int | None = None) -> None:
+        super().reset(seed)
+        self._chunks: dict[Any, _InOrder] = collections.defaultdict(_InOrder)
+
+
+class CrafterEnv(gymnasium.Env[np.ndarray, Any]):
+    """Crafter behind gymnasium's interface. Observations are (size, size, 3) uint8 with the inventory at the foot.
+
+    Death is terminal, the end of ``length`` steps a truncation, which Crafter itself does not tell apart. The same
+    seed and actions give the same frames, which in Crafter itself they do not. Raises :class:`EnvError` for a size or
+    a length that is too small.
+    """
+
+    metadata: dict[str, Any] = {  # noqa: RUF012 (gymnasium's own declaration)
+        "render_modes": ["rgb_array"],
+        "render_fps": 10,
+        "action_names": tuple(ACTIONS),
+    }
+
+    def __init__(self, size: int = 64, length: int = 10_000, reward: bool = True, render_mode: str | None = None):
+        if size < SMALLEST or length < 1:
+            raise EnvError(f"size={size}, length={length}: Crafter needs {SMALLEST} pixels or more, and 1 step")
+        self.render_mode = render_mode
+        self.length = length
+        self._game = crafter.Env(size=(size, size), length=None, reward=reward, seed=0)
+        self._game._world.__class__ = _World  # its views hold on to the world that they were made with
+        self.observation_space = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
+        self.action_space = gymnasium.spaces.Discrete(len(ACTIONS))
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begin an episode in a new world."""
+        super().reset(seed=seed)
+        self._game._seed = int(self.np_random.integers(2**31))  # hashed with the number of the episode
+        self._game._episode = self._steps = 0
+        return self._game.reset(), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """One action; ``info`` is Crafter's, with inventory and achievements."""
+        frame, reward, dead, info = self._game.step(int(action))
+        self._steps += 1
+        return frame, float(reward), bool(dead), not dead and self._steps >= self.length, info
+
+    def render(self) -> np.ndarray | None:  # type: ignore[override]
+        """The picture at 512×512, (H, W, 3) uint8."""
+        return self._game.render(np.array([512, 512])) if self.render_mode == "rgb_array" else None

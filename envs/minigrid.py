@@ -1,0 +1,32 @@
+"""MiniGrid in pictures: the whole grid from above, or what the agent sees of it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import gymnasium
+import minigrid  # noqa: F401 (registers the environments)
+from minigrid.minigrid_env import MiniGridEnv
+from minigrid.wrappers import ImgObsWrapper, RGBImgObsWrapper, RGBImgPartialObsWrapper
+
+from worldmodel.errors import EnvError
+
+VIEWS = {"full": RGBImgObsWrapper, "agent": RGBImgPartialObsWrapper}
+
+
+def make(task: str, view: str = "agent", size: int = 64, **settings: Any) -> gymnasium.Env[Any, Any]:
+    """An environment of MiniGrid or BabyAI by its own id; observations are (H, W, 3) uint8, at least ``size`` wide.
+
+    ``view``: ``full``, all of the grid, or ``agent``, the tiles (7×7 unless ``agent_view_size`` says otherwise) in
+    front of the agent, who looks up. Tiles are drawn as small as the size allows, so that none is enlarged: of a size
+    that is a multiple of the number of tiles each stays a sharp square. Further settings are the environment's own.
+    """
+    if view not in VIEWS:
+        raise EnvError(f"unknown view {view!r} of MiniGrid; choose {', '.join(VIEWS)}")
+    env = gymnasium.make(task, disable_env_checker=True, **settings)
+    grid = env.unwrapped
+    if not isinstance(grid, MiniGridEnv):
+        raise EnvError(f"{task} is no environment of MiniGrid; env=gym takes others")
+    tiles = grid.agent_view_size if view == "agent" else min(grid.width, grid.height)
+    return ImgObsWrapper(VIEWS[view](env, tile_size=max(4, math.ceil(size / tiles))))
