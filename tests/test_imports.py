@@ -45,6 +45,8 @@ RESERVED = {
             "worldmodel/cli.py",
             "worldmodel/run.py",
             "worldmodel/resume.py",
+            "agents/run.py",
+            "agents/train.py",
             *(f"worldmodel/{e}.py" for e in ENTRY_POINTS),
         )
         for name in SETTINGS
