@@ -71,6 +71,11 @@ class Mind:
     def device(self) -> torch.device:
         return self.world.device
 
+    @property
+    def stochastic(self) -> bool:
+        """Whether the same actions may be imagined to lead elsewhere the next time."""
+        return self.sampler.temperature > 0
+
     def begin(self) -> Belief:
         """Before anything was seen, a batch of one."""
         return Belief(self.world.prior.begin(1), () if self.actor is None else self.actor.begin(1))

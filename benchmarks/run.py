@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 import worldmodel
-from benchmarks import imagine, store, tokenizer, training
+from benchmarks import imagine, planning, store, tokenizer, training
 from benchmarks.subject import Subject, open_subject
 from benchmarks.timing import Figure, Plan
 from worldmodel.cli import run_entry_point
@@ -37,6 +37,7 @@ MEASURES: dict[str, Callable[[Subject, Plan], list[Figure]]] = {
     "store": store.measure,  # first: what the others read and keep mapped cannot be forgotten for a cold read
     "tokenizer": tokenizer.measure,
     "imagination": imagine.measure,
+    "planning": planning.measure,
     "training": training.measure,
 }
 
