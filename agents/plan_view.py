@@ -47,11 +47,11 @@ def foresight_strips(
     """The frames of an episode, and beside each what had been imagined for that moment 1, 4, … steps before.
 
     A plan is of the actions that the agent meant to take then; where it took others, the frames show what these would
-    have come to. Grey: nothing was imagined so far ahead.
+    have come to. Grey: nothing was imagined so far ahead. How many steps no plan reaches is left out.
     """
     actions = (None, *media.action_names(episode.actions, names))
     strips = [media.Strip(episode.frames, "came", actions)]
-    for lag in lags:
+    for lag in (lag for lag in lags if any(plan is not None and len(plan) >= lag for plan in plans)):
         frames = np.full_like(episode.frames, NOTHING)
         meant: list[str | None] = [None] * len(frames)
         for step, plan in enumerate(plans[: len(episode) - lag + 1]):

@@ -21,7 +21,6 @@ def planners() -> dict[str, Planner]:
     """Without an actor: an untrained run has none."""
     return {
         "cross-entropy, 4 rounds": MPCAgent("", CANDIDATES, HORIZON, iterations=4),
-        "cross-entropy, 1 round": MPCAgent("", CANDIDATES, HORIZON, iterations=1),
         "tree search, 128 simulations": MCTSAgent("", simulations=128),
     }
 

@@ -50,7 +50,7 @@ def test_a_plan_stands_beside_what_came() -> None:
 
 
 def test_an_episode_stands_beside_what_was_foreseen() -> None:
-    came, one, four = foresight_strips(EPISODE, PLANS, NAMES, lags=(1, 4))
+    came, one, four = foresight_strips(EPISODE, PLANS, NAMES, lags=(1, 4, 8))
     assert levels(came.frames) == list(range(7)) and came.actions == (None, *(NAMES[t % 3] for t in range(6)))
     assert levels(one.frames) == [NOTHING, 101, 102, NOTHING, 104, 105, 106]
     assert one.actions == (None, "stay", "left", None, "stay", "left", "right")
