@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 import worldmodel
-from benchmarks import environment, imagine, store, tokenizer, training
+from benchmarks import environment, imagine, planning, store, tokenizer, training
 from benchmarks.subject import Subject, open_subject
 from benchmarks.timing import Figure, Plan
 from worldmodel.cli import run_entry_point
@@ -38,6 +38,7 @@ MEASURES: dict[str, Callable[[Subject, Plan], list[Figure]]] = {
     "tokenizer": tokenizer.measure,
     "imagination": imagine.measure,
     "environment": environment.measure,
+    "planning": planning.measure,
     "training": training.measure,
 }
 

@@ -57,6 +57,8 @@ def test_every_figure_is_there(data: Path, tmp_path: Path, capsys: pytest.Captur
             for precision in ("fp32", "bf16"):
                 found = {f["what"] for f in figures[name] if f["batch"] == batch and f["precision"] == precision}
                 assert found == wanted, (name, batch, precision)
+    planned = {(f["what"].split(",")[0], f["precision"], f["unit"]) for f in figures["planning"]}
+    assert planned == {(what, p, "s") for what in ("cross-entropy", "tree search") for p in ("fp32", "bf16")}
     trained = {(f["what"], f["precision"]) for f in figures["training"]}
     stages = ("tokenizer, frames", "prior, predicted frames")
     assert trained == {(stage, precision) for stage in stages for precision in ("fp32", "bf16")}

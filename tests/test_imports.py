@@ -48,6 +48,8 @@ RESERVED = {
             "worldmodel/cli.py",
             "worldmodel/run.py",
             "worldmodel/resume.py",
+            "agents/run.py",
+            "agents/train.py",
             *(f"worldmodel/{e}.py" for e in ENTRY_POINTS),
             *(f"agents/{e}.py" for e in ("train", "evaluate", "choice", "run", "loop", "sb3", "sb3_training")),
         )

@@ -7,7 +7,7 @@ from worldmodel.priors.head import TransformerHead
 from worldmodel.priors.pixelcnn import PixelCNNHead
 from worldmodel.priors.pixels import PixelCNNLikelihood
 from worldmodel.priors.prior import Prior
-from worldmodel.priors.rows import replace_rows, select_rows
+from worldmodel.priors.rows import join_rows, replace_rows, select_rows
 from worldmodel.priors.sampling import Ancestral, Predictive, Randomness, Sampler, make_sampler
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Sampler",
     "Step",
     "Trunk",
+    "join_rows",
     "make_sampler",
     "replace_rows",
     "select_rows",

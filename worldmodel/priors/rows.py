@@ -6,22 +6,28 @@ and what the trunks keep in it). Nothing is changed in place: a state that was r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 Tree = TypeVar("Tree")
 
 
-def select_rows(state: Tree, rows: Tensor) -> Tree:
-    """The state of the rows (n,) int64 of a batch, in that order."""
+def select_rows(state: Tree, rows: Tensor | slice) -> Tree:
+    """The state of the rows (n,) int64 of a batch, in that order; of a slice, which copies nothing."""
     return _map(lambda tensor: tensor[rows], state)
 
 
 def replace_rows(state: Tree, rows: Tensor, other: Tree) -> Tree:
     """The state with its rows (n,) int64 replaced by those of a state of n rows; no row stands in ``rows`` twice."""
     return _map(lambda tensor, new: tensor.index_copy(0, rows, new), state, other)
+
+
+def join_rows(states: Sequence[Tree]) -> Tree:
+    """The state of all rows of several states, one behind the other."""
+    return _map(lambda *tensors: torch.cat(tensors), *states)
 
 
 def _map(function: Callable[..., Tensor], *trees: Tree) -> Tree:

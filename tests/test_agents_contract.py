@@ -1,0 +1,111 @@
+"""What every agent keeps to, whichever YAML names it: on a run with tiny, untrained weights."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra.utils import get_class, instantiate
+from tiny import SMALL_PRIOR, SMALL_TOKENIZER, SPEC, frames
+
+import configs
+from agents.base import Agent
+from agents.run import AGENT, build_actor, load_actor, save_network
+from worldmodel.cli import compose_config
+from worldmodel.errors import RunError
+from worldmodel.run import PRIOR, TOKENIZER, build_prior, build_tokenizer, new_run, save_weights
+from worldmodel.tokenizers import require_codes
+
+ELSEWHERE = {"sb3_ppo"}  # plays by a zip of its library's: tests/test_sb3.py
+NAMES = sorted({path.stem for path in (Path(configs.__file__).parent / "agent").glob("*.yaml")} - ELSEWHERE)
+SMALL = {
+    "mpc": ("agent.candidates=8", "agent.horizon=3", "agent.iterations=2", "agent.elites=2"),
+    "mcts": ("agent.simulations=12", "agent.parallel=4"),
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As training leaves it: a world, and an actor that learnt in it."""
+    small = [f"agent.learner.network.{value}" for value in ("width=16", "layers=1", "reader.channels=8")]
+    runs = tmp_path_factory.mktemp("agents")
+    config = compose_config(
+        ["agent=actor_critic", *SMALL_TOKENIZER, *SMALL_PRIOR, "tokenizer.codes=16", "prior.trunk.blocks=1", *small,
+         f"data={runs / 'data'}", f"runs={runs}", "run=tiny"]
+    )  # fmt: skip
+    torch.manual_seed(0)
+    tokenizer = require_codes(build_tokenizer(config, SPEC))
+    folder = new_run(config, SPEC)
+    save_weights(folder / TOKENIZER, tokenizer.state_dict())
+    save_weights(folder / PRIOR, build_prior(config, SPEC, tokenizer).state_dict())
+    network = config.agent.learner.network
+    save_network(folder, network)
+    save_weights(folder / AGENT, build_actor(network, tokenizer, len(SPEC.action_names)).state_dict())
+    assert load_actor(folder)[1].actions == 3
+    return folder
+
+
+def made(name: str, run: Path) -> Agent:
+    """The agent of a YAML with what its constructor takes; the rest is for training."""
+    node = compose_config([f"agent={name}", *SMALL.get(name, ())]).agent
+    taken = inspect.signature(get_class(node._target_)).parameters
+    if "run" in taken:
+        node.run = str(run)
+    settings = {key: node[key] for key in node if key in taken}
+    try:
+        return instantiate({"_target_": node._target_, **settings})
+    except ImportError as error:
+        pytest.skip(f"{name} needs {error.name}")
+
+
+def episode(agent: Agent, seed: int, steps: int = 5) -> list[int]:
+    agent.begin(SPEC.action_names, np.random.default_rng(seed))
+    return [agent.act(frame) for frame in frames(steps).numpy()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_agent_keeps_the_contract(name: str, run: Path) -> None:
+    agent = made(name, run)
+    twin = pickle.loads(pickle.dumps(agent))
+    actions = episode(agent, 0)
+    assert all(type(action) is int and 0 <= action < 3 for action in actions)
+    torch.rand(3)
+    assert episode(twin, 0) == actions  # in another process
+    assert episode(agent, 0) == actions  # in another episode
+    others = [episode(agent, seed) for seed in range(1, 4)]
+    assert any(other != actions for other in others)  # chance comes from what begin is given
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_plan_of_an_agent_begins_with_its_action(name: str, run: Path) -> None:
+    agent = made(name, run)
+    agent.begin(SPEC.action_names, np.random.default_rng(0))
+    plans = 0
+    for frame in frames(4).numpy():
+        action, plan = agent.act(frame), agent.plan
+        if plan is None:
+            continue
+        plans += 1
+        length = len(plan)
+        assert plan.actions[0] == action and plan.actions.shape == plan.rewards.shape == plan.ends.shape == (length,)
+        assert plan.grids.shape == (length, 4, 4) and np.isfinite(plan.value)
+        assert plan.frames.shape == (length, *SPEC.frame_shape) and plan.frames.dtype == np.uint8
+    assert plans == (4 if name in SMALL else 0)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name in SMALL])
+def test_planners_plan_without_an_actor_too(name: str, run: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    for file in run.iterdir():
+        if file.is_file() and not file.name.startswith("agent"):
+            (alone / file.name).write_bytes(file.read_bytes())
+    agent = made(name, alone)
+    assert len(episode(agent, 0, 3)) == 3
+    agent = made(name, tmp_path / "nowhere")
+    with pytest.raises(RunError, match="there is no run at"):
+        agent.begin(SPEC.action_names, np.random.default_rng(0))
