@@ -44,7 +44,7 @@ def made(name: str) -> tuple[Callable[[], FrameEnv], FrameEnv]:
     except ConfigError as error:
         pytest.skip(str(error))
     except EnvError as error:
-        if not re.search("not installed|OpenGL", str(error)):
+        if not re.search("not installed|on no package index|OpenGL", str(error)):
             raise
         pytest.skip(str(error))
 

@@ -25,7 +25,9 @@ from worldmodel.run import load_autoencoder, load_prior
 from worldmodel.types import to_float
 
 SOUND = {"codec", "jukebox", "timit-phonemes", "vctk", "vctk-spectra"}  # tests/test_speech.py and those beside it
-EXPERIMENTS = sorted({path.stem for path in (Path(configs.__file__).parent / "experiment").glob("*.yaml")} - SOUND)
+VIDEO = {"atari100k", "dmlab-video"}  # whose frames follow one another
+KNOWN = {path.stem for path in (Path(configs.__file__).parent / "experiment").glob("*.yaml")}
+EXPERIMENTS = sorted(KNOWN - SOUND - VIDEO)
 STAGES = ("tokenizer", "second", "prior")
 QUICK = [f"training.{stage}.{name}" for stage in STAGES for name in ("steps=2", "batch=2", "evaluate_batches=1")]
 HEAD = ["prior.head.width=8", "prior.head.layers=2", "prior.trunk.width=8"]
@@ -97,6 +99,18 @@ def test_every_experiment_goes_from_files_to_pictures(name: str, tmp_path: Path,
     assert Path(path).read_bytes() == first  # the same seed, the same picture
 
 
+def test_deepmind_lab_is_dreamt_from_six_frames(tmp_path: Path, say: Callable[..., str]) -> None:
+    experiment = "experiment=dmlab-video"
+    small = [*QUICK, "tokenizer.codes=8", "tokenizer.widths=[8,8]", "tokenizer.blocks=1", "prior.trunk.width=8"]
+    say(collect, experiment, write_source("dmlab", tmp_path))
+    assert "run dmlab-video-1" in say(
+        train, experiment, *small, "prior.trunk.blocks=1", "prior.head.width=8", "device=cpu"
+    )
+    told = say(dream, experiment, "--actions", "noop*2", "--output", "dream.png")
+    assert "dreamt    2 frames" in told and "frames 0 to 5 seen" in told
+    assert np.asarray(Image.open(tmp_path / "dream.png")).std() > 0
+
+
 def test_bits_are_those_of_every_held_out_image(tmp_path: Path, say: Callable[..., str]) -> None:
     """The table's figures, computed again from the models themselves, image by image."""
     say(collect, "source=cifar10", write_source("cifar10", tmp_path))
@@ -152,7 +166,7 @@ def test_bad_requests_are_told_in_one_line(tmp_path: Path, say: Callable[..., st
         (["--horizon", "3"], "--horizon goes with time"),
         (["--output", "x.mp4"], "must end in .png"),
         (["experiment=cifar10-vae"], "there is no run of cifar10-vae"),
-        (["experiment=mnist"], "there is no experiment 'mnist'; choose cifar10"),
+        (["experiment=mnist"], "there is no experiment 'mnist'; choose atari100k, cifar10"),
     ):
         error = say(dream, *argv, code=2)
         assert told in error and len(error.splitlines()) == 1, error
