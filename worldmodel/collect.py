@@ -57,7 +57,7 @@ class Collected:
     actions: tuple[int, ...]  # (A,) how often each was taken
     places: int  # distinct poses, or coarse pictures where the environment tells no pose
     warnings: tuple[str, ...]
-    recording: float  # of the seconds, those since the first step: without starting processes
+    recording: float  # of the seconds, those from the first step to the last episode: without starting and ending
 
     def describe(self, action_names: tuple[str, ...]) -> str:
         """Some lines for the user."""
@@ -126,6 +126,7 @@ class _Tally:
         self.warnings: list[str] = []
         self.start = time.monotonic()
         self.first: float | None = None  # when the first step was heard of: starting processes is not recording
+        self.last = self.start  # when the last episode was written: nor is ending them
 
     @property
     def seconds(self) -> float:
@@ -145,6 +146,7 @@ class _Tally:
         if report.recording:
             episode = report.recording.episode
             self.store.append(episode)
+            self.last = time.monotonic()
             self.under_way = max(0, self.under_way - len(episode))
             self.steps += len(episode)
             self.episodes += 1
@@ -163,7 +165,7 @@ class _Tally:
             actions=tuple(int(count) for count in self.actions),
             places=len(self.places),
             warnings=tuple(self.warnings),
-            recording=self.seconds,
+            recording=self.last - (self.first or self.last),
         )
 
 

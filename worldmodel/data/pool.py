@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from worldmodel.errors import EnvError
 
 MOST_FAILURES = 5  # recorders that may fail one after another without an episode between them
 STOP_SECONDS = 5.0
+PIPE_BYTES = 2**20  # the most that Linux grants to everyone
 START_SECONDS = 120.0  # to start an interpreter on a busy machine
 
 
@@ -98,6 +100,9 @@ class RecorderPool:
     def _start(self, order: Order, place: int, life: int) -> None:
         results, their_results = self._spawn.Pipe(duplex=False)
         their_control, control = self._spawn.Pipe(duplex=False)
+        if hasattr(fcntl, "F_SETPIPE_SZ"):  # on Linux: fewer changes of turn while an episode comes
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(results.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         order_now = dataclasses.replace(order, seed=(*order.seed, life))
         process = self._spawn.Process(target=work, args=(order_now, their_results, their_control), daemon=True)
         process.start()

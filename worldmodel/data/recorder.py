@@ -221,18 +221,33 @@ def send(results: Connection, recording: Recording) -> None:
     flags = (episode.terminated, episode.truncated)
     results.send(("episode", episode.frames.shape, flags, recording.places, recording.broken))
     for array in (episode.frames, episode.actions, episode.rewards):
-        results.send_bytes(array.reshape(-1).view(np.uint8).data)
+        _write(results.fileno(), array.reshape(-1).view(np.uint8).data)
 
 
 def receive(message: tuple[Any, ...], results: Connection) -> Recording:
     """The episode that an ``episode`` message announces. Raises EOFError when the sender died in the middle."""
     _, shape, (terminated, truncated), places, broken = message
-    frames, actions, rewards = (results.recv_bytes() for _ in range(3))
+    steps = shape[0] - 1
     episode = Episode(
-        frames=np.frombuffer(frames, np.uint8).reshape(shape),
-        actions=np.frombuffer(actions, np.int64),
-        rewards=np.frombuffer(rewards, np.float32),
+        frames=np.empty(shape, np.uint8),
+        actions=np.empty(steps, np.int64),
+        rewards=np.empty(steps, np.float32),
         terminated=terminated,
         truncated=truncated,
     )
+    for array in (episode.frames, episode.actions, episode.rewards):
+        _read(results.fileno(), array.reshape(-1).view(np.uint8).data)
     return Recording(episode, places, broken)
+
+
+# Connection.send_bytes and recv_bytes would copy the frames thrice and allocate all of them for every part that comes.
+def _write(pipe: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(pipe, data) :]
+
+
+def _read(pipe: int, data: memoryview) -> None:
+    while data:
+        if not (count := os.readv(pipe, [data])):
+            raise EOFError
+        data = data[count:]
