@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from processes import engines
 
 from agents.explorers import StickyExplorer, UniformExplorer
 from envs import make_frames
@@ -196,24 +195,41 @@ def test_places_are_poses_or_coarse_pictures() -> None:
     assert place_of(frame, {}) == place_of(frame + 3, {}) != place_of(brighter, {})
 
 
+DYING = """
+import os, signal
+import gymnasium
+from envs.vizdoom import VizdoomEnv
+from processes import engines
+
+class Dying(VizdoomEnv):
+    steps = 0
+
+    def step(self, action):
+        Dying.steps += 1
+        if Dying.steps == 250:  # between two steps: in the middle of one it may keep a lock, for which its client waits
+            (engine,) = engines(os.getpid())
+            os.kill(engine, signal.SIGKILL)
+        return super().step(action)
+
+gymnasium.register("Dying-v0", Dying)
+"""
+
+
 def test_a_simulator_that_is_killed_costs_the_rest_of_one_episode(tmp_path: Path) -> None:
     """Through the command: ViZDoom's process dies in the middle of an episode, and recording goes on."""
-    data = tmp_path / "data"
-    # Killed at an unlucky moment, the engine keeps a lock, and its client waits: then the half episode is rescued.
-    process = start_command(
-        data, "collect.steps=4000", "collect.workers=1", "collect.longest=400", "collect.timeout=10"
-    )
-    wait_for_episodes(data, 1)
-    (engine,) = (each for recorder in processes_in(tmp_path) for each in engines(int(recorder)))
-    os.kill(engine, signal.SIGKILL)
-    out, errors = process.communicate(timeout=120)
+    (tmp_path / "dying.py").write_text(DYING)
+    data, tests = tmp_path / "data", Path(__file__).parent
+    gym = ("env=gym", "env.id=dying:Dying-v0", "+env.kwargs.size=32")
+    more = ("collect.steps=600", "collect.workers=1", "collect.longest=200")
+    process = start_command(data, *gym, *more, path_to=(tmp_path, tests))
+    out, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
-    told = re.findall(r"was cut after (\d+) steps and marked truncated: (?:ViZDoom's engine died|the env)", errors)
-    assert len(told) == 1 and "recorded  4,000 steps" in out, errors
+    told = re.findall(r"was cut after (\d+) steps and marked truncated: ViZDoom's engine died", errors)
+    assert told and "recorded  600 steps" in out, errors
     store = EpisodeStore.open(data)
-    assert store.steps == 4000 and store.verify() == []
-    cut = [entry.length for entry in store.entries if entry.truncated and entry.length < 400]
-    assert int(told[0]) in cut
+    assert store.steps == 600 and store.verify() == []
+    assert store.lengths.tolist() == [200, int(told[0]), 200, 200 - int(told[0])] and int(told[0]) in (49, 50)
+    assert all(entry.truncated and not entry.terminated for entry in store.entries)
 
 
 def test_vizdoom_is_recorded_as_it_is_played(tmp_path: Path) -> None:
@@ -235,9 +251,9 @@ def test_vizdoom_is_recorded_as_it_is_played(tmp_path: Path) -> None:
     env.close()
 
 
-def start_command(path: Path, *more: str) -> subprocess.Popen[str]:
+def start_command(path: Path, *more: str, path_to: tuple[Path, ...] = ()) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "worldmodel.collect", f"data={path}", "env.size=32", *more]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, *path_to)))}
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=path.parent, env=environment
     )
