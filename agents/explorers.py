@@ -75,7 +75,10 @@ class StickyExplorer(Agent):
         odds = np.array([self.weights.get(name, self.default_weight) for name in names], np.float64)
         if odds.sum() <= 0:
             raise ConfigError(f"no action of {', '.join(action_names)} has a weight above 0")
+        self._possible = np.flatnonzero(odds).tolist()
         self._odds = odds / odds.sum()
+        self._bounds = np.cumsum(self._odds)  # as Generator.choice draws, which checks the odds every time
+        self._bounds /= self._bounds[-1]
         self._run = [self.runs.get(name, self.default_run) for name in names]
         self._walk = names.index(self.walk) if self.walk in names else None
         self._turns = [names.index(name) for name in self.turns if name in names]
@@ -110,9 +113,9 @@ class StickyExplorer(Agent):
             self._single = int(self._rng.integers(self.spell[0], self.spell[1] + 1))
         if self._single:
             self._single -= 1
-            self._begin_run(int(self._rng.choice(np.flatnonzero(self._odds))), (1, 1))
+            self._begin_run(self._possible[self._rng.integers(len(self._possible))], (1, 1))
         else:
-            action = int(self._rng.choice(len(self._odds), p=self._odds))
+            action = int(self._bounds.searchsorted(self._rng.random(), side="right"))
             self._begin_run(action, self._run[action])
 
     def _begin_run(self, action: int, run: Sequence[int]) -> None:
@@ -132,8 +135,10 @@ class StickyExplorer(Agent):
             return False
         height, width = (size - size % 8 for size in frame.shape[-2:])
         rows = frame[..., :height, :width].reshape(len(frame), height // 8, 8, width).sum(2, dtype=np.uint16)
-        patches = rows.reshape(len(frame), -1, 8).sum(2, dtype=np.uint32) / 64  # in two passes, along the memory
-        return bool(patches.std(1).max() < self.plain)
+        sums = rows.reshape(len(frame), -1, 8).sum(2, dtype=np.int64)  # in two passes, along the memory
+        count = sums.shape[1]
+        spread = count * (sums * sums).sum(1) - sums.sum(1) ** 2  # the variance of the means, times (64 count)²
+        return int(spread.max()) < (64 * count * self.plain) ** 2
 
 
 def _checked(name: str, run: Sequence[int]) -> tuple[int, int]:
