@@ -60,7 +60,7 @@ def contenders(problem: Problem, vectors: Tensor) -> dict[str, nn.Module]:
         from vector_quantize_pytorch import VectorQuantize
     except ImportError as error:
         raise ConfigError(
-            f"{THEIRS} cannot be imported ({error}); install it with pip install 'worldmodel[benchmarks]'"
+            f"{THEIRS} cannot be imported ({error}); install it with pip install -e '.[benchmarks]'"
         ) from None
     # Its defaults, but for the gradient: straight through, as in the paper, and not by rotation. It restarts no codes.
     theirs = VectorQuantize(

@@ -17,7 +17,7 @@ from vizdoom import GameVariable, ScreenFormat, ScreenResolution
 
 from envs import engine
 from envs.buttons import presses
-from envs.wrappers import resize
+from worldmodel.data.pictures import resize
 from worldmodel.errors import EnvError
 
 _POSE = (GameVariable.POSITION_X, GameVariable.POSITION_Y, GameVariable.ANGLE)

@@ -11,34 +11,19 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete
-from PIL import Image
 
 from envs.discrete import Actions, discrete
+from worldmodel.data.pictures import SMALLEST, channels_first, frame_shape, resize
 from worldmodel.errors import EnvError
-from worldmodel.types import Spec
+from worldmodel.types import DEFAULT_RATE, Spec
 
-SMALLEST_PICTURE = 16
-"""Pixels. Image-like arrays below this are encodings of a state (MiniGrid's 7×7×3), not pictures."""
-DEFAULT_RATE = 15.0
-"""Frames a second of environments that do not say."""
 _PACKAGES = {  # beginnings of ids → who registers them
     "ALE/": "ale_py",
     "MiniGrid-": "minigrid",
     "BabyAI-": "minigrid",
     "MiniWorld-": "miniworld",
 }
-_EXTRAS = {"ale_py": "atari", "minigrid": "minigrid", "miniworld": "miniworld", "crafter": "crafter"}
-
-
-def resize(picture: np.ndarray, size: int) -> np.ndarray:
-    """(H, W) or (H, W, C) uint8 → (size, size[, C]), antialiased: every new pixel is the mean of the area it covers."""
-    if picture.shape[:2] == (size, size):
-        return picture
-    if picture.ndim == 3 and picture.shape[2] not in (1, 3):  # Pillow would weigh four channels by the last, as opacity
-        return np.stack([resize(picture[..., channel], size) for channel in range(picture.shape[2])], axis=-1)
-    flat = picture[..., 0] if picture.ndim == 3 and picture.shape[2] == 1 else picture
-    resized = np.asarray(Image.fromarray(flat).resize((size, size), Image.Resampling.BOX))
-    return resized.reshape(size, size, *picture.shape[2:])
+_INSTALLED_AS = {"ale_py": "ale-py", "minigrid": "minigrid", "miniworld": "miniworld", "crafter": "crafter"}
 
 
 class FrameEnv(gymnasium.Wrapper[np.ndarray, int, Any, Any]):
@@ -71,8 +56,8 @@ class FrameEnv(gymnasium.Wrapper[np.ndarray, int, Any, Any]):
         self._channels_first = False
         if source == "observation":
             self._key, shape = _find_picture(env.observation_space, env_id)
-            self._channels_first = len(shape) == 3 and shape[0] <= 4 < shape[2]
-            channels = 1 if len(shape) == 2 else shape[0] if self._channels_first else shape[2]
+            self._channels_first = channels_first(shape)
+            channels = shape[0] if self._channels_first else (*shape, 1)[2]
         elif source == "render":
             if env.render_mode != "rgb_array":
                 raise EnvError(f"{env_id} cannot render pictures; choose an environment with render_mode rgb_array")
@@ -148,7 +133,7 @@ def make_frames(
         raise
     except ModuleNotFoundError as error:
         package = error.name or full_id.partition(":")[0]  # gymnasium replaces the error and loses the name
-        hint = f": pip install 'worldmodel[{_EXTRAS[package]}]'" if package in _EXTRAS else ""
+        hint = f": pip install {_INSTALLED_AS[package]}" if package in _INSTALLED_AS else ""
         raise EnvError(
             f"environment {id!r} needs the Python package {package!r}, which is not installed{hint}"
         ) from error
@@ -171,7 +156,7 @@ def _find_picture(space: gymnasium.Space[Any], env_id: str) -> tuple[str | None,
     if not pictures:
         raise EnvError(
             f"{env_id} observes {' '.join(str(space).split())[:160]}, no picture of 8-bit pixels, "
-            f"{SMALLEST_PICTURE}×{SMALLEST_PICTURE} or more; env.source=render records what it renders instead"
+            f"{SMALLEST}×{SMALLEST} or more; env.source=render records what it renders instead"
         )
     if len(pictures) > 1:
         raise EnvError(f"{env_id} observes several pictures ({', '.join(str(key) for key, _ in pictures)}); wrap it")
@@ -179,11 +164,7 @@ def _find_picture(space: gymnasium.Space[Any], env_id: str) -> tuple[str | None,
 
 
 def _is_picture(box: Box) -> bool:
-    return (
-        box.dtype == np.uint8
-        and len(box.shape) in (2, 3)
-        and sorted(box.shape)[-2] >= SMALLEST_PICTURE  # height and width, wherever the channels are
-    )
+    return box.dtype == np.uint8 and frame_shape(box.shape) is not None
 
 
 def _action_names(

@@ -110,7 +110,7 @@ def test_the_rival_of_the_quantiser(tmp_path: Path, capsys: pytest.CaptureFixtur
     words = ["--batch", "4", "--length", "128", "--width", "8", "--codes", "16", "--repeat", "1", "--out", str(out)]
     if importlib.util.find_spec("vector_quantize_pytorch") is None:
         assert quantizer.main(words) == 2
-        assert "pip install 'worldmodel[benchmarks]'" in capsys.readouterr().err
+        assert "pip install -e '.[benchmarks]'" in capsys.readouterr().err
         return
     assert quantizer.main(words) == 0
     report = json.loads(out.read_text())

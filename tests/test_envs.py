@@ -21,8 +21,8 @@ from tiny import SMALL_PRIOR, SMALL_TOKENIZER
 
 from envs import FrameEnv, make_frames
 from envs.vizdoom import VizdoomEnv
-from envs.wrappers import resize
 from worldmodel.__main__ import main
+from worldmodel.data.pictures import resize
 from worldmodel.errors import EnvError
 
 ROOT = Path(__file__).parents[1]

@@ -13,8 +13,8 @@ from recordings import numbered, write_npz
 from test_sources import Attack, shared
 from test_take_in import take_in
 
+from worldmodel.data.pictures import to_frames
 from worldmodel.data.sources import Arrays
-from worldmodel.data.sources.frames import to_frames
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import DataError
 from worldmodel.types import NO_ACTION, Episode

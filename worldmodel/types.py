@@ -35,6 +35,9 @@ if TYPE_CHECKING:  # the processes that record episodes need the types of this m
 NO_ACTION = -1
 """The action of a frame that no known action led to: the first of an episode without a condition, or of a segment."""
 
+DEFAULT_RATE = 15.0
+"""Frames a second of environments and recordings that do not say."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Spec:

@@ -11,10 +11,7 @@ import numpy as np
 from worldmodel.actions import plain_name
 from worldmodel.data.records import Item, short
 from worldmodel.errors import DataError
-from worldmodel.types import Episode, Spec
-
-DEFAULT_RATE = 15.0
-"""Frames a second of recordings that do not say."""
+from worldmodel.types import DEFAULT_RATE, Episode, Spec
 
 
 class Source(abc.ABC):

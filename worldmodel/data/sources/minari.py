@@ -15,9 +15,9 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete, Space
 
+from worldmodel.data.pictures import frame_shape, to_frames
 from worldmodel.data.records import Item, short
 from worldmodel.data.sources.base import Source, recorded_spec
-from worldmodel.data.sources.frames import frame_shape, to_frames
 from worldmodel.errors import DataError
 from worldmodel.types import NO_ACTION, Episode, Spec
 

@@ -10,9 +10,9 @@ from typing import Literal
 
 import numpy as np
 
+from worldmodel.data.pictures import frame_shape, to_frames
 from worldmodel.data.records import Item
 from worldmodel.data.sources.base import Source, check_folder, recorded_spec
-from worldmodel.data.sources.frames import frame_shape, to_frames
 from worldmodel.data.sources.npz_file import KEYS, FrameStream, Recording, look
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.types import Episode, Spec

@@ -12,7 +12,7 @@ from typing import IO
 
 import numpy as np
 
-from worldmodel.data.sources.frames import frame_shape
+from worldmodel.data.pictures import frame_shape
 from worldmodel.errors import DataError
 from worldmodel.files import as_bytes
 from worldmodel.types import NO_ACTION
