@@ -18,7 +18,7 @@ from agents.actor_critic import ActorCriticAgent
 from agents.imagination import ImaginationObjective
 from agents.run import AGENT, build_actor, load_actor, save_network
 from worldmodel import plots
-from worldmodel.collect import build, collect, env_maker
+from worldmodel.collect import build, record_steps, recorded
 from worldmodel.data.recorder import ActionSource
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import Windows
@@ -51,7 +51,7 @@ def learn(config: DictConfig) -> Path:
     Raises what collecting and training raise, and KeyboardInterrupt, with everything kept, when asked to stop.
     """
     name = str(config.run or f"{config.stem}-agent")
-    if OmegaConf.is_missing(config, "data") or str(config.data) == f"data/{config.source.name}":
+    if str(config.data) == f"data/{config.source.name}":
         config.data = f"data/{name}"  # the steps of an agent are its own, and counted
     before: Round | None = None
     folder = Path(config.runs) / name
@@ -69,32 +69,15 @@ def learn(config: DictConfig) -> Path:
 
 def gather(config: DictConfig, turn: Round, before: Round | None) -> None:
     """Collect what a round's steps lack: with the explorer, and with the actor of the round before."""
-    explorer: ActionSource = build(OmegaConf.to_container(config.explorer, resolve=True))  # type: ignore[arg-type]
-    if before is not None:
-        explorer = ActorCriticAgent(
-            Path(config.runs) / before.run, fidget=config.agent.learner.fidget, hold=config.agent.learner.hold
-        )
-    make_env = env_maker(config)
-    env = make_env()
-    spec = env.data_spec
-    env.close()
-    settings = config.collect
-    with EpisodeStore.writer(Path(str(config.data)), spec) as store:
-        store.verify()
-        missing = turn.steps - store.steps
-        if missing <= 0:
-            return
-        result = collect(
-            store,
-            make_env,
-            explorer,
-            missing,
-            workers=settings.workers,
-            seed=config.seed,
-            longest=settings.longest,
-            timeout=settings.timeout,
-        )
-        print(result.describe(spec.action_names))
+    missing = turn.steps - recorded(config)
+    if missing <= 0:
+        return
+    if before is None:
+        player: ActionSource = build(OmegaConf.to_container(config.explorer, resolve=True))  # type: ignore[arg-type]
+    else:
+        settings = config.agent.learner
+        player = ActorCriticAgent(Path(config.runs) / before.run, fidget=settings.fidget, hold=settings.hold)
+    record_steps(config, player, missing)
 
 
 def dream(config: DictConfig, folder: Path, before: Path | None) -> None:

@@ -281,8 +281,18 @@ def record(args: argparse.Namespace, config: DictConfig) -> None:
 
 def play(args: argparse.Namespace, config: DictConfig) -> None:
     """The command for source=env."""
-    settings = config.collect
     explorer = build(OmegaConf.to_container(config.explorer, resolve=True))  # type: ignore[arg-type]
+    if args.workers is not None:
+        config.collect.workers = args.workers
+    record_steps(config, explorer, config.collect.steps if args.steps is None else args.steps)
+
+
+def record_steps(config: DictConfig, explorer: ActionSource, steps: int) -> None:
+    """Let ``explorer`` play so many steps more in the environment of the settings, into their store, and say so.
+
+    Raises what :func:`collect` raises.
+    """
+    settings = config.collect
     make_env = env_maker(config)
     env = make_env()
     spec = env.data_spec
@@ -293,8 +303,8 @@ def play(args: argparse.Namespace, config: DictConfig) -> None:
             store,
             make_env,
             explorer,
-            steps=settings.steps if args.steps is None else args.steps,
-            workers=settings.workers if args.workers is None else args.workers,
+            steps=steps,
+            workers=settings.workers,
             seed=config.seed,
             longest=settings.longest,
             timeout=settings.timeout,
@@ -302,6 +312,16 @@ def play(args: argparse.Namespace, config: DictConfig) -> None:
         print(result.describe(spec.action_names))
         held_out = len(store.split("held_out"))
         print(f"now       {store.steps:,} steps in {len(store):,} episodes ({held_out:,} held out) at {store.path}")
+
+
+def recorded(config: DictConfig) -> int:
+    """Steps that the data folder holds already."""
+    if not (Path(config.data) / "spec.json").is_file():
+        return 0
+    try:
+        return EpisodeStore.open(config.data).steps
+    except DataError:
+        return 0
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

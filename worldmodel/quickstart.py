@@ -9,7 +9,6 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from omegaconf import DictConfig
 from rich.console import Console
@@ -18,7 +17,7 @@ from worldmodel import collect, dream, evaluate, train
 from worldmodel.actions import parse_script
 from worldmodel.cli import run_entry_point
 from worldmodel.data.store import EpisodeStore
-from worldmodel.errors import ConfigError, DataError
+from worldmodel.errors import ConfigError
 from worldmodel.run import find_run
 from worldmodel.types import Spec
 
@@ -62,7 +61,7 @@ def quickstart(args: argparse.Namespace, config: DictConfig) -> None:
         console.print(f"\n[bold]{text}[/bold]  [dim]{time.monotonic() - started:.0f} s[/dim]")
 
     title("1/4 collect")
-    missing = config.collect.steps - recorded(config)
+    missing = config.collect.steps - collect.recorded(config)
     if missing > 0:
         call(collect.main, [*args.overrides, f"collect.steps={missing}"])
     actions = script(args.actions, EpisodeStore.open(config.data).spec)  # a slip is told before the training
@@ -94,17 +93,6 @@ def script(actions: str | None, spec: Spec) -> str:
         actions = WALK if known else ",".join(spec.action_names)
     parse_script(actions, spec)
     return actions
-
-
-def recorded(config: DictConfig) -> int:
-    """Steps that the data folder holds already."""
-    if not (Path(config.data) / "spec.json").is_file():
-        return 0
-    try:
-        store = EpisodeStore.open(config.data)
-    except DataError:
-        return 0
-    return store.steps
 
 
 def call(entry: object, argv: Sequence[str]) -> None:
