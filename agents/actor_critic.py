@@ -19,6 +19,9 @@ from worldmodel.priors.outcomes import BINS, SPAN, symexp, two_hot
 from worldmodel.tokenizers import Tokenizer
 from worldmodel.types import NO_ACTION, to_float
 
+AGENT = "agent.safetensors"
+"""The file of a run with the weights of its actor and critic."""
+
 
 class Seen(NamedTuple):
     """The last frames that an agent has seen, and the actions that led to them."""
@@ -166,7 +169,7 @@ class ActorCriticAgent(Agent):
         fidget: share of the actions that are drawn from all alike, each held for up to ``hold`` steps.
     """
 
-    needs = "agent.safetensors"  # of its run
+    needs = AGENT
 
     def __init__(self, run: str | Path, greedy: bool = False, fidget: float = 0.0, hold: int = 1, device: str = "cpu"):
         self.run, self.greedy, self.fidget, self.hold, self.device = str(run), greedy, fidget, hold, device

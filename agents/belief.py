@@ -58,7 +58,7 @@ class Mind:
         self,
         world: WorldModel,
         actor: ActorCritic | None = None,
-        discount: float = 0.985,
+        discount: float = 1.0,
         repeat: int = 1,
         temperature: float = 1.0,
     ):
@@ -118,13 +118,7 @@ class Mind:
 
 
 def load_mind(
-    run: str | Path,
-    value: str = "auto",
-    device: str = "cpu",
-    precision: Precision = "auto",
-    discount: float = 0.985,
-    repeat: int = 1,
-    temperature: float = 1.0,
+    run: str | Path, value: str, device: str, precision: Precision, discount: float, repeat: int, temperature: float
 ) -> Mind:
     """The mind of a run's folder. ``value``: ``auto``, with the run's actor where it has one, or ``none``.
 

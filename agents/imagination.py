@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 from torch import Tensor
@@ -119,11 +120,10 @@ class ImaginationObjective(Objective):
         chosen = dream.actions[:, -self.horizon :, None]
         taken = log_policy.gather(-1, chosen)[..., 0]
         entropy = -(log_policy.exp() * log_policy).sum(-1)
-        uniform = torch.log(torch.tensor(float(self.agent.actions)))
         terms = {
             "policy": -(weights * advantages * taken).sum(),
             "value": (weights * self.agent.value_loss(value_logits[:, :-1], returns)).sum(),
-            "entropy": (weights * (uniform - entropy)).sum(),
+            "entropy": (weights * (math.log(self.agent.actions) - entropy)).sum(),
         }
         metrics = {
             "return": returns[:, 0][alive[:, 0]].mean().nan_to_num(),

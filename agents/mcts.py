@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,6 @@ from agents.belief import Belief, Leap, Mind
 from agents.planner import Planner, key_of
 from agents.tree import Bounds, Move, Node, Outcome, Widening, back_up, depart, descend
 from worldmodel.priors import join_rows, select_rows
-from worldmodel.rollout import Precision
 from worldmodel.settings import COUNT, SHARE, Number
 
 
@@ -35,8 +35,7 @@ class MCTSAgent(Planner):
         widening, exponent: an action visited n times has widening · n^exponent outcomes.
         explore: share of the search's prior that is uniform.
         rollout: decisions of the random walk from a leaf, where there is no critic.
-
-    The other arguments are :class:`~agents.planner.Planner`'s.
+        shared: what every :class:`~agents.planner.Planner` takes.
     """
 
     def __init__(
@@ -48,15 +47,9 @@ class MCTSAgent(Planner):
         exponent: float = 0.5,
         explore: float = 0.1,
         rollout: int = 8,
-        discount: float = 0.985,
-        repeat: int = 1,
-        temperature: float = 1.0,
-        value: str = "auto",
-        seconds: float | None = None,
-        device: str = "cpu",
-        precision: Precision = "auto",
+        **shared: Any,
     ):
-        super().__init__(run, discount, repeat, temperature, value, seconds, device, precision)
+        super().__init__(run, **shared)
         self.simulations = COUNT.check("agent.simulations", simulations)
         self.parallel = COUNT.check("agent.parallel", parallel)
         self.widening = Number(least=1).check("agent.widening", widening)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,6 @@ from agents.belief import Belief, Leap, Mind
 from agents.planner import Planner
 from worldmodel.errors import ConfigError
 from worldmodel.priors import select_rows
-from worldmodel.rollout import Precision
 from worldmodel.settings import COUNT, SHARE, Number
 
 KEPT = 4  # every fourth candidate of a round is an elite of the round before, imagined anew
@@ -50,8 +49,7 @@ class MPCAgent(Planner):
         explore: share of every distribution that is uniform.
         warm: share of the last plan's distribution in the first; 0 begins every decision anew.
         guided: share of the first round's candidates that the actor draws.
-
-    The other arguments are :class:`~agents.planner.Planner`'s.
+        shared: what every :class:`~agents.planner.Planner` takes.
     """
 
     def __init__(
@@ -67,15 +65,9 @@ class MPCAgent(Planner):
         explore: float = 0.1,
         warm: float = 0.5,
         guided: float = 0.25,
-        discount: float = 0.985,
-        repeat: int = 1,
-        temperature: float = 1.0,
-        value: str = "auto",
-        seconds: float | None = None,
-        device: str = "cpu",
-        precision: Precision = "auto",
+        **shared: Any,
     ):
-        super().__init__(run, discount, repeat, temperature, value, seconds, device, precision)
+        super().__init__(run, **shared)
         self.candidates = COUNT.check("agent.candidates", candidates)
         self.horizon = COUNT.check("agent.horizon", horizon)
         self.iterations = COUNT.check("agent.iterations", iterations)

@@ -37,13 +37,13 @@ class Planner(Agent):
     def __init__(
         self,
         run: str | Path,
-        discount: float,
-        repeat: int,
-        temperature: float,
-        value: str,
-        seconds: float | None,
-        device: str,
-        precision: Precision,
+        discount: float = 0.985,
+        repeat: int = 1,
+        temperature: float = 1.0,
+        value: str = "auto",
+        seconds: float | None = None,
+        device: str = "cpu",
+        precision: Precision = "auto",
     ):
         self.run, self.device, self.precision = str(run), device, precision
         self.discount = Number(least=0, most=1).check("agent.discount", discount)

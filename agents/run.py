@@ -7,13 +7,12 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from agents.actor_critic import ActorCritic
+from agents.actor_critic import AGENT, ActorCritic
 from worldmodel.errors import RunError
 from worldmodel.files import replace_text
 from worldmodel.run import build_module, load_spec, load_tokenizer, load_weights
 from worldmodel.tokenizers import Tokenizer
 
-AGENT = "agent.safetensors"
 SETTINGS = "agent.yaml"
 TRAIN_FIRST = "train one: python -m agents.train agent=actor_critic env=…"
 
