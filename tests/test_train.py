@@ -12,6 +12,7 @@ import pytest
 import torch
 from moving_square import SPEC, record
 from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import load_file
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from worldmodel import train as train_module
@@ -207,6 +208,25 @@ def test_an_unfinished_run_accepts_another_budget(data: Path, tmp_path: Path, mo
     folder = train(settings(data, tmp_path, training__tokenizer__steps=8), "tokenizer")
     assert folder.name == "square-1"
     assert load_tensors(folder / "tokenizer.safetensors", "")[1]["steps"] == 8
+
+
+def test_training_begins_with_the_weights_of_a_run(finished: Path, data: Path, tmp_path: Path) -> None:
+    still = {f"training.{stage}.{name}": value for stage in ("tokenizer", "prior") for name, value in
+             {"learning_rate": 1e-12, "weight_decay": 0.0, "steps": 1, "ema": 0}.items()}  # fmt: skip
+    shutil.copytree(finished, tmp_path / "one")
+    known = settings(data, tmp_path, run="two", **still)
+    folder = train(known, weights_of="one")
+    for name, part in (("tokenizer", "decoder"), ("prior", "trunk")):
+        there, here = (load_file(run / f"{name}.safetensors") for run in (finished, folder))
+        parts = [key for key in here if key.startswith(part)]
+        assert parts and all(torch.allclose(here[key], there[key], atol=1e-6) for key in parts)
+    fresh = load_file(train(settings(data, tmp_path, run="three", **still)) / "prior.safetensors")
+    assert not all(torch.allclose(fresh[key], here[key], atol=1e-3) for key in parts)
+    with pytest.raises(ConfigError, match=r"begin with the weights of one: tokenizer\.codes was"):
+        train(settings(data, tmp_path, run="four", **{"tokenizer.codes": 5}), weights_of="one")
+    with pytest.raises(RunError, match="unknown run 'none'"):
+        train(settings(data, tmp_path, run="four"), weights_of="none")
+    assert not (tmp_path / "four").exists()
 
 
 def test_prior_needs_a_tokenizer(data: Path, tmp_path: Path) -> None:

@@ -89,6 +89,17 @@ def check_same_tokenizer(config: DictConfig, spec: Spec, name: str) -> Path:
     return other
 
 
+def run_to_begin_with(config: DictConfig, spec: Spec, stages: Sequence[str], name: str) -> Path:
+    """The run ``name``, if it has trained these stages by these settings. Raises :class:`ConfigError` if not."""
+    other = find_run(config.runs, name)
+    for stage in stages:
+        if difference := compare(config, spec, other, within=f"{stage}."):
+            raise ConfigError(f"training cannot begin with the weights of {other.name}: {difference}")
+        if not check_trained(other, STAGES[stage]):
+            raise RunError(f"{other} has no trained {spoken(stage)} to begin with")
+    return other
+
+
 def take_over(other: Path, folder: Path) -> None:
     """Copies the trained tokenizer of another run. Raises :class:`ConfigError` when the run has one of its own."""
     own, wanted = folder / TOKENIZER, other / TOKENIZER

@@ -37,7 +37,7 @@ from worldmodel.nn.precision import resolve_precision
 from worldmodel.priors import Prior
 from worldmodel.priors.gaussian import GaussianPrior
 from worldmodel.priors.scene import Stacked
-from worldmodel.resume import STAGES, check_no_orphan, run_to_train, spoken, stages_of
+from worldmodel.resume import STAGES, check_no_orphan, run_to_begin_with, run_to_train, spoken, stages_of
 from worldmodel.run import (
     CODES,
     METRICS,
@@ -47,7 +47,6 @@ from worldmodel.run import (
     build_tokenizer,
     check_trained,
     checkpoint_of,
-    find_run,
     load_autoencoder,
     load_first,
     load_weights,
@@ -108,11 +107,11 @@ def train(
     store = open_store(config)
     fabric = make_fabric(config)
     rehearse(fabric, config, store.spec, stages)
+    first = None if weights_of is None else run_to_begin_with(config, store.spec, stages, weights_of)
     fabric.launch()
     chosen = str(run_to_train(config, store.spec, stages, tokenizer_of)) if fabric.is_global_zero else ""
     folder = Path(fabric.broadcast(chosen))
     say(fabric, f"run {folder.name}")
-    first = None if weights_of is None else find_run(config.runs, weights_of)
     for name in stages:
         if check_trained(folder, STAGES[name]):
             say(fabric, f"the {spoken(name)} is trained already; to start another run: run=another-name")
