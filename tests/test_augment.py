@@ -9,7 +9,7 @@ from torch import Tensor
 
 from worldmodel.errors import ConfigError
 from worldmodel.nn.sound import expanded
-from worldmodel.training.augment import MixedSounds, played
+from worldmodel.training.augment import VariedSounds, played
 from worldmodel.training.objectives import TokenizerObjective
 from worldmodel.types import Segment, to_float, to_uint8
 
@@ -21,23 +21,23 @@ def sounds(count: int = 6, samples: int = 640) -> Tensor:
 
 def test_sounds_keep_their_shape_and_lie_on_levels() -> None:
     frames = sounds()
-    shown = MixedSounds(0.5, 6, 0.1)(frames, torch.Generator().manual_seed(1))
+    shown = VariedSounds(0.5, 6, 0.1)(frames, torch.Generator().manual_seed(1))
     assert shown.shape == frames.shape and shown.dtype == torch.float32
     assert torch.equal(to_float(to_uint8(shown)), shown) and shown.abs().max() <= 1
-    again, other = (MixedSounds(0.5, 6, 0.1)(frames, torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    again, other = (VariedSounds(0.5, 6, 0.1)(frames, torch.Generator().manual_seed(seed)) for seed in (1, 2))
     assert torch.equal(shown, again) and not torch.equal(shown, other)
 
 
 def test_alone_at_their_own_loudness_sounds_are_at_most_turned_upside_down() -> None:
     frames = sounds(32)
-    shown = MixedSounds(share=0, gain=0)(frames, torch.Generator().manual_seed(0))
+    shown = VariedSounds(share=0, gain=0)(frames, torch.Generator().manual_seed(0))
     kept, turned = ((shown - sign * frames).abs().amax((1, 2)) < 1e-6 for sign in (1, -1))
     assert bool((kept ^ turned).all()) and 0 < int(kept.sum()) < 32
 
 
 def test_a_mixture_is_the_sum_of_two_of_the_batch() -> None:
     frames = sounds(4) / 2  # soft: nothing is clipped
-    shown = MixedSounds(share=1, gain=0)(frames, torch.Generator().manual_seed(0))
+    shown = VariedSounds(share=1, gain=0)(frames, torch.Generator().manual_seed(0))
     waves, heard = expanded(frames), expanded(shown)
     signed = torch.cat([waves, -waves])
     sums = signed[:, None] + signed[None]
@@ -47,7 +47,7 @@ def test_a_mixture_is_the_sum_of_two_of_the_batch() -> None:
 
 def test_loudness_varies_by_what_is_asked_for() -> None:
     frames = sounds(1).expand(4000, -1, -1)[..., :16] / 2
-    shown = MixedSounds(share=0, gain=3)(frames, torch.Generator().manual_seed(0))
+    shown = VariedSounds(share=0, gain=3)(frames, torch.Generator().manual_seed(0))
     power = [expanded(values).square().mean((1, 2)) for values in (shown, frames)]
     decibels = 10 * torch.log10(power[0] / power[1])
     assert decibels.std().item() == pytest.approx(3, abs=0.15) and abs(decibels.mean().item()) < 0.2
@@ -69,12 +69,12 @@ def test_speed_moves_every_frequency_by_as_much() -> None:
 @pytest.mark.parametrize("settings", [{"share": 1.5}, {"share": -0.1}, {"gain": -1}, {"speed": 1}])
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=r"the share is in \[0, 1\], the gain at least 0 dB, the speed in \[0, 1\)"):
-        MixedSounds(**settings)
+        VariedSounds(**settings)
 
 
 def test_only_training_is_shown_something_else() -> None:
     tokenizer = make("codec")
-    objective = TokenizerObjective(tokenizer, augment=MixedSounds(0.5))
+    objective = TokenizerObjective(tokenizer, augment=VariedSounds(0.5))
     segment = Segment(
         actions=torch.zeros((2, 3), dtype=torch.int64),
         rewards=torch.zeros((2, 3)),

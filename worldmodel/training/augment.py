@@ -20,7 +20,7 @@ class Augmentation(nn.Module, abc.ABC):
         """(B, C, *size) float in [-1, 1] → the same shape, on the levels of bytes as frames are."""
 
 
-class MixedSounds(Augmentation):
+class VariedSounds(Augmentation):
     """Sounds louder or softer, upside down, and one laid over another. Frames are (B, 1, n), companded as all sound is.
 
     For a codec, which has to give back whatever it is given: minutes of speech are few, their sums are many. The gains
