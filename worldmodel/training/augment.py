@@ -21,11 +21,12 @@ class Augmentation(nn.Module, abc.ABC):
 
 
 class VariedSounds(Augmentation):
-    """Sounds louder or softer, upside down, and one laid over another. Frames are (B, 1, n), companded as all sound is.
+    """Sounds faster or slower, upside down, louder or softer, and one laid over another. Frames are (B, 1, n), companded
+    as all sound is.
 
-    For a codec, which has to give back whatever it is given: minutes of speech are few, their sums are many. The gains
-    and the mixtures are those of Défossez et al., *EnCodec*, 2022, section 4.2. It is not for decoders that are told
-    who speaks.
+    For a codec, which has to give back whatever it is given, and would learn minutes of speech by heart. The gains and
+    the mixtures are those of Défossez et al., *EnCodec*, 2022, section 4.2. It is not for decoders that are told who
+    speaks.
 
     Args:
         share: of the sounds that get another one of the batch over them, in [0, 1].
