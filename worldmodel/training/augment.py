@@ -21,8 +21,9 @@ class Augmentation(nn.Module, abc.ABC):
 
 
 class VariedSounds(Augmentation):
-    """Sounds faster or slower, upside down, louder or softer, and one laid over another. Frames are (B, 1, n), companded
-    as all sound is.
+    """Sounds faster or slower, upside down, louder or softer, and one laid over another.
+
+    Frames are (B, 1, n), companded as all sound is.
 
     For a codec, which has to give back whatever it is given, and would learn minutes of speech by heart. The gains and
     the mixtures are those of Défossez et al., *EnCodec*, 2022, section 4.2. It is not for decoders that are told who
