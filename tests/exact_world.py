@@ -30,6 +30,9 @@ Rule = Callable[[Tensor, Tensor, torch.Generator | None], Arrival]
 class ExactTokenizer(nn.Module):
     codes, grid, frame_shape = CODES, (1,), (1, 4, 4)
 
+    def codebook(self) -> Tensor:
+        return torch.eye(CODES)
+
     def encode(self, frames: Tensor) -> Tensor:
         return to_uint8(frames)[:, 0, 0, :1].long()
 

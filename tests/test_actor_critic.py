@@ -1,0 +1,157 @@
+"""An actor that learns in the dream: targets, what an update counts, exact worlds, and the loop to optimality."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import corridor
+import pytest
+import torch
+from exact_world import clock, exact_world
+from exact_world import corridor as hall
+from torch import Tensor
+
+from agents import evaluate, train
+from agents.actor_critic import ActorCritic
+from agents.imagination import ImaginationObjective, imagine
+from agents.loop import plan
+from agents.returns import lambda_returns, reach
+from worldmodel.errors import ConfigError
+from worldmodel.priors import make_sampler
+from worldmodel.types import NO_ACTION, Segment
+
+Say = Callable[..., str]
+
+
+def actor_for(actions: int, width: int = 32) -> ActorCritic:
+    torch.manual_seed(0)
+    tokenizer = exact_world(hall, actions).tokenizer
+    return ActorCritic(tokenizer, actions, history=2, width=width, layers=1)
+
+
+def seen_at(states: Tensor, terminated: Tensor | None = None) -> Segment:
+    """Segments of one frame each: the places (B,)."""
+    batch = len(states)
+    no = torch.zeros((batch, 1), dtype=torch.bool)
+    return Segment(
+        actions=torch.full((batch, 1), NO_ACTION),
+        rewards=torch.zeros((batch, 1)),
+        terminated=no if terminated is None else terminated[:, None],
+        truncated=no,
+        valid=~no,
+        codes=states[:, None, None],
+    )
+
+
+def test_lambda_returns_by_their_definition() -> None:
+    torch.manual_seed(0)
+    rewards, values, discounts = torch.randn(3, 4), torch.randn(3, 5), torch.rand(3, 4)
+    for mix in (0.0, 0.5, 1.0):
+        found = lambda_returns(rewards, values, discounts, mix)
+        for row in range(3):
+            # The sum over n of (1 − λ) λ^(n − 1) n-step returns, the last with all that is left.
+            for t in range(4):
+                expected, kept = 0.0, 1.0
+                for n in range(1, 5 - t):
+                    steps = [float(discounts[row, t : t + k].prod() * rewards[row, t + k]) for k in range(n)]
+                    whole = sum(steps) + float(discounts[row, t : t + n].prod() * values[row, t + n])
+                    share = kept if n == 4 - t else kept * (1 - mix)
+                    expected, kept = expected + share * whole, kept * mix
+                assert float(found[row, t]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_states_count_as_probably_as_they_are_reached() -> None:
+    discounts = torch.tensor([[0.9, 0.0, 0.9]])
+    assert reach(discounts)[0].tolist() == pytest.approx([1.0, 0.9, 0.0])
+
+
+def test_a_dream_of_an_actor_is_what_the_world_says() -> None:
+    world, actor = exact_world(clock(0.25), 2), actor_for(2)
+    objective = ImaginationObjective(world, actor, horizon=3)
+    state, seen = objective.recall(seen_at(torch.tensor([3, 10])))
+    dream = imagine(world, actor, state, seen, 3, make_sampler("auto", 1.0, None), torch.Generator().manual_seed(0))
+    assert dream.rewards.tolist() == [[4, 5, 6], [11, 12, 13]]
+    assert dream.goes_on.tolist() == [[0.75] * 3] * 2
+    assert dream.grids[..., 0].tolist() == [[-1, 3, 4, 5, 6], [-1, 10, 11, 12, 13]]
+    assert dream.actions[:, :2].eq(NO_ACTION).all() and dream.actions[:, 2:].ge(0).all()
+    windows = dream.windows(2)
+    assert windows.grids[:4, :, 0].tolist() == [[-1, 3], [3, 4], [4, 5], [5, 6]]
+    assert windows.actions[3].tolist() == dream.actions[0, 3:].tolist()
+
+
+def test_nothing_is_learnt_behind_an_end() -> None:
+    world, actor = exact_world(hall, 3), actor_for(3)
+    objective = ImaginationObjective(world, actor, horizon=3).eval()
+    states, over = torch.tensor([4, 7]), torch.tensor([False, True])
+    both = objective(seen_at(states, over), torch.Generator().manual_seed(0))
+    # The same draws with another state in the row that is over: no term may change.
+    others = objective(seen_at(torch.tensor([4, 0]), over), torch.Generator().manual_seed(0))
+    for name in ("value", "policy", "entropy"):
+        assert both.terms[name].item() == pytest.approx(others.terms[name].item(), abs=1e-6)
+    assert float(objective(seen_at(states[1:], over[1:]), torch.Generator()).terms["value"]) == 0
+
+
+def test_the_entropy_of_equal_actions_is_the_whole_of_it() -> None:
+    objective = ImaginationObjective(exact_world(hall, 3), actor_for(3), horizon=2)
+    losses = objective(seen_at(torch.tensor([1, 2])), torch.Generator().manual_seed(0))
+    assert float(losses.terms["entropy"]) == pytest.approx(0, abs=1e-6)
+
+
+def test_an_actor_finds_the_far_reward_of_an_exact_world() -> None:
+    """A step to the left brings 0.1 at once; 5 wait at the right end, up to seven steps away."""
+    world, actor = exact_world(hall, 3), actor_for(3, 64)
+    objective = ImaginationObjective(world, actor, horizon=10, discount=0.97)
+    optimiser = torch.optim.Adam(actor.parameters(), 3e-3)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        batch = seen_at(torch.randint(7, (32,), generator=generator))
+        losses = objective(batch, generator)
+        weights = {"entropy": 0.01}
+        optimiser.zero_grad()
+        sum(weights.get(name, 1.0) * term for name, term in losses.terms.items()).backward()  # type: ignore[union-attr]
+        optimiser.step()
+    places = torch.arange(7)
+    judged = actor(objective.recall(seen_at(places))[1])
+    assert judged.logits.argmax(-1).tolist() == [2] * 7
+    exact = 5 * 0.97 ** (6 - places)
+    assert torch.allclose(actor.expected(judged.value), exact, atol=0.6), actor.expected(judged.value) - exact
+
+
+def test_steps_are_shared_among_rounds() -> None:
+    rounds = plan("walk", 1000, 3)
+    assert [(turn.run, turn.steps) for turn in rounds] == [
+        ("walk-round1", 333), ("walk-round2", 666), ("walk", 1000)]  # fmt: skip
+    with pytest.raises(ConfigError, match=r"rounds is 5; choose from 1 to the number of steps, 4"):
+        plan("walk", 4, 5)
+
+
+SMALL = (
+    "tokenizer.widths=[16,16]", "tokenizer.codes=32", "prior.trunk.width=32", "prior.trunk.blocks=1",
+    "prior.head.width=32", "agent.learner.network.width=64", "agent.learner.network.reader.channels=16",
+    "agent.learner.dream.horizon=8", "agent.learner.rounds=2", "explorer=uniform", "training.tokenizer.steps=150",
+    "training.prior.steps=150", "training.agent.steps=60", "training.agent.learning_rate=2e-3",
+)  # fmt: skip
+
+
+def test_the_loop_learns_a_corridor_to_optimality(say: Say, tmp_path: Path) -> None:
+    """Collect, learn the world, learn in the dream, twice; then every episode goes straight to where it pays."""
+    words = (*corridor.CHOOSE, "agent=actor_critic", "run=walk", *SMALL)
+    told = say(train, *words, "steps=600")
+    assert "round 1 of 2: 300 steps" in told and "round 2 of 2: 600 steps" in told
+    for name in ("walk-round1", "walk"):
+        assert (tmp_path / "runs" / name / "agent.safetensors").is_file()
+    assert (tmp_path / "runs" / "walk" / "returns.png").is_file()
+
+    say(evaluate, *corridor.CHOOSE, "agent=actor_critic", "run=walk", "agent.greedy=true", "episodes=20",
+        "--horizon", "8")  # fmt: skip
+    found = json.loads((tmp_path / "runs/walk/agents/actor_critic-corridor-corridor-v0/metrics.json").read_text())
+    lengths = [episode["length"] for episode in found["episodes"]]
+    starts = {corridor.PLACES - 1 - length for length in lengths}
+    assert starts == set(range(corridor.PLACES - 1))  # from every place, as many steps as it is away
+    for episode in found["episodes"]:
+        assert episode["return"] == pytest.approx(1.1 - 0.1 * episode["length"])
+
+    again = say(train, *words, "steps=600")  # nothing is left to do
+    assert "the agent is trained already" in again
