@@ -58,8 +58,10 @@ class CodeReader(nn.Module):
         stride = 2 if max(grid) > 4 else 1
         self.convs = nn.Sequential(
             conv(history * embed, channels, 3, padding=1),
+            nn.GroupNorm(1, channels),
             nn.SiLU(),
             conv(channels, channels, 3, stride=stride, padding=1),
+            nn.GroupNorm(1, channels),
             nn.SiLU(),
         )
         with torch.no_grad():
@@ -89,7 +91,7 @@ class FrameReader(nn.Module):
         sizes = [history * shape[0], channels, 2 * channels, 2 * channels, 2 * channels]
         layers: list[nn.Module] = []
         for inputs, outputs in itertools.pairwise(sizes):
-            layers += [conv(inputs, outputs, 4, stride=2, padding=1), nn.SiLU()]
+            layers += [conv(inputs, outputs, 4, stride=2, padding=1), nn.GroupNorm(1, outputs), nn.SiLU()]
         self.convs = nn.Sequential(*layers)
         with torch.no_grad():
             size = self.convs(torch.zeros(1, sizes[0], *shape[1:])).numel()
@@ -104,16 +106,41 @@ class FrameReader(nn.Module):
         return self.out(self.convs(frames.flatten(1, 2)).flatten(1))
 
 
+class Tower(nn.Module):
+    """What was seen lately → features (B, width) → outputs (B, outputs), which start at nothing.
+
+    Every layer is normalised, since frames of one place differ in few codes, and that must not drown.
+    """
+
+    def __init__(self, reader: nn.Module, actions: int, history: int, width: int, layers: int, outputs: int):
+        super().__init__()
+        self.reader = reader
+        self.act = nn.Embedding(actions + 1, 16)
+        self.enter = nn.Linear(16 * history, width)
+        blocks = [[nn.LayerNorm(width), nn.SiLU(), nn.Linear(width, width)] for _ in range(layers)]
+        self.body = nn.Sequential(*(layer for block in blocks for layer in block), nn.LayerNorm(width), nn.SiLU())
+        self.out = nn.Linear(width, outputs)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
+
+    def forward(self, seen: Seen) -> Tensor:
+        parts = self.reader(seen.grids), self.enter(self.act(seen.actions + 1).flatten(1))
+        x = sum(norm(part) for norm, part in zip(self.norms, parts, strict=True))
+        return self.out(self.body(x)).float()
+
+
 class ActorCritic(nn.Module):
     """Policy and value of what was seen lately.
 
     The value is a distribution over bins that are equally wide in symlog (Hafner et al., *DreamerV3*, 2023, section
     "Critic learning"), as the world's rewards are: returns of any size need no scale. Both start at nothing: equally
-    likely actions, a value of 0.
+    likely actions, a value of 0. They share no weights: a critic that still finds out how large returns are moves all
+    features the same way, and left a policy that read with it blind to what it saw.
 
     Args:
         tokenizer: of the codes. actions: A.
-        history: frames that are looked at. width, layers: of the network. reader: constructor of what reads the codes,
+        history: frames that are looked at. width, layers: of the networks. reader: constructor of what reads the codes,
             :class:`CodeReader` or :class:`FrameReader`.
     """
 
@@ -128,15 +155,10 @@ class ActorCritic(nn.Module):
     ):
         super().__init__()
         self.grid, self.actions, self.history = tokenizer.grid, actions, history
-        self.reader = reader(tokenizer, history=history, width=width)
-        self.act = nn.Embedding(actions + 1, 16)
-        self.enter = nn.Linear(16 * history, width)
-        blocks = [[nn.LayerNorm(width), nn.SiLU(), nn.Linear(width, width)] for _ in range(layers)]
-        self.body = nn.Sequential(*(layer for block in blocks for layer in block), nn.LayerNorm(width), nn.SiLU())
-        self.policy, self.critic = nn.Linear(width, actions), nn.Linear(width, BINS)
-        for head in (self.policy, self.critic):
-            nn.init.zeros_(head.weight)
-            nn.init.zeros_(head.bias)
+        self.policy, self.critic = (
+            Tower(reader(tokenizer, history=history, width=width), actions, history, width, layers, outputs)
+            for outputs in (actions, BINS)
+        )
         self.register_buffer("bins", symexp(torch.linspace(-SPAN, SPAN, BINS)), persistent=False)
 
     bins: Tensor
@@ -148,8 +170,7 @@ class ActorCritic(nn.Module):
         return Seen(grids, torch.full((batch, self.history), NO_ACTION, dtype=torch.int64, device=device))
 
     def forward(self, seen: Seen) -> Judged:
-        x = self.body(self.reader(seen.grids) + self.enter(self.act(seen.actions + 1).flatten(1)))
-        return Judged(self.policy(x).float(), self.critic(x).float())
+        return Judged(self.policy(seen), self.critic(seen))
 
     def expected(self, value: Tensor) -> Tensor:
         """Logits of bins (..., BINS) → the value expected (...)."""

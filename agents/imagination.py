@@ -10,10 +10,17 @@ from torch import Tensor
 
 from agents.actor_critic import ActorCritic, Seen
 from agents.returns import lambda_returns, reach
+from worldmodel.errors import ConfigError
 from worldmodel.priors import PriorState, Sampler, make_sampler
 from worldmodel.rollout import WorldModel
 from worldmodel.training.base import Losses, Objective
 from worldmodel.types import NO_ACTION, Segment
+
+KEPT = 0.9
+"""Share of the spread of returns that stays from dream to dream."""
+
+FLOOR = 0.1
+"""Returns that differ by less are not blown up: before a reward was ever met they are the noise of the world model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +31,8 @@ class Imagined:
     actions: Tensor  # (B, history + H) int64, what led to each
     rewards: Tensor  # (B, H) float32, on arriving
     goes_on: Tensor  # (B, H) float32, the probability that a frame is no end
+    values: Tensor  # (B, H + 1) float32, what the critic expected of each state
+    log_policy: Tensor  # (B, H) float32, log π of the actions taken
 
     def windows(self, history: int) -> Seen:
         """What was seen at each of the H + 1 states, (B · (H + 1), history, …)."""
@@ -43,16 +52,26 @@ def imagine(
 ) -> Imagined:
     """Let the actor act in the dream for ``horizon`` steps."""
     grids, actions = [seen.grids], [seen.actions]
-    rewards, goes_on = [], []
+    rewards, goes_on, values, taken = [], [], [], []
     for _ in range(horizon):
-        chosen = draw(actor(seen).logits, generator)
+        judged = actor(seen)
+        chosen = draw(judged.logits, generator)
+        values.append(actor.expected(judged.value))
+        taken.append(log_of(judged.logits, chosen))
         step, state = world.step(state, chosen, sampler, generator)
         seen = seen.then(step.codes, chosen)
         grids.append(step.codes[:, None])
         actions.append(chosen[:, None])
         rewards.append(step.rewards)
         goes_on.append(1 - step.ends)
-    return Imagined(torch.cat(grids, 1), torch.cat(actions, 1), torch.stack(rewards, 1), torch.stack(goes_on, 1))
+    values.append(actor.expected(actor(seen).value))
+    found = (torch.stack(part, 1) for part in (rewards, goes_on, values, taken))
+    return Imagined(torch.cat(grids, 1), torch.cat(actions, 1), *found)
+
+
+def log_of(logits: Tensor, actions: Tensor) -> Tensor:
+    """log π of actions (...) under their logits (..., A)."""
+    return logits.log_softmax(-1).gather(-1, actions[..., None])[..., 0]
 
 
 def draw(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -62,12 +81,32 @@ def draw(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
     return torch.multinomial(probabilities, 1, generator=generator)[:, 0].to(logits.device)
 
 
-class ImaginationObjective(Objective):
-    """REINFORCE with a critic for a baseline, on imagined trajectories (Hafner et al., *DreamerV3*, 2023).
+@dataclasses.dataclass(frozen=True)
+class Lesson:
+    """A dream, and what is to be learnt from it."""
 
-    The policy's gradient is that of Σ w · log π(a | s) · sg(R − v) / max(1, S), with λ-returns R, and S their spread:
-    the distance of their 5th and 95th percentile, averaged over updates. So one weight of the entropy fits rewards of
-    any size, and small rewards are not blown up. w is the probability, discounted, that the dream comes to a state.
+    seen: Seen  # (B · (H + 1), history, …)
+    actions: Tensor  # (B, H) int64
+    log_policy: Tensor  # (B, H), of the actor who dreamt it
+    returns: Tensor  # (B, H)
+    advantages: Tensor  # (B, H), in units of the spread of the returns
+    weights: Tensor  # (B, H), how much each state counts; they sum to 1
+    metrics: dict[str, Tensor]
+
+
+class ImaginationObjective(Objective):
+    """An actor and its critic on imagined trajectories (Hafner et al., *DreamerV3*, 2023), several times on each.
+
+    To imagine costs some ten times what learning from it costs, so every dream is learnt from ``reuse`` times, with the
+    clipped objective of Schulman et al., *PPO*, 2017, eq. 7: −Σ w · min(ρ A, clip(ρ, 1 ± ε) A), with ρ the ratio of
+    the probabilities of an action now and when it was dreamt, and A = (R − v − m) / max(0.1, S). At the first time its
+    gradient is that of REINFORCE. R are λ-returns and S their spread: the distance of their 5th and 95th percentile,
+    averaged over dreams. So one weight of the entropy fits rewards of any size, and small rewards are not blown up.
+    m is the mean of R − v over the dream: while the critic still finds out how large returns are, all of its errors
+    have one sign, and would drown what an action did. w is the probability, discounted, that the dream comes to a
+    state.
+
+    A training that goes on after an interruption begins with a new dream.
 
     Terms: ``policy``, ``value`` (cross-entropy of the returns), ``entropy`` (that of a uniform policy less its own, in
     nats). Metrics: ``return`` of the first states, ``reward`` a step, ``spread``, ``length`` (steps expected to the
@@ -77,6 +116,7 @@ class ImaginationObjective(Objective):
         world: imagines; it is no part of what is trained.
         agent: the actor and its critic.
         horizon: H. discount: γ a step. mix: λ. temperature: of the dream.
+        reuse: updates from one dream. clip: ε.
     """
 
     headline = ("return", "reward", "entropy")
@@ -89,49 +129,72 @@ class ImaginationObjective(Objective):
         discount: float = 0.985,
         mix: float = 0.95,
         temperature: float = 1.0,
+        reuse: int = 4,
+        clip: float = 0.2,
     ):
         super().__init__()
+        if reuse < 1 or not 0 < clip < 1:
+            raise ConfigError(f"agent.learner.dream: reuse={reuse} must be 1 or more, clip={clip} between 0 and 1")
         self.agent = agent
+        self.reuse, self.clip = reuse, clip
         self.horizon, self.discount, self.mix = horizon, discount, mix
         self._world = (world,)  # in a tuple, where PyTorch does not look for parameters
         self._sampler = make_sampler("auto", temperature, None)
         self.register_buffer("spread", torch.zeros(()))
         self.register_buffer("updates", torch.zeros(()))
+        self._lesson: Lesson | None = None
+        self._left = 0  # updates for which it still serves
 
     spread: Tensor
     updates: Tensor
 
     def forward(self, batch: Segment, generator: torch.Generator) -> Losses:
-        state, seen = self.recall(batch)
-        world = self._world[0]
-        dream = imagine(world, self.agent, state, seen, self.horizon, self._sampler, generator)
-        judged = self.agent(dream.windows(self.agent.history))
+        lesson = self._lesson if self.training and self._left else None
+        if lesson is None:
+            lesson, self._left = self._learn(batch, generator), self.reuse
+        self._lesson, self._left = lesson, self._left - 1
+        judged = self.agent(lesson.seen)
         logits = judged.logits.unflatten(0, (-1, self.horizon + 1))[:, :-1]
-        value_logits = judged.value.unflatten(0, (-1, self.horizon + 1))
-        with torch.no_grad():
-            values = self.agent.expected(value_logits)
-            discounts = self.discount * dream.goes_on
-            returns = lambda_returns(dream.rewards, values, discounts, self.mix)
-            alive = ~batch.terminated[:, -1:]  # nothing follows a terminal state
-            weights = reach(discounts) * alive
-            weights = weights / weights.sum().clamp(min=1e-6)
-            advantages = (returns - values[:, :-1]) / self._scale(returns).clamp(min=1)
+        value = judged.value.unflatten(0, (-1, self.horizon + 1))[:, :-1]
+        ratio = (log_of(logits, lesson.actions) - lesson.log_policy).exp()
+        clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
+        gain = torch.minimum(ratio * lesson.advantages, clipped * lesson.advantages)
         log_policy = logits.log_softmax(-1)
-        chosen = dream.actions[:, -self.horizon :, None]
-        taken = log_policy.gather(-1, chosen)[..., 0]
         entropy = -(log_policy.exp() * log_policy).sum(-1)
         terms = {
-            "policy": -(weights * advantages * taken).sum(),
-            "value": (weights * self.agent.value_loss(value_logits[:, :-1], returns)).sum(),
-            "entropy": (weights * (math.log(self.agent.actions) - entropy)).sum(),
+            "policy": -(lesson.weights * gain).sum(),
+            "value": (lesson.weights * self.agent.value_loss(value, lesson.returns)).sum(),
+            "entropy": (lesson.weights * (math.log(self.agent.actions) - entropy)).sum(),
         }
+        return Losses(terms, lesson.metrics)
+
+    @torch.no_grad()
+    def _learn(self, batch: Segment, generator: torch.Generator) -> Lesson:
+        """Dream from the last frames of a batch, and see what came of it."""
+        state, seen = self.recall(batch)
+        dream = imagine(self._world[0], self.agent, state, seen, self.horizon, self._sampler, generator)
+        discounts = self.discount * dream.goes_on
+        returns = lambda_returns(dream.rewards, dream.values, discounts, self.mix)
+        alive = ~batch.terminated[:, -1:]  # nothing follows a terminal state
+        weights = reach(discounts) * alive
+        weights = weights / weights.sum().clamp(min=1e-6)
+        better = returns - dream.values[:, :-1]
+        advantages = (better - (weights * better).sum()) / self._scale(returns).clamp(min=FLOOR)
         metrics = {
             "return": returns[:, 0][alive[:, 0]].mean().nan_to_num(),
             "reward": dream.rewards.mean(),
             "spread": self.spread.clone(),
             "length": dream.goes_on.cumprod(1).sum(1).mean(),
         }
-        return Losses(terms, metrics)
+        return Lesson(
+            seen=dream.windows(self.agent.history),
+            actions=dream.actions[:, -self.horizon :],
+            log_policy=dream.log_policy,
+            returns=returns,
+            advantages=advantages,
+            weights=weights,
+            metrics=metrics,
+        )
 
     @torch.no_grad()
     def recall(self, batch: Segment) -> tuple[PriorState, Seen]:
@@ -148,9 +211,9 @@ class ImaginationObjective(Objective):
 
     @torch.no_grad()
     def _scale(self, returns: Tensor) -> Tensor:
-        """The spread of returns, averaged over updates: 0.99, corrected for its beginning at 0."""
+        """The spread of returns, averaged over dreams: 0.9, corrected for its beginning at 0."""
         low, high = torch.quantile(returns.flatten().float(), torch.tensor([0.05, 0.95], device=returns.device))
         if self.training:
             self.updates += 1
-            self.spread.lerp_(high - low, 0.01)
-        return self.spread / (1 - 0.99 ** self.updates.clamp(min=1))
+            self.spread.lerp_(high - low, 1 - KEPT)
+        return self.spread / (1 - KEPT ** self.updates.clamp(min=1))

@@ -50,7 +50,7 @@ def learn(config: DictConfig) -> Path:
 
     Raises what collecting and training raise, and KeyboardInterrupt, with everything kept, when asked to stop.
     """
-    name = str(config.run or f"{config.stem}-agent")
+    name = str(config.run or f"{config.stem}-agent" + (f"-seed{config.seed}" if config.seed else ""))
     if str(config.data) == f"data/{config.source.name}":
         config.data = f"data/{name}"  # the steps of an agent are its own, and counted
     before: Round | None = None

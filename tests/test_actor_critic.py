@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +19,14 @@ from agents.actor_critic import ActorCritic
 from agents.imagination import ImaginationObjective, imagine
 from agents.loop import plan
 from agents.returns import lambda_returns, reach
+from agents.run import build_actor
+from worldmodel.cli import compose_config
 from worldmodel.errors import ConfigError
 from worldmodel.priors import make_sampler
-from worldmodel.types import NO_ACTION, Segment
+from worldmodel.rollout import WorldModel
+from worldmodel.run import build_prior, build_tokenizer
+from worldmodel.tokenizers import require_codes
+from worldmodel.types import NO_ACTION, Segment, Spec
 
 Say = Callable[..., str]
 
@@ -90,19 +96,56 @@ def test_nothing_is_learnt_behind_an_end() -> None:
     others = objective(seen_at(torch.tensor([4, 0]), over), torch.Generator().manual_seed(0))
     for name in ("value", "policy", "entropy"):
         assert both.terms[name].item() == pytest.approx(others.terms[name].item(), abs=1e-6)
-    assert float(objective(seen_at(states[1:], over[1:]), torch.Generator()).terms["value"]) == 0
+    assert float(objective(seen_at(states[1:], over[1:]), torch.Generator()).terms["value"].detach()) == 0
 
 
 def test_the_entropy_of_equal_actions_is_the_whole_of_it() -> None:
     objective = ImaginationObjective(exact_world(hall, 3), actor_for(3), horizon=2)
     losses = objective(seen_at(torch.tensor([1, 2])), torch.Generator().manual_seed(0))
-    assert float(losses.terms["entropy"]) == pytest.approx(0, abs=1e-6)
+    assert losses.terms["entropy"].item() == pytest.approx(0, abs=1e-6)
+
+
+def test_a_dream_is_learnt_from_as_often_as_it_is_said() -> None:
+    objective = ImaginationObjective(exact_world(hall, 3), actor_for(3), horizon=3, reuse=2)
+    generator = torch.Generator().manual_seed(0)
+    batch = seen_at(torch.arange(6))
+    first = objective(batch, generator)
+    drawn = generator.get_state()
+    second = objective(batch, generator)
+    assert torch.equal(generator.get_state(), drawn)  # nothing was dreamt
+    # The policy is the one that dreamt: the gradient is that of REINFORCE, at both times.
+    weight = objective.agent.policy.out.weight
+    grads = [torch.autograd.grad(losses.terms["policy"], weight) for losses in (first, second)]
+    assert torch.equal(*[grad for (grad,) in grads]) and grads[0][0].abs().sum() > 0
+    objective(batch, generator)
+    assert not torch.equal(generator.get_state(), drawn)  # the third begins anew
+    with pytest.raises(ConfigError, match="reuse=0 must be 1 or more"):
+        ImaginationObjective(exact_world(hall, 3), actor_for(3), reuse=0)
+
+
+def test_a_policy_that_has_gone_far_is_not_drawn_farther() -> None:
+    objective = ImaginationObjective(exact_world(hall, 3), actor_for(3), horizon=3, reuse=2)
+    generator = torch.Generator().manual_seed(0)
+    objective(seen_at(torch.arange(6)), generator)
+    with torch.no_grad():  # action 2 alone is taken now, far more probably than when it was dreamt
+        objective.agent.policy.out.bias.copy_(torch.tensor([-5.0, -5.0, 5.0]))
+    lesson = objective._lesson
+    assert lesson is not None
+    losses = objective(seen_at(torch.arange(6)), generator)
+    (grad,) = torch.autograd.grad(losses.terms["policy"], objective.agent.policy.out.bias)
+    # Wherever it was good to do what is done more now, or bad to do what is done less, nothing pulls any more.
+    pulled = torch.where(lesson.actions == 2, lesson.advantages < 0, lesson.advantages > 0)
+    assert (grad.abs().sum() > 0) == bool(pulled.any())
+    good = lesson.advantages * torch.where(lesson.actions == 2, 1.2, 0.8)
+    ratio = torch.where(lesson.actions == 2, 3.0, 0.0) * lesson.advantages
+    expected = -(lesson.weights * torch.minimum(good, ratio)).sum()
+    assert losses.terms["policy"].item() == pytest.approx(expected.item(), abs=1e-3)
 
 
 def test_an_actor_finds_the_far_reward_of_an_exact_world() -> None:
     """A step to the left brings 0.1 at once; 5 wait at the right end, up to seven steps away."""
     world, actor = exact_world(hall, 3), actor_for(3, 64)
-    objective = ImaginationObjective(world, actor, horizon=10, discount=0.97)
+    objective = ImaginationObjective(world, actor, horizon=10, discount=0.97, reuse=1)
     optimiser = torch.optim.Adam(actor.parameters(), 3e-3)
     generator = torch.Generator().manual_seed(0)
     for _ in range(200):
@@ -127,11 +170,28 @@ def test_steps_are_shared_among_rounds() -> None:
         plan("walk", 4, 5)
 
 
+@pytest.mark.parametrize("name", ["agent-basic", "agent-minigrid"])
+def test_experiments_of_agents_make_what_they_name(name: str) -> None:
+    """What they train fits together, and the two towers of the actor-critic are apart."""
+    config = compose_config([f"experiment={name}"])
+    spec = Spec(name, (3, 64, 64), ("noop", "left", "right", "attack"), 10.0)
+    tokenizer = require_codes(build_tokenizer(config, spec))
+    world = WorldModel(spec, tokenizer, build_prior(config, spec, tokenizer))
+    actor = build_actor(config.agent.learner.network, tokenizer, 4)
+    settings = {**config.agent.learner.dream, "horizon": 2}
+    objective = ImaginationObjective(world, actor, **settings)
+    codes = torch.randint(tokenizer.codes, (2, 1, *tokenizer.grid), generator=torch.Generator().manual_seed(0))
+    losses = objective(dataclasses.replace(seen_at(torch.zeros(2)), codes=codes), torch.Generator().manual_seed(0))
+    losses.terms["value"].backward()
+    assert all(parameter.grad is None for parameter in actor.policy.parameters())
+    assert any(parameter.grad is not None for parameter in actor.critic.parameters())
+
+
 SMALL = (
     "tokenizer.widths=[16,16]", "tokenizer.codes=32", "prior.trunk.width=32", "prior.trunk.blocks=1",
     "prior.head.width=32", "agent.learner.network.width=64", "agent.learner.network.reader.channels=16",
     "agent.learner.dream.horizon=8", "agent.learner.rounds=2", "explorer=uniform", "training.tokenizer.steps=150",
-    "training.prior.steps=150", "training.agent.steps=60", "training.agent.learning_rate=2e-3",
+    "training.prior.steps=150", "training.agent.steps=160", "training.agent.learning_rate=2e-3",
 )  # fmt: skip
 
 
