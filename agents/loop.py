@@ -2,7 +2,8 @@
 
 In rounds, collect steps in the environment (with the explorer at first, then with the actor), train the world model on
 all of them, and train the actor and its critic in its dream. Every round is a run of its own, <run>-round1, …, the last
-one <run>; its episodes lie in data/<run>. What is finished is kept: the same command goes on.
+one <run>; its episodes lie in data/<run>. What is finished is kept: the same command goes on. With steps=0 an actor
+learns in the world of a run that is trained already.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from worldmodel.collect import build, record_steps, recorded
 from worldmodel.data.recorder import ActionSource
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import Windows
-from worldmodel.errors import ConfigError
+from worldmodel.errors import ConfigError, RunError
 from worldmodel.rollout import WorldModel
-from worldmodel.run import CODES, check_trained, checkpoint_of, load_tokenizer
+from worldmodel.run import CODES, PRIOR, check_trained, checkpoint_of, find_run, load_config, load_tokenizer
 from worldmodel.train import encode, make_fabric, plot_metrics, run_stage, say, train
 
 
@@ -46,10 +47,13 @@ def plan(name: str, steps: int, rounds: int) -> list[Round]:
 
 
 def learn(config: DictConfig) -> Path:
-    """All rounds of an actor-critic; returns the folder of the last run.
+    """All rounds of an actor-critic, or with ``steps`` 0 its training inside the world of ``config.run``, from the
+    frames that this learnt from; returns the folder of the last run.
 
     Raises what collecting and training raise, and KeyboardInterrupt, with everything kept, when asked to stop.
     """
+    if config.steps == 0:
+        return learn_inside(config)
     name = str(config.run or f"{config.stem}-agent" + (f"-seed{config.seed}" if config.seed else ""))
     if str(config.data) == f"data/{config.source.name}":
         config.data = f"data/{name}"  # the steps of an agent are its own, and counted
@@ -63,6 +67,19 @@ def learn(config: DictConfig) -> Path:
         dream(config, folder, None if before is None else Path(config.runs) / before.run)
         before = turn
     plot_returns(EpisodeStore.open(str(config.data)), folder / "returns.png")
+    print(f"the agent is in {folder}; python -m agents.evaluate agent=actor_critic run={folder.name}")
+    return folder
+
+
+def learn_inside(config: DictConfig) -> Path:
+    """Train an actor in the dream of a run, without a step in the environment. Raises what :func:`dream` raises."""
+    folder = find_run(Path(str(config.runs)), config.run, PRIOR)
+    if not check_trained(folder, PRIOR):
+        raise RunError(f"the run {folder} has no trained world to learn in; train it: python -m worldmodel.train "
+                       f"run={folder.name}")  # fmt: skip
+    config.data = load_config(folder).data
+    print(f"learning in the dream of {folder.name}")
+    dream(config, folder, None)
     print(f"the agent is in {folder}; python -m agents.evaluate agent=actor_critic run={folder.name}")
     return folder
 

@@ -171,6 +171,8 @@ def learn(config: DictConfig) -> Path:
             print(f"trained already, {knowledge.steps:,} steps, in {folder}; remove it, or choose another seed=…")
             return folder
     steps = int(config.steps if run is None else learner.dream.steps)
+    if not steps:
+        raise ConfigError("steps is 0; PPO in the real environment needs some, and in the dream a run: run=…")
     if run is None:
         envs = real_envs(make_env, int(learner.envs), int(config.collect.longest))
     else:

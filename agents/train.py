@@ -17,7 +17,8 @@ Train an agent. agent=actor_critic: in rounds, collect steps in the environment 
 the actor), train the world model on all of them, and train the actor and its critic in its dream.
 
 Every round is a run of its own, <run>-round1, …, the last one <run>; its episodes lie in data/<run>. The budgets of
-training.tokenizer, training.prior and training.agent are those of each round.
+training.tokenizer, training.prior and training.agent are those of each round. With steps=0 run=… nothing is collected:
+the actor learns in the dream of that run.
 
 agent=sb3_ppo run=…: Stable-Baselines3's PPO inside the dream of a run. Without run=, in the real environment, for as
 many steps as steps= says: the yardstick.

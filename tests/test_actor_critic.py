@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from agents.loop import plan
 from agents.returns import lambda_returns, reach
 from agents.run import build_actor
 from worldmodel.cli import compose_config
+from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError
 from worldmodel.priors import make_sampler
 from worldmodel.rollout import WorldModel
@@ -215,3 +217,15 @@ def test_the_loop_learns_a_corridor_to_optimality(say: Say, tmp_path: Path) -> N
 
     again = say(train, *words, "steps=600")  # nothing is left to do
     assert "the agent is trained already" in again
+
+    frames = EpisodeStore.open(tmp_path / "data" / "walk").steps
+    (tmp_path / "runs/walk-round1/agent.safetensors").unlink()
+    shutil.rmtree(tmp_path / "runs/walk-round1/checkpoints")
+    inside = say(train, *corridor.CHOOSE, *SMALL, "agent=actor_critic", "run=walk-round1", "steps=0",
+                 "training.agent.steps=2")  # fmt: skip
+    assert "learning in the dream of walk-round1" in inside
+    assert (tmp_path / "runs/walk-round1/agent.safetensors").is_file()
+    assert EpisodeStore.open(tmp_path / "data" / "walk").steps == frames  # no step was taken
+    (tmp_path / "runs/walk-round1/prior.safetensors").unlink()
+    err = say(train, *corridor.CHOOSE, "agent=actor_critic", "run=walk-round1", "steps=0", code=2)
+    assert "walk-round1 has no trained world to learn in; train it: python -m worldmodel.train run=walk-round1" in err

@@ -172,7 +172,7 @@ RULES: dict[str, Rule] = {
     "device": Text(),
     "seed": SEED,
     "source.name": Text(),
-    "steps": COUNT,
+    "steps": Number(least=0, whole=True),
     "episodes": COUNT,
     "collect.steps": COUNT,
     "collect.workers": Number(least=1, most=1024, whole=True),
