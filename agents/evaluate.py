@@ -58,13 +58,14 @@ class Settings:
     def success_rule(self) -> str:
         if self.success is not None:
             return f"a return of {self.success:g} or more"
-        return "ended by itself with a positive last reward"
+        return "ended by itself, the last two rewards positive together"
 
     def succeeded(self, episode: Episode) -> bool:
         """Whether an episode is a success."""
         if self.success is not None:
             return bool(episode.rewards.sum() >= self.success)
-        return bool(episode.terminated and episode.rewards[-1] > 0)
+        # Of two, since what earned it may show a step before the end, as a shot does in ViZDoom's basic.
+        return bool(episode.terminated and episode.rewards[-2:].sum() > 0)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -73,7 +74,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--success",
         type=float,
         metavar="RETURN",
-        help="an episode is a success from this return on (default: where it ended by itself with a positive reward)",
+        help="an episode is a success from this return on (default: where it ended by itself, the last two rewards "
+        "positive together)",
     )
     parser.add_argument("--horizon", type=int, default=plain.horizon, help="most steps of a stretch that is dreamt")
     parser.add_argument("--starts", type=int, default=plain.starts, help="stretches of every episode that are dreamt")

@@ -128,7 +128,7 @@ def make_objective(
     settings = OmegaConf.to_container(config.agent.learner.dream, resolve=True)
     assert isinstance(settings, dict)
     objective = ImaginationObjective(world, actor, **{str(key): value for key, value in settings.items()})
-    return objective, Windows(codes, "all", lead + 1, lead)
+    return objective, Windows(codes, "all", lead + 1, lead, rewarded=config.training.agent.rewarded)
 
 
 def plot_returns(store: EpisodeStore, path: Path) -> None:

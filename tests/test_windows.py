@@ -289,3 +289,51 @@ def test_a_damaged_cache_is_built_again(store: EpisodeStore, tmp_path: Path, dam
     tokenizer = FourCodes()
     assert_codes_right(encode_store(store, tokenizer, tmp_path))
     assert tokenizer.encoded == 23
+
+
+def paid(path: Path, rewards: list[list[float]]) -> EpisodeStore:
+    """Episodes with these rewards; every frame shows its episode and its place."""
+    with EpisodeStore.writer(path, SPEC) as store:
+        for episode, row in enumerate(rewards):
+            known = numbered(episode, len(row))
+            store.append(dataclasses.replace(known, rewards=np.array(row, np.float32)))
+    return EpisodeStore.open(path)
+
+
+def test_windows_from_which_a_rare_reward_is_near(tmp_path: Path) -> None:
+    costs = [-0.1] * 40
+    store = paid(tmp_path / "data", [costs, [*costs, -5.0, *costs, 4.0], [-0.1, 5.0], costs])
+    windows = Windows(store, "all", length=3, lead=1, rewarded=0.5)
+    batch = windows.sample(20_000, torch.Generator().manual_seed(0))
+    assert batch.frames is not None
+    check_alignment_but_rewards(batch)
+    place, episode = batch.frames[:, :, 0, 0, 1].long(), batch.frames[:, :, 0, 0, 0].long()
+    target, of = place[:, 1:][batch.valid[:, 1:]], episode[:, 1:][batch.valid[:, 1:]]
+    # Near are places 21 to 41 (of −5) and 62 to 82 (of 4) of the second episode, and all of the third.
+    near = ((of == 1) & (((target >= 21) & (target <= 41)) | ((target >= 62) & (target <= 82)))) | (of == 2)
+    counts = torch.bincount(target[near & (of == 1)], minlength=83)
+    inner = counts[[*range(22, 41), *range(63, 82)]].double()  # the outermost are at one place of a window alone
+    assert inner.min() > 0.75 * inner.mean() and inner.max() < 1.25 * inner.mean()
+    plain = Windows(store, "all", length=3, lead=1).sample(20_000, torch.Generator().manual_seed(0))
+    assert near.double().mean() > 0.55 and (~near).any()
+    assert plain.frames is not None
+    assert (plain.frames[:, 1:, 0, 0, 0].long() == 2).double().mean() < 0.1
+
+    same = Windows(store, "all", length=3, lead=1, rewarded=0.0).sample(50, torch.Generator().manual_seed(3))
+    other = Windows(store, "all", length=3, lead=1).sample(50, torch.Generator().manual_seed(3))
+    assert torch.equal(same.actions, other.actions)
+
+
+def check_alignment_but_rewards(batch: Segment) -> None:
+    assert batch.frames is not None
+    pictures = batch.frames.flatten(2)[..., [0, 1, 2, 3]]
+    places = pictures[..., 1].float()
+    check_alignment(dataclasses.replace(batch, rewards=places), pictures)
+
+
+def test_where_all_rewards_are_alike_no_window_is_special(tmp_path: Path) -> None:
+    store = paid(tmp_path / "data", [[1.0] * 9, [1.0] * 4])
+    drawn = [
+        Windows(store, "all", 2, 1, rewarded=share).sample(40, torch.Generator().manual_seed(0)) for share in (0, 1)
+    ]
+    assert torch.equal(drawn[0].actions, drawn[1].actions)

@@ -143,6 +143,7 @@ STAGE: dict[str, Rule] = {
     "steps": COUNT,
     "max_seconds": Number(above=0, optional=True),
     "batch": COUNT,
+    "rewarded": dataclasses.replace(SHARE, required=False),
     "learning_rate": Number(above=0, most=1e30),  # more is no float32
     "warmup_steps": Number(least=0, whole=True),
     "decay": Choice(words=("cosine", "linear", "none")),

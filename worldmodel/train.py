@@ -239,7 +239,10 @@ def train_tokenizer(
     steps_an_epoch = math.ceil(frames / (node.batch * node.length * fabric.world_size))
     window = min(max(steps_an_epoch, 10), 1000)
     objective = TokenizerObjective(tokenizer, window, build_augmentation(config))
-    windows = {split: Windows(store, split, node.length, whole=tokenizer.joined) for split in SPLITS}
+    windows: dict[Split, Windows] = {
+        "train": Windows(store, "train", node.length, whole=tokenizer.joined, rewarded=node.rewarded),
+        "held_out": Windows(store, "held_out", node.length, whole=tokenizer.joined),
+    }
     if not windows["train"].drawable:
         windows["train"].sample(1, torch.Generator())  # says why
     begin_with(tokenizer, first)
@@ -282,7 +285,11 @@ def train_prior(
     prior = build_prior(config, store.spec, tokenizer)
     begin_with(prior, first)
     lead = prior.context
-    windows = {split: Windows(source, split, lead + node.targets, lead) for split in SPLITS}
+    length = lead + node.targets
+    windows: dict[Split, Windows] = {
+        "train": Windows(source, "train", length, lead, rewarded=node.rewarded),
+        "held_out": Windows(source, "held_out", length, lead),
+    }
     run_stage(fabric, config, "prior", prior_objective(tokenizer, prior), windows, folder)
 
 

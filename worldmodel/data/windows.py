@@ -14,6 +14,9 @@ from worldmodel.data.store import EpisodeStore, Split
 from worldmodel.errors import DataError
 from worldmodel.types import NO_ACTION, Segment
 
+REACH = 20
+"""Steps before a rare reward that are worth a special look."""
+
 
 class Codes(Protocol):
     """Codes of all episodes of a store; see :class:`worldmodel.data.codes.CodeStore`."""
@@ -28,9 +31,11 @@ class Windows:
 
     ``episodes`` is a split's name or the indices of episodes. ``lead``: leading frames of a window that are only looked
     back at; near the beginning of an episode they are missing, and padding stands in their place. ``whole``: windows
-    are not to hang over the ends of an episode; what is shorter than one is left out. The action of an
-    episode's first frame is its condition: the class of an image. The actions and rewards of all frames are held in
-    memory (14 bytes a frame); of the frames themselves only those of the windows are read.
+    are not to hang over the ends of an episode; what is shorter than one is left out. ``rewarded``: share of the drawn
+    windows that hold, behind the lead, a frame that comes up to ``REACH`` steps before a rare reward: one that is
+    farther from the median than half of what the farthest is. The action of an episode's first frame is its condition:
+    the class of an image. The actions and rewards of all frames are held in memory (14 bytes a frame); of the frames
+    themselves only those of the windows are read.
     """
 
     def __init__(
@@ -40,6 +45,7 @@ class Windows:
         length: int = 1,
         lead: int = 0,
         whole: bool = False,
+        rewarded: float = 0.0,
     ):
         if not 0 <= lead < length:
             raise DataError(f"windows need at least one frame behind the {lead} that lead to it; got length {length}")
@@ -58,6 +64,21 @@ class Windows:
         entries = [self.store.entries[episode] for episode in self.episodes]
         self._terminated = self._at_the_end([entry.terminated for entry in entries])
         self._truncated = self._at_the_end([entry.truncated for entry in entries])
+        self._rewarded = 0.0 if whole else rewarded
+        self._promising = self._before_rewards() if self._rewarded else np.empty(0, np.int64)
+
+    def _before_rewards(self) -> np.ndarray:
+        """Rows of the frames from which a rare reward is near, the frame of the reward itself among them."""
+        rewards = self._rewards.numpy()
+        first = np.zeros(len(self), bool)
+        first[self._first[:-1]] = True  # nothing is received at a first frame
+        if first.all():
+            return np.empty(0, np.int64)
+        distance = np.where(first, 0, np.abs(rewards - np.median(rewards[~first])))
+        rare = np.flatnonzero((distance > distance.max() / 2) & (distance > 0))
+        begins = self._first[np.searchsorted(self._first, rare, side="right") - 1]
+        near = [np.arange(max(begin, row - REACH), row + 1) for begin, row in zip(begins, rare, strict=True)]
+        return np.unique(np.concatenate([np.empty(0, np.int64), *near]))
 
     def _at_the_end(self, flags: list[bool]) -> Tensor:
         """A flag of each episode (n,) → one of each frame, false for all but the last of an episode."""
@@ -89,9 +110,22 @@ class Windows:
         drawn = torch.randint(int(ends[-1]), (batch,), generator=generator).numpy()
         which = np.searchsorted(ends, drawn, side="right")
         start = drawn - (ends[which] - self.sizes[which] - overlap) - (self.length - 1)
+        if len(self._promising):
+            which, start = self._some_promising(which, start, generator)
         first = np.maximum(start, 0)
         count = np.minimum(start + self.length, self.sizes[which]) - first
         return self._cut(which, first, count, self.length, first - start)
+
+    def _some_promising(
+        self, which: np.ndarray, start: np.ndarray, generator: torch.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Episodes and starts of windows, a share of them replaced by some that hold a frame with a reward near."""
+        batch = len(which)
+        instead = torch.rand(batch, generator=generator).numpy() < self._rewarded
+        rows = self._promising[torch.randint(len(self._promising), (batch,), generator=generator).numpy()]
+        place = torch.randint(self.lead, self.length, (batch,), generator=generator).numpy()
+        episode = np.searchsorted(self._first, rows, side="right") - 1
+        return np.where(instead, episode, which), np.where(instead, rows - self._first[episode] - place, start)
 
     def _sample_whole(self, batch: int, generator: torch.Generator) -> Segment:
         """``batch`` windows without padding, every one equally likely."""
