@@ -99,7 +99,8 @@ def foresee(
     seed: int = 0,
     told: Callable[[int], None] = lambda done: None,
 ) -> Foresight:
-    """Dream every window under its own actions, many at once, and sum up what is expected of them."""
+    """Dream every window under its own actions, many at once, and sum up what is expected of them: each reward times
+    the probability that none of the frames before it was the end, as planners count it."""
     dreamt = np.zeros(len(given))
     generator = torch.Generator().manual_seed(seed)
     done = 0
@@ -114,8 +115,9 @@ def foresee(
         dream = world.imagine(
             frames, torch.from_numpy(actions), past_actions=past, temperature=temperature, generator=generator
         )
-        rewards = dream.rewards.double().cpu().numpy()
-        dreamt[rows] = np.where(taken, rewards, 0).sum(1)
+        rewards, going = (part.double().cpu().numpy() for part in (dream.rewards, 1 - dream.ends))
+        alive = np.concatenate([np.ones_like(going[:, :1]), going[:, :-1]], 1).cumprod(1)
+        dreamt[rows] = np.where(taken, rewards * alive, 0).sum(1)
         done += len(rows)
         told(done)
     facts = [(window.episode, window.start, len(window.actions)) for window in given]

@@ -54,8 +54,8 @@ class InTurn:
 class Knower:
     """A world that knows the rewards, and refuses frames and actions that do not belong together."""
 
-    def __init__(self, late: int = 0):
-        self.late, self.calls = late, 0
+    def __init__(self, late: int = 0, end: int | None = None):
+        self.late, self.end, self.calls = late, end, 0  # end: the frame that half of all episodes end with
 
     def imagine(
         self, frames: Tensor, actions: Tensor, *, past_actions: Tensor, temperature: float, generator: Any
@@ -70,7 +70,8 @@ class Knower:
         known = actions == ahead % 3
         lengths = known.long().cumprod(1).sum(1)  # behind an episode's end, the batch is padded
         assert (lengths >= 1).all() and (lengths == actions.shape[1]).any()
-        return SimpleNamespace(rewards=((ahead + 1 + self.late) ** 2).float())
+        rewards = ((ahead + 1 + self.late) ** 2).float()
+        return SimpleNamespace(rewards=rewards, ends=0.5 * (ahead + 1 == self.end))
 
 
 def played(context: int, horizon: int, starts: int = 4) -> Gathered:
@@ -95,6 +96,17 @@ def test_a_world_that_knows_foresees_exactly(context: int, horizon: int) -> None
     assert world.calls < len(stretches) / 3  # many in one pass
     for late in (-1, 1):
         assert not np.array_equal(foresee(Knower(late), stretches).dreamt, found.obtained)
+
+
+def test_nothing_is_earned_behind_an_end() -> None:
+    gathered = played(1, 1000, starts=1)
+    stretches = [gathered.stretches[number][0] for number in range(30)]
+    found = foresee(Knower(end=4), stretches)
+    before = sum((k + 1) ** 2 for k in range(4))
+    assert found.dreamt.tolist() == [
+        min(before, found.obtained[row]) + 0.5 * max(0, found.obtained[row] - before) for row in range(30)
+    ]
+    assert any(found.obtained > before)
 
 
 def test_every_episode_is_dreamt_from_its_beginning_and_from_elsewhere() -> None:
