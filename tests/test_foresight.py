@@ -71,7 +71,7 @@ class Knower:
         lengths = known.long().cumprod(1).sum(1)  # behind an episode's end, the batch is padded
         assert (lengths >= 1).all() and (lengths == actions.shape[1]).any()
         rewards = ((ahead + 1 + self.late) ** 2).float()
-        return SimpleNamespace(rewards=rewards, ends=0.5 * (ahead + 1 == self.end))
+        return SimpleNamespace(rewards=rewards, ends=0.5 * (ahead + 1).eq(-1 if self.end is None else self.end).float())
 
 
 def played(context: int, horizon: int, starts: int = 4) -> Gathered:
