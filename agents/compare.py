@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from agents.run import RETURNS
 from agents.statistics import apart, interquartile_mean, probability_of_improvement, stratified
 from worldmodel import plots
 from worldmodel.cli import EXIT_USER_ERROR, one_line
@@ -20,11 +21,13 @@ from worldmodel.errors import RunError, WorldModelError
 from worldmodel.evaluation.metrics import Interval
 from worldmodel.evaluation.report import number, table
 from worldmodel.files import replace_text
+from worldmodel.training.hooks import read_json_lines
 
 DESCRIPTION = """\
 Put evaluations of agents side by side: interquartile mean, mean and success over all episodes of all seeds, with 95 %
 intervals over seeds and episodes, and how likely an episode of one agent is better than one of another. Files of the
-same agent (its name in metrics.json) are its seeds. Writes comparison.json and comparison.png."""
+same agent (its name in metrics.json) are its seeds. Where they learnt in the real environment, also their returns while
+they did. Writes comparison.json and comparison.png."""
 
 # name → title, what it is of, statistic of the pooled values
 MEASURES: dict[str, tuple[str, str, Callable[..., float]]] = {
@@ -32,6 +35,8 @@ MEASURES: dict[str, tuple[str, str, Callable[..., float]]] = {
     "return": ("return, mean", "return", np.mean),
     "success": ("success", "success", np.mean),
 }
+LATELY = 20  # episodes that a return while learning is the mean of
+POINTS = 100  # of a curve
 Found = dict[str, list[dict[str, Any]]]  # agent → what metrics.json holds, for each of its seeds
 
 
@@ -99,6 +104,41 @@ def compare(agents: Found) -> dict[str, Any]:
     return {**facts, "agents": told, "pairs": pairs}
 
 
+def learning(paths: Sequence[Path]) -> dict[str, dict[str, list[float]]]:
+    """Of every agent that learnt in the real environment: returns while it did, over steps.
+
+    At each of ``steps`` the mean over seeds of the mean of their last ``LATELY`` episodes (``return``), and the lowest
+    and highest of these (``low``, ``high``), up to where all seeds got.
+    """
+    curves: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    for path in paths:
+        folder = path if path.is_dir() else path.parent
+        found = json.loads((folder / "metrics.json").read_text())
+        agent = str(found["agent"])
+        if found.get("run") is None:  # it has a folder of its own
+            records = read_json_lines(folder / RETURNS)
+        elif found.get("choice") == "actor_critic":  # it learnt when its run did
+            records = read_json_lines(folder.parent.parent / RETURNS)
+        else:  # it learnt nothing, or in the dream
+            records = []
+        if records:
+            returns = np.array([record["return"] for record in records], np.float64)
+            lately = [returns[max(0, last - LATELY) : last].mean() for last in range(1, len(returns) + 1)]
+            curves.setdefault(agent, []).append((np.array([record["step"] for record in records]), np.array(lately)))
+    told = {}
+    for agent, seeds in curves.items():
+        first, last = (pick(float(steps[at]) for steps, _ in seeds) for pick, at in ((max, 0), (min, -1)))
+        grid = np.linspace(first, last, POINTS)
+        values = np.stack([np.interp(grid, *seed) for seed in seeds])
+        told[agent] = {
+            "steps": grid.tolist(),
+            "return": values.mean(0).tolist(),
+            "low": values.min(0).tolist(),
+            "high": values.max(0).tolist(),
+        }
+    return told
+
+
 def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
     """Lines for :func:`worldmodel.evaluation.report.table`."""
     told = []
@@ -132,6 +172,17 @@ def save_chart(found: dict[str, Any], path: Path) -> Path:
             for pair in found["pairs"]
         }
         panels.append(plots.Panel("chance to return more", chances, mark=0.5, mark_name="alike"))
+    if found["learning"]:
+        known = list(found["agents"])
+        curves = {
+            agent: plots.Line(
+                curve["steps"], curve["return"], curve["low"], curve["high"],
+                colour=plots.COLOURS[known.index(agent) % len(plots.COLOURS)],
+            )
+            for agent, curve in found["learning"].items()
+        }  # fmt: skip
+        title = f"return while learning, mean of {LATELY} episodes"
+        panels.append(plots.Panel(title, curves, xlabel="steps of the real environment"))
     return plots.save_panels(path, panels, title=found["env"], columns=2)
 
 
@@ -142,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--to", type=Path, default=Path("."), metavar="FOLDER", help="where to write (default: here)")
     args = parser.parse_args(argv)
     try:
-        found = compare(read(args.files))
+        found = compare(read(args.files)) | {"learning": learning(args.files)}
     except WorldModelError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return EXIT_USER_ERROR

@@ -9,6 +9,7 @@ learns in the world of a run that is trained already.
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import torch
@@ -17,13 +18,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from agents.actor_critic import ActorCriticAgent
 from agents.imagination import ImaginationObjective
-from agents.run import AGENT, build_actor, load_actor, save_network
+from agents.run import AGENT, RETURNS, build_actor, load_actor, save_network
 from worldmodel import plots
 from worldmodel.collect import build, record_steps, recorded
 from worldmodel.data.recorder import ActionSource
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import Windows
 from worldmodel.errors import ConfigError, RunError
+from worldmodel.files import replace_text
 from worldmodel.rollout import WorldModel
 from worldmodel.run import CODES, PRIOR, check_trained, checkpoint_of, find_run, load_config, load_tokenizer
 from worldmodel.train import encode, make_fabric, plot_metrics, run_stage, say, train
@@ -66,7 +68,7 @@ def learn(config: DictConfig) -> Path:
         folder = train(config, weights_of=None if before is None else before.run)
         dream(config, folder, None if before is None else Path(config.runs) / before.run)
         before = turn
-    plot_returns(EpisodeStore.open(str(config.data)), folder / "returns.png")
+    keep_returns(EpisodeStore.open(str(config.data)), folder)
     print(f"the agent is in {folder}; python -m agents.evaluate agent=actor_critic run={folder.name}")
     return folder
 
@@ -131,12 +133,14 @@ def make_objective(
     return objective, Windows(codes, "all", lead + 1, lead, rewarded=config.training.agent.rewarded)
 
 
-def plot_returns(store: EpisodeStore, path: Path) -> None:
-    """Returns of the episodes as they were collected, over the steps of the environment."""
+def keep_returns(store: EpisodeStore, folder: Path) -> None:
+    """Returns of the episodes as they were collected, over the steps of the environment: a file and its plot."""
     ends, returns = returns_of(store)
+    records = ({"step": step, "return": value} for step, value in zip(ends, returns, strict=True))
+    replace_text(folder / RETURNS, "".join(f"{json.dumps(record)}\n" for record in records))
     line = plots.Line(ends, returns, noisy=True)
     panel = plots.Panel("return of collected episodes", {"return": line}, xlabel="environment steps")
-    plots.save_panels(path, [panel], title=path.parent.name)
+    plots.save_panels(folder / "returns.png", [panel], title=folder.name)
 
 
 def returns_of(store: EpisodeStore) -> tuple[list[int], list[float]]:

@@ -14,6 +14,8 @@ from worldmodel.run import build_module, load_spec, load_tokenizer, load_weights
 from worldmodel.tokenizers import Tokenizer
 
 SETTINGS = "agent.yaml"
+RETURNS = "returns.jsonl"
+"""A line for every episode of a training in the real environment: the steps up to its end, and its return."""
 TRAIN_FIRST = "train one: python -m agents.train agent=actor_critic env=…"
 
 

@@ -21,6 +21,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecMonitor, VecNormalize
 
+from agents.run import RETURNS
 from agents.sb3 import SETTINGS, TRAIN_FIRST, WEIGHTS, Knowledge
 from worldmodel import plots
 from worldmodel.data.recorder import FrameSource
@@ -29,7 +30,6 @@ from worldmodel.files import append_line, replace_text, whole
 from worldmodel.interrupts import deferred
 from worldmodel.training.hooks import read_json_lines
 
-RETURNS = "returns.jsonl"
 CHECKPOINT_SECONDS = 30.0
 SCALED = 10.0  # rewards of a unit of deviation of the returns are clipped at this many, as the package does by itself
 

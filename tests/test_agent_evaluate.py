@@ -20,6 +20,7 @@ from agents import compare, evaluate, train
 from agents.choice import name_of
 from agents.explorers import UniformExplorer
 from agents.playing import Match, play
+from agents.run import RETURNS
 from envs import make_frames
 from worldmodel.cli import compose_config
 from worldmodel.errors import EnvError, WorldModelError
@@ -194,6 +195,33 @@ def test_evaluations_are_compared(say: Say, tmp_path: Path) -> None:
     assert pairs["good", "bad"]["apart"] == {"return_iqm": True, "return": True, "success": True}
     assert pairs["bad", "same"]["probability_of_improvement"]["value"] == 0.5
     assert not any(pairs["bad", "same"]["apart"].values())
+    Image.open(tmp_path / "out" / "comparison.png").verify()
+
+
+def test_returns_while_learning_are_compared(say: Say, tmp_path: Path) -> None:
+    place = tmp_path / "run" / "agents"
+    place.mkdir(parents=True)
+
+    def learnt(name: str, seed: int, returns: list[float], **more: Any) -> str:
+        folder = Path(told_of(place, name, [1, 2], seed))
+        found = json.loads((folder / "metrics.json").read_text()) | more
+        (folder / "metrics.json").write_text(json.dumps(found))
+        lines = [json.dumps({"step": 10 * (1 + at), "return": value}) for at, value in enumerate(returns)]
+        where = folder if found["run"] is None else folder.parent.parent
+        (where / RETURNS).write_text("\n".join(lines) + "\n")
+        return str(folder)
+
+    yardstick = [learnt("yardstick", 0, [0.0, 2.0, 4.0], run=None), learnt("yardstick", 1, [2.0, 2.0], run=None)]
+    actor = learnt("actor", 0, [5.0] * 30 + [8.0] * 20, run="r", choice="actor_critic")
+    planner = told_of(tmp_path, "planner", [3, 4])
+    say(compare, *yardstick, actor, planner, "--to", str(tmp_path / "out"))
+    curves = json.loads((tmp_path / "out" / "comparison.json").read_text())["learning"]
+    assert set(curves) == {"yardstick", "actor"}
+    curve = curves["yardstick"]  # means of 0; 0, 2 and of 2; 2, 2: as far as both go
+    assert (curve["steps"][0], curve["steps"][-1]) == (10, 20)
+    for name, first, last in (("return", 1, 1.5), ("low", 0, 1), ("high", 2, 2)):
+        assert (curve[name][0], curve[name][-1]) == pytest.approx((first, last))
+    assert (curves["actor"]["return"][0], curves["actor"]["return"][-1]) == pytest.approx((5, 8))
     Image.open(tmp_path / "out" / "comparison.png").verify()
 
 
