@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import corridor
+import numpy as np
 import pytest
 import torch
 from exact_world import clock, exact_world
@@ -21,6 +22,7 @@ from agents.imagination import ImaginationObjective, imagine
 from agents.loop import plan
 from agents.returns import lambda_returns, reach
 from agents.run import build_actor
+from worldmodel import collect
 from worldmodel.cli import compose_config
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError
@@ -217,6 +219,12 @@ def test_the_loop_learns_a_corridor_to_optimality(say: Say, tmp_path: Path) -> N
 
     again = say(train, *words, "steps=600")  # nothing is left to do
     assert "the agent is trained already" in again
+
+    told = say(collect, *corridor.CHOOSE, "explorer=actor", "run=walk", "data=data/his", "explorer.fidget=0", "--steps",
+               "60")  # fmt: skip
+    assert "recorded  60 steps" in told
+    his = EpisodeStore.open(tmp_path / "data" / "his")
+    assert float(np.concatenate([his.episode(number).actions for number in range(len(his))]).mean()) > 0.9
 
     frames = EpisodeStore.open(tmp_path / "data" / "walk").steps
     (tmp_path / "runs/walk-round1/agent.safetensors").unlink()
