@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from agents.returns import reach
 from agents.statistics import rank_interval
 from worldmodel.types import Episode
 
@@ -115,9 +116,8 @@ def foresee(
         dream = world.imagine(
             frames, torch.from_numpy(actions), past_actions=past, temperature=temperature, generator=generator
         )
-        rewards, going = (part.double().cpu().numpy() for part in (dream.rewards, 1 - dream.ends))
-        alive = np.concatenate([np.ones_like(going[:, :1]), going[:, :-1]], 1).cumprod(1)
-        dreamt[rows] = np.where(taken, rewards * alive, 0).sum(1)
+        earned = (dream.rewards.double() * reach(1 - dream.ends.double())).cpu().numpy()
+        dreamt[rows] = np.where(taken, earned, 0).sum(1)
         done += len(rows)
         told(done)
     facts = [(window.episode, window.start, len(window.actions)) for window in given]

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from agents.playing import Played
+from agents.returns import reach
 from worldmodel import media, plots
 from worldmodel.evaluation.report import number
 from worldmodel.rollout import WorldModel
@@ -17,6 +18,7 @@ from worldmodel.types import Episode, Spec
 
 SHOWN = 3  # episodes of a video
 LONGEST = 400  # frames of a video
+LONGEST_GIF = 100  # of a video that is written as a gif, too
 CORRELATIONS = {
     "all": "rank correlation of {} stretches",
     "first": "  {} from the first frame on",
@@ -80,7 +82,11 @@ def save_episodes(path: Path, played: Sequence[Played], spec: Spec) -> Path:
 
 
 def save_dreams(path: Path, played: Sequence[Played], world: WorldModel, seed: int, temperature: float) -> Path:
-    """A video of episodes, and below each the dream of it: from its first frames, under the actions really taken."""
+    """A video of episodes, and below each the dream of it: from its first frames, under the actions really taken.
+
+    Of episodes that are not long also a gif, for pages and mails. Dreamt returns are counted as
+    :func:`agents.foresight.foresee` does, from the same frame as those of the episode beside.
+    """
     spec = world.spec
     context = max(1, world.prior.context)
     kept = [one.episode for one in played if len(one.episode) >= context]
@@ -98,11 +104,14 @@ def save_dreams(path: Path, played: Sequence[Played], world: WorldModel, seed: i
             temperature=temperature,
             generator=torch.Generator().manual_seed(seed),
         )
-        behind = episode.rewards[seen : length - 1].sum()
         names = media.action_names(actions, spec.action_names)
         both = np.concatenate([frames[:context].numpy(), dream.frames[0].cpu().numpy()])
+        behind = episode.rewards[seen : length - 1].sum()
         above.append(_strip(frames.numpy(), f"real · return {behind:.4g}", names, length, context))
-        below.append(_strip(both, f"dream · return {float(dream.rewards.sum()):.4g}", names, length, context, True))
+        earned = float((reach(1 - dream.ends) * dream.rewards).sum())
+        below.append(_strip(both, f"dream · return {earned:.4g}", names, length, context, True))
+    if length <= LONGEST_GIF:
+        media.save(path.with_suffix(".gif"), [*above, *below], spec.rate, across=len(above))
     return media.save(path, [*above, *below], spec.rate, across=len(above))
 
 
