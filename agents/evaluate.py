@@ -40,8 +40,8 @@ world model (run=…, or the run that the agent plays with), also its dream of w
 dreamt agrees with the return obtained.
 
 Episode i is played under seeds that follow from seed and i alone, the same for every agent. Writes metrics.json,
-report.png, episodes.mp4 and dream.mp4 (a short one also as a gif) to <run>/agents/<agent>-<env>/, or runs/agents/… where there is no run;
-python -m agents.compare puts several of them side by side."""
+report.png, episodes.mp4 and dream.mp4 (a short one also as a gif) to <run>/agents/<agent>-<env>/, or runs/agents/…
+where there is no run; python -m agents.compare puts several of them side by side."""
 
 
 @dataclasses.dataclass(frozen=True)
