@@ -84,6 +84,15 @@ def test_luck_is_no_reason(seed: int) -> None:
         assert agent.plan is not None and agent.plan.value == pytest.approx(0.4)
 
 
+def test_small_differences_may_be_none() -> None:
+    """In the corridor a step to the left brings 0.1 at once: for one to whom that is nothing, all ways are alike."""
+    for indifference, distinct in ((0.0, {1}), (0.5, {0, 1, 2})):
+        agent = MPCAgent("", horizon=2, warm=0.0, indifference=indifference)
+        ready(agent, corridor, 3)
+        assert {agent.act(picture(3)) for _ in range(30)} == distinct
+        assert agent.act(picture(6)) == 2  # 5 is more than nothing
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_search_decides_when_chance_has_spoken(seed: int) -> None:
     """Before a door one sees which it is: 1 is certain. A sequence fixed beforehand brings 0.5, less than 0.7."""
