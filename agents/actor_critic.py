@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agents.base import Agent
+from worldmodel.errors import RunError
 from worldmodel.nn.convnets import CONV
 from worldmodel.priors.embedding import CodeEmbedding
 from worldmodel.priors.outcomes import BINS, SPAN, symexp, two_hot
+from worldmodel.run import find_run, load_spec
 from worldmodel.tokenizers import Tokenizer
 from worldmodel.types import NO_ACTION, to_float
 
@@ -188,11 +190,25 @@ class ActorCriticAgent(Agent):
         run: folder of a run with a trained actor; it is read at the first episode, by every process that plays.
         greedy: the most probable action instead of one drawn.
         fidget: share of the actions that are drawn from all alike, each held for up to ``hold`` steps.
+        runs: folder in which ``run`` is a name, or None the latest that has an actor.
+
+    Raises :class:`RunError` for a run that is not there, and at the first episode for one without an actor or with
+    other actions than the environment's.
     """
 
     needs = AGENT
 
-    def __init__(self, run: str | Path, greedy: bool = False, fidget: float = 0.0, hold: int = 1, device: str = "cpu"):
+    def __init__(
+        self,
+        run: str | Path | None,
+        greedy: bool = False,
+        fidget: float = 0.0,
+        hold: int = 1,
+        device: str = "cpu",
+        runs: str | Path | None = None,
+    ):
+        if runs is not None:
+            run = find_run(runs, run, AGENT)
         self.run, self.greedy, self.fidget, self.hold, self.device = str(run), greedy, fidget, hold, device
         self._loaded: tuple[Tokenizer, ActorCritic] | None = None
 
@@ -204,6 +220,12 @@ class ActorCriticAgent(Agent):
             from agents.run import load_actor  # torch's weights are read where they are needed
 
             self._loaded = load_actor(Path(self.run), self.device)
+        known = load_spec(Path(self.run)).action_names
+        if tuple(action_names) != known:
+            raise RunError(
+                f"the actor of {self.run} knows the actions {', '.join(known)}, and this environment has "
+                f"{', '.join(action_names)}; choose another run=…"
+            )
         self._rng, self._action, self._held = rng, NO_ACTION, 0
         self._seen = self._loaded[1].begin(1)
 

@@ -112,8 +112,8 @@ def learning(paths: Sequence[Path]) -> dict[str, dict[str, list[float]]]:
     """
     curves: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     for path in paths:
-        folder = path if path.is_dir() else path.parent
-        found = json.loads((folder / "metrics.json").read_text())
+        file = (path / "metrics.json" if path.is_dir() else path).resolve()
+        found, folder = json.loads(file.read_text()), file.parent
         agent = str(found["agent"])
         if found.get("run") is None:  # it has a folder of its own
             records = read_json_lines(folder / RETURNS)
@@ -128,6 +128,8 @@ def learning(paths: Sequence[Path]) -> dict[str, dict[str, list[float]]]:
     told = {}
     for agent, seeds in curves.items():
         first, last = (pick(float(steps[at]) for steps, _ in seeds) for pick, at in ((max, 0), (min, -1)))
+        if first > last:
+            continue  # one seed stopped before the first episode of another
         grid = np.linspace(first, last, POINTS)
         values = np.stack([np.interp(grid, *seed) for seed in seeds])
         told[agent] = {

@@ -90,7 +90,7 @@ class Lesson:
     log_policy: Tensor  # (B, H), of the actor who dreamt it
     returns: Tensor  # (B, H)
     advantages: Tensor  # (B, H), in units of the spread of the returns
-    weights: Tensor  # (B, H), how much each state counts; they sum to 1
+    weights: Tensor  # (B, H), how much each state counts; they sum to 1, or to 0 where all is over
     metrics: dict[str, Tensor]
 
 
@@ -120,6 +120,7 @@ class ImaginationObjective(Objective):
     """
 
     headline = ("return", "reward", "entropy")
+    keep_float32 = True  # small, and returns and their bins are float32
 
     def __init__(
         self,
@@ -149,10 +150,12 @@ class ImaginationObjective(Objective):
     updates: Tensor
 
     def forward(self, batch: Segment, generator: torch.Generator) -> Losses:
-        lesson = self._lesson if self.training and self._left else None
+        lesson = self._lesson if self.training and self._left > 0 else None
+        left = self._left - 1
         if lesson is None:
-            lesson, self._left = self._learn(batch, generator), self.reuse
-        self._lesson, self._left = lesson, self._left - 1
+            lesson, left = self._learn(batch, generator), self.reuse - 1
+        if self.training:
+            self._lesson, self._left = lesson, left
         judged = self.agent(lesson.seen)
         logits = judged.logits.unflatten(0, (-1, self.horizon + 1))[:, :-1]
         value = judged.value.unflatten(0, (-1, self.horizon + 1))[:, :-1]
@@ -179,7 +182,7 @@ class ImaginationObjective(Objective):
         weights = reach(discounts) * alive
         weights = weights / weights.sum().clamp(min=1e-6)
         better = returns - dream.values[:, :-1]
-        advantages = (better - (weights * better).sum()) / self._scale(returns).clamp(min=FLOOR)
+        advantages = (better - (weights * better).sum()) / self._scale(returns[alive[:, 0]]).clamp(min=FLOOR)
         metrics = {
             "return": returns[:, 0][alive[:, 0]].mean().nan_to_num(),
             "reward": dream.rewards.mean(),
@@ -211,7 +214,9 @@ class ImaginationObjective(Objective):
 
     @torch.no_grad()
     def _scale(self, returns: Tensor) -> Tensor:
-        """The spread of returns, averaged over dreams: 0.9, corrected for its beginning at 0."""
+        """The spread of returns (N, H), averaged over dreams: 0.9, corrected for its beginning at 0."""
+        if not len(returns):
+            return self.spread
         low, high = torch.quantile(returns.flatten().float(), torch.tensor([0.05, 0.95], device=returns.device))
         if self.training:
             self.updates += 1

@@ -9,8 +9,10 @@ learns in the world of a run that is trained already.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -54,6 +56,7 @@ def learn(config: DictConfig) -> Path:
 
     Raises what collecting and training raise, and KeyboardInterrupt, with everything kept, when asked to stop.
     """
+    dream_settings(config)
     if config.steps == 0:
         return learn_inside(config)
     name = str(config.run or f"{config.stem}-agent" + (f"-seed{config.seed}" if config.seed else ""))
@@ -75,11 +78,16 @@ def learn(config: DictConfig) -> Path:
 
 def learn_inside(config: DictConfig) -> Path:
     """Train an actor in the dream of a run, without a step in the environment. Raises what :func:`dream` raises."""
+    if config.run is None:
+        raise ConfigError("steps=0 trains an actor in a world that is there: name it with run=…")
     folder = find_run(Path(str(config.runs)), config.run, PRIOR)
     if not check_trained(folder, PRIOR):
         raise RunError(f"the run {folder} has no trained world to learn in; train it: python -m worldmodel.train "
                        f"run={folder.name}")  # fmt: skip
-    config.data = load_config(folder).data
+    data = str(load_config(folder).data)
+    if str(config.data) not in (data, f"data/{config.source.name}"):
+        raise ConfigError(f"the world of {folder.name} learnt from {data}, not from {config.data}; leave data= out")
+    config.data = data
     print(f"learning in the dream of {folder.name}")
     dream(config, folder, None)
     print(f"the agent is in {folder}; python -m agents.evaluate agent=actor_critic run={folder.name}")
@@ -104,7 +112,8 @@ def dream(config: DictConfig, folder: Path, before: Path | None) -> None:
     fabric = make_fabric(config)
     fabric.launch()
     if check_trained(folder, AGENT):
-        say(fabric, "the agent is trained already")
+        say(fabric, f"the agent is trained already; to train it anew remove {folder / AGENT} and "
+                    f"{checkpoint_of(folder, AGENT)}")  # fmt: skip
         return
     world = WorldModel.load(folder, device=str(fabric.device))
     objective, windows = make_objective(config, fabric, world, folder)
@@ -118,6 +127,17 @@ def dream(config: DictConfig, folder: Path, before: Path | None) -> None:
         plot_metrics(folder)
 
 
+def dream_settings(config: DictConfig) -> dict[str, Any]:
+    """What :class:`ImaginationObjective` is told. Raises :class:`ConfigError` for a name that it does not know."""
+    settings = OmegaConf.to_container(config.agent.learner.dream, resolve=True)
+    known = list(inspect.signature(ImaginationObjective).parameters)[2:]  # behind the world and the agent
+    assert isinstance(settings, dict)
+    for name in map(str, settings):
+        if name not in known:
+            raise ConfigError(f"there is no agent.learner.dream.{name}; choose {', '.join(known)}")
+    return {str(name): value for name, value in settings.items()}
+
+
 def make_objective(
     config: DictConfig, fabric: Fabric, world: WorldModel, folder: Path
 ) -> tuple[ImaginationObjective, Windows]:
@@ -127,9 +147,7 @@ def make_objective(
     store = EpisodeStore.open(str(config.data))
     codes = encode(fabric, store, load_tokenizer(folder, fabric.device), folder / CODES)
     lead = max(actor.history, world.prior.context) - 1
-    settings = OmegaConf.to_container(config.agent.learner.dream, resolve=True)
-    assert isinstance(settings, dict)
-    objective = ImaginationObjective(world, actor, **{str(key): value for key, value in settings.items()})
+    objective = ImaginationObjective(world, actor, **dream_settings(config))
     return objective, Windows(codes, "all", lead + 1, lead, rewarded=config.training.agent.rewarded)
 
 

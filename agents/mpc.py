@@ -49,8 +49,8 @@ class MPCAgent(Planner):
         explore: share of every distribution that is uniform.
         warm: share of the last plan's distribution in the first; 0 begins every decision anew.
         guided: share of the first round's candidates that the actor draws.
-        indifference: returns that differ by less count as equal (they are rounded down to multiples of it). Where no
-            reward is in sight, the rest are errors of the world model, and always the same action would seem the best.
+        indifference: returns are rounded to multiples of it, so that small differences count as none. Where no reward
+            is in sight they are errors of the world model, and always the same action would seem the best.
         shared: what every :class:`~agents.planner.Planner` takes.
     """
 
@@ -152,7 +152,7 @@ class MPCAgent(Planner):
     def _choose(self, returns: Tensor) -> tuple[Tensor, Tensor]:
         """Returns (N,) → the elites (E,), the best first and equals in random order, and their weights (E,), Σ = 1."""
         if self.indifference:
-            returns = (returns / self.indifference).floor() * self.indifference
+            returns = (returns / self.indifference).round() * self.indifference
         order = torch.randperm(len(returns), generator=self._generator, device=returns.device)
         elites = order[returns[order].argsort(descending=True, stable=True)[: self.elites]]
         spread = returns.std(unbiased=False).clamp(min=1e-6)

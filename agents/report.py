@@ -110,6 +110,7 @@ def save_dreams(path: Path, played: Sequence[Played], world: WorldModel, seed: i
         above.append(_strip(frames.numpy(), f"real · return {behind:.4g}", names, length, context))
         earned = float((reach(1 - dream.ends) * dream.rewards).sum())
         below.append(_strip(both, f"dream · return {earned:.4g}", names, length, context, True))
+    path.with_suffix(".gif").unlink(missing_ok=True)
     if length <= LONGEST_GIF:
         media.save(path.with_suffix(".gif"), [*above, *below], spec.rate, across=len(above))
     return media.save(path, [*above, *below], spec.rate, across=len(above))

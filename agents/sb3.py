@@ -172,7 +172,8 @@ def learn(config: DictConfig) -> Path:
             return folder
     steps = int(config.steps if run is None else learner.dream.steps)
     if not steps:
-        raise ConfigError("steps is 0; PPO in the real environment needs some, and in the dream a run: run=…")
+        name = "steps" if run is None else "agent.learner.dream.steps"
+        raise ConfigError(f"{name} is 0; PPO needs some, in the real environment as in the dream of a run (run=…)")
     if run is None:
         envs = real_envs(make_env, int(learner.envs), int(config.collect.longest))
     else:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from agents import evaluate, train
 from agents.actor_critic import ActorCritic
-from agents.imagination import ImaginationObjective, imagine
+from agents.imagination import ImaginationObjective, imagine, log_of
 from agents.loop import plan
 from agents.returns import lambda_returns, reach
 from agents.run import build_actor
@@ -92,15 +92,23 @@ def test_a_dream_of_an_actor_is_what_the_world_says() -> None:
 
 
 def test_nothing_is_learnt_behind_an_end() -> None:
-    world, actor = exact_world(hall, 3), actor_for(3)
-    objective = ImaginationObjective(world, actor, horizon=3).eval()
-    states, over = torch.tensor([4, 7]), torch.tensor([False, True])
-    both = objective(seen_at(states, over), torch.Generator().manual_seed(0))
-    # The same draws with another state in the row that is over: no term may change.
-    others = objective(seen_at(torch.tensor([4, 0]), over), torch.Generator().manual_seed(0))
-    for name in ("value", "policy", "entropy"):
-        assert both.terms[name].item() == pytest.approx(others.terms[name].item(), abs=1e-6)
-    assert float(objective(seen_at(states[1:], over[1:]), torch.Generator()).terms["value"].detach()) == 0
+    """Whatever is dreamt from a state that is over, gradients are those of the other alone."""
+
+    def gradients(states: list[int]) -> list[Tensor]:
+        actor = actor_for(2)
+        for tower in (actor.policy, actor.critic):
+            torch.nn.init.normal_(tower.out.weight, std=0.1, generator=torch.Generator().manual_seed(0))
+        objective = ImaginationObjective(exact_world(clock(0.1), 2), actor, horizon=3)
+        losses = objective(seen_at(torch.tensor(states), torch.tensor([False, True])), torch.Generator().manual_seed(0))
+        sum(losses.terms.values()).backward()  # type: ignore[union-attr]
+        return [parameter.grad for parameter in actor.parameters() if parameter.grad is not None]
+
+    once, others, alive = gradients([4, 7]), gradients([4, 200]), gradients([9, 7])
+    assert len(once) > 10 and all(torch.allclose(*pair, atol=1e-6) for pair in zip(once, others, strict=True))
+    assert not all(torch.allclose(*pair, atol=1e-4) for pair in zip(once, alive, strict=True))
+    objective = ImaginationObjective(exact_world(clock(0.1), 2), actor_for(2), horizon=3)
+    losses = objective(seen_at(torch.tensor([7]), torch.tensor([True])), torch.Generator().manual_seed(0))
+    assert all(term.item() == 0 for term in losses.terms.values())
 
 
 def test_the_entropy_of_equal_actions_is_the_whole_of_it() -> None:
@@ -137,9 +145,13 @@ def test_a_policy_that_has_gone_far_is_not_drawn_farther() -> None:
     assert lesson is not None
     losses = objective(seen_at(torch.arange(6)), generator)
     (grad,) = torch.autograd.grad(losses.terms["policy"], objective.agent.policy.out.bias)
-    # Wherever it was good to do what is done more now, or bad to do what is done less, nothing pulls any more.
+    # Where it was good to do what is done more now, or bad to do what is done less, nothing pulls any more.
     pulled = torch.where(lesson.actions == 2, lesson.advantages < 0, lesson.advantages > 0)
-    assert (grad.abs().sum() > 0) == bool(pulled.any())
+    assert pulled.any() and not pulled.all()
+    judged = objective.agent(lesson.seen).logits.unflatten(0, (-1, 4))[:, :-1]
+    now = log_of(judged, lesson.actions)
+    loss = -(lesson.weights * (now - lesson.log_policy).exp() * lesson.advantages * pulled).sum()
+    assert torch.allclose(grad, torch.autograd.grad(loss, objective.agent.policy.out.bias)[0], atol=1e-6)
     good = lesson.advantages * torch.where(lesson.actions == 2, 1.2, 0.8)
     ratio = torch.where(lesson.actions == 2, 3.0, 0.0) * lesson.advantages
     expected = -(lesson.weights * torch.minimum(good, ratio)).sum()
@@ -191,6 +203,25 @@ def test_experiments_of_agents_make_what_they_name(name: str) -> None:
     assert any(parameter.grad is not None for parameter in actor.critic.parameters())
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["agent.learner.dream.reuse=2.5"], "agent.learner.dream.reuse is 2.5; it must be a whole number"),
+        (["agent.learner.dream.clip=a"], "agent.learner.dream.clip is 'a'; it must be a finite number"),
+        (["agent.learner.hold=0"], "agent.learner.hold is 0; it must be at least 1"),
+        (["+agent.learner.dream.speed=1"], "there is no agent.learner.dream.speed; choose horizon, discount, mix"),
+        (["steps=0"], "steps=0 trains an actor in a world that is there: name it with run="),
+        (["steps=0", "run=gone"], "there are no runs in runs"),
+    ],
+)
+def test_what_cannot_be_learnt_is_told_before_anything_is_made(
+    say: Say, tmp_path: Path, words: list[str], message: str
+) -> None:
+    err = say(train, *corridor.CHOOSE, "agent=actor_critic", *words, code=2)
+    assert message in err and err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
 SMALL = (
     "tokenizer.widths=[16,16]", "tokenizer.codes=32", "prior.trunk.width=32", "prior.trunk.blocks=1",
     "prior.head.width=32", "agent.learner.network.width=64", "agent.learner.network.reader.channels=16",
@@ -225,6 +256,10 @@ def test_the_loop_learns_a_corridor_to_optimality(say: Say, tmp_path: Path) -> N
     assert "recorded  60 steps" in told
     his = EpisodeStore.open(tmp_path / "data" / "his")
     assert float(np.concatenate([his.episode(number).actions for number in range(len(his))]).mean()) > 0.9
+
+    names = "env.action_names=[west,east]"
+    err = say(collect, *corridor.CHOOSE, names, "explorer=actor", "run=walk", "data=data/other", "--steps", "5", code=2)
+    assert "knows the actions left, right, and this environment has west, east; choose another run=" in err
 
     frames = EpisodeStore.open(tmp_path / "data" / "walk").steps
     (tmp_path / "runs/walk-round1/agent.safetensors").unlink()

@@ -214,7 +214,9 @@ def test_returns_while_learning_are_compared(say: Say, tmp_path: Path) -> None:
     yardstick = [learnt("yardstick", 0, [0.0, 2.0, 4.0], run=None), learnt("yardstick", 1, [2.0, 2.0], run=None)]
     actor = learnt("actor", 0, [5.0] * 30 + [8.0] * 20, run="r", choice="actor_critic")
     planner = told_of(tmp_path, "planner", [3, 4])
-    say(compare, *yardstick, actor, planner, "--to", str(tmp_path / "out"))
+    elsewhere = Path(planner) / "other-name.json"
+    (Path(planner) / "metrics.json").rename(elsewhere)
+    say(compare, *yardstick, actor, str(elsewhere), "--to", str(tmp_path / "out"))
     curves = json.loads((tmp_path / "out" / "comparison.json").read_text())["learning"]
     assert set(curves) == {"yardstick", "actor"}
     curve = curves["yardstick"]  # means of 0; 0, 2 and of 2; 2, 2: as far as both go

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from exact_world import Opinion, Rule, clock, corridor, doors, exact_world, gamble, march, picture
+from exact_world import Arrival, Opinion, Rule, clock, corridor, doors, exact_world, gamble, march, picture
 from tiny import tiny_prior
+from torch import Tensor
 
 from agents import planner as planning
 from agents.belief import Mind
@@ -91,6 +92,13 @@ def test_small_differences_may_be_none() -> None:
         ready(agent, corridor, 3)
         assert {agent.act(picture(3)) for _ in range(30)} == distinct
         assert agent.act(picture(6)) == 2  # 5 is more than nothing
+
+    def noise(states: Tensor, actions: Tensor, generator: torch.Generator | None) -> Arrival:
+        return Arrival(states, 0.01 * (actions - 1.0), torch.zeros(states.shape))
+
+    agent = MPCAgent("", horizon=2, warm=0.0, indifference=0.5)
+    ready(agent, noise, 3)
+    assert {agent.act(picture(3)) for _ in range(30)} == {0, 1, 2}  # on both sides of 0
 
 
 @pytest.mark.parametrize("seed", range(4))

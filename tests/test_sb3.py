@@ -170,7 +170,7 @@ class TestWithThePackage:
             (["agent.learner.stack=0"], "agent.learner.stack is 0"),
             (["run=tiny", "agent.learner.dream.observations=codes"], "agent.learner.stack=1 agent.learner.policy=Mlp"),
             (["run=tiny", "agent.learner.dream.observations=smells"], "'smells'; choose pixels or codes"),
-            (["steps=0"], "steps is 0; PPO in the real environment needs some, and in the dream a run"),
+            (["steps=0"], "steps is 0; PPO needs some, in the real environment as in the dream of a run"),
             (["agent.learner.policy=CnnPolicy"], "PPO does not work with agent.learner"),
             (["+agent.learner.ppo.speed=9"], "PPO does not work with agent.learner: PPO.__init__() got an unexpected"),
             (["run=gone"], "unknown run 'gone'"),

@@ -32,6 +32,9 @@ STAGES = {"tokenizer": TOKENIZER, "second": SECOND, "prior": PRIOR}
 BUDGET = ("steps", "max_seconds", "log_every", "evaluate_every", "evaluate_batches", "checkpoint_seconds")
 """Settings of a stage that may change from one session of a run to the next."""
 
+UNSAID = {"rewarded": 0.0}
+"""What a setting is where a run of an older version does not name it."""
+
 
 def stages_of(config: DictConfig, stage: str = "all") -> list[str]:
     """The stages to train, in order. Raises :class:`ConfigError` for one that these settings do not have."""
@@ -173,6 +176,8 @@ def compare(config: DictConfig, spec: Spec, folder: Path, within: str = "") -> s
         return "it knows other data"
     there, here = essence(load_config(folder)), essence(config)
     for key in sorted({*there, *here}):
-        if key.startswith(within) and there.get(key) != here.get(key):
-            return f"{key} was {there.get(key)}, now {here.get(key)}"
+        unsaid = UNSAID.get(key.rsplit(".", 1)[-1])
+        then, now = there.get(key, unsaid), here.get(key, unsaid)
+        if key.startswith(within) and then != now:
+            return f"{key} was {then}, now {now}"
     return ""

@@ -143,7 +143,6 @@ STAGE: dict[str, Rule] = {
     "steps": COUNT,
     "max_seconds": Number(above=0, optional=True),
     "batch": COUNT,
-    "rewarded": dataclasses.replace(SHARE, required=False),
     "learning_rate": Number(above=0, most=1e30),  # more is no float32
     "warmup_steps": Number(least=0, whole=True),
     "decay": Choice(words=("cosine", "linear", "none")),
@@ -173,7 +172,7 @@ RULES: dict[str, Rule] = {
     "device": Text(),
     "seed": SEED,
     "source.name": Text(),
-    "steps": Number(least=0, whole=True),
+    "steps": Number(least=0, most=10**12, whole=True),
     "episodes": COUNT,
     "collect.steps": COUNT,
     "collect.workers": Number(least=1, most=1024, whole=True),
@@ -186,6 +185,7 @@ RULES: dict[str, Rule] = {
     },
     "training.tokenizer.length": COUNT,
     "training.prior.targets": COUNT,
+    **{f"training.{stage}.rewarded": SHARE for stage in ("tokenizer", "prior", "agent")},
     **{
         name: _of_a_choice(rule)
         for name, rule in {
@@ -210,6 +210,15 @@ RULES: dict[str, Rule] = {
             "explorer.weights": Weights(),
             "explorer.default_weight": Number(least=0),
             "explorer.still": Number(least=0),
+            "explorer.fidget": SHARE,
+            "explorer.hold": COUNT,
+            "agent.learner.rounds": COUNT,
+            "agent.learner.fidget": SHARE,
+            "agent.learner.hold": COUNT,
+            **{f"agent.learner.dream.{name}": COUNT for name in ("horizon", "reuse")},
+            **{f"agent.learner.dream.{name}": SHARE for name in ("discount", "mix")},
+            "agent.learner.dream.clip": Number(above=0, below=1),
+            "agent.learner.dream.temperature": Number(least=0),
             "explorer.plain": Number(least=0),
             "tokenizer.codes": Number(least=2, whole=True),
             "tokenizer.widths": Nested(each=COUNT),

@@ -239,6 +239,8 @@ def train_tokenizer(
     steps_an_epoch = math.ceil(frames / (node.batch * node.length * fabric.world_size))
     window = min(max(steps_an_epoch, 10), 1000)
     objective = TokenizerObjective(tokenizer, window, build_augmentation(config))
+    if tokenizer.joined and node.rewarded:
+        raise ConfigError("training.tokenizer.rewarded is for frames; this tokenizer codes whole signals: choose 0")
     windows: dict[Split, Windows] = {
         "train": Windows(store, "train", node.length, whole=tokenizer.joined, rewarded=node.rewarded),
         "held_out": Windows(store, "held_out", node.length, whole=tokenizer.joined),

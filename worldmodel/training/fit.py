@@ -279,7 +279,8 @@ def fit(
 ) -> FitResult:
     """Minimises an objective; goes on from ``checkpoint`` where that file exists.
 
-    A fit that is budgeted by steps gives the same losses, interrupted and resumed or not. On SIGTERM or Ctrl-C the
+    A fit that is budgeted by steps gives the same losses, interrupted and resumed or not, unless its objective says
+    otherwise. On SIGTERM or Ctrl-C the
     step is finished, the hooks' ``on_end`` runs, and KeyboardInterrupt is raised. Raises :class:`RunError` when a loss
     is not a number any more or the checkpoint is damaged, :class:`ConfigError` for settings that do not fit.
     """
