@@ -56,6 +56,7 @@ def read(paths: Sequence[Path]) -> Found:
             agents.setdefault(str(found["agent"]), []).append(found)
             mine = found["environment"], found["env_kwargs"], found["success_rule"]
             scores(found, "return")
+            found["learning"] = returns_while_learning(path.resolve().parent, found)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"{path} is no evaluation of an agent; write one: python -m agents.evaluate") from error
         if place not in (None, mine):
@@ -104,29 +105,26 @@ def compare(agents: Found) -> dict[str, Any]:
     return {**facts, "agents": told, "pairs": pairs}
 
 
-def learning(paths: Sequence[Path]) -> dict[str, dict[str, list[float]]]:
+def returns_while_learning(folder: Path, found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Lines of the returns of an agent's training in the real environment, from where the evaluation lies; or none."""
+    if found.get("run") is None:  # it has a folder of its own
+        return read_json_lines(folder / RETURNS)
+    if found.get("choice") == "actor_critic":  # it learnt when its run did
+        return read_json_lines(folder.parent.parent / RETURNS)
+    return []  # it learnt nothing, or in the dream
+
+
+def learning(agents: Found) -> dict[str, dict[str, list[float]]]:
     """Of every agent that learnt in the real environment: returns while it did, over steps.
 
-    At each of ``steps`` the mean over seeds of the mean of their last ``LATELY`` episodes (``return``), and the lowest
-    and highest of these (``low``, ``high``), up to where all seeds got.
+    Of those seeds whose returns were kept: at each of ``steps`` the mean over seeds of the mean of their last
+    ``LATELY`` episodes (``return``), and the lowest and highest of these (``low``, ``high``), up to where all got.
     """
-    curves: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-    for path in paths:
-        file = (path / "metrics.json" if path.is_dir() else path).resolve()
-        found, folder = json.loads(file.read_text()), file.parent
-        agent = str(found["agent"])
-        if found.get("run") is None:  # it has a folder of its own
-            records = read_json_lines(folder / RETURNS)
-        elif found.get("choice") == "actor_critic":  # it learnt when its run did
-            records = read_json_lines(folder.parent.parent / RETURNS)
-        else:  # it learnt nothing, or in the dream
-            records = []
-        if records:
-            returns = np.array([record["return"] for record in records], np.float64)
-            lately = [returns[max(0, last - LATELY) : last].mean() for last in range(1, len(returns) + 1)]
-            curves.setdefault(agent, []).append((np.array([record["step"] for record in records]), np.array(lately)))
     told = {}
-    for agent, seeds in curves.items():
+    for agent, evaluations in agents.items():
+        seeds = [_lately(found["learning"]) for found in evaluations if found["learning"]]
+        if not seeds:
+            continue
         first, last = (pick(float(steps[at]) for steps, _ in seeds) for pick, at in ((max, 0), (min, -1)))
         if first > last:
             continue  # one seed stopped before the first episode of another
@@ -139,6 +137,13 @@ def learning(paths: Sequence[Path]) -> dict[str, dict[str, list[float]]]:
             "high": values.max(0).tolist(),
         }
     return told
+
+
+def _lately(records: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """Steps, and at each the mean of the last ``LATELY`` returns."""
+    returns = np.array([record["return"] for record in records], np.float64)
+    means = [returns[max(0, last - LATELY) : last].mean() for last in range(1, len(returns) + 1)]
+    return np.array([record["step"] for record in records]), np.array(means)
 
 
 def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
@@ -195,7 +200,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--to", type=Path, default=Path("."), metavar="FOLDER", help="where to write (default: here)")
     args = parser.parse_args(argv)
     try:
-        found = compare(read(args.files)) | {"learning": learning(args.files)}
+        agents = read(args.files)
+        found = compare(agents) | {"learning": learning(agents)}
     except WorldModelError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return EXIT_USER_ERROR

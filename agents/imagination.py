@@ -10,9 +10,9 @@ from torch import Tensor
 
 from agents.actor_critic import ActorCritic, Seen
 from agents.returns import lambda_returns, reach
-from worldmodel.errors import ConfigError
 from worldmodel.priors import PriorState, Sampler, make_sampler
 from worldmodel.rollout import WorldModel
+from worldmodel.settings import RULES
 from worldmodel.training.base import Losses, Objective
 from worldmodel.types import NO_ACTION, Segment
 
@@ -97,8 +97,8 @@ class Lesson:
 class ImaginationObjective(Objective):
     """An actor and its critic on imagined trajectories (Hafner et al., *DreamerV3*, 2023), several times on each.
 
-    To imagine costs some ten times what learning from it costs, so every dream is learnt from ``reuse`` times, with the
-    clipped objective of Schulman et al., *PPO*, 2017, eq. 7: −Σ w · min(ρ A, clip(ρ, 1 ± ε) A), with ρ the ratio of
+    To imagine costs about twice what an update costs, so every dream is learnt from ``reuse`` times, with the clipped
+    objective of Schulman et al., *PPO*, 2017, eq. 7: −Σ w · min(ρ A, clip(ρ, 1 ± ε) A), with ρ the ratio of
     the probabilities of an action now and when it was dreamt, and A = (R − v − m) / max(0.1, S). At the first time its
     gradient is that of REINFORCE. R are λ-returns and S their spread: the distance of their 5th and 95th percentile,
     averaged over dreams. So one weight of the entropy fits rewards of any size, and small rewards are not blown up.
@@ -134,10 +134,9 @@ class ImaginationObjective(Objective):
         clip: float = 0.2,
     ):
         super().__init__()
-        if reuse < 1 or not 0 < clip < 1:
-            raise ConfigError(f"agent.learner.dream: reuse={reuse} must be 1 or more, clip={clip} between 0 and 1")
         self.agent = agent
-        self.reuse, self.clip = reuse, clip
+        self.reuse = RULES["agent.learner.dream.reuse"].check("agent.learner.dream.reuse", reuse)
+        self.clip = RULES["agent.learner.dream.clip"].check("agent.learner.dream.clip", clip)
         self.horizon, self.discount, self.mix = horizon, discount, mix
         self._world = (world,)  # in a tuple, where PyTorch does not look for parameters
         self._sampler = make_sampler("auto", temperature, None)

@@ -14,10 +14,11 @@ import pytest
 import torch
 from exact_world import clock, exact_world
 from exact_world import corridor as hall
+from tiny import tiny_tokenizer
 from torch import Tensor
 
 from agents import evaluate, train
-from agents.actor_critic import ActorCritic
+from agents.actor_critic import ActorCritic, FrameReader
 from agents.imagination import ImaginationObjective, imagine, log_of
 from agents.loop import plan
 from agents.returns import lambda_returns, reach
@@ -53,6 +54,20 @@ def seen_at(states: Tensor, terminated: Tensor | None = None) -> Segment:
         valid=~no,
         codes=states[:, None, None],
     )
+
+
+def test_an_actor_may_read_decoded_frames() -> None:
+    """What was not seen yet is blank, what is seen is what the tokenizer shows, and this is no part of the actor."""
+    tokenizer = tiny_tokenizer()
+    torch.manual_seed(0)
+    actor = ActorCritic(tokenizer, 3, history=2, width=16, layers=1, reader=FrameReader)
+    read: list[Tensor] = []
+    actor.policy.reader.convs.register_forward_pre_hook(lambda module, given: read.append(given[0]))
+    grids = torch.randint(tokenizer.codes, (4, *tokenizer.grid), generator=torch.Generator().manual_seed(0))
+    judged = actor(actor.begin(4).then(grids, torch.zeros(4, dtype=torch.int64)))
+    assert judged.logits.shape == (4, 3) and torch.allclose(actor.expected(judged.value), torch.zeros(4), atol=1e-4)
+    assert read[0][:, :3].eq(0).all() and torch.allclose(read[0][:, 3:], tokenizer.decode(grids), atol=1e-5)
+    assert not {id(p) for p in tokenizer.parameters()} & {id(p) for p in actor.parameters()}
 
 
 def test_lambda_returns_by_their_definition() -> None:
@@ -131,7 +146,7 @@ def test_a_dream_is_learnt_from_as_often_as_it_is_said() -> None:
     assert torch.equal(*[grad for (grad,) in grads]) and grads[0][0].abs().sum() > 0
     objective(batch, generator)
     assert not torch.equal(generator.get_state(), drawn)  # the third begins anew
-    with pytest.raises(ConfigError, match="reuse=0 must be 1 or more"):
+    with pytest.raises(ConfigError, match=r"agent.learner.dream.reuse is 0; it must be at least 1"):
         ImaginationObjective(exact_world(hall, 3), actor_for(3), reuse=0)
 
 
