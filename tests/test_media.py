@@ -193,6 +193,22 @@ def test_gif_loops_at_the_rate_with_true_colours(tmp_path: Path) -> None:
             assert np.abs(np.asarray(gif.convert("RGB")).astype(float) - canvas).mean() < 3
 
 
+def test_a_gif_keeps_the_colour_of_what_is_small(tmp_path: Path) -> None:
+    """A few red pixels in pictures of all shades of brown, which alone would fill the palette."""
+    rng = np.random.default_rng(0)
+    light = rng.integers(0, 200, (10, 1, 32, 32)) + rng.integers(-6, 7, (10, 3, 32, 32))
+    pictures = (light.clip(0) * np.array([1.0, 0.75, 0.5]).reshape(1, 3, 1, 1)).astype(np.uint8)
+    pictures[:, :, 15:17, 15:17] = np.array([200, 20, 60], np.uint8).reshape(1, 3, 1, 1)
+    strip = media.dream_strip(pictures[:4], pictures[4:], ["noop"] * 6)
+    path = media.save(tmp_path / "small.gif", [strip], rate=8.0)
+    expected = next(iter(media.canvases([strip], size=write.GIF_SIZE)))
+    red = np.abs(expected.astype(int) - [200, 20, 60]).sum(-1) == 0
+    assert red.sum() > 50
+    with Image.open(path) as gif:
+        shown = np.asarray(gif.convert("RGB")).astype(int)
+    assert np.abs(shown[red] - [200, 20, 60]).max() <= 16
+
+
 def test_the_same_strips_give_the_same_bytes(tmp_path: Path) -> None:
     for suffix in media.SUFFIXES:
         first, second = (media.save(tmp_path / f"{name}{suffix}", [dream()], 8.0).read_bytes() for name in "ab")

@@ -72,19 +72,30 @@ def save_gif(path: str | Path, frames: Sequence[np.ndarray], rate: float, colour
 
 
 def palette(strips: Sequence[Strip]) -> Image.Image:
-    """256 colours: those of the frame's furniture as they are, the others picked from the pictures by median cut."""
+    """256 colours: those of the frame's furniture as they are, the others picked from the pictures by median cut.
+
+    Half of these are picked from all pixels, half from every colour once: a monster of ten pixels keeps its own.
+    """
     furniture = [draw.PAPER, draw.RAIL, draw.DIM, draw.INK, draw.SEEN, draw.DREAMT]
     blends = [  # the soft edges of letters
         tuple(round(0.5 * (a + b)) for a, b in zip(draw.PAPER, ink, strict=True)) for ink in furniture[2:]
     ]
     pictures = np.concatenate([strip.frames[:: max(1, len(strip) // 32)] for strip in strips])  # (n, H, W, 3)
-    montage = Image.fromarray(pictures.reshape(-1, pictures.shape[2], 3))
+    pixels = pictures.reshape(-1, 3)
+    shades = np.unique(pixels >> 3, axis=0) << 3 | 4
     own = [*furniture, *blends]
-    picked = montage.quantize(256 - len(own), Image.Quantize.MEDIANCUT).getpalette() or []
+    half = (256 - len(own)) // 2
+    picked = [*_picked(pixels, half), *_picked(shades, 256 - len(own) - half)]
     colours = [*(channel for colour in own for channel in colour), *picked]
     result = Image.new("P", (1, 1))
     result.putpalette(colours)
     return result
+
+
+def _picked(pixels: np.ndarray, count: int) -> list[int]:
+    """Up to ``count`` colours of pixels (N, 3) uint8 by median cut, channel by channel."""
+    chosen = Image.fromarray(pixels[None]).quantize(count, Image.Quantize.MEDIANCUT).getpalette() or []
+    return chosen[: 3 * count]
 
 
 def save_mp4(path: str | Path, frames: Iterator[np.ndarray], rate: float) -> None:
