@@ -6,7 +6,7 @@ episode, report a timeout as a terminal state too, and number their buttons back
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from worldmodel.errors import EnvError
 _POSE = (GameVariable.POSITION_X, GameVariable.POSITION_Y, GameVariable.ANGLE)
 # Strafing looks much like turning and is not needed to reach every place, so the default scenario goes without it.
 _BUTTONS: dict[str, tuple[str, ...]] = {"my_way_home": ("MOVE_FORWARD", "TURN_LEFT", "TURN_RIGHT")}
+_GAUGES = ((255, 72, 72), (255, 208, 64), (80, 160, 255), (255, 255, 255))  # colours of the first, the second, …
+_GAUGE_HEIGHT = 16  # of them fill a picture's height
 _RESOLUTIONS = (
     (120, ScreenResolution.RES_160X120),
     (240, ScreenResolution.RES_320X240),
@@ -32,11 +34,12 @@ _RESOLUTIONS = (
 
 class VizdoomEnv(gymnasium.Env[np.ndarray, Any]):
     """One scenario of ViZDoom. Observations are (size, size, 3) uint8, actions are Discrete: no-op, then one a button,
-    then combinations. The picture is the view alone, without status bar, numbers, crosshair and messages.
+    then combinations. The picture is the view alone, without status bar, numbers, crosshair and messages, and where
+    ``gauges`` are given, a bar at its foot for each: as long a part of the width as the variable is of its full value.
 
     ``info["pose"]`` is (x, y, angle): the position in map units and the heading in degrees.
 
-    Raises :class:`EnvError` for an unknown scenario or button, and from :meth:`step` when the engine died; the next
+    Raises :class:`EnvError` for an unknown scenario, button or variable, and from :meth:`step` when the engine died; the next
     :meth:`reset` starts a new engine.
     """
 
@@ -51,6 +54,7 @@ class VizdoomEnv(gymnasium.Env[np.ndarray, Any]):
         buttons: Sequence[str] | None = None,  # names of ViZDoom's buttons; None: the scenario's
         combine: bool | Sequence[Sequence[str]] | None = None,  # buttons to hold together; True: all that can be
         weapon: bool = True,  # show the weapon in one's hand
+        gauges: Mapping[str, float] | None = None,  # ViZDoom's game variables, each with its full value: {HEALTH: 100}
         map: str | None = None,  # of a scenario of many, such as E1M2 of freedoom1; None: its first
         render_mode: str | None = None,
     ):
@@ -64,6 +68,7 @@ class VizdoomEnv(gymnasium.Env[np.ndarray, Any]):
         self.frame_skip = frame_skip
         self._game = _configured_game(scenario, size, map)
         self._game.set_render_weapon(weapon)
+        self._gauges = tuple(_full_values(gauges or {}))
         # Doom's own timeout would replace the last picture by nothing; counted here, the picture is kept.
         self._timeout = self._game.get_episode_timeout()
         self._game.set_episode_timeout(0)
@@ -72,6 +77,7 @@ class VizdoomEnv(gymnasium.Env[np.ndarray, Any]):
         self._actions = actions.values
         self._game.set_available_buttons(actions.buttons)
         self._screen = np.zeros((1, 1, 3), np.uint8)
+        self._shares: tuple[float, ...] = ()
         self.metadata = {
             **type(self).metadata,
             "render_fps": vizdoom.DEFAULT_TICRATE / frame_skip,
@@ -112,20 +118,34 @@ class VizdoomEnv(gymnasium.Env[np.ndarray, Any]):
             engine.stop(self._game)
             raise EnvError(f"ViZDoom's engine died: {_reason(error)}; reset starts a new one") from error
         if state is None:
-            return resize(self._screen, self.size), reward, True, False, {}
+            return self._picture(resize(self._screen, self.size)), reward, True, False, {}
         truncated = 0 < self._timeout <= self._game.get_episode_time()
         return self._observe(state), reward, False, truncated, self._info(state)
 
     def render(self) -> np.ndarray | None:  # type: ignore[override]
         """The picture of the last state at the engine's resolution, (H, W, 3) uint8."""
-        return self._screen.copy() if self.render_mode == "rgb_array" else None
+        return self._picture(self._screen.copy()) if self.render_mode == "rgb_array" else None
 
     def close(self) -> None:
         engine.stop(self._game)
 
     def _observe(self, state: vizdoom.GameState) -> np.ndarray:
         self._screen = state.screen_buffer
-        return resize(self._screen, self.size)
+        self._shares = tuple(self._game.get_game_variable(variable) / full for variable, full in self._gauges)
+        return self._picture(resize(self._screen, self.size))
+
+    def _picture(self, view: np.ndarray) -> np.ndarray:
+        """The view, (H, W, 3) uint8, with the gauges drawn into it, the first lowest."""
+        if not self._shares:
+            return view
+        height, width, _ = view.shape
+        thick = max(1, height // _GAUGE_HEIGHT)
+        view = np.array(view)
+        for i, share in enumerate(self._shares):
+            rows = slice(height - (i + 1) * thick, height - i * thick)
+            view[rows] = 0
+            view[rows, : round(width * min(max(share, 0), 1))] = _GAUGES[i % len(_GAUGES)]
+        return view
 
     def _info(self, state: vizdoom.GameState) -> dict[str, Any]:
         variables = np.asarray(state.game_variables, np.float32)
@@ -144,6 +164,20 @@ _ENGINE_ERRORS = (
 
 def _reason(error: Exception) -> str:
     return str(error).strip().rstrip(".") or type(error).__name__
+
+
+def _full_values(gauges: Mapping[str, float]) -> Iterator[tuple[GameVariable, float]]:
+    """Each gauge's variable and the value at which its bar is full."""
+    known = GameVariable.__members__
+    for name, full in gauges.items():
+        if name.upper() not in known:
+            some = "HEALTH, ARMOR, AMMO2, SELECTED_WEAPON_AMMO, KILLCOUNT"
+            raise EnvError(f"gauges: unknown game variable {name!r}; choose of vizdoom.GameVariable: {some}, …")
+        if not isinstance(full, int | float) or not full > 0:
+            raise EnvError(f"gauges: the full value of {name} is {full}; it must be a number above 0")
+        yield known[name.upper()], full
+    if len(gauges) > _GAUGE_HEIGHT // 2:
+        raise EnvError(f"gauges: {len(gauges)} would hide the view; {_GAUGE_HEIGHT // 2} fit")
 
 
 def _configured_game(scenario: str, size: int, map: str | None) -> vizdoom.DoomGame:

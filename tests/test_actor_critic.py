@@ -201,7 +201,7 @@ def test_steps_are_shared_among_rounds() -> None:
         plan("walk", 4, 5)
 
 
-@pytest.mark.parametrize("name", ["agent-basic", "agent-minigrid"])
+@pytest.mark.parametrize("name", ["agent-basic", "agent-health", "agent-minigrid"])
 def test_experiments_of_agents_make_what_they_name(name: str) -> None:
     """What they train fits together, and the two towers of the actor-critic are apart."""
     config = compose_config([f"experiment={name}"])

@@ -193,6 +193,9 @@ def test_other_scenarios_have_their_own_actions() -> None:
         ({"combine": [["MOVE_FORWARD", "ATTACK"]]}, "combine: there is no button 'ATTACK' in use; choose MOVE_FORWARD"),
         ({"combine": [["left", "TURN_RIGHT"]]}, "combine: left and right cannot be held together"),
         ({"combine": ["forward"]}, "combine lists what to hold together"),
+        ({"gauges": {"HELTH": 100}}, "gauges: unknown game variable 'HELTH'; choose of vizdoom.GameVariable: HEALTH, "),
+        ({"gauges": {"HEALTH": 0}}, "gauges: the full value of HEALTH is 0; it must be a number above 0"),
+        ({"gauges": dict.fromkeys(("HEALTH", *(f"AMMO{i}" for i in range(1, 9))), 1)}, "gauges: 9 would hide .* 8 fit"),
         ({"frame_skip": 0}, "frame_skip=0"),
         ({"size": 0}, "size=0"),
         ({"turn_degrees": 180}, "turn_degrees=180"),
@@ -226,6 +229,26 @@ def test_the_picture_is_the_view_alone() -> None:
     assert differs[80:, 40:80].mean() > 0.2 and not differs[:40].any()
     floor = shown[False][104:]  # gray; digits of Doom's bar would be red
     assert np.ptp(floor, axis=2).max() < 10
+
+
+def test_gauges_are_as_long_as_what_they_measure() -> None:
+    """On acid, health falls from 100 by 8 at a time; nobody has bullets; render shows the same bars, the view none."""
+    env = VizdoomEnv("health_gathering", gauges={"HEALTH": 100, "ammo2": 50}, render_mode="rgb_array")
+    plain = VizdoomEnv("health_gathering")
+    (observation, _), (view, _) = env.reset(seed=1), plain.reset(seed=1)
+    lengths = [64]
+    for _ in range(40):
+        red = (observation[-4:] == (255, 72, 72)).all(2)
+        assert (red == red[0]).all() and (observation[-8:-4] == 0).all()
+        assert np.array_equal(observation[:-8], view[:-8])
+        lengths.append(red[0].sum())
+        assert red[0, : lengths[-1]].all()
+        (observation, *_), (view, *_) = env.step(NOOP), plain.step(NOOP)
+    assert sorted(set(lengths)) == [round(0.64 * health) for health in (60, 68, 76, 84, 92, 100)]
+    picture = env.render()
+    assert picture is not None and (picture[-7:, :60] == (255, 72, 72)).all() and (picture[-14:-7] == 0).all()
+    env.close()
+    plain.close()
 
 
 def test_render_shows_the_engine_s_picture() -> None:

@@ -25,7 +25,7 @@ from worldmodel.run import load_autoencoder, load_prior
 from worldmodel.types import to_float
 
 SOUND = {"codec", "jukebox", "timit-phonemes", "vctk", "vctk-spectra"}  # tests/test_speech.py and those beside it
-VIDEO = {"agent-basic", "agent-minigrid", "atari100k", "dmlab-video"}  # whose frames follow one another
+VIDEO = {"agent-basic", "agent-health", "agent-minigrid", "atari100k", "dmlab-video"}  # whose frames follow one another
 KNOWN = {path.stem for path in (Path(configs.__file__).parent / "experiment").glob("*.yaml")}
 EXPERIMENTS = sorted(KNOWN - SOUND - VIDEO)
 STAGES = ("tokenizer", "second", "prior")
@@ -166,7 +166,7 @@ def test_bad_requests_are_told_in_one_line(tmp_path: Path, say: Callable[..., st
         (["--horizon", "3"], "--horizon goes with time"),
         (["--output", "x.mp4"], "must end in .png"),
         (["experiment=cifar10-vae"], "there is no run of cifar10-vae"),
-        (["experiment=mnist"], "there is no experiment 'mnist'; choose agent-basic, agent-minigrid, "),
+        (["experiment=mnist"], "there is no experiment 'mnist'; choose agent-basic, agent-health, agent-minigrid, "),
     ):
         error = say(dream, *argv, code=2)
         assert told in error and len(error.splitlines()) == 1, error
