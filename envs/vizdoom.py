@@ -39,8 +39,8 @@ class VizdoomEnv(gymnasium.Env[np.ndarray, Any]):
 
     ``info["pose"]`` is (x, y, angle): the position in map units and the heading in degrees.
 
-    Raises :class:`EnvError` for an unknown scenario, button or variable, and from :meth:`step` when the engine died; the next
-    :meth:`reset` starts a new engine.
+    Raises :class:`EnvError` for an unknown scenario, button or variable, and from :meth:`step` when the engine died;
+    the next :meth:`reset` starts a new engine.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012 (gymnasium's own declaration)
