@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from agents import report
 from agents.choice import build_agent, folder_of, name_of, run_of
 from agents.foresight import Foresight, Window, foresee, windows
+from agents.kept import Kept
 from agents.playing import Match, Played, play
 from agents.statistics import interquartile_mean, stratified
 from worldmodel.cli import run_entry_point
@@ -142,17 +143,28 @@ class Gathered:
         }
 
 
-def gather(match: Match, episodes: int, workers: int, gathered: Gathered, bars: Progress) -> None:
-    """Play, under a bar that shows the mean return so far. Raises KeyboardInterrupt when asked to stop."""
-    task = bars.add_task("episodes", total=episodes, shown="")
+def gather(match: Match, episodes: int, workers: int, gathered: Gathered, kept: Kept, bars: Progress) -> None:
+    """Play what is not kept yet, under a bar that shows the mean return so far. Raises KeyboardInterrupt, with the
+    finished episodes kept, when asked to stop."""
+    task, steps = bars.add_task("episodes", total=episodes, shown=""), 0
+    for played in kept:
+        gathered.take(played)
     with deferred() as stopped:
-        for played in play(match, episodes, workers):
-            if stopped():
-                raise KeyboardInterrupt
-            if played is not None:
-                gathered.take(played)
-                mean = gathered.column("return").mean()
-                bars.update(task, completed=len(gathered.facts), shown=f"mean return {mean:.4g}")
+
+        def watch(more: int) -> bool:
+            nonlocal steps
+            steps += more
+            mean = f"mean return {gathered.column('return').mean():.4g}  " if gathered.facts else ""
+            bars.update(task, completed=len(gathered.facts), shown=f"{mean}{steps:,} steps")
+            return not stopped()
+
+        for played in play(match, [i for i in range(episodes) if i not in gathered.facts], workers, watch):
+            kept.keep(played)
+            gathered.take(played)
+            watch(0)
+        if stopped():
+            raise KeyboardInterrupt
+        watch(0)
 
 
 def dream(world: WorldModel, gathered: Gathered, bars: Progress) -> Foresight:
@@ -180,14 +192,17 @@ def evaluate(config: DictConfig, settings: Settings, agent_name: str, name: str,
     gathered = Gathered(settings, int(config.seed), None if world is None else max(1, world.prior.context))
     match = Match(make_env, agent, int(config.seed), int(config.collect.longest))
     columns = (TextColumn("{task.description:<9}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[shown]}"), console=Console(file=sys.stderr)) as bars:
-        gather(match, int(config.episodes), int(config.collect.workers), gathered, bars)
-        found = facts(config, spec, run, name, agent_name, command) | gathered.to_json()
-        if world is not None:
-            found["dream"] = dream(world, gathered, bars).to_json(settings.horizon, int(config.seed))
-    found["folder"] = str(folder)
-    replace_text(folder / "metrics.json", json.dumps(found, indent=1))
-    save_pictures(folder, found, gathered, spec, world)
+    bars = Progress(*columns, TextColumn("{task.fields[shown]}"), console=Console(file=sys.stderr))
+    with Kept(folder / "unfinished", spec, terms(config, spec, run, folder)) as kept:
+        with bars:
+            gather(match, int(config.episodes), int(config.collect.workers), gathered, kept, bars)
+            found = facts(config, spec, run, name, agent_name, command) | gathered.to_json()
+            if world is not None:
+                found["dream"] = dream(world, gathered, bars).to_json(settings.horizon, int(config.seed))
+        found["folder"] = str(folder)
+        replace_text(folder / "metrics.json", json.dumps(found, indent=1))
+        save_pictures(folder, found, gathered, spec, world)
+        kept.discard()
     return found
 
 
@@ -197,6 +212,19 @@ def spec_of(make_env: Any) -> Spec:
     spec: Spec = env.data_spec
     env.close()
     return spec
+
+
+def terms(config: DictConfig, spec: Spec, run: Path | None, folder: Path) -> dict[str, Any]:
+    """All that decides how episode i is played: one that was kept under others is of no use."""
+    weights = [path for place in (run, folder) if place is not None for path in place.glob("*.*")]
+    weights = sorted(path for path in weights if path.suffix in (".safetensors", ".zip"))
+    return {
+        "spec": json.loads(spec.to_json()),
+        "agent": OmegaConf.to_container(config.agent, resolve=True),
+        "seed": int(config.seed),
+        "longest": int(config.collect.longest),
+        "weights": {str(path): path.stat().st_mtime_ns for path in weights},
+    }
 
 
 def facts(config: DictConfig, spec: Spec, run: Path | None, name: str, agent_name: str, command: str) -> dict[str, Any]:

@@ -18,6 +18,12 @@ from worldmodel.data.recorder import MOST_BROKEN, ActionSource, FrameSource, Rec
 from worldmodel.errors import EnvError, WorldModelError
 from worldmodel.types import Episode
 
+SECONDS = 1.0
+"""Between two words on how many steps were played: an episode of a planner may take many minutes."""
+
+Watch = Callable[[int], bool]
+"""Is told of so many steps more, and says whether to go on."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Match:
@@ -55,45 +61,63 @@ class Clocked:
         return action
 
 
-def play(match: Match, episodes: int, workers: int = 1) -> Iterator[Played | None]:
-    """The episodes 0 to ``episodes`` − 1 as they are finished, and a None now and then, when nothing is.
+def play(match: Match, numbers: Sequence[int], workers: int = 1, watch: Watch = lambda steps: True) -> Iterator[Played]:
+    """The episodes of these numbers, as they are finished. ``watch`` is asked about once a second whether to go on.
 
     With one worker they are played here. Raises :class:`EnvError` when the environment keeps failing or a process
     dies, and what the agent raises on purpose; of another process it is told as a :class:`WorldModelError`.
     """
-    if min(workers, episodes) > 1:
-        yield from _play_in_processes(match, episodes, min(workers, episodes))
+    if min(workers, len(numbers)) > 1:
+        yield from _play_in_processes(match, numbers, min(workers, len(numbers)), watch)
         return
-    env, agent = match.make_env(), Clocked(match.agent)
+    pace, env, agent = Pace(watch), match.make_env(), Clocked(match.agent)
     try:
-        for number in range(episodes):
-            yield None
-            recording = _one(match, env, agent, number)
+        for number in numbers:
+            recording = _one(match, env, agent, number, pace.step) if watch(0) else None
+            if recording is None or not pace.go_on:
+                return
             yield Played(number, recording.episode, agent.seconds)
     finally:
         env.close()
 
 
-def _one(match: Match, env: FrameSource, agent: Clocked, number: int) -> Recording:
+class Pace:
+    """Counts steps, and tells of them every ``SECONDS``."""
+
+    def __init__(self, tell: Watch):
+        self._tell, self._steps, self._told_at = tell, 0, time.monotonic()
+        self.go_on = True
+
+    def step(self) -> bool:
+        """One more was played. Says whether to go on."""
+        self._steps += 1
+        now = time.monotonic()
+        if now - self._told_at >= SECONDS:
+            self.go_on = self._tell(self._steps)
+            self._steps, self._told_at = 0, now
+        return self.go_on
+
+
+def _one(match: Match, env: FrameSource, agent: Clocked, number: int, tick: Callable[[], bool]) -> Recording:
     """Episode ``number``. An environment that says that a reset helps gets some, under the same seed."""
     reason = ""
     for _ in range(MOST_BROKEN):
         try:
-            found = record_episode(env, agent, np.random.default_rng((match.seed, number)), match.longest, lambda: True)
+            found = record_episode(env, agent, np.random.default_rng((match.seed, number)), match.longest, tick)
         except EnvError as error:
             reason = str(error)
             continue
-        assert found is not None  # it was not told to stop
+        assert found is not None  # told to stop, it ends behind a step
         if found.broken is None:
             return found
         reason = found.broken
     raise EnvError(reason)
 
 
-def _play_in_processes(match: Match, episodes: int, workers: int) -> Iterator[Played | None]:
+def _play_in_processes(match: Match, numbers: Sequence[int], workers: int, watch: Watch) -> Iterator[Played]:
     spawn = multiprocessing.get_context("spawn")  # engines and threads do not survive a fork
     pipes: dict[Connection, Any] = {}
-    left = iter(range(episodes))
+    left = iter(numbers)
     try:
         for _ in range(workers):
             ours, theirs = spawn.Pipe()
@@ -104,11 +128,16 @@ def _play_in_processes(match: Match, episodes: int, workers: int) -> Iterator[Pl
             ours.send(next(left))
         while pipes:
             ready = wait(list(pipes), 0.5)
-            if not ready:
-                yield None
+            if not ready and not watch(0):
+                return
             for pipe in ready:
                 assert isinstance(pipe, Connection)
-                yield _heard(pipe, pipes[pipe])
+                heard = _heard(pipe, pipes[pipe])
+                if isinstance(heard, int):
+                    if not watch(heard):
+                        return
+                    continue
+                yield heard
                 if (number := next(left, None)) is None:
                     pipe.close()
                     pipes.pop(pipe).join()
@@ -121,12 +150,14 @@ def _play_in_processes(match: Match, episodes: int, workers: int) -> Iterator[Pl
             pipe.close()
 
 
-def _heard(pipe: Connection, process: Any) -> Played:
-    """The episode that a process sends. Raises what it failed by."""
+def _heard(pipe: Connection, process: Any) -> Played | int:
+    """The episode that a process sends, or how many steps more it played. Raises what it failed by."""
     try:
         message = pipe.recv()
         if message[0] == "failed":
             raise WorldModelError(message[1])
+        if message[0] == "steps":
+            return int(message[1])
         number, seconds = message[1:]
         return Played(number, receive(pipe.recv(), pipe).episode, seconds)
     except (EOFError, ConnectionResetError) as error:
@@ -142,11 +173,16 @@ def _work(match: Match, pipe: Connection, workers: int) -> None:
     if "torch" in sys.modules:  # as agents with a network need it: all processes together use the cores once
         sys.modules["torch"].set_num_threads(max(1, (os.cpu_count() or 1) // workers))
     env = None
+
+    def tell(steps: int) -> bool:
+        pipe.send(("steps", steps))
+        return True
+
     try:
-        env, agent = match.make_env(), Clocked(match.agent)
+        pace, env, agent = Pace(tell), match.make_env(), Clocked(match.agent)
         while True:
             number = pipe.recv()
-            recording = _one(match, env, agent, number)
+            recording = _one(match, env, agent, number, pace.step)
             pipe.send(("played", number, agent.seconds))
             send(pipe, recording)
     except (EOFError, BrokenPipeError, ConnectionResetError):

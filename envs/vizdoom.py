@@ -24,7 +24,7 @@ _POSE = (GameVariable.POSITION_X, GameVariable.POSITION_Y, GameVariable.ANGLE)
 # Strafing looks much like turning and is not needed to reach every place, so the default scenario goes without it.
 _BUTTONS: dict[str, tuple[str, ...]] = {"my_way_home": ("MOVE_FORWARD", "TURN_LEFT", "TURN_RIGHT")}
 _GAUGES = ((255, 72, 72), (255, 208, 64), (80, 160, 255), (255, 255, 255))  # colours of the first, the second, …
-_GAUGE_HEIGHT = 16  # of them fill a picture's height
+_GAUGE_HEIGHT = 8  # of them fill a height, as of Doom's own status bar: it is a row of 8 × 8 codes by itself
 _RESOLUTIONS = (
     (120, ScreenResolution.RES_160X120),
     (240, ScreenResolution.RES_320X240),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,15 @@ import pytest
 from corridor_run import save_run
 from PIL import Image
 
-from agents import compare, evaluate, train
+from agents import compare, evaluate, playing, train
 from agents.choice import name_of
 from agents.explorers import UniformExplorer
+from agents.kept import Kept
 from agents.playing import Match, play
 from agents.run import RETURNS
 from envs import make_frames
 from worldmodel.cli import compose_config
-from worldmodel.errors import EnvError, WorldModelError
+from worldmodel.errors import DataError, EnvError, WorldModelError
 
 Say = Callable[..., str]
 ACT = partial(make_frames, corridor.ID, size=16)
@@ -89,29 +91,96 @@ def test_an_actor_and_the_dream_of_its_world(say: Say, runs: Path) -> None:
 
 def test_episodes_depend_on_their_number_alone() -> None:
     match = Match(ACT, UniformExplorer(), 7, 8)
-    alone = [one for one in play(match, 5) if one is not None]
-    together = sorted((one for one in play(match, 5, workers=2) if one is not None), key=lambda one: one.number)
+    alone = list(play(match, range(5)))
+    together = sorted(play(match, range(5), workers=2), key=lambda one: one.number)
     for one, other in zip(alone, together, strict=True):
         assert one.number == other.number and len(one.episode) <= 8
         assert np.array_equal(one.episode.frames, other.episode.frames)
         assert np.array_equal(one.episode.actions, other.episode.actions)
     starts = {one.episode.frames[0].tobytes() for one in alone}
     assert len(starts) > 1
-    others = [one for one in play(Match(ACT, corridor.Right(), 7, 8), 5) if one is not None]
+    others = list(play(Match(ACT, corridor.Right(), 7, 8), range(5)))
     assert [one.episode.frames[0].tobytes() for one in others] == [one.episode.frames[0].tobytes() for one in alone]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_one_may_stop_in_the_middle(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever watches is told of all steps, and no is no: an episode half played is none."""
+    monkeypatch.setattr(playing, "SECONDS", 0.0)  # processes have a second
+    match, told = Match(ACT, corridor.Right(), 7, 8), []
+    alone = list(play(match, range(3), watch=lambda steps: told.append(steps) or True))
+    assert sum(told) == sum(len(one.episode) for one in alone)
+    played, asked = [], 0
+
+    def watch(steps: int) -> bool:
+        nonlocal asked
+        asked += 1
+        return workers == 1 and asked < 12
+
+    for one in play(match, range(100_000), workers, watch):
+        played.append(one.number)
+    assert 0 < len(played) < 100_000 and asked == (12 if workers == 1 else 1)
+
+
+def test_an_interrupted_evaluation_goes_on(say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Episodes that were finished are not played again, and the figures are those of an evaluation in one go."""
+    numbers: list[list[int]] = []
+
+    def stopping(match: Match, wanted: list[int], workers: int, watch: playing.Watch) -> Iterator[playing.Played]:
+        numbers.append(wanted)
+        for one in play(match, wanted, workers, watch):
+            yield one
+            if len(numbers) == 1 and one.number == 2:
+                signal.raise_signal(signal.SIGINT)
+
+    words = (*corridor.CHOOSE, "episodes=6", "--videos", "2")
+    say(evaluate, *words, "--name", "whole")
+    monkeypatch.setattr("agents.evaluate.play", stopping)
+    folder = tmp_path / "runs" / "agents" / "parts-corridor-corridor-v0"
+    assert "interrupted" in say(evaluate, *words, "--name", "parts", code=130)
+    assert not (folder / "metrics.json").exists() and (folder / "unfinished").is_dir()
+    say(evaluate, *words, "--name", "parts")
+    assert numbers == [[0, 1, 2, 3, 4, 5], [3, 4, 5]]
+    found, whole = (
+        json.loads((path / "metrics.json").read_text())
+        for path in (folder, folder.with_name("whole-corridor-corridor-v0"))
+    )
+    assert found["episodes"] == whole["episodes"] and found["return"] == whole["return"]
+    assert found["seconds_a_decision"] > 0
+    assert sorted(path.name for path in folder.iterdir()) == ["episodes.mp4", "metrics.json", "report.png"]
+
+
+def test_what_was_kept_of_another_agent_is_of_no_use(tmp_path: Path) -> None:
+    match = Match(ACT, corridor.Right(), 7, 8)
+    spec = (env := ACT()).data_spec
+    env.close()
+    (one,) = play(match, [4])
+    with Kept(tmp_path / "kept", spec, {"seed": 7}) as kept:
+        kept.keep(one)
+        with pytest.raises(DataError, match="another process is writing"):
+            Kept(tmp_path / "kept", spec, {"seed": 7})
+    with Kept(tmp_path / "kept", spec, {"seed": 7}) as kept:
+        (again,) = kept
+        assert (again.number, again.seconds, again.episode.terminated) == (4, one.seconds, one.episode.terminated)
+        assert np.array_equal(again.episode.frames, one.episode.frames)
+        assert np.array_equal(again.episode.rewards, one.episode.rewards)
+    with Kept(tmp_path / "kept", spec, {"seed": 8}) as kept:
+        assert not list(kept)
+        kept.discard()
+    assert not (tmp_path / "kept").exists()
 
 
 def test_what_fails_in_another_process_is_told() -> None:
     with pytest.raises(WorldModelError, match="an episode failed: ZeroDivisionError: nothing to do"):
-        list(play(Match(ACT, corridor.Right(fails=True), 0, 8), 4, workers=2))
+        list(play(Match(ACT, corridor.Right(fails=True), 0, 8), range(4), workers=2))
 
 
 def test_an_environment_that_fails_now_and_then_is_reset() -> None:
     env = Flaky(2)
-    (played,) = (one for one in play(Match(lambda: env, corridor.Right(), 0, 8), 1) if one is not None)
+    (played,) = play(Match(lambda: env, corridor.Right(), 0, 8), range(1))
     assert env.resets == 3 and played.episode.terminated
     with pytest.raises(EnvError, match="engine died"):
-        list(play(Match(lambda: Flaky(3), corridor.Right(), 0, 8), 1))
+        list(play(Match(lambda: Flaky(3), corridor.Right(), 0, 8), range(1)))
 
 
 class Flaky:

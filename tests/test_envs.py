@@ -195,7 +195,7 @@ def test_other_scenarios_have_their_own_actions() -> None:
         ({"combine": ["forward"]}, "combine lists what to hold together"),
         ({"gauges": {"HELTH": 100}}, "gauges: unknown game variable 'HELTH'; choose of vizdoom.GameVariable: HEALTH, "),
         ({"gauges": {"HEALTH": 0}}, "gauges: the full value of HEALTH is 0; it must be a number above 0"),
-        ({"gauges": dict.fromkeys(("HEALTH", *(f"AMMO{i}" for i in range(1, 9))), 1)}, "gauges: 9 would hide .* 8 fit"),
+        ({"gauges": dict.fromkeys(("HEALTH", *(f"AMMO{i}" for i in range(1, 5))), 1)}, "gauges: 5 would hide .* 4 fit"),
         ({"frame_skip": 0}, "frame_skip=0"),
         ({"size": 0}, "size=0"),
         ({"turn_degrees": 180}, "turn_degrees=180"),
@@ -238,15 +238,15 @@ def test_gauges_are_as_long_as_what_they_measure() -> None:
     (observation, _), (view, _) = env.reset(seed=1), plain.reset(seed=1)
     lengths = [64]
     for _ in range(40):
-        red = (observation[-4:] == (255, 72, 72)).all(2)
-        assert (red == red[0]).all() and (observation[-8:-4] == 0).all()
-        assert np.array_equal(observation[:-8], view[:-8])
+        red = (observation[-8:] == (255, 72, 72)).all(2)
+        assert (red == red[0]).all() and (observation[-16:-8] == 0).all()
+        assert np.array_equal(observation[:-16], view[:-16])
         lengths.append(red[0].sum())
         assert red[0, : lengths[-1]].all()
         (observation, *_), (view, *_) = env.step(NOOP), plain.step(NOOP)
     assert sorted(set(lengths)) == [round(0.64 * health) for health in (60, 68, 76, 84, 92, 100)]
     picture = env.render()
-    assert picture is not None and (picture[-7:, :60] == (255, 72, 72)).all() and (picture[-14:-7] == 0).all()
+    assert picture is not None and (picture[-15:, :60] == (255, 72, 72)).all() and (picture[-30:-15] == 0).all()
     env.close()
     plain.close()
 

@@ -76,9 +76,8 @@ class Knower:
 
 def played(context: int, horizon: int, starts: int = 4) -> Gathered:
     gathered = Gathered(Settings(horizon=horizon, starts=starts), 0, context)
-    for one in play(Match(Steps, InTurn(), 0, 1000), 30):
-        if one is not None:
-            gathered.take(one)
+    for one in play(Match(Steps, InTurn(), 0, 1000), range(30)):
+        gathered.take(one)
     return gathered
 
 
