@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from agents import report
 from agents.choice import build_agent, folder_of, name_of, run_of
@@ -24,6 +23,7 @@ from agents.foresight import Foresight, Window, foresee, windows
 from agents.kept import Kept
 from agents.playing import Match, Played, play
 from agents.statistics import interquartile_mean, stratified
+from worldmodel.bars import Bars
 from worldmodel.cli import run_entry_point
 from worldmodel.collect import env_maker
 from worldmodel.errors import ConfigError
@@ -143,10 +143,10 @@ class Gathered:
         }
 
 
-def gather(match: Match, episodes: int, workers: int, gathered: Gathered, kept: Kept, bars: Progress) -> None:
+def gather(match: Match, episodes: int, workers: int, gathered: Gathered, kept: Kept, bars: Bars) -> None:
     """Play what is not kept yet, under a bar that shows the mean return so far. Raises KeyboardInterrupt, with the
     finished episodes kept, when asked to stop."""
-    task, steps = bars.add_task("episodes", total=episodes, shown=""), 0
+    task, steps = bars.add_task("episodes", total=episodes), 0
     for played in kept:
         gathered.take(played)
     with deferred() as stopped:
@@ -167,10 +167,10 @@ def gather(match: Match, episodes: int, workers: int, gathered: Gathered, kept: 
         watch(0)
 
 
-def dream(world: WorldModel, gathered: Gathered, bars: Progress) -> Foresight:
+def dream(world: WorldModel, gathered: Gathered, bars: Bars) -> Foresight:
     """What the world model expects of the stretches that were played."""
     given = [window for number in sorted(gathered.stretches) for window in gathered.stretches[number]]
-    task = bars.add_task("dreams", total=len(given), shown="")
+    task = bars.add_task("dreams", total=len(given))
     return foresee(
         world, given, gathered.settings.temperature, gathered.seed, lambda done: bars.update(task, completed=done)
     )
@@ -191,8 +191,7 @@ def evaluate(config: DictConfig, settings: Settings, agent_name: str, name: str,
         world = WorldModel.load(run, device=str(config.device))
     gathered = Gathered(settings, int(config.seed), None if world is None else max(1, world.prior.context))
     match = Match(make_env, agent, int(config.seed), int(config.collect.longest))
-    columns = (TextColumn("{task.description:<9}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bars = Progress(*columns, TextColumn("{task.fields[shown]}"), console=Console(file=sys.stderr))
+    bars = Bars()
     with Kept(folder / "unfinished", spec, terms(config, spec, run, folder)) as kept:
         with bars:
             gather(match, int(config.episodes), int(config.collect.workers), gathered, kept, bars)

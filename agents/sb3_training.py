@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,8 +14,6 @@ import numpy as np
 from gymnasium.spaces import Box
 from gymnasium.wrappers import TimeLimit
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecMonitor, VecNormalize
@@ -24,6 +21,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack,
 from agents.run import RETURNS
 from agents.sb3 import SETTINGS, TRAIN_FIRST, WEIGHTS, Knowledge
 from worldmodel import plots
+from worldmodel.bars import Bars
 from worldmodel.data.recorder import FrameSource
 from worldmodel.errors import ConfigError, RunError
 from worldmodel.files import append_line, replace_text, whole
@@ -116,10 +114,10 @@ def real_envs(make_env: Callable[[], FrameSource], count: int, longest: int) -> 
 class Keeper(BaseCallback):
     """Saves weights and counts every so often and at the end, shows a bar, and stops when asked to."""
 
-    def __init__(self, folder: Path, knowledge: Knowledge, total: int, stopped: Callable[[], bool], bars: Progress):
+    def __init__(self, folder: Path, knowledge: Knowledge, total: int, stopped: Callable[[], bool], bars: Bars):
         super().__init__()
         self.folder, self.knowledge, self.total, self.stopped, self.bars = folder, knowledge, total, stopped, bars
-        self._task = bars.add_task("PPO", total=total, completed=knowledge.steps, shown="")
+        self._task = bars.add_task("PPO", total=total, completed=knowledge.steps)
         self._saved = time.monotonic()
 
     def _on_step(self) -> bool:
@@ -166,9 +164,7 @@ def train(
     model = make_model(envs, knowledge, settings, seed, device)
     if knowledge.steps:
         take_up(model, folder, knowledge)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    shown = TextColumn("{task.fields[shown]}")
-    with deferred() as stopped, Progress(*columns, shown, console=Console(file=sys.stderr)) as bars:
+    with deferred() as stopped, Bars() as bars:
         keeper = Keeper(folder, knowledge, total, stopped, bars)
         model.learn(total - knowledge.steps, callback=keeper, reset_num_timesteps=False)
         keeper.save(done=not stopped())

@@ -13,7 +13,7 @@ FILES = sorted(path for folder in ("worldmodel", "envs", "agents") for path in (
 
 # A file may import from its own row and those above it, never from one below.
 ROWS = (
-    ("types", "errors", "files", "interrupts", "settings", "cli", "actions", "plots", "mel", "mulaw", "pitch"),
+    ("types", "errors", "files", "interrupts", "settings", "cli", "bars", "actions", "plots", "mel", "mulaw", "pitch"),
     ("nn",),
     ("quantizers",),
     ("tokenizers",),

@@ -17,8 +17,8 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from worldmodel.bars import Bars
 from worldmodel.cli import one_line, run_entry_point
 from worldmodel.data.fill import fill
 from worldmodel.data.pool import RecorderPool, Report
@@ -100,12 +100,16 @@ def collect(
         RULES[f"collect.{name}"].check(name, value)
     tally = _Tally(store, steps)
     order = Order(make_env, explorer, steps, longest, (seed, store.next_number))
-    with deferred() as stopped, _progress(progress) as bar, RecorderPool(order, workers, timeout) as pool:
-        task = bar.add_task("recording", total=steps, rate=0.0, episodes=0)
+    with (
+        deferred() as stopped,
+        Bars(Console(file=sys.stderr, quiet=not progress)) as bar,
+        RecorderPool(order, workers, timeout) as pool,
+    ):
+        task = bar.add_task("recording", total=steps)
         for report in pool.reports():
             tally.take(report, bar.console)
             rate = tally.seen / max(tally.seconds, 1e-9)
-            bar.update(task, completed=tally.seen, rate=rate, episodes=tally.episodes)
+            bar.update(task, completed=tally.seen, shown=f"{rate:,.0f} steps/s  {tally.episodes:,} episodes")
             if stopped():  # here, and not in the middle of a message or of a file
                 for rest in pool.stop():
                     tally.take(rest, bar.console)
@@ -169,24 +173,6 @@ class _Tally:
         )
 
 
-def _import_progress() -> Progress:
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    return Progress(*columns, TextColumn("left"), console=Console(file=sys.stderr))
-
-
-def _progress(shown: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps"),
-        TextColumn("{task.fields[rate]:,.0f}/s"),
-        TextColumn("{task.fields[episodes]:,} episodes"),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-        console=Console(file=sys.stderr, quiet=not shown),
-    )
-
-
 def build(settings: dict[str, Any]) -> Any:
     """The object that a ``_target_`` describes. Its own error passes, others become a :class:`ConfigError`."""
     try:
@@ -236,7 +222,7 @@ def take_in(args: argparse.Namespace, config: DictConfig) -> None:
     started = time.monotonic()
     with EpisodeStore.writer(Path(str(config.data)), source.spec) as store:
         store.verify()
-        with deferred() as stopped, _import_progress() as bar:
+        with deferred() as stopped, Bars() as bar:
             task = bar.add_task("reading", total=None)
             filled = fill(
                 store, source, workers, lambda done, total: bar.update(task, completed=done, total=total), stopped

@@ -17,9 +17,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
 
+from worldmodel.bars import Bars
 from worldmodel.cli import run_entry_point
 from worldmodel.data.store import SOURCE, EpisodeStore
 from worldmodel.errors import ConfigError
@@ -46,8 +45,7 @@ run's folder evaluation/."""
 @contextlib.contextmanager
 def bars(console: Console) -> Iterator[Progress]:
     """A progress bar for each work that reports."""
-    columns = (TextColumn("{task.description:<17}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bars(*columns, console=console, transient=True) as display:
+    with Bars(console, transient=True) as display:
         tasks: dict[str, Any] = {}
 
         def report(name: str, done: int, total: int) -> None:

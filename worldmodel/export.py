@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import get_args
 
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from worldmodel.bars import Bars
 from worldmodel.cli import run_entry_point
 from worldmodel.data.export import Storage, check_id, check_pictures, default_folder, to_minari, to_npz
 from worldmodel.data.store import EpisodeStore, Split
@@ -53,7 +52,7 @@ def export(args: argparse.Namespace, config: DictConfig) -> None:
     _check_free(folder, args.to, args.overwrite)
     check_pictures(store, least=1 if dataset_id else 0)
     started = time.monotonic()
-    with deferred() as stopped, _progress() as bar, whole_folder(folder) as part:
+    with deferred() as stopped, Bars() as bar, whole_folder(folder) as part:
         task = bar.add_task("writing", total=len(indices))
 
         def progress(done: int) -> None:
@@ -85,11 +84,6 @@ def _check_free(folder: Path, kind: str, overwrite: bool) -> None:
         raise ConfigError(f"{folder} is there and holds no export as {kind}; choose another place with --out")
     if not overwrite:
         raise ConfigError(f"{folder} is there; --overwrite replaces it, --out names another place")
-
-
-def _progress() -> Progress:
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    return Progress(*columns, TextColumn("left"), console=Console(file=sys.stderr))
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -22,12 +22,10 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
 from torch import nn
 
 from worldmodel import plots
+from worldmodel.bars import Bars
 from worldmodel.cli import one_line, run_entry_point
 from worldmodel.data.codes import CodeStore, encode_store, fingerprint
 from worldmodel.data.store import EpisodeStore, Split
@@ -306,8 +304,7 @@ def prior_objective(tokenizer: Autoencoder, prior: Prior | GaussianPrior) -> Obj
 def encode(fabric: Fabric, store: EpisodeStore, tokenizer: Tokenizer, folder: Path) -> CodeStore:
     """The codes of all episodes: the first process computes what the cache lacks, then all of them open it."""
     if fabric.is_global_zero:
-        columns = TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn()
-        with Bars(*columns, transient=True, disable=not Console().is_terminal) as bars:
+        with Bars(transient=True) as bars:
             task = bars.add_task("codes of all frames")
             encode_store(
                 store, tokenizer, folder, fabric.device, progress=lambda n, of: bars.update(task, completed=n, total=of)

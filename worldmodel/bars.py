@@ -1,0 +1,52 @@
+"""Bars of work that is counted: how much of it is done, the time left, and the figures that matter."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+
+class Count(ProgressColumn):
+    """1,200/60,000, or 1,200 of what is not counted beforehand."""
+
+    def render(self, task: Task) -> Text:
+        whole = "" if task.total is None else f"/{task.total:,.0f}"
+        return Text(f"{task.completed:,.0f}{whole}", style="progress.download")
+
+
+class Bars(Progress):
+    """A bar for each :meth:`add_task`. On a terminal they move; in a log, a line is written now and then instead.
+
+    ``update(task, completed=…, shown="mean return 4")`` moves one, and says what else is to be seen behind it.
+
+    Args:
+        console: where they are shown; None: standard error.
+        transient: whether they vanish when all is done.
+        seconds: between two lines in a log.
+    """
+
+    def __init__(self, console: Console | None = None, transient: bool = False, seconds: float = 10.0):
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(24),
+            Count(),
+            TimeRemainingColumn(),
+            TextColumn("left  {task.fields[shown]}"),
+        )
+        super().__init__(*columns, console=console or Console(file=sys.stderr), transient=transient)
+        self._seconds, self._told_at = seconds, time.monotonic()
+
+    def add_task(self, description: str, *args: Any, shown: str = "", **kwargs: Any) -> TaskID:
+        return super().add_task(description, *args, shown=shown, **kwargs)
+
+    def update(self, task_id: TaskID, **fields: Any) -> None:  # type: ignore[override]
+        super().update(task_id, **fields)
+        if self.console.is_terminal or time.monotonic() - self._told_at < self._seconds:
+            return
+        self._told_at = time.monotonic()
+        self.console.print(self.make_tasks_table([self._tasks[task_id]]))
