@@ -17,6 +17,9 @@ from worldmodel.rollout import Precision, WorldModel, decode, encode
 from worldmodel.run import has_past, load_config
 from worldmodel.types import NO_ACTION
 
+DISCOUNT = 0.985
+"""γ of a step where neither settings nor a critic say another."""
+
 
 class Belief(NamedTuple):
     """What is known of B episodes; :func:`~worldmodel.priors.select_rows` takes rows of it."""
@@ -50,7 +53,8 @@ class Mind:
 
     Args:
         world: imagines. actor: has a policy and a value.
-        discount: γ of a step of the environment. repeat: steps that every decision is held for.
+        discount: γ of a step of the environment; None: that of the critic, or 0.985.
+        repeat: steps that every decision is held for.
         temperature: of the dream; 0 imagines what is expected, the same every time.
     """
 
@@ -58,13 +62,15 @@ class Mind:
         self,
         world: WorldModel,
         actor: ActorCritic | None = None,
-        discount: float = 1.0,
+        discount: float | None = None,
         repeat: int = 1,
         temperature: float = 1.0,
     ):
         self.world, self.actor = world, actor
         self.actions = len(world.spec.action_names)
-        self.discount, self.repeat = discount, repeat
+        learnt = None if actor is None else actor.discount
+        self.discount = next(known for known in (discount, learnt, DISCOUNT) if known is not None)
+        self.repeat = repeat
         self.sampler = make_sampler("auto", temperature)
 
     @property
@@ -118,7 +124,13 @@ class Mind:
 
 
 def load_mind(
-    run: str | Path, value: str, device: str, precision: Precision, discount: float, repeat: int, temperature: float
+    run: str | Path,
+    value: str,
+    device: str,
+    precision: Precision,
+    discount: float | None,
+    repeat: int,
+    temperature: float,
 ) -> Mind:
     """The mind of a run's folder. ``value``: ``auto``, with the run's actor where it has one, or ``none``.
 

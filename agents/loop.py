@@ -120,7 +120,7 @@ def dream(config: DictConfig, folder: Path, before: Path | None) -> None:
     if before is not None and not checkpoint_of(folder, AGENT).is_file():
         objective.agent.load_state_dict(load_actor(before)[1].state_dict())
     if fabric.is_global_zero:
-        save_network(folder, config.agent.learner.network)
+        save_network(folder, config.agent.learner.network, objective.discount)
     nothing = Windows(windows.source, [], windows.length, windows.lead)
     run_stage(fabric, config, "agent", objective, {"train": windows, "held_out": nothing}, folder, AGENT)
     if fabric.is_global_zero:

@@ -26,7 +26,7 @@ class Planner(Agent):
 
     Args:
         run: folder of a trained run; it is read at the first episode, by every process that plays.
-        discount: γ of a step of the environment.
+        discount: γ of a step of the environment; None: that of the run's critic, or 0.985 where it has none.
         repeat: steps that every decision is held for, imagined and taken, so that a plan reaches farther.
         temperature: of the dream; 0 imagines what is expected.
         value: ``auto`` trusts the run's actor and critic where it has them, ``none`` knows imagined rewards alone.
@@ -37,7 +37,7 @@ class Planner(Agent):
     def __init__(
         self,
         run: str | Path,
-        discount: float = 0.985,
+        discount: float | None = None,
         repeat: int = 1,
         temperature: float = 1.0,
         value: str = "auto",
@@ -46,7 +46,7 @@ class Planner(Agent):
         precision: Precision = "auto",
     ):
         self.run, self.device, self.precision = str(run), device, precision
-        self.discount = Number(least=0, most=1).check("agent.discount", discount)
+        self.discount = Number(least=0, most=1, optional=True).check("agent.discount", discount)
         self.repeat = COUNT.check("agent.repeat", repeat)
         self.temperature = Number(least=0).check("agent.temperature", temperature)
         self.value = Choice(words=("auto", "none")).check("agent.value", value)

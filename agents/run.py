@@ -25,9 +25,10 @@ def build_actor(network: DictConfig, tokenizer: Tokenizer, actions: int) -> Acto
     return found
 
 
-def save_network(folder: Path, network: DictConfig) -> None:
-    """Writes the settings that the actor of a run is built by."""
-    replace_text(folder / SETTINGS, OmegaConf.to_yaml(network, resolve=True))
+def save_network(folder: Path, network: DictConfig, discount: float) -> None:
+    """Writes the settings that the actor of a run is built by, and the γ by which its critic learns."""
+    settings = {**OmegaConf.to_container(network, resolve=True), "discount": discount}  # type: ignore[dict-item]
+    replace_text(folder / SETTINGS, OmegaConf.to_yaml(settings))
 
 
 def load_actor(folder: Path, device: str | torch.device = "cpu") -> tuple[Tokenizer, ActorCritic]:

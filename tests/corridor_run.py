@@ -26,6 +26,6 @@ def save_run(runs: Path, name: str = "tiny") -> Path:
     save_weights(folder / TOKENIZER, tokenizer.state_dict())
     save_weights(folder / PRIOR, prior.state_dict())
     network = config.agent.learner.network
-    save_network(folder, network)
+    save_network(folder, network, 0.9)
     save_weights(folder / AGENT, build_actor(network, tokenizer, 2).state_dict())  # type: ignore[arg-type]
     return folder

@@ -64,7 +64,7 @@ class ExactPrior(nn.Module):
 class Opinion(nn.Module):
     """An actor and critic that know a table: the value of every state, and an action that is liked everywhere."""
 
-    history = 2
+    history, discount = 2, None
 
     def __init__(self, values: dict[int, float], actions: int, liked: int = 0, liking: float = 0.0):
         super().__init__()

@@ -13,7 +13,9 @@ from tiny import SMALL_PRIOR, SMALL_TOKENIZER, SPEC, frames
 
 import configs
 from agents.base import Agent
+from agents.belief import DISCOUNT
 from agents.choice import NOT_OF_THE_AGENT
+from agents.mpc import MPCAgent
 from agents.run import AGENT, build_actor, load_actor, save_network
 from worldmodel.cli import compose_config
 from worldmodel.errors import RunError
@@ -43,9 +45,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_weights(folder / TOKENIZER, tokenizer.state_dict())
     save_weights(folder / PRIOR, build_prior(config, SPEC, tokenizer).state_dict())
     network = config.agent.learner.network
-    save_network(folder, network)
+    save_network(folder, network, 0.9)
     save_weights(folder / AGENT, build_actor(network, tokenizer, len(SPEC.action_names)).state_dict())
-    assert load_actor(folder)[1].actions == 3
+    assert (load_actor(folder)[1].actions, load_actor(folder)[1].discount) == (3, 0.9)
     return folder
 
 
@@ -104,3 +106,11 @@ def test_planners_plan_without_an_actor_too(name: str, run: Path, tmp_path: Path
     agent = made(name, tmp_path / "nowhere")
     with pytest.raises(RunError, match="there is no run at"):
         agent.begin(SPEC.action_names, np.random.default_rng(0))
+
+
+def test_a_planner_counts_as_the_critic_does_that_it_trusts(run: Path) -> None:
+    """γ is that of the run's critic, unless the settings say another or the critic is not asked."""
+    for settings, wanted in (({}, 0.9), ({"discount": 0.5}, 0.5), ({"value": "none"}, DISCOUNT)):
+        agent = MPCAgent(run, **settings)
+        agent.begin(SPEC.action_names, np.random.default_rng(0))
+        assert agent._mind is not None and agent._mind.discount == wanted

@@ -17,7 +17,9 @@ def test_a_log_has_a_line_now_and_then() -> None:
     lines = file.getvalue().splitlines()
     assert len(lines) == 2  # one while it goes, and one at the end
     for line in lines:
-        assert line.startswith("episodes ") and "1,200/1,500" in line and line.rstrip().endswith("left  mean return 4.2")
+        assert (
+            line.startswith("episodes ") and "1,200/1,500" in line and line.rstrip().endswith("left  mean return 4.2")
+        )
 
 
 def test_no_more_lines_than_that() -> None:
