@@ -144,7 +144,6 @@ class ActorCritic(nn.Module):
         tokenizer: of the codes. actions: A.
         history: frames that are looked at. width, layers: of the networks. reader: constructor of what reads the codes,
             :class:`CodeReader` or :class:`FrameReader`.
-        discount: γ of a step, by which the critic's values count; None: of one that is not trained.
     """
 
     def __init__(
@@ -155,10 +154,9 @@ class ActorCritic(nn.Module):
         width: int = 256,
         layers: int = 2,
         reader: Callable[..., nn.Module] = CodeReader,
-        discount: float | None = None,
     ):
         super().__init__()
-        self.grid, self.actions, self.history, self.discount = tokenizer.grid, actions, history, discount
+        self.grid, self.actions, self.history = tokenizer.grid, actions, history
         self.policy, self.critic = (
             Tower(reader(tokenizer, history=history, width=width), actions, history, width, layers, outputs)
             for outputs in (actions, BINS)
@@ -166,6 +164,8 @@ class ActorCritic(nn.Module):
         self.register_buffer("bins", symexp(torch.linspace(-SPAN, SPAN, BINS)), persistent=False)
 
     bins: Tensor
+    discount: float | None = None
+    """γ of a step, by which the values count; None: it is not known."""
 
     def begin(self, batch: int) -> Seen:
         """Before anything was seen."""

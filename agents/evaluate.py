@@ -18,10 +18,11 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from agents import report
-from agents.choice import build_agent, folder_of, name_of, run_of
+from agents.choice import NOT_OF_THE_AGENT, build_agent, folder_of, name_of, run_of
 from agents.foresight import Foresight, Window, foresee, windows
 from agents.kept import Kept
 from agents.playing import Match, Played, play
+from agents.run import SETTINGS
 from agents.statistics import interquartile_mean, stratified
 from worldmodel.bars import Bars
 from worldmodel.cli import run_entry_point
@@ -146,14 +147,16 @@ class Gathered:
 def gather(match: Match, episodes: int, workers: int, gathered: Gathered, kept: Kept, bars: Bars) -> None:
     """Play what is not kept yet, under a bar that shows the mean return so far. Raises KeyboardInterrupt, with the
     finished episodes kept, when asked to stop."""
-    task, steps = bars.add_task("episodes", total=episodes), 0
+    task, under_way = bars.add_task("episodes", total=episodes), 0
     for played in kept:
-        gathered.take(played)
+        if played.number < episodes:
+            gathered.take(played)
     with deferred() as stopped:
 
         def watch(more: int) -> bool:
-            nonlocal steps
-            steps += more
+            nonlocal under_way
+            under_way += more
+            steps = int(gathered.column("length").sum()) + under_way
             mean = f"mean return {gathered.column('return').mean():.4g}  " if gathered.facts else ""
             bars.update(task, completed=len(gathered.facts), shown=f"{mean}{steps:,} steps")
             return not stopped()
@@ -161,6 +164,7 @@ def gather(match: Match, episodes: int, workers: int, gathered: Gathered, kept: 
         for played in play(match, [i for i in range(episodes) if i not in gathered.facts], workers, watch):
             kept.keep(played)
             gathered.take(played)
+            under_way = max(0, under_way - len(played.episode))
             watch(0)
         if stopped():
             raise KeyboardInterrupt
@@ -192,7 +196,7 @@ def evaluate(config: DictConfig, settings: Settings, agent_name: str, name: str,
     gathered = Gathered(settings, int(config.seed), None if world is None else max(1, world.prior.context))
     match = Match(make_env, agent, int(config.seed), int(config.collect.longest))
     bars = Bars()
-    with Kept(folder / "unfinished", spec, terms(config, spec, run, folder)) as kept:
+    with Kept(folder, spec, terms(config, run, folder)) as kept:
         with bars:
             gather(match, int(config.episodes), int(config.collect.workers), gathered, kept, bars)
             found = facts(config, spec, run, name, agent_name, command) | gathered.to_json()
@@ -213,16 +217,19 @@ def spec_of(make_env: Any) -> Spec:
     return spec
 
 
-def terms(config: DictConfig, spec: Spec, run: Path | None, folder: Path) -> dict[str, Any]:
-    """All that decides how episode i is played: one that was kept under others is of no use."""
-    weights = [path for place in (run, folder) if place is not None for path in place.glob("*.*")]
-    weights = sorted(path for path in weights if path.suffix in (".safetensors", ".zip"))
+def terms(config: DictConfig, run: Path | None, folder: Path) -> dict[str, Any]:
+    """All that decides how episode i is played, but for the code: one that was kept under others is of no use."""
+    files = [path for place in (run, folder) if place is not None for path in place.glob("*.*")]
+    files = [path for path in files if path.suffix in (".safetensors", ".zip") or path.name == SETTINGS]
+    agent = OmegaConf.to_container(config.agent, resolve=True)
+    assert isinstance(agent, dict)
     return {
-        "spec": json.loads(spec.to_json()),
-        "agent": OmegaConf.to_container(config.agent, resolve=True),
+        "env": OmegaConf.to_container(config.env, resolve=True),
+        "agent": {name: value for name, value in agent.items() if name not in NOT_OF_THE_AGENT},
+        "run": None if run is None else run.name,
         "seed": int(config.seed),
         "longest": int(config.collect.longest),
-        "weights": {str(path): path.stat().st_mtime_ns for path in weights},
+        "files": sorted([path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -12,27 +13,36 @@ from typing import Any
 
 from agents.playing import Played
 from worldmodel.data.store import EpisodeStore
-from worldmodel.files import replace_text
+from worldmodel.errors import DataError
 from worldmodel.types import Spec
+
+UNFINISHED = "unfinished"
 
 
 class Kept:
     """The finished episodes of an evaluation, in a folder of their own until :meth:`discard`.
 
     Args:
-        folder: where they lie. spec: of the environment.
-        terms: what was played, by whom and under which seed, as JSON. Episodes kept under other terms are removed.
+        folder: where the evaluation will lie, ``<run>/agents/<name>``; they lie in ``<run>/unfinished/<name>-…``.
+        spec: of the environment.
+        terms: what is played, by whom and under which seed, as JSON. Under other terms there is another folder.
 
-    Raises :class:`DataError` when another process plays for the same folder.
+    Raises :class:`DataError` when another process plays the same.
     """
 
     def __init__(self, folder: Path, spec: Spec, terms: dict[str, Any]):
-        self.folder = folder
-        said, path = json.dumps(terms, sort_keys=True, indent=1), folder / "terms.json"
-        if path.is_file() and path.read_text() != said:
-            shutil.rmtree(folder)
-        self._store = EpisodeStore.writer(folder, spec)
-        replace_text(path, said)
+        said = json.dumps([json.loads(spec.to_json()), terms], sort_keys=True)
+        name = f"{folder.name}-{hashlib.sha256(said.encode()).hexdigest()[:8]}"
+        self.folder = folder.parents[1] / UNFINISHED / name
+        try:
+            self._store = EpisodeStore.writer(self.folder, spec)
+        except DataError as error:
+            if "another process" not in str(error):
+                raise
+            raise DataError(
+                f"another process plays the same for {folder}; wait for it, or tell them apart by --name"
+            ) from error
+        self._store.verify()  # what is damaged is played again
 
     def __enter__(self) -> Kept:
         return self
@@ -54,5 +64,8 @@ class Kept:
 
     def discard(self) -> None:
         """Remove all, when what it was kept for is written."""
+        (self.folder / "index.jsonl").unlink(missing_ok=True)  # first: without it the rest is no store
+        shutil.rmtree(self.folder, ignore_errors=True)
         self._store.close()
-        shutil.rmtree(self.folder)
+        if not any(self.folder.parent.iterdir()):
+            self.folder.parent.rmdir()

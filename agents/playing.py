@@ -73,8 +73,10 @@ def play(match: Match, numbers: Sequence[int], workers: int = 1, watch: Watch = 
     pace, env, agent = Pace(watch), match.make_env(), Clocked(match.agent)
     try:
         for number in numbers:
-            recording = _one(match, env, agent, number, pace.step) if watch(0) else None
-            if recording is None or not pace.go_on:
+            if not watch(0):
+                return
+            recording = _one(match, env, agent, number, pace.step)
+            if not pace.go_on and not recording.episode.terminated:  # it was cut
                 return
             yield Played(number, recording.episode, agent.seconds)
     finally:

@@ -27,7 +27,7 @@ def build_actor(network: DictConfig, tokenizer: Tokenizer, actions: int) -> Acto
 
 def save_network(folder: Path, network: DictConfig, discount: float) -> None:
     """Writes the settings that the actor of a run is built by, and the γ by which its critic learns."""
-    settings = {**OmegaConf.to_container(network, resolve=True), "discount": discount}  # type: ignore[dict-item]
+    settings = {"network": OmegaConf.to_container(network, resolve=True), "discount": discount}
     replace_text(folder / SETTINGS, OmegaConf.to_yaml(settings))
 
 
@@ -35,10 +35,12 @@ def load_actor(folder: Path, device: str | torch.device = "cpu") -> tuple[Tokeni
     """The tokenizer and the trained actor of a run. Raises :class:`RunError` where there is none."""
     if not (folder / SETTINGS).is_file():
         raise RunError(f"the run {folder} has no actor; {TRAIN_FIRST}")
-    network = OmegaConf.load(folder / SETTINGS)
-    if not isinstance(network, DictConfig):
+    settings = OmegaConf.load(folder / SETTINGS)
+    if not isinstance(settings, DictConfig):
         raise RunError(f"{folder / SETTINGS} is damaged; {TRAIN_FIRST}")
+    network, discount = settings.get("network", settings), settings.get("discount")  # older runs: the network alone
     tokenizer = load_tokenizer(folder, device)
     actor = build_actor(network, tokenizer, len(load_spec(folder).action_names)).to(device)
+    actor.discount = discount
     load_weights(actor, folder / AGENT, TRAIN_FIRST)
     return tokenizer, actor.eval().requires_grad_(False)

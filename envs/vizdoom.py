@@ -6,6 +6,7 @@ episode, report a timeout as a terminal state too, and number their buttons back
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ class VizdoomEnv(gymnasium.Env[np.ndarray, Any]):
     """One scenario of ViZDoom. Observations are (size, size, 3) uint8, actions are Discrete: no-op, then one a button,
     then combinations. The picture is the view alone, without status bar, numbers, crosshair and messages, and where
     ``gauges`` are given, a bar at its foot for each: as long a part of the width as the variable is of its full value.
+    At a terminal state they are, as the view is, those of the step before.
 
     ``info["pose"]`` is (x, y, angle): the position in map units and the heading in degrees.
 
@@ -169,12 +171,14 @@ def _reason(error: Exception) -> str:
 def _full_values(gauges: Mapping[str, float]) -> Iterator[tuple[GameVariable, float]]:
     """Each gauge's variable and the value at which its bar is full."""
     known = GameVariable.__members__
+    if not isinstance(gauges, Mapping):
+        raise EnvError(f"gauges: {gauges!r} does not say when a gauge is full; write {{HEALTH: 100}}")
     for name, full in gauges.items():
-        if name.upper() not in known:
+        if str(name).upper() not in known:
             some = "HEALTH, ARMOR, AMMO2, SELECTED_WEAPON_AMMO, KILLCOUNT"
             raise EnvError(f"gauges: unknown game variable {name!r}; choose of vizdoom.GameVariable: {some}, …")
-        if not isinstance(full, int | float) or not full > 0:
-            raise EnvError(f"gauges: the full value of {name} is {full}; it must be a number above 0")
+        if isinstance(full, bool) or not isinstance(full, int | float) or not 0 < full < math.inf:
+            raise EnvError(f"gauges: the full value of {name} is {full}; it must be a finite number above 0")
         yield known[name.upper()], full
     if len(gauges) > _GAUGE_HEIGHT // 2:
         raise EnvError(f"gauges: {len(gauges)} would hide the view; {_GAUGE_HEIGHT // 2} fit")

@@ -38,7 +38,15 @@ class Bars(Progress):
             TimeRemainingColumn(),
             TextColumn("left  {task.fields[shown]}"),
         )
-        super().__init__(*columns, console=console or Console(file=sys.stderr), transient=transient)
+        console = console or Console(file=sys.stderr)
+        self._log = console if not console.is_terminal else None
+        super().__init__(
+            *columns,
+            console=console,
+            transient=transient,
+            disable=self._log is not None,
+            speed_estimate_period=3600,  # a planner's episode may take minutes, and rich looks back half of one
+        )
         self._seconds, self._told_at = seconds, time.monotonic()
 
     def add_task(self, description: str, *args: Any, shown: str = "", **kwargs: Any) -> TaskID:
@@ -46,7 +54,16 @@ class Bars(Progress):
 
     def update(self, task_id: TaskID, **fields: Any) -> None:  # type: ignore[override]
         super().update(task_id, **fields)
-        if self.console.is_terminal or time.monotonic() - self._told_at < self._seconds:
-            return
-        self._told_at = time.monotonic()
-        self.console.print(self.make_tasks_table([self._tasks[task_id]]))
+        if self._log is not None and time.monotonic() - self._told_at >= self._seconds:
+            self._told_at = time.monotonic()
+            self._tell(self._log, self._tasks[task_id])
+
+    def stop(self) -> None:
+        super().stop()
+        if self._log is not None and not self.live.transient:
+            for task in self.tasks:
+                self._tell(self._log, task)
+
+    def _tell(self, log: Console, task: Task) -> None:
+        texts = [column.render(task) for column in self.columns if isinstance(column, ProgressColumn)]
+        log.print("  ".join(str(text) for text in texts if isinstance(text, Text)), highlight=False, soft_wrap=True)
