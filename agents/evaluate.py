@@ -42,7 +42,8 @@ world model (run=…, or the run that the agent plays with), also its dream of w
 dreamt agrees with the return obtained.
 
 Episode i is played under seeds that follow from seed and i alone, the same for every agent. Writes metrics.json,
-report.png, episodes.mp4 and dream.mp4 (a short one also as a gif) to <run>/agents/<agent>-<env>/, or runs/agents/…
+report.png, episodes.mp4, dream.mp4 (a short one also as a gif) and of a planner plan.mp4 (an episode, and what was
+imagined for each of its frames 1, 4 and 8 steps before) to <run>/agents/<agent>-<env>/, or runs/agents/…
 where there is no run; python -m agents.compare puts several of them side by side."""
 
 
@@ -194,7 +195,7 @@ def evaluate(config: DictConfig, settings: Settings, agent_name: str, name: str,
     if run is not None and (run / PRIOR).is_file():
         world = WorldModel.load(run, device=str(config.device))
     gathered = Gathered(settings, int(config.seed), None if world is None else max(1, world.prior.context))
-    match = Match(make_env, agent, int(config.seed), int(config.collect.longest))
+    match = Match(make_env, agent, int(config.seed), int(config.collect.longest), planned=min(settings.videos, 1))
     bars = Bars()
     with Kept(folder, spec, terms(config, run, folder)) as kept:
         with bars:
@@ -259,6 +260,7 @@ def save_pictures(
         report.save_episodes(folder / "episodes.mp4", shown, spec)
     if shown and world is not None:
         report.save_dreams(folder / "dream.mp4", shown, world, gathered.seed, gathered.settings.temperature)
+        report.save_plans(folder / "plan.mp4", shown, world)
 
 
 def measure(args: argparse.Namespace, config: DictConfig, command: str) -> None:

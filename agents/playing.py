@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from agents.base import Plan
 from worldmodel.data.recorder import MOST_BROKEN, ActionSource, FrameSource, Recording, receive, record_episode, send
 from worldmodel.errors import EnvError, WorldModelError
 from worldmodel.types import Episode
@@ -33,32 +34,44 @@ class Match:
     agent: ActionSource  # picklable
     seed: int
     longest: int  # steps after which an episode is cut
+    planned: int = 0  # of the first so many episodes, what the agent imagined is told
 
 
 @dataclasses.dataclass(frozen=True)
 class Played:
-    """One episode, and how long the agent thought."""
+    """One episode, and what the agent thought."""
 
     number: int  # i; its seeds follow from (seed, i) alone, whoever plays
     episode: Episode
     seconds: float  # in the agent's ``act``, all steps together
+    plans: tuple[Plan | None, ...] = ()  # (T,): what was imagined for each action, undrawn; () where it is not told
 
 
 class Clocked:
-    """An agent whose decisions are timed."""
+    """An agent whose decisions are timed, and whose plans are noted where they are wanted."""
 
     def __init__(self, agent: ActionSource):
         self.agent, self.seconds = agent, 0.0
+        self.noting, self.plans = False, list[Plan | None]()
 
     def begin(self, action_names: tuple[str, ...], rng: np.random.Generator) -> None:
         self.seconds = 0.0
+        self.plans.clear()
         self.agent.begin(action_names, rng)
 
     def act(self, frame: np.ndarray) -> int:
         started = time.perf_counter()
         action = self.agent.act(frame)
         self.seconds += time.perf_counter() - started
+        if self.noting:
+            plan = getattr(self.agent, "plan", None)
+            self.plans.append(plan and dataclasses.replace(plan, draw=undrawn))
         return action
+
+
+def undrawn(grids: np.ndarray) -> np.ndarray:
+    """Stands for a plan's ``draw``, which holds a world model, where plans go from process to process."""
+    raise AssertionError("whoever shows a plan gives it a draw")
 
 
 def play(match: Match, numbers: Sequence[int], workers: int = 1, watch: Watch = lambda steps: True) -> Iterator[Played]:
@@ -75,10 +88,11 @@ def play(match: Match, numbers: Sequence[int], workers: int = 1, watch: Watch = 
         for number in numbers:
             if not watch(0):
                 return
+            agent.noting = number < match.planned
             recording = _one(match, env, agent, number, pace.step)
             if not pace.go_on and not recording.episode.terminated:  # it was cut
                 return
-            yield Played(number, recording.episode, agent.seconds)
+            yield Played(number, recording.episode, agent.seconds, tuple(agent.plans))
     finally:
         env.close()
 
@@ -160,8 +174,8 @@ def _heard(pipe: Connection, process: Any) -> Played | int:
             raise WorldModelError(message[1])
         if message[0] == "steps":
             return int(message[1])
-        number, seconds = message[1:]
-        return Played(number, receive(pipe.recv(), pipe).episode, seconds)
+        number, seconds, plans = message[1:]
+        return Played(number, receive(pipe.recv(), pipe).episode, seconds, plans)
     except (EOFError, ConnectionResetError) as error:
         process.join(1)
         raise EnvError(f"a process that plays ended with exit code {process.exitcode}; fewer collect.workers need "
@@ -184,8 +198,9 @@ def _work(match: Match, pipe: Connection, workers: int) -> None:
         pace, env, agent = Pace(tell), match.make_env(), Clocked(match.agent)
         while True:
             number = pipe.recv()
+            agent.noting = number < match.planned
             recording = _one(match, env, agent, number, pace.step)
-            pipe.send(("played", number, agent.seconds))
+            pipe.send(("played", number, agent.seconds, tuple(agent.plans)))
             send(pipe, recording)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass

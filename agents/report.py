@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from agents.plan_view import save_plan
 from agents.playing import Played
 from agents.returns import reach
 from worldmodel import media, plots
 from worldmodel.evaluation.report import number
-from worldmodel.rollout import WorldModel
+from worldmodel.rollout import WorldModel, decode
 from worldmodel.types import Episode, Spec
 
 SHOWN = 3  # episodes of a video
@@ -76,9 +78,26 @@ def save_plots(path: Path, found: dict[str, Any]) -> Path:
 
 
 def save_episodes(path: Path, played: Sequence[Played], spec: Spec) -> Path:
-    """A video of episodes side by side. An agent's plans, where it tells them, would be shown beside each."""
+    """A video of episodes side by side."""
     length = min(LONGEST, max(len(one.episode.frames) for one in played))
     return media.save(path, [_real(one.episode, spec, length) for one in played], spec.rate)
+
+
+def save_plans(path: Path, played: Sequence[Played], world: WorldModel) -> Path | None:
+    """A video of the first episode whose plans are told, and beside each frame what was imagined for it before.
+
+    Returns its path, or None where no plans are told.
+    """
+
+    def draw(grids: np.ndarray) -> np.ndarray:
+        return decode(world.tokenizer, torch.from_numpy(grids).to(world.device)).cpu().numpy()
+
+    one = next((one for one in played if any(one.plans)), None)
+    if one is None:
+        path.unlink(missing_ok=True)
+        return None
+    plans = [plan and dataclasses.replace(plan, draw=draw) for plan in one.plans]
+    return save_plan(path, one.episode, plans, world.spec.action_names, world.spec.rate)
 
 
 def save_dreams(path: Path, played: Sequence[Played], world: WorldModel, seed: int, temperature: float) -> Path:

@@ -21,6 +21,7 @@ from agents import compare, evaluate, playing, train
 from agents.choice import name_of
 from agents.explorers import UniformExplorer
 from agents.kept import Kept
+from agents.mpc import MPCAgent
 from agents.playing import Match, play
 from agents.run import RETURNS
 from envs import make_frames
@@ -87,6 +88,25 @@ def test_an_actor_and_the_dream_of_its_world(say: Say, runs: Path) -> None:
         assert dream["pairs"]["obtained"][i] == pytest.approx(earned - 0.1 * min(4, left), abs=1e-6)
     Image.open(folder / "report.png").verify()
     assert frames_of(folder / "dream.mp4") == frames_of(folder / "episodes.mp4") > 1
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_planner_shows_what_it_imagined(say: Say, runs: Path, tmp_path: Path, workers: int) -> None:
+    """Plans are those of the first episode alone, whoever played it, and the video is as long as it."""
+    say(
+        *(evaluate, *corridor.CHOOSE, "agent=mpc", "agent.candidates=8", "agent.horizon=5", "agent.iterations=1"),
+        *("agent.repeat=2", f"runs={runs}", "episodes=2", "--name", f"mpc{workers}", f"collect.workers={workers}"),
+    )
+    folder = runs / "tiny" / "agents" / f"mpc{workers}-corridor-corridor-v0"
+    found = json.loads((folder / "metrics.json").read_text())
+    assert frames_of(folder / "plan.mp4") == found["episodes"][0]["length"] + 1
+
+    match = Match(ACT, MPCAgent(runs / "tiny", candidates=8, horizon=5, iterations=1, repeat=2), 0, 8, planned=1)
+    first, second = sorted(play(match, range(2), workers), key=lambda one: one.number)
+    assert len(first.plans) == len(first.episode) and not second.plans
+    for step, plan in enumerate(first.plans):
+        assert (plan is None) == (step % 2 == 1)  # a decision is held for two steps
+        assert plan is None or plan.actions[0] == first.episode.actions[step]
 
 
 def test_episodes_depend_on_their_number_alone() -> None:
