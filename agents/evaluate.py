@@ -107,6 +107,7 @@ class Gathered:
     facts: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)
     shown: dict[int, Played] = dataclasses.field(default_factory=dict)
     stretches: dict[int, list[Window]] = dataclasses.field(default_factory=dict)
+    planned: Played | None = None  # the first of which it is known what was imagined
     seconds: float = 0.0
 
     def take(self, played: Played) -> None:
@@ -120,6 +121,8 @@ class Gathered:
         }
         if number < self.settings.videos:
             self.shown[number] = played
+        if self.planned is None and any(played.plans):
+            self.planned = played
         if self.context is not None:
             settings = self.settings
             self.stretches[number] = windows(
@@ -162,7 +165,9 @@ def gather(match: Match, episodes: int, workers: int, gathered: Gathered, kept: 
             bars.update(task, completed=len(gathered.facts), shown=f"{mean}{steps:,} steps")
             return not stopped()
 
-        for played in play(match, [i for i in range(episodes) if i not in gathered.facts], workers, watch):
+        left = [i for i in range(episodes) if i not in gathered.facts]
+        match = dataclasses.replace(match, planned=tuple(left[: min(gathered.settings.videos, 1)]))
+        for played in play(match, left, workers, watch):
             kept.keep(played)
             gathered.take(played)
             under_way = max(0, under_way - len(played.episode))
@@ -195,7 +200,7 @@ def evaluate(config: DictConfig, settings: Settings, agent_name: str, name: str,
     if run is not None and (run / PRIOR).is_file():
         world = WorldModel.load(run, device=str(config.device))
     gathered = Gathered(settings, int(config.seed), None if world is None else max(1, world.prior.context))
-    match = Match(make_env, agent, int(config.seed), int(config.collect.longest), planned=min(settings.videos, 1))
+    match = Match(make_env, agent, int(config.seed), int(config.collect.longest))
     bars = Bars()
     with Kept(folder, spec, terms(config, run, folder)) as kept:
         with bars:
@@ -260,7 +265,9 @@ def save_pictures(
         report.save_episodes(folder / "episodes.mp4", shown, spec)
     if shown and world is not None:
         report.save_dreams(folder / "dream.mp4", shown, world, gathered.seed, gathered.settings.temperature)
-        report.save_plans(folder / "plan.mp4", shown, world)
+        (folder / "plan.mp4").unlink(missing_ok=True)
+        if gathered.planned is not None:
+            report.save_plans(folder / "plan.mp4", gathered.planned, world)
 
 
 def measure(args: argparse.Namespace, config: DictConfig, command: str) -> None:

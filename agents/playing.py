@@ -34,7 +34,7 @@ class Match:
     agent: ActionSource  # picklable
     seed: int
     longest: int  # steps after which an episode is cut
-    planned: int = 0  # of the first so many episodes, what the agent imagined is told
+    planned: tuple[int, ...] = ()  # the episodes of which it is told what the agent imagined
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +88,7 @@ def play(match: Match, numbers: Sequence[int], workers: int = 1, watch: Watch = 
         for number in numbers:
             if not watch(0):
                 return
-            agent.noting = number < match.planned
+            agent.noting = number in match.planned
             recording = _one(match, env, agent, number, pace.step)
             if not pace.go_on and not recording.episode.terminated:  # it was cut
                 return
@@ -198,7 +198,7 @@ def _work(match: Match, pipe: Connection, workers: int) -> None:
         pace, env, agent = Pace(tell), match.make_env(), Clocked(match.agent)
         while True:
             number = pipe.recv()
-            agent.noting = number < match.planned
+            agent.noting = number in match.planned
             recording = _one(match, env, agent, number, pace.step)
             pipe.send(("played", number, agent.seconds, tuple(agent.plans)))
             send(pipe, recording)

@@ -83,21 +83,14 @@ def save_episodes(path: Path, played: Sequence[Played], spec: Spec) -> Path:
     return media.save(path, [_real(one.episode, spec, length) for one in played], spec.rate)
 
 
-def save_plans(path: Path, played: Sequence[Played], world: WorldModel) -> Path | None:
-    """A video of the first episode whose plans are told, and beside each frame what was imagined for it before.
-
-    Returns its path, or None where no plans are told.
-    """
+def save_plans(path: Path, played: Played, world: WorldModel) -> Path:
+    """A video of an episode whose plans are told, and beside each frame what was imagined for it before."""
 
     def draw(grids: np.ndarray) -> np.ndarray:
         return decode(world.tokenizer, torch.from_numpy(grids).to(world.device)).cpu().numpy()
 
-    one = next((one for one in played if any(one.plans)), None)
-    if one is None:
-        path.unlink(missing_ok=True)
-        return None
-    plans = [plan and dataclasses.replace(plan, draw=draw) for plan in one.plans]
-    return save_plan(path, one.episode, plans, world.spec.action_names, world.spec.rate)
+    plans = [plan and dataclasses.replace(plan, draw=draw) for plan in played.plans]
+    return save_plan(path, played.episode, plans, world.spec.action_names, world.spec.rate)
 
 
 def save_dreams(path: Path, played: Sequence[Played], world: WorldModel, seed: int, temperature: float) -> Path:

@@ -101,7 +101,7 @@ def test_a_planner_shows_what_it_imagined(say: Say, runs: Path, tmp_path: Path, 
     found = json.loads((folder / "metrics.json").read_text())
     assert frames_of(folder / "plan.mp4") == found["episodes"][0]["length"] + 1
 
-    match = Match(ACT, MPCAgent(runs / "tiny", candidates=8, horizon=5, iterations=1, repeat=2), 0, 8, planned=1)
+    match = Match(ACT, MPCAgent(runs / "tiny", candidates=8, horizon=5, iterations=1, repeat=2), 0, 8, planned=(0,))
     first, second = sorted(play(match, range(2), workers), key=lambda one: one.number)
     assert len(first.plans) == len(first.episode) and not second.plans
     for step, plan in enumerate(first.plans):
