@@ -46,18 +46,22 @@ def foresight_strips(
 ) -> list[media.Strip]:
     """The frames of an episode, and beside each what had been imagined for that moment 1, 4, … steps before.
 
-    A plan is of the actions that the agent meant to take then; where it took others, the frames show what these would
-    have come to. Grey: nothing was imagined so far ahead. How many steps no plan reaches is left out.
+    Of a decision that is held for some steps there is one plan, made at its first: it stands for the others too. A plan
+    is of the actions that the agent meant to take then; where it took others, the frames show what these would have
+    come to. Grey: nothing was imagined so far ahead. How many steps no plan reaches is left out.
     """
     actions = (None, *media.action_names(episode.actions, names))
     strips = [media.Strip(episode.frames, "came", actions)]
     for lag in (lag for lag in lags if any(plan is not None and len(plan) >= lag for plan in plans)):
         frames = np.full_like(episode.frames, NOTHING)
         meant: list[str | None] = [None] * len(frames)
+        last, made = None, 0  # the plan that is followed, and the step at which it was made
         for step, plan in enumerate(plans[: len(episode) - lag + 1]):
-            if plan is not None and len(plan) >= lag:
-                frames[step + lag] = plan.draw(plan.grids[lag - 1 : lag])[0]
-                meant[step + lag] = media.action_names(plan.actions[lag - 1 : lag], names)[0]
+            last, made = (last, made) if plan is None else (plan, step)
+            ahead = step + lag - made
+            if last is not None and len(last) >= ahead:
+                frames[step + lag] = last.draw(last.grids[ahead - 1 : ahead])[0]
+                meant[step + lag] = media.action_names(last.actions[ahead - 1 : ahead], names)[0]
         strips.append(media.Strip(frames, f"imagined {lag} before", tuple(meant), dreamt=True))
     return strips
 

@@ -52,9 +52,12 @@ def test_a_plan_stands_beside_what_came() -> None:
 def test_an_episode_stands_beside_what_was_foreseen() -> None:
     came, one, four = foresight_strips(EPISODE, PLANS, NAMES, lags=(1, 4, 8))
     assert levels(came.frames) == list(range(7)) and came.actions == (None, *(NAMES[t % 3] for t in range(6)))
-    assert levels(one.frames) == [NOTHING, 101, 102, NOTHING, 104, 105, 106]
-    assert one.actions == (None, "stay", "left", None, "stay", "left", "right")
+    assert levels(one.frames) == [NOTHING, 101, 102, 103, 104, 105, 106]
+    assert one.actions == (None, "stay", "left", "right", "stay", "left", "right")
     assert levels(four.frames) == [NOTHING] * 4 + [104, 105, NOTHING]
+    nothing = [None, *PLANS[1:]]  # at first nothing was imagined
+    came, one, *_ = foresight_strips(EPISODE, nothing, NAMES)
+    assert levels(one.frames) == [NOTHING, NOTHING, 102, 103, 104, 105, 106]
 
 
 def test_it_is_written(tmp_path: Path) -> None:
