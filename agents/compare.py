@@ -172,6 +172,7 @@ def save_chart(found: dict[str, Any], path: Path) -> Path:
     panels = [
         plots.Panel(title, {agent: bar(row[name], index) for index, (agent, row) in enumerate(found["agents"].items())})
         for name, (title, _, _) in MEASURES.items()
+        if name != "success" or any(row["success"]["value"] for row in found["agents"].values())
     ]
     if found["pairs"]:
         chances = {

@@ -227,13 +227,18 @@ def _bars(axes: Axes, bars: Mapping[str, Bar]) -> None:
             axes.errorbar(place, bar.value, [[bar.value - bar.low], [bar.high - bar.value]], color="black", capsize=3)
         tops.append(bar.value if bar.high is None else bar.high)
     for rectangle, value, top in zip(drawn, values, tops, strict=True):
-        label, height = ("none", 0.0) if math.isnan(value) else (f"{value:.3g}", top)
+        short = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+        label, height = ("none", 0.0) if math.isnan(value) else (short, top)
         place_of = (rectangle.get_x() + rectangle.get_width() / 2, height)
         axes.annotate(label, place_of, (0, 2), textcoords="offset points", ha="center", fontsize=8, color=TEXT)
     axes.grid(visible=False, axis="x")
     axes.margins(y=0.12)
     if sum(len(line) for name in bars for line in name.splitlines()) > 60:
-        axes.tick_params(axis="x", labelrotation=20)
+        if len(bars) <= 5:
+            axes.tick_params(axis="x", labelrotation=20)
+        else:
+            names = [name.replace("\n", " ") for name in bars]
+            axes.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=8)
 
 
 def _shares(axes: Axes, table: Shares) -> None:
