@@ -107,7 +107,8 @@ def test_a_prior_over_a_hierarchy_learns_that_the_levels_agree() -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert float(loss.detach()) < 1.6 * math.log(16)  # the first code is a matter of chance, the other 19 follow from it
+    value = float(loss.detach())
+    assert value < 1.6 * math.log(16)  # the first code is a matter of chance, the other 19 follow from it
 
 
 def test_hidden_levels_are_the_fine_ones_of_some_training_frames() -> None:
