@@ -10,15 +10,13 @@ import torch
 from torch import Tensor
 
 from agents.actor_critic import ActorCritic, Seen
+from agents.returns import DISCOUNT
 from agents.run import AGENT, load_actor
 from worldmodel.errors import RunError
 from worldmodel.priors import PriorState, Step, make_sampler
 from worldmodel.rollout import Precision, WorldModel, decode, encode
 from worldmodel.run import has_past, load_config
 from worldmodel.types import NO_ACTION
-
-DISCOUNT = 0.985
-"""γ of a step where neither settings nor a critic say another."""
 
 
 class Belief(NamedTuple):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from agents.actor_critic import ActorCritic, Seen
-from agents.returns import lambda_returns, reach
+from agents.returns import DISCOUNT, lambda_returns, reach
 from worldmodel.priors import PriorState, Sampler, make_sampler
 from worldmodel.rollout import WorldModel
 from worldmodel.settings import RULES
@@ -127,7 +127,7 @@ class ImaginationObjective(Objective):
         world: WorldModel,
         agent: ActorCritic,
         horizon: int = 15,
-        discount: float = 0.985,
+        discount: float = DISCOUNT,
         mix: float = 0.95,
         temperature: float = 1.0,
         reuse: int = 4,

@@ -13,7 +13,7 @@ from typing import Any
 
 from agents.playing import Played
 from worldmodel.data.store import EpisodeStore
-from worldmodel.errors import DataError
+from worldmodel.errors import BusyError
 from worldmodel.types import Spec
 
 UNFINISHED = "unfinished"
@@ -27,7 +27,7 @@ class Kept:
         spec: of the environment.
         terms: what is played, by whom and under which seed, as JSON. Under other terms there is another folder.
 
-    Raises :class:`DataError` when another process plays the same.
+    Raises :class:`BusyError` when another process plays the same.
     """
 
     def __init__(self, folder: Path, spec: Spec, terms: dict[str, Any]):
@@ -36,10 +36,8 @@ class Kept:
         self.folder = folder.parents[1] / UNFINISHED / name
         try:
             self._store = EpisodeStore.writer(self.folder, spec)
-        except DataError as error:
-            if "another process" not in str(error):
-                raise
-            raise DataError(
+        except BusyError as error:
+            raise BusyError(
                 f"another process plays the same for {folder}; wait for it, or tell them apart by --name"
             ) from error
         self._store.verify()  # what is damaged is played again

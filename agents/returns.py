@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+DISCOUNT = 0.985
+"""γ of a step where neither settings nor a critic say another."""
+
 
 def lambda_returns(rewards: Tensor, values: Tensor, discounts: Tensor, mix: float) -> Tensor:
     """TD(λ) targets of H steps.

@@ -26,7 +26,7 @@ from agents.playing import Match, play
 from agents.run import RETURNS
 from envs import make_frames
 from worldmodel.cli import compose_config
-from worldmodel.errors import DataError, EnvError, WorldModelError
+from worldmodel.errors import BusyError, EnvError, WorldModelError
 
 Say = Callable[..., str]
 ACT = partial(make_frames, corridor.ID, size=16)
@@ -179,12 +179,11 @@ def test_an_interrupted_evaluation_goes_on(say: Say, tmp_path: Path, monkeypatch
 
 def test_what_was_kept_of_another_agent_is_of_no_use(tmp_path: Path) -> None:
     match, folder = Match(ACT, corridor.Right(), 7, 8), tmp_path / "agents" / "right"
-    spec = (env := ACT()).data_spec
-    env.close()
+    spec = evaluate.spec_of(ACT)
     (one,) = play(match, [4])
     with Kept(folder, spec, {"seed": 7}) as kept:
         kept.keep(one)
-        with pytest.raises(DataError, match=r"another process plays the same for .*right; wait for it, or .* --name"):
+        with pytest.raises(BusyError, match=r"another process plays the same for .*right; wait for it, or .* --name"):
             Kept(folder, spec, {"seed": 7})
         with Kept(folder, spec, {"seed": 8}) as other:
             assert not list(other)
@@ -200,8 +199,7 @@ def test_what_was_kept_of_another_agent_is_of_no_use(tmp_path: Path) -> None:
 
 def test_a_kept_episode_that_is_damaged_is_played_again(tmp_path: Path) -> None:
     match, folder = Match(ACT, corridor.Right(), 7, 8), tmp_path / "agents" / "right"
-    spec = (env := ACT()).data_spec
-    env.close()
+    spec = evaluate.spec_of(ACT)
     with Kept(folder, spec, {}) as kept:
         for one in play(match, range(3)):
             kept.keep(one)

@@ -13,10 +13,10 @@ from tiny import SMALL_PRIOR, SMALL_TOKENIZER, SPEC, frames
 
 import configs
 from agents.base import Agent
-from agents.belief import DISCOUNT
 from agents.choice import NOT_OF_THE_AGENT
 from agents.mpc import MPCAgent
 from agents.planner import Planner
+from agents.returns import DISCOUNT
 from agents.run import AGENT, build_actor, load_actor, save_network
 from worldmodel.cli import compose_config
 from worldmodel.errors import RunError

@@ -23,6 +23,10 @@ class DataError(WorldModelError):
     """A store or an episode that is missing, damaged or does not fit."""
 
 
+class BusyError(DataError):
+    """A store that another process is writing to."""
+
+
 class RunError(WorldModelError):
     """A run that is missing, unfinished or damaged."""
 

@@ -35,7 +35,7 @@ import numpy as np
 
 from worldmodel.data.index import HELD_OUT_EVERY, Entry, parse_index
 from worldmodel.data.records import STEP, Item, check_fits, checksum, joined, short, to_records
-from worldmodel.errors import DataError
+from worldmodel.errors import BusyError, DataError
 from worldmodel.files import append_line, replace_text, take_lock, write_at
 from worldmodel.types import Episode, Spec
 
@@ -76,7 +76,8 @@ class EpisodeStore:
     def writer(cls, path: str | Path, spec: Spec) -> EpisodeStore:
         """The store at ``path``, to append to; created if there is none.
 
-        Raises :class:`DataError` when the store there holds data of another Spec, or another process is writing.
+        Raises :class:`DataError` when the store there holds data of another Spec, :class:`BusyError` when another
+        process is writing.
         """
         path = Path(path)
         if path.exists() and not path.is_dir():
@@ -84,7 +85,7 @@ class EpisodeStore:
         path.mkdir(parents=True, exist_ok=True)
         lock = take_lock(path)
         if lock is None:
-            raise DataError(f"another process is writing to {path}; wait for it or choose another folder with data=…")
+            raise BusyError(f"another process is writing to {path}; wait for it or choose another folder with data=…")
         try:
             if (path / "index.jsonl").exists():  # else it holds nothing yet
                 _check_same(path, _read_spec(path), spec)

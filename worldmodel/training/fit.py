@@ -280,9 +280,9 @@ def fit(
     """Minimises an objective; goes on from ``checkpoint`` where that file exists.
 
     A fit that is budgeted by steps gives the same losses, interrupted and resumed or not, unless its objective says
-    otherwise. On SIGTERM or Ctrl-C the
-    step is finished, the hooks' ``on_end`` runs, and KeyboardInterrupt is raised. Raises :class:`RunError` when a loss
-    is not a number any more or the checkpoint is damaged, :class:`ConfigError` for settings that do not fit.
+    otherwise. On SIGTERM or Ctrl-C the step is finished, the hooks' ``on_end`` runs, and KeyboardInterrupt is raised.
+    Raises :class:`RunError` when a loss is not a number any more or the checkpoint is damaged, :class:`ConfigError` for
+    settings that do not fit.
     """
     state = Fit(fabric, objective, settings, stage)
     if checkpoint.is_file():
