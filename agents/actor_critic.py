@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from worldmodel.agents.base import Agent
 
-from agents.base import Agent
 from worldmodel.errors import RunError
+from worldmodel.heads.embedding import CodeEmbedding
 from worldmodel.nn.convnets import CONV
-from worldmodel.priors.embedding import CodeEmbedding
 from worldmodel.priors.outcomes import BINS, SPAN, symexp, two_hot
-from worldmodel.run import find_run, load_spec
+from worldmodel.runs.run import find_run, load_spec
 from worldmodel.tokenizers import Tokenizer
 from worldmodel.types import NO_ACTION, to_float
 
@@ -219,7 +219,7 @@ class ActorCriticAgent(Agent):
 
     def begin(self, action_names: Sequence[str], rng: np.random.Generator) -> None:
         if self._loaded is None:
-            from agents.run import load_actor  # torch's weights are read where they are needed
+            from worldmodel.agents.run import load_actor  # torch's weights are read where they are needed
 
             self._loaded = load_actor(Path(self.run), self.device)
         known = load_spec(Path(self.run)).action_names

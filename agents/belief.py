@@ -8,15 +8,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from worldmodel.agents.actor_critic import ActorCritic, Seen
+from worldmodel.agents.returns import DISCOUNT
+from worldmodel.agents.run import AGENT, load_actor
 
-from agents.actor_critic import ActorCritic, Seen
-from agents.returns import DISCOUNT
-from agents.run import AGENT, load_actor
 from worldmodel.errors import RunError
-from worldmodel.priors import PriorState, Step, make_sampler
-from worldmodel.rollout import Precision, WorldModel, decode, encode
-from worldmodel.run import has_past, load_config
+from worldmodel.heads import make_sampler
+from worldmodel.priors import PriorState, Step
+from worldmodel.runs.run import has_past, load_config
 from worldmodel.types import NO_ACTION
+from worldmodel.world import Precision, WorldModel, decode, encode
 
 
 class Belief(NamedTuple):

@@ -9,12 +9,12 @@ from typing import Any
 
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
+from worldmodel.agents.base import Agent
 
-from agents.base import Agent
-from worldmodel.cli import choices, one_line
 from worldmodel.collect import build
+from worldmodel.config.cli import choices, one_line
 from worldmodel.errors import ConfigError, RunError
-from worldmodel.run import PRIOR, find_run, list_runs, load_spec
+from worldmodel.runs.run import PRIOR, find_run, list_runs, load_spec
 from worldmodel.types import Spec
 
 AGENTS = "agents"  # folder, of a run or of all runs, with a folder for each agent and environment
@@ -26,7 +26,7 @@ def name_of(overrides: Sequence[str], config: DictConfig) -> str:
     chosen = [word.partition("=")[2] for word in overrides if word.lstrip("+").startswith("agent=")]
     if chosen:
         return chosen[-1].strip("'\"")
-    folder = Path(str(files("configs"))) / "agent"
+    folder = Path(str(files("worldmodel.configs"))) / "agent"
     for name in choices()["agent"]:
         if OmegaConf.select(OmegaConf.load(folder / f"{name}.yaml"), "_target_") == config.agent.get("_target_"):
             return name
@@ -108,7 +108,7 @@ def learner_of(config: DictConfig, name: str) -> Callable[[DictConfig], Path]:
 
 
 def _learns(name: str) -> bool:
-    return "learner" in OmegaConf.load(Path(str(files("configs"))) / "agent" / f"{name}.yaml")
+    return "learner" in OmegaConf.load(Path(str(files("worldmodel.configs"))) / "agent" / f"{name}.yaml")
 
 
 def _target(config: DictConfig) -> Any:

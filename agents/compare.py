@@ -1,4 +1,4 @@
-"""``python -m agents.compare``: evaluations of agents side by side, the seeds of an agent taken together."""
+"""``python -m worldmodel.agents.compare``: evaluations of agents side by side, the seeds of an agent taken together."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from worldmodel.agents.run import RETURNS
+from worldmodel.agents.statistics import apart, interquartile_mean, probability_of_improvement, stratified
 
-from agents.run import RETURNS
-from agents.statistics import apart, interquartile_mean, probability_of_improvement, stratified
-from worldmodel import plots
-from worldmodel.cli import EXIT_USER_ERROR, one_line
+from worldmodel.config.cli import EXIT_USER_ERROR, one_line
 from worldmodel.errors import RunError, WorldModelError
 from worldmodel.evaluation.metrics import Interval
 from worldmodel.evaluation.report import number, table
-from worldmodel.files import replace_text
+from worldmodel.media import plots
 from worldmodel.training.hooks import read_json_lines
+from worldmodel.util.files import replace_text
 
 DESCRIPTION = """\
 Put evaluations of agents side by side: interquartile mean, mean and success over all episodes of all seeds, with 95 %
@@ -58,7 +58,9 @@ def read(paths: Sequence[Path]) -> Found:
             scores(found, "return")
             found["learning"] = returns_while_learning(path.resolve().parent, found)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{path} is no evaluation of an agent; write one: python -m agents.evaluate") from error
+            raise RunError(
+                f"{path} is no evaluation of an agent; write one: python -m worldmodel.agents.evaluate"
+            ) from error
         if place not in (None, mine):
             raise RunError(f"{path} is of {mine}, not of {place} as {files[0]}; compare what was measured alike")
         place = mine
@@ -196,7 +198,7 @@ def save_chart(found: dict[str, Any], path: Path) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser("python -m agents.compare", description=DESCRIPTION)
+    parser = argparse.ArgumentParser("python -m worldmodel.agents.compare", description=DESCRIPTION)
     parser.add_argument("files", nargs="+", type=Path, metavar="metrics.json", help="evaluations, or their folders")
     parser.add_argument("--to", type=Path, default=Path("."), metavar="FOLDER", help="where to write (default: here)")
     args = parser.parse_args(argv)

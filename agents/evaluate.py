@@ -1,4 +1,4 @@
-"""``python -m agents.evaluate``: how good is an agent in the real environment, and does its world foresee it?"""
+"""``python -m worldmodel.agents.evaluate``: returns of an agent in the real environment, beside those of its dreams."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from worldmodel.agents import report
+from worldmodel.agents.choice import NOT_OF_THE_AGENT, build_agent, folder_of, name_of, run_of
+from worldmodel.agents.foresight import Foresight, Window, foresee, windows
+from worldmodel.agents.kept import Kept
+from worldmodel.agents.playing import Match, Played, play
+from worldmodel.agents.run import SETTINGS
+from worldmodel.agents.statistics import interquartile_mean, stratified
 
-from agents import report
-from agents.choice import NOT_OF_THE_AGENT, build_agent, folder_of, name_of, run_of
-from agents.foresight import Foresight, Window, foresee, windows
-from agents.kept import Kept
-from agents.playing import Match, Played, play
-from agents.run import SETTINGS
-from agents.statistics import interquartile_mean, stratified
-from worldmodel.bars import Bars
-from worldmodel.cli import run_entry_point
 from worldmodel.collect import env_maker
+from worldmodel.config.cli import run_entry_point
 from worldmodel.errors import ConfigError
 from worldmodel.evaluation.metrics import mean_interval
 from worldmodel.evaluation.report import table
-from worldmodel.files import replace_text
-from worldmodel.interrupts import deferred
-from worldmodel.rollout import WorldModel
-from worldmodel.run import PRIOR
+from worldmodel.runs.run import PRIOR
 from worldmodel.types import Episode, Spec
+from worldmodel.util.files import replace_text
+from worldmodel.util.interrupts import deferred
+from worldmodel.util.progress import Bars
+from worldmodel.world import WorldModel
 
 DESCRIPTION = """\
 Let an agent play in the real environment: return, length and success with 95 % intervals, plots and a video. With a
@@ -44,7 +44,7 @@ dreamt agrees with the return obtained.
 Episode i is played under seeds that follow from seed and i alone, the same for every agent. Writes metrics.json,
 report.png, episodes.mp4, dream.mp4 (a short one also as a gif) and of a planner plan.mp4 (an episode, and what was
 imagined for each of its frames 1, 4 and 8 steps before) to <run>/agents/<agent>-<env>/, or runs/agents/…
-where there is no run; python -m agents.compare puts several of them side by side."""
+where there is no run; python -m worldmodel.agents.compare puts several of them side by side."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,9 +284,9 @@ def measure(args: argparse.Namespace, config: DictConfig, command: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    command = shlex.join(["python", "-m", "agents.evaluate", *words])
+    command = shlex.join(["python", "-m", "worldmodel.agents.evaluate", *words])
     return run_entry_point(
-        functools.partial(measure, command=command), "agents.evaluate", DESCRIPTION, add_flags, words
+        functools.partial(measure, command=command), "worldmodel.agents.evaluate", DESCRIPTION, add_flags, words
     )
 
 

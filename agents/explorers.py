@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from worldmodel.agents.base import Agent
 
-from agents.base import Agent
 from worldmodel.errors import ConfigError
 
 

@@ -9,16 +9,16 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from worldmodel.agents.returns import reach
+from worldmodel.agents.statistics import rank_interval
 
-from agents.returns import reach
-from agents.statistics import rank_interval
 from worldmodel.types import Episode
 
 DREAMS_AT_ONCE = 32
 
 
 class Imagines(Protocol):
-    """What is asked of a world model: :meth:`worldmodel.rollout.WorldModel.imagine`."""
+    """What is asked of a world model: :meth:`worldmodel.world.WorldModel.imagine`."""
 
     def imagine(
         self,

@@ -7,14 +7,15 @@ import math
 
 import torch
 from torch import Tensor
+from worldmodel.agents.actor_critic import ActorCritic, Seen
+from worldmodel.agents.returns import DISCOUNT, lambda_returns, reach
 
-from agents.actor_critic import ActorCritic, Seen
-from agents.returns import DISCOUNT, lambda_returns, reach
-from worldmodel.priors import PriorState, Sampler, make_sampler
-from worldmodel.rollout import WorldModel
-from worldmodel.settings import RULES
+from worldmodel.config.settings import RULES
+from worldmodel.heads import Sampler, make_sampler
+from worldmodel.priors import PriorState
 from worldmodel.training.base import Losses, Objective
 from worldmodel.types import NO_ACTION, Segment
+from worldmodel.world import WorldModel
 
 KEPT = 0.9
 """Share of the spread of returns that stays from dream to dream."""

@@ -11,7 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from agents.playing import Played
+from worldmodel.agents.playing import Played
+
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import BusyError
 from worldmodel.types import Spec

@@ -17,20 +17,20 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from omegaconf import DictConfig, OmegaConf
+from worldmodel.agents.actor_critic import ActorCriticAgent
+from worldmodel.agents.imagination import ImaginationObjective
+from worldmodel.agents.run import AGENT, RETURNS, build_actor, load_actor, save_network
 
-from agents.actor_critic import ActorCriticAgent
-from agents.imagination import ImaginationObjective
-from agents.run import AGENT, RETURNS, build_actor, load_actor, save_network
-from worldmodel import plots
 from worldmodel.collect import build, record_steps, recorded
-from worldmodel.data.recorder import ActionSource
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import Windows
 from worldmodel.errors import ConfigError, RunError
-from worldmodel.files import replace_text
-from worldmodel.rollout import WorldModel
-from worldmodel.run import CODES, PRIOR, check_trained, checkpoint_of, find_run, load_config, load_tokenizer
+from worldmodel.media import plots
+from worldmodel.recording.recorder import ActionSource
+from worldmodel.runs.run import CODES, PRIOR, check_trained, checkpoint_of, find_run, load_config, load_tokenizer
 from worldmodel.train import encode, make_fabric, plot_metrics, run_stage, say, train
+from worldmodel.util.files import replace_text
+from worldmodel.world import WorldModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ def learn(config: DictConfig) -> Path:
         dream(config, folder, None if before is None else Path(config.runs) / before.run)
         before = turn
     keep_returns(EpisodeStore.open(str(config.data)), folder)
-    print(f"the agent is in {folder}; python -m agents.evaluate agent=actor_critic run={folder.name}")
+    print(f"the agent is in {folder}; python -m worldmodel.agents.evaluate agent=actor_critic run={folder.name}")
     return folder
 
 
@@ -90,7 +90,7 @@ def learn_inside(config: DictConfig) -> Path:
     config.data = data
     print(f"learning in the dream of {folder.name}")
     dream(config, folder, None)
-    print(f"the agent is in {folder}; python -m agents.evaluate agent=actor_critic run={folder.name}")
+    print(f"the agent is in {folder}; python -m worldmodel.agents.evaluate agent=actor_critic run={folder.name}")
     return folder
 
 

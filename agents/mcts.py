@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from worldmodel.agents.base import Plan
+from worldmodel.agents.belief import Belief, Leap, Mind
+from worldmodel.agents.planner import Planner, key_of
+from worldmodel.agents.tree import Bounds, Move, Node, Outcome, Widening, back_up, depart, descend
 
-from agents.base import Plan
-from agents.belief import Belief, Leap, Mind
-from agents.planner import Planner, key_of
-from agents.tree import Bounds, Move, Node, Outcome, Widening, back_up, depart, descend
+from worldmodel.config.settings import COUNT, SHARE, Number
 from worldmodel.priors import join_rows, select_rows
-from worldmodel.settings import COUNT, SHARE, Number
 
 
 class MCTSAgent(Planner):
@@ -35,7 +35,7 @@ class MCTSAgent(Planner):
         widening, exponent: an action visited n times has widening · n^exponent outcomes.
         explore: share of the search's prior that is uniform.
         rollout: decisions of the random walk from a leaf, where there is no critic.
-        shared: what every :class:`~agents.planner.Planner` takes.
+        shared: what every :class:`worldmodel.agents.planner.Planner` takes.
     """
 
     def __init__(

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from worldmodel.agents.base import Plan
+from worldmodel.agents.belief import Belief, Leap, Mind
+from worldmodel.agents.planner import Planner
 
-from agents.base import Plan
-from agents.belief import Belief, Leap, Mind
-from agents.planner import Planner
+from worldmodel.config.settings import COUNT, SHARE, Number
 from worldmodel.errors import ConfigError
 from worldmodel.priors import select_rows
-from worldmodel.settings import COUNT, SHARE, Number
 
 KEPT = 4  # every fourth candidate of a round is an elite of the round before, imagined anew
 
@@ -51,7 +51,7 @@ class MPCAgent(Planner):
         guided: share of the first round's candidates that the actor draws.
         indifference: returns are rounded to multiples of it, so that small differences count as none. Where no reward
             is in sight they are errors of the world model, and always the same action would seem the best.
-        shared: what every :class:`~agents.planner.Planner` takes.
+        shared: what every :class:`worldmodel.agents.planner.Planner` takes.
     """
 
     def __init__(

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from worldmodel.agents.explorers import StickyExplorer
 
-from agents.explorers import StickyExplorer
 from worldmodel.errors import ConfigError
-from worldmodel.priors import make_sampler, select_rows
-from worldmodel.rollout import WorldModel, encode
-from worldmodel.run import PRIOR, find_run
+from worldmodel.heads import make_sampler
+from worldmodel.priors import select_rows
+from worldmodel.runs.run import PRIOR, find_run
 from worldmodel.types import NO_ACTION
+from worldmodel.world import WorldModel, encode
 
 
 class SeenCodes:

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from worldmodel.agents.base import Agent, Plan
+from worldmodel.agents.belief import Belief, Mind, load_mind
 
-from agents.base import Agent, Plan
-from agents.belief import Belief, Mind, load_mind
+from worldmodel.config.settings import COUNT, Choice, Number
 from worldmodel.errors import RunError
-from worldmodel.rollout import Precision
-from worldmodel.settings import COUNT, Choice, Number
 from worldmodel.types import NO_ACTION
+from worldmodel.world import Precision
 
 clock = time.perf_counter
 

@@ -13,10 +13,18 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import numpy as np
+from worldmodel.agents.base import Plan
 
-from agents.base import Plan
-from worldmodel.data.recorder import MOST_BROKEN, ActionSource, FrameSource, Recording, receive, record_episode, send
 from worldmodel.errors import EnvError, WorldModelError
+from worldmodel.recording.recorder import (
+    MOST_BROKEN,
+    ActionSource,
+    FrameSource,
+    Recording,
+    receive,
+    record_episode,
+    send,
+)
 from worldmodel.types import Episode
 
 SECONDS = 1.0

@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from worldmodel.agents.plan_view import save_plan
+from worldmodel.agents.playing import Played
+from worldmodel.agents.returns import reach
 
-from agents.plan_view import save_plan
-from agents.playing import Played
-from agents.returns import reach
-from worldmodel import media, plots
+from worldmodel import media
 from worldmodel.evaluation.report import number
-from worldmodel.rollout import WorldModel, decode
+from worldmodel.media import plots
 from worldmodel.types import Episode, Spec
+from worldmodel.world import WorldModel, decode
 
 SHOWN = 3  # episodes of a video
 LONGEST = 400  # frames of a video
@@ -97,7 +98,7 @@ def save_dreams(path: Path, played: Sequence[Played], world: WorldModel, seed: i
     """A video of episodes, and below each the dream of it: from its first frames, under the actions really taken.
 
     Of episodes that are not long also a gif, for pages and mails. Dreamt returns are counted as
-    :func:`agents.foresight.foresee` does, from the same frame as those of the episode beside.
+    :func:`worldmodel.agents.foresight.foresee` does, from the same frame as those of the episode beside.
     """
     spec = world.spec
     context = max(1, world.prior.context)

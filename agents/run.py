@@ -6,17 +6,18 @@ from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from worldmodel.agents.actor_critic import AGENT, ActorCritic
 
-from agents.actor_critic import AGENT, ActorCritic
 from worldmodel.errors import RunError
-from worldmodel.files import replace_text
-from worldmodel.run import build_module, load_spec, load_tokenizer, load_weights
+from worldmodel.runs.migrate import migrate
+from worldmodel.runs.run import build_module, load_spec, load_tokenizer, load_weights
 from worldmodel.tokenizers import Tokenizer
+from worldmodel.util.files import replace_text
 
 SETTINGS = "agent.yaml"
 RETURNS = "returns.jsonl"
 """A line for every episode of a training in the real environment: the steps up to its end, and its return."""
-TRAIN_FIRST = "train one: python -m agents.train agent=actor_critic env=…"
+TRAIN_FIRST = "train one: python -m worldmodel.agents.train agent=actor_critic env=…"
 
 
 def build_actor(network: DictConfig, tokenizer: Tokenizer, actions: int) -> ActorCritic:
@@ -38,6 +39,7 @@ def load_actor(folder: Path, device: str | torch.device = "cpu") -> tuple[Tokeni
     settings = OmegaConf.load(folder / SETTINGS)
     if not isinstance(settings, DictConfig):
         raise RunError(f"{folder / SETTINGS} is damaged; {TRAIN_FIRST}")
+    settings = OmegaConf.create(migrate(OmegaConf.to_container(settings)))
     network, discount = settings.get("network", settings), settings.get("discount")  # older runs: the network alone
     tokenizer = load_tokenizer(folder, device)
     actor = build_actor(network, tokenizer, len(load_spec(folder).action_names)).to(device)

@@ -12,21 +12,21 @@ import numpy as np
 import torch
 from gymnasium.spaces import Box, Discrete, MultiDiscrete, Space
 from omegaconf import DictConfig, OmegaConf
+from worldmodel.agents.base import Agent
+from worldmodel.agents.choice import folder_of, run_of
 
-from agents.base import Agent
-from agents.choice import folder_of, run_of
 from worldmodel.collect import env_maker
 from worldmodel.errors import ConfigError, EnvError, RunError
-from worldmodel.files import replace_text
-from worldmodel.rollout import decode, encode
-from worldmodel.run import load_tokenizer, resolve_device
+from worldmodel.runs.run import load_tokenizer, resolve_device
 from worldmodel.tokenizers import Tokenizer
 from worldmodel.types import Spec
+from worldmodel.util.files import replace_text
+from worldmodel.world import decode, encode
 
 WEIGHTS, SETTINGS = "sb3_ppo.zip", "sb3_ppo.json"
 NAME = "sb3_ppo"
 INSTALL = "agent=sb3_ppo needs Stable-Baselines3, which is not installed: pip install 'stable-baselines3>=2.4,<3'"
-TRAIN_FIRST = "train it: python -m agents.train agent=sb3_ppo"
+TRAIN_FIRST = "train it: python -m worldmodel.agents.train agent=sb3_ppo"
 
 View = Literal["frames", "pixels", "codes"]  # real frames, those that a dream shows, its codes
 
@@ -155,7 +155,7 @@ def learn(config: DictConfig) -> Path:
     and KeyboardInterrupt, with everything kept, when asked to stop.
     """
     require()
-    from agents.sb3_training import dream_envs, real_envs, train
+    from worldmodel.agents.sb3_training import dream_envs, real_envs, train
 
     make_env = env_maker(config)
     env = make_env()
@@ -186,7 +186,10 @@ def learn(config: DictConfig) -> Path:
     finally:
         envs.close()
     run_word = "" if run is None else f" run={run.name}"
-    print(f"the agent is in {folder}; python -m agents.evaluate agent={NAME} env=…{run_word} seed={config.seed}")
+    print(
+        f"the agent is in {folder}; "
+        f"python -m worldmodel.agents.evaluate agent={NAME} env=…{run_word} seed={config.seed}"
+    )
     return folder
 
 

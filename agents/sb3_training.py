@@ -17,16 +17,16 @@ from omegaconf import DictConfig, OmegaConf
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecMonitor, VecNormalize
+from worldmodel.agents.run import RETURNS
+from worldmodel.agents.sb3 import SETTINGS, TRAIN_FIRST, WEIGHTS, Knowledge
 
-from agents.run import RETURNS
-from agents.sb3 import SETTINGS, TRAIN_FIRST, WEIGHTS, Knowledge
-from worldmodel import plots
-from worldmodel.bars import Bars
-from worldmodel.data.recorder import FrameSource
 from worldmodel.errors import ConfigError, RunError
-from worldmodel.files import append_line, replace_text, whole
-from worldmodel.interrupts import deferred
+from worldmodel.media import plots
+from worldmodel.recording.recorder import FrameSource
 from worldmodel.training.hooks import read_json_lines
+from worldmodel.util.files import append_line, replace_text, whole
+from worldmodel.util.interrupts import deferred
+from worldmodel.util.progress import Bars
 
 CHECKPOINT_SECONDS = 30.0
 SCALED = 10.0  # rewards of a unit of deviation of the returns are clipped at this many, as the package does by itself

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 
 from omegaconf import DictConfig
+from worldmodel.agents.choice import learner_of, name_of
 
-from agents.choice import learner_of, name_of
-from worldmodel.cli import run_entry_point
+from worldmodel.config.cli import run_entry_point
 from worldmodel.errors import RunError
 
 DESCRIPTION = """\
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace, config: DictConfig) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return run_entry_point(run, "agents.train", DESCRIPTION, argv=argv)
+    return run_entry_point(run, "worldmodel.agents.train", DESCRIPTION, argv=argv)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-
-from agents.belief import Belief
+from worldmodel.agents.belief import Belief
 
 BASE, START = 19652, 1.25  # of the exploration constant (Schrittwieser et al., *MuZero*, 2020, eq. 2)
 OVER = 1e-3  # of a return left behind an end: nothing there is worth a look

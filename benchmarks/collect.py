@@ -22,12 +22,12 @@ from rich.console import Console
 
 from benchmarks.run import machine, table
 from benchmarks.timing import Figure, rounds, seconds
-from worldmodel.cli import run_entry_point
 from worldmodel.collect import build, collect, env_maker
-from worldmodel.data.recorder import FrameSource
+from worldmodel.config.cli import run_entry_point
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError
-from worldmodel.files import replace_text
+from worldmodel.recording.recorder import FrameSource
+from worldmodel.util.files import replace_text
 
 DESCRIPTION = """\
 Measure what recording adds to the time of the bare environment, and what several processes gain. Figures mean something

@@ -7,7 +7,7 @@ import numpy as np
 
 from benchmarks.subject import Subject
 from benchmarks.timing import Contender, Figure, Plan, peak_memory, rates, reset_peak, rounds, seconds
-from worldmodel.rollout import Precision
+from worldmodel.world import Precision
 
 KINDS = ("codes", "pixels")
 HORIZON = 25  # steps a dream, and a measurement: every row begins anew once

@@ -14,8 +14,8 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from benchmarks.run import listed
-from worldmodel.cli import choices, compose_config, run_entry_point
 from worldmodel.collect import env_maker
+from worldmodel.config.cli import choices, compose_config, run_entry_point
 from worldmodel.errors import ConfigError, WorldModelError
 from worldmodel.media.gallery import gallery
 from worldmodel.media.write import save_png

@@ -12,8 +12,9 @@ from torch import Tensor
 from benchmarks.subject import Subject
 from benchmarks.timing import Contender, Figure, Plan, peak_memory, rates, reset_peak, rounds, seconds
 from worldmodel.data.windows import Windows
-from worldmodel.priors import Ancestral, Head, Predictive, PriorState, Randomness, Sampler
-from worldmodel.rollout import Precision, WorldModel, decode
+from worldmodel.heads import Ancestral, Head, Predictive, Randomness, Sampler
+from worldmodel.priors import PriorState
+from worldmodel.world import Precision, WorldModel, decode
 
 SAMPLERS: dict[str, Callable[[], Sampler]] = {
     "one by one": lambda: Ancestral(together=False),  # the ancestral sampler of the textbooks, with what the head keeps

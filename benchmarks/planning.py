@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 
 import numpy as np
+from worldmodel.agents.belief import Mind
+from worldmodel.agents.mcts import MCTSAgent
+from worldmodel.agents.mpc import MPCAgent
+from worldmodel.agents.planner import Planner
 
-from agents.belief import Mind
-from agents.mcts import MCTSAgent
-from agents.mpc import MPCAgent
-from agents.planner import Planner
 from benchmarks.subject import Subject
 from benchmarks.timing import Contender, Figure, Plan, peak_memory, reset_peak, rounds, seconds
-from worldmodel.rollout import Precision, WorldModel
+from worldmodel.world import Precision, WorldModel
 
 CANDIDATES, HORIZON = 64, 8
 

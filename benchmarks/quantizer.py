@@ -19,7 +19,7 @@ from benchmarks.run import machine, table
 from benchmarks.timing import Contender, Figure, peak_memory, reset_peak, rounds, seconds
 from worldmodel.errors import ConfigError
 from worldmodel.quantizers import VectorQuantizer
-from worldmodel.run import write_text
+from worldmodel.runs.run import write_text
 
 DESCRIPTION = """\
 Time and memory of worldmodel's vector quantiser beside that of vector-quantize-pytorch, with the same codebook on the

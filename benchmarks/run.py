@@ -23,10 +23,10 @@ import worldmodel
 from benchmarks import environment, imagine, planning, store, tokenizer, training
 from benchmarks.subject import Subject, open_subject
 from benchmarks.timing import Figure, Plan
-from worldmodel.cli import run_entry_point
+from worldmodel.config.cli import run_entry_point
 from worldmodel.errors import ConfigError
 from worldmodel.nn.precision import PRECISIONS
-from worldmodel.run import write_text
+from worldmodel.runs.run import write_text
 
 DESCRIPTION = """\
 Measure speeds and peak memory of a run (run=name), or of the untrained model that the settings describe, on recorded

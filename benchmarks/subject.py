@@ -14,8 +14,7 @@ from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import Windows
 from worldmodel.dream import open_data
 from worldmodel.errors import ConfigError
-from worldmodel.rollout import Precision, WorldModel
-from worldmodel.run import (
+from worldmodel.runs.run import (
     PRIOR,
     TOKENIZER,
     build_prior,
@@ -28,6 +27,7 @@ from worldmodel.run import (
     save_weights,
 )
 from worldmodel.types import Spec
+from worldmodel.world import Precision, WorldModel
 
 BESIDE_A_RUN = ("run", "runs", "data", "device")
 """Settings that do not change what a trained run is."""

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from worldmodel.rollout import Precision
+from worldmodel.world import Precision
 
 Key = TypeVar("Key", bound=Hashable)
 Contender = Callable[[int], float]  # the number of the round → the seconds that it wants counted

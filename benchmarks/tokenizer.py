@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.subject import Subject
 from benchmarks.timing import Contender, Figure, Plan, peak_memory, rates, reset_peak, rounds, seconds
-from worldmodel.rollout import Precision, decode, encode
+from worldmodel.world import Precision, decode, encode
 
 FRAMES = 128  # that a measurement works on at least
 

@@ -13,13 +13,13 @@ from worldmodel.data.codes import CodeStore
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import Windows
 from worldmodel.priors import Prior
-from worldmodel.rollout import Precision
-from worldmodel.run import build_prior, build_tokenizer
+from worldmodel.runs.run import build_prior, build_tokenizer
 from worldmodel.tokenizers import require_codes
 from worldmodel.train import fit_settings, make_batches, make_fabric
-from worldmodel.training.base import Hook, Objective
-from worldmodel.training.fit import Fit, fit
+from worldmodel.training.base import Objective
+from worldmodel.training.fit import Fit, Hook, fit
 from worldmodel.training.objectives import PriorObjective, TokenizerObjective
+from worldmodel.world import Precision
 
 WARM_UP, STEPS = 3, 10  # steps of a measurement that do not count (the optimizer makes its moments), and that do
 COUNTED = {"tokenizer": "tokenizer, frames", "prior": "prior, predicted frames"}

@@ -1,18 +1,17 @@
 """Gymnasium environments and wrappers of this project.
 
-Importing the package registers the environments, so the id ``envs:worldmodel/Vizdoom-v0`` works with
+Importing the package registers the environments, so the id ``worldmodel.envs:worldmodel/Vizdoom-v0`` works with
 ``gymnasium.make`` anywhere: gymnasium imports what stands before the colon first.
 """
 
 import gymnasium
-
-from envs.wrappers import FrameEnv, make_frames
+from worldmodel.envs.wrappers import FrameEnv, make_frames
 
 __all__ = ["FrameEnv", "make_frames"]
 
-gymnasium.register(id="worldmodel/Vizdoom-v0", entry_point="envs.vizdoom:VizdoomEnv")
-gymnasium.register(id="worldmodel/DeepMindLab-v0", entry_point="envs.dmlab:DeepMindLabEnv")
-gymnasium.register(id="worldmodel/Atari-v0", entry_point="envs.atari:AtariEnv")
-gymnasium.register(id="worldmodel/Crafter-v0", entry_point="envs.crafter:CrafterEnv")
-gymnasium.register(id="worldmodel/MiniGrid-v0", entry_point="envs.minigrid:make")
-gymnasium.register(id="worldmodel/MiniWorld-v0", entry_point="envs.miniworld:MiniWorldEnv")
+gymnasium.register(id="worldmodel/Vizdoom-v0", entry_point="worldmodel.envs.vizdoom:VizdoomEnv")
+gymnasium.register(id="worldmodel/DeepMindLab-v0", entry_point="worldmodel.envs.dmlab:DeepMindLabEnv")
+gymnasium.register(id="worldmodel/Atari-v0", entry_point="worldmodel.envs.atari:AtariEnv")
+gymnasium.register(id="worldmodel/Crafter-v0", entry_point="worldmodel.envs.crafter:CrafterEnv")
+gymnasium.register(id="worldmodel/MiniGrid-v0", entry_point="worldmodel.envs.minigrid:make")
+gymnasium.register(id="worldmodel/MiniWorld-v0", entry_point="worldmodel.envs.miniworld:MiniWorldEnv")

@@ -13,10 +13,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium.utils import EzPickle
+from worldmodel.envs.dmlab_actions import checked_actions, vectors
+from worldmodel.envs.dmlab_engine import Engine, Launch, load_module
+from worldmodel.envs.level_cache import LevelCache, default_folder
 
-from envs.dmlab_actions import checked_actions, vectors
-from envs.dmlab_engine import Engine, Launch, load_module
-from envs.level_cache import LevelCache, default_folder
 from worldmodel.errors import EnvError
 
 FPS = 60

@@ -7,8 +7,8 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from worldmodel.envs.dreams import open_dreams
 
-from envs.dreams import open_dreams
 from worldmodel.errors import EnvError
 
 ROW = np.zeros(1, np.int64)
@@ -19,13 +19,13 @@ class DreamEnv(gymnasium.Env[np.ndarray, Any]):
 
     Observations are ``pixels``, (H, W, C) uint8 as the tokenizer decodes them, or ``codes``, (N,) int64, the grid in
     raster order (its shape is ``metadata["grid"]``). A dream starts from frames of a recorded episode, terminates where
-    the prior says so and is truncated at the horizon. ``settings``: see :func:`envs.dreams.open_dreams`.
+    the prior says so and is truncated at the horizon. ``settings``: see :func:`~worldmodel.envs.dreams.open_dreams`.
 
     ``info`` says where the dream began (``episode``, ``frame``: the last that was seen), then the
     ``end_probability`` of every step. Everything that is random is drawn from ``np_random``.
 
-    Raises what :func:`~envs.dreams.open_dreams` raises, and :class:`EnvError` for an action out of range, for a step
-    before the first reset or behind the end.
+    Raises what :func:`~worldmodel.envs.dreams.open_dreams` raises, and :class:`EnvError` for an action out of range,
+    for a step before the first reset or behind the end.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012 (gymnasium's own declaration)

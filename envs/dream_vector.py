@@ -10,8 +10,8 @@ import numpy as np
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
+from worldmodel.envs.dreams import open_dreams
 
-from envs.dreams import open_dreams
 from worldmodel.errors import EnvError
 
 Infos = dict[str, Any]
@@ -20,12 +20,13 @@ Infos = dict[str, Any]
 class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """``num_envs`` dreams: ``gymnasium.make_vec("worldmodel/Dream-v0", num_envs=64, run=…)``.
 
-    Row i does under seed s what :class:`~envs.dream.DreamEnv` does under s + i: it has a generator of its own. What the
-    two compute differs by rounding alone, since products of other shapes add up in another order.
+    Row i does under seed s what :class:`worldmodel.envs.dream.DreamEnv` does under s + i: it has a generator of its
+    own. What the two compute differs by rounding alone, since products of other shapes add up in another order.
 
     ``autoreset_mode`` is one of gymnasium's: ``NextStep`` (rows that have ended begin anew in the next step, whose
     action is ignored), ``SameStep`` (at once; what they came to is in ``final_obs`` and ``final_info``), ``Disabled``
-    (``reset(options={"reset_mask": …})`` begins some rows anew). The rest is as :class:`~envs.dream.DreamEnv` has it.
+    (``reset(options={"reset_mask": …})`` begins some rows anew). The rest is as
+    :class:`worldmodel.envs.dream.DreamEnv` has it.
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012 (gymnasium's own declaration)

@@ -9,14 +9,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
+from worldmodel.envs.starts import Starts
 
-from envs.starts import Starts
 from worldmodel.data.store import Split
 from worldmodel.errors import EnvError
-from worldmodel.priors import make_sampler, replace_rows, select_rows
-from worldmodel.rollout import Precision, WorldModel, decode
-from worldmodel.run import PRIOR, find_run, has_past, load_config, load_spec, open_episodes
-from worldmodel.voice import is_sound
+from worldmodel.heads import make_sampler
+from worldmodel.priors import replace_rows, select_rows
+from worldmodel.runs.run import PRIOR, find_run, has_past, load_config, load_spec, open_episodes
+from worldmodel.speech.voice import is_sound
+from worldmodel.world import Precision, WorldModel, decode
 
 OBSERVATIONS = ("pixels", "codes")
 

@@ -8,8 +8,8 @@ import os
 from typing import Any
 
 import gymnasium
+from worldmodel.envs.discrete import discrete
 
-from envs.discrete import discrete
 from worldmodel.errors import EnvError
 
 os.environ.setdefault("PYGLET_HEADLESS", "True")  # pyglet reads it when it is imported; EGL needs no X server

@@ -15,9 +15,9 @@ import gymnasium
 import numpy as np
 import vizdoom
 from vizdoom import GameVariable, ScreenFormat, ScreenResolution
+from worldmodel.envs import engine
+from worldmodel.envs.buttons import presses
 
-from envs import engine
-from envs.buttons import presses
 from worldmodel.data.pictures import resize
 from worldmodel.errors import EnvError
 

@@ -11,8 +11,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete
+from worldmodel.envs.discrete import Actions, discrete
 
-from envs.discrete import Actions, discrete
 from worldmodel.data.pictures import SMALLEST, channels_first, frame_shape, resize
 from worldmodel.errors import EnvError
 from worldmodel.types import DEFAULT_RATE, Spec
@@ -31,7 +31,8 @@ class FrameEnv(gymnasium.Wrapper[np.ndarray, int, Any, Any]):
 
     ``source`` says where a frame comes from: the ``"observation"`` (an image, or a dict that holds one) or the
     ``"render"`` of the environment, for environments that observe something else. Actions are numbers, whatever the
-    environment's are: ``actions`` says which, see :mod:`envs.discrete`. Raises :class:`EnvError` for actions that
+    environment's are: ``actions`` says which, see :mod:`worldmodel.envs.discrete`. Raises :class:`EnvError` for
+    actions that
     cannot be numbered, for a source without a picture and for a size below 1.
     """
 

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from worldmodel.agents.actor_critic import Judged, Seen
 
-from agents.actor_critic import Judged, Seen
 from worldmodel.priors import PriorState, Step
-from worldmodel.rollout import WorldModel
 from worldmodel.types import NO_ACTION, Spec, to_uint8
+from worldmodel.world import WorldModel
 
 CODES = 256
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from worldmodel.data.sources import TIMIT, VCTK
+from worldmodel.speech.sources import TIMIT, VCTK
 
 RATE = 16000
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from worldmodel.actions import HOLD, MAX_STEPS, parse_script
+from worldmodel.dreaming.actions import HOLD, MAX_STEPS, parse_script
 from worldmodel.errors import ConfigError, UnknownActionError
 from worldmodel.types import Spec
 

@@ -16,22 +16,22 @@ from exact_world import clock, exact_world
 from exact_world import corridor as hall
 from tiny import tiny_tokenizer
 from torch import Tensor
+from worldmodel.agents import evaluate, train
+from worldmodel.agents.actor_critic import ActorCritic, FrameReader
+from worldmodel.agents.imagination import ImaginationObjective, imagine, log_of
+from worldmodel.agents.loop import plan
+from worldmodel.agents.returns import lambda_returns, reach
+from worldmodel.agents.run import build_actor
 
-from agents import evaluate, train
-from agents.actor_critic import ActorCritic, FrameReader
-from agents.imagination import ImaginationObjective, imagine, log_of
-from agents.loop import plan
-from agents.returns import lambda_returns, reach
-from agents.run import build_actor
 from worldmodel import collect
-from worldmodel.cli import compose_config
+from worldmodel.config.cli import compose_config
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError
-from worldmodel.priors import make_sampler
-from worldmodel.rollout import WorldModel
-from worldmodel.run import build_prior, build_tokenizer
+from worldmodel.heads import make_sampler
+from worldmodel.runs.run import build_prior, build_tokenizer
 from worldmodel.tokenizers import require_codes
 from worldmodel.types import NO_ACTION, Segment, Spec
+from worldmodel.world import WorldModel
 
 Say = Callable[..., str]
 

@@ -16,16 +16,16 @@ import numpy as np
 import pytest
 from corridor_run import save_run
 from PIL import Image
+from worldmodel.agents import compare, evaluate, playing, train
+from worldmodel.agents.choice import name_of
+from worldmodel.agents.explorers import UniformExplorer
+from worldmodel.agents.kept import Kept
+from worldmodel.agents.mpc import MPCAgent
+from worldmodel.agents.playing import Match, play
+from worldmodel.agents.run import RETURNS
+from worldmodel.envs import make_frames
 
-from agents import compare, evaluate, playing, train
-from agents.choice import name_of
-from agents.explorers import UniformExplorer
-from agents.kept import Kept
-from agents.mpc import MPCAgent
-from agents.playing import Match, play
-from agents.run import RETURNS
-from envs import make_frames
-from worldmodel.cli import compose_config
+from worldmodel.config.cli import compose_config
 from worldmodel.errors import BusyError, EnvError, WorldModelError
 
 Say = Callable[..., str]
@@ -58,7 +58,7 @@ def test_a_random_agent_through_the_command(say: Say, tmp_path: Path) -> None:
         assert episode["success"] == episode["terminated"] == there
     assert found["steps"] == sum(episode["length"] for episode in found["episodes"])
     assert found["success"]["value"] == np.mean([episode["success"] for episode in found["episodes"]])
-    assert found["command"].startswith("python -m agents.evaluate env=gym")
+    assert found["command"].startswith("python -m worldmodel.agents.evaluate env=gym")
     Image.open(folder / "report.png").verify()
     assert frames_of(folder / "episodes.mp4") == 1 + max(e["length"] for e in found["episodes"][:2])
     assert not (folder / "dream.mp4").exists()
@@ -156,7 +156,7 @@ def test_an_interrupted_evaluation_goes_on(say: Say, tmp_path: Path, monkeypatch
 
     words = (*corridor.CHOOSE, "episodes=6", "--videos", "2")
     say(evaluate, *words, "--name", "whole")
-    monkeypatch.setattr("agents.evaluate.play", stopping)
+    monkeypatch.setattr("worldmodel.agents.evaluate.play", stopping)
     folder = tmp_path / "runs" / "agents" / "parts-corridor-corridor-v0"
     assert "interrupted" in say(evaluate, *words, "--name", "parts", code=130)
     assert not folder.exists() and len(list((tmp_path / "runs" / "unfinished").iterdir())) == 1
@@ -251,7 +251,7 @@ class Flaky:
         (["episodes=0"], "episodes is 0; it must be at least 1"),
         (["--horizon", "0"], "--horizon 0: it must be at least 1"),
         (["--name", "a/b"], "--name 'a/b': a folder is called that"),
-        (["agent._target_=agents.nothing.Here"], "agents.nothing"),
+        (["agent._target_=worldmodel.agents.nothing.Here"], "agents.nothing"),
     ],
 )
 def test_what_cannot_be_is_one_line(argv: list[str], message: str, say: Say, runs: Path, tmp_path: Path) -> None:
@@ -269,14 +269,16 @@ def test_what_cannot_be_is_one_line(argv: list[str], message: str, say: Say, run
 def test_who_cannot_learn_is_told(say: Say) -> None:
     err = say(train, *corridor.CHOOSE, code=2)
     assert err.startswith("error: there is nothing to learn for agent=random; choose agent=actor_critic or agent=sb3_")
-    err = say(train, *corridor.CHOOSE, "agent=actor_critic", "agent.learner._target_=agents.nothing.learn", code=2)
-    assert "agent.learner: there is no agents.nothing.learn" in err and err.count("\n") == 1
+    err = say(
+        train, *corridor.CHOOSE, "agent=actor_critic", "agent.learner._target_=worldmodel.agents.nothing.learn", code=2
+    )
+    assert "agent.learner: there is no worldmodel.agents.nothing.learn" in err and err.count("\n") == 1
 
 
 def test_agents_are_called_by_their_choice() -> None:
     for words, name in ((["agent=actor_critic"], "actor_critic"), ([], "random"), (["seed=3"], "random")):
         assert name_of(words, compose_config(words)) == name
-    other = ["agent._target_=agents.explorers.StickyExplorer"]
+    other = ["agent._target_=worldmodel.agents.explorers.StickyExplorer"]
     assert name_of(other, compose_config(other)) == "stickyexplorer"
 
 

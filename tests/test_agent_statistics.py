@@ -6,8 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-
-from agents.statistics import (
+from worldmodel.agents.statistics import (
     apart,
     interquartile_mean,
     probability_of_improvement,
@@ -16,6 +15,7 @@ from agents.statistics import (
     ranks,
     stratified,
 )
+
 from worldmodel.evaluation.metrics import Interval
 
 

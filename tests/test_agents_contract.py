@@ -10,17 +10,17 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from tiny import SMALL_PRIOR, SMALL_TOKENIZER, SPEC, frames
+from worldmodel.agents.base import Agent
+from worldmodel.agents.choice import NOT_OF_THE_AGENT
+from worldmodel.agents.mpc import MPCAgent
+from worldmodel.agents.planner import Planner
+from worldmodel.agents.returns import DISCOUNT
+from worldmodel.agents.run import AGENT, build_actor, load_actor, save_network
 
-import configs
-from agents.base import Agent
-from agents.choice import NOT_OF_THE_AGENT
-from agents.mpc import MPCAgent
-from agents.planner import Planner
-from agents.returns import DISCOUNT
-from agents.run import AGENT, build_actor, load_actor, save_network
-from worldmodel.cli import compose_config
+from worldmodel import configs
+from worldmodel.config.cli import compose_config
 from worldmodel.errors import RunError
-from worldmodel.run import PRIOR, TOKENIZER, build_prior, build_tokenizer, new_run, save_weights
+from worldmodel.runs.run import PRIOR, TOKENIZER, build_prior, build_tokenizer, new_run, save_weights
 from worldmodel.tokenizers import require_codes
 
 ELSEWHERE = {"sb3_ppo"}  # plays by a zip of its library's: tests/test_sb3.py

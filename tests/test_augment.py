@@ -8,8 +8,8 @@ from test_speech import make
 from torch import Tensor
 
 from worldmodel.errors import ConfigError
-from worldmodel.nn.sound import expanded
-from worldmodel.training.augment import VariedSounds, played
+from worldmodel.speech.augment import VariedSounds, played
+from worldmodel.speech.nn.mel import expanded
 from worldmodel.training.objectives import TokenizerObjective
 from worldmodel.types import Segment, to_float, to_uint8
 

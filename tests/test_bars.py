@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from worldmodel.bars import Bars
+from worldmodel.util.progress import Bars
 
 SHOWN = "mean return 312.4  12,345 steps of a planner that thinks for long"
 

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from worldmodel.errors import ConfigError
-from worldmodel.nn.likelihoods import Categorical, LogisticMixture, SquaredError
+from worldmodel.likelihoods.categorical import Categorical
+from worldmodel.likelihoods.logistic import LogisticMixture
+from worldmodel.likelihoods.squared_error import SquaredError
 from worldmodel.quantizers import VectorQuantizer
 from worldmodel.tokenizers import VAE, VIMCO, VQVAE, Autoencoder, Tokenizer, vimco
 from worldmodel.tokenizers.base import importance_weighted

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
-from worldmodel.nn.causal import Causal, CausalConv, CausalDecoder, CausalEncoder, CausalUnit, CausalUpsampling
+from worldmodel.speech.nn.causal import Causal, CausalConv, CausalDecoder, CausalEncoder, CausalUnit, CausalUpsampling
 
 LAYERS = {  # what it is, inputs that a chunk is a multiple of, channels in
     "plain": (lambda: CausalConv(2, 3, 3), 1, 2),

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 import worldmodel
 from worldmodel.__main__ import COMMANDS
 from worldmodel.__main__ import main as dispatch
-from worldmodel.cli import compose_config, run_entry_point
+from worldmodel.config.cli import compose_config, run_entry_point
 from worldmodel.errors import ConfigError, DataError
 
 

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from worldmodel.bitstream import Bitstream, pack, unpack, width_of
-from worldmodel.codec import Codec, StreamingDecoder, StreamingEncoder
-from worldmodel.entropy import CodeModel, CountModel, EntropyDecoder, EntropyEncoder, State
 from worldmodel.errors import ConfigError, DataError
-from worldmodel.nn.causal import CausalDecoder, CausalEncoder
 from worldmodel.nn.convnets import ConvDecoder, ConvEncoder
-from worldmodel.nn.sound import expanded
-from worldmodel.nn.spectral import SpectralLoss
 from worldmodel.quantizers import ResidualQuantizer, VectorQuantizer
+from worldmodel.speech.codec.bitstream import Bitstream, pack, unpack, width_of
+from worldmodel.speech.codec.codec import Codec, StreamingDecoder, StreamingEncoder
+from worldmodel.speech.codec.entropy import CodeModel, CountModel, EntropyDecoder, EntropyEncoder, State
+from worldmodel.speech.nn.causal import CausalDecoder, CausalEncoder
+from worldmodel.speech.nn.mel import expanded
+from worldmodel.speech.nn.spectral import SpectralLoss
 from worldmodel.tokenizers import VQVAE
 
 STRIDES = (2, 5)

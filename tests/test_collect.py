@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from worldmodel.agents.explorers import StickyExplorer, UniformExplorer
+from worldmodel.envs import make_frames
 
-from agents.explorers import StickyExplorer, UniformExplorer
-from envs import make_frames
 from worldmodel import collect as collect_module
 from worldmodel.collect import Collected, collect
-from worldmodel.data.recorder import Recording, place_of, receive, record_episode
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError, EnvError
+from worldmodel.recording.recorder import Recording, place_of, receive, record_episode
 from worldmodel.types import Spec
 
 ROOT = Path(__file__).parents[1]
@@ -198,7 +198,7 @@ def test_places_are_poses_or_coarse_pictures() -> None:
 DYING = """
 import os, signal
 import gymnasium
-from envs.vizdoom import VizdoomEnv
+from worldmodel.envs.vizdoom import VizdoomEnv
 from processes import engines
 
 class Dying(VizdoomEnv):
@@ -234,7 +234,7 @@ def test_a_simulator_that_is_killed_costs_the_rest_of_one_episode(tmp_path: Path
 
 def test_vizdoom_is_recorded_as_it_is_played(tmp_path: Path) -> None:
     make_env = functools.partial(
-        make_frames, "envs:worldmodel/Vizdoom-v0", {"scenario": "my_way_home", "size": 32}, size=32
+        make_frames, "worldmodel.envs:worldmodel/Vizdoom-v0", {"scenario": "my_way_home", "size": 32}, size=32
     )
     env = make_env()
     with EpisodeStore.writer(tmp_path, env.data_spec) as store:
@@ -289,7 +289,7 @@ def test_an_interruption_in_the_middle_of_a_message_waits_for_its_end(
             os.kill(os.getpid(), signal.SIGINT)
         return receive(*args)
 
-    monkeypatch.setattr("worldmodel.data.pool.receive", interrupted)
+    monkeypatch.setattr("worldmodel.recording.pool.receive", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "data", 1000)
     store = EpisodeStore.open(tmp_path / "data")

@@ -21,13 +21,13 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
+from worldmodel.envs import dmlab_engine, make_frames
+from worldmodel.envs.dmlab import DeepMindLabEnv
+from worldmodel.envs.dmlab_engine import Engine, Launch
+from worldmodel.envs.level_cache import LevelCache, default_folder
 
-from envs import dmlab_engine, make_frames
-from envs.dmlab import DeepMindLabEnv
-from envs.dmlab_engine import Engine, Launch
-from envs.level_cache import LevelCache, default_folder
 from worldmodel import collect
-from worldmodel.cli import compose_config
+from worldmodel.config.cli import compose_config
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import EnvError
 
@@ -95,7 +95,7 @@ def test_a_plain_environment_fits_the_recordings(lab: ModuleType) -> None:
     env = collect.env_maker(config)()
     spec = env.data_spec
     assert (spec.frame_shape, spec.rate, spec.action_names) == ((3, 84, 84), 15.0, tuple(RECORDED))
-    assert (spec.env_id, config.data) == ("envs:worldmodel/DeepMindLab-v0", "data/seekavoid_arena_01")
+    assert (spec.env_id, config.data) == ("worldmodel.envs:worldmodel/DeepMindLab-v0", "data/seekavoid_arena_01")
     frame, _ = env.reset(seed=0)
     assert frame.shape == (3, 84, 84) and frame.dtype == np.uint8
     for number, vector in enumerate(RECORDED.values()):
@@ -404,7 +404,9 @@ def test_a_copy_is_another_environment_of_the_same_settings(lab: ModuleType, mak
         copied.close()
     with pytest.raises(TypeError, match="cannot pickle"):
         pickle.dumps(lab.made[0])
-    factory = functools.partial(make_frames, "envs:worldmodel/DeepMindLab-v0", {"width": 16, "height": 16}, size=16)
+    factory = functools.partial(
+        make_frames, "worldmodel.envs:worldmodel/DeepMindLab-v0", {"width": 16, "height": 16}, size=16
+    )
     made = pickle.loads(pickle.dumps(factory))()
     assert made.reset(seed=0)[0].shape == (3, 16, 16)
     made.close()
@@ -583,7 +585,7 @@ def test_a_module_that_does_not_load_says_why(text: str, tmp_path: Path, monkeyp
     with pytest.raises(
         EnvError, match=r"'deepmind_lab' is installed and does not load: .*Error: .*; see docs"
     ) as caught:
-        make_frames("envs:worldmodel/DeepMindLab-v0")
+        make_frames("worldmodel.envs:worldmodel/DeepMindLab-v0")
     assert "\n" not in str(caught.value)
 
 
@@ -618,7 +620,7 @@ def test_episodes_are_recorded_in_processes_of_their_own(tmp_path: Path, elsewhe
 VECTOR = """
 import functools, sys
 import gymnasium
-from envs.dmlab import DeepMindLabEnv
+from worldmodel.envs.dmlab import DeepMindLabEnv
 
 if __name__ == "__main__":
     make = functools.partial(DeepMindLabEnv, width=16, height=12, strict=True)

@@ -15,9 +15,9 @@ from PIL import Image
 
 from worldmodel import dream
 from worldmodel.data.store import EpisodeStore
+from worldmodel.dreaming.scenes import LOOKS, random_place
 from worldmodel.errors import RunError
 from worldmodel.media import Strip
-from worldmodel.scenes import LOOKS, random_place
 from worldmodel.types import Episode, Spec
 
 EPISODES = 12

@@ -20,17 +20,17 @@ from gymnasium.utils.env_checker import check_env, data_equivalence
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from omegaconf import OmegaConf
 from tiny import SMALL_PRIOR
+from worldmodel.envs import make_frames
+from worldmodel.envs.dream import DreamEnv
+from worldmodel.envs.dream_vector import DreamVectorEnv
 
-from envs import make_frames
-from envs.dream import DreamEnv
-from envs.dream_vector import DreamVectorEnv
-from worldmodel.cli import compose_config
+from worldmodel.config.cli import compose_config
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError, DataError, EnvError, RunError
 from worldmodel.priors.outcomes import BINS
-from worldmodel.rollout import WorldModel, encode
-from worldmodel.run import PRIOR, TOKENIZER, build_prior, build_tokenizer, new_run, save_weights
+from worldmodel.runs.run import PRIOR, TOKENIZER, build_prior, build_tokenizer, new_run, save_weights
 from worldmodel.types import Episode, Spec
+from worldmodel.world import WorldModel, encode
 
 SPEC = Spec("test:noise", (3, 40, 40), ("noop", "forward", "left"), 10.0)
 ID = "worldmodel/Dream-v0"

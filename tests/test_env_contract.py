@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Discrete
 from processes import engines, wait_until_gone
+from worldmodel.envs import FrameEnv
 
-from envs import FrameEnv
-from worldmodel.cli import choices, compose_config
 from worldmodel.collect import env_maker
+from worldmodel.config.cli import choices, compose_config
 from worldmodel.errors import ConfigError, EnvError
 from worldmodel.types import Spec
 

@@ -18,9 +18,9 @@ import pytest
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Text
 from processes import engines, wait_until_gone
 from tiny import SMALL_PRIOR, SMALL_TOKENIZER
+from worldmodel.envs import FrameEnv, make_frames
+from worldmodel.envs.vizdoom import VizdoomEnv
 
-from envs import FrameEnv, make_frames
-from envs.vizdoom import VizdoomEnv
 from worldmodel.__main__ import main
 from worldmodel.data.pictures import resize
 from worldmodel.errors import EnvError
@@ -38,7 +38,7 @@ def env() -> Iterator[VizdoomEnv]:
 
 def test_it_is_made_by_its_id() -> None:
     env = gymnasium.make(
-        "envs:worldmodel/Vizdoom-v0",
+        "worldmodel.envs:worldmodel/Vizdoom-v0",
         scenario="my_way_home",
         size=48,
         frame_skip=4,
@@ -143,7 +143,7 @@ def test_an_engine_that_dies_is_an_error_and_reset_recovers(env: VizdoomEnv) -> 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_the_engine_dies_with_its_parent(number: signal.Signals, tmp_path: Path) -> None:
     code = (
-        "import envs.vizdoom, time\n"
+        "import worldmodel.envs.vizdoom, time\n"
         "env = envs.vizdoom.VizdoomEnv()\n"
         "env.reset(seed=0)\n"
         "print('ready', flush=True)\n"
@@ -428,8 +428,8 @@ def test_names_of_actions_come_from_the_best_source() -> None:
         ("Nowhere-v0", {}, "cannot make environment 'Nowhere-v0': .*exist"),
         ("not an id", {}, "cannot make environment"),
         ("nopackage:Nowhere-v0", {}, "needs the Python package 'nopackage'"),
-        ("envs:worldmodel/Vizdoom-v0", {"colour": 1}, "unexpected keyword argument 'colour'"),
-        ("envs:worldmodel/Vizdoom-v0", {"scenario": "nowhere"}, "unknown ViZDoom scenario"),
+        ("worldmodel.envs:worldmodel/Vizdoom-v0", {"colour": 1}, "unexpected keyword argument 'colour'"),
+        ("worldmodel.envs:worldmodel/Vizdoom-v0", {"scenario": "nowhere"}, "unknown ViZDoom scenario"),
         ("CartPole-v1", {}, "no picture"),
         ("Pendulum-v1", {}, "no picture"),
     ],
@@ -440,7 +440,7 @@ def test_environments_that_cannot_be_made_are_named(id: str, kwargs: dict[str, A
 
 
 def test_the_spec_can_make_the_environment_again() -> None:
-    env = make_frames("envs:worldmodel/Vizdoom-v0", {"scenario": "basic", "size": 32}, size=32)
+    env = make_frames("worldmodel.envs:worldmodel/Vizdoom-v0", {"scenario": "basic", "size": 32}, size=32)
     spec = env.data_spec
     assert spec.env_kwargs == {"scenario": "basic", "size": 32} and spec.rate == 8.75
     assert make_frames(spec.env_id, spec.env_kwargs, size=32).data_spec == spec
@@ -461,8 +461,8 @@ def test_well_known_packages_need_no_prefix(module: str, id: str, source: str, n
 def test_rendered_pictures_need_no_screen() -> None:
     pytest.importorskip("pygame")  # what CartPole draws with
     code = (
-        "import envs\n"
-        "env = envs.make_frames('CartPole-v1', size=48, source='render')\n"
+        "import worldmodel.envs\n"
+        "env = worldmodel.envs.make_frames('CartPole-v1', size=48, source='render')\n"
         "frame, _ = env.reset(seed=0)\n"
         "print(frame.shape, frame.min() < 50, frame.max(), env.data_spec.action_names, env.data_spec.rate)\n"
     )

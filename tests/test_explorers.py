@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from worldmodel.agents.base import Agent
+from worldmodel.agents.explorers import StickyExplorer, UniformExplorer
+from worldmodel.envs import make_frames
 
-from agents.base import Agent
-from agents.explorers import StickyExplorer, UniformExplorer
-from envs import make_frames
 from worldmodel.errors import ConfigError
 
 NAMES = ("noop", "forward", "left", "right")
@@ -120,7 +120,7 @@ def test_no_weight_at_all_is_an_error() -> None:
 
 def walk(explorer: Agent, steps: int) -> tuple[int, float]:
     """Poses visited in ViZDoom (cells of 64 units and 30°), and the share of forward steps that led nowhere."""
-    env = make_frames("envs:worldmodel/Vizdoom-v0", {"scenario": "my_way_home", "size": 64})
+    env = make_frames("worldmodel.envs:worldmodel/Vizdoom-v0", {"scenario": "my_way_home", "size": 64})
     rng = np.random.default_rng(0)
     poses, walked, blocked = set(), 0, 0
     done = True

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from worldmodel.agents.evaluate import Gathered, Settings
+from worldmodel.agents.foresight import DREAMS_AT_ONCE, foresee
+from worldmodel.agents.playing import Match, play
 
-from agents.evaluate import Gathered, Settings
-from agents.foresight import DREAMS_AT_ONCE, foresee
-from agents.playing import Match, play
 from worldmodel.types import NO_ACTION, Spec
 
 SPEC = Spec("test:steps", (1, 4, 4), ("a", "b", "c"), 10.0)

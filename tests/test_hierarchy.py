@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from worldmodel.errors import ConfigError
-from worldmodel.priors import Ancestral, ConditionTrunk, PixelCNNHead, Predictive, Prior
-from worldmodel.priors.hierarchy import HierarchyHead
-from worldmodel.priors.scene import GridVQVAE, Stacked
+from worldmodel.heads import Ancestral, PixelCNNHead, Predictive
+from worldmodel.heads.hierarchy import HierarchyHead
+from worldmodel.priors import ConditionTrunk, Prior
 from worldmodel.quantizers import ProductQuantizer, VectorQuantizer
 from worldmodel.tokenizers import VQVAE, VQVAE2
+from worldmodel.tokenizers.scene import GridVQVAE, Stacked
 
 LEVELS = ((2, 2), (3, 4))
 small_head = partial(PixelCNNHead, width=16, layers=3)

@@ -13,15 +13,14 @@ from PIL import Image
 from safetensors.torch import load_file
 from test_sources import write_cifar, write_images, write_recording
 
-import configs
-from worldmodel import collect, dream, evaluate, train
-from worldmodel.cli import compose_config
+from worldmodel import collect, configs, dream, evaluate, train
+from worldmodel.config.cli import compose_config
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import Windows
 from worldmodel.errors import ConfigError, UnknownActionError
 from worldmodel.evaluation.stills import score
 from worldmodel.priors import CaptionTrunk, ConditionTrunk
-from worldmodel.run import load_autoencoder, load_prior
+from worldmodel.runs.run import load_autoencoder, load_prior
 from worldmodel.types import to_float
 
 SOUND = {"codec", "jukebox", "timit-phonemes", "vctk", "vctk-spectra"}  # tests/test_speech.py and those beside it

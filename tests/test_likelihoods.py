@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from worldmodel.nn.likelihoods import LEVELS, Categorical, Likelihood, LogisticMixture, SquaredError, frames_of
+from worldmodel.likelihoods.base import LEVELS, Likelihood, frames_of
+from worldmodel.likelihoods.categorical import Categorical
+from worldmodel.likelihoods.logistic import LogisticMixture
+from worldmodel.likelihoods.squared_error import SquaredError
 from worldmodel.types import to_float
 
 EXACT = {

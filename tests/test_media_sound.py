@@ -9,11 +9,10 @@ import pytest
 import soundfile
 from sounds import RATE, voice
 
-from worldmodel.data.sources.sound import read_sound
 from worldmodel.errors import ConfigError, DataError
-from worldmodel.media import save_sound, spectrogram
-from worldmodel.media.sound import log_mels
-from worldmodel.mel import to_hertz, to_mel
+from worldmodel.speech.media import log_mels, save_sound, spectrogram
+from worldmodel.speech.mel import to_hertz, to_mel
+from worldmodel.speech.sources.sound import read_sound
 
 
 @pytest.mark.parametrize("suffix", [".wav", ".flac", ".FLAC"])

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from worldmodel.mulaw import SILENCE, to_levels, to_wave
-from worldmodel.nn.sound import companded, expanded
+from worldmodel.speech.mulaw import SILENCE, to_levels, to_wave
+from worldmodel.speech.nn.mel import companded, expanded
 from worldmodel.types import to_float, to_uint8
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from corridor_run import save_run
+from worldmodel.agents.novelty import NoveltyExplorer, SeenCodes
 
-from agents.novelty import NoveltyExplorer, SeenCodes
 from worldmodel import collect
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError

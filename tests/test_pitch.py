@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from worldmodel.pitch import pitch, without_rumble
+from worldmodel.speech.pitch import pitch, without_rumble
 
 RATE = 16000
 TIME = np.arange(RATE) / RATE

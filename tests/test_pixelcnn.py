@@ -11,18 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.errors import ConfigError
+from worldmodel.heads import Ancestral, PixelCNNHead, PixelCNNLikelihood, Predictive, TransformerHead, make_sampler
 from worldmodel.nn.pixelcnn import GatedPixelCNN
 from worldmodel.nn.precision import cast
-from worldmodel.priors import (
-    Ancestral,
-    ConditionTrunk,
-    PixelCNNHead,
-    PixelCNNLikelihood,
-    Predictive,
-    Prior,
-    TransformerHead,
-    make_sampler,
-)
+from worldmodel.priors import ConditionTrunk, Prior
 from worldmodel.tokenizers import Bound, Tokenizer
 from worldmodel.types import Segment, to_float, to_uint8
 

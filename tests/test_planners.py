@@ -14,15 +14,16 @@ import torch
 from exact_world import Arrival, Opinion, Rule, clock, corridor, doors, exact_world, gamble, march, picture
 from tiny import tiny_prior
 from torch import Tensor
+from worldmodel.agents import planner as planning
+from worldmodel.agents.belief import Mind
+from worldmodel.agents.mcts import MCTSAgent
+from worldmodel.agents.mpc import MPCAgent
+from worldmodel.agents.planner import Planner
+from worldmodel.agents.tree import Node, Widening
 
-from agents import planner as planning
-from agents.belief import Mind
-from agents.mcts import MCTSAgent
-from agents.mpc import MPCAgent
-from agents.planner import Planner
-from agents.tree import Node, Widening
 from worldmodel.errors import ConfigError, RunError
-from worldmodel.priors import join_rows, make_sampler, select_rows
+from worldmodel.heads import make_sampler
+from worldmodel.priors import join_rows, select_rows
 
 
 def ready(agent: Planner, rule: Rule, actions: int, seed: int = 0, actor: Any = None) -> Mind:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from worldmodel.errors import ConfigError
-from worldmodel.plots import Bar, Line, Panel, Shares, metrics_panels, save_panels, smooth
+from worldmodel.media.plots import Bar, Line, Panel, Shares, metrics_panels, save_panels, smooth
 
 
 def panels() -> list[Panel]:

@@ -10,11 +10,11 @@ import torch
 from tiny import PRIORS, random_segment, tiny_prior
 
 from worldmodel.errors import ConfigError
+from worldmodel.heads.order import ORDERS, make_order
+from worldmodel.heads.transformer import TransformerHead
 from worldmodel.priors import Prior
-from worldmodel.priors.head import TransformerHead
-from worldmodel.priors.order import ORDERS, make_order
 from worldmodel.priors.outcomes import OutcomeHead, symexp, two_hot
-from worldmodel.run import load_weights, save_weights
+from worldmodel.runs.run import load_weights, save_weights
 
 
 @pytest.fixture(params=PRIORS)

@@ -8,10 +8,11 @@ import pytest
 import torch
 from tiny import SPEC, frames, tiny_prior, tiny_tokenizer
 
-from worldmodel import media, rollout
+from worldmodel import media
+from worldmodel import world as rollout
 from worldmodel.errors import ConfigError, UnknownActionError
-from worldmodel.rollout import WorldModel, encode
 from worldmodel.types import NO_ACTION
+from worldmodel.world import WorldModel, encode
 
 
 @pytest.fixture

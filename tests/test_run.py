@@ -10,9 +10,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from worldmodel import run as runs_module
 from worldmodel.errors import ConfigError, RunError
-from worldmodel.run import (
+from worldmodel.runs import run as runs_module
+from worldmodel.runs.run import (
     CONFIG,
     PRIOR,
     SPEC,

@@ -11,7 +11,7 @@ import torch
 from tiny import tiny_prior
 
 from worldmodel.errors import ConfigError
-from worldmodel.priors import Ancestral, Predictive, TransformerHead, make_sampler
+from worldmodel.heads import Ancestral, Predictive, TransformerHead, make_sampler
 
 every_order = pytest.mark.parametrize("order", ["quincunx", "raster"])
 

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 import torch
 from corridor_run import save_run
+from worldmodel.agents import evaluate, train
+from worldmodel.agents.sb3 import SETTINGS, WEIGHTS, Knowledge, SB3Agent
 
-from agents import evaluate, train
-from agents.sb3 import SETTINGS, WEIGHTS, Knowledge, SB3Agent
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import RunError
-from worldmodel.rollout import WorldModel, decode, encode
 from worldmodel.types import Episode
+from worldmodel.world import WorldModel, decode, encode
 
 Say = Callable[..., str]
 PLAIN = (*corridor.CHOOSE, "agent=sb3_ppo", "agent.learner.policy=MlpPolicy", "agent.learner.ppo.n_steps=16",
@@ -74,7 +74,7 @@ class TestWithThePackage:
         assert (folder / "returns.png").is_file() and (folder / "report.png").is_file()
 
     def test_it_goes_on_after_an_interruption(self, say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        from agents import sb3_training
+        from worldmodel.agents import sb3_training
 
         folder = tmp_path / "runs" / "agents" / OWN
         with monkeypatch.context() as patch:
@@ -130,8 +130,7 @@ class TestWithThePackage:
 
     def test_rows_of_a_dream_end_and_begin_as_the_package_expects(self, world: Path) -> None:
         from omegaconf import OmegaConf
-
-        from agents.sb3_training import dream_envs
+        from worldmodel.agents.sb3_training import dream_envs
 
         own = {"end_threshold": 1.0, "data": str(world.parents[1] / "data" / OWN[8:])}
         settings = OmegaConf.create({"steps": 1, "envs": 3, "observations": "pixels", "horizon": 4, **own})
@@ -196,7 +195,7 @@ class TestWithThePackage:
 
 
 class Stopped:
-    """What :func:`worldmodel.interrupts.deferred` gives when Ctrl-C came."""
+    """What :func:`worldmodel.util.interrupts.deferred` gives when Ctrl-C came."""
 
     def __enter__(self) -> Callable[[], bool]:
         self.asked = 0

@@ -18,14 +18,16 @@ from torch import Tensor
 
 from worldmodel import collect, dream, evaluate, train
 from worldmodel.errors import ConfigError
-from worldmodel.evaluation.speech.leakage import leakage
-from worldmodel.nn.likelihoods import Categorical
-from worldmodel.nn.wavenet import WaveNetLikelihood
-from worldmodel.priors import Ancestral, ConvTrunk, Predictive, Prior, TransformerHead
+from worldmodel.heads import Ancestral, Predictive, TransformerHead
+from worldmodel.heads.hierarchy import HierarchyHead
+from worldmodel.likelihoods.categorical import Categorical
+from worldmodel.priors import ConvTrunk, Prior
 from worldmodel.priors.frame_transformer import FrameTransformer
-from worldmodel.priors.hierarchy import HierarchyHead
 from worldmodel.quantizers import ProductQuantizer, VectorQuantizer
-from worldmodel.tokenizers import VQVAE, SeparateLevels
+from worldmodel.speech.nn.wavenet import WaveNetLikelihood
+from worldmodel.speech.scores.leakage import leakage
+from worldmodel.speech.separate import SeparateLevels
+from worldmodel.tokenizers import VQVAE
 from worldmodel.tokenizers.base import join
 from worldmodel.training.objectives import TokenizerObjective
 from worldmodel.types import Segment, to_float
@@ -245,7 +247,7 @@ def test_from_recordings_to_speech_by_levels(
     assert len(soundfile.read("said.flac")[0]) == 0.1 * RATE
     say(dream, "experiment=jukebox", "--convert", "in.wav", "--actions", "p226", "--output", "other.wav")
     assert len(soundfile.read("other.wav")[0]) == round(0.35 * RATE)
-    monkeypatch.setattr("worldmodel.evaluation.voices.leakage", functools.partial(leakage, steps=2))
+    monkeypatch.setattr("worldmodel.speech.evaluation.voices.leakage", functools.partial(leakage, steps=2))
     told = say(evaluate, "experiment=jukebox")
     assert "By 128x alone" in told and "prior, bits a code" in told
     found = json.loads((tmp_path / "runs/jukebox-1/evaluation/metrics.json").read_text())

@@ -7,17 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from worldmodel.envs import make_frames
 
-from envs import make_frames
 from worldmodel.errors import EnvError
 
-ATARI = "envs:worldmodel/Atari-v0"
+ATARI = "worldmodel.envs:worldmodel/Atari-v0"
 
 
 @pytest.fixture
 def atari() -> Any:
     pytest.importorskip("ale_py", reason="pip install ale-py")
-    from envs.atari import AtariEnv
+    from worldmodel.envs.atari import AtariEnv
 
     return AtariEnv
 
@@ -86,20 +86,20 @@ def test_the_settings_of_a_game(atari: Any) -> None:
 
 def test_crafter_tells_death_from_the_end_of_time() -> None:
     pytest.importorskip("crafter", reason="pip install crafter")
-    env = make_frames("envs:worldmodel/Crafter-v0", {"length": 5})
+    env = make_frames("worldmodel.envs:worldmodel/Crafter-v0", {"length": 5})
     env.reset(seed=0)
     assert [env.step(0)[2:4] for _ in range(5)] == [(False, False)] * 4 + [(False, True)]
     env.reset(seed=0)
     env.unwrapped._game._player.health = 0
     assert env.step(0)[2:4] == (True, False)
     with pytest.raises(EnvError, match="size=9, length=5: Crafter needs 18 pixels"):
-        make_frames("envs:worldmodel/Crafter-v0", {"size": 9, "length": 5})
+        make_frames("worldmodel.envs:worldmodel/Crafter-v0", {"size": 9, "length": 5})
 
 
 def test_crafter_follows_its_seed_for_long() -> None:
     """In Crafter itself the order of creatures in a set, their addresses, decides who is taken away."""
     pytest.importorskip("crafter", reason="pip install crafter")
-    from envs.crafter import CrafterEnv
+    from worldmodel.envs.crafter import CrafterEnv
 
     def play(junk: int) -> list[Any]:
         env = CrafterEnv(size=18, length=300)
@@ -119,7 +119,7 @@ def test_crafter_follows_its_seed_for_long() -> None:
 def test_tiles_of_minigrid_are_sharp(view: str, tiles: int) -> None:
     pytest.importorskip("minigrid", reason="pip install minigrid")
     settings = {"task": "MiniGrid-DoorKey-8x8-v0", "view": view, "size": 8 * tiles}
-    env = make_frames("envs:worldmodel/MiniGrid-v0", settings, size=8 * tiles)
+    env = make_frames("worldmodel.envs:worldmodel/MiniGrid-v0", settings, size=8 * tiles)
     frame, _ = env.reset(seed=0)
     corners = frame.reshape(3, tiles, 8, tiles, 8)[:, :, 7, :, 7]  # no grid line is there, whatever is in the tile
     assert len({corner.tobytes() for corner in corners.reshape(3, -1).T}) < 8
@@ -129,22 +129,22 @@ def test_tiles_of_minigrid_are_sharp(view: str, tiles: int) -> None:
         ({"task": "CartPole-v1"}, "env=gym"),
     ):
         with pytest.raises(EnvError, match=message):
-            make_frames("envs:worldmodel/MiniGrid-v0", {**settings, **wrong})
+            make_frames("worldmodel.envs:worldmodel/MiniGrid-v0", {**settings, **wrong})
 
 
 @pytest.mark.parametrize(
     ("id", "package", "file"),
     [
         (ATARI, "ale_py", "atari"),
-        ("envs:worldmodel/Crafter-v0", "crafter", "crafter"),
-        ("envs:worldmodel/MiniGrid-v0", "minigrid", "minigrid"),
+        ("worldmodel.envs:worldmodel/Crafter-v0", "crafter", "crafter"),
+        ("worldmodel.envs:worldmodel/MiniGrid-v0", "minigrid", "minigrid"),
         ("MiniWorld-Maze-v0", "miniworld", "miniworld"),
     ],
 )
 def test_a_missing_package_is_named_with_its_remedy(
     id: str, package: str, file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in [name for name in sys.modules if name.split(".")[0] == package or name == f"envs.{file}"]:
+    for name in [name for name in sys.modules if name.split(".")[0] == package or name == f"worldmodel.envs.{file}"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
     remedy = f"pip install {package.replace('_', '-')}$"  # what it is published as
@@ -154,11 +154,11 @@ def test_a_missing_package_is_named_with_its_remedy(
 
 def test_missing_opengl_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("miniworld", reason="pip install miniworld")
-    import envs.miniworld
+    from worldmodel.envs import miniworld
 
     def make(*args: Any, **settings: Any) -> None:
         raise ImportError('Library "EGL" not found.')
 
-    monkeypatch.setattr(envs.miniworld.gymnasium, "make", make)
+    monkeypatch.setattr(miniworld.gymnasium, "make", make)
     with pytest.raises(EnvError, match=r'OpenGL, which is missing \(Library "EGL" not found.\); .*apt install libegl1'):
-        envs.miniworld.MiniWorldEnv("MiniWorld-Maze-v0")
+        miniworld.MiniWorldEnv("MiniWorld-Maze-v0")

@@ -13,16 +13,16 @@ import torch
 from sounds import RATE, put, voice, write_vctk
 
 from worldmodel import collect, dream, evaluate, train
-from worldmodel.bitstream import Bitstream
-from worldmodel.cli import compose_config
-from worldmodel.codec import Codec
-from worldmodel.codec_run import COUNTS, load_codec
-from worldmodel.entropy import EntropyDecoder, EntropyEncoder
-from worldmodel.entropy_prior import PriorModel
+from worldmodel.config.cli import compose_config
 from worldmodel.errors import ConfigError, DataError
-from worldmodel.evaluation.speech.leakage import leakage
 from worldmodel.priors import Prior
-from worldmodel.run import build_prior, build_tokenizer
+from worldmodel.runs.run import build_prior, build_tokenizer
+from worldmodel.speech.codec.bitstream import Bitstream
+from worldmodel.speech.codec.codec import Codec
+from worldmodel.speech.codec.entropy import EntropyDecoder, EntropyEncoder
+from worldmodel.speech.codec.entropy_prior import PriorModel
+from worldmodel.speech.codec.run import COUNTS, load_codec
+from worldmodel.speech.scores.leakage import leakage
 from worldmodel.tokenizers import VQVAE
 from worldmodel.types import Spec
 
@@ -227,7 +227,7 @@ def test_bad_requests_are_one_line(
 def test_bitrates_are_evaluated(
     trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worldmodel.evaluation.voices.leakage", functools.partial(leakage, steps=3))
+    monkeypatch.setattr("worldmodel.speech.evaluation.voices.leakage", functools.partial(leakage, steps=3))
     assert evaluate.main([f"runs={trained / 'runs'}", "run=codec-1"]) == 0
     told = capsys.readouterr().out
     for figure in ("1 of 3 codebooks, 0.60 kbit/s", "2 of 3", "3 of 3", "bits saved, counts", "bits saved, prior"):

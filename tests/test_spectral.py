@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from worldmodel.nn.sound import companded, expanded
-from worldmodel.nn.spectral import SpectralLoss
+from worldmodel.speech.nn.mel import companded, expanded
+from worldmodel.speech.nn.spectral import SpectralLoss
 
 
 def voice(length: int = 8000, pitch: float = 130.0) -> Tensor:

@@ -13,26 +13,26 @@ import soundfile
 import torch
 from sounds import RATE, put, voice, write_timit, write_vctk
 
-import configs
-from worldmodel import collect, dream, evaluate, train
-from worldmodel.cli import compose_config
+from worldmodel import collect, configs, dream, evaluate, train
+from worldmodel.config.cli import compose_config
 from worldmodel.data.codes import encode_store
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import Windows
 from worldmodel.errors import ConfigError, UnknownActionError
-from worldmodel.evaluation.speech.classifier import Budget
-from worldmodel.evaluation.speech.leakage import leakage
-from worldmodel.evaluation.speech.phonemes import PhoneClassifier, train_phone_classifier
-from worldmodel.mulaw import to_levels
 from worldmodel.nn.convnets import ConvEncoder
-from worldmodel.nn.sound import MelEncoder, expanded, mel_power, stretched
-from worldmodel.nn.spectra import MelSpectra
-from worldmodel.run import build_tokenizer
-from worldmodel.tokenizers import VQVAE, SeparateLevels, Tokenizer, require_codes
+from worldmodel.runs.run import build_tokenizer
+from worldmodel.speech.mulaw import to_levels
+from worldmodel.speech.nn.mel import MelEncoder, expanded, mel_power, stretched
+from worldmodel.speech.nn.spectra import MelSpectra
+from worldmodel.speech.scores.classifier import Budget
+from worldmodel.speech.scores.leakage import leakage
+from worldmodel.speech.scores.phonemes import PhoneClassifier, train_phone_classifier
+from worldmodel.speech.separate import SeparateLevels
+from worldmodel.speech.voice import VoiceModel
+from worldmodel.tokenizers import VQVAE, Tokenizer, require_codes
 from worldmodel.tokenizers.base import join
 from worldmodel.training.objectives import TokenizerObjective
 from worldmodel.types import Spec, to_float
-from worldmodel.voice import VoiceModel
 
 SPEC = Spec("tiny", (1, 640), ("p225", "p226"), 25.0)
 SMALL = {
@@ -251,11 +251,11 @@ def train_shortly(*parts: object, **more: object) -> PhoneClassifier:
 
 
 def test_conversions_are_judged(spoken: Path, say: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worldmodel.evaluation.voices.ENOUGH", 0.0)
+    monkeypatch.setattr("worldmodel.speech.evaluation.voices.ENOUGH", 0.0)
     shorter = functools.partial(Budget, steps=3, batch=4)
-    monkeypatch.setattr("worldmodel.evaluation.speech.speakers.Budget", shorter)
-    monkeypatch.setattr("worldmodel.evaluation.voices.train_phone_classifier", train_shortly)
-    monkeypatch.setattr("worldmodel.evaluation.voices.leakage", functools.partial(leakage, steps=3))
+    monkeypatch.setattr("worldmodel.speech.scores.speakers.Budget", shorter)
+    monkeypatch.setattr("worldmodel.speech.evaluation.voices.train_phone_classifier", train_shortly)
+    monkeypatch.setattr("worldmodel.speech.evaluation.voices.leakage", functools.partial(leakage, steps=3))
     write_timit(spoken / "timit", ("fvmh0", "mcpm0"))
     told = say(evaluate, f"runs={spoken / 'runs'}", "--timit", str(spoken / "timit"))
     for figure in (
@@ -277,8 +277,8 @@ def test_conversions_are_judged(spoken: Path, say: Callable[..., str], monkeypat
 
 
 def test_codes_are_read_as_phonemes(tmp_path: Path, say: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worldmodel.evaluation.phoneme_codes.train_phone_classifier", train_shortly)
-    monkeypatch.setattr("worldmodel.evaluation.voices.ENOUGH", 0.01)  # but no speaker is in both halves
+    monkeypatch.setattr("worldmodel.speech.evaluation.phoneme_codes.train_phone_classifier", train_shortly)
+    monkeypatch.setattr("worldmodel.speech.evaluation.voices.ENOUGH", 0.01)  # but no speaker is in both halves
     write_timit(tmp_path / "set", ("fvmh0", "faem0", "mcpm0", "marc0"))
     say(collect, "experiment=timit-phonemes", "source.path=set")
     small = [*SMALL["phonemes"], *QUICK, "training.tokenizer.length=2"]

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from worldmodel import mulaw
-from worldmodel.evaluation.speech import alignment, codec, degrade, features, kmeans, leakage, mapping, phonemes, pitch
-from worldmodel.evaluation.speech.classifier import Budget, windows
-from worldmodel.evaluation.speech.speakers import (
+from worldmodel.speech import mulaw
+from worldmodel.speech.nn.mel import mel_filters
+from worldmodel.speech.scores import alignment, codec, degrade, features, kmeans, leakage, mapping, phonemes, pitch
+from worldmodel.speech.scores.classifier import Budget, windows
+from worldmodel.speech.scores.speakers import (
     SpeakerClassifier,
     Voices,
     hear,
     relative,
     train_speaker_classifier,
 )
-from worldmodel.nn.sound import mel_filters
 
 RATE = features.RATE
 VOWELS = np.array([[730, 1090, 2440], [270, 2290, 3010], [300, 870, 2240], [530, 1840, 2480]])  # Hz, a i u e

@@ -13,8 +13,11 @@ from test_sources import shared
 from test_take_in import take_in
 
 from worldmodel.data.fill import fill
-from worldmodel.data.sources import TIMIT, VCTK
-from worldmodel.data.sources.phones import (
+from worldmodel.data.store import EpisodeStore
+from worldmodel.errors import DataError
+from worldmodel.speech.mulaw import SILENCE, to_levels
+from worldmodel.speech.sources import TIMIT, VCTK
+from worldmodel.speech.sources.phones import (
     NO_PHONE,
     PHONES39,
     PHONES41,
@@ -24,7 +27,7 @@ from worldmodel.data.sources.phones import (
     phone_files,
     read_phones,
 )
-from worldmodel.data.sources.sound import (
+from worldmodel.speech.sources.sound import (
     LOUDNESS,
     PEAK,
     active,
@@ -35,9 +38,6 @@ from worldmodel.data.sources.sound import (
     to_frames,
     trim,
 )
-from worldmodel.data.store import EpisodeStore
-from worldmodel.errors import DataError
-from worldmodel.mulaw import SILENCE, to_levels
 
 # --------------------------------------------------------------------------------------------------------------- files
 

@@ -19,8 +19,8 @@ from worldmodel.data import store as store_module
 from worldmodel.data.records import Item
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import DataError
-from worldmodel.files import append_line
 from worldmodel.types import Episode, Spec
+from worldmodel.util.files import append_line
 
 SPEC = Spec("test", (3, 8, 8), ("noop", "left", "right"), 10.0)
 

@@ -17,9 +17,9 @@ from test_sources import Attack, pixels, write_cifar, write_images, write_record
 
 from worldmodel import collect as collect_module
 from worldmodel import train as train_module
-from worldmodel.cli import compose_config
+from worldmodel.config.cli import compose_config
 from worldmodel.data.store import EpisodeStore
-from worldmodel.run import load_config, new_run
+from worldmodel.runs.run import load_config, new_run
 from worldmodel.types import Spec
 
 ROOT = Path(__file__).parents[1]

@@ -10,11 +10,11 @@ import torch
 from omegaconf import OmegaConf
 from tiny import AUTOENCODERS, SPEC, frames, tiny_autoencoder, tiny_tokenizer
 
-from worldmodel.cli import compose_config
+from worldmodel.config.cli import compose_config
 from worldmodel.errors import ConfigError
-from worldmodel.nn.likelihoods import LogisticMixture
+from worldmodel.likelihoods.logistic import LogisticMixture
 from worldmodel.quantizers import FiniteScalarQuantizer, ProductQuantizer, VectorQuantizer
-from worldmodel.run import build_prior, build_tokenizer, load_weights, save_weights
+from worldmodel.runs.run import build_prior, build_tokenizer, load_weights, save_weights
 from worldmodel.tokenizers import VQVAE, Autoencoder, Tokenizer
 from worldmodel.training.objectives import TokenizerObjective
 from worldmodel.types import Segment, Spec, to_float, to_uint8
@@ -230,7 +230,7 @@ def test_an_autoencoder_without_codes_has_no_prior() -> None:
 
 @pytest.mark.parametrize("name", ["vae", "vimco", "vqvae_8x8x10"])
 def test_the_likelihood_is_a_setting(name: str) -> None:
-    mixture = "worldmodel.nn.likelihoods.LogisticMixture"
+    mixture = "worldmodel.likelihoods.LogisticMixture"
     config = compose_config([f"tokenizer={name}", f"tokenizer.likelihood._target_={mixture}"])
     model = build_tokenizer(config, SPEC)
     assert isinstance(model.likelihood, LogisticMixture)

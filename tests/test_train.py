@@ -19,14 +19,14 @@ from worldmodel import train as train_module
 from worldmodel.data.codes import encode_store
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError, DataError, RunError
-from worldmodel.resume import essence
-from worldmodel.rollout import WorldModel
-from worldmodel.run import load_prior, load_tokenizer
+from worldmodel.runs.resume import essence
+from worldmodel.runs.run import load_prior, load_tokenizer
 from worldmodel.train import fit_settings, main, make_batches, train
 from worldmodel.training.checkpoint import load_tensors
 from worldmodel.training.fit import Fit
 from worldmodel.training.hooks import Checkpoint, read_json_lines
 from worldmodel.types import Segment
+from worldmodel.world import WorldModel
 
 ROOT = Path(__file__).parents[1]
 QUICK = {"steps": 30, "batch": 4, "precision": "fp32", "log_every": 5, "evaluate_every": 20, "evaluate_batches": 2}
@@ -63,7 +63,7 @@ def settings(data: Path, runs: Path, **changes) -> DictConfig:
             "prior": {
                 "_target_": "worldmodel.priors.Prior",
                 "trunk": {"_target_": "worldmodel.priors.ConvTrunk", "width": 16, "blocks": 1, "history": 2, **partial},
-                "head": {"_target_": "worldmodel.priors.TransformerHead", "width": 16, "heads": 2, **partial},
+                "head": {"_target_": "worldmodel.heads.TransformerHead", "width": 16, "heads": 2, **partial},
             },
             "training": OmegaConf.load(ROOT / "configs/training/default.yaml"),
         }
@@ -89,7 +89,7 @@ def test_a_prior_without_a_past_or_outcomes_is_trained_and_drawn_from(data: Path
         "context": 0,
         "outcomes": False,
         "trunk": {"_target_": "worldmodel.priors.ConditionTrunk", "width": 8, **part},
-        "head": {"_target_": "worldmodel.priors.PixelCNNHead", "width": 16, "layers": 2, **part},
+        "head": {"_target_": "worldmodel.heads.PixelCNNHead", "width": 16, "layers": 2, **part},
     }
     config = settings(data, tmp_path)
     config.prior, config.training.prior.weights = prior, {"forecast": 0.2}

@@ -9,8 +9,11 @@ import pytest
 import torch
 
 from worldmodel.errors import ConfigError
-from worldmodel.nn.likelihoods import Categorical, LogisticMixture, SquaredError, frames_of
-from worldmodel.nn.wavenet import WaveNet, WaveNetLikelihood
+from worldmodel.likelihoods.base import frames_of
+from worldmodel.likelihoods.categorical import Categorical
+from worldmodel.likelihoods.logistic import LogisticMixture
+from worldmodel.likelihoods.squared_error import SquaredError
+from worldmodel.speech.nn.wavenet import WaveNet, WaveNetLikelihood
 
 SMALL = {"width": 8, "layers": 4, "cycle": 3, "hidden": 8}
 LIKELIHOODS = {"mixture": partial(LogisticMixture, components=3), "categorical": Categorical}
@@ -62,7 +65,7 @@ def test_numpy_draws_the_samples_that_torch_draws(
 
     begin = model.model.begin
     monkeypatch.setattr(model.model, "begin", lambda features: state.append(begin(features)) or state[0])
-    monkeypatch.setattr("worldmodel.nn.wavenet.SampleLevel", Slow)
+    monkeypatch.setattr("worldmodel.speech.nn.wavenet.SampleLevel", Slow)
     assert torch.equal(model.draw(outputs, torch.Generator().manual_seed(1), temperature).levels, fast)
 
 
@@ -87,7 +90,7 @@ def test_the_reach_is_that_of_the_gradient() -> None:
     # The network as a function of waves: levels are looked up in a table, which is given a row for every sample.
     model.waves = torch.cat([waves[0], model.waves])
     levels[0] = torch.arange(200)
-    import worldmodel.nn.wavenet as module
+    import worldmodel.speech.nn.wavenet as module
 
     silence, module.SILENCE = module.SILENCE, 200 + 128
     try:

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import configs
-from worldmodel.cli import compose_config
+from worldmodel import configs
+from worldmodel.config.cli import compose_config
 from worldmodel.priors import Prior
-from worldmodel.run import build_prior, build_tokenizer
+from worldmodel.runs.run import build_prior, build_tokenizer
 from worldmodel.tokenizers import Autoencoder, Tokenizer, require_codes
 from worldmodel.types import Segment, Spec
 

@@ -3,13 +3,21 @@
 Importing it registers the dream of a run with gymnasium: ``gymnasium.make("worldmodel/Dream-v0", run=…)``.
 """
 
+from pathlib import Path
+
 import gymnasium
 
 __version__ = "0.1.0"
 
+# In a checkout the subpackages envs, agents and configs are folders of the repository's root (pyproject.toml maps
+# them into the package); without this a checkout that is not installed could not import them.
+_root = Path(__file__).resolve().parents[1]
+if not (Path(__file__).parent / "configs").is_dir() and (_root / "configs").is_dir():
+    __path__.append(str(_root))
+
 gymnasium.register(
     id="worldmodel/Dream-v0",
-    entry_point="envs.dream:DreamEnv",
-    vector_entry_point="envs.dream_vector:DreamVectorEnv",
+    entry_point="worldmodel.envs.dream:DreamEnv",
+    vector_entry_point="worldmodel.envs.dream_vector:DreamVectorEnv",
     order_enforce=False,  # it says itself, in one line, what must come before a step
 )

@@ -18,17 +18,17 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from worldmodel.bars import Bars
-from worldmodel.cli import one_line, run_entry_point
+from worldmodel.config.cli import one_line, run_entry_point
+from worldmodel.config.settings import RULES, SEED
 from worldmodel.data.fill import fill
-from worldmodel.data.pool import RecorderPool, Report
-from worldmodel.data.recorder import ActionSource, FrameSource, Order
 from worldmodel.data.sources import Source
 from worldmodel.data.store import SOURCE, EpisodeStore
 from worldmodel.errors import ConfigError, DataError, WorldModelError
-from worldmodel.files import replace_text
-from worldmodel.interrupts import deferred
-from worldmodel.settings import RULES, SEED
+from worldmodel.recording.pool import RecorderPool, Report
+from worldmodel.recording.recorder import ActionSource, FrameSource, Order
+from worldmodel.util.files import replace_text
+from worldmodel.util.interrupts import deferred
+from worldmodel.util.progress import Bars
 
 DESCRIPTION = """\
 Play an environment with an explorer and record what it sees, in several processes.

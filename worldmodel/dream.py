@@ -18,21 +18,22 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from worldmodel import media, sound_codec
-from worldmodel.actions import ACTIONS_HELP, check_horizon, parse_script
-from worldmodel.cli import run_entry_point
+from worldmodel import media
+from worldmodel.config.cli import run_entry_point
+from worldmodel.config.settings import COUNT, SEED, Number
 from worldmodel.data.store import EpisodeStore
+from worldmodel.dreaming.actions import ACTIONS_HELP, check_horizon, parse_script
+from worldmodel.dreaming.scenes import Place, Scene, check_place, random_place, replayed_scene, scripted_scene
+from worldmodel.dreaming.stills import dream_stills
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.evaluation.metrics import psnr
 from worldmodel.evaluation.openloop import reconstruct
-from worldmodel.rollout import Dream, WorldModel
-from worldmodel.run import PRIOR, TOKENIZER, choose_run, has_past, load_config, load_spec, open_episodes
-from worldmodel.scenes import Place, Scene, check_place, random_place, replayed_scene, scripted_scene
-from worldmodel.settings import COUNT, SEED, Number
-from worldmodel.sound_dream import dream_sound
-from worldmodel.still_dream import dream_stills
+from worldmodel.runs.run import PRIOR, TOKENIZER, choose_run, has_past, load_config, load_spec, open_episodes
+from worldmodel.speech.codec import command as sound_codec
+from worldmodel.speech.dream import dream_sound
+from worldmodel.speech.voice import is_sound
 from worldmodel.types import Spec
-from worldmodel.voice import is_sound
+from worldmodel.world import Dream, WorldModel
 
 DESCRIPTION = """\
 Dream a video: the model sees a few recorded frames, then only actions.
@@ -216,8 +217,8 @@ def choose_scene(
 ) -> Scene:
     """``context`` seen frames and the actions that the flags ask for. A damaged episode is set aside for another.
 
-    Raises what :func:`worldmodel.actions.parse_script` and :mod:`worldmodel.scenes` raise, and :class:`DataError` when
-    the very episode that was asked for is damaged.
+    Raises what :func:`~worldmodel.dreaming.actions.parse_script` and :mod:`worldmodel.dreaming.scenes` raise, and
+    :class:`DataError` when the very episode that was asked for is damaged.
     """
     script = None if args.actions is None else parse_script(args.actions, spec).play(args.horizon)
     steps = REPLAY_STEPS if args.horizon is None else args.horizon

@@ -18,19 +18,20 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from worldmodel.bars import Bars
-from worldmodel.cli import run_entry_point
+from worldmodel.config.cli import run_entry_point
 from worldmodel.data.store import SOURCE, EpisodeStore
 from worldmodel.errors import ConfigError
-from worldmodel.evaluation import compare, stills_report, voices_report
+from worldmodel.evaluation import compare, stills_report
 from worldmodel.evaluation.openloop import Progress
 from worldmodel.evaluation.report import table
 from worldmodel.evaluation.stills import evaluate_stills
 from worldmodel.evaluation.suite import QUICK, Settings, evaluate
-from worldmodel.evaluation.voices import evaluate_voices
-from worldmodel.rollout import WorldModel
-from worldmodel.run import PRIOR, TOKENIZER, choose_run, find_run, has_past, load_config, load_spec
-from worldmodel.voice import is_sound
+from worldmodel.runs.run import PRIOR, TOKENIZER, choose_run, find_run, has_past, load_config, load_spec
+from worldmodel.speech.evaluation import voices_report
+from worldmodel.speech.evaluation.voices import evaluate_voices
+from worldmodel.speech.voice import is_sound
+from worldmodel.util.progress import Bars
+from worldmodel.world import WorldModel
 
 __all__ = ["QUICK", "Settings", "evaluate", "main"]
 

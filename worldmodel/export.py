@@ -11,13 +11,13 @@ from typing import get_args
 
 from omegaconf import DictConfig
 
-from worldmodel.bars import Bars
-from worldmodel.cli import run_entry_point
+from worldmodel.config.cli import run_entry_point
 from worldmodel.data.export import Storage, check_id, check_pictures, default_folder, to_minari, to_npz
 from worldmodel.data.store import EpisodeStore, Split
 from worldmodel.errors import ConfigError
-from worldmodel.files import whole_folder
-from worldmodel.interrupts import deferred
+from worldmodel.util.files import whole_folder
+from worldmodel.util.interrupts import deferred
+from worldmodel.util.progress import Bars
 
 DESCRIPTION = """\
 Write the episodes of data=… (or of the source or environment that the settings name) for others to read, without loss.

@@ -14,11 +14,11 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from worldmodel import collect, dream, evaluate, train
-from worldmodel.actions import parse_script
-from worldmodel.cli import run_entry_point
+from worldmodel.config.cli import run_entry_point
 from worldmodel.data.store import EpisodeStore
+from worldmodel.dreaming.actions import parse_script
 from worldmodel.errors import ConfigError
-from worldmodel.run import find_run
+from worldmodel.runs.run import find_run
 from worldmodel.types import Spec
 
 DESCRIPTION = """\
@@ -86,7 +86,7 @@ def quickstart(args: argparse.Namespace, config: DictConfig) -> None:
 def script(actions: str | None, spec: Spec) -> str:
     """The script to dream of: the one that was asked for, a walk, or every action in turn.
 
-    Raises what :func:`worldmodel.actions.parse_script` raises.
+    Raises what :func:`worldmodel.dreaming.actions.parse_script` raises.
     """
     if actions is None:
         known = all(part.split("*")[0] in spec.action_names for part in WALK.split(","))

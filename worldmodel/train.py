@@ -24,19 +24,18 @@ from lightning_fabric import Fabric
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from worldmodel import plots
-from worldmodel.bars import Bars
-from worldmodel.cli import one_line, run_entry_point
+from worldmodel.config.cli import one_line, run_entry_point
+from worldmodel.config.settings import STAGE
 from worldmodel.data.codes import CodeStore, encode_store, fingerprint
 from worldmodel.data.store import EpisodeStore, Split
 from worldmodel.data.windows import Windows
 from worldmodel.errors import ConfigError, DataError, WorldModelError
+from worldmodel.media import plots
 from worldmodel.nn.precision import resolve_precision
 from worldmodel.priors import Prior
 from worldmodel.priors.gaussian import GaussianPrior
-from worldmodel.priors.scene import Stacked
-from worldmodel.resume import STAGES, check_no_orphan, run_to_begin_with, run_to_train, spoken, stages_of
-from worldmodel.run import (
+from worldmodel.runs.resume import STAGES, check_no_orphan, run_to_begin_with, run_to_train, spoken, stages_of
+from worldmodel.runs.run import (
     CODES,
     METRICS,
     build_augmentation,
@@ -51,14 +50,15 @@ from worldmodel.run import (
     resolve_device,
     save_weights,
 )
-from worldmodel.settings import STAGE
 from worldmodel.tokenizers import VAE, Autoencoder, Tokenizer, require_codes
+from worldmodel.tokenizers.scene import Stacked
 from worldmodel.training import hooks as watch
-from worldmodel.training.base import Hook, Objective
-from worldmodel.training.fit import Batches, FitSettings, fit, step_seed, weighted_sum
+from worldmodel.training.base import Objective
+from worldmodel.training.fit import Batches, FitSettings, Hook, fit, step_seed, weighted_sum
 from worldmodel.training.objectives import LatentObjective, PriorObjective, SecondObjective, TokenizerObjective
 from worldmodel.training.optim import learning_rate_factor
 from worldmodel.types import Segment, Spec
+from worldmodel.util.progress import Bars
 
 DESCRIPTION = """\
 Train a world model on the recorded episodes: first the tokenizer, then the prior over its codes.

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +69,7 @@ class Spec:
             if (crc := raw.pop("crc32", None)) is not None and crc != _checksum(raw):
                 raise ValueError("wrong checksum; if you edited it, take out its line crc32")
             spec = cls(
-                env_id=str(raw["env_id"]),
+                env_id=re.sub(r"^envs:", "worldmodel.envs:", str(raw["env_id"])),  # as versions before 0.2 wrote it
                 frame_shape=tuple(int(n) for n in raw["frame_shape"]),
                 action_names=tuple(str(name) for name in raw["action_names"]),
                 rate=float(raw["rate"]),
@@ -139,3 +140,8 @@ def to_float(frames: Tensor) -> Tensor:
 def to_uint8(frames: Tensor) -> Tensor:
     """Inverse of :func:`to_float`: clamps, rounds to the nearest level."""
     return frames.float().add(1).mul_(255 / 2).round_().clamp_(0, 255).byte()
+
+
+def plain_name(text: str) -> str:
+    """A text as a name: spaces, commas and stars part the actions of a script, so an underscore stands for them."""
+    return re.sub(r"[\s,*]+", "_", text).strip("_")

@@ -21,9 +21,9 @@ from numpy.lib.format import open_memmap
 from torch import nn
 
 from worldmodel.data.store import EpisodeStore
-from worldmodel.files import as_bytes, replace_text, reserve
 from worldmodel.tokenizers.base import Tokenizer
 from worldmodel.types import to_float
+from worldmodel.util.files import as_bytes, replace_text, reserve
 
 
 class CodeStore:

@@ -14,8 +14,8 @@ from gymnasium.spaces import Box, Discrete
 from worldmodel.data.sources.minari import SPEC, package
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError, DataError
-from worldmodel.files import replace_text
 from worldmodel.types import Episode
+from worldmodel.util.files import replace_text
 
 Storage = Literal["hdf5", "arrow", "parquet"]
 Progress = Callable[[int], None]

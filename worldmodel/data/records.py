@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from worldmodel.errors import DataError
-from worldmodel.files import as_bytes
 from worldmodel.types import NO_ACTION, Episode, Spec
+from worldmodel.util.files import as_bytes
 
 STEP = np.dtype([("action", "<i4"), ("reward", "<f4")])
 """The record of a frame: the action that led to it, of the first the episode's condition; the reward on arriving."""

@@ -36,8 +36,8 @@ import numpy as np
 from worldmodel.data.index import HELD_OUT_EVERY, Entry, parse_index
 from worldmodel.data.records import STEP, Item, check_fits, checksum, joined, short, to_records
 from worldmodel.errors import BusyError, DataError
-from worldmodel.files import append_line, replace_text, take_lock, write_at
 from worldmodel.types import Episode, Spec
+from worldmodel.util.files import append_line, replace_text, take_lock, write_at
 
 SHARD_BYTES = 512 * 2**20
 ASIDE = "damaged.jsonl"

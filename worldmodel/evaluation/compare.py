@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from worldmodel.errors import RunError
-from worldmodel.plots import COLOURS, Bar, Panel, save_panels
+from worldmodel.media.plots import COLOURS, Bar, Panel, save_panels
 
 Table = dict[str, list[dict[str, Any]]]  # stem → the rows of its runs, flat
 

@@ -1,4 +1,4 @@
-"""What an evaluation found as panels, which :mod:`worldmodel.plots` draws."""
+"""What an evaluation found as panels, which :mod:`worldmodel.media.plots` draws."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from worldmodel.plots import COLOURS, GREY, Bar, Line, Panel, Shares
+from worldmodel.media.plots import COLOURS, GREY, Bar, Line, Panel, Shares
 
 LABELS = {
     "reconstruction": "tokenizer's reconstruction",

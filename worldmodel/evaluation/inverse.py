@@ -18,9 +18,9 @@ from worldmodel.errors import RunError
 from worldmodel.evaluation.metrics import bootstrap
 from worldmodel.evaluation.openloop import Progress, reconstruct, silent
 from worldmodel.nn.precision import native_bfloat16
-from worldmodel.rollout import WorldModel
 from worldmodel.training.checkpoint import check_fit, load_tensors, save_tensors
 from worldmodel.types import Episode, to_float
+from worldmodel.world import WorldModel
 
 UNCHANGED = 1.0  # grey levels of mean absolute difference below which a pair shows no motion at all
 

@@ -20,8 +20,8 @@ from worldmodel.evaluation.metrics import (
     ssim,
 )
 from worldmodel.evaluation.openloop import Progress, silent
-from worldmodel.rollout import WorldModel
 from worldmodel.types import NO_ACTION, Episode, to_float, to_uint8
+from worldmodel.world import WorldModel
 
 
 @dataclasses.dataclass(frozen=True)

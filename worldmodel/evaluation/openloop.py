@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from worldmodel.evaluation.metrics import bootstrap, decibels, mean_interval, mse, ssim
-from worldmodel.rollout import WorldModel, decode, encode
 from worldmodel.types import Segment
+from worldmodel.world import WorldModel, decode, encode
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of the work, how much is done, and how much there is."""

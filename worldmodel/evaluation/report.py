@@ -19,9 +19,9 @@ from torch import Tensor
 
 from worldmodel.evaluation.figures import FEW_EVENTS, LABELS, panels
 from worldmodel.evaluation.openloop import DREAMS, OpenLoop
-from worldmodel.files import replace_text
 from worldmodel.media import Strip, action_names, contact_sheet, save_png
-from worldmodel.plots import save_panels
+from worldmodel.media.plots import save_panels
+from worldmodel.util.files import replace_text
 
 STRIP_ROWS = ("reconstruction", "dream", "dream_sampled", "shuffled")
 

@@ -28,11 +28,11 @@ from worldmodel.evaluation.openloop import Progress, silent
 from worldmodel.evaluation.suite import machine
 from worldmodel.priors import Prior
 from worldmodel.priors.gaussian import GaussianPrior
-from worldmodel.priors.scene import Stacked
-from worldmodel.rollout import StillModel
-from worldmodel.run import PRIOR, check_trained, load_autoencoder, load_prior, load_spec, resolve_device
+from worldmodel.runs.run import PRIOR, check_trained, load_autoencoder, load_prior, load_spec, resolve_device
 from worldmodel.tokenizers import VAE, Autoencoder, Bound, Tokenizer
+from worldmodel.tokenizers.scene import Stacked
 from worldmodel.types import Segment, Spec, to_float, to_uint8
+from worldmodel.world import StillModel
 
 MOST_CLASSES = 32  # with more, a frame is not scored under each of them
 SAMPLES = (1, 50)  # importance samples of systems with a random posterior

@@ -11,9 +11,9 @@ import numpy as np
 from torch import Tensor
 
 from worldmodel.evaluation.report import number, page, plain
-from worldmodel.files import replace_text
 from worldmodel.media import gallery, save_png
-from worldmodel.plots import COLOURS, Bar, Line, Panel, save_panels
+from worldmodel.media.plots import COLOURS, Bar, Line, Panel, save_panels
+from worldmodel.util.files import replace_text
 
 DEFINITIONS = {
     "held out": "Every frame that was never trained on, each scored once; none is left out.",

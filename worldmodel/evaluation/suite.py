@@ -19,8 +19,8 @@ from worldmodel.evaluation import inverse, onestep, openloop
 from worldmodel.evaluation.metrics import CodeUsage
 from worldmodel.evaluation.openloop import Progress, silent
 from worldmodel.evaluation.report import save_report
-from worldmodel.rollout import WorldModel
 from worldmodel.types import Segment
+from worldmodel.world import WorldModel
 
 DEFINITIONS = {
     "held out": "Episodes never trained on: about one in ten, chosen by its checksum. All competitors answer for "

@@ -8,7 +8,6 @@ A :class:`Strip` is a row of moving pictures with its actions; :func:`save` writ
 
 from worldmodel.media.compose import Labels, canvases, check_labels, contact_sheet
 from worldmodel.media.gallery import gallery
-from worldmodel.media.sound import check_sound_path, save_sound, spectrogram
 from worldmodel.media.strip import Strip, action_names, dream_strip, triptych
 from worldmodel.media.write import SUFFIXES, check_path, save, save_png
 
@@ -20,13 +19,10 @@ __all__ = [
     "canvases",
     "check_labels",
     "check_path",
-    "check_sound_path",
     "contact_sheet",
     "dream_strip",
     "gallery",
     "save",
     "save_png",
-    "save_sound",
-    "spectrogram",
     "triptych",
 ]

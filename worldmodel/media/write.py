@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image
 
 from worldmodel.errors import ConfigError
-from worldmodel.files import whole
 from worldmodel.media import draw
 from worldmodel.media.compose import Labels, canvases, contact_sheet
 from worldmodel.media.strip import Strip
+from worldmodel.util.files import whole
 
 SUFFIXES = (".mp4", ".gif", ".png")
 GIF_SIZE = 192  # pixels that a picture measures at least in a gif, which is for pages and mails

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import abc
-import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
-State = Any  # what a trunk carries from frame to frame; a tree of tensors, passed and returned, never hidden
+from worldmodel.heads.base import State
 
 
 class Trunk(nn.Module, abc.ABC):
@@ -43,47 +42,6 @@ class Trunk(nn.Module, abc.ABC):
         """The state that :meth:`step` would return, where the context is not needed (it may cost less)."""
 
 
-class Head(nn.Module, abc.ABC):
-    """Autoregressive over the N positions of one grid in an order of its own: p(code i | codes < i, context).
-
-    ``order`` (N,) int64 is the raster index of the position that comes i-th. Everything else here stands in that order:
-    whoever calls permutes contexts and codes, so that samplers need not know.
-
-    The sampler sees nothing but these calls. ``extend`` is what makes both samplers fast: it computes the positions
-    ``start … stop − 1`` behind a verified prefix, of which the state holds what the head makes of it.
-    """
-
-    takes_levels: bool = False  # it draws several grids, and is constructed with their shapes as ``levels``
-    order: Tensor
-    groups: list[int]  # sizes, Σ = N: runs of positions that do not look at each other, so that one pass may draw a run
-    vectors: Tensor  # (K, D) float, where the codes lie: centred, mean squared length 1
-    stepwise: bool = False  # whether one position alone costs so little beside all that, on a CPU, no guess pays off
-
-    @abc.abstractmethod
-    def forward(self, codes: Tensor, contexts: Tensor) -> Tensor:
-        """codes (B, N) int64, contexts (B, N, width) → logits (B, N, K); logits[:, i] sees codes[:, :i] alone."""
-
-    @abc.abstractmethod
-    def begin(self, contexts: Tensor) -> State:
-        """A state for the grids of ``contexts`` (B, N, width), with nothing computed yet."""
-
-    @abc.abstractmethod
-    def extend(self, state: State, codes: Tensor, start: int, stop: int) -> Tensor:
-        """Logits (B, stop − start, K) of the positions start … stop − 1.
-
-        ``codes`` (B, N): the entries before ``stop − 1`` are read. Those before ``start`` are final: what the head
-        makes of them is kept in the state, in place, and is not computed again.
-        """
-
-    @abc.abstractmethod
-    def select(self, state: State, rows: Tensor) -> State:
-        """The state of some rows of the batch."""
-
-    @abc.abstractmethod
-    def forecast(self, contexts: Tensor) -> Tensor:
-        """contexts (B, N, width) → logits (B, N, K) of every code on its own: a first guess for predictive sampling."""
-
-
 class PriorOutput(NamedTuple):
     logits: Tensor  # (B, T, N, K)
     forecast: Tensor  # (B, T, N, K), every code on its own
@@ -103,11 +61,6 @@ class Step(NamedTuple):
 class PriorState(NamedTuple):
     trunk: State
     previous: Tensor  # (B, *grid) int64, the last grid; −1 where nothing was seen
-
-
-def grid_size(grid: Sequence[int]) -> int:
-    """N, the number of positions."""
-    return math.prod(grid)
 
 
 def count_actions(actions: int | Sequence[str]) -> int:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError, UnknownActionError
-from worldmodel.priors.base import State, Trunk, grid_size
+from worldmodel.heads.base import State, grid_size
+from worldmodel.priors.base import Trunk
 from worldmodel.types import NO_ACTION
 
 START = 0

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from worldmodel.heads.base import grid_size
+from worldmodel.heads.embedding import CodeEmbedding
 from worldmodel.nn.convnets import CONV
-from worldmodel.priors.base import Trunk, grid_size
-from worldmodel.priors.embedding import CodeEmbedding
+from worldmodel.priors.base import Trunk
 from worldmodel.priors.memory import MemoryState, TimeMemory
 
 

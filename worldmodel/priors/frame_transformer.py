@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
+from worldmodel.heads.base import grid_size
+from worldmodel.heads.embedding import embedding
 from worldmodel.nn.convnets import CONV
-from worldmodel.priors.base import Trunk, grid_size
-from worldmodel.priors.embedding import embedding
+from worldmodel.priors.base import Trunk
 from worldmodel.priors.memory import MemoryState, TimeMemory
 from worldmodel.types import NO_ACTION
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from worldmodel.heads.base import grid_size
+from worldmodel.heads.embedding import embedding
 from worldmodel.nn.attention import AttentionCache, TimeTransformer
-from worldmodel.priors.base import grid_size
-from worldmodel.priors.embedding import embedding
 
 MemoryState = tuple[AttentionCache, ...]  # one cache a block, the batch first in every tensor
 

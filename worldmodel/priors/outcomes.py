@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldmodel.priors.embedding import CodeEmbedding
+from worldmodel.heads.embedding import CodeEmbedding
 
 BINS = 65
 SPAN = 8.0  # the outermost bins stand at ±symexp(8) ≈ ±2,980

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
-from worldmodel.priors.base import Head, PriorOutput, PriorState, Step, Trunk, count_actions, grid_size
+from worldmodel.heads.base import Head, grid_size
+from worldmodel.heads.sampling import Randomness, Sampler
+from worldmodel.priors.base import PriorOutput, PriorState, Step, Trunk, count_actions
 from worldmodel.priors.outcomes import OutcomeHead
-from worldmodel.priors.sampling import Randomness, Sampler
 from worldmodel.tokenizers.base import Autoencoder, require_codes
 from worldmodel.types import Segment
 

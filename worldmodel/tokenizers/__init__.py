@@ -2,7 +2,6 @@
 
 from worldmodel.tokenizers.base import Autoencoder, Bound, Reconstruction, Tokenizer, require_codes
 from worldmodel.tokenizers.hierarchy import VQVAE2
-from worldmodel.tokenizers.separate import SeparateLevels
 from worldmodel.tokenizers.vae import VAE
 from worldmodel.tokenizers.vimco import VIMCO
 from worldmodel.tokenizers.vqvae import VQVAE
@@ -15,7 +14,6 @@ __all__ = [
     "Autoencoder",
     "Bound",
     "Reconstruction",
-    "SeparateLevels",
     "Tokenizer",
     "require_codes",
 ]

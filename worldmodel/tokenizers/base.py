@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.errors import ConfigError
-from worldmodel.nn.likelihoods import Likelihood
+from worldmodel.likelihoods.base import Likelihood
 from worldmodel.nn.precision import cast
 from worldmodel.types import NO_ACTION
 

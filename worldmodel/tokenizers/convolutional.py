@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.errors import ConfigError
+from worldmodel.likelihoods.base import Likelihood
 from worldmodel.nn.convnets import CONV, ConvDecoder, ConvEncoder
-from worldmodel.nn.likelihoods import Likelihood
 from worldmodel.nn.precision import dtype_of
 from worldmodel.tokenizers.base import Autoencoder
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
+from worldmodel.likelihoods.base import Likelihood
+from worldmodel.likelihoods.squared_error import SquaredError
 from worldmodel.nn.convnets import CONV, ConvDecoder, ConvEncoder
-from worldmodel.nn.likelihoods import Likelihood, SquaredError
 from worldmodel.nn.precision import dtype_of
 from worldmodel.quantizers import Quantizer
 from worldmodel.tokenizers.base import Reconstruction, Tokenizer

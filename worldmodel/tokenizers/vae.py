@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from worldmodel.nn.likelihoods import Categorical, Likelihood
+from worldmodel.likelihoods.base import Likelihood
+from worldmodel.likelihoods.categorical import Categorical
 from worldmodel.tokenizers.base import Bound, Reconstruction, importance_weighted
 from worldmodel.tokenizers.convolutional import ConvolutionalAutoencoder, halved
 
@@ -47,7 +48,7 @@ class VAE(ConvolutionalAutoencoder):
     Args:
         frame_shape, widths, blocks: as of the VQ-VAE.
         latents: numbers at each place of the grid; the grid is (*size / 2**len(widths), latents).
-        likelihood: constructor of an exact :class:`~worldmodel.nn.likelihoods.Likelihood`.
+        likelihood: constructor of an exact :class:`~worldmodel.likelihoods.Likelihood`.
 
     Raises :class:`ConfigError` when the size of the frames cannot be halved that often or the likelihood is not exact.
     """

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from worldmodel.nn.likelihoods import Categorical, Likelihood, uniform
+from worldmodel.likelihoods.base import Likelihood, uniform
+from worldmodel.likelihoods.categorical import Categorical
 from worldmodel.tokenizers.base import Bound, Reconstruction, Tokenizer, importance_weighted
 from worldmodel.tokenizers.convolutional import ConvolutionalAutoencoder, halved
 
@@ -32,7 +33,7 @@ class VIMCO(ConvolutionalAutoencoder, Tokenizer):
         slots: latents at each place, each with a table of its own; the grid is (*size / 2**len(widths), slots).
         width: numbers of a code's vector.
         samples: S of training, at least 2.
-        likelihood: constructor of an exact :class:`~worldmodel.nn.likelihoods.Likelihood`.
+        likelihood: constructor of an exact :class:`~worldmodel.likelihoods.Likelihood`.
         chunk: grids that are decoded at a time; it changes memory and speed, and no result.
 
     Raises :class:`ConfigError` when the size of the frames cannot be halved that often or the likelihood is not exact.

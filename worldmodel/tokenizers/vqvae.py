@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from worldmodel.likelihoods.base import Likelihood
+from worldmodel.likelihoods.squared_error import SquaredError
 from worldmodel.nn.convnets import ConvDecoder, ConvEncoder
-from worldmodel.nn.likelihoods import Likelihood, SquaredError
 from worldmodel.quantizers import Quantizer
 from worldmodel.tokenizers.base import Reconstruction, Tokenizer
 from worldmodel.tokenizers.convolutional import ConvolutionalAutoencoder, halved, shrunk
@@ -28,7 +29,7 @@ class VQVAE(ConvolutionalAutoencoder, Tokenizer):
             the quantizer makes several codes of a vector, these are the grid's last axes.
         blocks: residual blocks of the encoder and of the decoder.
         codes: K; None for a quantizer that brings it, as FSQ does with its levels.
-        likelihood: constructor of a :class:`~worldmodel.nn.likelihoods.Likelihood`; the term ``reconstruction`` is its
+        likelihood: constructor of a :class:`~worldmodel.likelihoods.Likelihood`; the term ``reconstruction`` is its
             loss: the mean squared error by default, nats per sub-pixel for one that is exact.
         encoder, decoder: constructors, called as :class:`~worldmodel.nn.convnets.ConvEncoder` and ``ConvDecoder`` are;
             an encoder states its ``factor``.

@@ -15,7 +15,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from worldmodel.errors import RunError
-from worldmodel.files import whole
+from worldmodel.util.files import whole
 
 META_KEY = "worldmodel"
 CHECKSUM_KEY = "crc32"

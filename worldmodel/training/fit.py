@@ -16,14 +16,14 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from worldmodel.config.settings import SEED, STAGE, Choice
 from worldmodel.errors import ConfigError, RunError
-from worldmodel.interrupts import deferred
 from worldmodel.nn.precision import cast, resolve_precision
-from worldmodel.settings import SEED, STAGE, Choice
-from worldmodel.training.base import Hook, Objective
+from worldmodel.training.base import Objective
 from worldmodel.training.checkpoint import check_fit, load_tensors, save_tensors
 from worldmodel.training.optim import MasterOptimizer, WeightAverage, learning_rate_factor
 from worldmodel.types import Segment
+from worldmodel.util.interrupts import deferred
 
 AGREE_EVERY = 10
 """Steps between two agreements of several processes on the clock and on interruptions (each costs a round trip)."""
@@ -238,6 +238,28 @@ class Fit:
         self.step = self.first_step = int(meta["step"])
         self.elapsed = self._seconds_before = float(meta["elapsed"])
         self._started = time.monotonic()
+
+
+class Hook:
+    """What happens beside the optimisation. A hook overrides the moments it cares about.
+
+    The loop calls hooks in order, on every process; those that write do so on the first one only.
+    """
+
+    def on_start(self, fit: Fit) -> None:
+        """Before the first step of this session, after a checkpoint was read."""
+
+    def on_log(self, fit: Fit, means: dict[str, float]) -> None:
+        """At the end of a window of ``log_every`` steps, with the means of loss, terms and metrics."""
+
+    def on_step(self, fit: Fit) -> None:
+        """After every step."""
+
+    def on_end(self, fit: Fit) -> None:
+        """After the last step, or after an interruption (``fit.interrupted``); not after an error."""
+
+    def close(self) -> None:
+        """At last, whatever happened."""
 
 
 def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

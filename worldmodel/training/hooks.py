@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from worldmodel.files import naming, replace_text
-from worldmodel.training.base import Hook, Objective
+from worldmodel.training.base import Objective
+from worldmodel.training.fit import Fit, Hook
+from worldmodel.util.files import naming, replace_text
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-    from worldmodel.training.fit import Fit
+    from worldmodel.training.fit import Fit, Hook
 
 
 class Checkpoint(Hook):

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from worldmodel.priors import Prior
 from worldmodel.priors.gaussian import GaussianPrior
-from worldmodel.priors.scene import GridVQVAE
 from worldmodel.quantizers import all_reduce
 from worldmodel.tokenizers import VAE, Autoencoder, Tokenizer
 from worldmodel.tokenizers.base import join
+from worldmodel.tokenizers.scene import GridVQVAE
 from worldmodel.training.augment import Augmentation
 from worldmodel.training.base import Losses, Objective
 from worldmodel.types import Segment, to_float

@@ -6,6 +6,5 @@ from worldmodel.data.sources.dmlab import Recordings
 from worldmodel.data.sources.images import ImageFolder
 from worldmodel.data.sources.minari import Minari
 from worldmodel.data.sources.npz import Arrays
-from worldmodel.data.sources.speech import TIMIT, VCTK
 
-__all__ = ["Arrays", "CIFAR10", "ImageFolder", "Minari", "Recordings", "Source", "TIMIT", "VCTK"]
+__all__ = ["Arrays", "CIFAR10", "ImageFolder", "Minari", "Recordings", "Source"]

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from worldmodel.actions import plain_name
 from worldmodel.data.records import Item, short
 from worldmodel.errors import DataError
-from worldmodel.types import DEFAULT_RATE, Episode, Spec
+from worldmodel.types import DEFAULT_RATE, Episode, Spec, plain_name
 
 
 class Source(abc.ABC):

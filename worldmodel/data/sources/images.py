@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from worldmodel.actions import plain_name
 from worldmodel.data.records import Item
 from worldmodel.data.sources.base import Source, check_folder, image_item
 from worldmodel.errors import ConfigError, DataError
-from worldmodel.types import NO_ACTION, Spec
+from worldmodel.types import NO_ACTION, Spec, plain_name
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")

@@ -14,8 +14,8 @@ import numpy as np
 
 from worldmodel.data.pictures import frame_shape
 from worldmodel.errors import DataError
-from worldmodel.files import as_bytes
 from worldmodel.types import NO_ACTION
+from worldmodel.util.files import as_bytes
 
 KEYS = ("obs", "action", "reward", "done", "terminated", "truncated", "life_loss", "held_out", "condition")
 """What the arrays are called. ``done`` is a terminal state; where ``terminated`` or ``truncated`` is there, it is what

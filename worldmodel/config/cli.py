@@ -1,0 +1,178 @@
+"""The command line that every entry point shares: argparse flags beside Hydra overrides, one-line errors, exit codes.
+
+An entry point is a function ``main(args, config)``; :func:`run_entry_point` parses, composes, calls and reports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import NoReturn
+
+from hydra import compose, initialize_config_module
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from worldmodel.config.settings import check_settings
+from worldmodel.errors import ConfigError, WorldModelError
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+CONFIG_ERRORS = (HydraException, OmegaConfBaseException)
+"""What the libraries of the settings raise."""
+
+OUT_OF_MEMORY = re.compile(r"out of memory|(can't|cannot|unable to) allocate", re.IGNORECASE)
+"""How torch says it, on whatever device; it has no error of its own for it on a CPU."""
+
+Main = Callable[[argparse.Namespace, DictConfig], None]
+AddFlags = Callable[[argparse.ArgumentParser], None]
+
+OVERRIDES_HELP = """\
+overrides:
+  Any setting can be overridden as key=value (Hydra's syntax), in any place among the flags:
+    env=vizdoom/health_gathering    choose another file of configs/env
+    source=cifar10 source.path=…    pictures or recordings instead of an environment: configs/source
+    tokenizer.codes=1024            set one value
+    device=cuda                     auto, cpu, cuda, cuda:1
+    data=… run=… runs=…             folder of the data, name of the run, folder of the runs
+  --config prints the composed settings and stops.
+"""
+
+
+# A gymnasium id such as ALE/Pong-v5 names folders, so it becomes ale-pong-v5.
+OmegaConf.register_new_resolver(
+    "slug", lambda text: re.sub(r"[^a-z0-9]+", "-", str(text).lower()).strip("-"), replace=True
+)
+
+
+def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
+    """The composed settings of ``configs/config.yaml``, each of them a value that may stand there.
+
+    Raises :class:`ConfigError` in one line: Hydra's reason, the choices of a group, or what a value must be.
+    """
+    check_choices(overrides)
+    try:
+        with initialize_config_module("worldmodel.configs", version_base="1.3"):
+            config = compose("config", overrides=list(overrides))
+        OmegaConf.resolve(config)
+        plain = OmegaConf.to_container(config)
+        assert isinstance(plain, dict)
+        for name, value in check_settings({str(key): value for key, value in plain.items()}).items():
+            OmegaConf.update(config, name, value)
+        return config
+    except (*CONFIG_ERRORS, ValueError, AssertionError) as error:  # the last two come from Hydra's depths, too
+        raise ConfigError(f"cannot apply {' '.join(overrides) or 'the settings'}: {one_line(error)}") from error
+
+
+def check_choices(overrides: Sequence[str]) -> None:
+    """Raises :class:`ConfigError`, naming the choices in all folders, for a group's choice that does not exist."""
+    groups = choices()
+    for override in overrides:
+        group, equals, choice = override.partition("=")
+        known = groups.get(group.lstrip("+"))
+        inline = choice.startswith(("{", "["))  # for Hydra to judge
+        if equals and known is not None and not inline and choice.strip("'\"") not in known:
+            raise ConfigError(f"there is no {group.lstrip('+')} {choice!r}; choose {', '.join(known)}")
+
+
+def choices() -> dict[str, list[str]]:
+    """The files of each group of settings: env → gym, vizdoom/basic, …"""
+    root = Path(str(files("worldmodel.configs")))
+    entries = OmegaConf.load(root / "config.yaml").defaults
+    # As in "env: gym" or "optional training/weights@training.tokenizer.weights: …".
+    groups = [str(key).split()[-1].split("@")[0] for entry in entries if isinstance(entry, DictConfig) for key in entry]
+    found = {}
+    for group in groups:
+        inner = [other for other in groups if other.startswith(f"{group}/")]
+        names = [path.relative_to(root).with_suffix("").as_posix() for path in sorted((root / group).rglob("*.yaml"))]
+        found[group] = [name.removeprefix(f"{group}/") for name in names if not name.startswith(tuple(inner))]
+    return found
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error without line breaks."""
+    return "; ".join(part.strip() for part in str(error).splitlines() if part.strip()) or type(error).__name__
+
+
+class _Parser(argparse.ArgumentParser):
+    """Leaves its error, without the usage before it, to the place where all errors are told."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
+def parse(
+    argv: Sequence[str] | None, command: str, description: str, add_flags: AddFlags
+) -> tuple[argparse.Namespace, DictConfig]:
+    """Flags and settings of one command line. ``--help`` prints and exits; raises :class:`ConfigError`."""
+    parser = _Parser(
+        prog=f"python -m {command if '.' in command else f'worldmodel.{command}'}",
+        description=description,
+        epilog=OVERRIDES_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_flags(parser)
+    parser.add_argument("--config", action="store_true", help="print the composed settings and stop")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to override, see below")
+    args = parser.parse_intermixed_args(argv)
+    for override in args.overrides:
+        if "=" not in override and not override.startswith("~"):
+            raise ConfigError(f"{override!r} is neither a flag nor key=value; see {parser.prog} --help")
+    return args, compose_config(args.overrides)
+
+
+def run_entry_point(
+    main: Main,
+    command: str,
+    description: str,
+    add_flags: AddFlags = lambda parser: None,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parse, run, report: returns 0, 2 after a user's error (one line on stderr), 130 after Ctrl-C."""
+    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it tells an error, and then raises it
+    try:
+        args, config = parse(argv, command, description, add_flags)
+        if args.config:
+            print(OmegaConf.to_yaml(config), end="")
+            return 0
+        main(args, config)
+        return 0
+    except WorldModelError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except BrokenPipeError:  # the reader of our output went away, as in `… | head`
+        with contextlib.suppress(OSError):
+            sys.stdout.close()
+        return 0
+    except CONFIG_ERRORS as error:  # a setting that was not looked at before, such as one of an older run
+        print(f"error: the settings cannot be used: {one_line(error)}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except OSError as error:
+        if error.errno is None:
+            raise
+        # A full disk, a folder that may not be written: the system's reason and the file are what the user needs.
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"error: {os.strerror(error.errno)}{where}; what was already written is kept", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error))):
+            raise
+        print(
+            f"error: out of memory ({one_line(error)[:200]}); what was already written is kept: "
+            "choose smaller settings, such as training.prior.batch or tokenizer.widths",
+            file=sys.stderr,
+        )
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("\ninterrupted; what was already written is kept, run the same command again to go on", file=sys.stderr)
+        return EXIT_INTERRUPTED

@@ -1,0 +1,88 @@
+"""The little language of ``--actions``: ``forward,left`` or ``forward*12,left*4,forward*8``.
+
+A script is a list of action names, parted by commas, each with or without a count ``*n``. How it fills time:
+
+- as soon as one count is given, the script is played as written (a name without a count is one step);
+- without any count, each action is held for :data:`HOLD` steps: ``forward,left`` is 8 steps forward, then 8 left;
+- with a horizon, the script is repeated until the horizon is filled, and cut there; without one it is played once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from worldmodel.errors import ConfigError
+from worldmodel.types import Spec
+
+HOLD = 8
+"""Steps for which each action of a script without counts is held."""
+
+MAX_STEPS = 100_000
+"""Longest script or horizon; a longer one is taken for a slip of the finger."""
+
+ACTIONS_HELP = (
+    f"actions to dream under, as 'forward,left' or 'forward*12,left*4': with any count *n the script is played as "
+    f"written; without counts each action is held for {HOLD} steps. With --horizon the script is repeated until the "
+    f"horizon is filled, and cut there; without it, it is played once"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Script:
+    """A parsed script: actions and for how many steps each is held, in the order of play."""
+
+    steps: tuple[tuple[int, int], ...]  # (index of the action, count >= 1)
+
+    def __len__(self) -> int:
+        """Steps of the script played once."""
+        return sum(count for _, count in self.steps)
+
+    def play(self, horizon: int | None = None) -> np.ndarray:
+        """The actions step by step: (H,) int64, H = ``horizon``, or the script's own length.
+
+        A script shorter than the horizon is repeated, a longer one is cut. Raises :class:`ConfigError` when the
+        horizon is not between 1 and :data:`MAX_STEPS`.
+        """
+        once = np.concatenate([np.full(count, action, dtype=np.int64) for action, count in self.steps])
+        return once if horizon is None else np.resize(once, check_horizon(horizon))
+
+
+def parse_script(text: str, spec: Spec) -> Script:
+    """Parse an action script against the names that ``spec`` knows.
+
+    Raises :class:`UnknownActionError` for a name that the spec lacks, :class:`ConfigError` for an empty script, an
+    empty entry, or a count that is not a whole number of at least 1.
+    """
+    if not text.strip():
+        raise ConfigError(f"empty action script; give names such as {_example(spec)}")
+    entries = [_parse_entry(entry, text, spec) for entry in text.split(",")]
+    held = HOLD if all(count is None for _, count in entries) else 1
+    script = Script(tuple((action, held if count is None else count) for action, count in entries))
+    if len(script) > MAX_STEPS:
+        raise ConfigError(f"action script of {len(script)} steps; the longest is {MAX_STEPS}")
+    return script
+
+
+def check_horizon(horizon: int) -> int:
+    """The horizon itself when it is between 1 and :data:`MAX_STEPS`, else :class:`ConfigError`."""
+    if not 1 <= horizon <= MAX_STEPS:
+        raise ConfigError(f"horizon {horizon}; give a number of steps from 1 to {MAX_STEPS}")
+    return horizon
+
+
+def _parse_entry(entry: str, text: str, spec: Spec) -> tuple[int, int | None]:
+    name, star, count = (part.strip() for part in entry.partition("*"))
+    if not name:
+        raise ConfigError(f"an action is missing in {text!r}; write names parted by commas, such as {_example(spec)}")
+    action = spec.action_index(name)
+    if not star:
+        return action, None
+    if not (count.isascii() and count.isdecimal() and len(count) < 10 and int(count) > 0):
+        raise ConfigError(f"count {count!r} in {entry.strip()!r}; write {name}*n with a whole n of at least 1")
+    return action, int(count)
+
+
+def _example(spec: Spec) -> str:
+    return repr(",".join(spec.action_names[-2:]))

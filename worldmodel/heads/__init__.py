@@ -1,0 +1,21 @@
+"""Heads: autoregressive distributions over the codes of one grid, and the samplers that draw from them."""
+
+from worldmodel.heads.base import Head
+from worldmodel.heads.hierarchy import HierarchyHead
+from worldmodel.heads.pixelcnn import PixelCNNHead
+from worldmodel.heads.pixels import PixelCNNLikelihood
+from worldmodel.heads.sampling import Ancestral, Predictive, Randomness, Sampler, make_sampler
+from worldmodel.heads.transformer import TransformerHead
+
+__all__ = [
+    "Ancestral",
+    "Head",
+    "HierarchyHead",
+    "PixelCNNHead",
+    "PixelCNNLikelihood",
+    "Predictive",
+    "Randomness",
+    "Sampler",
+    "TransformerHead",
+    "make_sampler",
+]

@@ -1,0 +1,144 @@
+"""A head over several grids of one frame: a head of its own for each, the coarser grids conditioning the finer ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from worldmodel.heads.base import Head, State
+from worldmodel.heads.embedding import CodeEmbedding
+from worldmodel.nn.convnets import CONV, ResidualBlock
+
+
+@dataclasses.dataclass
+class HierarchyState:
+    """What is known of the levels while they are drawn."""
+
+    contexts: Tensor  # (B, N, width)
+    levels: list[State | None]  # of each level's head; None until the coarser codes were first given
+
+
+class Above(nn.Module):
+    """What the coarser grids say to each position of a finer one: (B, N of the finer, width).
+
+    Codes are embedded, read by convolutions at the resolution of their own grid, and laid over the finer one.
+    """
+
+    def __init__(self, grids: Sequence[Sequence[int]], codebooks: Sequence[Tensor], onto: Sequence[int], width: int):
+        super().__init__()
+        self.grids, self.onto = [tuple(grid) for grid in grids], tuple(onto)
+        rank = len(self.onto)
+        self.embed = nn.ModuleList(CodeEmbedding(codebook, width) for codebook in codebooks)
+        self.read = nn.ModuleList(
+            nn.Sequential(
+                CONV[rank](width, width, 3, padding=1), *(ResidualBlock(rank, width, width) for _ in range(2))
+            )
+            for _ in grids
+        )
+        self.fine = CONV[rank](width, width, 3, padding=1)  # tells apart the positions that share a coarse one
+
+    def forward(self, codes: Sequence[Tensor]) -> Tensor:
+        """The codes of the coarser grids, each (B, its positions)."""
+        maps = [
+            F.interpolate(read(embed(part.unflatten(1, grid)).movedim(-1, 1)), self.onto)
+            for embed, read, part, grid in zip(self.embed, self.read, codes, self.grids, strict=True)
+        ]
+        x = torch.stack(maps).sum(0)
+        return (x + self.fine(F.silu(x))).flatten(2).movedim(1, -1)
+
+
+class HierarchyHead(Head):
+    """p(all codes of a frame) = Π over levels p(grid of the level | coarser grids, context), as in VQ-VAE-2 (2019).
+
+    Args:
+        grid: (N,), all levels in one row. codebook: (levels, K, D). context_width: of the trunk's vectors.
+        levels: shapes of the grids, the coarsest first, as they stand in the row.
+        inner: constructors of the levels' heads, the coarsest first, called as every head is; one constructor is taken
+            for all levels.
+        width: of what the coarser grids say to a finer one.
+    """
+
+    takes_levels = True
+
+    def __init__(
+        self,
+        grid: Sequence[int],
+        codebook: Tensor,
+        context_width: int,
+        levels: Sequence[Sequence[int]],
+        inner: Callable[..., Head] | Sequence[Callable[..., Head]],
+        width: int = 64,
+    ):
+        super().__init__()
+        makers = list(inner) if isinstance(inner, Sequence) else [inner] * len(levels)
+        self.width = width
+        self.sizes = [math.prod(level) for level in levels]
+        self.heads = nn.ModuleList(
+            make(grid=tuple(level), codebook=book, context_width=context_width + (width if n else 0))
+            for n, (make, level, book) in enumerate(zip(makers, levels, codebook, strict=True))
+        )
+        self.above = nn.ModuleList(
+            Above(levels[:n], list(codebook[:n]), levels[n], width) for n in range(1, len(levels))
+        )
+        self.begins = [sum(self.sizes[:n]) for n in range(len(levels))]
+        orders: list[Tensor] = [head.order + begin for head, begin in zip(self.heads, self.begins, strict=True)]  # type: ignore[operator, misc]
+        self.register_buffer("order", torch.cat(orders), persistent=False)
+        self.groups = [size for head in self.heads for size in head.groups]  # type: ignore[union-attr]
+        self.register_buffer("vectors", torch.eye(codebook.shape[1]), persistent=False)
+
+    order: Tensor
+
+    def _raster(self, codes: Tensor, level: int) -> Tensor:
+        """The codes of a level, given in its head's order, as they stand in its grid."""
+        return torch.empty_like(codes).index_copy_(1, self.heads[level].order, codes)  # type: ignore[arg-type]
+
+    def _context(self, level: int, contexts: Tensor, parts: Sequence[Tensor]) -> Tensor:
+        """The context of a level's positions, in its head's order, from the codes of the coarser levels."""
+        if level == 0:
+            return contexts
+        seen = self.above[level - 1]([self._raster(part, n) for n, part in enumerate(parts[:level])])
+        return torch.cat([contexts, seen[:, self.heads[level].order].to(contexts.dtype)], -1)  # type: ignore[index]
+
+    def forward(self, codes: Tensor, contexts: Tensor) -> Tensor:
+        parts, given = codes.split(self.sizes, 1), contexts.split(self.sizes, 1)
+        logits = [
+            head(part, self._context(level, context, parts))
+            for level, (head, part, context) in enumerate(zip(self.heads, parts, given, strict=True))
+        ]
+        return torch.cat(logits, 1)
+
+    def begin(self, contexts: Tensor) -> HierarchyState:
+        return HierarchyState(contexts, [None] * len(self.sizes))
+
+    def extend(self, state: HierarchyState, codes: Tensor, start: int, stop: int) -> Tensor:
+        parts = codes.split(self.sizes, 1)
+        logits = []
+        for level, (begin, size) in enumerate(zip(self.begins, self.sizes, strict=True)):
+            first, last = max(start - begin, 0), min(stop - begin, size)
+            if first >= last:
+                continue
+            head = self.heads[level]
+            # While `start` lies before the level, the coarser codes may still have changed.
+            if state.levels[level] is None or start <= begin:
+                own = state.contexts[:, begin : begin + size]
+                state.levels[level] = head.begin(self._context(level, own, parts))  # type: ignore[operator]
+            logits.append(head.extend(state.levels[level], parts[level], first, last))  # type: ignore[operator]
+        return torch.cat(logits, 1)
+
+    def select(self, state: HierarchyState, rows: Tensor) -> HierarchyState:
+        kept = [
+            None if inner is None else head.select(inner, rows)  # type: ignore[operator]
+            for head, inner in zip(self.heads, state.levels, strict=True)
+        ]
+        return HierarchyState(state.contexts[rows], kept)
+
+    def forecast(self, contexts: Tensor) -> Tensor:
+        given = contexts.split(self.sizes, 1)
+        # What the coarser grids will say is not known yet.
+        known = [context if level == 0 else F.pad(context, (0, self.width)) for level, context in enumerate(given)]
+        return torch.cat([head.forecast(context) for head, context in zip(self.heads, known, strict=True)], 1)  # type: ignore[operator]

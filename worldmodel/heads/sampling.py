@@ -1,0 +1,222 @@
+"""Samplers: from a head's logits and noise drawn beforehand to the codes of a grid.
+
+Both samplers compute the same function. With Gumbel noise g the sample of position i is
+
+    code[i] = argmax_k  logits[i, k] / temperature + g[i, k],      logits[i] = head(codes[< i], context),
+
+which is an exact draw from the autoregressive distribution (Gumbel-max). At temperature 0 it is the code with the least
+expected squared distance to a draw (minimum Bayes risk; Bickel & Doksum, *Mathematical Statistics*, 2015, ch. 3), that
+is the one whose vector e lies nearest to the expected vector:
+
+    code[i] = argmin_k  ‖e[k] − Σ_j p[i, j] e[j]‖²,               p[i] = softmax(logits[i]).
+
+The single most probable code (``top_k`` 1) is often the one that stands still: what moves is spread over many similar
+codes, none of which is probable on its own (docs/experiments.md has figures).
+
+*Ancestral* sampling evaluates it position by
+position. *Predictive* sampling (Wiggers & Hoogeboom, *Predictive Sampling with Forecasting Autoregressive Models*,
+ICML 2020; Song et al., *Accelerating Feedforward Computation via Parallel Nonlinear Equation Solving*, ICML 2021)
+guesses the
+whole grid, evaluates every position at once and repeats until nothing changes: the only fixed point is the ancestral
+sample, and at least one more position is right after every pass.
+
+In floating point, two orders of summation may disagree when the best two scores of a position are nearly equal. Such
+a near tie (closer than ``TIE``, far above the rounding error) is decided by ``settle``, which both samplers share and
+which evaluates the head in one fixed way, row by row; so the samples are equal, not just almost always.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldmodel.errors import ConfigError
+from worldmodel.heads.base import Head
+from worldmodel.heads.graphs import GraphCache
+
+TIE = {torch.float64: 1e-9, torch.float32: 5e-5, torch.bfloat16: 0.0, torch.float16: 0.0}
+GRAPHS = GraphCache()
+Randomness = torch.Generator | Sequence[np.random.Generator] | None
+"""Where noise comes from: one source for the batch, or one a row, so that no row's draws depend on the other rows."""
+PAYS_OFF = 15  # ancestral passes a trajectory from which on the predictive sampler is the faster one on a CPU
+
+
+class Sampler(abc.ABC):
+    """Draws grids from a head.
+
+    Args:
+        temperature: divides the logits; 0 takes the code nearest to the expected vector of every position.
+        top_k: only the k most probable codes of a position count; None: all.
+    """
+
+    def __init__(self, temperature: float = 1.0, top_k: int | None = None):
+        if not 0 <= temperature < float("inf"):
+            raise ConfigError(f"temperature {temperature:g} is no finite number from 0 on; 0 takes what is expected")
+        if top_k is not None and top_k < 1:
+            raise ConfigError(f"top_k {top_k} leaves no code to draw; choose 1 or more")
+        self.temperature, self.top_k = temperature, top_k
+
+    @torch.no_grad()
+    def sample(self, head: Head, contexts: Tensor, generator: Randomness = None) -> tuple[Tensor, Tensor]:
+        """contexts (B, N, width) → codes (B, N) int64, both in the head's order, and mean passes of the head, ().
+
+        One pass is one evaluation of the head, of one position or of many.
+        """
+        noise = self.noise((*contexts.shape[:2], len(head.vectors)), contexts, generator)
+        codes, passes, ambiguous = self.run(head, contexts, noise)
+        self.settle(head, contexts, noise, codes, ambiguous)
+        return codes, passes
+
+    @abc.abstractmethod
+    def run(self, head: Head, contexts: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """→ codes (B, N), mean passes (), and which positions were near ties (B, N) bool."""
+
+    def noise(self, shape: tuple[int, ...], like: Tensor, generator: Randomness) -> Tensor | None:
+        """Gumbel noise of a shape (B, N, K), on the device and of the type of ``like``; none at temperature 0."""
+        if self.temperature == 0:
+            return None
+        if generator is None or isinstance(generator, torch.Generator):
+            device = generator.device if generator is not None else like.device
+            uniform = torch.rand(shape, generator=generator, device=device, dtype=torch.float32)
+        else:
+            rows = np.empty(shape, np.float32)
+            for row, source in zip(rows, generator, strict=True):
+                source.random(dtype=np.float32, out=row)
+            uniform = torch.from_numpy(rows).to(like.device)
+        return uniform.clamp_(1e-20, 1 - 6e-8).log_().neg_().log_().neg_().to(like)
+
+    def scores(self, logits: Tensor, noise: Tensor | None, vectors: Tensor) -> Tensor:
+        """(..., K) logits and noise, (K, D) vectors of the codes → what the drawn code maximises."""
+        if self.top_k is not None and self.top_k < logits.shape[-1]:
+            least = logits.topk(self.top_k, -1).values[..., -1:]
+            logits = logits.masked_fill(logits < least, float("-inf"))
+        if noise is not None:
+            return torch.add(noise, logits, alpha=1 / self.temperature)
+        vectors = vectors.to(logits.dtype)
+        expected = logits.softmax(-1) @ vectors
+        return expected @ vectors.T - vectors.square().sum(-1) / 2
+
+    def choose(self, logits: Tensor, noise: Tensor | None, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """→ codes (...) and near ties (...) bool."""
+        tie = TIE[logits.dtype] * max(1.0, 1 / (self.temperature or 1.0))
+        scores = self.scores(logits, noise, vectors)
+        best, codes = scores.max(-1)
+        # The second best by a second maximum: several times faster than sorting by topk.
+        second = scores.scatter_(-1, codes[..., None], float("-inf")).amax(-1)
+        near = best - second < tie
+        if self.top_k is not None and self.top_k < logits.shape[-1]:
+            # Which codes are the k best may be a near tie, too.
+            edge = logits.topk(self.top_k + 1, -1).values
+            near |= edge[..., -2] - edge[..., -1] < tie
+        return codes, near
+
+    def settle(self, head: Head, contexts: Tensor, noise: Tensor | None, codes: Tensor, ambiguous: Tensor) -> None:
+        """Decide near ties anew, in place, in an order of summation that no sampler changes: row by row, whole grids.
+
+        Only where that changes a code must those behind it be drawn again.
+        """
+        for row in ambiguous.any(-1).nonzero().flatten().tolist():
+            one, changed = slice(row, row + 1), False
+            for position in range(codes.shape[1]):
+                if changed or ambiguous[row, position]:
+                    logits = head(codes[one], contexts[one])[:, position]
+                    code = self.choose(logits, None if noise is None else noise[one, position], head.vectors)[0]
+                    changed |= bool(code != codes[row, position])
+                    codes[one, position] = code
+
+
+class Ancestral(Sampler):
+    """One position after the other, with what is known of those before kept in the head's state: the fewest operations.
+
+    Positions that do not look at each other (the head's groups) are drawn in one pass, unless ``together`` is false.
+    On a GPU the whole row of passes is one CUDA graph.
+    """
+
+    def __init__(self, temperature: float = 1.0, top_k: int | None = None, together: bool = True):
+        super().__init__(temperature, top_k)
+        self.together = together
+
+    def run(self, head: Head, contexts: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        groups = head.groups if self.together else [1] * contexts.shape[1]
+
+        def walk(contexts: Tensor, *noise: Tensor) -> tuple[Tensor, Tensor]:
+            codes = torch.zeros(contexts.shape[:2], dtype=torch.int64, device=contexts.device)
+            ambiguous = torch.zeros_like(codes, dtype=torch.bool)
+            state, start = head.begin(contexts), 0
+            for size in groups:
+                now = slice(start, start + size)
+                logits = head.extend(state, codes, now.start, now.stop)
+                drawn = self.choose(logits, noise[0][:, now] if noise else None, head.vectors)
+                codes[:, now], ambiguous[:, now] = drawn
+                start += size
+            return codes, ambiguous
+
+        inputs = (contexts,) if noise is None else (contexts, noise)
+        if contexts.device.type == "cuda":
+            codes, ambiguous = GRAPHS.call(head, (self.temperature, self.top_k, self.together), walk, *inputs)
+        else:
+            codes, ambiguous = walk(*inputs)
+        return codes, torch.tensor(float(len(groups))), ambiguous
+
+
+class Predictive(Sampler):
+    """Fixed-point iteration from a guess: the head's own forecast of each code, under the same noise.
+
+    A pass computes only what lies behind the groups that every row has verified; converged rows leave the batch.
+    """
+
+    def run(self, head: Head, contexts: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        batch, positions = contexts.shape[:2]
+        sizes = torch.tensor(head.groups, device=contexts.device)
+        ends = sizes.cumsum(0).repeat_interleave(sizes)  # (N,) where the group of each position ends
+        codes = self.scores(head.forecast(contexts), noise, head.vectors).argmax(-1)
+        result, ambiguous = torch.empty_like(codes), torch.zeros_like(codes, dtype=torch.bool)
+        rows = torch.arange(batch, device=codes.device)
+        state = head.begin(contexts)
+        verified = torch.zeros(batch, dtype=torch.int64, device=codes.device)
+        total = 0
+        tie = ambiguous.clone()
+        while len(rows):
+            start = int(verified.min())
+            logits = head.extend(state, codes, start, positions)
+            new, tie[:, start:] = self.choose(logits, None if noise is None else noise[:, start:], head.vectors)
+            total += len(rows)
+            # All before the first difference was computed from right codes, and so was the group of the difference.
+            first = torch.where(new == codes[:, start:], positions, ends[start:]).amin(1)
+            codes[:, start:] = new
+            verified = torch.maximum(verified, first)
+            done = verified >= positions
+            if done.any():
+                result[rows[done]], ambiguous[rows[done]] = codes[done], tie[done]
+                keep = (~done).nonzero().flatten()
+                rows, codes, verified, tie = rows[keep], codes[keep], verified[keep], tie[keep]
+                noise = None if noise is None else noise[keep]
+                state = head.select(state, keep)
+        return result, torch.tensor(total / batch), ambiguous
+
+
+class Automatic(Sampler):
+    """The faster one: predictive for small batches on a CPU, unless the head is made to go step by step; ancestral
+    elsewhere. The samples are the same."""
+
+    def __init__(self, temperature: float = 1.0, top_k: int | None = None):
+        super().__init__(temperature, top_k)
+        self.few, self.many = Predictive(temperature, top_k), Ancestral(temperature, top_k)
+
+    def run(self, head: Head, contexts: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        few = contexts.device.type == "cpu" and len(head.groups) >= PAYS_OFF * len(contexts)
+        return (self.few if few and not head.stepwise else self.many).run(head, contexts, noise)
+
+
+SAMPLERS: dict[str, type[Sampler]] = {"auto": Automatic, "ancestral": Ancestral, "predictive": Predictive}
+
+
+def make_sampler(name: str = "auto", temperature: float = 1.0, top_k: int | None = None) -> Sampler:
+    """A sampler by name. Raises :class:`ConfigError` for an unknown one."""
+    if name not in SAMPLERS:
+        raise ConfigError(f"unknown sampler {name!r}; choose {', '.join(SAMPLERS)}")
+    return SAMPLERS[name](temperature, top_k)

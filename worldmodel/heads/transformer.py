@@ -1,0 +1,205 @@
+"""The transformer head: small, autoregressive over groups of positions, each with its known neighbours at hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from worldmodel.heads.base import Head, grid_size
+from worldmodel.heads.embedding import CodeEmbedding, centred, classifier
+from worldmodel.heads.order import make_order
+
+
+@dataclasses.dataclass
+class HeadState:
+    """What is known of the grids while they are drawn."""
+
+    inputs: Tensor  # (B, N, width): the part of every position's input that is known beforehand
+    keys: list[Tensor]  # a block: (B, heads, 1 + N, width / heads), the first belongs to no code
+    values: list[Tensor]
+    known: int = 0  # keys and values of the codes before are final
+    tables: Tensor | None = None  # what `TransformerHead.tables` returned
+
+
+class Tables(NamedTuple):
+    """Products of the weights, kept until one of these changes."""
+
+    key: list[tuple[int, int]]  # where each weight lies, and how often it was written
+    weights: list[Tensor]  # held, so that no other weight can come to lie there
+    said: Tensor  # (stages × places × (K + 1), width)
+
+
+class HeadBlock(nn.Module):
+    """Pre-norm attention to the codes that are known, and an MLP.
+
+    Keys and values are made of the codes themselves, not of the stream of the positions, so that a code changes its own
+    alone and a position sees nothing of its own group.
+    """
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query = nn.Linear(width, width, bias=False)
+        self.key_value = nn.Linear(width, 2 * width, bias=False)
+        self.nothing = nn.Parameter(torch.zeros(2, heads, 1, width // heads))  # key and value where no code is known
+        self.out = nn.Linear(width, width, bias=False)
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        for layer in (self.out, self.down):
+            nn.init.normal_(layer.weight, std=0.02 / math.sqrt(2))
+
+    def remember(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Embedded codes (B, n, width) → keys and values (B, heads, n, width / heads)."""
+        key, value = self.key_value(codes).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return key, value
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+        """x (B, n, width); keys, values (B, heads, m, ·); bias (n, m), −∞ where a position must not look."""
+        query = self.query(self.norm1(x)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        x = x + self.out(attention(query, keys, values, bias).transpose(1, 2).flatten(2))
+        return x + self.down(F.silu(self.up(self.norm2(x))))
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """q (B, heads, n, D), k and v (B, heads, m, D), bias (n, m) → (B, heads, n, D)."""
+    if q.device.type != "cpu" or not q.requires_grad:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    # On a CPU the backward pass of the fused kernel in bfloat16 takes five times as long.
+    rows = q.flatten(0, 1) / math.sqrt(q.shape[-1])
+    weights = torch.baddbmm(bias.expand(len(rows), -1, -1), rows, k.flatten(0, 1).mT).softmax(-1)
+    return torch.bmm(weights, v.flatten(0, 1)).view_as(q)
+
+
+class TransformerHead(Head):
+    """Position i reads its context and its known neighbours, and attends to the codes of all groups before its own.
+
+    Args:
+        grid: shape of a grid. codebook: (K, D). context_width: of the trunk's vectors.
+        width, blocks, heads: of the transformer. embed: width of an embedded code.
+        order: see :mod:`worldmodel.heads.order`; it decides which positions form a group.
+    """
+
+    def __init__(
+        self,
+        grid: Sequence[int],
+        codebook: Tensor,
+        context_width: int,
+        width: int = 128,
+        blocks: int = 1,
+        heads: int = 4,
+        embed: int = 48,
+        order: str = "quincunx",
+    ):
+        super().__init__()
+        self.positions = grid_size(grid)
+        self.embed = CodeEmbedding(codebook, embed)
+        walk = make_order(order, grid)
+        self.stages, self.groups = walk.stages, walk.groups
+        self.register_buffer("order", walk.positions, persistent=False)
+        self.register_buffer("neighbours", walk.neighbours, persistent=False)
+        self.register_buffer("vectors", centred(codebook), persistent=False)
+        sizes = torch.tensor(self.groups)
+        begins = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)  # (N,) where the group of each position begins
+        self.begins = begins.tolist()
+        hidden = torch.arange(-1, self.positions) >= begins[:, None]
+        self.register_buffer("bias", torch.zeros(hidden.shape).masked_fill(hidden, -math.inf), persistent=False)
+        size = walk.neighbours.shape[1] * embed
+        self.enter_codes = nn.ModuleList(nn.Linear(size, width, bias=False) for _ in self.stages)
+        self.enter_context = nn.Linear(context_width, width)
+        self.embed_memory, self.norm_memory = CodeEmbedding(codebook, width), nn.LayerNorm(width)
+        self.position = nn.Parameter(torch.randn(self.positions, width) * 0.02)
+        self.blocks = nn.ModuleList(HeadBlock(width, heads) for _ in range(blocks))
+        self.norm = nn.LayerNorm(width)
+        self.logits = classifier(codebook, width)
+        self.guess = nn.Sequential(nn.Linear(context_width, width), nn.SiLU(), classifier(codebook, width))
+        stage = torch.arange(len(self.stages)).repeat_interleave(torch.tensor(self.stages))
+        rows = torch.arange(walk.neighbours.shape[1]) + walk.neighbours.shape[1] * stage[:, None]
+        self.register_buffer("rows", rows * (len(codebook) + 1), persistent=False)
+        self._tables: Tables | None = None
+
+    rows: Tensor  # (N, 8) int64: where in the tables the answers of each neighbour begin
+    order: Tensor
+    neighbours: Tensor
+    bias: Tensor  # (N, 1 + N): 0 where a position may look, −∞ elsewhere; the first column is "nothing"
+
+    def forward(self, codes: Tensor, contexts: Tensor) -> Tensor:
+        inputs = self.enter_context(contexts) + self.position
+        x = inputs + self._near(codes, 0, self.positions)
+        memory = self._memory(codes, inputs)
+        bias = self.bias.to(x.dtype)
+        for block in self.blocks:
+            pairs = zip(block.nothing, block.remember(memory), strict=True)  # type: ignore[arg-type, operator]
+            keys, values = (torch.cat([none.expand(len(x), -1, -1, -1), some], 2) for none, some in pairs)
+            x = block(x, keys, values, bias)
+        return self.logits(self.norm(x)).float()
+
+    def begin(self, contexts: Tensor) -> HeadState:
+        inputs = self.enter_context(contexts) + self.position
+        state = HeadState(inputs, [], [], tables=self.tables())
+        for block in self.blocks:
+            for kept, nothing in zip((state.keys, state.values), block.nothing, strict=True):  # type: ignore[arg-type]
+                room = inputs.new_zeros(len(inputs), len(nothing), 1 + self.positions, nothing.shape[-1])
+                room[:, :, :1] = nothing
+                kept.append(room)
+        return state
+
+    def extend(self, state: HeadState, codes: Tensor, start: int, stop: int) -> Tensor:
+        x = state.inputs[:, start:stop] + self._near(codes, start, stop, state.tables)
+        a, seen = state.known, self.begins[stop - 1]  # the last group looks at the codes before it
+        memory = self._memory(codes[:, a:seen], state.inputs[:, a:seen]) if a < seen else None
+        bias = self.bias[start:stop, : 1 + seen].to(x.dtype)
+        for block, keys, values in zip(self.blocks, state.keys, state.values, strict=True):
+            if memory is not None:
+                keys[:, :, 1 + a : 1 + seen], values[:, :, 1 + a : 1 + seen] = block.remember(memory)  # type: ignore[operator]
+            x = block(x, keys[:, :, : 1 + seen], values[:, :, : 1 + seen], bias)
+        state.known = max(a, min(start, seen))
+        return self.logits(self.norm(x)).float()
+
+    def select(self, state: HeadState, rows: Tensor) -> HeadState:
+        keys, values = ([kept[rows] for kept in part] for part in (state.keys, state.values))
+        return HeadState(state.inputs[rows], keys, values, state.known, state.tables)
+
+    def forecast(self, contexts: Tensor) -> Tensor:
+        return self.guess(contexts).float()
+
+    def _memory(self, codes: Tensor, inputs: Tensor) -> Tensor:
+        """codes (B, n) and the inputs of their positions (B, n, width) → what may be looked at, (B, n, width)."""
+        return self.norm_memory(self.embed_memory(codes) + inputs)
+
+    def tables(self) -> Tensor | None:
+        """What every code says as the neighbour at each place of each stage, (stages × 8 × (K + 1), width).
+
+        Sampling looks it up instead of multiplying by a small matrix for every stage, which took a third of a pass.
+        Kept until a weight changes. None where gradients are wanted, and on a GPU: a CUDA graph would keep an old one.
+        """
+        weights = [weight.detach() for weight in (self.embed.table, *(enter.weight for enter in self.enter_codes))]  # type: ignore[operator]
+        if torch.is_grad_enabled() or weights[0].device.type != "cpu":
+            return None
+        key = [(weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights]
+        if self._tables is None or self._tables.key != key:
+            codes = weights[0]
+            places = [weight.unflatten(1, (-1, codes.shape[1])) for weight in weights[1:]]
+            said = torch.cat([torch.einsum("ke,wse->skw", codes, place) for place in places])
+            self._tables = Tables(key, weights, said.flatten(0, 1))
+        return self._tables.said
+
+    def _near(self, codes: Tensor, start: int, stop: int, tables: Tensor | None = None) -> Tensor:
+        """What the neighbours say to the positions start … stop − 1: (B, stop − start, width)."""
+        known = F.pad(codes, (0, 1), value=-1)[:, self.neighbours[start:stop]]
+        if tables is not None:
+            rows = (known + 1 + self.rows[start:stop]).flatten(0, 1)
+            return F.embedding_bag(rows, tables, mode="sum").unflatten(0, known.shape[:2])
+        near = self.embed(known).flatten(2)
+        parts, first = [], 0
+        for size, enter in zip(self.stages, self.enter_codes, strict=True):
+            a, b = max(first, start), min(first + size, stop)
+            if a < b:
+                parts.append(enter(near[:, a - start : b - start]))
+            first += size
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)

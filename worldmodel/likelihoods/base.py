@@ -1,0 +1,89 @@
+"""What a decoder's outputs say about the levels of a frame: exact probabilities of uint8 levels, or a squared error.
+
+Frames are float in [-1, 1], on the 256 levels that :func:`worldmodel.types.to_float` makes of bytes. Sub-pixels (a
+channel of a pixel; a sample of sound) are independent given the outputs, so that figures of different likelihoods can
+be compared. All of it is computed in float32, whatever the decoder computed in: the outputs that it rounded are then
+the parameters of a distribution that still sums to one.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+LEVELS = 256
+HALF = 1 / 255  # half the distance of two levels
+
+
+class Studied(NamedTuple):
+    """A likelihood's answer to a training batch."""
+
+    loss: Tensor  # (), as :meth:`Likelihood.loss`
+    frames: Tensor  # (B, C, *size) float32, without gradient: to be looked at and measured
+
+
+class Likelihood(nn.Module, abc.ABC):
+    """p(frame | outputs) by sub-pixel.
+
+    Args:
+        channels: C of the frames.
+    """
+
+    keep_float32 = True
+    outputs: int  # channels that the decoder has to give
+    stride: int = 1  # places of the frame, along each axis, that share one place of the outputs
+    exact: bool  # whether log_prob is the log-likelihood of uint8 levels
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.channels = channels
+
+    @abc.abstractmethod
+    def log_prob(self, outputs: Tensor, frames: Tensor) -> Tensor:
+        """Outputs (B, outputs, *size), frames (B, C, *size) float in [-1, 1] → (B, C, *size) nats, float32."""
+
+    @abc.abstractmethod
+    def mean(self, outputs: Tensor) -> Tensor:
+        """Outputs (B, outputs, *size) → the expected frames (B, C, *size) float32 in [-1, 1]."""
+
+    @abc.abstractmethod
+    def sample(self, outputs: Tensor, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
+        """Outputs (B, outputs, *size) → frames (B, C, *size) float32 in [-1, 1], drawn from the distribution, or from
+        one that a ``temperature`` > 0 below 1 makes narrower."""
+
+    def study(self, outputs: Tensor, frames: Tensor) -> Studied:
+        """What training needs of outputs and true frames. Where the expected frames take many passes, those shown are
+        what one pass expects of each sub-pixel after the true ones before it."""
+        return Studied(self.loss(outputs, frames), self.mean(outputs.detach()))
+
+    def loss(self, outputs: Tensor, frames: Tensor) -> Tensor:
+        """Mean of −log_prob over the batch and the sub-pixels, (): nats per sub-pixel where the likelihood is exact."""
+        return -self.log_prob(outputs, frames).mean()
+
+    def guides(self, outputs: Tensor, frames: Tensor) -> dict[str, Tensor]:
+        """Further terms of training, () each, that help the decoder to say what the likelihood should heed."""
+        return {}
+
+    def _by_subpixel(self, outputs: Tensor) -> Tensor:
+        """(B, C · n, *size) → (B, *size, C, n): no copy, and n adjacent in memory where outputs are channels-last."""
+        return outputs.movedim(1, -1).unflatten(-1, (self.channels, -1))
+
+
+def levels_of(frames: Tensor) -> Tensor:
+    """Frames in [-1, 1] → the nearest of the levels 0 … 255, int64."""
+    return frames.float().add(1).mul(127.5).round_().clamp_(0, LEVELS - 1).long()
+
+
+def frames_of(levels: Tensor) -> Tensor:
+    """Levels 0 … 255 → frames in [-1, 1], float32."""
+    return levels.float() * (2 * HALF) - 1
+
+
+def uniform(shape: Sequence[int], device: torch.device, generator: torch.Generator | None) -> Tensor:
+    """Uniform noise in [0, 1) on a device, whatever the generator's."""
+    where = device if generator is None else generator.device
+    return torch.rand(tuple(shape), generator=generator, device=where).to(device)

@@ -1,0 +1,71 @@
+"""Settings of earlier versions: old names of classes and settings → the present ones.
+
+Runs keep the settings that they were made with, so every renamed class, function or setting needs a line here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+PACKAGES = {"envs": "worldmodel.envs", "agents": "worldmodel.agents"}
+"""Packages that were top-level ones."""
+
+TARGETS = {
+    "worldmodel.data.sources.TIMIT": "worldmodel.speech.sources.TIMIT",
+    "worldmodel.data.sources.VCTK": "worldmodel.speech.sources.VCTK",
+    "worldmodel.nn.causal": "worldmodel.speech.nn.causal",
+    "worldmodel.nn.likelihoods": "worldmodel.likelihoods",
+    "worldmodel.nn.sound": "worldmodel.speech.nn.mel",
+    "worldmodel.nn.spectra": "worldmodel.speech.nn.spectra",
+    "worldmodel.nn.spectral": "worldmodel.speech.nn.spectral",
+    "worldmodel.nn.wavenet": "worldmodel.speech.nn.wavenet",
+    "worldmodel.priors.PixelCNNHead": "worldmodel.heads.PixelCNNHead",
+    "worldmodel.priors.PixelCNNLikelihood": "worldmodel.heads.PixelCNNLikelihood",
+    "worldmodel.priors.TransformerHead": "worldmodel.heads.TransformerHead",
+    "worldmodel.priors.hierarchy.HierarchyHead": "worldmodel.heads.HierarchyHead",
+    "worldmodel.priors.pixels.PixelCNNLikelihood": "worldmodel.heads.PixelCNNLikelihood",
+    "worldmodel.priors.scene": "worldmodel.tokenizers.scene",
+    "worldmodel.tokenizers.SeparateLevels": "worldmodel.speech.separate.SeparateLevels",
+    "worldmodel.training.augment.VariedSounds": "worldmodel.speech.augment.VariedSounds",
+}
+"""Renamed modules and classes, as they stand in ``_target_``."""
+
+SETTINGS: dict[str, str] = {}
+"""Renamed settings: ``<class of the node>.<old name>`` → new name."""
+
+
+def present_target(name: str) -> str:
+    """The present dotted name of a class or function that an earlier version called ``name``."""
+    package, dot, rest = name.partition(".")
+    if package in PACKAGES and dot:
+        name = f"{PACKAGES[package]}.{rest}"
+    for old, new in TARGETS.items():
+        if name == old or name.startswith(f"{old}."):
+            return new + name[len(old) :]
+    return name
+
+
+def present_id(name: str) -> str:
+    """The present gymnasium id of an environment: ``envs:worldmodel/Vizdoom-v0`` names its package anew."""
+    package, colon, rest = name.partition(":")
+    return f"{PACKAGES[package]}:{rest}" if colon and package in PACKAGES else name
+
+
+def migrate(settings: Any) -> Any:
+    """Plain settings (dicts, lists and values) of any version → the same under the present names."""
+    if isinstance(settings, list):
+        return [migrate(item) for item in settings]
+    if not isinstance(settings, dict):
+        return settings
+    target = settings.get("_target_")
+    renamed: dict[str, Any] = {}
+    if isinstance(target, str):
+        target = present_target(target)
+        kind = target.rpartition(".")[2]
+        renamed = {key: SETTINGS.get(f"{kind}.{key}", key) for key in settings}
+    result = {renamed.get(key, key): migrate(value) for key, value in settings.items()}
+    if isinstance(target, str):
+        result["_target_"] = target
+    if isinstance(result.get("id"), str):
+        result["id"] = present_id(result["id"])
+    return result

@@ -1,0 +1,122 @@
+"""A file of compressed sound: what is needed to decode it, the codes, and a checksum.
+
+Little-endian: magic, version, coding, codebooks used, sampling rate, number of samples, the fingerprints of the codec
+and of the entropy model, the gain, then the codes, then a CRC-32 of all before it: 38 bytes and the codes.
+
+Codes of fixed width lie place after place, in a place codebook after codebook, each in as many bits as the number of
+codes needs, the most significant first, zeros filling the last byte. Entropy-coded ones are in the same order; see
+:mod:`worldmodel.speech.codec.entropy`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from worldmodel.errors import DataError
+from worldmodel.util.files import whole
+
+MAGIC = b"WMCB"
+VERSION = 1
+FIXED, ENTROPY = 0, 1  # codings
+NO_MODEL = bytes(8)
+
+_HEADER = struct.Struct("<4sBBHII8s8sh")
+_CHECKSUM = struct.Struct("<I")
+
+
+@dataclasses.dataclass(frozen=True)
+class Bitstream:
+    """Compressed sound. Equal ones are equal byte for byte."""
+
+    rate: int  # samples a second
+    samples: int  # of the sound; places are as many as cover them
+    codebooks: int  # used, the first ones of the codec
+    codec: bytes  # 8 bytes, which codec it was
+    model: bytes  # 8 bytes, which entropy model; NO_MODEL where codes have a fixed width
+    payload: bytes = dataclasses.field(repr=False)  # the codes
+    gain: int = 0  # hundredths of dB by which the sound was made louder before it was coded, within ±32767
+
+    @property
+    def coding(self) -> int:
+        return FIXED if self.model == NO_MODEL else ENTROPY
+
+    @property
+    def seconds(self) -> float:
+        return self.samples / self.rate
+
+    @property
+    def bits_per_second(self) -> float:
+        """Of the codes; :meth:`to_bytes` has 38 bytes more in all. 0 for no sound."""
+        return 8 * len(self.payload) / self.seconds if self.samples else 0.0
+
+    def to_bytes(self) -> bytes:
+        """Raises :class:`DataError` for a sound that the header has no room for."""
+        try:
+            header = _HEADER.pack(
+                MAGIC, VERSION, self.coding, self.codebooks, self.rate, self.samples, self.codec, self.model, self.gain
+            )
+        except struct.error:
+            raise DataError(f"a bitstream holds up to 2³² samples, not {self.samples:,}; cut the sound") from None
+        body = header + self.payload
+        return body + _CHECKSUM.pack(zlib.crc32(body))
+
+    @classmethod
+    def of_bytes(cls, data: bytes, name: str = "the bitstream") -> Bitstream:
+        """Inverse of :meth:`to_bytes`. Raises :class:`DataError` for what is foreign, newer, cut short or damaged."""
+        if data[:4] != MAGIC:
+            raise DataError(f"{name} is no bitstream of this codec; it does not begin with {MAGIC.decode()}")
+        if len(data) < _HEADER.size + _CHECKSUM.size:
+            raise DataError(f"{name} is cut short: it ends within its header")
+        _, version, coding, codebooks, rate, samples, codec, model, gain = _HEADER.unpack_from(data)
+        if version != VERSION:
+            raise DataError(f"{name} is a bitstream of version {version}; this program reads version {VERSION}")
+        if _CHECKSUM.unpack_from(data, len(data) - _CHECKSUM.size)[0] != zlib.crc32(data[: -_CHECKSUM.size]):
+            raise DataError(f"{name} is damaged or cut short: its checksum does not fit")
+        stream = cls(rate, samples, codebooks, codec, model, data[_HEADER.size : -_CHECKSUM.size], gain)
+        if coding != stream.coding or rate < 1 or codebooks < 1:
+            raise DataError(f"{name} is damaged: its header contradicts itself")
+        return stream
+
+    def save(self, path: str | Path) -> None:
+        """Write the file, whole or not at all."""
+        with whole(Path(path)) as part:
+            part.write_bytes(self.to_bytes())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Bitstream:
+        """Raises :class:`DataError` when there is no such file, and as :meth:`of_bytes` does."""
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror}") from None
+        return cls.of_bytes(data, str(path))
+
+
+def width_of(codes: int) -> int:
+    """Bits of a code of fixed width, of K: ⌈log₂ K⌉."""
+    return (codes - 1).bit_length()
+
+
+def pack(codes: np.ndarray, size: int) -> bytes:
+    """Codes of any shape, ints in [0, size) → bytes. Raises ValueError for others."""
+    if codes.size and not 0 <= codes.min() <= codes.max() < size:
+        raise ValueError(f"codes from {codes.min()} to {codes.max()} are not all in [0, {size})")
+    shifts = np.arange(width_of(size))[::-1]
+    return np.packbits((codes.reshape(-1, 1) >> shifts & 1).astype(np.uint8)).tobytes()
+
+
+def unpack(data: bytes, shape: tuple[int, ...], size: int) -> np.ndarray:
+    """Inverse of :func:`pack`: int64 of a shape. Raises :class:`DataError` when the bytes do not hold that."""
+    width, count = width_of(size), int(np.prod(shape))
+    if len(data) != (count * width + 7) // 8:
+        raise DataError(f"{count:,} codes of {width} bits need {(count * width + 7) // 8:,} bytes, not {len(data):,}")
+    bits = np.unpackbits(np.frombuffer(data, np.uint8), count=count * width).reshape(count, width)
+    codes = bits.astype(np.int64) @ (1 << np.arange(width, dtype=np.int64)[::-1])
+    if count and codes.max() >= size:
+        raise DataError(f"code {codes.max()} is none of {size}; the bitstream is of another codec")
+    return codes.reshape(shape)

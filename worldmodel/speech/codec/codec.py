@@ -1,0 +1,245 @@
+"""Speech in few bits: waves → codes → bitstreams and back, whole or as they come.
+
+A residual quantiser's first q codebooks are used, as the bits a second allow. The codec needs no more than the places
+that are already there: a place of ``factor`` samples is coded when the last of them has come, and decoded when
+its codes have, so that the delay of both together is ``factor`` samples.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldmodel.data.codes import fingerprint
+from worldmodel.errors import ConfigError, DataError
+from worldmodel.quantizers import NO_CODE, ResidualQuantizer
+from worldmodel.speech.codec.bitstream import NO_MODEL, Bitstream, pack, unpack, width_of
+from worldmodel.speech.codec.entropy import CodeModel, EntropyDecoder, EntropyEncoder
+from worldmodel.speech.nn.causal import Causal
+from worldmodel.speech.nn.mel import companded, expanded
+from worldmodel.tokenizers import VQVAE
+from worldmodel.types import NO_ACTION, to_float, to_uint8
+
+
+class Codec:
+    """A trained tokenizer of sound as a codec. Waves are (L,) float pressure in [-1, 1], codes (n, q) int64 in [0, K).
+
+    Args:
+        tokenizer: a VQ-VAE of sound, with a residual quantiser where the number of codebooks is to be chosen.
+        rate: samples a second.
+        condition: the voice that a decoder is told which knows voices; none by default.
+
+    Raises :class:`ConfigError` for a tokenizer that is none of one channel of sound.
+    """
+
+    def __init__(self, tokenizer: VQVAE, rate: int = 16_000, condition: int = NO_ACTION):
+        if not tokenizer.joined or tokenizer.frame_shape[0] != 1:
+            raise ConfigError(
+                f"a codec is for sound of one channel, not for frames {'×'.join(map(str, tokenizer.frame_shape))}"
+            )
+        self.tokenizer, self.rate, self.condition = tokenizer.eval(), rate, condition
+        self.codes, self.codebooks = tokenizer.codes, tokenizer.slots[0] if tokenizer.slots else 1
+        self.scalable = isinstance(tokenizer.quantizer, ResidualQuantizer)
+        self.factor = int(tokenizer.encoder.factor)  # type: ignore[arg-type]
+        self.fingerprint = bytes.fromhex(fingerprint(tokenizer))[:8]
+
+    @property
+    def causal(self) -> bool:
+        """Whether waves can be coded as they come."""
+        return isinstance(self.tokenizer.encoder, Causal) and isinstance(self.tokenizer.decoder, Causal)
+
+    @property
+    def latency(self) -> int:
+        """Samples that go in before the first comes out, of a causal codec; computing takes time of its own."""
+        return self.factor
+
+    def bits_per_second(self, codebooks: int) -> float:
+        """Of codes of fixed width."""
+        return codebooks * width_of(self.codes) * self.rate / self.factor
+
+    def codebooks_of(self, kbps: float) -> int:
+        """The most codebooks that fit into that many kilobits a second, of fixed width. Raises :class:`ConfigError`."""
+        found = min(int(1000 * kbps / self.bits_per_second(1) + 1e-9), self.codebooks)
+        if found < 1 or (found < self.codebooks and not self.scalable):
+            least = 1 if self.scalable else self.codebooks
+            raise ConfigError(f"{kbps:g} kbit/s are too few; this codec needs {self.bits_per_second(least) / 1000:g}")
+        return found
+
+    def places(self, samples: int) -> int:
+        """Of a wave; silence fills the last one."""
+        return -(-samples // self.factor)
+
+    def encode(self, wave: np.ndarray, codebooks: int | None = None) -> np.ndarray:
+        """A wave (L,) → codes (places, q) of the first ``codebooks``, or of all. Raises :class:`ConfigError`."""
+        used = self._used(codebooks)
+        filled = np.pad(wave, (0, self.places(len(wave)) * self.factor - len(wave)))
+        return self._codes(self._frames(filled), lambda x: self.tokenizer.encoder(x), used)
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """Codes (n, q) → a wave (n · factor,) float32."""
+        return self._wave(codes, lambda x: self.tokenizer.decoder(x))
+
+    def compress(self, wave: np.ndarray, codebooks: int | None = None, model: CodeModel | None = None) -> Bitstream:
+        """A wave (L,) → its bitstream, entropy-coded where there is a model. Raises :class:`ConfigError`."""
+        return self.write(self.encode(wave, codebooks), len(wave), model)
+
+    def decompress(self, stream: Bitstream, model: CodeModel | None = None) -> np.ndarray:
+        """Inverse of :meth:`compress` as far as the codes go: a wave (samples,). Raises :class:`DataError`."""
+        return self.decode(self.read(stream, model))[: stream.samples]
+
+    def write(self, codes: np.ndarray, samples: int, model: CodeModel | None = None) -> Bitstream:
+        """Codes (places, q) of a wave of so many samples → a bitstream. Raises :class:`ConfigError`."""
+        self._check(model)
+        if model is None:
+            payload, name = pack(codes, self.codes), NO_MODEL
+        else:
+            coder = EntropyEncoder(model, codes.shape[1])
+            coder.push(codes)
+            payload, name = coder.finish() + _check_of(codes), model.fingerprint()
+        return Bitstream(self.rate, samples, codes.shape[1], self.fingerprint, name, payload)
+
+    def read(self, stream: Bitstream, model: CodeModel | None = None) -> np.ndarray:
+        """The codes (places, q) of a bitstream; one of fixed width needs no model.
+
+        Raises :class:`DataError` for a bitstream of another codec or model, or of none that could be, and where the
+        model does not come to the codes that were written: one in floating point may not, on another machine.
+        """
+        if stream.codec != self.fingerprint:
+            raise DataError(
+                f"the bitstream was made by the codec {stream.codec.hex()}, and this one is {self.fingerprint.hex()}; "
+                "name the run that made it"
+            )
+        if stream.rate != self.rate or not 1 <= stream.codebooks <= self.codebooks:
+            raise DataError(
+                f"the bitstream has {stream.codebooks} codebooks at {stream.rate:,} Hz, and its codec has "
+                f"{self.codebooks} at {self.rate:,} Hz"
+            )
+        shape = self.places(stream.samples), stream.codebooks
+        if stream.model == NO_MODEL:
+            return unpack(stream.payload, shape, self.codes)
+        if model is None or model.fingerprint() != stream.model:
+            given = "none was given" if model is None else f"this one is {model.fingerprint().hex()}"
+            raise DataError(f"the bitstream is entropy-coded by the model {stream.model.hex()}, and {given}")
+        self._check(model)
+        codes = EntropyDecoder(model, shape[1], stream.payload[:-2]).pull(shape[0])
+        if _check_of(codes) != stream.payload[-2:]:
+            raise DataError(
+                "the entropy model does not come to the codes that were written: this machine computes otherwise; "
+                "decode where the bitstream was made, or make it with --entropy counts or none"
+            )
+        return codes
+
+    def _check(self, model: CodeModel | None) -> None:
+        if model is not None and (model.codes != self.codes or model.stages < self.codebooks):
+            raise ConfigError(
+                f"the entropy model is of {model.stages} codebooks of {model.codes} codes, and the codec has "
+                f"{self.codebooks} of {self.codes}"
+            )
+
+    def _used(self, codebooks: int | None) -> int:
+        used = self.codebooks if codebooks is None else codebooks
+        if not 1 <= used <= self.codebooks or (used < self.codebooks and not self.scalable):
+            choices = f"1 to {self.codebooks}" if self.scalable else f"exactly {self.codebooks}"
+            raise ConfigError(f"this codec uses {choices} codebooks, not {used}")
+        return used
+
+    def _frames(self, wave: np.ndarray) -> Tensor:
+        """Pressure (L,) → frames (1, 1, L), on the levels that the tokenizer was trained on."""
+        pressure = torch.as_tensor(wave, dtype=torch.float32, device=next(self.tokenizer.parameters()).device)
+        return to_float(to_uint8(companded(pressure)))[None, None]
+
+    @torch.no_grad()
+    def _codes(self, frames: Tensor, encoder: Callable[[Tensor], Tensor], used: int) -> np.ndarray:
+        """(1, 1, L), L a multiple of the factor → (n, q) by an encoder (1, 1, L) → (1, D, n)."""
+        if not frames.shape[-1]:
+            return np.zeros((0, used), np.int64)
+        vectors = self.tokenizer.project(encoder(frames.to(self.tokenizer.project.weight.dtype)))
+        codes = self.tokenizer.quantizer.encode(vectors.movedim(1, -1).float())[0]
+        return codes.reshape(len(codes), -1)[:, :used].cpu().numpy()
+
+    @torch.no_grad()
+    def _wave(self, codes: np.ndarray, decoder: Callable[[Tensor], Tensor]) -> np.ndarray:
+        """(n, q) → (n · factor,) float32 by a decoder (1, D, n) → (1, outputs, n · factor)."""
+        if not len(codes):
+            return np.zeros(0, np.float32)
+        tokenizer = self.tokenizer
+        full = np.pad(codes, ((0, 0), (0, self.codebooks - codes.shape[1])), constant_values=NO_CODE)
+        grid = torch.from_numpy(full).to(next(tokenizer.parameters()).device)[None]
+        conditions = torch.full((1,), self.condition, device=grid.device)
+        vectors = tokenizer.read(grid if tokenizer.slots else grid[..., 0], conditions)
+        outputs = decoder(vectors.to(tokenizer.project.weight.dtype).movedim(-1, 1))
+        return expanded(tokenizer.likelihood.mean(outputs).clamp(-1, 1))[0, 0].float().cpu().numpy()
+
+
+def _check_of(codes: np.ndarray) -> bytes:
+    """2 bytes by which codes (n, q) are told from those of a model that went astray."""
+    return (zlib.crc32(codes.astype("<u4").tobytes()) & 0xFFFF).to_bytes(2, "little")
+
+
+class StreamingEncoder:
+    """Waves into codes as they come. Raises :class:`ConfigError` for a codec that is not causal.
+
+    The codes are those of the whole wave. Where two codes are as near to a vector as its rounding they may differ:
+    a chunk is a product of another size.
+    """
+
+    def __init__(self, codec: Codec, codebooks: int | None = None):
+        _require_causal(codec)
+        self.codec, self.used = codec, codec._used(codebooks)
+        self.samples = 0  # that have come
+        self._rest = np.zeros(0, np.float32)
+        self._state: Any = None
+
+    def push(self, wave: np.ndarray) -> np.ndarray:
+        """The next samples (L,), any number → the codes (n, q) of the places that are full with them, perhaps none."""
+        self.samples += len(wave)
+        wave = np.concatenate([self._rest, wave]).astype(np.float32)
+        ready = len(wave) // self.codec.factor * self.codec.factor
+        self._rest = wave[ready:]
+        return self.codec._codes(self.codec._frames(wave[:ready]), self._step, self.used)
+
+    def finish(self) -> np.ndarray:
+        """The codes of the last place, filled with silence, (1, q); (0, q) where nothing is left."""
+        missing = -len(self._rest) % self.codec.factor
+        samples = self.samples
+        codes = self.push(np.zeros(missing, np.float32))
+        self.samples = samples
+        return codes
+
+    def _step(self, frames: Tensor) -> Tensor:
+        encoder = self.codec.tokenizer.encoder
+        assert isinstance(encoder, Causal)
+        places, self._state = encoder.step(frames, self._state)
+        return places
+
+
+class StreamingDecoder:
+    """Codes into waves as they come. Raises :class:`ConfigError` for a codec that is not causal."""
+
+    def __init__(self, codec: Codec):
+        _require_causal(codec)
+        self.codec = codec
+        self._state: Any = None
+
+    def pull(self, codes: np.ndarray) -> np.ndarray:
+        """The next codes (n, q), q as many as there are bits for, chunk by chunk → the next samples (n · factor,)."""
+        return self.codec._wave(codes, self._step)
+
+    def _step(self, vectors: Tensor) -> Tensor:
+        decoder = self.codec.tokenizer.decoder
+        assert isinstance(decoder, Causal)
+        outputs, self._state = decoder.step(vectors, self._state)
+        return outputs
+
+
+def _require_causal(codec: Codec) -> None:
+    if not codec.causal:
+        names = f"{type(codec.tokenizer.encoder).__name__} and {type(codec.tokenizer.decoder).__name__}"
+        raise ConfigError(
+            f"{names} read ahead, so that waves are coded whole; choose CausalEncoder and CausalDecoder to stream"
+        )

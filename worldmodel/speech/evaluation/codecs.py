@@ -1,0 +1,126 @@
+"""A codec at each of its bitrates: how near it comes, and how many bits models of the codes save."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from worldmodel.evaluation.metrics import ratio_of_sums
+from worldmodel.evaluation.openloop import Progress, silent
+from worldmodel.media.plots import COLOURS, Line, Panel
+from worldmodel.quantizers import ResidualQuantizer
+from worldmodel.speech.codec.codec import Codec
+from worldmodel.speech.codec.entropy import CodeModel, CountModel, EntropyEncoder
+from worldmodel.speech.codec.run import prior_of
+from worldmodel.speech.evaluation.utterances import Utterance
+from worldmodel.speech.scores.codec import each, log_spectral_distance, si_sdr
+from worldmodel.speech.voice import VoiceModel
+from worldmodel.tokenizers import VQVAE
+
+CODED = 10  # held-out utterances, out of all speakers, whose codes are entropy-coded: a prior does it one by one
+
+
+def codec_figures(
+    run: Path, world: VoiceModel, spoken: Sequence[Utterance], seed: int = 0, progress: Progress = silent
+) -> dict[str, Any] | None:
+    """Scores of the held-out utterances among ``spoken`` by the first 1, 2, 4, … codebooks; None for no such codec.
+
+    Models are fitted to the training utterances: counts of the codes, and the run's prior where it has one.
+    """
+    tokenizer = world.tokenizer
+    if not isinstance(tokenizer, VQVAE) or not isinstance(tokenizer.quantizer, ResidualQuantizer) or tokenizer.told:
+        return None
+    codec = Codec(tokenizer, world.rate)
+    held_out = [utterance for utterance in spoken if utterance.held_out]
+    models: dict[str, CodeModel] = {}
+    training = [flat(utterance) for utterance in spoken if not utterance.held_out]
+    if training:
+        models["counts"] = CountModel(training, codec.codes)  # of these data, whatever the run was trained on
+    if (prior := prior_of(run, codec)) is not None:
+        models["prior"] = prior
+    coded = held_out[:: -(-len(held_out) // CODED)]
+    rates = []
+    choices = sorted({2**power for power in range(codec.codebooks.bit_length())} | {codec.codebooks})
+    for place, used in enumerate(choices):
+        heard = [codec.decode(flat(utterance)[:, :used]) for utterance in held_out]
+        real = [utterance.wave for utterance in held_out]
+        rates.append(
+            {
+                "codebooks": used,
+                "bits_a_second": codec.bits_per_second(used),
+                "si_sdr": each(si_sdr, real, heard, seed)[1].to_json(),
+                "log_spectral_distance": each(log_spectral_distance, real, heard, seed)[1].to_json(),
+                "saved": saved(models, codec, coded, used, seed),
+            }
+        )
+        progress("bitrates", place + 1, len(choices))
+    return {
+        "utterances": len(held_out),
+        "coded": len(coded),
+        "causal": codec.causal,
+        "latency_ms": 1000 * codec.latency / codec.rate if codec.causal else None,
+        "rates": rates,
+    }
+
+
+def flat(utterance: Utterance) -> np.ndarray:
+    """The codes of all places, (T · n, Q)."""
+    codes: np.ndarray = utterance.codes.flatten(0, 1).numpy()
+    return codes
+
+
+def saved(
+    models: Mapping[str, CodeModel], codec: Codec, utterances: Sequence[Utterance], used: int, seed: int
+) -> dict[str, Any]:
+    """By model, the share of the bits of fixed width that is saved, all utterances together."""
+    told = {}
+    fixed = np.array([len(flat(u)) * codec.bits_per_second(used) * codec.factor / codec.rate for u in utterances])
+    for name, model in models.items():
+        spent = []
+        for utterance in utterances:
+            coder = EntropyEncoder(model, used)
+            coder.push(flat(utterance)[:, :used])
+            spent.append(coder.bits)
+        told[name] = ratio_of_sums(fixed - np.array(spent), fixed, seed).to_json()
+    return told
+
+
+def rows(found: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """(name, value) lines; an empty value heads a section."""
+    if found is None:
+        return []
+    streams = f", streams with {found['latency_ms']:g} ms" if found["causal"] else ""
+    told = [(f"Codec, {found['utterances']} utterances{streams}", "")]
+    for rate in found["rates"]:
+        name = f"{rate['codebooks']} of {found['rates'][-1]['codebooks']} codebooks, "
+        name += f"{rate['bits_a_second'] / 1000:.2f} kbit/s"
+        sdr, distance = (f"{rate[key]['value']:.2f}" for key in ("si_sdr", "log_spectral_distance"))
+        told.append((name, f"SI-SDR {sdr} dB, log-spectral distance {distance} dB"))
+        for model, share in rate["saved"].items():
+            told.append((f"  bits saved, {model}", _percent(share)))
+    return told
+
+
+def _percent(share: dict[str, Any]) -> str:
+    return "{value:.1%} [{low:.1%}, {high:.1%}]".format(**share)
+
+
+def panels(found: dict[str, Any] | None) -> list[Panel]:
+    """What each bit buys: a line for fixed width, and one for each entropy model."""
+    if found is None:
+        return []
+    drawn = []
+    names = {"si_sdr": "SI-SDR, dB (higher is better)", "log_spectral_distance": "log-spectral distance, dB (lower)"}
+    for key, title in names.items():
+        rates = found["rates"]
+        value, low, high = ([rate[key][part] for rate in rates] for part in ("value", "low", "high"))
+        kbps = np.array([rate["bits_a_second"] / 1000 for rate in rates])
+        lines = {"fixed width": Line(kbps, value, low, high, colour=COLOURS[0])}
+        for place, model in enumerate(rates[0]["saved"], 1):
+            kept = np.array([1 - rate["saved"][model]["value"] for rate in rates])
+            lines[model] = Line(kbps * kept, value, dashed=True, colour=COLOURS[place])
+        drawn.append(Panel(title, lines, "kbit/s"))
+    return drawn

@@ -1,0 +1,42 @@
+"""What each of several separate levels of codes holds by itself: held-out utterances, decoded by it alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from worldmodel.speech.evaluation.utterances import Utterance
+from worldmodel.speech.mulaw import to_wave
+from worldmodel.speech.scores import codec
+from worldmodel.speech.separate import SeparateLevels
+from worldmodel.speech.voice import VoiceModel
+from worldmodel.types import to_uint8
+
+
+@torch.no_grad()
+def level_figures(
+    world: VoiceModel, tokenizer: SeparateLevels, chosen: Sequence[Utterance], seed: int
+) -> tuple[dict[str, Any], list[tuple[str, np.ndarray]]]:
+    """Figures of each level, the coarsest first, in the voices of the utterances; and waves to be looked at: the first
+    utterance, as it was and by each level."""
+    generator = torch.Generator(world.device).manual_seed(seed)
+    real = [each.wave for each in chosen]
+    told, shown = {}, [(f"{chosen[0].key}, as it was", real[0])]
+    for place, (name, grid) in enumerate(zip(tokenizer.names, tokenizer.levels, strict=True)):
+        made = []
+        for each in chosen:
+            speaker = torch.tensor([each.speaker], device=world.device)
+            codes = each.codes.flatten(0, 1)[None].to(world.device)
+            drawn = tokenizer.draw(codes, speaker, generator, level=place)
+            made.append(to_wave(to_uint8(drawn).flatten().cpu().numpy()))
+        told[name] = {
+            "bits_a_second": math.prod(grid) * world.spec.rate * math.log2(tokenizer.codes),
+            "si_sdr": codec.each(codec.si_sdr, real, made, seed)[1].to_json(),
+            "log_spectral_distance": codec.each(codec.log_spectral_distance, real, made, seed)[1].to_json(),
+        }
+        shown.append((f"{chosen[0].key}, by {name} alone", made[0]))
+    return told, shown

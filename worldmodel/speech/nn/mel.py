@@ -1,0 +1,159 @@
+"""What networks must know of sound: µ-law for tensors, mel spectra, and an encoder that begins with them."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from worldmodel.errors import ConfigError
+from worldmodel.nn.convnets import CONV, ResidualBlock
+from worldmodel.speech.mel import to_mel
+from worldmodel.speech.mulaw import MU
+
+FLOOR = 1e-6
+"""Mel power below which a band is silent. White noise of the rounding to 16 bits is at 1e-8 a bin, speech around 1."""
+
+
+def companded(wave: Tensor) -> Tensor:
+    """Pressure in [-1, 1] → f in [-1, 1] of µ-law, of the same shape; what is louder is clipped."""
+    wave = wave.clamp(-1, 1)
+    return wave.sign() * (MU * wave.abs()).log1p() / math.log1p(MU)
+
+
+def expanded(values: Tensor) -> Tensor:
+    """Inverse of :func:`companded`: f in [-1, 1], what frames of sound hold, → pressure in [-1, 1]."""
+    return values.sign() * (values.abs() * math.log1p(MU)).expm1() / MU
+
+
+@functools.cache
+def mel_filters(bands: int, fft: int, rate: int) -> Tensor:
+    """(fft // 2 + 1, bands) triangles of height 1, equally spaced from 0 Hz to half the rate on the mel scale.
+
+    Weights are taken at the bins' frequencies on the mel scale, where the triangles are symmetric. Raises
+    ``ValueError`` where a band falls between two bins, so that it would always be silent.
+    """
+    with torch.inference_mode(False):  # it is kept, also for those who want gradients
+        return _mel_filters(bands, fft, rate)
+
+
+def _mel_filters(bands: int, fft: int, rate: int) -> Tensor:
+    mels = torch.from_numpy(to_mel(np.linspace(0, rate / 2, fft // 2 + 1)))
+    width = mels[-1] / (bands + 1)
+    centres = width * torch.arange(1, bands + 1)
+    filters = (1 - (mels[:, None] - centres).abs() / width).clamp(min=0)
+    if bool((filters.sum(0) == 0).any()):
+        raise ValueError(f"{bands} bands are too narrow for a spectrum of {fft // 2 + 1} bins")
+    return filters.float()
+
+
+def mel_power(waves: Tensor, bands: int, hop: int, window: int, fft: int, rate: int) -> Tensor:
+    """Pressure (..., n) float32 → (..., n // hop, bands): power |STFT|² under each mel filter.
+
+    Frame i is the spectrum of a Hann window in the *middle* of the samples [hop i, hop (i + 1)).
+    """
+    margin = (fft - hop) // 2
+    padded = F.pad(waves.reshape(-1, waves.shape[-1]), (margin, margin), mode="reflect")
+    hann = torch.hann_window(window, device=waves.device)
+    spectrum = torch.stft(padded, fft, hop, window, hann, center=False, return_complex=True)
+    power = spectrum.real.square() + spectrum.imag.square()
+    mels = power.transpose(1, 2) @ mel_filters(bands, fft, rate).to(waves.device)
+    return mels[:, : waves.shape[-1] // hop].reshape(*waves.shape[:-1], -1, bands)
+
+
+def log_mels(waves: Tensor, bands: int, hop: int, window: int, fft: int, rate: int) -> Tensor:
+    """Pressure (..., n) → (..., n // hop, bands): logarithms, scaled so that those of speech are about N(0, 1)."""
+    with torch.autocast(waves.device.type, enabled=False):
+        power = mel_power(waves.float(), bands, hop, window, fft, rate)
+        return 0.25 * (power.clamp(min=FLOOR).log() + 4)
+
+
+def of_log_mels(values: Tensor) -> Tensor:
+    """Inverse of the scaling: → mel power."""
+    return (4 * values - 4).exp()
+
+
+def stretched(mels: Tensor, factors: Tensor) -> Tensor:
+    """Spectra (B, M, bands) read at band · factor, linearly between bands; factors (B,). What lies above the last band
+    is as that one."""
+    count = mels.shape[-1]
+    places = (torch.arange(count, device=mels.device) * factors[:, None]).clamp(max=count - 1)  # (B, bands)
+    low = places.long().clamp(max=count - 2)
+    share = (places - low)[:, None]
+    below, above = (mels.gather(2, at[:, None].expand(-1, mels.shape[1], -1)) for at in (low, low + 1))
+    return below + share * (above - below)
+
+
+class MelEncoder(nn.Module):
+    """Frames of sound (B, 1, n) → log-mel spectra → strided convolutions: (B, widths[-1], n / factor).
+
+    Speech is heard by the power in bands, and not by its phase, which an encoder of the wave has to learn to ignore:
+    from minutes of speech it does not (Chorowski et al., *Unsupervised speech representation learning using WaveNet
+    autoencoders*, 2019, use such a front, too).
+
+    Args:
+        rank, channels: 1. widths: channels of each convolution. blocks: residual blocks behind them.
+        strides: of each convolution, which is 2 strides wide, or 3 where the stride is 1.
+        bands, hop, window: of the spectra; samples, at ``rate`` a second. factor = hop · the strides.
+        still: whether the mean of each band over the signal is taken off: the microphone, the room, and some of the
+            voice go with it. In training the signal is a window, whose mean is not quite that of the utterance: the
+            longer the window, the nearer.
+        warp: in training the spectra are stretched along the mel scale by up to this share, as by a longer or shorter
+            vocal tract (Jaitly and Hinton, *Vocal tract length perturbation*, 2013), while the decoder, which knows the
+            speaker, has to say them as they were: what is left in the codes is less of the voice.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        channels: int,
+        widths: Sequence[int],
+        blocks: int,
+        strides: Sequence[int] = (2, 2),
+        bands: int = 80,
+        hop: int = 160,
+        window: int = 400,
+        rate: int = 16_000,
+        still: bool = False,
+        warp: float = 0.0,
+    ):
+        super().__init__()
+        if (rank, channels) != (1, 1):
+            raise ConfigError("a MelEncoder is for sound of one channel")
+        if len(widths) != len(strides):
+            raise ConfigError(
+                f"{len(widths)} widths and {len(strides)} strides; tokenizer.widths has one for each stride"
+            )
+        self.factor = hop * math.prod(strides)
+        self.spectra = {
+            "bands": bands,
+            "hop": hop,
+            "window": window,
+            "fft": 1 << (window - 1).bit_length(),
+            "rate": rate,
+        }
+        self.still, self.warp = still, warp
+        ins = [bands, *widths[:-1]]
+        self.down = nn.ModuleList(
+            CONV[1](i, o, max(2 * s, 3), stride=s, padding=(max(2 * s, 3) - s) // 2)
+            for i, o, s in zip(ins, widths, strides, strict=True)
+        )
+        self.blocks = nn.ModuleList(ResidualBlock(1, widths[-1], widths[-1]) for _ in range(blocks))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mels = log_mels(expanded(x[:, 0].float()), **self.spectra)
+        if self.still:
+            mels = mels - mels.mean(1, keepdim=True)
+        if self.training and self.warp:
+            mels = stretched(mels, 1 + self.warp * (2 * torch.rand(len(mels), device=mels.device) - 1))
+        x = mels.movedim(1, -1).to(x.dtype)
+        for index, conv in enumerate(self.down):
+            x = conv(x if index == 0 else F.relu(x))
+        for block in self.blocks:
+            x = block(x)
+        return F.relu(x)

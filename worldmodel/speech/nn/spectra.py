@@ -1,0 +1,116 @@
+"""Mel spectra as what a decoder of sound has to say, and a wave that sounds like them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from worldmodel.errors import ConfigError
+from worldmodel.likelihoods.base import Likelihood, Studied
+from worldmodel.speech.nn.mel import companded, expanded, log_mels, mel_filters, of_log_mels
+
+
+class MelSpectra(Likelihood):
+    """Outputs are log-mel spectra, one column for ``hop`` samples; the loss is their mean squared error.
+
+    Frames (B, 1, L) are waves as ever. What they sound like is kept and what they look like, their phases, is not; a
+    wave of the spectra is made after Griffin and Lim, *Signal estimation from modified short-time Fourier transform*,
+    1984: it is understood, and sounds hollow. Not exact: no bound on bits can be made of it.
+
+    Args:
+        channels: 1. bands, hop, window: of the spectra; samples, at ``rate`` a second.
+        rounds: of Griffin and Lim's iteration.
+        cepstra: if not 0, the loss is that of so many coefficients of the cosine series of each spectrum, each in
+            shares of its variance in the batch: as shapes are told apart in speech recognition (Davis and Mermelstein,
+            1980), where a squared error of bands counts little but loudness.
+    """
+
+    exact = False
+
+    def __init__(
+        self,
+        channels: int,
+        bands: int = 80,
+        hop: int = 160,
+        window: int = 400,
+        rate: int = 16_000,
+        rounds: int = 32,
+        cepstra: int = 0,
+    ):
+        super().__init__(channels)
+        if channels != 1:
+            raise ConfigError(f"spectra are of sound of one channel, not of {channels}")
+        self.outputs, self.stride, self.window, self.rounds = bands, hop, window, rounds
+        self.fft = 1 << (window - 1).bit_length()
+        self.spectra = {"bands": bands, "hop": hop, "window": window, "fft": self.fft, "rate": rate}
+        filters = mel_filters(bands, self.fft, rate)
+        self.cepstra = cepstra
+        place = (torch.arange(bands) + 0.5) * torch.pi / bands
+        self.register_buffer("series", torch.cos(place[:, None] * torch.arange(cepstra)), persistent=False)
+        self.register_buffer("inverse", torch.linalg.pinv(filters), persistent=False)
+        self.register_buffer(
+            "hann", F.pad(torch.hann_window(window), ((self.fft - window) // 2,) * 2), persistent=False
+        )
+
+    series: Tensor  # (bands, cepstra)
+    inverse: Tensor  # (bands, fft // 2 + 1)
+    hann: Tensor  # (fft,)
+
+    def log_prob(self, outputs: Tensor, frames: Tensor) -> Tensor:
+        """The negative squared error of every band, as if it were spread over the samples of its hop: (B, 1, L)."""
+        error = (outputs.float() - self._meant(frames)).square().mean(1, keepdim=True)
+        return -error.repeat_interleave(self.stride, -1)
+
+    def loss(self, outputs: Tensor, frames: Tensor) -> Tensor:
+        meant = self._meant(frames)
+        if not self.cepstra:
+            return F.mse_loss(outputs.float(), meant)
+        error = (outputs.float() - meant).movedim(1, -1) @ self.series
+        wanted = (meant.movedim(1, -1) @ self.series).flatten(0, 1)
+        return (error.flatten(0, 1).square().mean(0) / wanted.var(0, correction=0).clamp(min=1e-6)).mean()
+
+    def _meant(self, frames: Tensor) -> Tensor:
+        return log_mels(expanded(frames[:, 0].float()), **self.spectra).movedim(1, -1)
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        magnitudes = self._magnitudes(outputs)
+        wave = self._wave(magnitudes, torch.zeros_like(magnitudes))
+        for _ in range(self.rounds):
+            wave = self._wave(magnitudes, self._transform(wave).angle())
+        margin = (self.fft - self.stride) // 2
+        return companded(wave[:, None, margin : margin + magnitudes.shape[1] * self.stride])
+
+    def sample(self, outputs: Tensor, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
+        """The expected spectra as a wave: there is no distribution to draw from."""
+        return self.mean(outputs)
+
+    def study(self, outputs: Tensor, frames: Tensor) -> Studied:
+        return Studied(self.loss(outputs, frames), self.with_phases_of(outputs.detach(), frames))
+
+    @torch.no_grad()
+    def with_phases_of(self, outputs: Tensor, frames: Tensor) -> Tensor:
+        """The wave of the outputs with the phases of frames (B, 1, L), where they are known: one pass."""
+        margin = (self.fft - self.stride) // 2
+        true = F.pad(expanded(frames[:, 0].float()), (margin, margin))
+        wave = self._wave(self._magnitudes(outputs), self._transform(true).angle())
+        return companded(wave[:, None, margin : margin + frames.shape[-1]])
+
+    def _magnitudes(self, outputs: Tensor) -> Tensor:
+        """(B, bands, M) → amplitudes (B, M, fft // 2 + 1)."""
+        return (of_log_mels(outputs.float().movedim(1, -1)) @ self.inverse).clamp(min=0).sqrt()
+
+    def _transform(self, wave: Tensor) -> Tensor:
+        """(B, fft + (M − 1) hop) → (B, M, fft // 2 + 1) complex."""
+        return torch.fft.rfft(wave.unfold(1, self.fft, self.stride) * self.hann)
+
+    def _wave(self, magnitudes: Tensor, phases: Tensor) -> Tensor:
+        """The wave whose spectra are nearest to these: overlapping pieces are added, weighed by their windows."""
+        pieces = torch.fft.irfft(torch.polar(magnitudes, phases), self.fft) * self.hann
+        length = self.fft + (pieces.shape[1] - 1) * self.stride
+
+        def add(parts: Tensor) -> Tensor:
+            return F.fold(parts.mT, (1, length), (1, self.fft), stride=(1, self.stride))[:, 0, 0]
+
+        weight = add(self.hann.square().expand(1, pieces.shape[1], -1))
+        return add(pieces) / weight.clamp(min=0.05)

@@ -1,0 +1,146 @@
+"""Jukebox: VQ-VAEs of several rates, each of the whole observation and none in sight of another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from worldmodel.errors import ConfigError
+from worldmodel.likelihoods.base import Likelihood
+from worldmodel.likelihoods.squared_error import SquaredError
+from worldmodel.nn.convnets import ConvDecoder, ConvEncoder
+from worldmodel.quantizers import Quantizer
+from worldmodel.tokenizers.base import Reconstruction, Tokenizer
+from worldmodel.tokenizers.vqvae import VQVAE
+
+
+class SeparateLevels(Tokenizer):
+    """The levels of *Jukebox* (Dhariwal et al., 2020, section 3): each a VQ-VAE by itself.
+
+    In VQ-VAE-2 a coarse level says what the fine ones leave out, which is soon nothing where the fine ones are good.
+    Here every level says all it can. The finest alone makes the sound (or picture) that one gets; the coarser ones are
+    what a prior draws first, and the finer codes follow from theirs (:mod:`worldmodel.heads.hierarchy`).
+
+    The codes of a window stand in one row, those of the coarsest level first: (B, N), N the sum of the levels' sizes.
+    A signal of m windows has m such rows one after another, (B, m · N), although each level codes it as a whole.
+
+    Args:
+        frame_shape: (C, *size) of the observations.
+        quantizer: constructor of a :class:`~worldmodel.quantizers.Quantizer`, called with ``codes`` for every level.
+        widths: for every level, the finest first, the channels behind each of its halvings, from the observation on:
+            3, 5 and 7 halvings are Jukebox's 8×, 32× and 128×.
+        blocks, codes, likelihood, encoder, decoder, told, actions: of every level, as of the VQ-VAE.
+
+    The loss terms are means over the levels; the figures ``reconstruction_8x``, … are each level's own, named by how
+    many places along an axis become one. A bound is that of the finest level's decoder with the codes of all levels
+    paid for: true, but not tight.
+
+    Raises :class:`ConfigError` for levels that do not become coarser one by one, or frames that cannot be halved.
+    """
+
+    def __init__(
+        self,
+        frame_shape: Sequence[int],
+        quantizer: Callable[..., Quantizer],
+        widths: Sequence[Sequence[int]],
+        blocks: int = 2,
+        codes: int = 512,
+        likelihood: Callable[..., Likelihood] = SquaredError,
+        encoder: Callable[..., nn.Module] = ConvEncoder,
+        decoder: Callable[..., nn.Module] = ConvDecoder,
+        told: int = 0,
+        actions: int = 0,
+    ):
+        super().__init__()
+        if not all(isinstance(level, Sequence) for level in widths):
+            raise ConfigError(f"tokenizer.widths is {widths}; levels have a list each: [[64,128],[64,128,128]]")
+        halvings = [len(level) for level in widths]
+        if len(widths) < 2 or halvings != sorted(set(halvings)):
+            raise ConfigError(
+                f"tokenizer.widths has levels of {', '.join(map(str, halvings))} halvings; there must be two levels or "
+                "more, the finest first, each of more halvings than the one before it"
+            )
+        self.models = nn.ModuleList(
+            VQVAE(frame_shape, quantizer, level, blocks, codes, likelihood, encoder, decoder, told, actions)
+            for level in reversed(widths)  # from here on the coarsest first
+        )
+        self.frame_shape, self.codes, self.told = tuple(frame_shape), codes, told > 0
+        finest = self.level(-1)
+        if finest.slots or finest.quantizer.soft:
+            raise ConfigError("a level has one whole code at each place; choose a quantizer without slots or mixtures")
+        self.likelihood = finest.likelihood
+        self.sizes = [math.prod(grid) for grid in self.levels]
+        self.grid = (sum(self.sizes),)
+
+    def level(self, number: int) -> VQVAE:
+        """The VQ-VAE of a level, 0 the coarsest, −1 the finest."""
+        model = self.models[number]
+        assert isinstance(model, VQVAE)
+        return model
+
+    @property
+    def levels(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(self.level(number).grid for number in range(len(self.models)))
+
+    @property
+    def names(self) -> list[str]:
+        """By how many places along an axis become one, the coarsest first: 128x, 32x, 8x."""
+        return [f"{self.level(number).encoder.factor}x" for number in range(len(self.models))]
+
+    def forward(
+        self, frames: Tensor, generator: torch.Generator | None = None, conditions: Tensor | None = None
+    ) -> Reconstruction:
+        made = [model(frames, generator, conditions) for model in self.models]
+        losses = {name: torch.stack([each.losses[name] for each in made]).mean() for name in made[0].losses}
+        own = [each.losses["reconstruction"].detach() for each in made]
+        figures = {f"reconstruction_{name}": value for name, value in zip(self.names, own, strict=True)}
+        nats = self.trained_nats({"reconstruction": own[-1]})
+        return Reconstruction(made[-1].frames, self.lay([each.codes for each in made]), losses, nats, figures)
+
+    def given(self, frames: Tensor, codes: Tensor, conditions: Tensor | None = None) -> Tensor:
+        return self.level(-1).given(frames, self.part(codes, -1), conditions)
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """Frames (B, C, *size) → (B, N); a signal of m windows (B, C, m · L) → (B, m · N)."""
+        return self.lay([self.level(number).encode(frames) for number in range(len(self.models))])
+
+    def decode(self, codes: Tensor, conditions: Tensor | None = None, level: int = -1) -> Tensor:
+        """Codes (B, m · N) → (B, C, *size), by the decoder of one level, which reads its own codes alone."""
+        return self.level(level).decode(self.part(codes, level), conditions)
+
+    def draw(
+        self,
+        codes: Tensor,
+        conditions: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        temperature: float = 1.0,
+        level: int = -1,
+    ) -> Tensor:
+        return self.level(level).draw(self.part(codes, level), conditions, generator, temperature)
+
+    def stages(self, frames: Tensor, generator: torch.Generator | None = None) -> list[tuple[str, Tensor]]:
+        """What each level makes of the frames by itself, the coarsest first."""
+        codes = self.encode(frames)
+        return [(name, self.decode(codes, level=number)) for number, name in enumerate(self.names)]
+
+    def lay(self, parts: Sequence[Tensor]) -> Tensor:
+        """Codes of each level, the coarsest first, (B, m · n or the grid) → rows of windows one by one, (B, m · N)."""
+        rows = [part.flatten(1).unflatten(1, (-1, size)) for part, size in zip(parts, self.sizes, strict=True)]
+        return torch.cat(rows, 2).flatten(1)
+
+    def part(self, codes: Tensor, level: int) -> Tensor:
+        """Of codes (B, m · N) those that a level decodes: of the whole signal, (B, m · n), or in a grid (B, *grid)."""
+        own = self.books(codes)[level]
+        return own if self.joined else own.unflatten(1, self.levels[level])
+
+    def books(self, codes: Tensor) -> list[Tensor]:
+        """Codes (B, m · N) → those of each level, (B, m · n), the coarsest first."""
+        windows = codes.unflatten(1, (-1, self.grid[0]))
+        return [part.flatten(1) for part in windows.split(self.sizes, 2)]
+
+    def codebook(self) -> Tensor:
+        """(levels, K, D), the coarsest first."""
+        return torch.stack([self.level(number).codebook() for number in range(len(self.models))])

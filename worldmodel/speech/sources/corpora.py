@@ -1,0 +1,171 @@
+"""Corpora of speech, VCTK and TIMIT: an utterance is an episode of windows of its wave, under its speaker.
+
+Every action of an episode and its condition are the speaker, so that ``action_names`` of the Spec are the speakers. An
+utterance ends by itself: it is terminated. No window crosses the end of one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from worldmodel.data.records import Item
+from worldmodel.data.sources.base import Source, check_folder
+from worldmodel.errors import MOST_NAMES, DataError
+from worldmodel.speech.sources.sound import LOUDNESS, RATE, SUFFIXES, WINDOW, normalise, read_sound, to_frames, trim
+from worldmodel.types import Episode, Spec
+
+VCTK_FOLDERS = ("wav48_silence_trimmed", "wav48")  # of 0.92 and of 0.80
+VCTK_FILE = re.compile(r"(?P<key>[a-z]+\d+_(?P<sentence>\d+))(?:_(?P<mic>mic\d))?\.(?:wav|flac)", re.IGNORECASE)
+HELD_OUT_DIGITS = "38"  # of VCTK
+
+TIMIT_SPEAKER = re.compile(r"(?:dr\d-)?(?P<speaker>[fm][a-z]{3}\d)", re.IGNORECASE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Utterance:
+    """One recording of a corpus."""
+
+    file: Path
+    speaker: str
+    held_out: bool
+    key: str
+
+
+class Speech(Source):
+    """Utterances in the order given. A corpus finds them; the rest is here.
+
+    ``window`` samples are a frame, ``rate`` samples a second; a file of another rate is resampled. ``loudness``: of the
+    active part of every utterance, dBFS RMS (see :mod:`worldmodel.speech.sources.sound`); None leaves it as it is.
+    """
+
+    def __init__(
+        self, name: str, utterances: Sequence[Utterance], window: int, rate: int, loudness: float | None, trimmed: bool
+    ):
+        self.utterances = utterances
+        speakers = tuple(sorted({utterance.speaker for utterance in utterances}))
+        self.keys = [utterance.key for utterance in utterances]
+        self.spec = Spec(name, (1, window), speakers, rate / window)
+        self._window, self._rate, self._loudness, self._trimmed = window, rate, loudness, trimmed
+
+    def read(self, index: int) -> Item:
+        utterance = self.utterances[index]
+        wave = read_sound(utterance.file, self._rate)
+        sound = trim(wave, self._rate)
+        if not len(sound):
+            raise DataError(f"{utterance.file} is silent; remove it or restore it")
+        wave = sound if self._trimmed else wave
+        if self._loudness is not None:
+            wave = normalise(wave, self._rate, self._loudness)
+        frames = to_frames(wave, self._window)
+        if not len(frames):
+            raise DataError(f"{utterance.file} holds {len(wave):,} samples of sound, less than half a window")
+        speaker, steps = self.spec.action_names.index(utterance.speaker), len(frames) - 1
+        actions, rewards = np.full(steps, speaker, np.int64), np.zeros(steps, np.float32)
+        episode = Episode(frames, actions, rewards, terminated=True, truncated=False, condition=speaker)
+        return Item(episode, utterance.held_out, utterance.key)
+
+
+class VCTK(Speech):
+    """VCTK as it is published: ``wav48/p225/p225_001.wav`` (0.80), ``wav48_silence_trimmed/p225/p225_001_mic1.flac``
+    (0.92, of which one ``mic`` is read). Silence at both ends is cut off.
+
+    ``speakers``: only these, by default all who have recordings. Texts are not needed, and so p315 is a speaker like
+    any other. A key is p225_001, or p225_001_mic2 of another microphone than the first. **Held out** are the sentences
+    whose number ends in 3 or 8, of every speaker: a fifth, and among them 023, which all speakers read.
+
+    Raises :class:`DataError` for a folder without recordings and for a speaker who is not there.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        window: int = WINDOW,
+        rate: int = RATE,
+        loudness: float | None = LOUDNESS,
+        speakers: Sequence[str] | None = None,
+        mic: str = "mic1",
+        name: str = "vctk",
+    ):
+        folder = check_folder(path, f"the folder of VCTK, which holds {' or '.join(VCTK_FOLDERS)}")
+        folder = next((below for own in VCTK_FOLDERS if (below := folder / own).is_dir()), folder)
+        found = _vctk(folder, mic)
+        if not found:
+            raise DataError(
+                f"there is no recording p225/p225_001_{mic}.flac or p225/p225_001.wav in {folder}; source.path=… names "
+                f"the folder of VCTK, which holds {' or '.join(VCTK_FOLDERS)}"
+            )
+        known = sorted({utterance.speaker for utterance in found})
+        for speaker in speakers or ():
+            if speaker not in known:
+                more = f" and {len(known) - MOST_NAMES:,} more" if len(known) > MOST_NAMES else ""
+                raise DataError(f"unknown speaker {speaker!r}; {folder} has {', '.join(known[:MOST_NAMES])}{more}")
+        chosen = [utterance for utterance in found if not speakers or utterance.speaker in speakers]
+        super().__init__(name, chosen, window, rate, loudness, trimmed=True)
+
+
+def _vctk(folder: Path, mic: str) -> list[Utterance]:
+    """The recordings in the folders of the speakers, one of each sentence, sorted."""
+    found: dict[str, Utterance] = {}
+    for own in sorted(path for path in folder.iterdir() if path.is_dir()):
+        for file in sorted(own.iterdir()):
+            match = VCTK_FILE.fullmatch(file.name)
+            if match is None or (match["mic"] or mic).lower() != mic.lower():
+                continue
+            key = match["key"] if mic == "mic1" or not match["mic"] else f"{match['key']}_{mic}"
+            held_out = match["sentence"][-1] in HELD_OUT_DIGITS
+            found.setdefault(key, Utterance(file, own.name, held_out, key))
+    return list(found.values())
+
+
+class TIMIT(Speech):
+    """TIMIT as it is published, ``TRAIN/DR1/FCJF0/SA1.WAV`` (NIST SPHERE) in upper or lower case, or in folders such as
+    ``dr1-fvmh0/sa1.flac``. Nothing is cut off, so that the alignments beside the recordings fit: at the usual window
+    and rate, frame t is samples [640 t, 640 (t + 1)). See :mod:`worldmodel.speech.sources.phones`.
+
+    A speaker is known as fvmh0, a key is fvmh0/sa1, in either layout. **Held out** is every second speaker of either
+    sex (their first letter) in sorted order, from the second on: half of the women and half of the men, whatever stands
+    in TRAIN and TEST. Speakers are apart so, sentences are not: all read sa1 and sa2, and seven each sx sentence.
+
+    Raises :class:`DataError` for a folder without recordings.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        window: int = WINDOW,
+        rate: int = RATE,
+        loudness: float | None = LOUDNESS,
+        name: str = "timit",
+    ):
+        folder = check_folder(path, "the folder of TIMIT, which holds TRAIN/DR1/FCJF0/SA1.WAV or dr1-fvmh0/sa1.flac")
+        files = timit_files(folder, SUFFIXES)
+        if not files:
+            raise DataError(
+                f"there is no recording DR1/FCJF0/SA1.WAV or dr1-fvmh0/sa1.flac below {folder}; source.path=… names "
+                f"the folder of TIMIT"
+            )
+        speakers = sorted({key.partition("/")[0] for key in files})
+        held_out = {speaker for sex in "fm" for speaker in [own for own in speakers if own[0] == sex][1::2]}
+        utterances = [
+            Utterance(file, speaker, speaker in held_out, key)
+            for key, file in files.items()
+            for speaker in [key.partition("/")[0]]
+        ]
+        super().__init__(name, utterances, window, rate, loudness, trimmed=False)
+
+
+def timit_files(folder: str | Path, suffixes: Sequence[str]) -> dict[str, Path]:
+    """Files of some suffixes (in lower case) below a folder of TIMIT by key, sorted: fcjf0/sa1 →
+    TRAIN/DR1/FCJF0/SA1.WAV. Of several with one key (SA1.WAV, SA1.WAV.wav) the first.
+    """
+    found: dict[str, Path] = {}
+    for file in sorted(Path(folder).rglob("*")):
+        speaker = TIMIT_SPEAKER.fullmatch(file.parent.name)
+        if speaker and file.suffix.lower() in suffixes and not file.name.startswith("."):
+            found.setdefault(f"{speaker['speaker']}/{file.name.partition('.')[0]}".lower(), file)
+    return dict(sorted(found.items()))

@@ -1,0 +1,107 @@
+"""Speech from a run: a wave into codes, codes into a wave in any voice that the run knows, codes from the prior."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldmodel.errors import ConfigError, RunError
+from worldmodel.heads import Sampler
+from worldmodel.priors import Prior
+from worldmodel.runs.run import PRIOR, check_trained, load_prior, load_spec, load_tokenizer, resolve_device
+from worldmodel.speech.mulaw import SILENCE, to_levels, to_wave
+from worldmodel.tokenizers import Tokenizer
+from worldmodel.types import Spec, to_float, to_uint8
+
+
+def is_sound(spec: Spec) -> bool:
+    """Whether the frames are windows of a signal."""
+    return len(spec.frame_shape) == 2
+
+
+class VoiceModel:
+    """A trained tokenizer of sound, and its prior where there is one."""
+
+    def __init__(self, spec: Spec, tokenizer: Tokenizer, prior: Prior | None = None):
+        if not is_sound(spec):
+            raise ConfigError(f"{spec.env_id} is no sound: its frames are {'×'.join(map(str, spec.frame_shape))}")
+        self.spec, self.tokenizer = spec, tokenizer.eval()
+        self.prior = None if prior is None else prior.eval()
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.tokenizer.parameters()).device
+
+    @property
+    def window(self) -> int:
+        """Samples of a frame."""
+        return self.spec.frame_shape[1]
+
+    @property
+    def rate(self) -> int:
+        """Samples a second."""
+        return round(self.spec.rate * self.window)
+
+    @classmethod
+    def load(cls, run: str | Path, device: str = "auto") -> VoiceModel:
+        """The model of a run's folder, without a prior where none is trained yet.
+
+        Raises :class:`RunError` when the run is missing or damaged, :class:`ConfigError` when it is none of sound.
+        """
+        folder, where = Path(run), resolve_device(device)
+        tokenizer = load_tokenizer(folder, where)
+        prior = load_prior(folder, tokenizer, where) if check_trained(folder, PRIOR) else None
+        assert prior is None or isinstance(prior, Prior)
+        return cls(load_spec(folder), tokenizer, prior)
+
+    def frames(self, wave: np.ndarray) -> Tensor:
+        """A wave (n,) float of [-1, 1] at :attr:`rate` → windows (T, 1, L) uint8, silence behind the last sample."""
+        if wave.ndim != 1 or not len(wave):
+            raise ConfigError(f"a wave is one row of at least one number, not {wave.shape}")
+        levels = np.full(-(-len(wave) // self.window) * self.window, SILENCE, np.uint8)
+        levels[: len(wave)] = to_levels(wave)
+        return torch.from_numpy(levels).view(-1, 1, self.window)
+
+    @torch.no_grad()
+    def encode(self, frames: Tensor) -> Tensor:
+        """Windows of one utterance (T, 1, L) uint8 → codes (T, *grid)."""
+        return self.tokenizer.encode_episode(to_float(frames.to(self.device)))
+
+    @torch.no_grad()
+    def decode(
+        self, codes: Tensor, speaker: str | int, generator: torch.Generator | None = None, temperature: float = 1.0
+    ) -> np.ndarray:
+        """Codes (T, *grid) → a wave (T · L,) float32 in the voice of a speaker.
+
+        Raises :class:`UnknownActionError` for a name that the run does not know.
+        """
+        number = self.spec.action_index(speaker) if isinstance(speaker, str) else speaker
+        frames = self.tokenizer.draw_episode(codes.to(self.device), number, generator, temperature)
+        return to_wave(to_uint8(frames).flatten().cpu().numpy())
+
+    def convert(
+        self, wave: np.ndarray, speaker: str | int, generator: torch.Generator | None = None, temperature: float = 1.0
+    ) -> np.ndarray:
+        """The same words, (n,) at :attr:`rate`, in the voice of a speaker."""
+        return self.decode(self.encode(self.frames(wave)), speaker, generator, temperature)[: len(wave)]
+
+    @torch.no_grad()
+    def speak(
+        self, speaker: str | int, windows: int, sampler: Sampler, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Codes of ``windows`` windows that the prior makes up for a speaker, (windows, *grid).
+
+        Raises :class:`RunError` when the run has no prior yet.
+        """
+        if self.prior is None:
+            raise RunError("the run has no trained prior yet; go on with python -m worldmodel.train")
+        number = self.spec.action_index(speaker) if isinstance(speaker, str) else speaker
+        action, state = torch.tensor([number], device=self.device), self.prior.begin(1)
+        drawn = []
+        for _ in range(windows):
+            step, state = self.prior.step(state, action, sampler, generator)
+            drawn.append(step.codes[0])
+        return torch.stack(drawn)

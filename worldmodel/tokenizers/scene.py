@@ -1,0 +1,157 @@
+"""A second VQ-VAE on top of the first: a whole grid of codes in a few, with an autoregressive decoder over the grid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from worldmodel.errors import ConfigError
+from worldmodel.heads.base import Head, grid_size
+from worldmodel.heads.embedding import CodeEmbedding
+from worldmodel.heads.sampling import Sampler, make_sampler
+from worldmodel.likelihoods.squared_error import SquaredError
+from worldmodel.nn.convnets import CONV, ConvEncoder, ResidualBlock
+from worldmodel.priors.prior import nats
+from worldmodel.quantizers import Quantizer
+from worldmodel.tokenizers.base import Reconstruction, Tokenizer
+
+
+class GridVQVAE(nn.Module):
+    """A VQ-VAE whose observation is a grid of codes, and whose decoder is a head: p(grid | its few codes).
+
+    With three codes of 512 it is the second stage of the paper (section 4.2): 27 bits for a whole scene.
+    Args:
+        tokenizer: the first stage; gives the grid, K and the codebook. It is not kept.
+        quantizer: constructor, called with ``codes``; its ``shape`` is the shape of the second grid, such as (3,).
+        head: constructor of the decoder, as a prior's.
+        codes: K of the second stage. widths: channels behind each halving of the grid. blocks: residual blocks.
+        context: width of what the codes say to each position of the grid.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        quantizer: Callable[..., Quantizer],
+        head: Callable[..., Head],
+        codes: int = 512,
+        widths: Sequence[int] = (128, 128, 256),
+        blocks: int = 2,
+        context: int = 64,
+    ):
+        super().__init__()
+        self.observed = tokenizer.grid
+        codebook = tokenizer.codebook()
+        if codebook.dim() != 2 or len(self.observed) != 2:
+            raise ConfigError(f"a second stage needs a first with one grid of h×w codes, not {self.observed}")
+        self.quantizer = quantizer(codes=codes)
+        self.codes, self.grid = codes, self.quantizer.shape
+        if not self.grid:
+            raise ConfigError("a second stage needs a quantizer with slots, such as three: ProductQuantizer")
+        rank = len(self.observed)
+        self.embed = CodeEmbedding(codebook, widths[0])
+        self.encoder = ConvEncoder(rank, widths[0], widths, blocks)
+        with torch.no_grad():
+            small = self.encoder(torch.zeros(1, widths[0], *self.observed)).shape[2:]
+        self.small = tuple(small)
+        cells = grid_size(self.small)
+        self.project = nn.Linear(widths[-1] * cells, self.quantizer.width)
+        self.unfold = nn.Linear(self.quantizer.width, widths[-1] * cells)
+        self.spread = nn.Sequential(
+            ResidualBlock(rank, widths[-1], widths[-1]), nn.ReLU(), CONV[rank](widths[-1], context, 3, padding=1)
+        )
+        self.settle = nn.Sequential(*(ResidualBlock(rank, context, context) for _ in range(blocks)))
+        self.position = nn.Parameter(torch.zeros(context, *self.observed))
+        self.head = head(grid=self.observed, codebook=codebook, context_width=context)
+        self.register_buffer("place", self.head.order.argsort(), persistent=False)
+
+    place: Tensor
+
+    def _vectors(self, grids: Tensor) -> Tensor:
+        """(B, h, w) int64 → what is quantised, (B, D)."""
+        return self.project(self.encoder(self.embed(grids).movedim(-1, 1)).flatten(1)).float()
+
+    def _contexts(self, vectors: Tensor) -> Tensor:
+        """(B, D) → contexts (B, N, width) of the head, in its order."""
+        x = self.unfold(vectors.to(self.unfold.weight.dtype))  # the quantiser is never in bfloat16
+        x = self.spread(x.unflatten(1, (-1, *self.small)))
+        x = self.settle(F.interpolate(x, self.observed, mode="bilinear") + self.position)
+        return x.flatten(2).movedim(1, -1)[:, self.head.order]
+
+    def forward(self, grids: Tensor, generator: torch.Generator | None = None) -> tuple[dict[str, Tensor], Tensor]:
+        """grids (B, h, w) int64 → loss terms and the few codes (B, *grid).
+
+        Terms: ``grid`` (nats per code of the first stage), ``forecast`` (the same of each code on its own) and those of
+        the quantiser.
+        """
+        quantized = self.quantizer(self._vectors(grids), generator)
+        ordered = grids.flatten(1)[:, self.head.order]
+        guess = self.head.forecast(self._contexts(quantized.vectors.detach()))
+        terms = {"grid": self._nats(ordered, quantized.vectors).mean(), "forecast": nats(guess, ordered).mean()}
+        return {**terms, **quantized.losses}, quantized.codes
+
+    def _nats(self, ordered: Tensor, vectors: Tensor) -> Tensor:
+        """−log p(grid | vectors) of each code, (B, N) nats; grids (B, N) in the head's order."""
+        return nats(self.head(ordered, self._contexts(vectors)), ordered)
+
+    def encode(self, grids: Tensor) -> Tensor:
+        """(B, h, w) → (B, *grid) int64."""
+        return self.quantizer.encode(self._vectors(grids))
+
+    @torch.no_grad()
+    def nats(self, grids: Tensor) -> Tensor:
+        """Exact −log p(grid | its codes) in nats, (B,)."""
+        vectors = self.quantizer.lookup(self.encode(grids))
+        return self._nats(grids.flatten(1)[:, self.head.order], vectors).sum(1)
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor, sampler: Sampler | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """(B, *grid) → grids (B, h, w): what is expected, unless a sampler at another temperature is given."""
+        contexts = self._contexts(self.quantizer.lookup(codes))
+        drawn, _ = (sampler or make_sampler(temperature=0.0)).sample(self.head, contexts, generator)
+        return drawn[:, self.place].unflatten(1, self.observed)
+
+    def codebook(self) -> Tensor:
+        return self.quantizer.codebook().detach()
+
+
+class Stacked(Tokenizer):
+    """Two trained stages as one tokenizer: frame → grid → a few codes, and back. It is not trained itself."""
+
+    def __init__(self, first: Tokenizer, second: GridVQVAE):
+        super().__init__()
+        self.first, self.second = first, second
+        self.frame_shape, self.grid, self.slots, self.codes = first.frame_shape, second.grid, second.grid, second.codes
+        self.likelihood = SquaredError(channels=first.frame_shape[0])
+
+    def forward(self, frames: Tensor, generator: torch.Generator | None = None) -> Reconstruction:
+        codes = self.encode(frames)
+        pictures = self.decode(codes)
+        return Reconstruction(pictures, codes, {"reconstruction": F.mse_loss(pictures, frames.float())})
+
+    def grid_nats(self, frames: Tensor) -> Tensor:
+        return self.second.nats(self.first.encode(frames))
+
+    def encode(self, frames: Tensor) -> Tensor:
+        return self.second.encode(self.first.encode(frames))
+
+    def decode(self, codes: Tensor) -> Tensor:
+        return self.first.decode(self.second.decode(codes))
+
+    def codebook(self) -> Tensor:
+        return self.second.codebook()
+
+    def stages(self, frames: Tensor, generator: torch.Generator | None = None) -> list[tuple[str, Tensor]]:
+        grids = self.first.encode(frames)
+        few = self.second.encode(grids)
+        bits = f"{self.uniform_nats() / math.log(2):.0f} bits"
+        drawn = self.second.decode(few, make_sampler(temperature=1.0), generator)
+        first = "x".join(map(str, self.first.grid))  # the letters of pictures have no ×
+        return [
+            (first, self.first.decode(grids)),
+            (f"{bits}, expected", self.decode(few)),
+            (f"{bits}, drawn", self.first.decode(drawn)),
+        ]

@@ -1,0 +1,273 @@
+"""Imagination: seen frames and actions in, trajectories in code space out, decoded when somebody looks."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from worldmodel import media
+from worldmodel.errors import ConfigError, RunError
+from worldmodel.heads import Randomness, Sampler, make_sampler
+from worldmodel.nn.precision import cast, resolve_precision
+from worldmodel.priors import CaptionTrunk, Prior, PriorState, Step
+from worldmodel.priors.gaussian import GaussianPrior
+from worldmodel.runs.run import TOKENIZER, load_autoencoder, load_prior, load_spec, load_tokenizer, resolve_device
+from worldmodel.tokenizers import VAE, Autoencoder, Tokenizer
+from worldmodel.types import NO_ACTION, Spec, to_float, to_uint8
+
+CODEC_BATCH = 256  # frames that the tokenizer works on at a time
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Dream:
+    """A batch of imagined trajectories. H is the horizon, T0 the number of seen frames."""
+
+    spec: Spec
+    seen: Tensor  # (B, T0, C, *size) uint8
+    past_actions: Tensor  # (B, T0 − 1) int64: the actions between the seen frames, NO_ACTION where they are unknown
+    actions: Tensor  # (B, H) int64: the action that led to each dreamt frame
+    codes: Tensor  # (B, H, *grid) int64
+    rewards: Tensor  # (B, H) float32, expected reward on arriving at each dreamt frame
+    ends: Tensor  # (B, H) float32, probability that the frame is terminal
+    passes: Tensor  # (H,) float32, passes of the prior's head per frame, mean over the batch
+    tokenizer: Tokenizer = dataclasses.field(repr=False)
+
+    @cached_property
+    def frames(self) -> Tensor:
+        """(B, H, C, *size) uint8; decoded at the first use."""
+        return decode(self.tokenizer, self.codes.flatten(0, 1)).unflatten(0, self.codes.shape[:2])
+
+    def save(self, path: str | Path, index: int = 0, labels: media.Labels = "arrows") -> Path:
+        """Write one trajectory as .mp4, .gif or .png (a contact sheet), the seen frames in front.
+
+        ``labels``: how the actions that led to the frames are shown, ``arrows``, ``names`` or ``none``; those between
+        the seen frames where they are known. Raises :class:`ConfigError` for another suffix or kind of label.
+        """
+        names, past = (media.action_names(a[index], self.spec.action_names) for a in (self.actions, self.past_actions))
+        strip = media.dream_strip(self.seen[index], self.frames[index], names, past=past)
+        return media.save(path, [strip], self.spec.rate, labels)
+
+
+@torch.no_grad()
+def decode(tokenizer: Tokenizer, codes: Tensor) -> Tensor:
+    """(M, *grid) int64 → (M, C, *size) uint8."""
+    return torch.cat([to_uint8(tokenizer.decode(part)) for part in codes.split(CODEC_BATCH)])
+
+
+@torch.no_grad()
+def encode(tokenizer: Tokenizer, frames: Tensor) -> Tensor:
+    """(M, C, *size) uint8 → (M, *grid) int64."""
+    return torch.cat([tokenizer.encode(to_float(part)) for part in frames.split(CODEC_BATCH)])
+
+
+class WorldModel:
+    """A trained tokenizer and prior, and the specification of what they were trained on."""
+
+    def __init__(self, spec: Spec, tokenizer: Tokenizer, prior: Prior):
+        self.spec, self.tokenizer, self.prior = spec, tokenizer.eval(), prior.eval()
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.prior.parameters()).device
+
+    @classmethod
+    def load(cls, run: str | Path, device: str = "auto", precision: Precision = "auto") -> WorldModel:
+        """The world model of a run's folder.
+
+        ``precision``: of the decoder and of the trunk, ``fp32``, ``bf16`` or ``auto``: bfloat16 where the device
+        computes in it. What decides on codes, encoder, quantiser and head, is always float32: where vectors of the
+        codebook lie close together, rounding would give other codes than the prior was trained on.
+
+        Raises :class:`RunError` when the run is missing, unfinished or damaged, :class:`ConfigError` for an unknown
+        device or precision.
+        """
+        folder = Path(run)
+        if not folder.is_dir():
+            raise RunError(f"there is no run at {str(run)!r}; train one: python -m worldmodel.train")
+        if not (folder / TOKENIZER).is_file():
+            raise RunError(f"the run {folder} has no trained tokenizer yet; go on with python -m worldmodel.train")
+        where = resolve_device(device)
+        tokenizer = load_tokenizer(folder, where)
+        prior = load_prior(folder, tokenizer, where)
+        assert isinstance(prior, Prior)  # over codes, since the tokenizer makes codes
+        world = cls(load_spec(folder), tokenizer, prior)
+        dtype = resolve_precision(precision, where)
+        world.tokenizer.decode_in(dtype)
+        cast(world.prior.trunk, dtype)
+        return world
+
+    def imagine(
+        self,
+        frames: Tensor,
+        actions: Tensor | Sequence[str] | Sequence[int],
+        *,
+        past_actions: Tensor | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        sampler: str | Sampler = "auto",
+        generator: torch.Generator | None = None,
+    ) -> Dream:
+        """Dream on from seen frames under given actions.
+
+        Args:
+            frames: (T0, C, *size) or (B, T0, C, *size) uint8, the frames seen; the last is where the dream starts.
+            actions: (H,) or (B, H) indices, or H names: the action that leads to each frame to be dreamt.
+            past_actions: (T0 − 1,) or (B, T0 − 1): the actions between the seen frames; unknown when not given.
+            temperature, top_k: of the samples; temperature 0 takes the codes nearest to what is expected.
+            sampler: ``auto``, ``ancestral``, ``predictive`` (the same samples at another speed) or a :class:`Sampler`.
+            generator: of the noise; the same state gives the same dream.
+
+        Raises:
+            UnknownActionError: a name or an index that the environment does not have.
+            ConfigError: no action at all, or shapes that do not fit the run's data.
+        """
+        seen = self._seen(frames)
+        acts = self._actions(actions, len(seen))
+        past = self._past(past_actions, seen)
+        state = self.observe(self.prior.begin(len(seen)), seen, past)
+        steps = []
+        how = sampler if isinstance(sampler, Sampler) else make_sampler(sampler, temperature, top_k)
+        for action in acts.unbind(1):
+            step, state = self.step(state, action, how, generator)
+            steps.append(step)
+        codes, rewards, ends = (torch.stack(part, 1) for part in list(zip(*steps, strict=True))[:3])
+        passes = torch.stack([step.passes for step in steps])
+        return Dream(self.spec, seen, past, acts, codes, rewards, ends, passes, self.tokenizer)
+
+    @torch.no_grad()
+    def observe(self, state: PriorState, frames: Tensor, past_actions: Tensor) -> PriorState:
+        """Take in seen frames (B, T0, C, *size) uint8 with the actions between them (B, T0 − 1)."""
+        codes = encode(self.tokenizer, frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+        nothing = past_actions.new_full((len(frames), 1), NO_ACTION)
+        for t, action in enumerate(torch.cat([nothing, past_actions], 1).unbind(1)):
+            state = self.prior.observe(state, codes[:, t], action)
+        return state
+
+    @torch.no_grad()
+    def step(
+        self, state: PriorState, actions: Tensor, sampler: Sampler, generator: Randomness = None
+    ) -> tuple[Step, PriorState]:
+        """Imagine one frame further under the actions (B,); ``generator``: one, or one for each row."""
+        return self.prior.step(state, actions, sampler, generator)
+
+    def _seen(self, frames: Tensor) -> Tensor:
+        shape = self.spec.frame_shape
+        batch = frames if frames.dim() == len(shape) + 2 else frames[None]
+        if batch.dtype != torch.uint8 or tuple(batch.shape[2:]) != shape or batch.shape[1] < 1:
+            raise ConfigError(
+                f"seen frames are {tuple(frames.shape)} {frames.dtype}; this run takes "
+                f"(T0, {', '.join(map(str, shape))}) or a batch of them, uint8"
+            )
+        return batch.to(self.device)
+
+    def _actions(self, actions: Tensor | Sequence[str] | Sequence[int], batch: int) -> Tensor:
+        if not isinstance(actions, Tensor):
+            names = [self.spec.action_index(a) if isinstance(a, str) else int(a) for a in actions]
+            actions = torch.tensor(names, dtype=torch.int64)
+        acts = actions.to(self.device, torch.int64)
+        acts = acts.expand(batch, -1) if acts.dim() == 1 else acts
+        if acts.dim() != 2 or acts.shape[0] != batch or acts.shape[1] < 1:
+            raise ConfigError(
+                f"actions are {tuple(actions.shape)}; give (H,) or ({batch}, H) with a horizon H of at least 1"
+            )
+        return self._known(acts)
+
+    def _past(self, past: Tensor | None, seen: Tensor) -> Tensor:
+        batch, between = len(seen), seen.shape[1] - 1
+        if past is None:
+            return torch.full((batch, between), NO_ACTION, dtype=torch.int64, device=self.device)
+        acts = past.to(self.device, torch.int64)
+        acts = acts.expand(batch, -1) if acts.dim() == 1 else acts
+        if acts.shape != (batch, between):
+            raise ConfigError(f"past_actions are {tuple(past.shape)}; between the seen frames lie {between}")
+        return self._known(acts, least=NO_ACTION)
+
+    def _known(self, actions: Tensor, least: int = 0) -> Tensor:
+        wrong = actions[(actions < least) | (actions >= len(self.spec.action_names))]
+        if len(wrong):
+            raise ConfigError(
+                f"unknown action {int(wrong[0])}; this run knows 0 to {len(self.spec.action_names) - 1} "
+                f"({', '.join(self.spec.action_names)})"
+            )
+        return actions
+
+
+class Samples(NamedTuple):
+    """Frames drawn on their own."""
+
+    frames: Tensor  # (B, C, *size) uint8, on the host
+    passes: float  # of the prior a frame, mean over the batch
+
+
+class StillModel:
+    """A trained autoencoder and a prior without a past: frames on their own, such as images."""
+
+    def __init__(self, spec: Spec, model: Autoencoder, prior: Prior | GaussianPrior):
+        self.spec, self.model, self.prior = spec, model.eval(), prior.eval()
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.prior.parameters()).device
+
+    @property
+    def sees_classes(self) -> bool:
+        """Whether frames of different classes differ: there are several, and the prior looks at them."""
+        looks = self.prior.trunk.sees_actions if isinstance(self.prior, Prior) else True
+        return looks and len(self.spec.action_names) > 1
+
+    def condition(self, name: str) -> int:
+        """What stands for a class, or for a caption, which may be new where the prior reads words.
+
+        Raises :class:`UnknownActionError` for a name, or a word of a caption, that the data do not have.
+        """
+        if isinstance(self.prior, Prior) and isinstance(self.prior.trunk, CaptionTrunk):
+            return self.prior.trunk.learn(name)
+        return self.spec.action_index(name)
+
+    @classmethod
+    def load(cls, run: str | Path, device: str = "auto") -> StillModel:
+        """The model of a run's folder. Raises as :meth:`WorldModel.load` does."""
+        folder, where = Path(run), resolve_device(device)
+        model = load_autoencoder(folder, where)
+        return cls(load_spec(folder), model, load_prior(folder, model, where))
+
+    @torch.no_grad()
+    def sample(
+        self,
+        conditions: Tensor | Sequence[str],
+        generator: torch.Generator | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        sampler: str = "auto",
+    ) -> Samples:
+        """Frames of some classes, (B,) indices (−1 for none) or B names.
+
+        Raises :class:`UnknownActionError` for an unknown name, :class:`ConfigError` for ``top_k`` without codes.
+        """
+        if not isinstance(conditions, Tensor):
+            conditions = torch.tensor([self.condition(name) for name in conditions])
+        conditions = conditions.to(self.device)
+        if isinstance(self.prior, GaussianPrior):
+            assert isinstance(self.model, VAE)
+            if top_k is not None:
+                raise ConfigError(f"top_k {top_k} goes with codes, and this run has none")
+            latents = self.prior.sample(conditions, generator, temperature)
+            frames = to_uint8(self.model.decode_latents(latents)).cpu()
+            return Samples(frames, float(math.prod(self.prior.grid)))
+        assert isinstance(self.model, Tokenizer)
+        how = make_sampler(sampler, temperature, top_k)
+        steps = [
+            self.prior.step(self.prior.begin(len(part)), part, how, generator)[0]
+            for part in conditions.split(CODEC_BATCH)
+        ]
+        passes = float(torch.stack([step.passes for step in steps]).mean())
+        return Samples(decode(self.model, torch.cat([step.codes for step in steps])).cpu(), passes)
