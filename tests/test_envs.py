@@ -144,7 +144,7 @@ def test_an_engine_that_dies_is_an_error_and_reset_recovers(env: VizdoomEnv) -> 
 def test_the_engine_dies_with_its_parent(number: signal.Signals, tmp_path: Path) -> None:
     code = (
         "import worldmodel.envs.vizdoom, time\n"
-        "env = envs.vizdoom.VizdoomEnv()\n"
+        "env = worldmodel.envs.vizdoom.VizdoomEnv()\n"
         "env.reset(seed=0)\n"
         "print('ready', flush=True)\n"
         "while True: env.step(1); time.sleep(0.01)\n"
