@@ -17,7 +17,7 @@ from worldmodel.errors import RunError
 from worldmodel.heads.embedding import CodeEmbedding
 from worldmodel.nn.convnets import CONV
 from worldmodel.priors.outcomes import BINS, SPAN, symexp, two_hot
-from worldmodel.runs.run import find_run, load_spec
+from worldmodel.runs.folder import find_run, load_spec
 from worldmodel.tokenizers import Tokenizer
 from worldmodel.types import NO_ACTION, to_float
 

@@ -15,7 +15,8 @@ from worldmodel.agents.run import AGENT, load_actor
 from worldmodel.errors import RunError
 from worldmodel.heads import make_sampler
 from worldmodel.priors import PriorState, Step
-from worldmodel.runs.run import has_past, load_config
+from worldmodel.runs.folder import load_config
+from worldmodel.runs.kind import has_past
 from worldmodel.types import NO_ACTION
 from worldmodel.world import Precision, WorldModel, decode, encode
 

@@ -14,7 +14,7 @@ from worldmodel.agents.base import Agent
 from worldmodel.collect import build
 from worldmodel.config.cli import choices, one_line
 from worldmodel.errors import ConfigError, RunError
-from worldmodel.runs.run import PRIOR, find_run, list_runs, load_spec
+from worldmodel.runs.folder import PRIOR, find_run, list_runs, load_spec
 from worldmodel.types import Spec
 
 AGENTS = "agents"  # folder, of a run or of all runs, with a folder for each agent and environment

@@ -29,7 +29,7 @@ from worldmodel.config.cli import run_entry_point
 from worldmodel.errors import ConfigError
 from worldmodel.evaluation.metrics import mean_interval
 from worldmodel.evaluation.report import table
-from worldmodel.runs.run import PRIOR
+from worldmodel.runs.folder import PRIOR
 from worldmodel.types import Episode, Spec
 from worldmodel.util.files import replace_text
 from worldmodel.util.interrupts import deferred

@@ -27,7 +27,8 @@ from worldmodel.data.windows import Windows
 from worldmodel.errors import ConfigError, RunError
 from worldmodel.media import plots
 from worldmodel.recording.recorder import ActionSource
-from worldmodel.runs.run import CODES, PRIOR, check_trained, checkpoint_of, find_run, load_config, load_tokenizer
+from worldmodel.runs.folder import CODES, PRIOR, checkpoint_of, find_run, load_config
+from worldmodel.runs.load import check_trained, load_tokenizer
 from worldmodel.train import encode, make_fabric, plot_metrics, run_stage, say, train
 from worldmodel.util.files import replace_text
 from worldmodel.world import WorldModel

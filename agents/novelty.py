@@ -13,7 +13,7 @@ from worldmodel.agents.explorers import StickyExplorer
 from worldmodel.errors import ConfigError
 from worldmodel.heads import make_sampler
 from worldmodel.priors import select_rows
-from worldmodel.runs.run import PRIOR, find_run
+from worldmodel.runs.folder import PRIOR, find_run
 from worldmodel.types import NO_ACTION
 from worldmodel.world import WorldModel, encode
 

@@ -9,8 +9,10 @@ from omegaconf import DictConfig, OmegaConf
 from worldmodel.agents.actor_critic import AGENT, ActorCritic
 
 from worldmodel.errors import RunError
+from worldmodel.runs.build import build_module
+from worldmodel.runs.folder import load_spec
+from worldmodel.runs.load import load_tokenizer, load_weights
 from worldmodel.runs.migrate import migrate
-from worldmodel.runs.run import build_module, load_spec, load_tokenizer, load_weights
 from worldmodel.tokenizers import Tokenizer
 from worldmodel.util.files import replace_text
 

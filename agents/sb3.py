@@ -17,7 +17,7 @@ from worldmodel.agents.choice import folder_of, run_of
 
 from worldmodel.collect import env_maker
 from worldmodel.errors import ConfigError, EnvError, RunError
-from worldmodel.runs.run import load_tokenizer, resolve_device
+from worldmodel.runs.load import load_tokenizer, resolve_device
 from worldmodel.tokenizers import Tokenizer
 from worldmodel.types import Spec
 from worldmodel.util.files import replace_text

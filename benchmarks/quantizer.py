@@ -19,7 +19,7 @@ from benchmarks.run import machine, table
 from benchmarks.timing import Contender, Figure, peak_memory, reset_peak, rounds, seconds
 from worldmodel.errors import ConfigError
 from worldmodel.quantizers import VectorQuantizer
-from worldmodel.runs.run import write_text
+from worldmodel.util.files import replace_text
 
 DESCRIPTION = """\
 Time and memory of worldmodel's vector quantiser beside that of vector-quantize-pytorch, with the same codebook on the
@@ -180,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.out is not None:
         report: dict[str, Any] = {"machine": where, "problem": dataclasses.asdict(problem), "different": different}
         report["figures"] = {name: [dataclasses.asdict(figure) for figure in found] for name, found in figures.items()}
-        write_text(args.out, json.dumps(report, indent=1) + "\n")
+        replace_text(args.out, json.dumps(report, indent=1) + "\n")
     return 1 if any(different.values()) else 0
 
 

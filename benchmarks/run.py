@@ -26,7 +26,7 @@ from benchmarks.timing import Figure, Plan
 from worldmodel.config.cli import run_entry_point
 from worldmodel.errors import ConfigError
 from worldmodel.nn.precision import PRECISIONS
-from worldmodel.runs.run import write_text
+from worldmodel.util.files import replace_text
 
 DESCRIPTION = """\
 Measure speeds and peak memory of a run (run=name), or of the untrained model that the settings describe, on recorded
@@ -99,7 +99,7 @@ def run(args: argparse.Namespace, config: DictConfig) -> None:
             report["figures"][name] = [dataclasses.asdict(figure) for figure in figures]
             console.print(table(name, figures))
     if args.out is not None:
-        write_text(args.out, json.dumps(report, indent=1) + "\n")
+        replace_text(args.out, json.dumps(report, indent=1) + "\n")
 
 
 def machine(device: torch.device) -> dict[str, Any]:

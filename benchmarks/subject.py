@@ -14,18 +14,9 @@ from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import Windows
 from worldmodel.dream import open_data
 from worldmodel.errors import ConfigError
-from worldmodel.runs.run import (
-    PRIOR,
-    TOKENIZER,
-    build_prior,
-    build_tokenizer,
-    find_run,
-    load_config,
-    load_spec,
-    new_run,
-    resolve_device,
-    save_weights,
-)
+from worldmodel.runs.build import build_prior, build_tokenizer
+from worldmodel.runs.folder import PRIOR, TOKENIZER, find_run, load_config, load_spec, new_run
+from worldmodel.runs.load import resolve_device, save_weights
 from worldmodel.types import Spec
 from worldmodel.world import Precision, WorldModel
 

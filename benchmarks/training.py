@@ -13,7 +13,7 @@ from worldmodel.data.codes import CodeStore
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import Windows
 from worldmodel.priors import Prior
-from worldmodel.runs.run import build_prior, build_tokenizer
+from worldmodel.runs.build import build_prior, build_tokenizer
 from worldmodel.tokenizers import require_codes
 from worldmodel.train import fit_settings, make_batches, make_fabric
 from worldmodel.training.base import Objective

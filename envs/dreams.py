@@ -15,7 +15,8 @@ from worldmodel.data.store import Split
 from worldmodel.errors import EnvError
 from worldmodel.heads import make_sampler
 from worldmodel.priors import replace_rows, select_rows
-from worldmodel.runs.run import PRIOR, find_run, has_past, load_config, load_spec, open_episodes
+from worldmodel.runs.folder import PRIOR, find_run, load_config, load_spec, open_episodes
+from worldmodel.runs.kind import has_past
 from worldmodel.speech.voice import is_sound
 from worldmodel.world import Precision, WorldModel, decode
 

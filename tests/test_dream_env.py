@@ -28,7 +28,9 @@ from worldmodel.config.cli import compose_config
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError, DataError, EnvError, RunError
 from worldmodel.priors.outcomes import BINS
-from worldmodel.runs.run import PRIOR, TOKENIZER, build_prior, build_tokenizer, new_run, save_weights
+from worldmodel.runs.build import build_prior, build_tokenizer
+from worldmodel.runs.folder import PRIOR, TOKENIZER, new_run
+from worldmodel.runs.load import save_weights
 from worldmodel.types import Episode, Spec
 from worldmodel.world import WorldModel, encode
 

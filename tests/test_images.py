@@ -20,7 +20,7 @@ from worldmodel.data.windows import Windows
 from worldmodel.errors import ConfigError, UnknownActionError
 from worldmodel.evaluation.stills import score
 from worldmodel.priors import CaptionTrunk, ConditionTrunk
-from worldmodel.runs.run import load_autoencoder, load_prior
+from worldmodel.runs.load import load_autoencoder, load_prior
 from worldmodel.types import to_float
 
 SOUND = {"codec", "jukebox", "timit-phonemes", "vctk", "vctk-spectra"}  # tests/test_speech.py and those beside it

@@ -20,7 +20,7 @@ from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import Windows
 from worldmodel.errors import ConfigError, UnknownActionError
 from worldmodel.nn.convnets import ConvEncoder
-from worldmodel.runs.run import build_tokenizer
+from worldmodel.runs.build import build_tokenizer
 from worldmodel.speech.mulaw import to_levels
 from worldmodel.speech.nn.mel import MelEncoder, expanded, mel_power, stretched
 from worldmodel.speech.nn.spectra import MelSpectra

@@ -19,7 +19,7 @@ from worldmodel import collect as collect_module
 from worldmodel import train as train_module
 from worldmodel.config.cli import compose_config
 from worldmodel.data.store import EpisodeStore
-from worldmodel.runs.run import load_config, new_run
+from worldmodel.runs.folder import load_config, new_run
 from worldmodel.types import Spec
 
 ROOT = Path(__file__).parents[1]

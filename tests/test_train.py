@@ -19,8 +19,8 @@ from worldmodel import train as train_module
 from worldmodel.data.codes import encode_store
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError, DataError, RunError
+from worldmodel.runs.load import load_prior, load_tokenizer
 from worldmodel.runs.resume import essence
-from worldmodel.runs.run import load_prior, load_tokenizer
 from worldmodel.train import fit_settings, main, make_batches, train
 from worldmodel.training.checkpoint import load_tensors
 from worldmodel.training.fit import Fit

@@ -28,7 +28,8 @@ from worldmodel.dreaming.stills import dream_stills
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.evaluation.metrics import psnr
 from worldmodel.evaluation.openloop import reconstruct
-from worldmodel.runs.run import PRIOR, TOKENIZER, choose_run, has_past, load_config, load_spec, open_episodes
+from worldmodel.runs.folder import PRIOR, TOKENIZER, choose_run, load_config, load_spec, open_episodes
+from worldmodel.runs.kind import has_past
 from worldmodel.speech.codec import command as sound_codec
 from worldmodel.speech.dream import dream_sound
 from worldmodel.speech.voice import is_sound

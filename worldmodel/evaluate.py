@@ -26,7 +26,8 @@ from worldmodel.evaluation.openloop import Progress
 from worldmodel.evaluation.report import table
 from worldmodel.evaluation.stills import evaluate_stills
 from worldmodel.evaluation.suite import QUICK, Settings, evaluate
-from worldmodel.runs.run import PRIOR, TOKENIZER, choose_run, find_run, has_past, load_config, load_spec
+from worldmodel.runs.folder import PRIOR, TOKENIZER, choose_run, find_run, load_config, load_spec
+from worldmodel.runs.kind import has_past
 from worldmodel.speech.evaluation import voices_report
 from worldmodel.speech.evaluation.voices import evaluate_voices
 from worldmodel.speech.voice import is_sound

@@ -18,7 +18,7 @@ from worldmodel.config.cli import run_entry_point
 from worldmodel.data.store import EpisodeStore
 from worldmodel.dreaming.actions import parse_script
 from worldmodel.errors import ConfigError
-from worldmodel.runs.run import find_run
+from worldmodel.runs.folder import find_run
 from worldmodel.types import Spec
 
 DESCRIPTION = """\

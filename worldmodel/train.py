@@ -34,22 +34,10 @@ from worldmodel.media import plots
 from worldmodel.nn.precision import resolve_precision
 from worldmodel.priors import Prior
 from worldmodel.priors.gaussian import GaussianPrior
+from worldmodel.runs.build import build_augmentation, build_prior, build_second, build_tokenizer
+from worldmodel.runs.folder import CODES, METRICS, checkpoint_of
+from worldmodel.runs.load import check_trained, load_autoencoder, load_first, load_weights, resolve_device, save_weights
 from worldmodel.runs.resume import STAGES, check_no_orphan, run_to_begin_with, run_to_train, spoken, stages_of
-from worldmodel.runs.run import (
-    CODES,
-    METRICS,
-    build_augmentation,
-    build_prior,
-    build_second,
-    build_tokenizer,
-    check_trained,
-    checkpoint_of,
-    load_autoencoder,
-    load_first,
-    load_weights,
-    resolve_device,
-    save_weights,
-)
 from worldmodel.tokenizers import VAE, Autoencoder, Tokenizer, require_codes
 from worldmodel.tokenizers.scene import Stacked
 from worldmodel.training import hooks as watch

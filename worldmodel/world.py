@@ -18,7 +18,8 @@ from worldmodel.heads import Randomness, Sampler, make_sampler
 from worldmodel.nn.precision import cast, resolve_precision
 from worldmodel.priors import CaptionTrunk, Prior, PriorState, Step
 from worldmodel.priors.gaussian import GaussianPrior
-from worldmodel.runs.run import TOKENIZER, load_autoencoder, load_prior, load_spec, load_tokenizer, resolve_device
+from worldmodel.runs.folder import TOKENIZER, load_spec
+from worldmodel.runs.load import load_autoencoder, load_prior, load_tokenizer, resolve_device
 from worldmodel.tokenizers import VAE, Autoencoder, Tokenizer
 from worldmodel.types import NO_ACTION, Spec, to_float, to_uint8
 

@@ -28,7 +28,8 @@ from worldmodel.evaluation.openloop import Progress, silent
 from worldmodel.evaluation.suite import machine
 from worldmodel.priors import Prior
 from worldmodel.priors.gaussian import GaussianPrior
-from worldmodel.runs.run import PRIOR, check_trained, load_autoencoder, load_prior, load_spec, resolve_device
+from worldmodel.runs.folder import PRIOR, load_spec
+from worldmodel.runs.load import check_trained, load_autoencoder, load_prior, resolve_device
 from worldmodel.tokenizers import VAE, Autoencoder, Bound, Tokenizer
 from worldmodel.tokenizers.scene import Stacked
 from worldmodel.types import Segment, Spec, to_float, to_uint8

@@ -10,11 +10,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from worldmodel.errors import ConfigError, RunError
-from worldmodel.runs.run import (
+from worldmodel.runs.folder import (
     PRIOR,
     SECOND,
     TOKENIZER,
-    check_trained,
     checkpoint_of,
     find_run,
     list_runs,
@@ -23,10 +22,10 @@ from worldmodel.runs.run import (
     new_run,
     number_of,
     save_config,
-    write_text,
 )
+from worldmodel.runs.load import check_trained
 from worldmodel.types import Spec
-from worldmodel.util.files import whole
+from worldmodel.util.files import replace_text, whole
 
 STAGES = {"tokenizer": TOKENIZER, "second": SECOND, "prior": PRIOR}
 BUDGET = ("steps", "max_seconds", "log_every", "evaluate_every", "evaluate_batches", "checkpoint_seconds")
@@ -112,7 +111,7 @@ def take_over(other: Path, folder: Path) -> None:
         raise ConfigError(f"{folder.name} has a tokenizer of its own; choose another name with run=… to take one over")
     with whole(own) as part:
         shutil.copyfile(wanted, part)
-    write_text(folder / "tokenizer_of.txt", f"{TOKENIZER} was trained by the run {other.name}\n")
+    replace_text(folder / "tokenizer_of.txt", f"{TOKENIZER} was trained by the run {other.name}\n")
 
 
 def run_to_go_on_with(config: DictConfig, spec: Spec, stages: Sequence[str]) -> Path | None:

@@ -11,7 +11,8 @@ from torch import Tensor
 from worldmodel.errors import ConfigError, RunError
 from worldmodel.heads import Sampler
 from worldmodel.priors import Prior
-from worldmodel.runs.run import PRIOR, check_trained, load_prior, load_spec, load_tokenizer, resolve_device
+from worldmodel.runs.folder import PRIOR, load_spec
+from worldmodel.runs.load import check_trained, load_prior, load_tokenizer, resolve_device
 from worldmodel.speech.mulaw import SILENCE, to_levels, to_wave
 from worldmodel.tokenizers import Tokenizer
 from worldmodel.types import Spec, to_float, to_uint8

@@ -11,16 +11,8 @@ from worldmodel.data.codes import encode_store
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.priors import Prior
-from worldmodel.runs.run import (
-    CODES,
-    PRIOR,
-    check_trained,
-    load_config,
-    load_prior,
-    load_spec,
-    load_tokenizer,
-    resolve_device,
-)
+from worldmodel.runs.folder import CODES, PRIOR, load_config, load_spec
+from worldmodel.runs.load import check_trained, load_prior, load_tokenizer, resolve_device
 from worldmodel.speech.codec.bitstream import NO_MODEL
 from worldmodel.speech.codec.codec import Codec
 from worldmodel.speech.codec.entropy import CodeModel, CountModel

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from worldmodel.evaluation.metrics import ratio_of_sums
-from worldmodel.runs.run import build_tokenizer, load_config
+from worldmodel.runs.build import build_tokenizer
+from worldmodel.runs.folder import load_config
 from worldmodel.speech.evaluation.utterances import Utterance, flat_codes
 from worldmodel.speech.scores.features import HOP, log_mel, mel_cepstrum, normalised, pooled
 from worldmodel.speech.scores.kmeans import kmeans_codes

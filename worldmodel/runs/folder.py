@@ -1,0 +1,175 @@
+"""The folder of a run, ``runs/<name>/``: settings, specification and weights as plain data; finding and making runs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from worldmodel.config.cli import one_line
+from worldmodel.data.store import EpisodeStore
+from worldmodel.errors import DataError, RunError
+from worldmodel.runs.migrate import migrate
+from worldmodel.types import Spec
+from worldmodel.util.files import replace_text
+
+CONFIG = "config.yaml"
+SPEC = "spec.json"
+METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+TOKENIZER = "tokenizer.safetensors"
+SECOND = "second.safetensors"
+PRIOR = "prior.safetensors"
+CODES = "codes"
+TRAIN_FIRST = "train first: python -m worldmodel.train"
+RESTORE = "restore it from a copy, or train another run: python -m worldmodel.train run=another-name"
+
+
+def list_runs(runs: Path) -> list[str]:
+    """Names of the runs in a folder, the oldest first."""
+    found = [path.parent for path in runs.glob(f"*/{CONFIG}") if not path.parent.name.startswith(".")]
+    return [path.name for path in sorted(found, key=_age)]
+
+
+def number_of(name: str, stem: str) -> int | None:
+    """n of a run that is called ``<stem>-<n>``, None for another."""
+    found = re.fullmatch(re.escape(stem) + r"-(\d+)", name)
+    return int(found[1]) if found else None
+
+
+def _age(run: Path) -> tuple[int, int, str]:
+    """Order of creation; the specification is written once. The number breaks ties of a coarse clock."""
+    number = re.search(r"-(\d+)$", run.name)
+    with contextlib.suppress(FileNotFoundError):
+        return ((run / SPEC).stat().st_mtime_ns, int(number.group(1)) if number else 0, run.name)
+    return (0, 0, run.name)
+
+
+def choose_run(overrides: Sequence[str], config: DictConfig, holding: str | None = None) -> Path:
+    """The run that a command line means: the one it names, or the latest, of its experiment where it names one."""
+    asked = any(override.lstrip("+").startswith("experiment=") for override in overrides)
+    return find_run(config.runs, config.run, holding, str(config.stem) if asked else None)
+
+
+def find_run(
+    runs: str | Path, name: str | Path | None = None, holding: str | None = None, stem: str | None = None
+) -> Path:
+    """Folder of a run: by name in ``runs``, by path, or the latest, of those that hold a file when one is named, and
+    that are called ``<stem>-<number>`` when a stem is.
+
+    Raises :class:`RunError`, which lists the runs that there are.
+    """
+    runs = Path(runs)
+    known = list_runs(runs)
+    if stem is not None and name is None:
+        known = [run for run in known if number_of(run, stem) is not None]
+        if not known:
+            raise RunError(f"there is no run of {stem} in {runs}; train one, or name another with run=…")
+    if name is not None:
+        for folder in (runs / name, Path(name)):
+            if (folder / CONFIG).is_file():
+                return folder
+        raise RunError(f"unknown run {str(name)!r}; {_listing(runs, known)}")
+    for candidate in reversed(known):
+        if holding is None or (runs / candidate / holding).is_file():
+            return runs / candidate
+    if known and holding is not None:
+        raise RunError(f"no run in {runs} has {holding} yet ({', '.join(known)}); finish the training of one: "
+                       f"python -m worldmodel.train run={known[-1]}")  # fmt: skip
+    raise RunError(_listing(runs, known))
+
+
+def _listing(runs: Path, known: list[str]) -> str:
+    return f"{runs} has {', '.join(known)}" if known else f"there are no runs in {runs}; {TRAIN_FIRST}"
+
+
+def new_run(config: DictConfig, spec: Spec) -> Path:
+    """Makes ``runs/<name>`` with the settings and the specification; it appears whole or not at all.
+
+    The name is ``config.run``, else the first free ``<stem>-<number>``: the stem is the name of the experiment, or of
+    the source; what is played has the name of its environment. Raises :class:`RunError` when it exists.
+    """
+    runs = Path(config.runs)
+    for name in (config.run, config.get("stem")):
+        if name is not None and not re.fullmatch(r"[\w.+@ -]*\w[\w.+@ -]*", str(name)):
+            raise RunError(f"the name of a run is a plain name of a folder, not {str(name)!r}")
+    runs.mkdir(parents=True, exist_ok=True)
+    draft = runs / f".new-{os.getpid()}"
+    shutil.rmtree(draft, ignore_errors=True)  # of a crashed process with our number
+    draft.mkdir()
+    try:
+        (draft / SPEC).write_text(spec.to_json())
+        save_config(draft, config)
+        for folder in _candidates(config, runs):
+            # Renaming onto a folder that holds something fails: two processes never share a run by accident.
+            with contextlib.suppress(OSError):
+                if not folder.exists():
+                    return draft.rename(folder)
+        raise RunError(f"the run {str(config.run)!r} exists already in {runs}; choose another name with run=…")
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _candidates(config: DictConfig, runs: Path) -> Iterator[Path]:
+    if config.run is not None:
+        yield runs / str(config.run)
+        return
+    stem = str(config.get("stem") or config.get("source", config.env).name)  # older runs know environments only
+    taken = [number for path in runs.iterdir() if (number := number_of(path.name, stem)) is not None]
+    first = max(taken, default=0) + 1
+    yield from (runs / f"{stem}-{number}" for number in range(first, first + 1000))
+
+
+def save_config(folder: Path, config: DictConfig) -> None:
+    """Writes the composed settings of a run, resolved."""
+    replace_text(folder / CONFIG, OmegaConf.to_yaml(config, resolve=True))
+
+
+def load_config(folder: Path) -> DictConfig:
+    """The settings of a run. Raises :class:`RunError`."""
+    path = folder / CONFIG
+    try:
+        config = OmegaConf.load(path)
+    except FileNotFoundError as error:
+        raise RunError(f"{path} is missing; {TRAIN_FIRST}") from error
+    except Exception as error:  # whatever the YAML parser raises for whatever is in the file
+        raise RunError(f"{path} is damaged ({one_line(error)}); {RESTORE}") from error
+    if not isinstance(config, DictConfig) or not {"tokenizer", "prior", "training"} <= set(config):
+        raise RunError(f"{path} is damaged (it lacks tokenizer, prior or training); {RESTORE}")
+    return OmegaConf.create(migrate(OmegaConf.to_container(config)))
+
+
+def load_spec(folder: Path) -> Spec:
+    """The specification of the data that a run was trained on. Raises :class:`RunError`."""
+    try:
+        return Spec.from_json((folder / SPEC).read_text())
+    except (OSError, UnicodeDecodeError, DataError) as error:
+        raise RunError(
+            f"{folder / SPEC} is missing or damaged ({one_line(error)}); copy it from the folder of the data, "
+            "or train another run: python -m worldmodel.train run=another-name"
+        ) from error
+
+
+def open_episodes(run: Path, spec: Spec, data: str | Path | None = None) -> EpisodeStore:
+    """The episodes in ``data``, or those that a run of that specification was trained on, to read.
+
+    Raises :class:`DataError` when there are none or when they are not of the run's kind.
+    """
+    store = EpisodeStore.open(str(load_config(run).data) if data is None else data)
+    if (store.spec.frame_shape, store.spec.action_names) != (spec.frame_shape, spec.action_names):
+        raise DataError(f"{store.path} holds frames or actions of another kind than {run} knows; give another data=…")
+    return store
+
+
+def checkpoint_of(folder: Path, name: str) -> Path:
+    """The checkpoint that training writes beside a run's file of weights."""
+    return folder / CHECKPOINTS / name
+
+
+def train_command(folder: Path) -> str:
+    return f"python -m worldmodel.train run={folder.name} runs={folder.parent} and the settings it was started with"

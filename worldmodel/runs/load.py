@@ -1,0 +1,119 @@
+"""The trained models of a run: weights on disk, and the networks that they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from worldmodel.data.codes import fingerprint
+from worldmodel.errors import ConfigError, RunError
+from worldmodel.priors import Prior
+from worldmodel.priors.gaussian import GaussianPrior
+from worldmodel.runs.build import build_prior, build_second, build_tokenizer
+from worldmodel.runs.folder import (
+    PRIOR,
+    SECOND,
+    TOKENIZER,
+    TRAIN_FIRST,
+    checkpoint_of,
+    load_config,
+    load_spec,
+    train_command,
+)
+from worldmodel.tokenizers import Autoencoder, Tokenizer, require_codes
+from worldmodel.tokenizers.scene import Stacked
+from worldmodel.training.checkpoint import check_fit, load_tensors, save_tensors
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` (the first GPU, else the CPU), ``cpu``, ``cuda`` or ``cuda:1`` → device. Raises :class:`ConfigError`."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    choices = ["auto", "cpu", *(["cuda"] if count else []), *(f"cuda:{index}" for index in range(count))]
+    if name not in choices:
+        raise ConfigError(f"device {name!r} is not available here; choose {', '.join(choices)}")
+    if name == "auto":
+        name = "cuda" if count else "cpu"
+    return torch.device("cuda:0" if name == "cuda" else name)
+
+
+def save_weights(path: Path, weights: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None) -> None:
+    """Writes a state dict for use, with JSON facts about its training."""
+    save_tensors(path, weights, meta)
+
+
+def load_weights(module: Model, path: Path, remedy: str = TRAIN_FIRST, if_damaged: str | None = None) -> Model:
+    """Reads a state dict into a module, in place. Raises :class:`RunError` in one line when the file does not fit."""
+    tensors, _ = load_tensors(path, remedy, if_damaged)
+    check_fit(path, tensors, module.state_dict(), remedy)
+    module.load_state_dict(tensors)
+    return module
+
+
+def load_tokenizer(folder: Path, device: torch.device | str = "cpu") -> Tokenizer:
+    """The trained tokenizer of a run, in evaluation mode. Raises :class:`ConfigError` for one without codes."""
+    return require_codes(load_autoencoder(folder, device))
+
+
+def load_autoencoder(folder: Path, device: torch.device | str = "cpu") -> Autoencoder:
+    """The trained tokenizer of a run, with or without codes, both stages where it has two, in evaluation mode."""
+    model: Autoencoder = load_first(folder)
+    second = build_second(load_config(folder), model)
+    if second is not None:
+        first = require_codes(model)
+        _load_behind(second, folder, SECOND, first)
+        model = Stacked(first, second)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def load_first(folder: Path) -> Autoencoder:
+    """The trained tokenizer of a run without its second stage, in evaluation mode."""
+    tokenizer = build_tokenizer(load_config(folder), load_spec(folder))
+    load_weights(tokenizer, folder / TOKENIZER, *_remedies(folder, TOKENIZER))
+    return tokenizer.eval().requires_grad_(False)
+
+
+def load_prior(folder: Path, tokenizer: Autoencoder, device: torch.device | str = "cpu") -> Prior | GaussianPrior:
+    """The trained prior of a run, in evaluation mode. Raises :class:`RunError` for one of another tokenizer's codes."""
+    prior = build_prior(load_config(folder), load_spec(folder), tokenizer)
+    _load_behind(prior, folder, PRIOR, tokenizer)
+    return prior.to(device).eval().requires_grad_(False)
+
+
+def _load_behind(model: nn.Module, folder: Path, name: str, tokenizer: Autoencoder) -> None:
+    """Reads the weights of a stage that knows the codes of a tokenizer, in place; :class:`RunError` if of another."""
+    path = folder / name
+    remedy, if_damaged = _remedies(folder, name)
+    tensors, facts = load_tensors(path, remedy, if_damaged)
+    if facts.get("tokenizer") not in (None, fingerprint(tokenizer)):  # older files do not say it
+        raise RunError(
+            f"{path} was trained on the codes of another tokenizer than {folder / TOKENIZER} is now; "
+            f"remove it and {checkpoint_of(folder, name)} and train it anew: {train_command(folder)}"
+        )
+    check_fit(path, tensors, model.state_dict(), remedy)
+    model.load_state_dict(tensors)
+
+
+def check_trained(folder: Path, name: str) -> bool:
+    """Whether a run has a file of weights. Raises :class:`RunError`, naming the remedy, when it is damaged."""
+    if not (folder / name).is_file():
+        return False
+    load_tensors(folder / name, *_remedies(folder, name))
+    return True
+
+
+def _remedies(folder: Path, name: str) -> tuple[str, str]:
+    """What to do when a file of weights is missing, and what when it is damaged."""
+    command = train_command(folder)
+    if checkpoint_of(folder, name).is_file():
+        return f"go on training: {command}", f"remove it and go on training, from the last checkpoint: {command}"
+    # Codes of a tokenizer that is trained anew mean something else.
+    behind = {TOKENIZER: (SECOND, PRIOR), SECOND: (PRIOR,)}.get(name, ())
+    others = [path for later in behind for path in (folder / later, checkpoint_of(folder, later)) if path.is_file()]
+    files = " and ".join(["it", *map(str, others)])
+    return f"train it: {command}", f"there is no checkpoint of it; remove {files} and train anew: {command}"
