@@ -219,8 +219,3 @@ def _work(match: Match, pipe: Connection, workers: int) -> None:
     finally:
         if env is not None:
             env.close()
-
-
-def mean_return(played: Sequence[Played]) -> float:
-    """Mean of the returns so far, 0 where there is none."""
-    return float(np.mean([one.episode.rewards.sum() for one in played])) if played else 0.0

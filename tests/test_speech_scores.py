@@ -433,9 +433,8 @@ def phones() -> phonemes.PhoneClassifier:
 
 def test_phones_are_read_and_compared(phones: phonemes.PhoneClassifier) -> None:
     waves, labels = zip(*(utterance(200 + i, SCALES[i % 2]) for i in range(6)), strict=True)
-    own = phonemes.phone_errors(phones, waves, labels, SILENCE)
-    assert float(own.rate().value) < 0.15 and float(own.rate(silence=False).value) < 0.15
-    assert own.frames.tolist() == [160] * 6 and own.frames_in_speech.tolist() == [150] * 6
+    read = [phones.read(wave).argmax(-1).numpy() for wave in waves]
+    assert np.mean([np.mean(own != label) for own, label in zip(read, labels, strict=True)]) < 0.15
     same = phonemes.phoneme_error(phones, waves, waves, SILENCE)
     assert float(same.rate().value) == 0
     coarse = [mulaw.to_wave(mulaw.to_levels(wave)) for wave in waves]
@@ -447,9 +446,9 @@ def test_phones_are_read_and_compared(phones: phonemes.PhoneClassifier) -> None:
 def test_phones_that_do_not_fit_are_refused(phones: phonemes.PhoneClassifier) -> None:
     wave, labels = utterance(0)
     with pytest.raises(ValueError, match="one integer each"):
-        phonemes.phone_errors(phones, [wave], [labels[1:]])
+        phonemes.train_phone_classifier([wave], [labels[1:]], phones.phones)
     with pytest.raises(ValueError, match="phones are -1 to 4"):
-        phonemes.phone_errors(phones, [wave], [labels + 1])
+        phonemes.train_phone_classifier([wave], [labels + 1], phones.phones)
     with pytest.raises(ValueError, match="pair up"):
         phonemes.phoneme_error(phones, [wave], [])
     with pytest.raises(ValueError, match="same timing"):

@@ -100,11 +100,6 @@ class CodeUsage:
         }
 
 
-def code_usage(codes: Tensor, vocabulary: int) -> CodeUsage:
-    """Count codes of any shape, int64 in [0, K)."""
-    return CodeUsage(torch.bincount(codes.flatten().cpu(), minlength=vocabulary).numpy())
-
-
 def bits(nats: np.ndarray) -> np.ndarray:
     """Nats → bits."""
     return nats / math.log(2)

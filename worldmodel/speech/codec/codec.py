@@ -84,14 +84,6 @@ class Codec:
         """Codes (n, q) → a wave (n · factor,) float32."""
         return self._wave(codes, lambda x: self.tokenizer.decoder(x))
 
-    def compress(self, wave: np.ndarray, codebooks: int | None = None, model: CodeModel | None = None) -> Bitstream:
-        """A wave (L,) → its bitstream, entropy-coded where there is a model. Raises :class:`ConfigError`."""
-        return self.write(self.encode(wave, codebooks), len(wave), model)
-
-    def decompress(self, stream: Bitstream, model: CodeModel | None = None) -> np.ndarray:
-        """Inverse of :meth:`compress` as far as the codes go: a wave (samples,). Raises :class:`DataError`."""
-        return self.decode(self.read(stream, model))[: stream.samples]
-
     def write(self, codes: np.ndarray, samples: int, model: CodeModel | None = None) -> Bitstream:
         """Codes (places, q) of a wave of so many samples → a bitstream. Raises :class:`ConfigError`."""
         self._check(model)

@@ -135,14 +135,6 @@ def _compared(said: Sequence[np.ndarray], wanted: Sequence[np.ndarray], silence:
     return Errors(*np.array(rows, dtype=np.int64).T)
 
 
-def phone_errors(
-    model: PhoneClassifier, waves: Sequence[Wave], labels: Sequence[np.ndarray], silence: int | None = None
-) -> Errors:
-    """The classifier's own errors on labelled utterances: the phones of frames as in :func:`train_phone_classifier`."""
-    wanted = [check_frames(*pair, model.phones).numpy() for pair in _paired(waves, labels)]
-    return _compared([model.read(wave).argmax(-1).numpy() for wave in waves], wanted, silence)
-
-
 def phoneme_error(
     model: PhoneClassifier, real: Sequence[Wave], synthetic: Sequence[Wave], silence: int | None = None
 ) -> Errors:

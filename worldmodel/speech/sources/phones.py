@@ -3,10 +3,6 @@
 TIMIT knows 61 phones. K.-F. Lee and H.-W. Hon (Speaker-independent phone recognition using hidden Markov models, IEEE
 Transactions on Acoustics, Speech, and Signal Processing 37, 1989) fold them to 39 to score: allophones are one
 phoneme, closures and pauses are silence, the glottal stop q is none.
-
-van den Oord et al. (2017) count 41 phonemes and do not name them. :data:`PHONES41` are Lee and Hon's without the two
-pairs that they merge although these are different phonemes of English, aa with ao and sh with zh: the 39 phonemes of
-the CMU Pronouncing Dictionary, the flap dx and silence. That makes 41; whether it is theirs is not known.
 """
 
 from __future__ import annotations
@@ -59,15 +55,9 @@ class PhoneSet:
         return NO_PHONE if name is None else self.names.index(name)
 
 
-def _folded(**apart: str) -> PhoneSet:
-    """Lee and Hon's folding but for some phones, which stay ``apart`` as themselves."""
-    folding: dict[str, str | None] = {phone: name for name, phones in _ALIKE.items() for phone in phones.split()}
-    folding |= {phone: phone for phone in _ALONE.split()} | dict.fromkeys(_NONE) | apart
-    return PhoneSet(tuple(sorted({name for name in folding.values() if name})), folding)
-
-
-PHONES39 = _folded()
-PHONES41 = _folded(ao="ao", zh="zh")
+_FOLDING = {phone: name for name, phones in _ALIKE.items() for phone in phones.split()}
+_FOLDING |= {phone: phone for phone in _ALONE.split()}
+PHONES39 = PhoneSet(tuple(sorted(set(_FOLDING.values()))), {**_FOLDING, **dict.fromkeys(_NONE)})
 
 
 def read_phones(path: str | Path) -> Phones:
@@ -105,17 +95,6 @@ def frame_phones(aligned: Phones, windows: int, hop: int = 640, phone_set: Phone
     totals = overlaps @ same * (overlaps > 0)  # of the whole phoneme, where a part of it lies
     best = totals.argmax(1)
     return np.where(totals.max(1) > 0, own[best], NO_PHONE)
-
-
-def find_phones(folder: str | Path, key: str) -> Path:
-    """The alignment of the recording with a key of :class:`~worldmodel.speech.sources.corpora.TIMIT`, below its folder.
-
-    Raises :class:`DataError` when there is none. For all of a corpus, :func:`phone_files` looks only once.
-    """
-    files = phone_files(folder)
-    if key not in files:
-        raise DataError(f"there is no alignment of {key} below {folder}; it lies beside the recording, as .phn")
-    return files[key]
 
 
 def phone_files(folder: str | Path) -> dict[str, Path]:

@@ -17,7 +17,7 @@ import soundfile
 import soxr
 
 from worldmodel.errors import DataError
-from worldmodel.speech.mulaw import to_levels, to_wave
+from worldmodel.speech.mulaw import to_levels
 from worldmodel.speech.pitch import without_rumble
 
 SUFFIXES = (".wav", ".flac")
@@ -123,11 +123,6 @@ def to_frames(wave: np.ndarray, window: int = WINDOW) -> np.ndarray:
     count = len(wave) // window + (2 * (len(wave) % window) > window)
     filled = np.concatenate([wave[: count * window], np.zeros(max(0, count * window - len(wave)), np.float32)])
     return to_levels(filled).reshape(count, 1, window)
-
-
-def from_frames(frames: np.ndarray) -> np.ndarray:
-    """Frames (T, 1, window) uint8 of µ-law → their wave (T * window,) float32."""
-    return to_wave(frames).reshape(-1)
 
 
 def _promised(path: Path) -> int | None:
