@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from worldmodel.errors import RunError
 from worldmodel.evaluation.metrics import bootstrap
 from worldmodel.evaluation.openloop import Progress, reconstruct, silent
+from worldmodel.nn.modules import to_channels_last
 from worldmodel.nn.precision import native_bfloat16
 from worldmodel.training.checkpoint import check_fit, load_tensors, save_tensors
 from worldmodel.types import Episode, to_float
@@ -127,7 +128,7 @@ def train_classifier(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         model = InverseDynamics(pairs.before.shape[1], actions).to(device)
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in the stubs
+        to_channels_last(model)
         optimizer = torch.optim.AdamW(model.parameters(), lr=budget.rate, weight_decay=0.02)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, budget.rate, total_steps=budget.steps)
         model.train()

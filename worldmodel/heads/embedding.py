@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.nn.embedding import centred, project
+from worldmodel.nn.modules import Logits
 
 __all__ = ["CodeEmbedding", "LevelEmbedding", "centred", "classifier", "embedding", "project"]
 
@@ -58,8 +59,7 @@ def embedding(codebook: Tensor, width: int, levels: Sequence[Sequence[int]] = ()
 
 def classifier(codebook: Tensor, width: int) -> nn.Linear:
     """width → K logits that start with the geometry of the codebook: what is near in pixels starts out as likely."""
-    layer = nn.Linear(width, len(codebook))
+    layer = Logits(width, len(codebook))
     layer.weight.data.copy_(0.04 * project(codebook, width))
     nn.init.zeros_(layer.bias)
-    layer.keep_adam = True  # type: ignore[assignment]
     return layer

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from worldmodel.heads.base import Head, State
 from worldmodel.heads.embedding import CodeEmbedding
 from worldmodel.nn.convnets import CONV, ResidualBlock
+from worldmodel.nn.modules import module_list
 
 
 @dataclasses.dataclass
@@ -78,7 +79,7 @@ class HierarchyHead(Head):
         makers = list(inner) if isinstance(inner, Sequence) else [inner] * len(levels)
         self.width = width
         self.sizes = [math.prod(level) for level in levels]
-        self.heads = nn.ModuleList(
+        self.heads = module_list(
             make(grid=tuple(level), codebook=book, context_width=context_width + (width if n else 0))
             for n, (make, level, book) in enumerate(zip(makers, levels, codebook, strict=True))
         )
@@ -86,23 +87,23 @@ class HierarchyHead(Head):
             Above(levels[:n], list(codebook[:n]), levels[n], width) for n in range(1, len(levels))
         )
         self.begins = [sum(self.sizes[:n]) for n in range(len(levels))]
-        orders: list[Tensor] = [head.order + begin for head, begin in zip(self.heads, self.begins, strict=True)]  # type: ignore[operator, misc]
+        orders: list[Tensor] = [head.order + begin for head, begin in zip(self.heads, self.begins, strict=True)]
         self.register_buffer("order", torch.cat(orders), persistent=False)
-        self.groups = [size for head in self.heads for size in head.groups]  # type: ignore[union-attr]
+        self.groups = [size for head in self.heads for size in head.groups]
         self.register_buffer("vectors", torch.eye(codebook.shape[1]), persistent=False)
 
     order: Tensor
 
     def _raster(self, codes: Tensor, level: int) -> Tensor:
         """The codes of a level, given in its head's order, as they stand in its grid."""
-        return torch.empty_like(codes).index_copy_(1, self.heads[level].order, codes)  # type: ignore[arg-type]
+        return torch.empty_like(codes).index_copy_(1, self.heads[level].order, codes)
 
     def _context(self, level: int, contexts: Tensor, parts: Sequence[Tensor]) -> Tensor:
         """The context of a level's positions, in its head's order, from the codes of the coarser levels."""
         if level == 0:
             return contexts
         seen = self.above[level - 1]([self._raster(part, n) for n, part in enumerate(parts[:level])])
-        return torch.cat([contexts, seen[:, self.heads[level].order].to(contexts.dtype)], -1)  # type: ignore[index]
+        return torch.cat([contexts, seen[:, self.heads[level].order].to(contexts.dtype)], -1)
 
     def forward(self, codes: Tensor, contexts: Tensor) -> Tensor:
         parts, given = codes.split(self.sizes, 1), contexts.split(self.sizes, 1)
@@ -126,13 +127,13 @@ class HierarchyHead(Head):
             # While `start` lies before the level, the coarser codes may still have changed.
             if state.levels[level] is None or start <= begin:
                 own = state.contexts[:, begin : begin + size]
-                state.levels[level] = head.begin(self._context(level, own, parts))  # type: ignore[operator]
-            logits.append(head.extend(state.levels[level], parts[level], first, last))  # type: ignore[operator]
+                state.levels[level] = head.begin(self._context(level, own, parts))
+            logits.append(head.extend(state.levels[level], parts[level], first, last))
         return torch.cat(logits, 1)
 
     def select(self, state: HierarchyState, rows: Tensor) -> HierarchyState:
         kept = [
-            None if inner is None else head.select(inner, rows)  # type: ignore[operator]
+            None if inner is None else head.select(inner, rows)
             for head, inner in zip(self.heads, state.levels, strict=True)
         ]
         return HierarchyState(state.contexts[rows], kept)
@@ -141,4 +142,4 @@ class HierarchyHead(Head):
         given = contexts.split(self.sizes, 1)
         # What the coarser grids will say is not known yet.
         known = [context if level == 0 else F.pad(context, (0, self.width)) for level, context in enumerate(given)]
-        return torch.cat([head.forecast(context) for head, context in zip(self.heads, known, strict=True)], 1)  # type: ignore[operator]
+        return torch.cat([head.forecast(context) for head, context in zip(self.heads, known, strict=True)], 1)

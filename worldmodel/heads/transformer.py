@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from worldmodel.heads.base import Head, grid_size
 from worldmodel.heads.embedding import CodeEmbedding, centred, classifier
 from worldmodel.heads.order import make_order
+from worldmodel.nn.modules import module_list
 
 
 @dataclasses.dataclass
@@ -110,11 +111,11 @@ class TransformerHead(Head):
         hidden = torch.arange(-1, self.positions) >= begins[:, None]
         self.register_buffer("bias", torch.zeros(hidden.shape).masked_fill(hidden, -math.inf), persistent=False)
         size = walk.neighbours.shape[1] * embed
-        self.enter_codes = nn.ModuleList(nn.Linear(size, width, bias=False) for _ in self.stages)
+        self.enter_codes = module_list(nn.Linear(size, width, bias=False) for _ in self.stages)
         self.enter_context = nn.Linear(context_width, width)
         self.embed_memory, self.norm_memory = CodeEmbedding(codebook, width), nn.LayerNorm(width)
         self.position = nn.Parameter(torch.randn(self.positions, width) * 0.02)
-        self.blocks = nn.ModuleList(HeadBlock(width, heads) for _ in range(blocks))
+        self.blocks = module_list(HeadBlock(width, heads) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
         self.logits = classifier(codebook, width)
         self.guess = nn.Sequential(nn.Linear(context_width, width), nn.SiLU(), classifier(codebook, width))
@@ -134,7 +135,7 @@ class TransformerHead(Head):
         memory = self._memory(codes, inputs)
         bias = self.bias.to(x.dtype)
         for block in self.blocks:
-            pairs = zip(block.nothing, block.remember(memory), strict=True)  # type: ignore[arg-type, operator]
+            pairs = zip(block.nothing, block.remember(memory), strict=True)
             keys, values = (torch.cat([none.expand(len(x), -1, -1, -1), some], 2) for none, some in pairs)
             x = block(x, keys, values, bias)
         return self.logits(self.norm(x)).float()
@@ -143,7 +144,7 @@ class TransformerHead(Head):
         inputs = self.enter_context(contexts) + self.position
         state = HeadState(inputs, [], [], tables=self.tables())
         for block in self.blocks:
-            for kept, nothing in zip((state.keys, state.values), block.nothing, strict=True):  # type: ignore[arg-type]
+            for kept, nothing in zip((state.keys, state.values), block.nothing, strict=True):
                 room = inputs.new_zeros(len(inputs), len(nothing), 1 + self.positions, nothing.shape[-1])
                 room[:, :, :1] = nothing
                 kept.append(room)
@@ -156,7 +157,7 @@ class TransformerHead(Head):
         bias = self.bias[start:stop, : 1 + seen].to(x.dtype)
         for block, keys, values in zip(self.blocks, state.keys, state.values, strict=True):
             if memory is not None:
-                keys[:, :, 1 + a : 1 + seen], values[:, :, 1 + a : 1 + seen] = block.remember(memory)  # type: ignore[operator]
+                keys[:, :, 1 + a : 1 + seen], values[:, :, 1 + a : 1 + seen] = block.remember(memory)
             x = block(x, keys[:, :, : 1 + seen], values[:, :, : 1 + seen], bias)
         state.known = max(a, min(start, seen))
         return self.logits(self.norm(x)).float()
@@ -178,7 +179,7 @@ class TransformerHead(Head):
         Sampling looks it up instead of multiplying by a small matrix for every stage, which took a third of a pass.
         Kept until a weight changes. None where gradients are wanted, and on a GPU: a CUDA graph would keep an old one.
         """
-        weights = [weight.detach() for weight in (self.embed.table, *(enter.weight for enter in self.enter_codes))]  # type: ignore[operator]
+        weights = [weight.detach() for weight in (self.embed.table, *(enter.weight for enter in self.enter_codes))]
         if torch.is_grad_enabled() or weights[0].device.type != "cpu":
             return None
         key = [(weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights]

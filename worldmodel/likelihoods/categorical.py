@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -64,7 +66,7 @@ class _LogSoftmaxAt(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, scores: Tensor, levels: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+    def forward(ctx: Any, scores: Tensor, levels: Tensor) -> Tensor:
         ctx.save_for_backward(scores, levels)
         nats = torch.empty(len(levels), device=scores.device)
         size = _rows(scores)
@@ -76,7 +78,7 @@ class _LogSoftmaxAt(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         scores, levels = ctx.saved_tensors
         result = torch.empty_like(scores)
         size = _rows(scores)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
+from worldmodel.nn.modules import module_list
 
 
 class AttentionCache(NamedTuple):
@@ -121,7 +122,7 @@ class TimeTransformer(nn.Module):
         super().__init__()
         if blocks < 1:
             raise ConfigError(f"a transformer of {blocks} blocks sees no other step; choose 1 block or more")
-        self.blocks = nn.ModuleList(WindowedAttention(width, heads, window, blocks) for _ in range(blocks))
+        self.blocks = module_list(WindowedAttention(width, heads, window, blocks) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor, first: int = 0, valid: Tensor | None = None) -> Tensor:
@@ -132,14 +133,14 @@ class TimeTransformer(nn.Module):
 
     def begin(self, *batch: int) -> tuple[AttentionCache, ...]:
         """One cache a block."""
-        return tuple(block.begin(*batch) for block in self._all())
+        return tuple(block.begin(*batch) for block in self.blocks)
 
     def step(
         self, x: Tensor, caches: Sequence[AttentionCache], valid: Tensor | None = None
     ) -> tuple[Tensor, tuple[AttentionCache, ...]]:
         """As :meth:`WindowedAttention.step`."""
         behind = []
-        for block, cache in zip(self._all(), caches, strict=True):
+        for block, cache in zip(self.blocks, caches, strict=True):
             x, new = block.step(x, cache, valid)
             behind.append(new)
         return self.norm(x), tuple(behind)
@@ -148,12 +149,9 @@ class TimeTransformer(nn.Module):
         self, x: Tensor, caches: Sequence[AttentionCache], valid: Tensor | None = None
     ) -> tuple[AttentionCache, ...]:
         """The caches that :meth:`step` would return."""
-        *lower, last = self._all()
+        *lower, last = self.blocks
         behind = []
         for block, cache in zip(lower, caches, strict=False):
             x, new = block.step(x, cache, valid)
             behind.append(new)
         return (*behind, last.observe(x, caches[-1], valid))
-
-    def _all(self) -> list[WindowedAttention]:
-        return list(self.blocks)  # type: ignore[arg-type]

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from worldmodel.nn.modules import module_list
+
 CONV: dict[int, type[nn.Conv1d] | type[nn.Conv2d]] = {1: nn.Conv1d, 2: nn.Conv2d}
 CONV_TRANSPOSE: dict[int, type[nn.ConvTranspose1d] | type[nn.ConvTranspose2d]] = {
     1: nn.ConvTranspose1d,
@@ -31,11 +33,16 @@ class ResidualBlock(nn.Module):
         return x + self.narrow(F.relu(self.wide(F.relu(x))))
 
 
-class ConvEncoder(nn.Module):
+class Encoder(nn.Module):
+    """Reads frames; ``factor``: how many places of a frame, along each axis, become one of the grid."""
+
+    factor: int
+
+
+class ConvEncoder(Encoder):
     """(B, channels, *size) → (B, widths[-1], *size / 2**len(widths)).
 
-    ``widths``: output channels of each stride-2 convolution; ``blocks``: residual blocks behind them. ``factor``: how
-    many places of a frame, along each axis, become one of the grid.
+    ``widths``: output channels of each stride-2 convolution; ``blocks``: residual blocks behind them.
 
     ``scaled``: weights begin so that signals keep their size from layer to layer (He et al., *Delving Deep into
     Rectifiers*, 2015). PyTorch's own beginning makes them smaller, by ten after six layers; what is then left to learn
@@ -46,12 +53,13 @@ class ConvEncoder(nn.Module):
         super().__init__()
         self.factor = 2 ** len(widths)
         ins = [channels, *widths[:-1]]
-        self.down = nn.ModuleList(CONV[rank](i, o, 4, stride=2, padding=1) for i, o in zip(ins, widths, strict=True))
+        self.down = module_list(CONV[rank](i, o, 4, stride=2, padding=1) for i, o in zip(ins, widths, strict=True))
         self.blocks = nn.ModuleList(ResidualBlock(rank, widths[-1], widths[-1]) for _ in range(blocks))
         if scaled:
             for index, conv in enumerate(self.down):
-                nn.init.kaiming_normal_(conv.weight, nonlinearity="relu" if index else "linear")  # type: ignore[arg-type]
-                nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+                nn.init.kaiming_normal_(conv.weight, nonlinearity="relu" if index else "linear")
+                assert conv.bias is not None
+                nn.init.zeros_(conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         for index, conv in enumerate(self.down):

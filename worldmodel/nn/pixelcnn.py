@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
+from worldmodel.nn.modules import module_list
 
 
 def gate(x: Tensor) -> Tensor:
@@ -129,7 +130,7 @@ class GatedPixelCNN(nn.Module):
             raise ConfigError(f"layers is {layers}; a PixelCNN has at least 1")
         self.inputs, self.width = inputs, width
         self.reaches = [first // 2, *[kernel // 2] * (layers - 1)]  # of the layers
-        self.layers = nn.ModuleList(
+        self.layers = module_list(
             GatedLayer(width if i else inputs, width, condition, reach, i == 0, i == layers - 1, dropout)
             for i, reach in enumerate(self.reaches)
         )
@@ -140,7 +141,6 @@ class GatedPixelCNN(nn.Module):
         up = left = x
         skips = []
         for layer in self.layers:
-            assert isinstance(layer, GatedLayer)
             reach = layer.reach
             up, said = layer.look_up(F.pad(up, (0, 0, reach, reach, reach, 0)), condition)
             left, skip = layer.look_left(F.pad(left, (0, 0, reach, 0)), said)
@@ -182,7 +182,7 @@ class GatedPixelCNN(nn.Module):
         if row >= end:
             return
         for index, (layer, reach) in enumerate(zip(self.layers, self.reaches, strict=True)):
-            up, said = layer.look_up(state.above[index][:, row : reach + end], state.condition[:, row:end])  # type: ignore[operator]
+            up, said = layer.look_up(state.above[index][:, row : reach + end], state.condition[:, row:end])
             state.said[index][:, row:end] = said
             if index + 1 < len(self.layers):
                 into = self.reaches[index + 1]
@@ -193,7 +193,7 @@ class GatedPixelCNN(nn.Module):
         skips = []
         for index, (layer, reach) in enumerate(zip(self.layers, self.reaches, strict=True)):
             seen = state.left[index][:, row:end, columns.start : reach + columns.stop]
-            left, skip = layer.look_left(seen, state.said[index][:, row:end, columns])  # type: ignore[operator]
+            left, skip = layer.look_left(seen, state.said[index][:, row:end, columns])
             if index + 1 < len(self.layers):
                 into = self.reaches[index + 1]
                 state.left[index + 1][:, row:end, into + columns.start : into + columns.stop] = left
@@ -204,8 +204,8 @@ class GatedPixelCNN(nn.Module):
         """The horizontal stack of one site, and its features."""
         skips = []
         for index, layer in enumerate(self.layers):
-            seen = state.left[index][:, row, column : column + layer.columns]  # type: ignore[operator]
-            left, skip = layer.look_left_from(seen, state.said[index][:, row, column])  # type: ignore[operator]
+            seen = state.left[index][:, row, column : column + layer.columns]
+            left, skip = layer.look_left_from(seen, state.said[index][:, row, column])
             if index + 1 < len(self.layers):
                 state.left[index + 1][:, row, self.reaches[index + 1] + column] = left
             skips.append(skip)

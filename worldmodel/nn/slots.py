@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.nn.embedding import project
+from worldmodel.nn.modules import module_list
 from worldmodel.nn.pixelcnn import GatedPixelCNN, GridState
 
 
@@ -61,7 +62,7 @@ class SlotClassifier(nn.Module):
         slots = len(codebooks)
         self.enter = nn.Linear(features, slots * width)
         self.earlier = tables(codebooks[:-1], embed) if slots > 1 else None
-        self.mix = nn.ModuleList(nn.Linear(slot * embed, width, bias=False) for slot in range(1, slots))
+        self.mix = module_list(nn.Linear(slot * embed, width, bias=False) for slot in range(1, slots))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(blocks))
         self.up = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(blocks))
         self.down = nn.ModuleList(nn.Linear(2 * width, width) for _ in range(blocks))
@@ -76,7 +77,7 @@ class SlotClassifier(nn.Module):
         if last > 1 and self.earlier is not None:
             known = lookup(self.earlier[: last - 1], codes[:, : last - 1]).flatten(1)
             mixes = self.mix[max(first - 1, 0) : last - 1]
-            said = [mix(known[:, : mix.in_features]) for mix in mixes]  # type: ignore[index]
+            said = [mix(known[:, : mix.in_features]) for mix in mixes]
             x = x + torch.stack(said if first else [torch.zeros_like(said[0]), *said], 1)
         for norm, up, down in zip(self.norms, self.up, self.down, strict=True):
             x = x + down(F.silu(up(norm(x))))

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from worldmodel.heads.base import grid_size
 from worldmodel.heads.embedding import CodeEmbedding
 from worldmodel.nn.convnets import CONV
+from worldmodel.nn.modules import to_channels_last
 from worldmodel.priors.base import Trunk
 from worldmodel.priors.memory import MemoryState, TimeMemory
 
@@ -85,7 +86,7 @@ class ConvTrunk(Trunk):
         self.position = nn.Parameter(torch.zeros(width, *grid))
         self.blocks = nn.ModuleList(FilmBlock(rank, width, 128) for _ in range(blocks))
         if rank == 2:
-            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            to_channels_last(self)
 
     def _contexts(self, grids: Tensor, actions: Tensor, remembered: Sequence[Tensor]) -> Tensor:
         """grids (M, history, *grid), actions (M, history), oldest first; remembered: (M, F) or none → (M, N, width)."""

@@ -13,6 +13,7 @@ from worldmodel.errors import ConfigError
 from worldmodel.heads.base import grid_size
 from worldmodel.heads.embedding import embedding
 from worldmodel.nn.convnets import CONV
+from worldmodel.nn.modules import to_channels_last
 from worldmodel.priors.base import Trunk
 from worldmodel.priors.memory import MemoryState, TimeMemory
 from worldmodel.types import NO_ACTION
@@ -91,7 +92,7 @@ class FrameTransformer(Trunk):
         self.film = nn.Linear(model, 2 * width)
         self.out = nn.Linear(width, width)
         if rank == 2:
-            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            to_channels_last(self)
 
     def forward(self, previous: Tensor, actions: Tensor, first: int = 0) -> Tensor:
         if self.training and self.drop:

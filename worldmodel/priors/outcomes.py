@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.heads.embedding import CodeEmbedding
+from worldmodel.nn.modules import Logits
 
 BINS = 65
 SPAN = 8.0  # the outermost bins stand at ±symexp(8) ≈ ±2,980
@@ -39,10 +40,8 @@ class OutcomeHead(nn.Module):
         self.position = nn.Parameter(torch.zeros(positions, width))
         self.mix = nn.Linear(width, width)
         self.hidden = nn.Linear(2 * width, 2 * width)
-        self.reward = nn.Linear(2 * width, BINS)
-        self.end = nn.Linear(2 * width, 1)
-        for layer in (self.reward, self.end):
-            layer.keep_adam = True  # type: ignore[assignment]
+        self.reward = Logits(2 * width, BINS)
+        self.end = Logits(2 * width, 1)
         self.register_buffer("bins", symexp(torch.linspace(-SPAN, SPAN, BINS)), persistent=False)
 
     bins: Tensor

@@ -7,7 +7,7 @@ and what the trunks keep in it). Nothing is changed in place: a state that was r
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,10 +30,10 @@ def join_rows(states: Sequence[Tree]) -> Tree:
     return _map(lambda *tensors: torch.cat(tensors), *states)
 
 
-def _map(function: Callable[..., Tensor], *trees: Tree) -> Tree:
+def _map(function: Callable[..., Tensor], *trees: Any) -> Any:
     first = trees[0]
     if isinstance(first, Tensor):
-        return function(*trees)  # type: ignore[return-value]
+        return function(*trees)
     assert isinstance(first, tuple), f"a state is a tree of tuples and tensors, not of {type(first).__name__}"
-    parts = [_map(function, *branch) for branch in zip(*trees, strict=True)]  # type: ignore[call-overload]
-    return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)  # type: ignore[return-value]
+    parts = [_map(function, *branch) for branch in zip(*trees, strict=True)]
+    return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)

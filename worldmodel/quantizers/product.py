@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from worldmodel.nn.modules import module_list
 from worldmodel.quantizers.base import Quantized, Quantizer
 
 
@@ -31,27 +32,24 @@ class ProductQuantizer(Quantizer):
         if slots < 1:
             raise ValueError(f"a product quantiser needs at least 1 slot, not {slots}")
         parts = [quantizer() if codes is None else quantizer(codes=codes) for _ in range(slots)]
-        self.parts = nn.ModuleList(parts)
+        self.parts = module_list(parts)
         self.codes, self.width = parts[0].codes, slots * parts[0].width
         self.shape = (slots, *parts[0].shape)
         self._axis = -len(self.shape)  # of the slots among the axes of the codes
 
     def _split(self, vectors: Tensor) -> list[tuple[Quantizer, Tensor]]:
         """The quantiser and the part (..., D / S) of each slot."""
-        return list(zip(self._quantizers(), vectors.chunk(self.shape[0], -1), strict=True))
-
-    def _quantizers(self) -> list[Quantizer]:
-        return list(self.parts)  # type: ignore[arg-type]
+        return list(zip(self.parts, vectors.chunk(self.shape[0], -1), strict=True))
 
     def encode(self, vectors: Tensor) -> Tensor:
         return torch.stack([part.encode(piece) for part, piece in self._split(vectors)], self._axis)
 
     def lookup(self, codes: Tensor) -> Tensor:
-        pieces = zip(self._quantizers(), codes.unbind(self._axis), strict=True)
+        pieces = zip(self.parts, codes.unbind(self._axis), strict=True)
         return torch.cat([part.lookup(piece) for part, piece in pieces], -1)
 
     def codebook(self) -> Tensor:
-        return torch.stack([part.codebook() for part in self._quantizers()])
+        return torch.stack([part.codebook() for part in self.parts])
 
     def forward(self, vectors: Tensor, generator: torch.Generator | None = None) -> Quantized:
         results = [part(piece, generator) for part, piece in self._split(vectors)]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from worldmodel.nn.modules import module_list
 from worldmodel.quantizers.base import Quantized, Quantizer
 
 NO_CODE = -1
@@ -58,17 +59,14 @@ class ResidualQuantizer(Quantizer):
         made = [quantizer() if codes is None else quantizer(codes=codes) for _ in range(stages)]
         if made[0].soft or made[0].shape:
             raise ValueError(f"a stage makes a single code of a vector, and {type(made[0]).__name__} does not")
-        self.parts = nn.ModuleList(made)
+        self.parts = module_list(made)
         self.codes, self.width, self.dropout = made[0].codes, made[0].width, dropout
         self.shape = (stages,)
-
-    def _quantizers(self) -> list[Quantizer]:
-        return list(self.parts)  # type: ignore[arg-type]
 
     def encode(self, vectors: Tensor) -> Tensor:
         vectors, codes = vectors.detach().float(), []
         total = torch.zeros_like(vectors)
-        for part in self._quantizers():
+        for part in self.parts:
             codes.append(part.encode(vectors - total))
             total = total + part.lookup(codes[-1])
         return torch.stack(codes, -1)
@@ -76,7 +74,7 @@ class ResidualQuantizer(Quantizer):
     def lookup(self, codes: Tensor) -> Tensor:
         """Codes (..., Q) in [-1, K) → vectors (..., D) float32: the sum over the stages that have a code."""
         total = None
-        for part, code in zip(self._quantizers(), codes.unbind(-1), strict=True):
+        for part, code in zip(self.parts, codes.unbind(-1), strict=True):
             vectors = part.lookup(code.clamp(min=0)).masked_fill(code[..., None] < 0, 0.0)
             total = vectors if total is None else total + vectors
         assert total is not None
@@ -84,7 +82,7 @@ class ResidualQuantizer(Quantizer):
 
     def codebook(self) -> Tensor:
         """(Q, K, D): the vectors that are added up."""
-        return torch.stack([part.codebook() for part in self._quantizers()])
+        return torch.stack([part.codebook() for part in self.parts])
 
     def forward(self, vectors: Tensor, generator: torch.Generator | None = None) -> Quantized:
         vectors = vectors.float()
@@ -93,7 +91,7 @@ class ResidualQuantizer(Quantizer):
         total = torch.zeros_like(flat)
         codes = flat.new_full((len(flat), *self.shape), NO_CODE, dtype=torch.int64)
         losses: dict[str, Tensor] = {}
-        for stage, part in enumerate(self._quantizers()):
+        for stage, part in enumerate(self.parts):
             rows = None if reached is None else (reached > stage).nonzero()[:, 0]
             left = flat - total  # its gradient is the input's: each stage's commitment pulls the encoder
             result = part(left if rows is None else left[rows], generator)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from worldmodel.errors import ConfigError
 from worldmodel.likelihoods.base import Likelihood
 from worldmodel.likelihoods.squared_error import SquaredError
-from worldmodel.nn.convnets import ConvDecoder, ConvEncoder
+from worldmodel.nn.convnets import ConvDecoder, ConvEncoder, Encoder
 from worldmodel.quantizers import Quantizer
 from worldmodel.tokenizers.base import Reconstruction, Tokenizer
 from worldmodel.tokenizers.vqvae import VQVAE
@@ -49,7 +49,7 @@ class SeparateLevels(Tokenizer):
         blocks: int = 2,
         codes: int = 512,
         likelihood: Callable[..., Likelihood] = SquaredError,
-        encoder: Callable[..., nn.Module] = ConvEncoder,
+        encoder: Callable[..., Encoder] = ConvEncoder,
         decoder: Callable[..., nn.Module] = ConvDecoder,
         told: int = 0,
         actions: int = 0,

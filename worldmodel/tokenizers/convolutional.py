@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from worldmodel.errors import ConfigError
 from worldmodel.likelihoods.base import Likelihood
-from worldmodel.nn.convnets import CONV, ConvDecoder, ConvEncoder
+from worldmodel.nn.convnets import CONV, ConvDecoder, ConvEncoder, Encoder
+from worldmodel.nn.modules import to_channels_last
 from worldmodel.nn.precision import dtype_of
 from worldmodel.tokenizers.base import Autoencoder
 
@@ -49,7 +50,7 @@ class ConvolutionalAutoencoder(Autoencoder):
         encoded: int,
         decoded: int,
         likelihood: Callable[..., Likelihood],
-        encoder: Callable[..., nn.Module] = ConvEncoder,
+        encoder: Callable[..., Encoder] = ConvEncoder,
         decoder: Callable[..., nn.Module] = ConvDecoder,
     ) -> None:
         """Makes the modules: ``encoded`` channels come from the encoder, ``decoded`` channels go into the decoder.
@@ -66,13 +67,13 @@ class ConvolutionalAutoencoder(Autoencoder):
         outputs = None if self.likelihood.outputs == channels else self.likelihood.outputs
         self.decoder = decoder(rank, decoded, channels, self._decoder_widths(widths, decoder), blocks, outputs)
         if rank == 2:
-            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            to_channels_last(self)
 
     def _decoder_widths(self, widths: Sequence[int], decoder: Callable[..., nn.Module]) -> Sequence[int]:
         """Those of the doublings that lead from the grid to the places of the likelihood's outputs."""
         if decoder is not ConvDecoder:
             return widths  # it knows its own strides
-        factor, stride = int(self.encoder.factor), self.likelihood.stride  # type: ignore[arg-type]
+        factor, stride = self.encoder.factor, self.likelihood.stride
         doublings = (factor // stride).bit_length() - 1
         if 2**doublings * stride != factor or not 1 <= doublings <= len(widths):
             raise ConfigError(

@@ -13,6 +13,7 @@ from worldmodel.errors import ConfigError
 from worldmodel.likelihoods.base import Likelihood
 from worldmodel.likelihoods.squared_error import SquaredError
 from worldmodel.nn.convnets import CONV, ConvDecoder, ConvEncoder
+from worldmodel.nn.modules import module_list, to_channels_last
 from worldmodel.nn.precision import dtype_of
 from worldmodel.quantizers import Quantizer
 from worldmodel.tokenizers.base import Reconstruction, Tokenizer
@@ -67,10 +68,10 @@ class VQVAE2(Tokenizer):
         self.grids = tuple(reversed(grids))
         self.grid = (sum(map(math.prod, grids)),)
         tops = [level[-1] for level in widths]
-        self.quantizers = nn.ModuleList(quantizer(codes=codes) for _ in widths)  # this and all below: the finest first
+        self.quantizers = module_list(quantizer(codes=codes) for _ in widths)  # this and all below: the finest first
         if self.quantizers[0].shape or self.quantizers[0].soft:
             raise ConfigError("a level has one whole code at each place; choose a quantizer without slots or mixtures")
-        width = int(self.quantizers[0].width)  # type: ignore[arg-type]
+        width = self.quantizers[0].width
         self.encoders = nn.ModuleList(
             ConvEncoder(rank, inside, level, blocks) for inside, level in zip([channels, *tops], widths, strict=False)
         )
@@ -78,18 +79,18 @@ class VQVAE2(Tokenizer):
         self.show = nn.ModuleList(
             ConvDecoder(rank, width, tops[n], widths[n + 1], blocks) for n in range(len(widths) - 1)
         )
-        self.project = nn.ModuleList(
+        self.project = module_list(
             CONV[rank](top * (1 if n == len(tops) - 1 else 2), width, 1) for n, top in enumerate(tops)
         )
         self.likelihood = likelihood(channels=channels)
         outputs = None if self.likelihood.outputs == channels else self.likelihood.outputs
         self.decoder = ConvDecoder(rank, width * len(widths), channels, widths[0], blocks, outputs)
         if rank == 2:
-            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            to_channels_last(self)
 
     @property
     def _dtype(self) -> torch.dtype:
-        return self.project[0].weight.dtype  # type: ignore[union-attr, return-value]
+        return self.project[0].weight.dtype
 
     def _walk(self, frames: Tensor, choose: Callable[[int, Tensor], Tensor]) -> None:
         """From the coarsest level to the finest: ``choose(level, what is quantised (B, *grid, D))`` → vectors."""
@@ -145,8 +146,8 @@ class VQVAE2(Tokenizer):
         found: list[Tensor] = []
 
         def choose(level: int, vectors: Tensor) -> Tensor:
-            found.append(self.quantizers[level].encode(vectors))  # type: ignore[operator]
-            return self.quantizers[level].lookup(found[-1])  # type: ignore[operator]
+            found.append(self.quantizers[level].encode(vectors))
+            return self.quantizers[level].lookup(found[-1])
 
         self._walk(frames, choose)
         return torch.cat([codes.flatten(1) for codes in found], 1)
@@ -157,8 +158,8 @@ class VQVAE2(Tokenizer):
     def _lookup(self, codes: Tensor) -> list[Tensor]:
         """Codes (B, N) → vectors (B, *grid, D) of the levels, the finest first."""
         parts = [part.unflatten(1, grid) for part, grid in zip(self.split(codes), self.grids, strict=True)]
-        quantizers = reversed(list(self.quantizers))
-        vectors = [quantizer.lookup(part) for quantizer, part in zip(quantizers, parts, strict=True)]  # type: ignore[operator]
+        quantizers = reversed(self.quantizers)
+        vectors = [quantizer.lookup(part) for quantizer, part in zip(quantizers, parts, strict=True)]
         return vectors[::-1]
 
     def stages(self, frames: Tensor, generator: torch.Generator | None = None) -> list[tuple[str, Tensor]]:
@@ -178,7 +179,7 @@ class VQVAE2(Tokenizer):
 
     def codebook(self) -> Tensor:
         """(levels, K, D), the coarsest first."""
-        return torch.stack([quantizer.codebook().detach() for quantizer in reversed(list(self.quantizers))])  # type: ignore[operator]
+        return torch.stack([quantizer.codebook().detach() for quantizer in reversed(self.quantizers)])
 
     @property
     def levels(self) -> tuple[tuple[int, ...], ...]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from worldmodel.likelihoods.base import Likelihood
 from worldmodel.likelihoods.squared_error import SquaredError
-from worldmodel.nn.convnets import ConvDecoder, ConvEncoder
+from worldmodel.nn.convnets import ConvDecoder, ConvEncoder, Encoder
 from worldmodel.quantizers import Quantizer
 from worldmodel.tokenizers.base import Reconstruction, Tokenizer
 from worldmodel.tokenizers.convolutional import ConvolutionalAutoencoder, halved, shrunk
@@ -47,7 +47,7 @@ class VQVAE(ConvolutionalAutoencoder, Tokenizer):
         blocks: int = 2,
         codes: int | None = None,
         likelihood: Callable[..., Likelihood] = SquaredError,
-        encoder: Callable[..., nn.Module] = ConvEncoder,
+        encoder: Callable[..., Encoder] = ConvEncoder,
         decoder: Callable[..., nn.Module] = ConvDecoder,
         told: int = 0,
         actions: int = 0,
@@ -61,7 +61,7 @@ class VQVAE(ConvolutionalAutoencoder, Tokenizer):
         self.condition = nn.Embedding(actions + 1, told) if told else None  # the first is that of an unknown one, −1
         width = self.quantizer.width
         self._build(frame_shape, widths, blocks, width, width + told, likelihood, encoder, decoder)
-        self.grid = (*shrunk(frame_shape, int(self.encoder.factor)), *self.slots)  # type: ignore[arg-type]
+        self.grid = (*shrunk(frame_shape, self.encoder.factor), *self.slots)
 
     def forward(
         self, frames: Tensor, generator: torch.Generator | None = None, conditions: Tensor | None = None

@@ -45,7 +45,7 @@ class Codec:
         self.tokenizer, self.rate, self.condition = tokenizer.eval(), rate, condition
         self.codes, self.codebooks = tokenizer.codes, tokenizer.slots[0] if tokenizer.slots else 1
         self.scalable = isinstance(tokenizer.quantizer, ResidualQuantizer)
-        self.factor = int(tokenizer.encoder.factor)  # type: ignore[arg-type]
+        self.factor = tokenizer.encoder.factor
         self.fingerprint = bytes.fromhex(fingerprint(tokenizer))[:8]
 
     @property

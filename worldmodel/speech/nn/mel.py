@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
-from worldmodel.nn.convnets import CONV, ResidualBlock
+from worldmodel.nn.convnets import CONV, Encoder, ResidualBlock
 from worldmodel.speech.mel import to_mel
 from worldmodel.speech.mulaw import MU
 
@@ -89,7 +89,7 @@ def stretched(mels: Tensor, factors: Tensor) -> Tensor:
     return below + share * (above - below)
 
 
-class MelEncoder(nn.Module):
+class MelEncoder(Encoder):
     """Frames of sound (B, 1, n) → log-mel spectra → strided convolutions: (B, widths[-1], n / factor).
 
     Speech is heard by the power in bands, and not by its phase, which an encoder of the wave has to learn to ignore:

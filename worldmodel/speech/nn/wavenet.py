@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from worldmodel.errors import ConfigError
 from worldmodel.likelihoods.base import LEVELS, Likelihood, Studied, frames_of, levels_of, uniform
 from worldmodel.likelihoods.logistic import LogisticMixture
+from worldmodel.nn.modules import module_list
 from worldmodel.speech.mulaw import SILENCE
 from worldmodel.speech.nn.mel import expanded, log_mels
 from worldmodel.speech.nn.sample_level import SampleLevel
@@ -106,7 +107,7 @@ class WaveNet(nn.Module):
             raise ConfigError(f"group {group}, layers {layers}, cycle {cycle} and memory {memory} must be at least 1")
         self.group, self.memory, self.hidden = group, memory, hidden
         self.enter = nn.Linear(group * WAVES, width)
-        self.layers = nn.ModuleList(Gate(width, features, 2 ** (n % cycle)) for n in range(layers))
+        self.layers = module_list(Gate(width, features, 2 ** (n % cycle)) for n in range(layers))
         self.heed = nn.Linear(features, width, bias=False)  # what is told need not pass through the gates alone
         self.spread = nn.Linear(width, group * hidden)
         self.recall = nn.Conv1d(WAVES, hidden, memory, bias=False)  # of the last samples, the oldest first
@@ -129,7 +130,7 @@ class WaveNet(nn.Module):
     @property
     def reach(self) -> int:
         """Samples that a sample may depend on."""
-        return (1 + sum(layer.dilation for layer in self.layers)) * self.group + self.group - 1  # type: ignore[misc]
+        return (1 + sum(layer.dilation for layer in self.layers)) * self.group + self.group - 1
 
     def forward(self, levels: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         """levels (B, M · group) int64, features (B, M, features) → parameters (B, M · group, parameters) and guesses
@@ -144,7 +145,7 @@ class WaveNet(nn.Module):
         x = self.enter(groups)
         said = self.heed(features)
         for layer in self.layers:
-            more, part = layer(x, layer.told(features))  # type: ignore[operator]
+            more, part = layer(x, layer.told(features))
             x, said = x + more, said + part
         last = waves[:, -size - self.memory : -1]
         near = self.recall(last.movedim(-1, 1)).movedim(1, -1)
@@ -156,8 +157,8 @@ class WaveNet(nn.Module):
     def begin(self, features: Tensor) -> WaveNetState:
         """features (B, M, features): of the whole signal to come."""
         batch, width = len(features), self.enter.out_features
-        queues = [features.new_zeros(layer.dilation, batch, 2 * width) for layer in self.layers]  # type: ignore[call-overload]
-        told = [layer.told(features) for layer in self.layers]  # type: ignore[operator]
+        queues = [features.new_zeros(layer.dilation, batch, 2 * width) for layer in self.layers]
+        told = [layer.told(features) for layer in self.layers]
         tables = torch.einsum("lw,hwm->mlh", self.waves, self.recall.weight).flatten(0, 1)
         return WaveNetState(queues, told, self.heed(features), tables)
 
@@ -167,7 +168,7 @@ class WaveNet(nn.Module):
         x = self.enter(self.waves[levels].flatten(1))
         said = state.heeded[:, state.at]
         for layer, queue, told in zip(self.layers, state.queues, state.told, strict=True):
-            more, part = layer.step(x, queue, state.at, told[:, state.at])  # type: ignore[operator]
+            more, part = layer.step(x, queue, state.at, told[:, state.at])
             x, said = x + more, said + part
         state.at += 1
         return self._spread(said)
