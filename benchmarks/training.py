@@ -15,8 +15,9 @@ from worldmodel.data.windows import Windows
 from worldmodel.priors import Prior
 from worldmodel.runs.build import build_prior, build_tokenizer
 from worldmodel.tokenizers import require_codes
-from worldmodel.train import fit_settings, make_batches, make_fabric
+from worldmodel.train import fit_settings, make_fabric
 from worldmodel.training.base import Objective
+from worldmodel.training.batches import make_batches
 from worldmodel.training.fit import Fit, Hook, fit
 from worldmodel.training.objectives import PriorObjective, TokenizerObjective
 from worldmodel.world import Precision

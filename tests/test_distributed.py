@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from worldmodel.quantizers import VectorQuantizer
 from worldmodel.tokenizers import VQVAE
-from worldmodel.training.fit import Fit, FitSettings, fit, step_seed
+from worldmodel.training.batches import step_seed
+from worldmodel.training.fit import Fit, FitSettings, fit
 from worldmodel.training.hooks import Checkpoint, JsonLines, read_json_lines
 from worldmodel.training.objectives import TokenizerObjective
 from worldmodel.types import Segment

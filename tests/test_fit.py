@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from worldmodel.errors import ConfigError, RunError
 from worldmodel.nn.precision import cast, resolve_precision
 from worldmodel.training.base import Losses, Objective
+from worldmodel.training.batches import step_seed
 from worldmodel.training.checkpoint import load_tensors
-from worldmodel.training.fit import Fit, FitResult, FitSettings, Hook, fit, step_seed
+from worldmodel.training.fit import Fit, FitResult, FitSettings, Hook, fit
 from worldmodel.training.hooks import Checkpoint, Evaluation, JsonLines, TensorBoard, read_json_lines
 from worldmodel.training.optim import MasterOptimizer, learning_rate_factor
 from worldmodel.types import Segment, to_float

@@ -15,7 +15,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,8 @@ from worldmodel.tokenizers import VAE, Autoencoder, Tokenizer, require_codes
 from worldmodel.tokenizers.scene import Stacked
 from worldmodel.training import hooks as watch
 from worldmodel.training.base import Objective
-from worldmodel.training.fit import Batches, FitSettings, Hook, fit, step_seed, weighted_sum
+from worldmodel.training.batches import make_batches
+from worldmodel.training.fit import FitSettings, Hook, fit, weighted_sum
 from worldmodel.training.objectives import LatentObjective, PriorObjective, SecondObjective, TokenizerObjective
 from worldmodel.training.optim import learning_rate_factor
 from worldmodel.types import Segment, Spec
@@ -58,7 +59,6 @@ settings too: training.tokenizer.steps, training.prior.max_seconds, …; --steps
 SPLITS: tuple[Split, ...] = ("train", "held_out")
 SHARES = {"tokenizer": 1.0, "second": 1.0, "prior": 2.0}  # of --minutes, in proportion
 FIRST_CODES = "first_codes"
-DRAWS_BATCHES = 1  # parts the seeds of the batches from those of the objective's own noise
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -209,11 +209,6 @@ def fit_settings(config: DictConfig, stage: str) -> FitSettings:
         raise ConfigError(f"training.{stage}.{error}") from error
 
 
-def make_batches(sample: Callable[[int, torch.Generator], Segment], size: int, seed: int, rank: int) -> Batches:
-    """Batch of a step: drawn by a generator that is seeded from (seed, step, rank) and nothing else."""
-    return lambda step: sample(size, torch.Generator().manual_seed(step_seed(seed, step, rank, DRAWS_BATCHES)))
-
-
 def train_tokenizer(
     fabric: Fabric, config: DictConfig, store: EpisodeStore, folder: Path, first: Path | None = None
 ) -> None:
@@ -324,7 +319,7 @@ def run_stage(
     chain: list[Hook] = [watch.ProgressBar(), lines, board]
     if windows["held_out"].drawable:
         held_out = make_batches(windows["held_out"].sample, node.batch, config.seed, 0)
-        evaluate = Measure(held_out, node.evaluate_batches, fabric.device)
+        evaluate = watch.Measure(held_out, node.evaluate_batches, fabric.device)
         chain.append(watch.Evaluation(node.evaluate_every, evaluate, (lines, board)))
     chain.append(watch.Checkpoint(checkpoint, node.checkpoint_seconds))
     result = fit(fabric, objective, batches, settings, checkpoint, chain, stage)
@@ -336,24 +331,6 @@ def run_stage(
             facts["tokenizer"] = fingerprint(load_first(folder) if stage == "second" else load_autoencoder(folder))
         save_weights(folder / file, weights, facts)
     fabric.barrier()
-
-
-@dataclasses.dataclass(frozen=True)
-class Measure:
-    """Mean terms and metrics over the same few batches of held-out windows, named ``held_out_…``."""
-
-    batches: Batches
-    count: int
-    device: torch.device
-
-    def __call__(self, objective: Objective) -> dict[str, float]:
-        sums: dict[str, float] = {}
-        for index in range(self.count):
-            generator = torch.Generator(self.device).manual_seed(index)
-            losses = objective(self.batches(index).to(self.device), generator)
-            for name, value in (losses.terms | losses.metrics).items():
-                sums[name] = sums.get(name, 0.0) + float(value)
-        return {f"held_out_{name}": total / self.count for name, total in sums.items()}
 
 
 def plot_metrics(folder: Path) -> None:

@@ -6,12 +6,9 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
@@ -20,16 +17,15 @@ from worldmodel.config.settings import SEED, STAGE, Choice
 from worldmodel.errors import ConfigError, RunError
 from worldmodel.nn.precision import cast, resolve_precision
 from worldmodel.training.base import Objective
+from worldmodel.training.batches import Ahead, Batches, step_seed
 from worldmodel.training.checkpoint import check_fit, load_tensors, save_tensors
+from worldmodel.training.means import RunningMeans
 from worldmodel.training.optim import MasterOptimizer, WeightAverage, learning_rate_factor
 from worldmodel.types import Segment
 from worldmodel.util.interrupts import deferred
 
 AGREE_EVERY = 10
 """Steps between two agreements of several processes on the clock and on interruptions (each costs a round trip)."""
-
-Batches = Callable[[int], Segment]
-"""Batch of a step, a pure function of it (and of seed and rank), so that a resumed run sees the same data."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,46 +64,6 @@ class FitResult:
     weights: dict[str, Tensor]  # state dict of the objective, averaged over training, float32
 
 
-def step_seed(*key: int) -> int:
-    """A 63-bit seed from integers such as (seed, step, rank); near keys give unrelated seeds."""
-    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-class Window:
-    """Running means of named scalars, summed on the device in float64 so that a step costs no synchronisation."""
-
-    def __init__(self) -> None:
-        self.names: tuple[str, ...] = ()
-        self.sums: Tensor | None = None
-        self.count = 0
-
-    def add(self, values: Mapping[str, Tensor]) -> None:
-        names = tuple(values)
-        row = torch.stack([value.detach().to(torch.float64) for value in values.values()])
-        if self.sums is None:
-            self.names, self.sums = names, torch.zeros_like(row)
-        elif names != self.names:
-            raise ValueError(f"an objective must name the same values at every step: {names} after {self.names}")
-        self.sums = self.sums + row
-        self.count += 1
-
-    def means(self, fabric: Fabric) -> dict[str, float]:
-        """Means over the window and over all processes, which must all call this."""
-        if self.sums is None:
-            return {}
-        if fabric.world_size > 1:
-            self.sums = torch.as_tensor(fabric.all_reduce(self.sums, reduce_op="mean"))
-        return dict(zip(self.names, (self.sums / self.count).tolist(), strict=True))
-
-    def state(self) -> dict[str, Any]:
-        """As plain JSON; float64 survives it bit for bit."""
-        return {"names": self.names, "sums": [] if self.sums is None else self.sums.tolist(), "count": self.count}
-
-    def load(self, state: Mapping[str, Any], device: torch.device) -> None:
-        self.names, self.count = tuple(state["names"]), int(state["count"])
-        self.sums = torch.tensor(state["sums"], dtype=torch.float64, device=device) if self.names else None
-
-
 class Fit:
     """The state of one optimisation, which hooks may read. ``step`` counts the updates that were made."""
 
@@ -124,7 +80,7 @@ class Fit:
             muon=settings.muon,
         )
         self.average = WeightAverage(self.optimizer, settings.ema)
-        self.window = Window()
+        self.window = RunningMeans()
         self.terms: tuple[str, ...] = ()
         self.step = 0
         self.first_step = 0  # of this session
@@ -270,26 +226,6 @@ def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> T
     return torch.stack([weights.get(name, 1.0) * term.float() for name, term in terms.items()]).sum()
 
 
-class _Ahead:
-    """Reads the batch of the next step in a thread while this one computes."""
-
-    def __init__(self, batches: Batches):
-        self._batches = batches
-        self._pool = ThreadPoolExecutor(1, "batches")
-        self._next: tuple[int, Future[Segment]] | None = None
-
-    def __call__(self, step: int) -> Segment:
-        if self._next is None or self._next[0] != step:
-            self._next = (step, self._pool.submit(self._batches, step))
-        future = self._next[1]
-        batch = future.result()
-        self._next = (step + 1, self._pool.submit(self._batches, step + 1))
-        return batch
-
-    def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
-
 def fit(
     fabric: Fabric,
     objective: Objective,
@@ -310,7 +246,7 @@ def fit(
     if checkpoint.is_file():
         state.resume(checkpoint)
     objective.train()
-    ahead = _Ahead(batches)
+    ahead = Ahead(batches)
     try:
         with deferred() as interrupted:
             for hook in hooks:
@@ -321,7 +257,7 @@ def fit(
                 state.agree(interrupted())
                 if state.step % settings.log_every == 0 or state.progress >= 1:
                     means = state.check_finite()
-                    state.window = Window()
+                    state.window = RunningMeans()
                     for hook in hooks:
                         hook.on_log(state, means)
                 for hook in hooks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import time
@@ -9,17 +10,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from worldmodel.training.base import Objective
+from worldmodel.training.batches import Batches
 from worldmodel.training.fit import Fit, Hook
 from worldmodel.util.files import naming, replace_text
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
-
-    from worldmodel.training.fit import Fit, Hook
 
 
 class Checkpoint(Hook):
@@ -155,6 +156,24 @@ class Evaluation(Hook):
             values = self.evaluate(objective)
         for writer in self.writers:
             writer.write(fit, values)
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """Mean terms and metrics over the same few batches of held-out windows, named ``held_out_…``."""
+
+    batches: Batches
+    count: int
+    device: torch.device
+
+    def __call__(self, objective: Objective) -> dict[str, float]:
+        sums: dict[str, float] = {}
+        for index in range(self.count):
+            generator = torch.Generator(self.device).manual_seed(index)
+            losses = objective(self.batches(index).to(self.device), generator)
+            for name, value in (losses.terms | losses.metrics).items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+        return {f"held_out_{name}": total / self.count for name, total in sums.items()}
 
 
 class ProgressBar(Hook):
