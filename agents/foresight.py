@@ -12,7 +12,7 @@ from torch import Tensor
 from worldmodel.agents.returns import reach
 from worldmodel.agents.statistics import rank_interval
 
-from worldmodel.types import Episode
+from worldmodel.types import NO_ACTION, Episode
 
 DREAMS_AT_ONCE = 32
 
@@ -25,7 +25,7 @@ class Imagines(Protocol):
         frames: Tensor,
         actions: Tensor,
         *,
-        past_actions: Tensor,
+        seen_actions: Tensor,
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> Any: ...
@@ -38,8 +38,8 @@ class Window:
     episode: int
     start: int  # number of the last frame that is seen; the first reward is that of the step that leaves it
     seen: np.ndarray  # (T0, C, *size) uint8
-    past: np.ndarray  # (T0 − 1,) int64: between the seen frames
-    actions: np.ndarray  # (h,) int64
+    seen_actions: np.ndarray  # (T0,) int64: the action that led to each seen frame
+    actions: np.ndarray  # (h,) int64: what was done from the last seen frame on
     obtained: float  # the sum of the rewards of these actions
 
 
@@ -78,6 +78,7 @@ def windows(episode: Episode, number: int, context: int, horizon: int, count: in
     rng = np.random.default_rng((seed, number, 1))
     others = rng.permutation(np.arange(1, len(episode)))[: count - 1]
     found = []
+    led_by = np.concatenate([[NO_ACTION], episode.actions])
     for start in [0, *sorted(int(start) for start in others)]:
         first, last = max(0, start + 1 - context), min(start + horizon, len(episode))
         found.append(
@@ -85,7 +86,7 @@ def windows(episode: Episode, number: int, context: int, horizon: int, count: in
                 episode=number,
                 start=start,
                 seen=episode.frames[first : start + 1].copy(),
-                past=episode.actions[first:start].copy(),
+                seen_actions=led_by[first : start + 1].copy(),
                 actions=episode.actions[start:last].copy(),
                 obtained=float(episode.rewards[start:last].sum(dtype=np.float64)),
             )
@@ -112,9 +113,13 @@ def foresee(
         for row, window in enumerate(part):
             actions[row, : len(window.actions)], taken[row, : len(window.actions)] = window.actions, True
         frames = torch.from_numpy(np.stack([window.seen for window in part]))
-        past = torch.from_numpy(np.stack([window.past for window in part]))
+        seen_actions = torch.from_numpy(np.stack([window.seen_actions for window in part]))
         dream = world.imagine(
-            frames, torch.from_numpy(actions), past_actions=past, temperature=temperature, generator=generator
+            frames,
+            torch.from_numpy(actions),
+            seen_actions=seen_actions,
+            temperature=temperature,
+            generator=generator,
         )
         earned = (dream.rewards.double() * reach(1 - dream.ends.double())).cpu().numpy()
         dreamt[rows] = np.where(taken, earned, 0).sum(1)

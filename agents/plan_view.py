@@ -37,7 +37,7 @@ def plan_strips(episode: Episode, plans: Plans, names: Sequence[str], step: int)
         (None, *media.action_names(episode.actions[came], names)),
         seen=1,
     )
-    actions = media.action_names(plan.actions[:length], names)
+    actions = (None, *media.action_names(plan.actions[:length], names))
     return [real, media.dream_strip(seen, plan.frames[:length], actions, f"imagined: reward {hoped:.2f}")]
 
 

@@ -16,7 +16,7 @@ from worldmodel.agents.returns import reach
 from worldmodel import media
 from worldmodel.evaluation.report import number
 from worldmodel.media import plots
-from worldmodel.types import Episode, Spec
+from worldmodel.types import NO_ACTION, Episode, Spec
 from worldmodel.world import WorldModel, decode
 
 SHOWN = 3  # episodes of a video
@@ -108,16 +108,17 @@ def save_dreams(path: Path, played: Sequence[Played], world: WorldModel, seed: i
     length = min(LONGEST, max(len(episode.frames) for episode in kept))
     above, below = [], []
     for episode in kept:
-        frames, actions = (torch.tensor(part) for part in (episode.frames[:length], episode.actions[: length - 1]))
-        seen = context - 1  # actions between the seen frames
+        frames = torch.tensor(episode.frames[:length])
+        actions = torch.tensor([NO_ACTION, *episode.actions[: length - 1]])
+        seen = context - 1
         dream = world.imagine(
             frames[:context],
-            actions[seen:],
-            past_actions=actions[:seen],
+            actions[context:],
+            seen_actions=actions[:context],
             temperature=temperature,
             generator=torch.Generator().manual_seed(seed),
         )
-        names = media.action_names(actions, spec.action_names)
+        names = media.action_names(actions[1:], spec.action_names)
         both = np.concatenate([frames[:context].numpy(), dream.frames[0].cpu().numpy()])
         behind = episode.rewards[seen : length - 1].sum()
         above.append(_strip(frames.numpy(), f"real · return {behind:.4g}", names, length, context))

@@ -93,8 +93,7 @@ def _contenders(
         seen = windows.fixed(batch, seed=number)
         assert seen.frames is not None
         rows = torch.arange(batch) % len(seen.frames)  # few data repeat themselves
-        state = world.prior.begin(batch)
-        return world.observe(state, seen.frames[rows].to(device), seen.actions[rows, 1:].to(device))
+        return world.observe(seen.frames[rows].to(device), seen.actions[rows].to(device))
 
     def dreaming(name: str, number: int) -> float:
         sampler, state = Watched(SAMPLERS[name](), device), start(number)

@@ -77,8 +77,7 @@ class Dreams:
     def begin(self, rows: np.ndarray, rngs: Sequence[np.random.Generator]) -> dict[str, np.ndarray]:
         """Begin rows anew, wherever they are. → the episode and the last seen frame of each, (n,) int64."""
         places = [self.starts.draw(rng) for rng in rngs]
-        frames, past = (tensor.to(self.world.device) for tensor in self.starts.read(places))
-        begun = self.world.observe(self.world.prior.begin(len(rows)), frames, past)
+        begun = self.world.observe(*(tensor.to(self.world.device) for tensor in self.starts.read(places)))
         self.state = begun if len(rows) == self.batch else replace_rows(self.state, self._index(rows), begun)
         self.ages[rows] = 0
         episodes, firsts = np.array(places, np.int64).T

@@ -36,10 +36,10 @@ class Starts:
                 self._count()
 
     def read(self, places: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """→ frames (B, T0, C, H, W) uint8 and the actions between them (B, T0 − 1) int64."""
+        """→ frames (B, T0, C, H, W) uint8 and the actions that led to them, (B, T0) int64."""
         parts = [self.store.read(episode, first, first + self.context) for episode, first in places]
         frames, records = (np.stack(part) for part in zip(*parts, strict=True))
-        return torch.from_numpy(frames), torch.from_numpy(records["action"][:, 1:].astype(np.int64))
+        return torch.from_numpy(frames), torch.from_numpy(records["action"].astype(np.int64))
 
     def _count(self) -> None:
         episodes = self.store.split(self.split)

@@ -85,12 +85,12 @@ class World:
         frames: Tensor,
         actions: Tensor,
         *,
-        past_actions: Tensor,
+        seen_actions: Tensor,
         generator: torch.Generator,
         temperature: float = 1.0,
         top_k: int | None = None,
     ) -> SimpleNamespace:
-        assert past_actions.shape == (len(frames), frames.shape[1] - 1) and (past_actions >= 0).all()
+        assert seen_actions.shape == frames.shape[:2] and (seen_actions[:, 1:] >= 0).all()
         place = self.tokenizer.encode(to_float(frames[:, -1]))[:, 0]
         obeys = torch.rand(actions.shape, generator=generator) < self.obedience
         done = torch.where(obeys, actions, torch.randint(3, actions.shape, generator=generator))

@@ -33,7 +33,7 @@ class TracedWorld(World):
 
     def imagine(self, frames: torch.Tensor, actions: torch.Tensor, **options: Any) -> SimpleNamespace:
         self.asked.append({"frames": frames, "actions": actions, **options})
-        known = {name: options[name] for name in ("past_actions", "generator")}
+        known = {name: options[name] for name in ("seen_actions", "generator")}
         dreamt = super().imagine(frames, actions, **known)
         return SimpleNamespace(frames=dreamt.frames, passes=torch.full(actions.shape[1:], 4.5))
 
@@ -101,7 +101,7 @@ def test_the_world_is_asked_for_what_the_flags_say(run: Path, world: TracedWorld
     (asked,), episode = world.asked, record(4)
     assert asked["frames"].shape == (2, 5, *SPEC.frame_shape)
     assert np.array_equal(asked["frames"][1], episode.frames[6:11])
-    assert np.array_equal(asked["past_actions"][1], episode.actions[6:10])
+    assert np.array_equal(asked["seen_actions"][1], episode.actions[5:10])
     assert asked["actions"].tolist() == [[1, 1, 1]] * 2
     assert (asked["temperature"], asked["top_k"], asked["sampler"]) == (0.5, 7, "ancestral")
     assert asked["generator"].initial_seed() == 11

@@ -31,7 +31,7 @@ from worldmodel.priors.outcomes import BINS
 from worldmodel.runs.build import build_prior, build_tokenizer
 from worldmodel.runs.folder import PRIOR, TOKENIZER, new_run
 from worldmodel.runs.load import save_weights
-from worldmodel.types import Episode, Spec
+from worldmodel.types import NO_ACTION, Episode, Spec
 from worldmodel.world import WorldModel, encode
 
 SPEC = Spec("test:noise", (3, 40, 40), ("noop", "forward", "left"), 10.0)
@@ -157,7 +157,8 @@ def test_a_dream_starts_from_recorded_frames_and_goes_on_as_the_world_model_does
     assert info["episode"] in store.split("train") and 3 <= now < len(episode)
     frames = torch.tensor(episode.frames[now - 3 : now + 1])
     assert seen.tolist() == encode(world.tokenizer, frames)[-1].flatten().tolist()
-    dream = world.imagine(frames, [1, 2, 0], past_actions=torch.tensor(episode.actions[now - 3 : now]), temperature=0.0)
+    seen_actions = [NO_ACTION, *episode.actions[now - 3 : now]]
+    dream = world.imagine(frames, [1, 2, 0], seen_actions=seen_actions, temperature=0.0)
     for t, action in enumerate([1, 2, 0]):
         codes, reward, terminated, truncated, told = env.step(action)
         assert codes.tolist() == dream.codes[0, t].flatten().tolist()

@@ -58,14 +58,14 @@ class Knower:
         self.late, self.end, self.calls = late, end, 0  # end: the frame that half of all episodes end with
 
     def imagine(
-        self, frames: Tensor, actions: Tensor, *, past_actions: Tensor, temperature: float, generator: Any
+        self, frames: Tensor, actions: Tensor, *, seen_actions: Tensor, temperature: float, generator: Any
     ) -> SimpleNamespace:
         self.calls += 1
         numbers = frames[:, :, 0, 0, 0].long()
         now = numbers[:, -1:]
         assert len(frames) <= DREAMS_AT_ONCE and frames.dtype == torch.uint8
-        assert (numbers.diff(dim=1) == 1).all() and past_actions.shape == numbers[:, 1:].shape
-        assert (past_actions == numbers[:, :-1] % 3).all() and (past_actions != NO_ACTION).all()
+        assert (numbers.diff(dim=1) == 1).all() and seen_actions.shape == numbers.shape
+        assert (seen_actions == torch.where(numbers > 0, (numbers - 1) % 3, NO_ACTION)).all()
         ahead = now + torch.arange(actions.shape[1])
         known = actions == ahead % 3
         lengths = known.long().cumprod(1).sum(1)  # behind an episode's end, the batch is padded

@@ -89,7 +89,7 @@ def dreamt(obedience: float) -> Pairs:
     return dream_pairs(
         World(obedience),  # type: ignore[arg-type]
         seen.frames,
-        seen.actions[:, 1:],
+        seen.actions,
         actions,
         temperature=0.0,
         batch=25,

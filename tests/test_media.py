@@ -28,7 +28,7 @@ def frames(steps: int, channels: int = 3, size: tuple[int, int] = (64, 64), seed
 
 
 def dream() -> media.Strip:
-    return media.dream_strip(frames(T0), frames(H, seed=1), NAMES, past=["left", "right"])
+    return media.dream_strip(frames(T0), frames(H, seed=1), [None, "left", "right", *NAMES])
 
 
 def read_mp4(path: Path) -> tuple[np.ndarray, float]:
@@ -163,7 +163,7 @@ def test_a_sheet_shows_every_moment_in_order() -> None:
 
 def test_of_a_long_dream_every_nth_moment_is_shown_and_step_0_among_them() -> None:
     grey = np.arange(250, dtype=np.uint8)[:, None, None, None] * np.ones((3, 8, 8), np.uint8)  # tells the moment
-    long = media.dream_strip(grey[:10], grey[10:], ["noop"] * 240)
+    long = media.dream_strip(grey[:10], grey[10:], [None] * 10 + ["noop"] * 240)
     sheet = media.contact_sheet([long], size=8)
     cell, block = 8 + 4 + 6, 22 + 8 + 4 + 6 + 6  # picture, edges, gap; the line of labels above a row
     pixels = sheet[30 + 22 + 2 :: block, compose.GAP + 2 :: cell, 0][:, :10]
@@ -199,7 +199,7 @@ def test_a_gif_keeps_the_colour_of_what_is_small(tmp_path: Path) -> None:
     light = rng.integers(0, 200, (10, 1, 32, 32)) + rng.integers(-6, 7, (10, 3, 32, 32))
     pictures = (light.clip(0) * np.array([1.0, 0.75, 0.5]).reshape(1, 3, 1, 1)).astype(np.uint8)
     pictures[:, :, 15:17, 15:17] = np.array([200, 20, 60], np.uint8).reshape(1, 3, 1, 1)
-    strip = media.dream_strip(pictures[:4], pictures[4:], ["noop"] * 6)
+    strip = media.dream_strip(pictures[:4], pictures[4:], [None] * 4 + ["noop"] * 6)
     path = media.save(tmp_path / "small.gif", [strip], rate=8.0)
     expected = next(iter(media.canvases([strip], size=write.GIF_SIZE)))
     red = np.abs(expected.astype(int) - [200, 20, 60]).sum(-1) == 0

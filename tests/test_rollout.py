@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny import SPEC, frames, tiny_prior, tiny_tokenizer
@@ -46,8 +48,8 @@ def test_a_saved_dream_tells_all_actions_that_are_known(
 ) -> None:
     saved: list[media.Strip] = []
     monkeypatch.setattr(media, "save", lambda path, strips, rate, labels: saved.extend(strips))
-    for past in (torch.tensor([[1, 2], [2, NO_ACTION]]), None):
-        dream = world.imagine(seen(2), ["left", "forward"], past_actions=past)
+    for known in (torch.tensor([[0, 1, 2], [NO_ACTION, 2, NO_ACTION]]), None):
+        dream = world.imagine(seen(2), ["left", "forward"], seen_actions=known)
         dream.save(tmp_path / "dream.png", index=0)
         dream.save(tmp_path / "dream.png", index=1)
     unknown = (None, None, None, "left", "forward")
@@ -84,5 +86,20 @@ def test_what_does_not_fit_is_named(world: WorldModel) -> None:
         world.imagine(seen(1), torch.zeros(0, dtype=torch.int64))
     with pytest.raises(ConfigError, match="this run takes"):
         world.imagine(seen(1)[..., :8], [1])
-    with pytest.raises(ConfigError, match="between the seen frames lie 2"):
-        world.imagine(seen(1), [1], past_actions=torch.zeros(5, dtype=torch.int64))
+    with pytest.raises(
+        ConfigError, match=r"seen_actions are \(2,\); give \(3,\) or \(1, 3\), for each of the 3 seen frames"
+    ):
+        world.imagine(seen(1), [1], seen_actions=torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(ConfigError, match=r"seen_actions are \(2, 3\); give \(3,\)"):
+        world.imagine(seen(1), [1], seen_actions=np.zeros((2, 3), np.int64))
+    with pytest.raises(ConfigError, match="unknown action -2"):
+        world.imagine(seen(1), [1], seen_actions=[-1, -2, 0])
+
+
+def test_actions_may_be_tensors_arrays_or_names_and_the_first_seen_one_is_not_used(world: WorldModel) -> None:
+    def dream(actions: Any, seen_actions: Any) -> torch.Tensor:
+        return world.imagine(seen(1), actions, seen_actions=seen_actions, temperature=0.0).codes
+
+    wanted = dream(torch.tensor([1, 2]), torch.tensor([[NO_ACTION, 0, 2]]))
+    assert torch.equal(dream(np.array([1, 2]), np.array([1, 0, 2])), wanted)
+    assert torch.equal(dream(["forward", "left"], ["left", "noop", "left"]), wanted)

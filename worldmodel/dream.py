@@ -248,7 +248,7 @@ def imagine(world: WorldModel, scene: Scene, args: argparse.Namespace, seed: int
     return world.imagine(
         batch(scene.seen),
         batch(scene.actions),
-        past_actions=batch(scene.past_actions),
+        seen_actions=batch(scene.seen_actions),
         temperature=args.temperature,
         top_k=args.top_k,
         sampler=args.sampler,
@@ -261,11 +261,11 @@ def make_strips(spec: Spec, scene: Scene, frames: Tensor, reconstruction: Tensor
 
     ``frames`` (N, H, C, H, W) uint8 dreamt, ``reconstruction`` (T0 + H, C, H, W) uint8.
     """
-    names, past = (media.action_names(a, spec.action_names) for a in (scene.actions, scene.past_actions))
+    # The action that led to the first seen frame was not given to the model.
+    names = (None, *media.action_names(torch.cat([scene.seen_actions[1:], scene.actions]), spec.action_names))
     captions = ["dream"] if len(frames) == 1 else [f"dream {n + 1}" for n in range(len(frames))]
     dreams = [
-        media.dream_strip(scene.seen, dreamt, names, caption, past)
-        for dreamt, caption in zip(frames, captions, strict=True)
+        media.dream_strip(scene.seen, dreamt, names, caption) for dreamt, caption in zip(frames, captions, strict=True)
     ]
     if scene.truth is None or reconstruction is None:
         return dreams

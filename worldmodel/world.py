@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,6 +27,7 @@ from worldmodel.types import NO_ACTION, Spec, to_float, to_uint8
 CODEC_BATCH = 256  # frames that the tokenizer works on at a time
 
 Precision = Literal["auto", "fp32", "bf16"]
+Actions = Tensor | np.ndarray | Sequence[str] | Sequence[int]  # indices, or names of actions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Dream:
 
     spec: Spec
     seen: Tensor  # (B, T0, C, *size) uint8
-    past_actions: Tensor  # (B, T0 − 1) int64: the actions between the seen frames, NO_ACTION where they are unknown
+    seen_actions: Tensor  # (B, T0) int64: the action that led to each seen frame; NO_ACTION at index 0 and if unknown
     actions: Tensor  # (B, H) int64: the action that led to each dreamt frame
     codes: Tensor  # (B, H, *grid) int64
     rewards: Tensor  # (B, H) float32, expected reward on arriving at each dreamt frame
@@ -50,11 +52,12 @@ class Dream:
     def save(self, path: str | Path, index: int = 0, labels: media.Labels = "arrows") -> Path:
         """Write one trajectory as .mp4, .gif or .png (a contact sheet), the seen frames in front.
 
-        ``labels``: how the actions that led to the frames are shown, ``arrows``, ``names`` or ``none``; those between
-        the seen frames where they are known. Raises :class:`ConfigError` for another suffix or kind of label.
+        ``labels``: how the actions that led to the frames are shown, ``arrows``, ``names`` or ``none``. Raises
+        :class:`ConfigError` for another suffix or kind of label.
         """
-        names, past = (media.action_names(a[index], self.spec.action_names) for a in (self.actions, self.past_actions))
-        strip = media.dream_strip(self.seen[index], self.frames[index], names, past=past)
+        actions = torch.cat([self.seen_actions[index], self.actions[index]])
+        names = media.action_names(actions, self.spec.action_names)
+        strip = media.dream_strip(self.seen[index], self.frames[index], names)
         return media.save(path, [strip], self.spec.rate, labels)
 
 
@@ -68,6 +71,12 @@ def decode(tokenizer: Tokenizer, codes: Tensor) -> Tensor:
 def encode(tokenizer: Tokenizer, frames: Tensor) -> Tensor:
     """(M, C, *size) uint8 → (M, *grid) int64."""
     return torch.cat([tokenizer.encode(to_float(part)) for part in frames.split(CODEC_BATCH)])
+
+
+def without_first(actions: Tensor) -> Tensor:
+    """Actions (B, T) with NO_ACTION at index 0: the action that led to the first frame that a model sees began at a
+    frame that it does not see."""
+    return torch.cat([torch.full_like(actions[:, :1], NO_ACTION), actions[:, 1:]], 1)
 
 
 class WorldModel:
@@ -109,9 +118,9 @@ class WorldModel:
     def imagine(
         self,
         frames: Tensor,
-        actions: Tensor | Sequence[str] | Sequence[int],
+        actions: Actions,
         *,
-        past_actions: Tensor | None = None,
+        seen_actions: Actions | None = None,
         temperature: float = 1.0,
         top_k: int | None = None,
         sampler: str | Sampler = "auto",
@@ -122,7 +131,8 @@ class WorldModel:
         Args:
             frames: (T0, C, *size) or (B, T0, C, *size) uint8, the frames seen; the last is where the dream starts.
             actions: (H,) or (B, H) indices, or H names: the action that leads to each frame to be dreamt.
-            past_actions: (T0 − 1,) or (B, T0 − 1): the actions between the seen frames; unknown when not given.
+            seen_actions: (T0,) or (B, T0) indices, or T0 names: the action that led to each seen frame, NO_ACTION where
+                it is unknown; all are unknown when not given. The first is not used: it led from an unseen frame.
             temperature, top_k: of the samples; temperature 0 takes the codes nearest to what is expected.
             sampler: ``auto``, ``ancestral``, ``predictive`` (the same samples at another speed) or a :class:`Sampler`.
             generator: of the noise; the same state gives the same dream.
@@ -133,8 +143,8 @@ class WorldModel:
         """
         seen = self._seen(frames)
         acts = self._actions(actions, len(seen))
-        past = self._past(past_actions, seen)
-        state = self.observe(self.prior.begin(len(seen)), seen, past)
+        seen_acts = self._seen_actions(seen_actions, seen)
+        state = self.observe(seen, seen_acts)
         steps = []
         how = sampler if isinstance(sampler, Sampler) else make_sampler(sampler, temperature, top_k)
         for action in acts.unbind(1):
@@ -142,15 +152,15 @@ class WorldModel:
             steps.append(step)
         codes, rewards, ends = (torch.stack(part, 1) for part in list(zip(*steps, strict=True))[:3])
         passes = torch.stack([step.passes for step in steps])
-        return Dream(self.spec, seen, past, acts, codes, rewards, ends, passes, self.tokenizer)
+        return Dream(self.spec, seen, seen_acts, acts, codes, rewards, ends, passes, self.tokenizer)
 
     @torch.no_grad()
-    def observe(self, state: PriorState, frames: Tensor, past_actions: Tensor) -> PriorState:
-        """Take in seen frames (B, T0, C, *size) uint8 with the actions between them (B, T0 − 1)."""
+    def observe(self, frames: Tensor, actions: Tensor) -> PriorState:
+        """The state after frames (B, T0, C, *size) uint8 and the actions (B, T0) that led to them, the first unused."""
         codes = encode(self.tokenizer, frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
-        nothing = past_actions.new_full((len(frames), 1), NO_ACTION)
-        for t, action in enumerate(torch.cat([nothing, past_actions], 1).unbind(1)):
-            state = self.prior.observe(state, codes[:, t], action)
+        state = self.prior.begin(len(frames))
+        for grids, action in zip(codes.unbind(1), without_first(actions).unbind(1), strict=True):
+            state = self.prior.observe(state, grids, action)
         return state
 
     @torch.no_grad()
@@ -170,27 +180,30 @@ class WorldModel:
             )
         return batch.to(self.device)
 
-    def _actions(self, actions: Tensor | Sequence[str] | Sequence[int], batch: int) -> Tensor:
-        if not isinstance(actions, Tensor):
-            names = [self.spec.action_index(a) if isinstance(a, str) else int(a) for a in actions]
-            actions = torch.tensor(names, dtype=torch.int64)
-        acts = actions.to(self.device, torch.int64)
-        acts = acts.expand(batch, -1) if acts.dim() == 1 else acts
-        if acts.dim() != 2 or acts.shape[0] != batch or acts.shape[1] < 1:
+    def _actions(self, actions: Actions, batch: int) -> Tensor:
+        acts = self._indices(actions)
+        if (acts.dim() == 2 and acts.shape[0] != batch) or not 1 <= acts.dim() <= 2 or acts.shape[-1] < 1:
             raise ConfigError(
-                f"actions are {tuple(actions.shape)}; give (H,) or ({batch}, H) with a horizon H of at least 1"
+                f"actions are {tuple(acts.shape)}; give (H,) or ({batch}, H) with a horizon H of at least 1"
             )
-        return self._known(acts)
+        return self._known(acts.expand(batch, -1))
 
-    def _past(self, past: Tensor | None, seen: Tensor) -> Tensor:
-        batch, between = len(seen), seen.shape[1] - 1
-        if past is None:
-            return torch.full((batch, between), NO_ACTION, dtype=torch.int64, device=self.device)
-        acts = past.to(self.device, torch.int64)
-        acts = acts.expand(batch, -1) if acts.dim() == 1 else acts
-        if acts.shape != (batch, between):
-            raise ConfigError(f"past_actions are {tuple(past.shape)}; between the seen frames lie {between}")
-        return self._known(acts, least=NO_ACTION)
+    def _seen_actions(self, actions: Actions | None, seen: Tensor) -> Tensor:
+        batch, count = seen.shape[:2]
+        if actions is None:
+            return torch.full((batch, count), NO_ACTION, dtype=torch.int64, device=self.device)
+        acts = self._indices(actions)
+        if acts.shape not in ((count,), (batch, count)):
+            raise ConfigError(
+                f"seen_actions are {tuple(acts.shape)}; give ({count},) or ({batch}, {count}), for each of the {count} "
+                f"seen frames the action that led to it, {NO_ACTION} where it is unknown"
+            )
+        return without_first(self._known(acts.expand(batch, -1), least=NO_ACTION))
+
+    def _indices(self, actions: Actions) -> Tensor:
+        if not isinstance(actions, Tensor | np.ndarray):
+            actions = [self.spec.action_index(a) if isinstance(a, str) else int(a) for a in actions]
+        return torch.as_tensor(actions).to(self.device, torch.int64)
 
     def _known(self, actions: Tensor, least: int = 0) -> Tensor:
         wrong = actions[(actions < least) | (actions >= len(self.spec.action_names))]

@@ -38,15 +38,16 @@ class Scene:
     place: Place
     held_out: bool  # the model was not trained on the episode
     seen: Tensor  # (T0, C, H, W) uint8
-    past_actions: Tensor  # (T0 - 1,) int64, between the seen frames
-    actions: Tensor  # (H,) int64
+    seen_actions: Tensor  # (T0,) int64: the action that led to each seen frame
+    actions: Tensor  # (H,) int64: the action that leads to each frame to be dreamt
     truth: Tensor | None  # (H, C, H, W) uint8, what really followed; None under actions of the user's choice
 
 
 def scripted_scene(store: EpisodeStore, place: Place, context: int, actions: np.ndarray) -> Scene:
     """``context`` frames from a place on, then chosen actions (H,). Raises as :func:`check_place` does."""
     check_place(store, place, context, 0)
-    return _scene(store, place, context, torch.tensor(actions), None)
+    seen, seen_actions = _read(store, place, context)
+    return Scene(place, _held_out(store, place), seen, seen_actions, torch.tensor(actions), None)
 
 
 def replayed_scene(store: EpisodeStore, place: Place, context: int, steps: int) -> Scene:
@@ -55,24 +56,20 @@ def replayed_scene(store: EpisodeStore, place: Place, context: int, steps: int) 
     Raises as :func:`check_place` does.
     """
     check_place(store, place, context, 1)
-    episode = store.episode(place.episode)
-    now = place.first + context - 1  # the last seen frame
-    actions = torch.tensor(episode.actions[now : now + steps])
-    truth = torch.tensor(episode.frames[now + 1 : now + 1 + steps])
-    return _scene(store, place, context, actions, truth)
+    frames, actions = _read(store, place, context + steps)
+    parts = frames[:context], actions[:context], actions[context:], frames[context:]
+    return Scene(place, _held_out(store, place), *parts)
 
 
-def _scene(store: EpisodeStore, place: Place, context: int, actions: Tensor, truth: Tensor | None) -> Scene:
-    episode = store.episode(place.episode)
-    now = place.first + context - 1
-    return Scene(
-        place=place,
-        held_out=place.episode in store.split("held_out"),
-        seen=torch.tensor(episode.frames[place.first : now + 1]),
-        past_actions=torch.tensor(episode.actions[place.first : now]),
-        actions=actions,
-        truth=truth,
-    )
+def _read(store: EpisodeStore, place: Place, count: int) -> tuple[Tensor, Tensor]:
+    """At most ``count`` frames from a place on, and the action that led to each."""
+    last = min(place.first + count, int(store.lengths[place.episode]) + 1)
+    frames, records = store.read(place.episode, place.first, last)
+    return torch.tensor(frames), torch.tensor(records["action"].astype(np.int64))
+
+
+def _held_out(store: EpisodeStore, place: Place) -> bool:
+    return bool(store.entries[place.episode].held_out)
 
 
 def check_place(store: EpisodeStore, place: Place, context: int, behind: int) -> None:

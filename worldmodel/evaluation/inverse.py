@@ -182,7 +182,7 @@ def balanced_actions(starts: int, steps: int, present: Sequence[int], generator:
 def dream_pairs(
     world: WorldModel,
     seen: Tensor,
-    past_actions: Tensor,
+    seen_actions: Tensor,
     actions: Tensor,
     *,
     temperature: float,
@@ -193,14 +193,14 @@ def dream_pairs(
     """Pairs of a dream under ``actions`` (S, H), flattened start by start.
 
     The first pair begins at the tokenizer's picture of the last seen frame, so that both of its frames are decoded.
-    ``seen`` (S, T0, C, *size) uint8; ``past_actions`` (S, T0 - 1).
+    ``seen`` (S, T0, C, *size) uint8; ``seen_actions`` (S, T0).
     """
     generator = torch.Generator(world.device).manual_seed(seed)
     before, after = [], []
     for start in range(0, len(seen), batch):
         rows = slice(start, start + batch)
         dream = world.imagine(
-            seen[rows], actions[rows], past_actions=past_actions[rows], temperature=temperature, generator=generator
+            seen[rows], actions[rows], seen_actions=seen_actions[rows], temperature=temperature, generator=generator
         )
         frames = dream.frames.cpu()
         chain = torch.cat([reconstruct(world, seen[rows, -1:]), frames], 1)

@@ -111,7 +111,7 @@ def open_loop(
         }
         for i, (name, (actions, options)) in enumerate(how.items()):
             dream = world.imagine(
-                seen, actions[rows], past_actions=windows.actions[rows, 1:context], generator=generator, **options
+                seen, actions[rows], seen_actions=windows.actions[rows, :context], generator=generator, **options
             )
             answers[name] = dream.frames.cpu()
             progress("open loop", start * len(how) + (i + 1) * len(seen), total * len(how))

@@ -185,7 +185,7 @@ def _obedience(
     dreamt = {}
     for temperature in settings.temperatures:
         dream = inverse.dream_pairs(
-            world, seen.frames, seen.actions[:, 1:], deck, temperature=temperature, seed=seed, progress=progress
+            world, seen.frames, seen.actions, deck, temperature=temperature, seed=seed, progress=progress
         )
         dreamt[f"{temperature:g}"] = inverse.obeyed(
             inverse.read(model, dream, count), reading, settings.dream_steps, seed

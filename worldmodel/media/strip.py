@@ -50,17 +50,14 @@ def action_names(actions: Sequence[int] | np.ndarray | Tensor, names: Sequence[s
     return tuple(names[int(action)] if int(action) >= 0 else None for action in actions)
 
 
-def dream_strip(
-    seen: Any, frames: Any, actions: Sequence[str | None], caption: str = "dream", past: Sequence[str | None] = ()
-) -> Strip:
+def dream_strip(seen: Any, frames: Any, actions: Sequence[str | None] = (), caption: str = "dream") -> Strip:
     """A dream after the frames that it started from.
 
-    ``seen`` (T0, C, H, W) and ``frames`` (H, C, H, W) uint8; ``actions`` the H names that led to ``frames``, ``past``
-    the T0 - 1 names between the seen frames when they are known.
+    ``seen`` (T0, C, H, W) and ``frames`` (H, C, H, W) uint8; ``actions`` the names of the actions that led to each of
+    the T0 + H frames, None where they are unknown.
     """
-    before = (None, *past) if past else (None,) * len(seen)
     both = np.concatenate([_host(seen), _host(frames)])
-    return Strip(both, caption, (*before, *actions), seen=len(seen), dreamt=True)
+    return Strip(both, caption, tuple(actions), seen=len(seen), dreamt=True)
 
 
 def triptych(truth: Any, reconstruction: Any, dream: Strip) -> list[Strip]:
