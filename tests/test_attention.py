@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from worldmodel.errors import ConfigError
+from worldmodel.heads import GridSpec
 from worldmodel.nn.attention import TimeTransformer, WindowedAttention
 from worldmodel.priors.frame_transformer import FrameTransformer
 from worldmodel.priors.memory import TimeMemory
@@ -42,10 +43,13 @@ def grid(request: pytest.FixtureRequest) -> tuple[int, ...]:
 def reader(request: pytest.FixtureRequest, grid: tuple[int, ...]) -> Any:
     """What reads grids and actions; both kinds have the calls of a trunk."""
     torch.manual_seed(0)
-    codebook, shape = torch.randn(9, 3), {"blocks": 2, "heads": 3, "window": WINDOW, "embed": 4}
+    spec, shape = (
+        GridSpec(grid, torch.randn(9, 3), ("left", "right")),
+        {"blocks": 2, "heads": 3, "window": WINDOW, "embed": 4},
+    )
     if request.param == "memory":
-        return spread_out(TimeMemory(grid, codebook, 2, width=12, **shape))
-    return spread_out(FrameTransformer(grid, codebook, 2, width=8, model=12, spread=3, **shape))
+        return spread_out(TimeMemory(spec, width=12, **shape))
+    return spread_out(FrameTransformer(spec, width=8, model=12, spread=3, **shape))
 
 
 def noise(*shape: int) -> Tensor:
@@ -197,7 +201,8 @@ def test_a_distant_frame_is_remembered(reader: Any, grid: tuple[int, ...]) -> No
 
 def test_contexts_differ_where_the_codes_around_a_position_do() -> None:
     torch.manual_seed(0)
-    trunk = spread_out(FrameTransformer((4, 4), torch.randn(9, 3), 2, width=8, blocks=1, heads=2, model=8, embed=4))
+    spec = GridSpec((4, 4), torch.randn(9, 3), ("left", "right"))
+    trunk = spread_out(FrameTransformer(spec, width=8, blocks=1, heads=2, model=8, embed=4))
     x = noise(1, 8)
     grid = torch.zeros(1, 4, 4, dtype=torch.int64)
     changed = grid.clone()
@@ -215,7 +220,7 @@ def test_every_parameter_learns(reader: Any, grid: tuple[int, ...]) -> None:
 def test_it_learns_to_recall_beyond_its_neighbours() -> None:
     """The first code of every row comes back five frames later; a memory of four frames could not know it."""
     torch.manual_seed(0)
-    memory = TimeMemory((1, 2), torch.randn(4, 3), 1, width=16, heads=2, window=8, embed=4)
+    memory = TimeMemory(GridSpec((1, 2), torch.randn(4, 3), ("go",)), width=16, heads=2, window=8, embed=4)
     out = nn.Linear(16, 4)
     optimizer = torch.optim.Adam([*memory.parameters(), *out.parameters()], 1e-2)
     codes = torch.randint(0, 4, (256, 7, 1, 2), generator=torch.Generator().manual_seed(0))

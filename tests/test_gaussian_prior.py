@@ -20,7 +20,7 @@ from worldmodel.types import Segment
 def make(latents: int = 2) -> tuple[VAE, GaussianPrior]:
     torch.manual_seed(0)
     vae = VAE((3, 8, 8), [4, 4], latents, blocks=1)
-    prior = GaussianPrior(vae, 3, width=8, layers=3, condition=4, hidden=6, components=2)
+    prior = GaussianPrior(vae, "abc", width=8, layers=3, condition=4, hidden=6, components=2)
     with torch.no_grad():
         for parameter in prior.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -43,7 +43,7 @@ def test_the_density_integrates_to_one() -> None:
     """Over two latents of a grid of one site, on a fine lattice."""
     torch.manual_seed(0)
     vae = VAE((3, 4, 4), [4, 4], 2, blocks=1)
-    prior = GaussianPrior(vae, 1, width=8, layers=2, condition=4, hidden=6, components=3).double()
+    prior = GaussianPrior(vae, "a", width=8, layers=2, condition=4, hidden=6, components=3).double()
     line = torch.linspace(-12, 12, 601, dtype=torch.float64)
     lattice = torch.cartesian_prod(line, line).view(-1, 1, 1, 2)
     density = prior.log_likelihood(lattice, torch.zeros(len(lattice), dtype=torch.int64)).detach().exp()
@@ -53,7 +53,7 @@ def test_the_density_integrates_to_one() -> None:
 def test_samples_follow_what_was_learnt() -> None:
     """Two latents, the second the negative of the first; under class 1 both are 3 larger."""
     torch.manual_seed(0)
-    prior = GaussianPrior(VAE((3, 4, 4), [4, 4], 2, blocks=1), 2, width=16, layers=2, hidden=16, components=2)
+    prior = GaussianPrior(VAE((3, 4, 4), [4, 4], 2, blocks=1), "ab", width=16, layers=2, hidden=16, components=2)
     generator = torch.Generator().manual_seed(1)
     optimizer = torch.optim.Adam(prior.parameters(), 1e-2)
     for _ in range(250):
@@ -102,7 +102,7 @@ def test_training_leaves_the_vae_alone() -> None:
 def test_it_is_a_prior_of_a_vae() -> None:
     tokenizer = VQVAE((3, 8, 8), partial(VectorQuantizer, width=4), [4, 4], blocks=1, codes=8)
     with pytest.raises(ConfigError, match="latents of a VAE"):
-        GaussianPrior(tokenizer, 3)
+        GaussianPrior(tokenizer, "abc")
 
 
 def test_a_seed_gives_the_same_latents() -> None:
@@ -116,7 +116,7 @@ def test_a_seed_gives_the_same_latents() -> None:
 def test_samples_of_several_sites_depend_on_those_before() -> None:
     """All four sites of a 2×2 grid hold the same number, up to a little noise."""
     torch.manual_seed(0)
-    prior = GaussianPrior(VAE((3, 8, 8), [4, 4], 1, blocks=1), 1, width=16, layers=3, hidden=16, components=2)
+    prior = GaussianPrior(VAE((3, 8, 8), [4, 4], 1, blocks=1), "a", width=16, layers=3, hidden=16, components=2)
     generator, optimizer = torch.Generator().manual_seed(1), torch.optim.Adam(prior.parameters(), 1e-2)
     classes = torch.zeros(128, dtype=torch.int64)
     for _ in range(300):

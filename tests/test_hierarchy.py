@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from worldmodel.errors import ConfigError
-from worldmodel.heads import Ancestral, PixelCNNHead, Predictive
+from worldmodel.heads import Ancestral, GridSpec, PixelCNNHead, Predictive
 from worldmodel.heads.hierarchy import HierarchyHead
 from worldmodel.priors import ConditionTrunk, Prior
 from worldmodel.quantizers import ProductQuantizer, VectorQuantizer
@@ -26,7 +26,7 @@ def make_head(levels: tuple[tuple[int, int], ...] = LEVELS, codes: int = 5) -> t
     """A head with strong dependencies, and contexts of 3 frames."""
     torch.manual_seed(0)
     total = sum(map(math.prod, levels))
-    head = HierarchyHead((total,), torch.randn(len(levels), codes, 3), 6, levels, small_head, width=8)
+    head = HierarchyHead(GridSpec((total,), torch.randn(len(levels), codes, 3), levels=levels), 6, small_head, width=8)
     with torch.no_grad():
         for parameter in head.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
@@ -99,7 +99,7 @@ def test_a_prior_over_a_hierarchy_learns_that_the_levels_agree() -> None:
     tokenizer = small_tokenizer().eval()
     torch.manual_seed(0)
     head = partial(HierarchyHead, inner=small_head, width=8)
-    prior = Prior(tokenizer, 3, partial(ConditionTrunk, width=8), head, context=0, outcomes=False)
+    prior = Prior(tokenizer, "abc", partial(ConditionTrunk, width=8), head, context=0, outcomes=False)
     colour = torch.randint(0, 16, (64, 1, 1), generator=torch.Generator().manual_seed(1))
     codes, actions = colour.expand(-1, 1, 20), torch.zeros(64, 1, dtype=torch.int64)  # all codes of a frame are equal
     optimizer = torch.optim.Adam(prior.parameters(), 1e-2)

@@ -19,6 +19,7 @@ from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import Windows
 from worldmodel.errors import ConfigError, UnknownActionError
 from worldmodel.evaluation.stills import score
+from worldmodel.heads import GridSpec
 from worldmodel.priors import CaptionTrunk, ConditionTrunk
 from worldmodel.runs.load import load_autoencoder, load_prior
 from worldmodel.types import to_float
@@ -203,24 +204,24 @@ def test_a_tokenizer_is_taken_over(tmp_path: Path, say: Callable[..., str]) -> N
 
 
 def test_a_prior_that_never_looks_at_classes() -> None:
-    trunk = ConditionTrunk((2, 2), torch.zeros(4, 2), 3, drop=1.0).eval()
+    trunk = ConditionTrunk(GridSpec((2, 2), torch.zeros(4, 2), tuple("abc")), drop=1.0).eval()
     actions = torch.tensor([[0], [1], [-1]])
     told = trunk(actions, actions)
     assert torch.equal(told[0], told[1]) and torch.equal(told[0], told[2])
-    some = ConditionTrunk((2, 2), torch.zeros(4, 2), 3, drop=0.5)
+    some = ConditionTrunk(GridSpec((2, 2), torch.zeros(4, 2), tuple("abc")), drop=0.5)
     many = torch.zeros(400, 1, dtype=torch.int64)
     hidden = (some(many, many)[:, 0, 0] == some.embed.weight[0]).all(-1).float().mean()
     assert 0.4 < hidden < 0.6
     assert not (some.eval()(many, many)[:, 0, 0] == some.embed.weight[0]).all(-1).any()
     with pytest.raises(ConfigError, match="share from 0 to 1"):
-        ConditionTrunk((2, 2), torch.zeros(4, 2), 3, drop=2.0)
+        ConditionTrunk(GridSpec((2, 2), torch.zeros(4, 2), tuple("abc")), drop=2.0)
 
 
 def test_captions_are_read_word_by_word() -> None:
     """Captions of the same words are the same; what the words of one are changes no other."""
     torch.manual_seed(0)
     names = ("a_red_bus", "two_birds", "a_blue-car")
-    trunk = CaptionTrunk((2, 3), torch.zeros(4, 2), len(names), names, width=8, heads=2).eval()
+    trunk = CaptionTrunk(GridSpec((2, 3), torch.zeros(4, 2), names), width=8, heads=2).eval()
     given = torch.tensor([[2, -1], [0, 0]])
     contexts = trunk(torch.zeros(2, 2, 2, 3).long(), given)
     assert contexts.shape == (2, 2, 6, 8)

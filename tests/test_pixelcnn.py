@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.errors import ConfigError
-from worldmodel.heads import Ancestral, PixelCNNHead, PixelCNNLikelihood, Predictive, TransformerHead, make_sampler
+from worldmodel.heads import (
+    Ancestral,
+    GridSpec,
+    PixelCNNHead,
+    PixelCNNLikelihood,
+    Predictive,
+    TransformerHead,
+    make_sampler,
+)
 from worldmodel.nn.pixelcnn import GatedPixelCNN
 from worldmodel.nn.precision import cast
 from worldmodel.priors import ConditionTrunk, Prior
@@ -32,7 +41,7 @@ def make_head(
 ) -> tuple[PixelCNNHead, Tensor]:
     """A small head, and contexts of 3 grids."""
     torch.manual_seed(0)
-    head = sharpened(PixelCNNHead(grid, torch.randn(codebook), 6, width=16, layers=4), by).to(dtype)
+    head = sharpened(PixelCNNHead(GridSpec(grid, torch.randn(codebook)), 6, width=16, layers=4), by).to(dtype)
     return head, torch.randn(3, math.prod(grid), 6, dtype=dtype)
 
 
@@ -143,7 +152,7 @@ def test_predictive_equals_ancestral_code_for_code(
 def test_auto_goes_step_by_step_where_a_step_is_cheap() -> None:
     head, contexts = make_head((8, 8), (64, 4), torch.float32)
     assert float(make_sampler().sample(head, contexts[:1])[1]) == 64
-    other = TransformerHead((8, 8), torch.randn(64, 4), 6, width=8, heads=2, order="raster").eval()
+    other = TransformerHead(GridSpec((8, 8), torch.randn(64, 4)), 6, width=8, heads=2, order="raster").eval()
     assert float(make_sampler().sample(other, contexts[:1])[1]) < 64
 
 
@@ -171,7 +180,7 @@ def test_a_context_reaches_every_site(grid: tuple[int, ...], codebook: tuple[int
 
 def test_dropout_acts_in_training_alone() -> None:
     torch.manual_seed(0)
-    head = PixelCNNHead((3, 3), torch.randn(4, 2), 6, width=8, layers=2, dropout=0.5)
+    head = PixelCNNHead(GridSpec((3, 3), torch.randn(4, 2)), 6, width=8, layers=2, dropout=0.5)
     codes, contexts = torch.randint(0, 4, (2, 9)), torch.randn(2, 9, 6)
     assert not torch.equal(head(codes, contexts), head(codes, contexts))
     head.eval()
@@ -180,11 +189,11 @@ def test_dropout_acts_in_training_alone() -> None:
 
 def test_what_does_not_fit_is_named() -> None:
     with pytest.raises(ConfigError, match=r"this grid is \(2, 2, 3\) with 2"):
-        PixelCNNHead((2, 2, 3), torch.randn(2, 4, 2), 6)
+        PixelCNNHead(GridSpec((2, 2, 3), torch.randn(2, 4, 2)), 6)
     with pytest.raises(ConfigError, match="kernel is 4; a kernel has an odd size"):
-        PixelCNNHead((2, 2), torch.randn(4, 2), 6, kernel=4)
+        PixelCNNHead(GridSpec((2, 2), torch.randn(4, 2)), 6, kernel=4)
     with pytest.raises(ConfigError, match="layers is 0"):
-        PixelCNNHead((2, 2), torch.randn(4, 2), 6, layers=0)
+        PixelCNNHead(GridSpec((2, 2), torch.randn(4, 2)), 6, layers=0)
 
 
 class Slots(Tokenizer):
@@ -211,14 +220,8 @@ class Slots(Tokenizer):
 def image_prior() -> Prior:
     """A prior over one-step episodes of three classes."""
     torch.manual_seed(0)
-
-    def trunk(**facts: Any) -> ConditionTrunk:
-        return ConditionTrunk(**facts, width=8)
-
-    def head(**facts: Any) -> PixelCNNHead:
-        return PixelCNNHead(**facts, width=16, layers=2)
-
-    return Prior(Slots(), 3, trunk, head, context=0, forget=0.5, corrupt=0.1, outcomes=False)
+    trunk, head = partial(ConditionTrunk, width=8), partial(PixelCNNHead, width=16, layers=2)
+    return Prior(Slots(), "abc", trunk, head, context=0, forget=0.5, corrupt=0.1, outcomes=False)
 
 
 def images(count: int) -> Segment:
@@ -259,7 +262,7 @@ def test_a_prior_of_images_learns_its_classes_and_has_no_outcomes() -> None:
 
 
 def test_an_unknown_class_has_a_context_of_its_own() -> None:
-    trunk = ConditionTrunk((2, 2), torch.randn(4, 2), 3, width=5)
+    trunk = ConditionTrunk(GridSpec((2, 2), torch.randn(4, 2), tuple("abc")), width=5)
     actions = torch.tensor([[-1, 0, 2]])
     contexts = trunk(torch.zeros(1, 3, 2, 2), actions, first=1)
     assert contexts.shape == (1, 2, 4, 5)

@@ -10,6 +10,7 @@ import torch
 from tiny import PRIORS, random_segment, tiny_prior
 
 from worldmodel.errors import ConfigError
+from worldmodel.heads import GridSpec
 from worldmodel.heads.order import ORDERS, make_order
 from worldmodel.heads.transformer import TransformerHead
 from worldmodel.priors import Prior
@@ -145,7 +146,7 @@ def test_a_longer_extension_repairs_wrong_keys(prior: Prior) -> None:
 
 def test_the_likelihood_of_all_grids_sums_to_one() -> None:
     torch.manual_seed(0)
-    head = TransformerHead(grid=(2, 2), codebook=torch.randn(3, 2), context_width=4, width=8, heads=2, embed=4).double()
+    head = TransformerHead(GridSpec((2, 2), torch.randn(3, 2)), 4, width=8, heads=2, embed=4).double()
     with torch.no_grad():
         for parameter in head.parameters():
             parameter.add_(torch.randn_like(parameter))

@@ -11,7 +11,7 @@ import torch
 from tiny import tiny_prior
 
 from worldmodel.errors import ConfigError
-from worldmodel.heads import Ancestral, Predictive, TransformerHead, make_sampler
+from worldmodel.heads import Ancestral, GridSpec, Predictive, TransformerHead, make_sampler
 
 every_order = pytest.mark.parametrize("order", ["quincunx", "raster"])
 
@@ -20,7 +20,7 @@ def head_and_contexts(count: int, dtype: torch.dtype, order: str = "quincunx") -
     """A head of 64 positions and 512 codes with strong dependencies between them."""
     torch.manual_seed(0)
     shape: dict[str, Any] = {"context_width": 16, "width": 32, "heads": 2, "embed": 16, "order": order}
-    head = TransformerHead(grid=(8, 8), codebook=torch.randn(512, 8), **shape)
+    head = TransformerHead(GridSpec((8, 8), torch.randn(512, 8)), **shape)
     with torch.no_grad():
         for parameter in head.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
@@ -89,7 +89,7 @@ def test_near_ties_are_settled_alike(order: str) -> None:
 
 def test_samples_follow_the_distribution() -> None:
     torch.manual_seed(0)
-    head = TransformerHead(grid=(1, 3), codebook=torch.randn(3, 2), context_width=4, width=8, heads=2, embed=4).eval()
+    head = TransformerHead(GridSpec((1, 3), torch.randn(3, 2)), 4, width=8, heads=2, embed=4).eval()
     with torch.no_grad():
         for parameter in head.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.7)

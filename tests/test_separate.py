@@ -33,6 +33,7 @@ from worldmodel.training.objectives import TokenizerObjective
 from worldmodel.types import Segment, to_float
 
 LEVELS = ((5,), (20,), (80,))
+NAMES = ("p225", "p226")
 small_head = partial(HierarchyHead, width=8, inner=partial(TransformerHead, width=8, blocks=1, heads=2, order="raster"))
 small_trunk = partial(FrameTransformer, width=8, blocks=1, heads=2, window=3, model=8, embed=4, spread=2)
 
@@ -181,7 +182,7 @@ def test_levels_fit_the_frames_and_have_one_code_a_place() -> None:
 
 def make_prior() -> Prior:
     torch.manual_seed(0)
-    prior = Prior(levels(), 2, small_trunk, small_head, context=0, outcomes=False).double().eval()
+    prior = Prior(levels(), NAMES, small_trunk, small_head, context=0, outcomes=False).double().eval()
     with torch.no_grad():
         for parameter in prior.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
@@ -229,10 +230,12 @@ def test_both_samplers_draw_the_same_codes() -> None:
 
 
 def test_a_trunk_of_one_grid_is_refused() -> None:
-    with pytest.raises(ConfigError, match="reads the codes of one; choose prior=hierarchy or prior=jukebox"):
-        Prior(levels(), 2, partial(ConvTrunk, width=8), small_head)
-    with pytest.raises(ConfigError, match="prior=jukebox for sound"):
-        Prior(levels(), 2, small_trunk, TransformerHead)
+    with pytest.raises(
+        ConfigError, match="several grids, and ConvTrunk is for one; choose prior=hierarchy, or prior=jukebox"
+    ):
+        Prior(levels(), NAMES, partial(ConvTrunk, width=8), small_head)
+    with pytest.raises(ConfigError, match="several grids, and TransformerHead is for one"):
+        Prior(levels(), NAMES, small_trunk, TransformerHead)
 
 
 def test_from_recordings_to_speech_by_levels(

@@ -1,6 +1,6 @@
 """Heads: autoregressive distributions over the codes of one grid, and the samplers that draw from them."""
 
-from worldmodel.heads.base import Head
+from worldmodel.heads.base import GridSpec, Head
 from worldmodel.heads.hierarchy import HierarchyHead
 from worldmodel.heads.pixelcnn import PixelCNNHead
 from worldmodel.heads.pixels import PixelCNNLikelihood
@@ -9,6 +9,7 @@ from worldmodel.heads.transformer import TransformerHead
 
 __all__ = [
     "Ancestral",
+    "GridSpec",
     "Head",
     "HierarchyHead",
     "PixelCNNHead",

@@ -3,13 +3,44 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
+from worldmodel.errors import ConfigError
+
 State = Any  # what a module carries from one call to the next: a tree of tensors, passed and returned, never hidden
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class GridSpec:
+    """Facts of the grids of codes and of the actions, of which trunks and heads are constructed."""
+
+    grid: tuple[int, ...]  # shape of a grid of codes; (N,) where several grids stand in one row
+    codebook: Tensor  # (K, D); (S, K, D) where the last axis of the grid is of S slots; (levels, K, D) for levels
+    action_names: tuple[str, ...] = ()  # A names of the actions (or classes, speakers, captions)
+    levels: tuple[tuple[int, ...], ...] = ()  # shapes of the grids, the coarsest first; empty where there is one grid
+
+    @property
+    def positions(self) -> int:
+        """N, the number of codes of a frame."""
+        return grid_size(self.grid)
+
+    @property
+    def num_actions(self) -> int:
+        """A."""
+        return len(self.action_names)
+
+    def require_one_grid(self, model: nn.Module) -> None:
+        """Raises :class:`ConfigError` where there are several grids, which a trunk or head of one cannot serve."""
+        if self.levels:
+            raise ConfigError(
+                f"this tokenizer makes several grids, and {type(model).__name__} is for one; choose prior=hierarchy, "
+                "or prior=jukebox for sound"
+            )
 
 
 class Head(nn.Module, abc.ABC):
@@ -22,7 +53,6 @@ class Head(nn.Module, abc.ABC):
     ``start … stop − 1`` behind a verified prefix, of which the state holds what the head makes of it.
     """
 
-    takes_levels: bool = False  # it draws several grids, and is constructed with their shapes as ``levels``
     order: Tensor
     groups: list[int]  # sizes, Σ = N: runs of positions that do not look at each other, so that one pass may draw a run
     vectors: Tensor  # (K, D) float, where the codes lie: centred, mean squared length 1

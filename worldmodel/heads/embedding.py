@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from worldmodel.heads.base import GridSpec
 from worldmodel.nn.embedding import centred, project
 from worldmodel.nn.modules import Logits
 
@@ -52,9 +53,11 @@ class LevelEmbedding(nn.Module):
         return torch.cat([embed(part) for embed, part in zip(self.embed, parts, strict=True)], -2)
 
 
-def embedding(codebook: Tensor, width: int, levels: Sequence[Sequence[int]] = ()) -> nn.Module:
-    """Of one grid, or of those of ``levels``."""
-    return LevelEmbedding(codebook, width, levels) if levels else CodeEmbedding(codebook, width)
+def embedding(spec: GridSpec, width: int) -> nn.Module:
+    """Of the codes of one grid, or of those of several levels."""
+    if spec.levels:
+        return LevelEmbedding(spec.codebook, width, spec.levels)
+    return CodeEmbedding(spec.codebook, width)
 
 
 def classifier(codebook: Tensor, width: int) -> nn.Linear:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldmodel.heads.base import Head, State
+from worldmodel.errors import ConfigError
+from worldmodel.heads.base import GridSpec, Head, State
 from worldmodel.heads.embedding import CodeEmbedding
 from worldmodel.nn.convnets import CONV, ResidualBlock
 from worldmodel.nn.modules import module_list
@@ -57,30 +58,30 @@ class HierarchyHead(Head):
     """p(all codes of a frame) = Π over levels p(grid of the level | coarser grids, context), as in VQ-VAE-2 (2019).
 
     Args:
-        grid: (N,), all levels in one row. codebook: (levels, K, D). context_width: of the trunk's vectors.
-        levels: shapes of the grids, the coarsest first, as they stand in the row.
+        spec: of the grids, (N,) codes of all levels in one row. context_width: of the trunk's vectors.
         inner: constructors of the levels' heads, the coarsest first, called as every head is; one constructor is taken
             for all levels.
         width: of what the coarser grids say to a finer one.
-    """
 
-    takes_levels = True
+    Raises :class:`ConfigError` for a single grid.
+    """
 
     def __init__(
         self,
-        grid: Sequence[int],
-        codebook: Tensor,
+        spec: GridSpec,
         context_width: int,
-        levels: Sequence[Sequence[int]],
         inner: Callable[..., Head] | Sequence[Callable[..., Head]],
         width: int = 64,
     ):
         super().__init__()
+        levels, codebook = spec.levels, spec.codebook
+        if not levels:
+            raise ConfigError("HierarchyHead is for several grids, and this tokenizer makes one; choose another prior")
         makers = list(inner) if isinstance(inner, Sequence) else [inner] * len(levels)
         self.width = width
         self.sizes = [math.prod(level) for level in levels]
         self.heads = module_list(
-            make(grid=tuple(level), codebook=book, context_width=context_width + (width if n else 0))
+            make(GridSpec(tuple(level), book), context_width + (width if n else 0))
             for n, (make, level, book) in enumerate(zip(makers, levels, codebook, strict=True))
         )
         self.above = nn.ModuleList(

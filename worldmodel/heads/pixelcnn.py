@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
-from worldmodel.heads.base import Head
+from worldmodel.heads.base import GridSpec, Head
 from worldmodel.nn.embedding import centred
 from worldmodel.nn.pixelcnn import GridState
 from worldmodel.nn.slots import CodePixelCNN, SlotLogits, wide
@@ -62,20 +61,22 @@ class PixelCNNHead(SiteHead):
     """A prior over grids of codes.
 
     Args:
-        grid: (h, w) or (h, w, S); (n,) is one row, or one site of n slots where the codebooks differ, and (n, S) is
-            then one row of sites.
-        codebook: (K, D), or (S, K, D / S) where the slots differ. context_width: of the trunk's vectors.
+        spec: of grids (h, w) or (h, w, S); (n,) is one row, or one site of n slots where the codebooks differ, and
+            (n, S) is then one row of sites.
+        context_width: of the trunk's vectors.
         width: of the network. network: the other settings of :class:`~worldmodel.nn.pixelcnn.GatedPixelCNN`.
     """
 
     def __init__(
         self,
-        grid: Sequence[int],
-        codebook: Tensor,
+        spec: GridSpec,
         context_width: int,
         width: int = 128,
         **network: Any,
     ):
+        spec.require_one_grid(self)
+        grid, codebook = spec.grid, spec.codebook
+        sizes: tuple[int, ...]
         if len(grid) == 1:  # a row of one codebook, or one site whose slots are a row
             sizes = (1, *grid, 1) if codebook.dim() == 2 else (1, 1, *grid)
         elif len(grid) == 2:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldmodel.heads.base import Head, grid_size
+from worldmodel.heads.base import GridSpec, Head
 from worldmodel.heads.embedding import CodeEmbedding, centred, classifier
 from worldmodel.heads.order import make_order
 from worldmodel.nn.modules import module_list
@@ -81,15 +80,14 @@ class TransformerHead(Head):
     """Position i reads its context and its known neighbours, and attends to the codes of all groups before its own.
 
     Args:
-        grid: shape of a grid. codebook: (K, D). context_width: of the trunk's vectors.
+        spec: of the grids. context_width: of the trunk's vectors.
         width, blocks, heads: of the transformer. embed: width of an embedded code.
         order: see :mod:`worldmodel.heads.order`; it decides which positions form a group.
     """
 
     def __init__(
         self,
-        grid: Sequence[int],
-        codebook: Tensor,
+        spec: GridSpec,
         context_width: int,
         width: int = 128,
         blocks: int = 1,
@@ -98,9 +96,10 @@ class TransformerHead(Head):
         order: str = "quincunx",
     ):
         super().__init__()
-        self.positions = grid_size(grid)
+        spec.require_one_grid(self)
+        codebook, self.positions = spec.codebook, spec.positions
         self.embed = CodeEmbedding(codebook, embed)
-        walk = make_order(order, grid)
+        walk = make_order(order, spec.grid)
         self.stages, self.groups = walk.stages, walk.groups
         self.register_buffer("order", walk.positions, persistent=False)
         self.register_buffer("neighbours", walk.neighbours, persistent=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -21,8 +20,6 @@ class Trunk(nn.Module, abc.ABC):
     width: int  # of a context vector
     remembers: bool = True  # whether past grids matter; the frames of a trunk without a past stand on their own
     sees_actions: bool = True  # whether actions (or classes) matter
-    takes_levels: bool = False  # it reads several grids, and is constructed with their shapes as ``levels``
-    reads_names: bool = False  # it reads what actions are called, and is constructed with their ``names``
 
     @abc.abstractmethod
     def forward(self, previous: Tensor, actions: Tensor, first: int = 0) -> Tensor:
@@ -61,8 +58,3 @@ class Step(NamedTuple):
 class PriorState(NamedTuple):
     trunk: State
     previous: Tensor  # (B, *grid) int64, the last grid; −1 where nothing was seen
-
-
-def count_actions(actions: int | Sequence[str]) -> int:
-    """A, of the number or the names of the actions."""
-    return actions if isinstance(actions, int) else len(actions)

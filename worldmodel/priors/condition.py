@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError, UnknownActionError
-from worldmodel.heads.base import State, grid_size
+from worldmodel.heads.base import GridSpec, State
 from worldmodel.priors.base import Trunk
 from worldmodel.types import NO_ACTION
 
@@ -64,14 +64,13 @@ class ConditionTrunk(Memoryless):
     """The embedded action (or class), the same at every position.
 
     Args:
-        grid: shape of a grid. codebook: not needed. actions: A. width: of a context vector.
-        drop: as of :class:`Memoryless`.
+        spec: of the grids and the actions. width: of a context vector. drop: as of :class:`Memoryless`.
     """
 
-    def __init__(self, grid: Sequence[int], codebook: Tensor, actions: int, width: int = 64, drop: float = 0.0):
+    def __init__(self, spec: GridSpec, width: int = 64, drop: float = 0.0):
         super().__init__(drop)
-        self.positions, self.width = grid_size(grid), width
-        self.embed = nn.Embedding(actions + 1, width)  # the first is that of an unknown action, −1
+        self.positions, self.width = spec.positions, width
+        self.embed = nn.Embedding(spec.num_actions + 1, width)  # the first is that of an unknown action, −1
 
     def told(self, conditions: Tensor) -> Tensor:
         return self.embed(conditions + 1)[:, None].expand(-1, self.positions, -1)
@@ -86,18 +85,13 @@ class CaptionTrunk(Memoryless):
     a loss for the text.
 
     Args:
-        grid: shape of a grid. codebook: not needed. actions: A. names: A captions.
-        width: of a context vector. blocks, heads: of the transformer. drop: as of :class:`Memoryless`.
+        spec: of the grids and the captions. width: of a context vector.
+        blocks, heads: of the transformer. drop: as of :class:`Memoryless`.
     """
-
-    reads_names = True
 
     def __init__(
         self,
-        grid: Sequence[int],
-        codebook: Tensor,
-        actions: int,
-        names: Sequence[str],
+        spec: GridSpec,
         width: int = 64,
         blocks: int = 2,
         heads: int = 4,
@@ -106,8 +100,8 @@ class CaptionTrunk(Memoryless):
         super().__init__(drop)
         if heads < 1 or width % heads:
             raise ConfigError(f"width {width} cannot be shared by {heads} heads; choose a multiple of the heads")
-        self.positions, self.width, self.heads = grid_size(grid), width, heads
-        split = [words(name) for name in names]
+        self.positions, self.width, self.heads = spec.positions, width, heads
+        split = [words(name) for name in spec.action_names]
         known = sorted({word for caption in split for word in caption})
         self.vocabulary = {word: number for number, word in enumerate(known, START + 1)}
         self.longest = 1 + max(map(len, split))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldmodel.heads.base import grid_size
+from worldmodel.heads.base import GridSpec
 from worldmodel.heads.embedding import CodeEmbedding
 from worldmodel.nn.convnets import CONV
 from worldmodel.nn.modules import to_channels_last
@@ -53,7 +53,7 @@ class ConvTrunk(Trunk):
     a condition and, spread out, at every position.
 
     Args:
-        grid: shape of a grid of codes. codebook: (K, D). actions: A.
+        spec: of the grids and the actions.
         width: channels, also the width of a context vector. blocks: residual blocks. history: grids seen.
         embed: width of an embedded code. memory: constructor of a :class:`~worldmodel.priors.memory.TimeMemory`.
         spread: numbers that the memory says to one position alone.
@@ -61,9 +61,7 @@ class ConvTrunk(Trunk):
 
     def __init__(
         self,
-        grid: Sequence[int],
-        codebook: Tensor,
-        actions: int,
+        spec: GridSpec,
         width: int = 160,
         blocks: int = 5,
         history: int = 4,
@@ -72,18 +70,19 @@ class ConvTrunk(Trunk):
         spread: int = 16,
     ):
         super().__init__()
-        rank = len(grid)
-        self.grid, self.width, self.history = tuple(grid), width, history
-        self.embed = CodeEmbedding(codebook, embed)
-        self.act = nn.Embedding(actions + 1, 32)
-        self.memory = memory(grid=grid, codebook=codebook, actions=actions) if memory else None
+        spec.require_one_grid(self)
+        rank = len(spec.grid)
+        self.grid, self.width, self.history = spec.grid, width, history
+        self.embed = CodeEmbedding(spec.codebook, embed)
+        self.act = nn.Embedding(spec.num_actions + 1, 32)
+        self.memory = memory(spec) if memory else None
         known = 32 * history + (self.memory.width if self.memory else 0)
         self.condition = nn.Sequential(nn.Linear(known, 128), nn.SiLU())
         if self.memory:
-            self.spread = nn.Linear(self.memory.width, grid_size(grid) * spread)
+            self.spread = nn.Linear(self.memory.width, spec.positions * spread)
             self.unfold = nn.Linear(spread, width, bias=False)
         self.enter = CONV[rank](history * embed, width, 3, padding=1)
-        self.position = nn.Parameter(torch.zeros(width, *grid))
+        self.position = nn.Parameter(torch.zeros(width, *spec.grid))
         self.blocks = nn.ModuleList(FilmBlock(rank, width, 128) for _ in range(blocks))
         if rank == 2:
             to_channels_last(self)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
-from worldmodel.heads.base import grid_size
+from worldmodel.heads.base import GridSpec, grid_size
 from worldmodel.heads.embedding import embedding
 from worldmodel.nn.convnets import CONV
 from worldmodel.nn.modules import to_channels_last
@@ -42,25 +42,19 @@ class FrameTransformer(Trunk):
     the action, says which of them count (FiLM, Perez et al., 2018). The slots of a site share its context.
 
     Args:
-        grid: shape of a grid of codes. codebook: (K, D), or (S, K, D) where the last axis of the grid is of slots.
-        actions: A.
+        spec: of the grids, of one level or of several, and the actions.
         width: of a context vector. model, blocks, heads, window: width and shape of the transformer.
         embed: width of an embedded code. spread: width of what the frame's vector says to one site alone.
         reach: sites to either side that a site reads in the previous grid. Windows of sound want all of them: what goes
             on at the first site of one is what went on at the last site of the other.
         drop: share of the segments whose actions training hides, so that the prior also knows what is led to by none.
-        levels: shapes of the grids that stand in one row, where there are several; the codebook is (levels, K, D).
 
     Raises :class:`ConfigError` for a grid of slots alone.
     """
 
-    takes_levels = True
-
     def __init__(
         self,
-        grid: Sequence[int],
-        codebook: Tensor,
-        actions: int,
+        spec: GridSpec,
         width: int = 128,
         blocks: int = 4,
         heads: int = 8,
@@ -70,17 +64,17 @@ class FrameTransformer(Trunk):
         spread: int = 32,
         reach: int = 1,
         drop: float = 0.0,
-        levels: Sequence[Sequence[int]] = (),
     ):
         super().__init__()
-        self.slotted = codebook.dim() == 3 and not levels
-        sites, self.slots = (tuple(grid[:-1]), grid[-1]) if self.slotted else (tuple(grid), 1)
+        grid, levels = spec.grid, spec.levels
+        self.slotted = spec.codebook.dim() == 3 and not levels
+        sites, self.slots = (grid[:-1], grid[-1]) if self.slotted else (grid, 1)
         rank, positions = len(sites), grid_size(sites)
         if not rank:
             raise ConfigError("this trunk is of grids of several sites, not of slots alone; choose another prior")
-        self.grid, self.width, self.positions, self.drop = tuple(grid), width, positions, drop
-        self.memory = TimeMemory(grid, codebook, actions, model, blocks, heads, window, embed, levels)
-        self.embed = embedding(codebook, embed, levels)
+        self.grid, self.width, self.positions, self.drop = grid, width, positions, drop
+        self.memory = TimeMemory(spec, model, blocks, heads, window, embed)
+        self.embed = embedding(spec, embed)
         self.near = (
             LevelNeighbourhoods(levels, embed, width)
             if levels

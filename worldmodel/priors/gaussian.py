@@ -15,7 +15,6 @@ from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
 from worldmodel.nn.pixelcnn import GatedPixelCNN
-from worldmodel.priors.base import count_actions
 from worldmodel.tokenizers.base import Autoencoder, Bound
 from worldmodel.tokenizers.vae import VAE
 
@@ -27,7 +26,7 @@ class GaussianPrior(nn.Module):
 
     Args:
         tokenizer: the VAE; gives the shape of the latents, and is not kept.
-        actions: A, the number of classes, or their names. condition: width of an embedded class.
+        action_names: of the classes. condition: width of an embedded class.
         width, layers: of the PixelCNN. hidden: numbers a latent from which its mixture is read. components: of it.
     """
 
@@ -38,7 +37,7 @@ class GaussianPrior(nn.Module):
     def __init__(
         self,
         tokenizer: Autoencoder,
-        actions: int | Sequence[str],
+        action_names: Sequence[str],
         width: int = 64,
         layers: int = 6,
         condition: int = 32,
@@ -50,7 +49,7 @@ class GaussianPrior(nn.Module):
             raise ConfigError("this prior is over the continuous latents of a VAE; choose tokenizer=…vae")
         self.grid, self.components = tokenizer.grid, components
         slots = self.grid[-1]
-        self.condition = nn.Embedding(count_actions(actions) + 1, condition)
+        self.condition = nn.Embedding(len(action_names) + 1, condition)
         self.net = GatedPixelCNN(slots, condition, width, width, layers)
         self.enter = nn.Linear(width, slots * hidden)
         self.earlier = nn.Parameter(torch.randn(slots, slots, hidden) / math.sqrt(slots))  # to later ones

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor, nn
 
-from worldmodel.heads.base import grid_size
+from worldmodel.heads.base import GridSpec
 from worldmodel.heads.embedding import embedding
 from worldmodel.nn.attention import AttentionCache, TimeTransformer
 
@@ -20,27 +18,24 @@ class TimeMemory(nn.Module):
     the first frame, or was hidden in training, is as if it had never been.
 
     Args:
-        grid: shape of a grid of codes. codebook: (K, D), or (S, K, D) of slots. actions: A.
+        spec: of the grids and the actions.
         width: of the vectors. blocks, heads, window: of the transformer. embed: width of an embedded code.
     """
 
     def __init__(
         self,
-        grid: Sequence[int],
-        codebook: Tensor,
-        actions: int,
+        spec: GridSpec,
         width: int = 128,
         blocks: int = 1,
         heads: int = 4,
         window: int = 16,
         embed: int = 16,
-        levels: Sequence[Sequence[int]] = (),
     ):
         super().__init__()
         self.width = width
-        self.embed = embedding(codebook, embed, levels)
-        self.act = nn.Embedding(actions + 1, width)
-        self.enter = nn.Linear(grid_size(grid) * embed, width)
+        self.embed = embedding(spec, embed)
+        self.act = nn.Embedding(spec.num_actions + 1, width)
+        self.enter = nn.Linear(spec.positions * embed, width)
         self.time = TimeTransformer(width, blocks, heads, window)
 
     def forward(self, previous: Tensor, actions: Tensor, first: int = 0) -> Tensor:

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldmodel.errors import ConfigError
-from worldmodel.heads.base import Head, grid_size
+from worldmodel.heads.base import GridSpec, Head
 from worldmodel.heads.sampling import Randomness, Sampler
-from worldmodel.priors.base import PriorOutput, PriorState, Step, Trunk, count_actions
+from worldmodel.priors.base import PriorOutput, PriorState, Step, Trunk
 from worldmodel.priors.outcomes import OutcomeHead
 from worldmodel.tokenizers.base import Autoencoder, require_codes
 from worldmodel.types import Segment
@@ -23,8 +22,9 @@ class Prior(nn.Module):
 
     Args:
         tokenizer: gives the grid, K and the codebook; it is not kept.
-        actions: A, the number of actions (or classes, or speakers), or their names, which some trunks read.
-        trunk, head: constructors, called with what they must know of the data.
+        action_names: of the actions (or classes, or speakers).
+        trunk, head: constructors, called with a :class:`~worldmodel.heads.base.GridSpec`; the head with the width of
+            the trunk's contexts, too.
         context: leading frames of a training segment that are seen but not predicted (0 for one-step sources).
         forget: share of the training segments whose oldest frames (a random number of them) are hidden, so that dreams
             may start from fewer frames than ``context``.
@@ -36,7 +36,7 @@ class Prior(nn.Module):
     def __init__(
         self,
         tokenizer: Autoencoder,
-        actions: int | Sequence[str],
+        action_names: Sequence[str],
         trunk: Callable[..., Trunk],
         head: Callable[..., Head],
         context: int = 1,
@@ -46,28 +46,16 @@ class Prior(nn.Module):
     ):
         super().__init__()
         tokenizer = require_codes(tokenizer)
+        levels = tokenizer.levels if len(tokenizer.levels) > 1 else ()
+        spec = GridSpec(tokenizer.grid, tokenizer.codebook(), tuple(action_names), levels)
         self.grid, self.codes, self.context = tokenizer.grid, tokenizer.codes, context
-        self.actions = count_actions(actions)
+        self.actions = spec.num_actions
         self.forget, self.corrupt = forget, corrupt
-        self.positions = grid_size(self.grid)
-        codebook = tokenizer.codebook()
-        names = {"names": actions} if stated(trunk, "reads_names", False) else {}
-        levels = {"levels": tokenizer.levels} if len(tokenizer.levels) > 1 else {}
-        if levels and not stated(head, "takes_levels", False):
-            raise ConfigError(
-                "this tokenizer makes several grids; choose a prior with a head for each: prior=hierarchy, or "
-                "prior=jukebox for sound"
-            )
-        if levels and stated(trunk, "remembers", True) and not stated(trunk, "takes_levels", False):
-            raise ConfigError(
-                "this tokenizer makes several grids, and the prior's trunk reads the codes of one; choose "
-                "prior=hierarchy or prior=jukebox"
-            )
-        seen = levels if stated(trunk, "takes_levels", False) else {}
-        self.trunk = trunk(grid=self.grid, codebook=codebook, actions=self.actions, **names, **seen)
-        self.head = head(grid=self.grid, codebook=codebook, context_width=self.trunk.width, **levels)
+        self.positions = spec.positions
+        self.trunk = trunk(spec)
+        self.head = head(spec, self.trunk.width)
         self.register_buffer("place", self.head.order.argsort(), persistent=False)  # of a raster index in that order
-        self.outcomes = OutcomeHead(codebook, self.positions, self.trunk.width) if outcomes else None
+        self.outcomes = OutcomeHead(spec.codebook, self.positions, self.trunk.width) if outcomes else None
 
     place: Tensor
 
@@ -185,11 +173,6 @@ class Prior(nn.Module):
     @property
     def head_dtype(self) -> torch.dtype:
         return next(self.head.parameters()).dtype
-
-
-def stated(maker: Callable[..., nn.Module], name: str, default: bool) -> bool:
-    """What the class behind a constructor says of itself."""
-    return bool(getattr(getattr(maker, "func", maker), name, default))
 
 
 def nats(logits: Tensor, codes: Tensor) -> Tensor:

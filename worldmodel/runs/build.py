@@ -48,7 +48,7 @@ def build_prior(config: DictConfig, spec: Spec, tokenizer: Autoencoder) -> Prior
 
     Raises :class:`ConfigError`, also for a prior that is not over such latents.
     """
-    facts = {"tokenizer": tokenizer, "actions": spec.action_names}
+    facts = {"tokenizer": tokenizer, "action_names": spec.action_names}
     return build_module(config.prior, "prior", Prior | GaussianPrior, **facts)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
-from worldmodel.heads.base import Head, grid_size
+from worldmodel.heads.base import GridSpec, Head, grid_size
 from worldmodel.heads.embedding import CodeEmbedding
 from worldmodel.heads.sampling import Sampler, make_sampler
 from worldmodel.likelihoods.squared_error import SquaredError
@@ -65,7 +65,7 @@ class GridVQVAE(nn.Module):
         )
         self.settle = nn.Sequential(*(ResidualBlock(rank, context, context) for _ in range(blocks)))
         self.position = nn.Parameter(torch.zeros(context, *self.observed))
-        self.head = head(grid=self.observed, codebook=codebook, context_width=context)
+        self.head = head(GridSpec(self.observed, codebook), context)
         self.register_buffer("place", self.head.order.argsort(), persistent=False)
 
     place: Tensor
