@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from worldmodel.speech.pitch import pitch, without_rumble
+from worldmodel.speech.pitch import log_f0_correlation, mean_log_f0, pitch, without_rumble
 
 RATE = 16000
 TIME = np.arange(RATE) / RATE
@@ -57,3 +57,19 @@ def test_only_what_is_voiced_has_a_pitch() -> None:
     found = pitch(wave, RATE)
     gap = (found.times > 0.3) & (found.times < 0.7)
     assert not np.isfinite(found.hertz[gap]).any() and np.isfinite(found.hertz[5:20]).all()
+
+
+def test_the_mean_counts_voiced_moments_alone() -> None:
+    track = np.array([np.nan, 100, 200, np.nan, 400])
+    assert np.exp(mean_log_f0([track, np.full(6, np.nan)])) == pytest.approx(200)
+    with pytest.raises(ValueError, match="no frame is voiced"):
+        mean_log_f0([np.full(4, np.nan)])
+
+
+def test_an_intonation_an_octave_higher_correlates_fully() -> None:
+    low = 100 + 20 * np.sin(np.arange(50) / 5)
+    low[10:20] = np.nan
+    high = 2 * low
+    high[20:25] = np.nan
+    assert log_f0_correlation(low, high) == pytest.approx(1)
+    assert log_f0_correlation(low, np.full(50, np.nan)) is None

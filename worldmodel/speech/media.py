@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import librosa
 import matplotlib as mpl
 import numpy as np
 import soundfile
@@ -16,7 +17,6 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.media.plots import COLOURS, STYLE, TEXT
-from worldmodel.speech.mel import to_hertz, to_mel
 from worldmodel.speech.pitch import pitch
 from worldmodel.util.files import whole
 
@@ -58,23 +58,16 @@ def save_sound(path: str | Path, wave: np.ndarray, rate: int) -> Path:
     return path
 
 
-def log_mels(wave: np.ndarray, rate: int, bands: int = BANDS, hop: float = HOP) -> np.ndarray:
-    """Levels in dB of ``bands`` mel bands from 0 Hz to half the rate, every ``hop`` seconds: (N, bands) float32.
-
-    Triangles over the power of Hann windows of 25 ms; evenly spaced on the mel scale.
-    """
-    width, step = round(WIDTH * rate), max(1, round(hop * rate))
-    padded = np.pad(wave.astype(np.float32), (width // 2, width))
-    frames = np.lib.stride_tricks.sliding_window_view(padded, width)[::step][: 1 + len(wave) // step]
+def log_mels(wave: np.ndarray, rate: int) -> np.ndarray:
+    """Levels in dB of :data:`BANDS` mel bands from 0 Hz to half the rate, every :data:`HOP` seconds: (N, bands)."""
+    width, hop = round(WIDTH * rate), max(1, round(HOP * rate))
     size = 2 << width.bit_length()  # finer than the window, so that the lowest bands are not empty
-    power = np.abs(np.fft.rfft(frames * np.hanning(width + 1)[:-1], size)) ** 2 / (width / 2) ** 2
-    edges = to_hertz(np.linspace(0, to_mel(rate / 2), bands + 2))
-    hertz = np.fft.rfftfreq(size, 1 / rate)[:, None]
-    rising = (hertz - edges[:-2]) / (edges[1:-1] - edges[:-2])
-    falling = (edges[2:] - hertz) / (edges[2:] - edges[1:-1])
-    triangles = np.maximum(0, np.minimum(rising, falling))
-    levels: np.ndarray = 10 * np.log10(power @ triangles + 1e-10)
-    return levels.astype(np.float32)
+    padded = np.pad(wave.astype(np.float32), (0, size))
+    power = librosa.feature.melspectrogram(
+        y=padded, sr=rate, n_fft=size, win_length=width, hop_length=hop, pad_mode="constant",
+        n_mels=BANDS, htk=True, norm=None,
+    )[:, : 1 + len(wave) // hop]  # fmt: skip
+    return np.asarray(10 * np.log10(power.T / (width / 2) ** 2 + 1e-10))
 
 
 def spectrogram(waves: Sequence[tuple[str, np.ndarray]], rate: int, title: str = "") -> np.ndarray:
@@ -108,15 +101,14 @@ def spectrogram(waves: Sequence[tuple[str, np.ndarray]], rate: int, title: str =
 
 
 def _draw_levels(axes: Axes, mel: np.ndarray, rate: int, loudest: float) -> None:
-    top = to_mel(rate / 2)
-    extent = (-HOP / 2, (len(mel) - 0.5) * HOP, 0, top)
+    mels = librosa.hz_to_mel([rate / 2, *TICKS_HERTZ], htk=True)
+    extent = (-HOP / 2, (len(mel) - 0.5) * HOP, 0, mels[0])
     axes.imshow(
         mel.T, cmap="magma", origin="lower", aspect="auto", extent=extent, vmin=loudest - RANGE, vmax=loudest,
         interpolation="nearest",
     )  # fmt: skip
-    shown = [hertz for hertz in TICKS_HERTZ if hertz <= rate / 2]
-    names = [f"{hertz / 1000:g}k" if hertz >= 1000 else str(hertz) for hertz in shown]
-    axes.set_yticks([to_mel(hertz) for hertz in shown], names)
+    names = [f"{hertz / 1000:g}k" if hertz >= 1000 else str(hertz) for hertz in TICKS_HERTZ if hertz <= rate / 2]
+    axes.set_yticks(mels[1 : 1 + len(names)], names)
     axes.set_ylabel("Hz")
     axes.grid(visible=False)
     axes.set_facecolor("white")  # where a shorter wave has ended
@@ -131,9 +123,6 @@ def _draw_pitch(axes: Axes, wave: np.ndarray, rate: int) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda hertz, _: f"{hertz:g}"))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.set_ylabel("F0, Hz")
-    if np.isfinite(found.hertz).any():
-        median = float(np.nanmedian(found.hertz))
-        said = f"median {median:.0f} Hz"
-    else:
-        said = "no voice"
-    axes.text(0.995, 0.94, said, ha="right", va="top", fontsize=8, color=TEXT, transform=axes.transAxes)
+    voiced = found.hertz[np.isfinite(found.hertz)]
+    label = f"median {np.median(voiced):.0f} Hz" if len(voiced) else "no voice"
+    axes.text(0.995, 0.94, label, ha="right", va="top", fontsize=8, color=TEXT, transform=axes.transAxes)

@@ -7,6 +7,7 @@ mended against the median of their neighbours. With numpy alone: scores and pict
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -47,6 +48,23 @@ def pitch(wave: np.ndarray, rate: int, low: float = LOW, high: float = HIGH, thr
         hertz[at : at + CHUNK] = rate / _periods(normal, shortest, threshold)
     hertz[(hertz > high) | (energy <= energy.max() * 10 ** (-RANGE / 10))] = np.nan
     return Pitch(np.arange(count) * hop / rate, _without_slips(hertz))
+
+
+def mean_log_f0(tracks: Sequence[np.ndarray]) -> float:
+    """Mean of ln F0 over all voiced moments of tracks (N,) in hertz. Raises ``ValueError`` where none is voiced."""
+    hertz = np.concatenate(tracks)
+    if not np.isfinite(hertz).any():
+        raise ValueError("no frame is voiced: there is no F0 to speak of")
+    return float(np.log(hertz[np.isfinite(hertz)]).mean())
+
+
+def log_f0_correlation(track: np.ndarray, other: np.ndarray) -> float | None:
+    """Pearson's correlation of ln F0 of two tracks (N,) in hertz over the moments at which both are voiced: whether the
+    intonation is the same, even an octave higher. None where it is not defined."""
+    both = np.isfinite(track) & np.isfinite(other)
+    a, b = np.log(track[both]), np.log(other[both])
+    spread = a.std() * b.std() if both.sum() > 1 else 0.0
+    return float(((a - a.mean()) * (b - b.mean())).mean() / spread) if spread else None
 
 
 def without_rumble(wave: np.ndarray, rate: int, below: float = RUMBLE) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,13 +16,11 @@ from worldmodel.evaluation.metrics import mean_interval
 from worldmodel.evaluation.openloop import Progress, silent
 from worldmodel.speech.evaluation.utterances import Utterance
 from worldmodel.speech.mulaw import to_wave
-from worldmodel.speech.pitch import pitch
+from worldmodel.speech.pitch import log_f0_correlation, mean_log_f0, pitch
 from worldmodel.speech.scores.alignment import mel_cepstral_distortion
 from worldmodel.speech.scores.codec import log_spectral_distance
-from worldmodel.speech.scores.phonemes import PhoneClassifier, phoneme_error
-from worldmodel.speech.scores.pitch import contour, pitch_distances
-from worldmodel.speech.scores.pitch import pitch as voice_pitch
-from worldmodel.speech.scores.speakers import SpeakerClassifier, hear, relative
+from worldmodel.speech.scores.phonemes import PhoneClassifier, phoneme_errors
+from worldmodel.speech.scores.speakers import SpeakerClassifier, relative, speaker_shares
 from worldmodel.speech.voice import VoiceModel
 from worldmodel.types import to_uint8
 
@@ -34,7 +33,6 @@ class Judges:
 
     voices: SpeakerClassifier
     phones: PhoneClassifier | None
-    silence: int  # the phone that is none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,18 +103,20 @@ def voice_figures(
 ) -> dict[str, Any]:
     """Shares of crops of a second that are read as a speaker; means over utterances."""
     places = np.array([speakers.index(each.speaker) for each in sources])
-    real = hear(judge, [each.wave for each in sources]).rates(places)
-    again = hear(judge, [each.wave for each in own]).rates([each.target for each in own])
-    heard = hear(judge, [each.wave for each in other])
-    as_target = by_source(sources, other, heard.rates([each.target for each in other]))
-    as_source = by_source(sources, other, heard.rates([speakers.index(each.source.speaker) for each in other]))
+    real = speaker_shares(judge, [each.wave for each in sources])[np.arange(len(places)), places]
+    targets = np.array([each.target for each in [*own, *other]])
+    shares = speaker_shares(judge, [each.wave for each in [*own, *other]])
+    rates = shares[np.arange(len(targets)), targets]
+    resynthesised, as_target = rates[: len(own)], by_source(sources, other, rates[len(own) :])
+    own_places = np.array([speakers.index(each.source.speaker) for each in other])
+    as_source = by_source(sources, other, shares[np.arange(len(own), len(targets)), own_places])
     return {
         "chance": 1 / len(speakers),
         "real_as_itself": mean_interval(real, seed).to_json(),
-        "resynthesised_as_itself": mean_interval(again, seed).to_json(),
+        "resynthesised_as_itself": mean_interval(resynthesised, seed).to_json(),
         "converted_as_target": mean_interval(as_target, seed).to_json(),
         "converted_as_source": mean_interval(as_source, seed).to_json(),
-        "converted_over_resynthesised": relative(as_target, again, seed).to_json(),
+        "converted_over_resynthesised": relative(as_target, resynthesised, seed).to_json(),
     }
 
 
@@ -129,18 +129,11 @@ def by_source(sources: Sequence[Utterance], made: Sequence[Made], values: np.nda
 def phone_figures(judges: Judges, own: Sequence[Made], other: Sequence[Made], seed: int) -> dict[str, Any]:
     """Share of frames whose phone, as read, is not that read in the real source at the same time."""
     assert judges.phones is not None
-    errors = {
-        name: phoneme_error(
-            judges.phones, [each.source.wave for each in made], [each.wave for each in made], judges.silence
-        )
-        for name, made in (("resynthesised", own), ("converted", other))
-    }
-    again, changed = (errors[name] for name in ("resynthesised", "converted"))
-    sources = [each.source for each in own]
-    rates = {
-        "converted": by_source(sources, other, changed.wrong / np.maximum(changed.frames, 1)),
-        "resynthesised": again.wrong / np.maximum(again.frames, 1),
-    }
+    resynthesised, converted = (
+        phoneme_errors(judges.phones, [each.source.wave for each in made], [each.wave for each in made])
+        for made in (own, other)
+    )
+    rates = {"converted": by_source([each.source for each in own], other, converted), "resynthesised": resynthesised}
     ratio = relative(rates["converted"], rates["resynthesised"], seed)
     return {
         **{name: {"all": mean_interval(rate, seed).to_json()} for name, rate in rates.items()},
@@ -161,21 +154,23 @@ def pitch_figures(
         return pitch(wave, world.rate).hertz
 
     spoken = {id(each): track(each.wave) for each in sources}
-    real = {n: voice_pitch([spoken[id(u)] for u in sources if u.speaker == n]) for n in speakers}
+    means = {n: mean_log_f0([spoken[id(u)] for u in sources if u.speaker == n]) for n in speakers}
     made = [(each, track(each.wave)) for each in other]
     rows, silent = [], 0
     for target, source in itertools.permutations(speakers, 2):
         found = [own for each, own in made if speakers[each.target] == target and each.source.speaker == source]
         if any(np.isfinite(own).any() for own in found):
-            rows.append(pitch_distances(found, real[source], real[target]))
+            mean = mean_log_f0(found)
+            distances = mean - means[target], mean - means[source], means[target] - means[source]
+            rows.append(dict(zip(("to_target", "to_source", "way"), map(abs, distances), strict=True)))
         else:
             silent += 1
-    contours = [contour(spoken[id(each.source)], own) for each, own in made]
-    follows = [found.correlation for found in contours if found.correlation is not None]
+    correlations = [log_f0_correlation(spoken[id(each.source)], own) for each, own in made]
+    follows = [correlation for correlation in correlations if correlation is not None]
     voiced = [np.isfinite(own).mean() for _, own in made], [np.isfinite(own).mean() for own in spoken.values()]
     keys = ("to_target", "to_source", "way") if rows else ()
     return {
-        "hertz": {world.spec.action_names[n]: found.hertz for n, found in real.items()},
+        "hertz": {world.spec.action_names[n]: math.exp(mean) for n, mean in means.items()},
         "pairs": len(rows),
         "silent": silent,
         "voiced": float(np.mean(voiced[0])),

@@ -31,7 +31,7 @@ from worldmodel.speech.scores.phonemes import PhoneClassifier, train_phone_class
 from worldmodel.speech.scores.speakers import train_speaker_classifier
 from worldmodel.speech.separate import SeparateLevels
 from worldmodel.speech.sources.corpora import TIMIT
-from worldmodel.speech.sources.phones import NO_PHONE, PHONES39, SILENCE, frame_phones, phone_files, read_phones
+from worldmodel.speech.sources.phones import NO_PHONE, PHONES39, frame_phones, phone_files, read_phones
 from worldmodel.speech.sources.sound import normalise, read_sound
 from worldmodel.speech.voice import VoiceModel
 from worldmodel.tokenizers.base import join
@@ -184,7 +184,7 @@ def make_judges(
     numbers = [speakers.index(each.speaker) for each in training]
     voices = train_speaker_classifier([each.wave for each in training], numbers, seed=seed, progress=progress)
     phones = None if timit is None else phone_classifier(timit, world.rate, seed, progress)
-    return Judges(voices, phones, PHONES39.names.index(SILENCE))
+    return Judges(voices, phones)
 
 
 def phone_classifier(timit: Path, rate: int, seed: int, progress: Progress) -> PhoneClassifier:

@@ -13,11 +13,15 @@ from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
 from worldmodel.nn.convnets import CONV, Encoder, ResidualBlock
-from worldmodel.speech.mel import to_mel
 from worldmodel.speech.mulaw import MU
 
 FLOOR = 1e-6
 """Mel power below which a band is silent. White noise of the rounding to 16 bits is at 1e-8 a bin, speech around 1."""
+
+
+def to_mel(hertz: np.ndarray) -> np.ndarray:
+    """The mel scale of O'Shaughnessy (1987), as in HTK."""
+    return np.asarray(2595 * np.log10(1 + hertz / 700))
 
 
 def companded(wave: Tensor) -> Tensor:

@@ -6,16 +6,13 @@ should be those that it reads in the real source at the same time.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worldmodel.evaluation.metrics import Interval, ratio_of_sums
 from worldmodel.evaluation.openloop import Progress, silent
 from worldmodel.speech.scores.classifier import Budget, crop, fit, layer
 from worldmodel.speech.scores.degrade import blurred, degraded, features
@@ -106,51 +103,21 @@ def check_frames(wave: Wave, labels: np.ndarray, phones: int) -> Tensor:
     return torch.from_numpy(array.astype(np.int64))
 
 
-@dataclasses.dataclass(frozen=True)
-class Errors:
-    """Frames of n utterances that are wrong, with and without silence."""
+def phoneme_errors(model: PhoneClassifier, real: Sequence[Wave], synthetic: Sequence[Wave]) -> np.ndarray:
+    """(n,) shares of the frames whose phone, as the classifier reads it, differs between each real utterance and the
+    synthetic one with the same timing.
 
-    wrong: np.ndarray  # (n,) int64
-    frames: np.ndarray  # (n,) int64
-    wrong_in_speech: np.ndarray  # (n,) int64: of the frames that are not silence in the reference
-    frames_in_speech: np.ndarray  # (n,) int64
-
-    def rate(self, silence: bool = True, seed: int = 0) -> Interval:
-        """Share of frames that are wrong, with an interval over utterances; without those of silence if so asked."""
-        if silence:
-            return ratio_of_sums(self.wrong, self.frames, seed)
-        return ratio_of_sums(self.wrong_in_speech, self.frames_in_speech, seed)
-
-    def to_json(self) -> dict[str, Any]:
-        return {"rate": self.rate().to_json(), "rate_in_speech": self.rate(silence=False).to_json()}
-
-
-def _compared(said: Sequence[np.ndarray], wanted: Sequence[np.ndarray], silence: int | None) -> Errors:
-    rows = []
-    for ours, theirs in zip(said, wanted, strict=True):
-        known = theirs != UNKNOWN
-        speech = known & (theirs != silence) if silence is not None else known
-        wrong = ours != theirs
-        rows.append(((wrong & known).sum(), known.sum(), (wrong & speech).sum(), speech.sum()))
-    return Errors(*np.array(rows, dtype=np.int64).T)
-
-
-def phoneme_error(
-    model: PhoneClassifier, real: Sequence[Wave], synthetic: Sequence[Wave], silence: int | None = None
-) -> Errors:
-    """Frames whose phone, as read, differs between the real utterance and what was made of it with the same timing.
-
-    Of 0 for equal utterances. Report it for resynthesised speech beside converted speech, and for other real utterances
-    of the same speaker as what chance gives. Of pairs of which one is longer, the rest of at most a window of the
-    decoder is cut; raises ``ValueError`` where it is more than a tenth of a second.
+    0 for equal utterances. Report it for resynthesised beside converted speech, and for other real utterances of the
+    same speaker as the level of chance. The longer utterance of a pair is cut by at most one window of the decoder;
+    raises ``ValueError`` where the difference is more than a tenth of a second.
     """
     if len(real) != len(synthetic) or not len(real):
         raise ValueError(f"{len(real)} real and {len(synthetic)} synthetic utterances do not pair up")
-    said, wanted = [], []
-    for source, made in zip(real, synthetic, strict=True):
-        if abs(len(source) - len(made)) > RATE // 10:
-            raise ValueError(f"utterances of {len(source)} and {len(made)} samples have not the same timing")
-        count = min(len(source), len(made))
-        wanted.append(model.read(source[:count]).argmax(-1).numpy())
-        said.append(model.read(made[:count]).argmax(-1).numpy())
-    return _compared(said, wanted, silence)
+    shares = []
+    for pair in zip(real, synthetic, strict=True):
+        count = min(map(len, pair))
+        if max(map(len, pair)) - count > RATE // 10:
+            raise ValueError(f"utterances of {len(pair[0])} and {len(pair[1])} samples have not the same timing")
+        phones, others = (model.read(wave[:count]).argmax(-1) for wave in pair)
+        shares.append((phones != others).double().mean())
+    return torch.stack(shares).numpy()

@@ -10,16 +10,14 @@ pushes below a high one are colour again. Level and noise are varied in training
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worldmodel.evaluation.metrics import Interval, bootstrap, mean_interval
+from worldmodel.evaluation.metrics import Interval, bootstrap
 from worldmodel.evaluation.openloop import Progress, silent
 from worldmodel.speech.scores.classifier import Budget, checked, crop, fit, layer, windows
 from worldmodel.speech.scores.degrade import blurred, degraded, features
@@ -86,39 +84,10 @@ def train_speaker_classifier(
     return model
 
 
-@dataclasses.dataclass(frozen=True)
-class Voices:
-    """What the classifier heard in n utterances."""
-
-    shares: np.ndarray  # (n, S) float64: share of the crops of each utterance that are read as each speaker
-    said: np.ndarray  # (n,) int64: the speaker of the whole utterance, by the mean log-probability of its crops
-
-    def rates(self, speakers: Sequence[int] | np.ndarray, crops: bool = True) -> np.ndarray:
-        """(n,): the share of each utterance's crops, or 0 or 1 for all of it, that is read as the given speaker.
-
-        As ``speakers`` stand the true ones, the targets of a conversion, or its sources.
-        """
-        speakers = np.asarray(speakers)
-        if speakers.shape != self.said.shape:
-            raise ValueError(f"{len(self.said)} utterances need one speaker each, got {speakers.shape}")
-        return self.shares[np.arange(len(speakers)), speakers] if crops else (self.said == speakers).astype(np.float64)
-
-    def accuracy(self, speakers: Sequence[int] | np.ndarray, crops: bool = True, seed: int = 0) -> Interval:
-        """Mean of :meth:`rates` with an interval over utterances. Where several are conversions of one utterance,
-        average their rates first: they are not independent."""
-        return mean_interval(self.rates(speakers, crops), seed)
-
-    def to_json(self) -> dict[str, Any]:
-        return {"shares": self.shares.tolist(), "said": self.said.tolist()}
-
-
-def hear(model: SpeakerClassifier, waves: Sequence[Wave]) -> Voices:
-    """Let the classifier hear utterances."""
-    read = [model.read(wave).double() for wave in waves]
-    if not read:
-        raise ValueError("no utterance to hear")
-    shares = [F.one_hot(crops.argmax(-1), crops.shape[-1]).double().mean(0).numpy() for crops in read]
-    return Voices(np.stack(shares), np.array([int(crops.mean(0).argmax()) for crops in read]))
+def speaker_shares(model: SpeakerClassifier, waves: Sequence[Wave]) -> np.ndarray:
+    """(n, S): the share of each utterance's crops that the classifier reads as each speaker."""
+    read = [model.read(wave) for wave in waves]
+    return np.stack([F.one_hot(crops.argmax(-1), crops.shape[-1]).double().mean(0).numpy() for crops in read])
 
 
 def relative(converted: np.ndarray, resynthesised: np.ndarray, seed: int = 0) -> Interval:
