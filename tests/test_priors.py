@@ -11,6 +11,7 @@ from tiny import PRIORS, random_segment, tiny_prior
 
 from worldmodel.errors import ConfigError
 from worldmodel.heads import GridSpec
+from worldmodel.heads.base import nats
 from worldmodel.heads.order import ORDERS, make_order
 from worldmodel.heads.transformer import TransformerHead
 from worldmodel.priors import Prior
@@ -86,20 +87,33 @@ def test_the_action_that_leads_to_a_frame_reaches_its_context(prior: Prior) -> N
 def test_the_head_is_causal_in_its_order(prior: Prior) -> None:
     segment = random_segment(steps=1)
     codes, contexts = segment.codes.flatten(2)[:, 0], prior.contexts(segment.codes, segment.actions)[:, 0]
-    before = prior.head(codes, contexts)
+    before = prior.head.ordered_logits(codes, contexts)
     for position in (0, 5, 7, 15):
         changed = codes.clone()
         changed[:, position] = (changed[:, position] + 1) % 16
-        after = prior.head(changed, contexts)
+        after = prior.head.ordered_logits(changed, contexts)
         torch.testing.assert_close(after[:, : position + 1], before[:, : position + 1])
         assert position == 15 or not torch.allclose(after[:, position + 1 :], before[:, position + 1 :])
+
+
+def test_logits_and_likelihoods_are_in_raster_order(prior: Prior) -> None:
+    segment, head = random_segment(steps=1), prior.head
+    codes, contexts = segment.codes.flatten(2)[:, 0], prior.contexts(segment.codes, segment.actions)[:, 0]
+    logits = head(codes, contexts)
+    for position in (0, 5, 7, 15):
+        changed = codes.clone()
+        changed[:, position] = (changed[:, position] + 1) % 16
+        differs = (head(changed, contexts) - logits).abs().amax((0, 2)) > 1e-9
+        assert not differs[head.place <= head.place[position]].any()
+    expected = nats(logits, codes).mean(-1)
+    torch.testing.assert_close(head.mean_nats(codes, contexts), expected)
 
 
 @pytest.mark.parametrize("gradients", [True, False])
 def test_extending_behind_any_prefix_equals_the_full_pass(prior: Prior, gradients: bool) -> None:
     segment = random_segment(steps=1)
     codes, contexts = segment.codes.flatten(2)[:, 0], prior.contexts(segment.codes, segment.actions)[:, 0]
-    full = prior.head(codes, contexts)
+    full = prior.head.ordered_logits(codes, contexts)
     for cuts in ([0, 16], [0, 1, 2, 16], [0, 7, 9, 16], list(range(17))):
         with torch.set_grad_enabled(gradients):
             state = prior.head.begin(contexts)
@@ -119,7 +133,7 @@ def test_drawing_looks_up_what_the_weights_of_now_say(change: str) -> None:
 
     before = extended()
     if change == "step":
-        head(codes, contexts).square().sum().backward()
+        head.ordered_logits(codes, contexts).square().sum().backward()
         torch.optim.SGD(head.parameters(), 1e-3).step()
     elif change == "replace":
         head.enter_codes[0].weight.data = torch.randn_like(head.enter_codes[0].weight)
@@ -130,7 +144,7 @@ def test_drawing_looks_up_what_the_weights_of_now_say(change: str) -> None:
         contexts = contexts.double()
     after = extended()
     assert (change == "double") == torch.allclose(before.double(), after.double(), atol=1e-3)
-    torch.testing.assert_close(after, head(codes, contexts), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(after, head.ordered_logits(codes, contexts), rtol=1e-4, atol=1e-4)
 
 
 def test_a_longer_extension_repairs_wrong_keys(prior: Prior) -> None:
@@ -141,7 +155,7 @@ def test_a_longer_extension_repairs_wrong_keys(prior: Prior) -> None:
     state = prior.head.begin(contexts)
     prior.head.extend(state, wrong, 0, 16)
     again = prior.head.extend(state, codes, 5, 16)
-    torch.testing.assert_close(again, prior.head(codes, contexts)[:, 5:], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(again, prior.head.ordered_logits(codes, contexts)[:, 5:], rtol=1e-9, atol=1e-9)
 
 
 def test_the_likelihood_of_all_grids_sums_to_one() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
 
@@ -46,21 +47,51 @@ class GridSpec:
 class Head(nn.Module, abc.ABC):
     """Autoregressive over the N positions of one grid in an order of its own: p(code i | codes < i, context).
 
-    ``order`` (N,) int64 is the raster index of the position that comes i-th. Everything else here stands in that order:
-    whoever calls permutes contexts and codes, so that samplers need not know.
+    Codes and contexts are in raster order, here as everywhere. ``order`` and the calls below ``ordered_logits`` are for
+    samplers, which draw position after position: there, index i is the position that comes i-th in the head's order.
 
     The sampler sees nothing but these calls. ``extend`` is what makes both samplers fast: it computes the positions
     ``start … stop − 1`` behind a verified prefix, of which the state holds what the head makes of it.
     """
 
-    order: Tensor
+    order: Tensor  # (N,) int64: the raster index of the position that comes i-th
+    place: Tensor  # (N,) int64, the inverse: when each position of the raster comes
     groups: list[int]  # sizes, Σ = N: runs of positions that do not look at each other, so that one pass may draw a run
     vectors: Tensor  # (K, D) float, where the codes lie: centred, mean squared length 1
     stepwise: bool = False  # whether one position alone costs so little beside all that, on a CPU, no guess pays off
 
-    @abc.abstractmethod
+    def set_order(self, order: Tensor) -> None:
+        """Called once by the constructors."""
+        self.register_buffer("order", order, persistent=False)
+        self.register_buffer("place", order.argsort(), persistent=False)
+
+    def in_order(self, values: Tensor) -> Tensor:
+        """(B, N, …) in raster order → in the order of the head."""
+        return values[:, self.order]
+
+    def in_raster(self, values: Tensor) -> Tensor:
+        """(B, N, …) in the order of the head → in raster order."""
+        return values[:, self.place]
+
     def forward(self, codes: Tensor, contexts: Tensor) -> Tensor:
-        """codes (B, N) int64, contexts (B, N, width) → logits (B, N, K); logits[:, i] sees codes[:, :i] alone."""
+        """codes (B, N) int64, contexts (B, N, width) → logits (B, N, K) of each code, given those that come before."""
+        return self.in_raster(self.ordered_logits(self.in_order(codes), self.in_order(contexts)))
+
+    def mean_nats(self, codes: Tensor, contexts: Tensor) -> Tensor:
+        """codes (B, N) int64, contexts (B, N, width) → −log p(grid | contexts) / N, (B,) float32."""
+        codes = self.in_order(codes)
+        return nats(self.ordered_logits(codes, self.in_order(contexts)), codes).mean(-1)
+
+    @abc.abstractmethod
+    def forecast(self, contexts: Tensor) -> Tensor:
+        """contexts (B, N, width) → logits (B, N, K) of every code on its own: a first guess for predictive sampling.
+
+        What is in raster order and what is in the head's order gives logits in the same order.
+        """
+
+    @abc.abstractmethod
+    def ordered_logits(self, codes: Tensor, contexts: Tensor) -> Tensor:
+        """What :meth:`forward` returns, all in the head's order: logits[:, i] sees codes[:, :i] alone."""
 
     @abc.abstractmethod
     def begin(self, contexts: Tensor) -> State:
@@ -78,9 +109,10 @@ class Head(nn.Module, abc.ABC):
     def select(self, state: State, rows: Tensor) -> State:
         """The state of some rows of the batch."""
 
-    @abc.abstractmethod
-    def forecast(self, contexts: Tensor) -> Tensor:
-        """contexts (B, N, width) → logits (B, N, K) of every code on its own: a first guess for predictive sampling."""
+
+def nats(logits: Tensor, codes: Tensor) -> Tensor:
+    """Negative log-likelihood of codes (...) under logits (..., K), unreduced, float32."""
+    return F.cross_entropy(logits.flatten(0, -2).float(), codes.flatten(), reduction="none").view(codes.shape)
 
 
 def grid_size(grid: Sequence[int]) -> int:

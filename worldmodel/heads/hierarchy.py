@@ -89,27 +89,23 @@ class HierarchyHead(Head):
         )
         self.begins = [sum(self.sizes[:n]) for n in range(len(levels))]
         orders: list[Tensor] = [head.order + begin for head, begin in zip(self.heads, self.begins, strict=True)]
-        self.register_buffer("order", torch.cat(orders), persistent=False)
+        self.set_order(torch.cat(orders))
         self.groups = [size for head in self.heads for size in head.groups]
         self.register_buffer("vectors", torch.eye(codebook.shape[1]), persistent=False)
-
-    order: Tensor
-
-    def _raster(self, codes: Tensor, level: int) -> Tensor:
-        """The codes of a level, given in its head's order, as they stand in its grid."""
-        return torch.empty_like(codes).index_copy_(1, self.heads[level].order, codes)
 
     def _context(self, level: int, contexts: Tensor, parts: Sequence[Tensor]) -> Tensor:
         """The context of a level's positions, in its head's order, from the codes of the coarser levels."""
         if level == 0:
             return contexts
-        seen = self.above[level - 1]([self._raster(part, n) for n, part in enumerate(parts[:level])])
-        return torch.cat([contexts, seen[:, self.heads[level].order].to(contexts.dtype)], -1)
+        seen = self.above[level - 1](
+            [head.in_raster(part) for head, part in zip(self.heads, parts[:level], strict=False)]
+        )
+        return torch.cat([contexts, self.heads[level].in_order(seen).to(contexts.dtype)], -1)
 
-    def forward(self, codes: Tensor, contexts: Tensor) -> Tensor:
+    def ordered_logits(self, codes: Tensor, contexts: Tensor) -> Tensor:
         parts, given = codes.split(self.sizes, 1), contexts.split(self.sizes, 1)
         logits = [
-            head(part, self._context(level, context, parts))
+            head.ordered_logits(part, self._context(level, context, parts))
             for level, (head, part, context) in enumerate(zip(self.heads, parts, given, strict=True))
         ]
         return torch.cat(logits, 1)

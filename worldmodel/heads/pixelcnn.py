@@ -30,10 +30,9 @@ class SiteHead(Head):
         super().__init__()
         self.sizes, self.model = sizes, model  # (h, w, S)
         self.groups = [1] * math.prod(sizes)
-        self.register_buffer("order", torch.arange(math.prod(sizes)), persistent=False)
+        self.set_order(torch.arange(math.prod(sizes)))
         self.register_buffer("vectors", vectors, persistent=False)
 
-    order: Tensor
     vectors: Tensor
 
     @abc.abstractmethod
@@ -44,7 +43,7 @@ class SiteHead(Head):
         """contexts (B, N, width) → those of the sites, (B, h, w, width)."""
         return contexts[:, :: self.sizes[2]].unflatten(1, self.sizes[:2])
 
-    def forward(self, codes: Tensor, contexts: Tensor) -> Tensor:
+    def ordered_logits(self, codes: Tensor, contexts: Tensor) -> Tensor:
         return self.model(codes.unflatten(1, self.sizes), self.condition(contexts)).flatten(1, 3)
 
     def begin(self, contexts: Tensor) -> GridState:

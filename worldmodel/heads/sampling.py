@@ -62,18 +62,19 @@ class Sampler(abc.ABC):
 
     @torch.no_grad()
     def sample(self, head: Head, contexts: Tensor, generator: Randomness = None) -> tuple[Tensor, Tensor]:
-        """contexts (B, N, width) → codes (B, N) int64, both in the head's order, and mean passes of the head, ().
+        """contexts (B, N, width) → codes (B, N) int64, both in raster order, and mean passes of the head, ().
 
         One pass is one evaluation of the head, of one position or of many.
         """
+        contexts = head.in_order(contexts)
         noise = self.noise((*contexts.shape[:2], len(head.vectors)), contexts, generator)
         codes, passes, ambiguous = self.run(head, contexts, noise)
         self.settle(head, contexts, noise, codes, ambiguous)
-        return codes, passes
+        return head.in_raster(codes), passes
 
     @abc.abstractmethod
     def run(self, head: Head, contexts: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """→ codes (B, N), mean passes (), and which positions were near ties (B, N) bool."""
+        """→ codes (B, N), mean passes (), and which positions were near ties (B, N) bool; all in the head's order."""
 
     def noise(self, shape: tuple[int, ...], like: Tensor, generator: Randomness) -> Tensor | None:
         """Gumbel noise of a shape (B, N, K), on the device and of the type of ``like``; none at temperature 0."""
@@ -123,7 +124,7 @@ class Sampler(abc.ABC):
             one, changed = slice(row, row + 1), False
             for position in range(codes.shape[1]):
                 if changed or ambiguous[row, position]:
-                    logits = head(codes[one], contexts[one])[:, position]
+                    logits = head.ordered_logits(codes[one], contexts[one])[:, position]
                     code = self.choose(logits, None if noise is None else noise[one, position], head.vectors)[0]
                     changed |= bool(code != codes[row, position])
                     codes[one, position] = code

@@ -101,7 +101,7 @@ class TransformerHead(Head):
         self.embed = CodeEmbedding(codebook, embed)
         walk = make_order(order, spec.grid)
         self.stages, self.groups = walk.stages, walk.groups
-        self.register_buffer("order", walk.positions, persistent=False)
+        self.set_order(walk.positions)
         self.register_buffer("neighbours", walk.neighbours, persistent=False)
         self.register_buffer("vectors", centred(codebook), persistent=False)
         sizes = torch.tensor(self.groups)
@@ -124,11 +124,10 @@ class TransformerHead(Head):
         self._tables: Tables | None = None
 
     rows: Tensor  # (N, 8) int64: where in the tables the answers of each neighbour begin
-    order: Tensor
     neighbours: Tensor
     bias: Tensor  # (N, 1 + N): 0 where a position may look, −∞ elsewhere; the first column is "nothing"
 
-    def forward(self, codes: Tensor, contexts: Tensor) -> Tensor:
+    def ordered_logits(self, codes: Tensor, contexts: Tensor) -> Tensor:
         inputs = self.enter_context(contexts) + self.position
         x = inputs + self._near(codes, 0, self.positions)
         memory = self._memory(codes, inputs)

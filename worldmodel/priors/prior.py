@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from worldmodel.heads.base import GridSpec, Head
+from worldmodel.heads.base import GridSpec, Head, nats
 from worldmodel.heads.sampling import Randomness, Sampler
 from worldmodel.priors.base import PriorOutput, PriorState, Step, Trunk
 from worldmodel.priors.outcomes import OutcomeHead
@@ -54,10 +53,7 @@ class Prior(nn.Module):
         self.positions = spec.positions
         self.trunk = trunk(spec)
         self.head = head(spec, self.trunk.width)
-        self.register_buffer("place", self.head.order.argsort(), persistent=False)  # of a raster index in that order
         self.outcomes = OutcomeHead(spec.codebook, self.positions, self.trunk.width) if outcomes else None
-
-    place: Tensor
 
     def contexts(self, codes: Tensor, actions: Tensor, first: int = 0) -> Tensor:
         """codes (B, T, *grid), actions (B, T) → contexts (B, T − first, N, width); step t does not see codes t."""
@@ -69,7 +65,7 @@ class Prior(nn.Module):
         batch = codes.shape[:2]
         contexts = self.contexts(codes, actions).flatten(0, 1)
         flat = codes.flatten(2).flatten(0, 1)
-        logits = self.head(flat[:, self.head.order], contexts[:, self.head.order])[:, self.place].unflatten(0, batch)
+        logits = self.head(flat, contexts).unflatten(0, batch)
         forecast = self.head.forecast(contexts).unflatten(0, batch)
         if self.outcomes is None:
             return PriorOutput(logits, forecast, None, None)
@@ -108,8 +104,7 @@ class Prior(nn.Module):
         target = codes[:, first:].flatten(2).flatten(0, 1)
         weight = segment.valid[:, first:].flatten().float()
         weight = weight / weight.sum().clamp(min=1)
-        ordered = target[:, self.head.order]
-        code = nats(self.head(ordered, contexts[:, self.head.order]), ordered).mean(-1) @ weight
+        code = self.head.mean_nats(target, contexts) @ weight
         guess = nats(self.head.forecast(contexts), target).mean(-1) @ weight
         terms = {"codes": code, "forecast": guess}
         if self.outcomes is not None:
@@ -160,8 +155,7 @@ class Prior(nn.Module):
         """Imagine the frame that the actions (B,) lead to."""
         contexts, trunk = self.trunk.step(state.trunk, state.previous, actions)
         contexts = contexts.to(self.head_dtype)  # the trunk may run in bfloat16; the head decides on codes and does not
-        codes, passes = sampler.sample(self.head, contexts[:, self.head.order], generator)
-        codes = codes[:, self.place]
+        codes, passes = sampler.sample(self.head, contexts, generator)
         grids = codes.unflatten(1, self.grid)
         if self.outcomes is None:
             nothing = torch.zeros(len(codes), device=codes.device)
@@ -173,8 +167,3 @@ class Prior(nn.Module):
     @property
     def head_dtype(self) -> torch.dtype:
         return next(self.head.parameters()).dtype
-
-
-def nats(logits: Tensor, codes: Tensor) -> Tensor:
-    """Negative log-likelihood of codes (...) under logits (..., K), unreduced, float32."""
-    return F.cross_entropy(logits.flatten(0, -2).float(), codes.flatten(), reduction="none").view(codes.shape)

@@ -10,12 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
-from worldmodel.heads.base import GridSpec, Head, grid_size
+from worldmodel.heads.base import GridSpec, Head, grid_size, nats
 from worldmodel.heads.embedding import CodeEmbedding
 from worldmodel.heads.sampling import Sampler, make_sampler
 from worldmodel.likelihoods.squared_error import SquaredError
 from worldmodel.nn.convnets import CONV, ConvEncoder, ResidualBlock
-from worldmodel.priors.prior import nats
 from worldmodel.quantizers import Quantizer
 from worldmodel.tokenizers.base import Reconstruction, Tokenizer
 
@@ -66,20 +65,17 @@ class GridVQVAE(nn.Module):
         self.settle = nn.Sequential(*(ResidualBlock(rank, context, context) for _ in range(blocks)))
         self.position = nn.Parameter(torch.zeros(context, *self.observed))
         self.head = head(GridSpec(self.observed, codebook), context)
-        self.register_buffer("place", self.head.order.argsort(), persistent=False)
-
-    place: Tensor
 
     def _vectors(self, grids: Tensor) -> Tensor:
         """(B, h, w) int64 → what is quantised, (B, D)."""
         return self.project(self.encoder(self.embed(grids).movedim(-1, 1)).flatten(1)).float()
 
     def _contexts(self, vectors: Tensor) -> Tensor:
-        """(B, D) → contexts (B, N, width) of the head, in its order."""
+        """(B, D) → contexts (B, N, width) of the head."""
         x = self.unfold(vectors.to(self.unfold.weight.dtype))  # the quantiser is never in bfloat16
         x = self.spread(x.unflatten(1, (-1, *self.small)))
         x = self.settle(F.interpolate(x, self.observed, mode="bilinear") + self.position)
-        return x.flatten(2).movedim(1, -1)[:, self.head.order]
+        return x.flatten(2).movedim(1, -1)
 
     def forward(self, grids: Tensor, generator: torch.Generator | None = None) -> tuple[dict[str, Tensor], Tensor]:
         """grids (B, h, w) int64 → loss terms and the few codes (B, *grid).
@@ -88,14 +84,11 @@ class GridVQVAE(nn.Module):
         the quantiser.
         """
         quantized = self.quantizer(self._vectors(grids), generator)
-        ordered = grids.flatten(1)[:, self.head.order]
+        codes = grids.flatten(1)
         guess = self.head.forecast(self._contexts(quantized.vectors.detach()))
-        terms = {"grid": self._nats(ordered, quantized.vectors).mean(), "forecast": nats(guess, ordered).mean()}
+        grid = self.head.mean_nats(codes, self._contexts(quantized.vectors)).mean()
+        terms = {"grid": grid, "forecast": nats(guess, codes).mean()}
         return {**terms, **quantized.losses}, quantized.codes
-
-    def _nats(self, ordered: Tensor, vectors: Tensor) -> Tensor:
-        """−log p(grid | vectors) of each code, (B, N) nats; grids (B, N) in the head's order."""
-        return nats(self.head(ordered, self._contexts(vectors)), ordered)
 
     def encode(self, grids: Tensor) -> Tensor:
         """(B, h, w) → (B, *grid) int64."""
@@ -104,15 +97,15 @@ class GridVQVAE(nn.Module):
     @torch.no_grad()
     def nats(self, grids: Tensor) -> Tensor:
         """Exact −log p(grid | its codes) in nats, (B,)."""
-        vectors = self.quantizer.lookup(self.encode(grids))
-        return self._nats(grids.flatten(1)[:, self.head.order], vectors).sum(1)
+        contexts = self._contexts(self.quantizer.lookup(self.encode(grids)))
+        return self.head.mean_nats(grids.flatten(1), contexts) * grid_size(self.observed)
 
     @torch.no_grad()
     def decode(self, codes: Tensor, sampler: Sampler | None = None, generator: torch.Generator | None = None) -> Tensor:
         """(B, *grid) → grids (B, h, w): what is expected, unless a sampler at another temperature is given."""
         contexts = self._contexts(self.quantizer.lookup(codes))
         drawn, _ = (sampler or make_sampler(temperature=0.0)).sample(self.head, contexts, generator)
-        return drawn[:, self.place].unflatten(1, self.observed)
+        return drawn.unflatten(1, self.observed)
 
     def codebook(self) -> Tensor:
         return self.quantizer.codebook().detach()
