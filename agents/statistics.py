@@ -11,10 +11,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from worldmodel.evaluation.metrics import Interval
+from worldmodel.evaluation.metrics import Interval, auroc, resampled
 
 Scores = Sequence[np.ndarray]  # for each run, the returns of its episodes (E,)
-RESAMPLES, LEVEL = 1000, 0.95
 
 
 def interquartile_mean(scores: np.ndarray) -> float:
@@ -25,24 +24,22 @@ def interquartile_mean(scores: np.ndarray) -> float:
 
 
 def probability_of_improvement(scores: np.ndarray, others: np.ndarray) -> float:
-    """P(X > Y) + P(X = Y) / 2 for X one of ``scores`` and Y one of ``others`` (Mann and Whitney's U over its most)."""
-    ordered = np.sort(np.asarray(others).ravel())
-    values = np.asarray(scores).ravel()
-    below, upto = (np.searchsorted(ordered, values, side) for side in ("left", "right"))
-    return float((below + upto).mean() / (2 * len(ordered)))
+    """P(X > Y) + P(X = Y) / 2 for X one of ``scores`` and Y one of ``others``."""
+    both = np.concatenate([np.ravel(scores), np.ravel(others)])
+    chance = auroc(both, np.arange(len(both)) < np.size(scores))
+    assert chance is not None
+    return chance
 
 
-def stratified(statistic: Callable[..., float], *sheets: Scores, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
-    """Percentile bootstrap of ``statistic(pooled scores, …)``, one pool (n,) for each score sheet.
+def stratified(statistic: Callable[..., float], *sheets: Scores, seed: int = 0) -> Interval:
+    """Bootstrap interval of ``statistic(pooled scores, …)``, one pool (n,) for each score sheet.
 
     Runs are drawn with replacement from those of their own sheet, and episodes from those of their own run: an agent
     whose seeds differ has a wide interval, however many episodes each of them played.
     """
-    generator = np.random.default_rng(seed)
-    draws = [statistic(*(_drawn(sheet, generator) for sheet in sheets)) for _ in range(resamples)]
-    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     value = statistic(*(np.concatenate(sheet) for sheet in sheets))
-    return Interval(np.float64(value), low, high, sum(len(run) for run in sheets[0]))  # type: ignore[arg-type]
+    samples = sum(len(run) for run in sheets[0])
+    return resampled(lambda rng: statistic(*(_drawn(sheet, rng) for sheet in sheets)), value, samples, seed)
 
 
 def _drawn(sheet: Scores, generator: np.random.Generator) -> np.ndarray:
@@ -55,16 +52,11 @@ def apart(one: Interval, other: Interval) -> bool:
     return bool(one.low > other.high or other.low > one.high)
 
 
-def ranks(values: np.ndarray) -> np.ndarray:
-    """(n,) → ranks from 1 on, the mean rank within ties."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    found: np.ndarray = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    return found
-
-
 def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
     """Spearman's ρ: the correlation of the ranks; NaN where all values of either are alike."""
-    x, y = (ranks(values) - (len(values) + 1) / 2 for values in (one, other))
+    from scipy.stats import rankdata  # takes a second to import
+
+    x, y = (rankdata(values) - (len(values) + 1) / 2 for values in (one, other))
     scale = float(np.sqrt((x @ x) * (y @ y)))
     return float(x @ y) / scale if scale else float("nan")
 
@@ -78,10 +70,9 @@ def rank_interval(one: np.ndarray, other: np.ndarray, clusters: np.ndarray, seed
     if np.isnan(value):
         return None
     members = [np.flatnonzero(clusters == cluster) for cluster in np.unique(clusters)]
-    generator = np.random.default_rng(seed)
-    draws = []
-    for _ in range(RESAMPLES):
-        rows = np.concatenate([members[i] for i in generator.integers(len(members), size=len(members))])
-        draws.append(rank_correlation(one[rows], other[rows]))
-    low, high = np.nanquantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(np.float64(value), low, high, len(members))  # type: ignore[arg-type]
+
+    def draw(rng: np.random.Generator) -> float:
+        rows = np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))])
+        return rank_correlation(one[rows], other[rows])
+
+    return resampled(draw, value, len(members), seed)

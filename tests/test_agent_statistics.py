@@ -12,7 +12,6 @@ from worldmodel.agents.statistics import (
     probability_of_improvement,
     rank_correlation,
     rank_interval,
-    ranks,
     stratified,
 )
 
@@ -73,7 +72,6 @@ def test_intervals_apart() -> None:
 
 
 def test_rank_correlation() -> None:
-    assert ranks(np.array([7, 1, 1, 9])).tolist() == [3, 1.5, 1.5, 4]
     assert rank_correlation(np.array([1, 2, 2, 4]), np.array([1, 3, 2, 4])) == pytest.approx(4.5 / np.sqrt(4.5 * 5))
     x = np.array([3.0, 1, 2, 9, 4])
     assert rank_correlation(x, np.exp(x)) == pytest.approx(1) and rank_correlation(x, -(x**3)) == pytest.approx(-1)

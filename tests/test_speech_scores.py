@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from worldmodel.evaluation.metrics import ratio_of_means
 from worldmodel.quantizers import nearest
 from worldmodel.speech import mulaw
 from worldmodel.speech.nn.mel import mel_filters
@@ -15,7 +16,6 @@ from worldmodel.speech.scores import alignment, codec, degrade, features, kmeans
 from worldmodel.speech.scores.classifier import Budget, windows
 from worldmodel.speech.scores.speakers import (
     SpeakerClassifier,
-    relative,
     speaker_shares,
     train_speaker_classifier,
 )
@@ -335,7 +335,7 @@ def test_voices_are_told_apart_whatever_they_say_and_however_loud(voices: Speake
     assert shares.sum(1) == pytest.approx(1)
     coarse = [mulaw.to_wave(mulaw.to_levels(0.2 * wave)) for wave in waves]
     worse = speaker_shares(voices, coarse)
-    assert float(relative(worse[rows, told], shares[rows, told]).value) > 0.9
+    assert float(ratio_of_means(worse[rows, told], shares[rows, told]).value) > 0.9
     assert shares[rows, (told + 1) % 3].mean() < 0.1
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldmodel.errors import RunError
-from worldmodel.evaluation.metrics import bootstrap
+from worldmodel.evaluation.metrics import ratio_of_means
 from worldmodel.evaluation.openloop import Progress, reconstruct, silent
 from worldmodel.nn.modules import to_channels_last
 from worldmodel.nn.precision import native_bfloat16
@@ -247,5 +247,5 @@ def read(model: InverseDynamics, pairs: Pairs, actions: int) -> Reading:
 def obeyed(dreamt: Reading, real: Reading, steps: int, seed: int = 0) -> dict[str, Any]:
     """The ratio of accuracies, dreamt over real, resampling starts of dreams and real pairs apart."""
     by_start = dreamt.correct.reshape(-1, steps)
-    ratio = bootstrap(lambda d, r: d.mean() / max(r.mean(), 1e-9), by_start, real.correct, paired=False, seed=seed)
+    ratio = ratio_of_means(by_start, real.correct, paired=False, seed=seed)
     return {**dreamt.to_json(), "accuracy_by_step": by_start.mean(0).tolist(), "ratio_to_real": ratio.to_json()}

@@ -16,6 +16,8 @@ MSE_FLOOR = 1 / 12
 """Mean squared error below which frames count as equal: the variance of rounding to 8 bits. Without a floor one pair of
 identical frames, as when an agent stands still, makes every mean infinite. It caps the PSNR at 58.92 dB."""
 
+RESAMPLES, CONFIDENCE = 1000, 0.95  # of the bootstrap
+
 SSIM_WINDOW, SSIM_SIGMA, SSIM_K1, SSIM_K2 = 11, 1.5, 0.01, 0.03
 
 
@@ -110,8 +112,9 @@ def auroc(scores: np.ndarray, labels: np.ndarray) -> float | None:
     positives, negatives = int(labels.sum()), int((~labels).sum())
     if not positives or not negatives:
         return None
-    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]  # 1-based, the mean rank within ties
+    from scipy.stats import rankdata  # takes a second to import
+
+    ranks = rankdata(scores)
     return float((ranks[labels].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
@@ -132,13 +135,13 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> float | None:
 
 def detection(scores: np.ndarray, labels: np.ndarray, threshold: float) -> dict[str, Any]:
     """How well ``scores > threshold`` finds the positives, with the counts that say how much to trust it."""
-    said = scores > threshold
-    hits = int((said & labels).sum())
+    chosen = scores > threshold
+    hits = int((chosen & labels).sum())
     return {
         "positives": int(labels.sum()),
         "of": len(labels),
         "threshold": threshold,
-        "precision": hits / int(said.sum()) if said.any() else None,
+        "precision": hits / int(chosen.sum()) if chosen.any() else None,
         "recall": hits / int(labels.sum()) if labels.any() else None,
         "auroc": auroc(scores, labels),
         "average_precision": average_precision(scores, labels),
@@ -163,32 +166,32 @@ class Interval:
         }
 
 
-def bootstrap(
-    statistic: Callable[..., Any],
-    *samples: np.ndarray,
-    paired: bool = True,
-    seed: int = 0,
-    resamples: int = 1000,
-    level: float = 0.95,
-) -> Interval:
-    """Percentile bootstrap (Efron 1979) of ``statistic(*samples)``, resampling along the first axis of each sample.
+def resampled(draw: Callable[[np.random.Generator], Any], value: Any, samples: int, seed: int = 0) -> Interval:
+    """Percentile bootstrap (Efron 1979): ``draw`` computes the statistic of one resample, ``value`` is that of the
+    data. Resamples in which the statistic is not defined (NaN) are left out."""
+    generator = np.random.default_rng(seed)
+    draws = np.stack([np.asarray(draw(generator), dtype=np.float64) for _ in range(RESAMPLES)])
+    quantile = np.nanquantile if np.isnan(draws).any() else np.quantile
+    low, high = quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
+    return Interval(np.asarray(value, dtype=np.float64), np.asarray(low), np.asarray(high), samples)
+
+
+def bootstrap(statistic: Callable[..., Any], *samples: np.ndarray, paired: bool = True, seed: int = 0) -> Interval:
+    """Interval of ``statistic(*samples)``, resampling along the first axis of each sample.
 
     ``paired``: the samples share their first axis and are resampled together, as for a difference on the same windows.
     """
-    generator = np.random.default_rng(seed)
-    draws = []
-    for _ in range(resamples):
+
+    def draw(generator: np.random.Generator) -> Any:
         rows = generator.integers(len(samples[0]), size=len(samples[0]))
-        chosen = [
-            sample[rows if paired or i == 0 else generator.integers(len(sample), size=len(sample))]
-            for i, sample in enumerate(samples)
-        ]
-        draws.append(np.asarray(statistic(*chosen), dtype=np.float64))
-    tail = (1 - level) / 2
-    low, high = np.quantile(np.stack(draws), [tail, 1 - tail], axis=0)
-    return Interval(
-        np.asarray(statistic(*samples), dtype=np.float64), np.asarray(low), np.asarray(high), len(samples[0])
-    )
+        return statistic(
+            *(
+                sample[rows if paired or i == 0 else generator.integers(len(sample), size=len(sample))]
+                for i, sample in enumerate(samples)
+            )
+        )
+
+    return resampled(draw, statistic(*samples), len(samples[0]), seed)
 
 
 def mean_interval(values: np.ndarray, seed: int = 0) -> Interval:
@@ -202,3 +205,8 @@ def ratio_of_sums(sums: np.ndarray, counts: np.ndarray, seed: int = 0) -> Interv
     ``sums``, ``counts``: (n,) sum of the values and number of values in each cluster.
     """
     return bootstrap(lambda s, c: s.sum() / c.sum(), sums, counts, seed=seed)
+
+
+def ratio_of_means(values: np.ndarray, others: np.ndarray, paired: bool = True, seed: int = 0) -> Interval:
+    """Mean of values over that of others."""
+    return bootstrap(lambda v, o: v.mean() / max(o.mean(), 1e-9), values, others, paired=paired, seed=seed)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldmodel.evaluation.metrics import mean_interval
+from worldmodel.evaluation.metrics import mean_interval, ratio_of_means
 from worldmodel.evaluation.openloop import Progress, silent
 from worldmodel.speech.evaluation.utterances import Utterance
 from worldmodel.speech.mulaw import to_wave
@@ -20,7 +20,7 @@ from worldmodel.speech.pitch import log_f0_correlation, mean_log_f0, pitch
 from worldmodel.speech.scores.alignment import mel_cepstral_distortion
 from worldmodel.speech.scores.codec import log_spectral_distance
 from worldmodel.speech.scores.phonemes import PhoneClassifier, phoneme_errors
-from worldmodel.speech.scores.speakers import SpeakerClassifier, relative, speaker_shares
+from worldmodel.speech.scores.speakers import SpeakerClassifier, speaker_shares
 from worldmodel.speech.voice import VoiceModel
 from worldmodel.types import to_uint8
 
@@ -116,7 +116,7 @@ def voice_figures(
         "resynthesised_as_itself": mean_interval(resynthesised, seed).to_json(),
         "converted_as_target": mean_interval(as_target, seed).to_json(),
         "converted_as_source": mean_interval(as_source, seed).to_json(),
-        "converted_over_resynthesised": relative(as_target, resynthesised, seed).to_json(),
+        "converted_over_resynthesised": ratio_of_means(as_target, resynthesised, seed=seed).to_json(),
     }
 
 
@@ -134,7 +134,7 @@ def phone_figures(judges: Judges, own: Sequence[Made], other: Sequence[Made], se
         for made in (own, other)
     )
     rates = {"converted": by_source([each.source for each in own], other, converted), "resynthesised": resynthesised}
-    ratio = relative(rates["converted"], rates["resynthesised"], seed)
+    ratio = ratio_of_means(rates["converted"], rates["resynthesised"], seed=seed)
     return {
         **{name: {"all": mean_interval(rate, seed).to_json()} for name, rate in rates.items()},
         "converted_over_resynthesised": ratio.to_json(),

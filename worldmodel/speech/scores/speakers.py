@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worldmodel.evaluation.metrics import Interval, bootstrap
 from worldmodel.evaluation.openloop import Progress, silent
 from worldmodel.speech.scores.classifier import Budget, checked, crop, fit, layer, windows
 from worldmodel.speech.scores.degrade import blurred, degraded, features
@@ -88,9 +87,3 @@ def speaker_shares(model: SpeakerClassifier, waves: Sequence[Wave]) -> np.ndarra
     """(n, S): the share of each utterance's crops that the classifier reads as each speaker."""
     read = [model.read(wave) for wave in waves]
     return np.stack([F.one_hot(crops.argmax(-1), crops.shape[-1]).double().mean(0).numpy() for crops in read])
-
-
-def relative(converted: np.ndarray, resynthesised: np.ndarray, seed: int = 0) -> Interval:
-    """Mean rate of converted over that of resynthesised speech, the headline of a conversion. Both have a row for each
-    source, (n,): where a source was converted several times the mean of these, which are not independent."""
-    return bootstrap(lambda c, r: c.mean() / max(r.mean(), 1e-9), converted, resynthesised, seed=seed)
