@@ -20,6 +20,7 @@ from worldmodel.priors.outcomes import BINS, SPAN, symexp, two_hot
 from worldmodel.runs.folder import find_run, load_spec
 from worldmodel.tokenizers import Tokenizer
 from worldmodel.types import NO_ACTION, to_float
+from worldmodel.util.ranges import Count, Share
 
 AGENT = "agent.safetensors"
 """The file of a run with the weights of its actor and critic."""
@@ -204,8 +205,8 @@ class ActorCriticAgent(Agent):
         self,
         run: str | Path | None,
         greedy: bool = False,
-        fidget: float = 0.0,
-        hold: int = 1,
+        fidget: Share = 0.0,
+        hold: Count = 1,
         device: str = "cpu",
         runs: str | Path | None = None,
     ):

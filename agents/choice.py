@@ -7,12 +7,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from worldmodel.agents.base import Agent
 
-from worldmodel.collect import build
-from worldmodel.config.cli import choices, one_line
+from worldmodel.config.checks import build, find
+from worldmodel.config.cli import choices
 from worldmodel.errors import ConfigError, RunError
 from worldmodel.runs.folder import PRIOR, find_run, list_runs, load_spec
 from worldmodel.types import Spec
@@ -85,7 +84,7 @@ def build_agent(config: DictConfig, run: Path | None, folder: Path) -> Agent:
     for key, value in (("run", run), ("folder", folder)):
         if key in settings:
             settings[key] = str(value)
-    agent = build(settings)
+    agent = build(settings, "agent")
     if not isinstance(agent, Agent):
         raise ConfigError(f"{settings.get('_target_')} is no agent; choose one of {', '.join(choices()['agent'])}")
     return agent
@@ -100,11 +99,8 @@ def learner_of(config: DictConfig, name: str) -> Callable[[DictConfig], Path]:
     if target is None:
         teachable = [each for each in choices()["agent"] if _learns(each)]
         raise ConfigError(f"there is nothing to learn for agent={name}; choose agent={' or agent='.join(teachable)}")
-    try:
-        found: Callable[[DictConfig], Path] = get_object(str(target))
-    except Exception as error:  # whatever a module raises that cannot be imported
-        raise ConfigError(f"agent.learner: there is no {target} ({one_line(error)})") from error
-    return found
+    learner: Callable[[DictConfig], Path] = find(target, "agent.learner._target_")
+    return learner
 
 
 def _learns(name: str) -> bool:
@@ -112,7 +108,4 @@ def _learns(name: str) -> bool:
 
 
 def _target(config: DictConfig) -> Any:
-    try:
-        return get_object(str(config.agent.get("_target_")))
-    except Exception as error:
-        raise ConfigError(f"agent: there is no {config.agent.get('_target_')} to build ({one_line(error)})") from error
+    return find(config.agent.get("_target_"), "agent._target_")

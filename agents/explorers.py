@@ -7,11 +7,18 @@ holds every action for a run of steps and turns away when it walks but the pictu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Len
 from worldmodel.agents.base import Agent
 
+from worldmodel.config.checks import checked
 from worldmodel.errors import ConfigError
+from worldmodel.util.ranges import Count, NonNegative, Share, Weights, Whole
+
+Run = Annotated[Sequence[Count], Len(2, 2)]
+"""The shortest and the longest run of an action, in steps."""
 
 
 class UniformExplorer(Agent):
@@ -41,20 +48,21 @@ class StickyExplorer(Agent):
     for one, moves on for some steps under any action).
     """
 
+    @checked
     def __init__(
         self,
-        weights: Mapping[str, float] | None = None,
-        runs: Mapping[str, Sequence[int]] | None = None,
-        default_weight: float = 1.0,
-        default_run: Sequence[int] = (1, 4),
+        weights: Weights | None = None,
+        runs: Mapping[str, Run] | None = None,
+        default_weight: NonNegative = 1.0,
+        default_run: Run = (1, 4),
         walk: str = "forward",
         turns: Sequence[str] = ("left", "right"),
-        turn_away: Sequence[int] = (3, 8),
-        still: float = 2.0,
-        plain: float = 0.0,
-        patience: int = 3,
-        fidget: float = 0.0,
-        spell: Sequence[int] = (4, 12),
+        turn_away: Run = (3, 8),
+        still: NonNegative = 2.0,
+        plain: NonNegative = 0.0,
+        patience: Whole = 3,
+        fidget: Share = 0.0,
+        spell: Run = (4, 12),
     ):
         self.weights = dict(weights or {})
         self.runs = {name: _checked(name, run) for name, run in (runs or {}).items()}
@@ -65,10 +73,6 @@ class StickyExplorer(Agent):
         self.turn_away = _checked("turn_away", turn_away)
         self.still, self.plain, self.patience = still, plain, patience
         self.fidget, self.spell = fidget, _checked("spell", spell)
-        if not 0 <= fidget <= 1:
-            raise ConfigError(f"fidget is a probability, between 0 and 1; got {fidget}")
-        if default_weight < 0 or any(weight < 0 for weight in self.weights.values()):
-            raise ConfigError(f"weights of actions must not be negative; got {self.weights} and {default_weight}")
 
     def begin(self, action_names: Sequence[str], rng: np.random.Generator) -> None:
         names = [name.lower() for name in action_names]
@@ -143,8 +147,6 @@ class StickyExplorer(Agent):
 
 def _checked(name: str, run: Sequence[int]) -> tuple[int, int]:
     """A (shortest, longest) pair. Raises :class:`ConfigError` naming the setting."""
-    if len(run) != 2 or not 1 <= run[0] <= run[1]:
-        raise ConfigError(
-            f"the run of {name} must be [shortest, longest] with 1 <= shortest <= longest; got {list(run)}"
-        )
+    if run[0] > run[1]:
+        raise ConfigError(f"the run of {name} must be [shortest, longest]; got {list(run)}")
     return int(run[0]), int(run[1])

@@ -21,7 +21,8 @@ from worldmodel.agents.actor_critic import ActorCriticAgent
 from worldmodel.agents.imagination import ImaginationObjective
 from worldmodel.agents.run import AGENT, RETURNS, build_actor, load_actor, save_network
 
-from worldmodel.collect import build, record_steps, recorded
+from worldmodel.collect import record_steps, recorded
+from worldmodel.config.checks import build
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import Windows
 from worldmodel.errors import ConfigError, RunError
@@ -101,7 +102,7 @@ def gather(config: DictConfig, turn: Round, before: Round | None) -> None:
     if missing <= 0:
         return
     if before is None:
-        player: ActionSource = build(OmegaConf.to_container(config.explorer, resolve=True))  # type: ignore[arg-type]
+        player: ActionSource = build(OmegaConf.to_container(config.explorer, resolve=True), "explorer")
     else:
         settings = config.agent.learner
         player = ActorCriticAgent(Path(config.runs) / before.run, fidget=settings.fidget, hold=settings.hold)

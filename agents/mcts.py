@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from torch import Tensor
 from worldmodel.agents.base import Plan
 from worldmodel.agents.belief import Belief, Leap, Mind
 from worldmodel.agents.planner import Planner, key_of
 from worldmodel.agents.tree import Bounds, Move, Node, Outcome, Widening, back_up, depart, descend
 
-from worldmodel.config.settings import COUNT, SHARE, Number
+from worldmodel.config.checks import checked
 from worldmodel.priors import join_rows, select_rows
+from worldmodel.util.ranges import Count, Share
 
 
 class MCTSAgent(Planner):
@@ -38,24 +40,21 @@ class MCTSAgent(Planner):
         shared: what every :class:`worldmodel.agents.planner.Planner` takes.
     """
 
+    @checked
     def __init__(
         self,
         run: str | Path,
-        simulations: int = 128,
-        parallel: int = 16,
-        widening: float = 1.0,
-        exponent: float = 0.5,
-        explore: float = 0.1,
-        rollout: int = 8,
+        simulations: Count = 128,
+        parallel: Count = 16,
+        widening: Annotated[float, Ge(1)] = 1.0,
+        exponent: Share = 0.5,
+        explore: Share = 0.1,
+        rollout: Count = 8,
         **shared: Any,
     ):
         super().__init__(run, **shared)
-        self.simulations = COUNT.check("agent.simulations", simulations)
-        self.parallel = COUNT.check("agent.parallel", parallel)
-        self.widening = Number(least=1).check("agent.widening", widening)
-        self.exponent = SHARE.check("agent.exponent", exponent)
-        self.explore = SHARE.check("agent.explore", explore)
-        self.rollout = COUNT.check("agent.rollout", rollout)
+        self.simulations, self.parallel, self.rollout = simulations, parallel, rollout
+        self.widening, self.exponent, self.explore = widening, exponent, explore
 
     def _reset(self) -> None:
         self._tree: tuple[Node, Bounds] | None = None

@@ -12,9 +12,10 @@ from worldmodel.agents.base import Plan
 from worldmodel.agents.belief import Belief, Leap, Mind
 from worldmodel.agents.planner import Planner
 
-from worldmodel.config.settings import COUNT, SHARE, Number
+from worldmodel.config.checks import checked
 from worldmodel.errors import ConfigError
 from worldmodel.priors import select_rows
+from worldmodel.util.ranges import Count, NonNegative, Share, ShareBelowOne
 
 KEPT = 4  # every fourth candidate of a round is an elite of the round before, imagined anew
 
@@ -54,35 +55,29 @@ class MPCAgent(Planner):
         shared: what every :class:`worldmodel.agents.planner.Planner` takes.
     """
 
+    @checked
     def __init__(
         self,
         run: str | Path,
-        candidates: int = 64,
-        horizon: int = 8,
-        iterations: int = 4,
-        elites: int = 8,
-        samples: int = 1,
-        smoothing: float = 0.1,
-        sharpness: float = 2.0,
-        explore: float = 0.1,
-        warm: float = 0.5,
-        guided: float = 0.25,
-        indifference: float = 0.0,
+        candidates: Count = 64,
+        horizon: Count = 8,
+        iterations: Count = 4,
+        elites: Count = 8,
+        samples: Count = 1,
+        smoothing: ShareBelowOne = 0.1,
+        sharpness: NonNegative = 2.0,
+        explore: Share = 0.1,
+        warm: Share = 0.5,
+        guided: Share = 0.25,
+        indifference: NonNegative = 0.0,
         **shared: Any,
     ):
         super().__init__(run, **shared)
-        self.candidates = COUNT.check("agent.candidates", candidates)
-        self.horizon = COUNT.check("agent.horizon", horizon)
-        self.iterations = COUNT.check("agent.iterations", iterations)
-        self.elites = COUNT.check("agent.elites", elites)
-        self.samples = COUNT.check("agent.samples", samples)
-        self.smoothing = Number(least=0, below=1).check("agent.smoothing", smoothing)
-        self.sharpness = Number(least=0).check("agent.sharpness", sharpness)
-        self.explore = SHARE.check("agent.explore", explore)
-        self.warm = SHARE.check("agent.warm", warm)
-        self.guided = SHARE.check("agent.guided", guided)
-        self.indifference = Number(least=0).check("agent.indifference", indifference)
-        if self.elites > self.candidates:
+        self.candidates, self.horizon, self.iterations = candidates, horizon, iterations
+        self.elites, self.samples = elites, samples
+        self.smoothing, self.sharpness, self.explore = smoothing, sharpness, explore
+        self.warm, self.guided, self.indifference = warm, guided, indifference
+        if elites > candidates:
             raise ConfigError(f"agent.elites is {elites}; choose at most agent.candidates, which is {candidates}")
 
     def _reset(self) -> None:

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 from worldmodel.agents.explorers import StickyExplorer
 
+from worldmodel.config.checks import checked
 from worldmodel.errors import ConfigError
 from worldmodel.heads import make_sampler
 from worldmodel.priors import select_rows
 from worldmodel.runs.folder import PRIOR, find_run
 from worldmodel.types import NO_ACTION
+from worldmodel.util.ranges import Count
 from worldmodel.world import WorldModel, encode
 
 
@@ -52,19 +54,17 @@ class NoveltyExplorer(StickyExplorer):
         options: what the sticky explorer takes.
     """
 
+    @checked
     def __init__(
         self,
         run: str | Path | None = None,
         folder: str | Path = "runs",
-        ways: int = 8,
-        horizon: int = 8,
+        ways: Count = 8,
+        horizon: Count = 8,
         device: str = "cpu",
         **options: Any,
     ):
         super().__init__(**options)
-        for name, value in (("ways", ways), ("horizon", horizon)):
-            if not isinstance(value, int) or value < 1:
-                raise ConfigError(f"explorer.{name} is {value}; it must be a whole number from 1 on")
         self.trained = find_run(folder, run, PRIOR)
         self.ways, self.horizon, self.device = ways, horizon, device
         self._sampler = make_sampler("auto", 1.0, None)

@@ -6,16 +6,17 @@ import time
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from worldmodel.agents.base import Agent, Plan
 from worldmodel.agents.belief import Belief, Mind, load_mind
 
-from worldmodel.config.settings import COUNT, Choice, Number
+from worldmodel.config.checks import checked
 from worldmodel.errors import RunError
 from worldmodel.types import NO_ACTION
+from worldmodel.util.ranges import Count, NonNegative, Positive, Share
 from worldmodel.world import Precision
 
 clock = time.perf_counter
@@ -34,23 +35,21 @@ class Planner(Agent):
         device, precision: as :meth:`WorldModel.load` takes them.
     """
 
+    @checked
     def __init__(
         self,
         run: str | Path,
-        discount: float | None = None,
-        repeat: int = 1,
-        temperature: float = 1.0,
-        value: str = "auto",
-        seconds: float | None = None,
+        discount: Share | None = None,
+        repeat: Count = 1,
+        temperature: NonNegative = 1.0,
+        value: Literal["auto", "none"] = "auto",
+        seconds: Positive | None = None,
         device: str = "cpu",
         precision: Precision = "auto",
     ):
         self.run, self.device, self.precision = str(run), device, precision
-        self.discount = Number(least=0, most=1, optional=True).check("agent.discount", discount)
-        self.repeat = COUNT.check("agent.repeat", repeat)
-        self.temperature = Number(least=0).check("agent.temperature", temperature)
-        self.value = Choice(words=("auto", "none")).check("agent.value", value)
-        self.seconds = Number(above=0, optional=True).check("agent.seconds", seconds)
+        self.discount, self.repeat, self.temperature = discount, repeat, temperature
+        self.value, self.seconds = value, seconds
         self._mind: Mind | None = None
         self._plan: Plan | None = None
 

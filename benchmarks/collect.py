@@ -22,7 +22,8 @@ from rich.console import Console
 
 from benchmarks.run import machine, table
 from benchmarks.timing import Figure, rounds, seconds
-from worldmodel.collect import build, collect, env_maker
+from worldmodel.collect import collect, env_maker
+from worldmodel.config.checks import build
 from worldmodel.config.cli import run_entry_point
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError
@@ -75,7 +76,7 @@ def measure(config: DictConfig, steps: int, workers: int, repeat: int) -> list[F
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
 
         def record(name: str, processes: int) -> float:
-            explorer = build(OmegaConf.to_container(config.explorer, resolve=True))  # type: ignore[arg-type]
+            explorer = build(OmegaConf.to_container(config.explorer, resolve=True), "explorer")
             with EpisodeStore.writer(Path(folder, name), env.data_spec) as store:
                 return collect(store, make_env, explorer, steps, processes, progress=False, longest=longest).recording
 

@@ -7,16 +7,17 @@ As Machado et al. (2018, arXiv:1709.06009) and gymnasium's AtariPreprocessing ha
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import ale_py
 import gymnasium
 import numpy as np
 from ale_py import roms
 
+from worldmodel.config.checks import checked
 from worldmodel.errors import EnvError
+from worldmodel.util.ranges import Count, ShareBelowOne, Whole
 
-LIFE_LOSS = ("info", "end")
 FRAMES_PER_SECOND = 60
 
 
@@ -33,26 +34,21 @@ class AtariEnv(gymnasium.Env[np.ndarray, Any]):
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012 (gymnasium's own declaration)
 
+    @checked
     def __init__(
         self,
         game: str,  # ALE's name of it: pong, ms_pacman
-        frame_skip: int = 4,
-        sticky: float = 0.0,  # chance that a frame repeats the action before: 0.25 is Machado et al.'s, 0 the 100k's
-        noops: int = 30,  # most frames of doing nothing at the start of a game; 0: none
-        life_loss: str = "info",  # or end: a lost life ends the episode, the game goes on in the next
+        frame_skip: Count = 4,
+        sticky: ShareBelowOne = 0.0,  # chance that a frame repeats the action before: Machado et al. have 0.25
+        noops: Whole = 30,  # most frames of doing nothing at the start of a game; 0: none
+        life_loss: Literal["info", "end"] = "info",  # end: a lost life ends the episode, the game goes on in the next
         full_action_space: bool = False,  # all 18 actions instead of those that the game uses
         gray: bool = False,
-        max_frames: int = 108_000,  # frames, 30 minutes, after which an episode is truncated
+        max_frames: Count = 108_000,  # frames, 30 minutes, after which an episode is truncated
         render_mode: str | None = None,
     ):
         if game not in (known := sorted(roms.get_all_rom_ids())):
             raise EnvError(f"unknown Atari game {game!r}; ALE has {', '.join(known)}")
-        if frame_skip < 1 or not 0 <= sticky < 1 or noops < 0 or max_frames < 1 or life_loss not in LIFE_LOSS:
-            raise EnvError(
-                f"frame_skip={frame_skip}, sticky={sticky}, noops={noops}, max_frames={max_frames}, "
-                f"life_loss={life_loss}: frame_skip and max_frames must be at least 1, noops at least 0, sticky at "
-                f"least 0 and below 1, life_loss one of {', '.join(LIFE_LOSS)}"
-            )
         ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
         self._ale = ale_py.ALEInterface()
         self._ale.setFloat("repeat_action_probability", sticky)

@@ -93,8 +93,6 @@ def _all_sets(names: Sequence[str]) -> list[list[str]]:
 
 
 def _one_set(entry: Sequence[str], called: Mapping[str, str]) -> list[str]:
-    if isinstance(entry, str) or len(entry) < 2:
-        raise EnvError(f"combine lists what to hold together, such as [[MOVE_FORWARD,ATTACK]]; got {entry!r}")
     for name in entry:
         if name not in called:
             raise EnvError(f"combine: there is no button {name!r} in use; choose {', '.join(called)}")

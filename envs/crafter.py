@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import collections
-from typing import Any
+from typing import Annotated, Any
 
 import crafter
 import gymnasium
 import numpy as np
+from annotated_types import Ge
 from crafter.constants import actions as ACTIONS
 
-from worldmodel.errors import EnvError
+from worldmodel.config.checks import checked
+from worldmodel.util.ranges import Count
 
 SMALLEST = 18
 """Pixels; below, a tile of the inventory has none."""
@@ -48,9 +50,14 @@ class CrafterEnv(gymnasium.Env[np.ndarray, Any]):
         "action_names": tuple(ACTIONS),
     }
 
-    def __init__(self, size: int = 64, length: int = 10_000, reward: bool = True, render_mode: str | None = None):
-        if size < SMALLEST or length < 1:
-            raise EnvError(f"size={size}, length={length}: Crafter needs {SMALLEST} pixels or more, and 1 step")
+    @checked
+    def __init__(
+        self,
+        size: Annotated[int, Ge(SMALLEST)] = 64,
+        length: Count = 10_000,
+        reward: bool = True,
+        render_mode: str | None = None,
+    ):
         self.render_mode = render_mode
         self.length = length
         self._game = crafter.Env(size=(size, size), length=None, reward=reward, seed=0)

@@ -55,8 +55,6 @@ def discrete(space: Space[Any], wanted: Mapping[str, Any] | None, env_id: str) -
     """
     bins = BINS
     if wanted is not None:
-        if not isinstance(wanted, Mapping):
-            raise EnvError(f"env.actions={wanted} names nothing; {_NAMED}")
         if set(wanted) != {"bins"} or not isinstance(wanted["bins"], int):
             return _named(space, wanted, env_id)
         bins = wanted["bins"]

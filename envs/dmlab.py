@@ -8,20 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import gymnasium
 import numpy as np
+from annotated_types import Ge, MultipleOf
 from gymnasium.utils import EzPickle
 from worldmodel.envs.dmlab_actions import checked_actions, vectors
 from worldmodel.envs.dmlab_engine import Engine, Launch, load_module
 from worldmodel.envs.level_cache import LevelCache, default_folder
 
+from worldmodel.config.checks import checked
 from worldmodel.errors import EnvError
+from worldmodel.util.ranges import Count, Text
 
 FPS = 60
 """Frames a second of the simulator; FRAMES_REMAINING_AT_60 counts in them."""
-RENDERERS = ("software", "hardware")
+Scalar = bool | int | float | str
+MultipleOfFour = Annotated[int, Ge(4), MultipleOf(4)]
 _OWN = {"width": "width", "height": "height", "fps": "frame_skip", "minimalUI": "minimal_ui"}  # config → argument
 _RESETS = 10  # episodes that may be over before they begin, one after another
 
@@ -41,38 +45,32 @@ class DeepMindLabEnv(gymnasium.Env[np.ndarray, Any], EzPickle):
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012 (gymnasium's own declaration)
 
+    @checked
     def __init__(
         self,
-        level: str = "seekavoid_arena_01",  # path below game_scripts/levels, without .lua
-        width: int = 84,
-        height: int = 84,
-        frame_skip: int = 4,  # frames that an action is held; the simulator has 60 a second
+        level: Text = "seekavoid_arena_01",  # path below game_scripts/levels, without .lua
+        width: MultipleOfFour = 84,
+        height: MultipleOfFour = 84,
+        frame_skip: Count = 4,  # frames that an action is held; the simulator has 60 a second
         actions: str | Mapping[str, Sequence[int]] = "recorded",  # recorded, impala, or vectors by name
         minimal_ui: bool = False,  # without score and clock in the picture; the recordings have them
-        renderer: str = "software",  # or hardware: EGL or GLX, as the module was built; one thread only
-        observation: str = "RGB_INTERLEAVED",  # any other picture of the level's
+        renderer: Literal["software", "hardware"] = "software",  # EGL or GLX, as built; one thread only
+        observation: Text = "RGB_INTERLEAVED",  # any other picture of the level's
         strict: bool = False,  # a new engine for every episode: only then a seed fixes every frame
         level_cache: bool | str = True,  # compiled maps in the user's cache, in a folder, or not kept
-        config: Mapping[str, Any] | None = None,  # further settings of the level, such as episodeLengthSeconds
+        config: Mapping[str, Scalar] | None = None,  # further settings of the level, such as episodeLengthSeconds
         render_mode: str | None = None,
     ):
         EzPickle.__init__(
             self, level, width, height, frame_skip, actions, minimal_ui, renderer, observation, strict, level_cache,
             config, render_mode,
         )  # fmt: skip
-        _check_numbers(width, height, frame_skip)
-        _check_text("level", level, "seekavoid_arena_01")
-        _check_text("observation", observation, "RGB_INTERLEAVED")
-        if renderer not in RENDERERS:
-            raise EnvError(f"renderer={renderer!r}; choose {', '.join(RENDERERS)}")
         texts = {"width": width, "height": height, "fps": FPS, **_checked_config({} if config is None else config)}
         if minimal_ui:
             texts["minimalUI"] = True
         cache = _cache(level_cache)
         self._actions = checked_actions(actions)
-        self._launch = Launch(
-            level, observation, {key: _text(key, value) for key, value in texts.items()}, renderer, cache
-        )
+        self._launch = Launch(level, observation, {key: _text(value) for key, value in texts.items()}, renderer, cache)
         self.render_mode = render_mode
         self.frame_skip = frame_skip
         self.strict = strict
@@ -163,41 +161,19 @@ class DeepMindLabEnv(gymnasium.Env[np.ndarray, Any], EzPickle):
         self._picture, self._remaining = view.picture, view.remaining
 
 
-def _check_numbers(width: Any, height: Any, frame_skip: Any) -> None:
-    whole = all(isinstance(number, int) and not isinstance(number, bool) for number in (width, height, frame_skip))
-    if not whole or min(width, height) < 4 or width % 4 or height % 4 or frame_skip < 1:
-        raise EnvError(
-            f"width={width}, height={height}, frame_skip={frame_skip}: width and height must be multiples of 4, "
-            "frame_skip a whole number from 1 on"
-        )
-
-
-def _check_text(name: str, value: Any, example: str) -> None:
-    if not isinstance(value, str) or not value.strip():
-        raise EnvError(f"{name}={value!r}; it must be a text such as {example}")
-
-
-def _cache(given: Any) -> LevelCache | None:
-    if not isinstance(given, (bool, str)):
-        raise EnvError(f"level_cache={given!r}; it must be true, false or a folder")
+def _cache(given: bool | str) -> LevelCache | None:
     if not given:
         return None
     return LevelCache(default_folder() if given is True else Path(given).expanduser())
 
 
-def _checked_config(config: Any) -> dict[str, Any]:
-    if not isinstance(config, Mapping):
-        raise EnvError(f"config is {config!r}; it must be settings by name, such as {{episodeLengthSeconds: 30}}")
+def _checked_config(config: Mapping[str, Any]) -> dict[str, Any]:
     for key, argument in _OWN.items():
         if key in config:
             raise EnvError(f"config.{key} is set by {argument}; leave it out of config")
     return dict(config)
 
 
-def _text(key: str, value: Any) -> str:
+def _text(value: Scalar) -> str:
     """A setting as Lab wants it, which knows texts only."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (int, float, str)):
-        return str(value)
-    raise EnvError(f"config.{key} is {value!r}; it must be true, false, a number or a text")
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium
 import minigrid  # noqa: F401 (registers the environments)
 from minigrid.minigrid_env import MiniGridEnv
 from minigrid.wrappers import ImgObsWrapper, RGBImgObsWrapper, RGBImgPartialObsWrapper
 
+from worldmodel.config.checks import checked
 from worldmodel.errors import EnvError
+from worldmodel.util.ranges import Pixels, Text
 
 VIEWS = {"full": RGBImgObsWrapper, "agent": RGBImgPartialObsWrapper}
 
 
-def make(task: str, view: str = "agent", size: int = 64, **settings: Any) -> gymnasium.Env[Any, Any]:
+@checked
+def make(
+    task: Text, view: Literal["full", "agent"] = "agent", size: Pixels = 64, **settings: Any
+) -> gymnasium.Env[Any, Any]:
     """An environment of MiniGrid or BabyAI by its own id; observations are (H, W, 3) uint8, at least ``size`` wide.
 
     ``view``: ``full``, all of the grid, or ``agent``, the tiles (7×7 unless ``agent_view_size`` says otherwise) in
     front of the agent, who looks up. Tiles are drawn as small as the size allows, so that none is enlarged: of a size
     that is a multiple of the number of tiles each stays a sharp square. Further settings are the environment's own.
     """
-    if view not in VIEWS:
-        raise EnvError(f"unknown view {view!r} of MiniGrid; choose {', '.join(VIEWS)}")
     env = gymnasium.make(task, disable_env_checker=True, **settings)
     grid = env.unwrapped
     if not isinstance(grid, MiniGridEnv):

@@ -10,7 +10,9 @@ from typing import Any
 import gymnasium
 from worldmodel.envs.discrete import discrete
 
+from worldmodel.config.checks import checked
 from worldmodel.errors import EnvError
+from worldmodel.util.ranges import Pixels, Text
 
 os.environ.setdefault("PYGLET_HEADLESS", "True")  # pyglet reads it when it is imported; EGL needs no X server
 _CALLED = {"turn_left": "left", "turn_right": "right", "move_forward": "forward", "move_back": "backward"}
@@ -23,7 +25,8 @@ class MiniWorldEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
     forked: processes that record are spawned.
     """
 
-    def __init__(self, task: str, size: int = 64, render_mode: str | None = None, **settings: Any):
+    @checked
+    def __init__(self, task: Text, size: Pixels = 64, render_mode: str | None = None, **settings: Any):
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # it prints how many samples a pixel it settles for
                 import miniworld  # noqa: F401 (registers the environments)

@@ -6,20 +6,22 @@ episode, report a timeout as a terminal state too, and number their buttons back
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import gymnasium
 import numpy as np
 import vizdoom
+from annotated_types import Ge, Len, Lt
 from vizdoom import GameVariable, ScreenFormat, ScreenResolution
 from worldmodel.envs import engine
 from worldmodel.envs.buttons import presses
 
+from worldmodel.config.checks import checked
 from worldmodel.data.pictures import resize
 from worldmodel.errors import EnvError
+from worldmodel.util.ranges import Count, Pixels, Positive
 
 _POSE = (GameVariable.POSITION_X, GameVariable.POSITION_Y, GameVariable.ANGLE)
 # Strafing looks much like turning and is not needed to reach every place, so the default scenario goes without it.
@@ -47,24 +49,21 @@ class VizdoomEnv(gymnasium.Env[np.ndarray, Any]):
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012 (gymnasium's own declaration)
 
+    @checked
     def __init__(
         self,
         scenario: str = "my_way_home",
-        size: int = 64,
-        frame_skip: int = 4,  # tics that an action is held; Doom has 35 a second
-        turn_degrees: float = 15.0,  # degrees that a turn takes over the whole frame_skip; 0 keeps Doom's own turning
+        size: Pixels = 64,
+        frame_skip: Count = 4,  # tics that an action is held; Doom has 35 a second
+        turn_degrees: Annotated[float, Ge(0), Lt(180)] = 15.0,  # of a turn; 0 keeps Doom's own turning
         buttons: Sequence[str] | None = None,  # names of ViZDoom's buttons; None: the scenario's
-        combine: bool | Sequence[Sequence[str]] | None = None,  # buttons to hold together; True: all that can be
+        combine: bool | Sequence[Annotated[Sequence[str], Len(2)]] | None = None,  # to hold together; True: all
         weapon: bool = True,  # show the weapon in one's hand
-        gauges: Mapping[str, float] | None = None,  # ViZDoom's game variables, each with its full value: {HEALTH: 100}
+        gauges: Mapping[str, Positive]
+        | None = None,  # ViZDoom's game variables, each with its full value: {HEALTH: 100}
         map: str | None = None,  # of a scenario of many, such as E1M2 of freedoom1; None: its first
         render_mode: str | None = None,
     ):
-        if size < 1 or frame_skip < 1 or not 0 <= turn_degrees < 180:
-            raise EnvError(
-                f"size={size}, frame_skip={frame_skip}, turn_degrees={turn_degrees}: "
-                "size and frame_skip must be at least 1, turn_degrees at least 0 and below 180"
-            )
         self.render_mode = render_mode
         self.size = size
         self.frame_skip = frame_skip
@@ -171,14 +170,10 @@ def _reason(error: Exception) -> str:
 def _full_values(gauges: Mapping[str, float]) -> Iterator[tuple[GameVariable, float]]:
     """Each gauge's variable and the value at which its bar is full."""
     known = GameVariable.__members__
-    if not isinstance(gauges, Mapping):
-        raise EnvError(f"gauges: {gauges!r} does not say when a gauge is full; write {{HEALTH: 100}}")
     for name, full in gauges.items():
         if str(name).upper() not in known:
             some = "HEALTH, ARMOR, AMMO2, SELECTED_WEAPON_AMMO, KILLCOUNT"
             raise EnvError(f"gauges: unknown game variable {name!r}; choose of vizdoom.GameVariable: {some}, …")
-        if isinstance(full, bool) or not isinstance(full, int | float) or not 0 < full < math.inf:
-            raise EnvError(f"gauges: the full value of {name} is {full}; it must be a finite number above 0")
         yield known[name.upper()], full
     if len(gauges) > _GAUGE_HEIGHT // 2:
         raise EnvError(f"gauges: {len(gauges)} would hide the view; {_GAUGE_HEIGHT // 2} fit")

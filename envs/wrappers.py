@@ -6,16 +6,18 @@ import enum
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete
 from worldmodel.envs.discrete import Actions, discrete
 
+from worldmodel.config.checks import checked
 from worldmodel.data.pictures import SMALLEST, channels_first, frame_shape, resize
-from worldmodel.errors import EnvError
+from worldmodel.errors import EnvError, WorldModelError
 from worldmodel.types import DEFAULT_RATE, Spec
+from worldmodel.util.ranges import Names, PassedTo, Pixels, Text
 
 _PACKAGES = {  # beginnings of ids → who registers them
     "ALE/": "ale_py",
@@ -36,12 +38,13 @@ class FrameEnv(gymnasium.Wrapper[np.ndarray, int, Any, Any]):
     cannot be numbered, for a source without a picture and for a size below 1.
     """
 
+    @checked
     def __init__(
         self,
         env: gymnasium.Env[Any, Any],
-        size: int,
-        source: str = "observation",
-        action_names: Sequence[str] | None = None,
+        size: Pixels,
+        source: Literal["observation", "render"] = "observation",
+        action_names: Names | None = None,
         env_id: str | None = None,  # the id that the environment was made by, with the module before the colon
         env_kwargs: Mapping[str, Any] | None = None,  # and the settings; None: those that gymnasium remembers
         actions: Mapping[str, Any] | None = None,
@@ -50,8 +53,6 @@ class FrameEnv(gymnasium.Wrapper[np.ndarray, int, Any, Any]):
         self.size = size
         self.source = source
         env_id = env_id or (env.spec.id if env.spec else type(env.unwrapped).__name__)
-        if not isinstance(size, int) or size < 1:
-            raise EnvError(f"env.size={size}: frames are that many pixels wide and high; give a whole number from 1 on")
         self._actions = discrete(env.action_space, actions, env_id)
         self._key: str | None = None
         self._channels_first = False
@@ -59,12 +60,10 @@ class FrameEnv(gymnasium.Wrapper[np.ndarray, int, Any, Any]):
             self._key, shape = _find_picture(env.observation_space, env_id)
             self._channels_first = channels_first(shape)
             channels = shape[0] if self._channels_first else (*shape, 1)[2]
-        elif source == "render":
+        else:
             if env.render_mode != "rgb_array":
                 raise EnvError(f"{env_id} cannot render pictures; choose an environment with render_mode rgb_array")
             channels = 3
-        else:
-            raise EnvError(f"unknown source of frames {source!r}; choose observation or render")
         self.observation_space = Box(0, 255, (channels, size, size), np.uint8)
         self.action_space = Discrete(len(self._actions))  # type: ignore[assignment]
         self.data_spec = Spec(
@@ -105,11 +104,11 @@ class FrameEnv(gymnasium.Wrapper[np.ndarray, int, Any, Any]):
 
 
 def make_frames(
-    id: str,
-    kwargs: Mapping[str, Any] | None = None,
-    size: int = 64,
-    source: str = "observation",
-    action_names: Sequence[str] | None = None,
+    id: Text,
+    kwargs: Annotated[Mapping[str, Any], PassedTo(by_id=True)] | None = None,
+    size: Pixels = 64,
+    source: Literal["observation", "render"] = "observation",
+    action_names: Names | None = None,
     actions: Mapping[str, Any] | None = None,
 ) -> FrameEnv:
     """Make an environment by its gymnasium id and wrap it in :class:`FrameEnv`.
@@ -130,7 +129,7 @@ def make_frames(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # gymnasium advises of newer versions; the caller chose this one
             env = gymnasium.make(full_id, disable_env_checker=True, **settings)
-    except EnvError:
+    except WorldModelError:
         raise
     except ModuleNotFoundError as error:
         package = error.name or full_id.partition(":")[0]  # gymnasium replaces the error and loses the name

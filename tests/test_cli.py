@@ -94,8 +94,6 @@ def test_config_is_printed_and_nothing_runs(capsys: pytest.CaptureFixture[str]) 
         (["collect.steps=0"], "collect.steps is 0; it must be at least 1"),
         (["collect.workers=0"], "collect.workers is 0; it must be at least 1"),
         (["collect.longest=0"], "collect.longest is 0; it must be at least 1"),
-        (["env.size=0"], "env.size is 0; it must be at least 1"),
-        (["env.action_names=left"], "env.action_names is 'left'; it must be a list"),
     ],
 )
 def test_bad_overrides_are_one_line_and_exit_2(

@@ -53,7 +53,7 @@ def test_spells_of_single_actions_mix_them_all() -> None:
     some = runs(play(StickyExplorer(weights, held, default_run=(6, 6), fidget=0.3), 6000))
     share = sum(length for _, length in some if length < 6) / 6000
     assert 0.2 < share < 0.6
-    with pytest.raises(ConfigError, match=r"fidget is a probability.*1.5"):
+    with pytest.raises(ConfigError, match=r"fidget is 1\.5; it must be at most 1"):
         StickyExplorer(fidget=1.5)
 
 
@@ -102,10 +102,10 @@ def test_uniform_is_uniform() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"weights": {"left": -1}}, "must not be negative"),
-        ({"runs": {"left": [3, 2]}}, r"the run of left must be \[shortest, longest\].*got \[3, 2\]"),
-        ({"default_run": [0, 2]}, "the run of default_run"),
-        ({"turn_away": [1]}, "the run of turn_away"),
+        ({"weights": {"left": -1}}, "weights.left is -1; it must be at least 0"),
+        ({"runs": {"left": [3, 2]}}, r"the run of left must be \[shortest, longest\]; got \[3, 2\]"),
+        ({"default_run": [0, 2]}, r"default_run is \[0, 2\]; an entry is 0; it must be at least 1"),
+        ({"turn_away": [1]}, r"turn_away is \[1\]; it must be a list of at least 2"),
     ],
 )
 def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:

@@ -193,7 +193,7 @@ def test_files_of_something_else_are_one_line(changes: dict[str, Any], message: 
         (["source.path=set", "source.observed=between"], "source.observed is 'between'; choose after, before"),
         (["source.path=set", "source.life_loss=2"], "source.life_loss is 2; choose true, false"),
         (["source.path=set", "source.longest=0"], "source.longest is 0; it must be at least 1"),
-        (["source.path=set", "+source.keys.frames=obs"], "unknown source.keys.frames; choose obs, action, "),
+        (["source.path=set", "+source.keys.frames=obs"], "there is no source.keys.frames; choose obs, action, "),
         (["source.path=set", "source.action_names=[a,b]"], "3 actions, which need as many different names; got a, b"),
         (["source.path=set", "source.action_names=[a,b,a]"], "need as many different names; got a, b, a"),
         (["source.path=short"], "no step of an episode is in short"),

@@ -300,17 +300,17 @@ def test_states_of_other_ages_step_together(name: str) -> None:
 @pytest.mark.parametrize(
     ("make", "settings", "message"),
     [
-        (MPCAgent, {"candidates": 0}, "agent.candidates is 0; it must be at least 1"),
+        (MPCAgent, {"candidates": 0}, "candidates is 0; it must be at least 1"),
         (MPCAgent, {"elites": 65}, "agent.elites is 65; choose at most agent.candidates, which is 64"),
-        (MPCAgent, {"warm": 2}, "agent.warm is 2; it must be at most 1"),
-        (MPCAgent, {"smoothing": 1}, "agent.smoothing is 1; it must be below 1"),
-        (MPCAgent, {"horizon": 1.5}, "agent.horizon is 1.5; it must be a whole number"),
-        (MPCAgent, {"value": "always"}, "agent.value is 'always'; choose auto, none"),
-        (MCTSAgent, {"simulations": 0}, "agent.simulations is 0; it must be at least 1"),
-        (MCTSAgent, {"widening": 0.5}, "agent.widening is 0.5; it must be at least 1"),
-        (MCTSAgent, {"seconds": 0}, "agent.seconds is 0; it must be above 0"),
-        (MCTSAgent, {"repeat": 0}, "agent.repeat is 0; it must be at least 1"),
-        (MCTSAgent, {"discount": 1.1}, "agent.discount is 1.1; it must be at most 1"),
+        (MPCAgent, {"warm": 2}, "warm is 2; it must be at most 1"),
+        (MPCAgent, {"smoothing": 1}, "smoothing is 1; it must be below 1"),
+        (MPCAgent, {"horizon": 1.5}, "horizon is 1.5; it must be a whole number"),
+        (MPCAgent, {"value": "always"}, "value is 'always'; choose auto, none"),
+        (MCTSAgent, {"simulations": 0}, "simulations is 0; it must be at least 1"),
+        (MCTSAgent, {"widening": 0.5}, "widening is 0.5; it must be at least 1"),
+        (MCTSAgent, {"seconds": 0}, "seconds is 0; it must be above 0"),
+        (MCTSAgent, {"repeat": 0}, "repeat is 0; it must be at least 1"),
+        (MCTSAgent, {"discount": 1.1}, "discount is 1.1; it must be at most 1"),
     ],
 )
 def test_a_bad_setting_is_one_line(make: Callable[..., Planner], settings: dict[str, Any], message: str) -> None:

@@ -10,25 +10,24 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from worldmodel.config.cli import one_line, run_entry_point
+from worldmodel.config.checks import build, check, check_value, construct
+from worldmodel.config.cli import run_entry_point
 from worldmodel.config.settings import RULES, SEED
 from worldmodel.data.fill import fill
 from worldmodel.data.sources import Source
 from worldmodel.data.store import SOURCE, EpisodeStore
-from worldmodel.errors import ConfigError, DataError, WorldModelError
+from worldmodel.errors import ConfigError, DataError
 from worldmodel.recording.pool import RecorderPool, Report
 from worldmodel.recording.recorder import ActionSource, FrameSource, Order
 from worldmodel.util.files import replace_text
 from worldmodel.util.interrupts import deferred
 from worldmodel.util.progress import Bars
+from worldmodel.util.ranges import Text
 
 DESCRIPTION = """\
 Play an environment with an explorer and record what it sees, in several processes.
@@ -173,19 +172,6 @@ class _Tally:
         )
 
 
-def build(settings: dict[str, Any]) -> Any:
-    """The object that a ``_target_`` describes. Its own error passes, others become a :class:`ConfigError`."""
-    try:
-        return instantiate(settings, _convert_="all")
-    except InstantiationException as error:
-        if isinstance(error.__cause__, WorldModelError):
-            raise error.__cause__ from None
-        cause = error.__cause__ or error
-        raise ConfigError(
-            f"cannot build {settings.get('_target_')}: {type(cause).__name__}: {one_line(cause)}"
-        ) from error
-
-
 def env_maker(config: DictConfig) -> Callable[[], FrameSource]:
     """What builds the environment of the settings, here or in another process.
 
@@ -196,7 +182,8 @@ def env_maker(config: DictConfig) -> Callable[[], FrameSource]:
         raise ConfigError(f"the environment needs {', '.join(f'{key}=…' for key in missing)}")
     settings = OmegaConf.to_container(config.env, resolve=True)
     assert isinstance(settings, dict)
-    return functools.partial(build, {str(key): value for key, value in settings.items() if key != "name"})
+    check_value("env.name", Text, settings.pop("name", None))
+    return functools.partial(construct, check(settings, "env"))
 
 
 def build_source(config: DictConfig) -> Source:
@@ -204,7 +191,7 @@ def build_source(config: DictConfig) -> Source:
     if missing := sorted(OmegaConf.missing_keys(config.source)):
         given = ", ".join(f"{key}=…" for key in missing)
         raise ConfigError(f"the source {config.source.name} needs {given}, the folder to take it from")
-    source = build(OmegaConf.to_container(config.source, resolve=True))  # type: ignore[arg-type]
+    source = build(OmegaConf.to_container(config.source, resolve=True), "source")
     if not isinstance(source, Source):
         raise ConfigError(f"{config.source._target_} is no source; choose one of configs/source")
     return source
@@ -267,7 +254,7 @@ def record(args: argparse.Namespace, config: DictConfig) -> None:
 
 def play(args: argparse.Namespace, config: DictConfig) -> None:
     """The command for source=env."""
-    explorer = build(OmegaConf.to_container(config.explorer, resolve=True))  # type: ignore[arg-type]
+    explorer = build(OmegaConf.to_container(config.explorer, resolve=True), "explorer")
     if args.workers is not None:
         config.collect.workers = args.workers
     record_steps(config, explorer, config.collect.steps if args.steps is None else args.steps)

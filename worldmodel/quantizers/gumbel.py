@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from worldmodel.quantizers.base import Quantized, Quantizer
 from worldmodel.quantizers.processes import broadcast_first
+from worldmodel.util.ranges import Count, NumCodes, Temperature
 
 
 class GumbelQuantizer(Quantizer):
@@ -39,18 +40,16 @@ class GumbelQuantizer(Quantizer):
 
     def __init__(
         self,
-        codes: int,
-        width: int,
-        start: float = 1.0,
-        end: float = 1 / 16,
-        anneal_steps: int = 4000,
+        codes: NumCodes,
+        width: Count,
+        start: Temperature = 1.0,
+        end: Temperature = 1 / 16,
+        anneal_steps: Count = 4000,
         hard: bool = False,
     ):
         super().__init__()
-        if not 0 < end <= start:
-            raise ValueError(f"the temperature must fall and stay above 0, not go from {start} to {end}")
-        if anneal_steps < 1:
-            raise ValueError(f"anneal_steps is {anneal_steps}; give at least 1")
+        if end > start:
+            raise ValueError(f"the temperature must fall, not go from {start} to {end}")
         self.codes, self.width, self.hard = codes, width, hard
         self.start, self.end, self.anneal_steps = start, end, anneal_steps
         self.logits = nn.Linear(width, codes, bias=False)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from worldmodel.nn.modules import module_list
 from worldmodel.quantizers.base import Quantized, Quantizer
+from worldmodel.util.ranges import Count, NumCodes
 
 
 class ProductQuantizer(Quantizer):
@@ -27,10 +28,8 @@ class ProductQuantizer(Quantizer):
     takes as long (8,192 vectors, 10 slots of 512).
     """
 
-    def __init__(self, slots: int, quantizer: Callable[..., Quantizer], codes: int | None = None):
+    def __init__(self, slots: Count, quantizer: Callable[..., Quantizer], codes: NumCodes | None = None):
         super().__init__()
-        if slots < 1:
-            raise ValueError(f"a product quantiser needs at least 1 slot, not {slots}")
         parts = [quantizer() if codes is None else quantizer(codes=codes) for _ in range(slots)]
         self.parts = module_list(parts)
         self.codes, self.width = parts[0].codes, slots * parts[0].width

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from worldmodel.nn.modules import module_list
 from worldmodel.quantizers.base import Quantized, Quantizer
+from worldmodel.util.ranges import Count, NumCodes, Share
 
 NO_CODE = -1
 
@@ -49,13 +50,9 @@ class ResidualQuantizer(Quantizer):
     """
 
     def __init__(
-        self, stages: int, quantizer: Callable[..., Quantizer], codes: int | None = None, dropout: float = 0.0
+        self, stages: Count, quantizer: Callable[..., Quantizer], codes: NumCodes | None = None, dropout: Share = 0.0
     ):
         super().__init__()
-        if stages < 1:
-            raise ValueError(f"a residual quantiser needs at least 1 stage, not {stages}")
-        if not 0 <= dropout <= 1:
-            raise ValueError(f"dropout is a share of the samples, from 0 to 1, not {dropout}")
         made = [quantizer() if codes is None else quantizer(codes=codes) for _ in range(stages)]
         if made[0].soft or made[0].shape:
             raise ValueError(f"a stage makes a single code of a vector, and {type(made[0]).__name__} does not")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
+from annotated_types import Len
 from torch import Tensor
 
 from worldmodel.quantizers.base import Quantized, Quantizer
+from worldmodel.util.ranges import NumCodes
 
 
 class FiniteScalarQuantizer(Quantizer):
@@ -19,10 +22,8 @@ class FiniteScalarQuantizer(Quantizer):
             is never built.
     """
 
-    def __init__(self, levels: Sequence[int]):
+    def __init__(self, levels: Annotated[Sequence[NumCodes], Len(1)]):
         super().__init__()
-        if not levels or min(levels) < 2:
-            raise ValueError(f"FSQ needs at least 2 levels in every dimension, not {list(levels)}")
         self.width, self.codes = len(levels), math.prod(levels)
         counts = torch.tensor(levels, dtype=torch.int64)
         self.register_buffer("levels", counts, persistent=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from worldmodel.quantizers.base import Quantized, Quantizer
 from worldmodel.quantizers.processes import all_reduce, broadcast_first
+from worldmodel.util.ranges import Count, NumCodes, ShareBelowOne, Whole
 
 AT_A_TIME = 2**22  # distances that are in memory at a time, 16 MiB
 
@@ -78,10 +79,15 @@ class VectorQuantizer(Quantizer):
     several processes counts and sums are added up, so that all hold the same codebook.
     """
 
-    def __init__(self, codes: int, width: int, update: str = "ema", decay: float = 0.99, revive_after: int = 20):
+    def __init__(
+        self,
+        codes: NumCodes,
+        width: Count,
+        update: Literal["ema", "loss"] = "ema",
+        decay: ShareBelowOne = 0.99,
+        revive_after: Whole = 20,
+    ):
         super().__init__()
-        if update not in ("ema", "loss"):
-            raise ValueError(f"unknown update {update!r}; choose ema or loss")
         self.codes, self.width, self.update = codes, width, update
         self.decay, self.revive_after = decay, revive_after
         table = torch.randn(codes, width) / math.sqrt(width)

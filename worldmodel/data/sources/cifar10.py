@@ -22,6 +22,7 @@ from worldmodel.data.records import Item
 from worldmodel.data.sources.base import Source, check_folder, image_item
 from worldmodel.errors import DataError
 from worldmodel.types import Spec
+from worldmodel.util.ranges import Text
 
 SHAPE = (3, 32, 32)
 META, TRAINING, TEST = "batches.meta", "data_batch_*", "test_batch"
@@ -34,7 +35,7 @@ class CIFAR10(Source):
     for a file that is damaged or holds anything but arrays, numbers and texts.
     """
 
-    def __init__(self, path: str, name: str = "cifar10"):
+    def __init__(self, path: Text, name: Text = "cifar10"):
         folder = check_folder(path, "the folder cifar-10-batches-py, which holds data_batch_1 and test_batch")
         files = [*sorted(folder.glob(TRAINING)), *folder.glob(TEST)]
         if not files or not (folder / META).is_file():

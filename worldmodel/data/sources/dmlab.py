@@ -19,6 +19,7 @@ from worldmodel.data.records import Item
 from worldmodel.data.sources.base import Source, check_folder
 from worldmodel.errors import DataError
 from worldmodel.types import Episode, Spec
+from worldmodel.util.ranges import Text
 
 META = "meta.json"
 HOLD_OUT = 10
@@ -33,7 +34,7 @@ class Recordings(Source):
     Raises :class:`DataError` when there is none, and when their actions, sizes or rates differ.
     """
 
-    def __init__(self, path: str, name: str = "dmlab"):
+    def __init__(self, path: Text, name: Text = "dmlab"):
         folder = check_folder(path, f"a folder of recordings: {META}, ep0000.mp4, ep0000.npz, …")
         folders = sorted(meta.parent for meta in folder.rglob(META))
         if not folders:

@@ -11,8 +11,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from worldmodel.data.records import Item
 from worldmodel.data.sources.base import Source, check_folder, image_item
-from worldmodel.errors import ConfigError, DataError
+from worldmodel.errors import DataError
 from worldmodel.types import NO_ACTION, Spec, plain_name
+from worldmodel.util.ranges import Pixels, Text
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
@@ -39,9 +40,7 @@ class ImageFolder(Source):
     stands for its class. Raises :class:`DataError` when there is no picture.
     """
 
-    def __init__(self, path: str, size: int, name: str = "images"):
-        if size is None:  # of recordings, all of one size, it may be null
-            raise ConfigError("source.size is null; pictures of any size are made of one: give it in pixels")
+    def __init__(self, path: Text, size: Pixels, name: Text = "images"):
         folder = check_folder(path, "a folder of pictures")
         self._files = sorted(_pictures(folder), key=lambda file: file.relative_to(folder).parts)
         if not self._files:

@@ -6,7 +6,6 @@ import enum
 import importlib
 import json
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +19,7 @@ from worldmodel.data.records import Item, short
 from worldmodel.data.sources.base import Source, recorded_spec
 from worldmodel.errors import DataError
 from worldmodel.types import NO_ACTION, Episode, Spec
+from worldmodel.util.ranges import FramesPerSecond, Names, Pixels, Text
 
 SPEC = "worldmodel_spec"
 """Where an export keeps its Spec among the facts of a data set."""
@@ -49,12 +49,12 @@ class Minari(Source):
 
     def __init__(
         self,
-        path: str,
-        name: str = "minari",
-        size: int | None = None,
-        observation: str | None = None,
-        action_names: Sequence[str] | None = None,
-        fps: float | None = None,
+        path: Text,
+        name: Text = "minari",
+        size: Pixels | None = None,
+        observation: Text | None = None,
+        action_names: Names | None = None,
+        fps: FramesPerSecond | None = None,
         download: bool = False,
     ):
         self._data = _open(path, download)

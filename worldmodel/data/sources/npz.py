@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -13,9 +13,10 @@ import numpy as np
 from worldmodel.data.pictures import frame_shape, to_frames
 from worldmodel.data.records import Item
 from worldmodel.data.sources.base import Source, check_folder, recorded_spec
-from worldmodel.data.sources.npz_file import KEYS, FrameStream, Recording, look
-from worldmodel.errors import ConfigError, DataError
+from worldmodel.data.sources.npz_file import KEYS, FrameStream, Key, Recording, look
+from worldmodel.errors import DataError
 from worldmodel.types import Episode, Spec
+from worldmodel.util.ranges import Count, FramesPerSecond, Names, Pixels, Text
 
 SPEC = "spec.json"  # beside the files, where export wrote them
 FRAMES_AT_ONCE = 64  # that are read, resized and put in their place
@@ -56,19 +57,17 @@ class Arrays(Source):
 
     def __init__(
         self,
-        path: str,
-        name: str = "npz",
-        size: int | None = None,
+        path: Text,
+        name: Text = "npz",
+        size: Pixels | None = None,
         observed: Literal["after", "before"] = "after",
         life_loss: bool = False,
-        longest: int | None = None,
-        action_names: Sequence[str] | None = None,
-        fps: float | None = None,
-        keys: Mapping[str, str] | None = None,
+        longest: Count | None = None,
+        action_names: Names | None = None,
+        fps: FramesPerSecond | None = None,
+        keys: Mapping[Key, Text] | None = None,
     ):
-        if unknown := sorted(set(keys or {}) - set(KEYS)):
-            raise ConfigError(f"unknown source.keys.{unknown[0]}; choose {', '.join(KEYS)}")
-        called = {**{key: key for key in KEYS}, **(keys or {})}
+        called: dict[str, str] = {key: (keys or {}).get(key, key) for key in KEYS}
         root, files = _find(path)
         self._items: list[tuple[Recording, _Piece] | str] = []  # or why the file cannot be read
         self.keys = []

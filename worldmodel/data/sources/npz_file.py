@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal, get_args
 
 import numpy as np
 
@@ -17,7 +17,8 @@ from worldmodel.errors import DataError
 from worldmodel.types import NO_ACTION
 from worldmodel.util.files import as_bytes
 
-KEYS = ("obs", "action", "reward", "done", "terminated", "truncated", "life_loss", "held_out", "condition")
+Key = Literal["obs", "action", "reward", "done", "terminated", "truncated", "life_loss", "held_out", "condition"]
+KEYS: tuple[Key, ...] = get_args(Key)
 """What the arrays are called. ``done`` is a terminal state; where ``terminated`` or ``truncated`` is there, it is what
 the other is not. ``held_out`` and ``condition`` are one value a file, and stand in our own exports."""
 

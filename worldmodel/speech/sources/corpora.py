@@ -10,15 +10,21 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
+from annotated_types import Ge, Le
 
 from worldmodel.data.records import Item
 from worldmodel.data.sources.base import Source, check_folder
 from worldmodel.errors import MOST_NAMES, DataError
 from worldmodel.speech.sources.sound import LOUDNESS, RATE, SUFFIXES, WINDOW, normalise, read_sound, to_frames, trim
 from worldmodel.types import Episode, Spec
+from worldmodel.util.ranges import Names, Text
 
+WindowLength = Annotated[int, Ge(1), Le(2**20)]
+SampleRate = Annotated[int, Ge(1), Le(768_000)]
+Loudness = Annotated[float, Ge(-60), Le(0)]
 VCTK_FOLDERS = ("wav48_silence_trimmed", "wav48")  # of 0.92 and of 0.80
 VCTK_FILE = re.compile(r"(?P<key>[a-z]+\d+_(?P<sentence>\d+))(?:_(?P<mic>mic\d))?\.(?:wav|flac)", re.IGNORECASE)
 HELD_OUT_DIGITS = "38"  # of VCTK
@@ -83,13 +89,13 @@ class VCTK(Speech):
 
     def __init__(
         self,
-        path: str,
-        window: int = WINDOW,
-        rate: int = RATE,
-        loudness: float | None = LOUDNESS,
-        speakers: Sequence[str] | None = None,
-        mic: str = "mic1",
-        name: str = "vctk",
+        path: Text,
+        window: WindowLength = WINDOW,
+        rate: SampleRate = RATE,
+        loudness: Loudness | None = LOUDNESS,
+        speakers: Names | None = None,
+        mic: Literal["mic1", "mic2"] = "mic1",
+        name: Text = "vctk",
     ):
         folder = check_folder(path, f"the folder of VCTK, which holds {' or '.join(VCTK_FOLDERS)}")
         folder = next((below for own in VCTK_FOLDERS if (below := folder / own).is_dir()), folder)
@@ -136,11 +142,11 @@ class TIMIT(Speech):
 
     def __init__(
         self,
-        path: str,
-        window: int = WINDOW,
-        rate: int = RATE,
-        loudness: float | None = LOUDNESS,
-        name: str = "timit",
+        path: Text,
+        window: WindowLength = WINDOW,
+        rate: SampleRate = RATE,
+        loudness: Loudness | None = LOUDNESS,
+        name: Text = "timit",
     ):
         folder = check_folder(path, "the folder of TIMIT, which holds TRAIN/DR1/FCJF0/SA1.WAV or dr1-fvmh0/sa1.flac")
         files = timit_files(folder, SUFFIXES)

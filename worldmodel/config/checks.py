@@ -1,0 +1,292 @@
+"""Checks settings against the parameters that they set.
+
+The type and the range of a setting are declared where it is used: on the parameter of the constructor or function that
+``_target_`` names, or on the field of a dataclass. See :mod:`worldmodel.util.ranges` for the usual ranges.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+
+from worldmodel.errors import ConfigError, WorldModelError
+from worldmodel.util.ranges import MOST, PassedTo
+
+MISSING = "???"
+"""How a setting that has to be given and was not yet looks; whoever needs it says so."""
+
+HYDRA = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
+
+Kind = TypeVar("Kind")
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+REASONS = {
+    "int_type": "it must be a whole number",
+    "int_from_float": "it must be a whole number",
+    "float_type": "it must be a finite number",
+    "finite_number": "it must be a finite number",
+    "bool_type": "choose true, false",
+    "string_type": "it must be a text",
+    "greater_than_equal": "it must be at least {ge}",
+    "greater_than": "it must be above {gt}",
+    "less_than_equal": "it must be at most {le}",
+    "less_than": "it must be below {lt}",
+    "too_short": "it must be a list of at least {min_length}, written [a,b]",
+    "too_long": "it must be a list of at most {max_length}, written [a,b]",
+    "sequence_str": "it must be a list, written [a,b]",
+    "missing": "it must be a longer list",
+    "multiple_of": "it must be a multiple of {multiple_of}",
+    "none_required": "it must be null",
+    "value_error": "{error}",
+}
+"""Pydantic's types of errors → the end of our sentence."""
+LISTS = ("list_type", "tuple_type", "is_instance_of", "sequence_type")
+
+
+class Parameters(NamedTuple):
+    """What may be given by keyword."""
+
+    types: Mapping[str, Any]  # name → annotation
+    open: bool  # any other name, too
+
+
+def check(settings: Any, name: str) -> Any:
+    """Plain settings, checked against what they build, with numbers in their plain form (1e3 → 1000).
+
+    ``name`` is the dotted name of the settings. Raises :class:`ConfigError` in one line for a value that is not
+    possible and for a name that is not known.
+    """
+    if _is_list(settings):
+        return [check(item, f"{name}[{index}]") for index, item in enumerate(settings)]
+    if not isinstance(settings, Mapping):
+        return settings
+    if "_target_" not in settings:
+        return {key: check(value, f"{name}.{key}") for key, value in settings.items()}
+    rest = {key: value for key, value in settings.items() if key not in HYDRA}
+    target = find(settings["_target_"], f"{name}._target_")
+    return {**settings, **check_arguments(target, rest, name)}
+
+
+def check_arguments(target: Any, settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The same for keyword arguments of a class or function."""
+    known = parameters(target)
+    for key in settings:
+        if key not in known.types and not known.open:
+            raise ConfigError(f"there is no {name}.{key}; choose {', '.join(known.types) or 'none'}")
+    return {
+        key: _checked(settings, key, known.types.get(key, Any), f"{name}.{key}" if name else key) for key in settings
+    }
+
+
+def read(kind: type[Kind], settings: Any, name: str = "", **facts: Any) -> Kind:
+    """A dataclass from plain settings. Raises :class:`ConfigError`, also for a field that is missing."""
+    settings = settings if isinstance(settings, Mapping) else {}
+    dot = f"{name}." if name else ""
+    values = {**check_arguments(kind, settings, name), **facts}
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if field.name not in values and field.default is field.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"the setting {dot}{field.name} is missing; it cannot be left out")
+    return kind(**values)
+
+
+def check_value(name: str, annotation: Any, value: Any) -> Any:
+    """One value, in its plain form. Raises :class:`ConfigError`, naming the setting and the choices."""
+    from pydantic import ValidationError
+
+    adapter = _adapter(annotation)
+    try:
+        return value if adapter is None else adapter.validate_python(_plain(value))
+    except ValidationError as error:
+        raise ConfigError(_message(name, value, error)) from None
+
+
+def checked(function: Function) -> Function:
+    """Decorates a constructor that is also called without settings: its arguments are checked in every call."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        known = parameters(function).types
+        for name, value in signature.bind_partial(*args, **kwargs).arguments.items():
+            if name in known:
+                check_value(name, known[name], value)
+        return function(*args, **kwargs)
+
+    return call  # type: ignore[return-value]
+
+
+def build(settings: Any, name: str) -> Any:
+    """The object that plain settings with a ``_target_`` describe, checked. Raises what :func:`construct` raises."""
+    return construct(check(settings, name))
+
+
+def construct(settings: Any) -> Any:
+    """The same for checked settings. An error of the package passes, others become a :class:`ConfigError`."""
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    try:
+        return instantiate(settings, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, WorldModelError):
+            raise cause from None
+        reason = " ".join(str(cause).split())
+        raise ConfigError(f"cannot build {settings.get('_target_')}: {type(cause).__name__}: {reason}") from error
+
+
+def find(target: Any, name: str) -> Any:
+    """The class or function of a dotted name. Raises :class:`ConfigError`."""
+    from hydra.utils import get_object
+
+    try:
+        return get_object(str(target))
+    except Exception as error:  # whatever a module raises that cannot be imported
+        raise ConfigError(f"{name} is {target!r}, which cannot be imported: {' '.join(str(error).split())}") from error
+
+
+@functools.cache
+def parameters(target: Any) -> Parameters:
+    """What a class or function takes by keyword; of a class with ``**kwargs``, also what its bases take."""
+    if isinstance(target, type):
+        functions = [vars(each)["__init__"] for each in target.__mro__ if "__init__" in vars(each)]
+    else:
+        functions = [target]
+    types: dict[str, Any] = {}
+    passes_on = False
+    for function in functions:
+        if function is object.__init__:
+            break
+        try:
+            own = inspect.signature(function).parameters.values()
+        except (TypeError, ValueError):  # of a function that is not written in Python
+            return Parameters(types, True)
+        hints = _hints(function)
+        for each in own:
+            if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY) and each.name != "self":
+                types.setdefault(each.name, hints.get(each.name, Any))
+        passes_on = any(each.kind is each.VAR_KEYWORD for each in own)
+        if not passes_on:
+            break
+    return Parameters(types, passes_on)
+
+
+def _hints(function: Any) -> dict[str, Any]:
+    try:
+        return get_type_hints(function, include_extras=True)
+    except (NameError, TypeError, AttributeError):  # names that only a type checker can resolve
+        return {}
+
+
+def _checked(beside: Mapping[str, Any], key: str, annotation: Any, name: str) -> Any:
+    value = beside[key]
+    if isinstance(value, str) and value == MISSING:
+        return value
+    if _builds(value):
+        return check(value, name)
+    value = check_value(name, annotation, value)
+    for mark in _marks(annotation):
+        if isinstance(mark, PassedTo) and isinstance(value, Mapping):
+            target = _environment(beside.get("id")) if mark.by_id else mark.target
+            target = find(target, name) if isinstance(target, str) else target
+            return value if target is None else check_arguments(target, value, name)
+    return value
+
+
+def _environment(id: Any) -> Any:
+    """The constructor of a gymnasium environment; None for one that is not known, which whoever makes it reports."""
+    import gymnasium
+
+    try:
+        entry = gymnasium.spec(str(id)).entry_point
+        return find(str(entry).replace(":", "."), "entry_point") if isinstance(entry, str) else entry
+    except (gymnasium.error.Error, ImportError, ConfigError):
+        return None
+
+
+def _builds(value: Any) -> bool:
+    """Whether there is something to build in a value."""
+    if isinstance(value, Mapping):
+        return "_target_" in value or any(map(_builds, value.values()))
+    return _is_list(value) and any(map(_builds, value))
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+
+
+def _marks(annotation: Any) -> Iterator[Any]:
+    """What an annotation says beside the type, also within a union."""
+    if get_origin(annotation) is Annotated:
+        yield from annotation.__metadata__
+    for each in get_args(annotation):
+        yield from _marks(each)
+
+
+@functools.cache
+def _adapter(annotation: Any) -> Any:
+    """Checks values of a type; None for a type that says nothing."""
+    from pydantic import ConfigDict, PydanticUserError, TypeAdapter
+
+    if annotation is Any:
+        return None
+    config = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+    try:
+        return TypeAdapter(annotation, config=config)
+    except PydanticUserError:
+        return None
+
+
+def _plain(value: Any) -> Any:
+    """Whole numbers as integers, lists as tuples, which are both strict enough for pydantic."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return int(value)
+    if _is_list(value):
+        return tuple(map(_plain, value))
+    return {key: _plain(item) for key, item in value.items()} if isinstance(value, Mapping) else value
+
+
+def _message(name: str, value: Any, error: Any) -> str:
+    """One line on the error that says most: of the types that are possible, the one that fits best."""
+    errors = error.errors(include_url=False)
+    worst = max(errors, key=lambda each: (len(each["loc"]), not each["type"].endswith(("_type", "_str"))))
+    entry = False
+    place: Any = value
+    for step in worst["loc"]:  # which also names the members of unions
+        if isinstance(place, Mapping) and step in place:
+            name, place = (f"{name}.{step}", place[step])
+            value = place
+        elif _is_list(place) and isinstance(step, int) and step < len(place):
+            entry, place = True, place[step]
+    if worst["loc"] and worst["loc"][-1] == "[key]":
+        return f"there is no {name}; {_reason(worst)}"
+    inner = f"an entry is {_shown(worst['input'])}; " if entry else ""
+    return f"{name} is {_shown(value)}; {inner}{_reason(worst)}"
+
+
+def _reason(error: Mapping[str, Any]) -> str:
+    kind, context = error["type"], {name: _short(value) for name, value in error.get("ctx", {}).items()}
+    if kind == "literal_error":
+        words = re.findall(r"'([^']*)'", context["expected"]) or [context["expected"]]
+        return f"choose {', '.join(words)}"
+    if kind in ("dict_type", "mapping_type"):
+        return "it must be values by name, such as {a: 0.5}"
+    if kind in LISTS and context.get("class", "Sequence") == "Sequence":
+        return "it must be a list, written [a,b]"
+    if kind in ("callable_type", "is_instance_of", "is_subclass_of"):
+        return "it must be settings with a _target_"
+    return REASONS[kind].format(**context) if kind in REASONS else f"{error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def _shown(value: Any) -> str:
+    shown = "null" if value is None else repr(value) if isinstance(value, str) else str(value)
+    return f"{shown[:60]}{'…' * (len(shown) > 60)}"
+
+
+def _short(value: Any) -> Any:
+    """1.0 → 1, as the bound was written."""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < MOST else value
