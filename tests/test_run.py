@@ -157,9 +157,9 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
         ({"_target_": "os.system"}, "os.system is not a module of PyTorch"),
         ({"quantizer": {"_target_": "builtins.print"}}, "builtins.print is not a module"),
         ({"_target_": "torch.nn.Identity"}, "torch.nn.Identity, which is no Autoencoder"),
-        ({"width": 3}, "cannot build the tokenizer: .*width"),
+        ({"width": 3}, "there is no tokenizer.width; choose frame_shape"),
         ({"widths": [8] * 5}, "16×16 cannot be halved 5 times"),
-        ({"quantizer": {"update": "magic"}}, "unknown update 'magic'"),
+        ({"quantizer": {"update": "magic"}}, "tokenizer.quantizer.update is 'magic'; choose ema, loss"),
     ],
 )
 def test_models_that_cannot_be_built(tmp_path: Path, change: dict, message: str) -> None:

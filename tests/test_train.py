@@ -371,7 +371,7 @@ def test_settings_of_the_wrong_kind_are_one_line(data: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tokenizer__quantizer__update": "magic"}, "unknown update 'magic'"),
+        ({"tokenizer__quantizer__update": "magic"}, "tokenizer.quantizer.update is 'magic'; choose ema, loss"),
         ({"tokenizer__widths": [8] * 5}, "cannot be halved 5 times"),
         ({"tokenizer__flavour": 1}, "cannot build the tokenizer: .*flavour"),
         ({"prior__head__heads": 3}, "the prior does not work with these settings: "),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -77,9 +78,14 @@ def check_arguments(target: Any, settings: Mapping[str, Any], name: str) -> dict
     for key in settings:
         if key not in known.types and not known.open:
             raise ConfigError(f"there is no {name}.{key}; choose {', '.join(known.types) or 'none'}")
-    return {
-        key: _checked(settings, key, known.types.get(key, Any), f"{name}.{key}" if name else key) for key in settings
+    types = {key: known.types.get(key, Any) for key in settings}
+    names = {key: f"{name}.{key}" if name else key for key in settings}
+    # Values before what lies deeper, which may refer to them.
+    result = {
+        key: value if value == MISSING or _builds(value) else check_value(names[key], types[key], value)
+        for key, value in settings.items()
     }
+    return {key: _deeper(value, types[key], names[key], settings.get("id")) for key, value in result.items()}
 
 
 def read(kind: type[Kind], settings: Any, name: str = "", **facts: Any) -> Kind:
@@ -182,16 +188,13 @@ def _hints(function: Any) -> dict[str, Any]:
         return {}
 
 
-def _checked(beside: Mapping[str, Any], key: str, annotation: Any, name: str) -> Any:
-    value = beside[key]
-    if isinstance(value, str) and value == MISSING:
-        return value
+def _deeper(value: Any, annotation: Any, name: str, id: Any) -> Any:
+    """A value whose parts are checked, too: what is built from it, or the arguments that it passes on."""
     if _builds(value):
         return check(value, name)
-    value = check_value(name, annotation, value)
     for mark in _marks(annotation):
         if isinstance(mark, PassedTo) and isinstance(value, Mapping):
-            target = _environment(beside.get("id")) if mark.by_id else mark.target
+            target = _environment(id) if mark.by_id else mark.target
             target = find(target, name) if isinstance(target, str) else target
             return value if target is None else check_arguments(target, value, name)
     return value
@@ -201,8 +204,11 @@ def _environment(id: Any) -> Any:
     """The constructor of a gymnasium environment; None for one that is not known, which whoever makes it reports."""
     import gymnasium
 
+    module, _, name = str(id).rpartition(":")
     try:
-        entry = gymnasium.spec(str(id)).entry_point
+        if module:
+            importlib.import_module(module)
+        entry = gymnasium.spec(name).entry_point
         return find(str(entry).replace(":", "."), "entry_point") if isinstance(entry, str) else entry
     except (gymnasium.error.Error, ImportError, ConfigError):
         return None

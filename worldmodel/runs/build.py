@@ -7,10 +7,11 @@ from typing import Any, get_args
 
 from hydra.errors import HydraException
 from hydra.utils import get_object, instantiate
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
+from worldmodel.config.checks import check
 from worldmodel.config.cli import one_line
 from worldmodel.errors import ConfigError, WorldModelError
 from worldmodel.priors import Prior
@@ -62,7 +63,7 @@ def build_module(node: DictConfig, name: str, kind: Any, **facts: Any) -> Any:
             # A run may come from elsewhere: its YAML may name modules to build, not functions to call.
             if not (isinstance(found := get_object(target), type) and issubclass(found, nn.Module)):
                 raise ConfigError(f"{name}: {target} is not a module of PyTorch; _target_ may name nothing else here")
-        model = instantiate(node, **facts)
+        model = instantiate(check(OmegaConf.to_container(node, resolve=True), name), **facts)
     except (HydraException, OmegaConfBaseException, ValueError, TypeError, ImportError) as error:
         cause = error.__cause__ or error
         if isinstance(cause, WorldModelError):
