@@ -9,28 +9,24 @@ learns in the world of a run that is trained already.
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import json
 from pathlib import Path
-from typing import Any
 
-import torch
-from lightning_fabric import Fabric
 from omegaconf import DictConfig, OmegaConf
 from worldmodel.agents.actor_critic import ActorCriticAgent
-from worldmodel.agents.imagination import ImaginationObjective
-from worldmodel.agents.run import AGENT, RETURNS, build_actor, load_actor, save_network
+from worldmodel.agents.returns import DISCOUNT
+from worldmodel.agents.run import AGENT, RETURNS, save_network
+from worldmodel.agents.stage import AgentStage, dream_settings
 
 from worldmodel.collect import record_steps, recorded
 from worldmodel.config.checks import build
 from worldmodel.data.store import EpisodeStore
-from worldmodel.data.windows import Windows
 from worldmodel.errors import ConfigError, RunError
 from worldmodel.media import plots
 from worldmodel.recording.recorder import ActionSource
-from worldmodel.runs.folder import CODES, PRIOR, checkpoint_of, find_run, load_config
-from worldmodel.runs.load import check_trained, load_tokenizer
-from worldmodel.train import encode, make_fabric, plot_metrics, run_stage, say, train
+from worldmodel.runs.folder import PRIOR, checkpoint_of, find_run, load_config
+from worldmodel.runs.load import check_trained
+from worldmodel.runs.training import make_fabric, say, train, train_stage
 from worldmodel.util.files import replace_text
 from worldmodel.world import WorldModel
 
@@ -118,39 +114,10 @@ def dream(config: DictConfig, folder: Path, before: Path | None) -> None:
                     f"{checkpoint_of(folder, AGENT)}")  # fmt: skip
         return
     world = WorldModel.load(folder, device=str(fabric.device))
-    objective, windows = make_objective(config, fabric, world, folder)
-    if before is not None and not checkpoint_of(folder, AGENT).is_file():
-        objective.agent.load_state_dict(load_actor(before)[1].state_dict())
     if fabric.is_global_zero:
-        save_network(folder, config.agent.learner.network, objective.discount)
-    nothing = Windows(windows.source, [], windows.length, windows.lead)
-    run_stage(fabric, config, "agent", objective, {"train": windows, "held_out": nothing}, folder, AGENT)
-    if fabric.is_global_zero:
-        plot_metrics(folder)
-
-
-def dream_settings(config: DictConfig) -> dict[str, Any]:
-    """What :class:`ImaginationObjective` is told. Raises :class:`ConfigError` for a name that it does not know."""
-    settings = OmegaConf.to_container(config.agent.learner.dream, resolve=True)
-    known = list(inspect.signature(ImaginationObjective).parameters)[2:]  # behind the world and the agent
-    assert isinstance(settings, dict)
-    for name in map(str, settings):
-        if name not in known:
-            raise ConfigError(f"there is no agent.learner.dream.{name}; choose {', '.join(known)}")
-    return {str(name): value for name, value in settings.items()}
-
-
-def make_objective(
-    config: DictConfig, fabric: Fabric, world: WorldModel, folder: Path
-) -> tuple[ImaginationObjective, Windows]:
-    """What is minimised, and the windows of codes whose last frames the dreams start from, all frames alike."""
-    torch.manual_seed(config.seed)
-    actor = build_actor(config.agent.learner.network, world.tokenizer, len(world.spec.action_names))
-    store = EpisodeStore.open(str(config.data))
-    codes = encode(fabric, store, load_tokenizer(folder, fabric.device), folder / CODES)
-    lead = max(actor.history, world.prior.context) - 1
-    objective = ImaginationObjective(world, actor, **dream_settings(config))
-    return objective, Windows(codes, "all", lead + 1, lead, rewarded=config.training.agent.rewarded)
+        save_network(folder, config.agent.learner.network, dream_settings(config).get("discount", DISCOUNT))
+    first = None if before is None else before / AGENT
+    train_stage(fabric, config, AgentStage(world), EpisodeStore.open(str(config.data)), folder, first)
 
 
 def keep_returns(store: EpisodeStore, folder: Path) -> None:

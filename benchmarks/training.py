@@ -10,16 +10,12 @@ import numpy as np
 from benchmarks.subject import Subject
 from benchmarks.timing import Contender, Figure, Plan, peak_memory, rates, reset_peak, rounds, synchronize
 from worldmodel.data.codes import CodeStore
-from worldmodel.data.store import EpisodeStore
-from worldmodel.data.windows import Windows
-from worldmodel.priors import Prior
-from worldmodel.runs.build import build_prior, build_tokenizer
+from worldmodel.runs.build import build_tokenizer
+from worldmodel.runs.stages import STAGES, Source
+from worldmodel.runs.training import fit_settings, make_fabric
 from worldmodel.tokenizers import require_codes
-from worldmodel.train import fit_settings, make_fabric
-from worldmodel.training.base import Objective
 from worldmodel.training.batches import make_batches
 from worldmodel.training.fit import Fit, Hook, fit
-from worldmodel.training.objectives import PriorObjective, TokenizerObjective
 from worldmodel.world import Precision
 
 WARM_UP, STEPS = 3, 10  # steps of a measurement that do not count (the optimizer makes its moments), and that do
@@ -58,22 +54,17 @@ def measure(subject: Subject, plan: Plan) -> list[Figure]:
 
 def _stage(subject: Subject, name: str, precision: Precision) -> tuple[Contender, int]:
     """What trains one stage for a moment, and the frames that it learns to reconstruct or to predict meanwhile."""
-    config = subject.config
-    tokenizer = require_codes(build_tokenizer(config, subject.spec))
-    objective: Objective
-    source: EpisodeStore | CodeStore
-    if name == "tokenizer":
-        objective, source = TokenizerObjective(tokenizer), subject.store
-        length, lead = config.training.tokenizer.length, 0
-    else:
-        prior = build_prior(config, subject.spec, tokenizer)
-        assert isinstance(prior, Prior)  # over codes, since the tokenizer makes codes
+    config, stage = subject.config, STAGES[name]
+    tokenizer = None if name == "tokenizer" else require_codes(build_tokenizer(config, subject.spec))
+    model = stage.build(config, subject.spec, tokenizer)
+    source: Source = subject.store
+    if tokenizer is not None:
         # Random codes in the place of the run's own: what the codes are does not change the work.
         rows = int((subject.store.lengths + 1).sum()), *tokenizer.grid
         codes = np.random.default_rng(0).integers(0, tokenizer.codes, rows, np.uint32)
-        objective, source = PriorObjective(prior), CodeStore(subject.store, codes, tokenizer.codes)
-        length, lead = prior.context + config.training.prior.targets, prior.context
-    windows = Windows(source, "train", length, lead)
+        source = CodeStore(subject.store, codes, tokenizer.codes)
+    objective = stage.objective(config, model, tokenizer)
+    windows = stage.windows(config.training[name], source, model)["train"]
     batches = make_batches(windows.sample, config.training[name].batch, 0, 0)
     settings = dataclasses.replace(
         fit_settings(config, name), steps=WARM_UP + STEPS, max_seconds=None, precision=precision
@@ -86,4 +77,4 @@ def _stage(subject: Subject, name: str, precision: Precision) -> tuple[Contender
         fit(fabric, objective, batches, settings, no_checkpoint, [watch], name)
         return watch.seconds
 
-    return contender, sum(int(batches(step).valid[:, lead:].sum()) for step in range(WARM_UP, WARM_UP + STEPS))
+    return contender, sum(int(batches(step).valid[:, windows.lead :].sum()) for step in range(WARM_UP, WARM_UP + STEPS))

@@ -35,7 +35,7 @@ SETTINGS_READERS = (
     "worldmodel/config/",
     "worldmodel/runs/",
     *(f"worldmodel/{command}.py" for command in COMMANDS),
-    *(f"agents/{name}.py" for name in ("train", "evaluate", "choice", "run", "loop", "sb3", "sb3_training")),
+    *(f"agents/{name}.py" for name in ("train", "evaluate", "choice", "run", "loop", "stage", "sb3", "sb3_training")),
 )
 SOUND = ("worldmodel/speech/",)
 RESERVED = {

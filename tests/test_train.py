@@ -21,7 +21,8 @@ from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError, DataError, RunError
 from worldmodel.runs.load import load_prior, load_tokenizer
 from worldmodel.runs.resume import essence
-from worldmodel.train import fit_settings, main, train
+from worldmodel.runs.training import fit_settings, train
+from worldmodel.train import main
 from worldmodel.training.batches import make_batches
 from worldmodel.training.checkpoint import load_tensors
 from worldmodel.training.fit import Fit

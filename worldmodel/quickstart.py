@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from omegaconf import DictConfig
 from rich.console import Console
 
-from worldmodel import collect, dream, evaluate, train
+from worldmodel import collect, dream, evaluate
 from worldmodel.config.cli import run_entry_point
 from worldmodel.data.store import EpisodeStore
 from worldmodel.dreaming.actions import parse_script
 from worldmodel.errors import ConfigError
 from worldmodel.runs.folder import find_run
+from worldmodel.runs.training import train
 from worldmodel.types import Spec
 
 DESCRIPTION = """\
@@ -71,7 +72,7 @@ def quickstart(args: argparse.Namespace, config: DictConfig) -> None:
     for stage, share in SHARES.items():
         config.training[stage].max_seconds = round(budget * share, 1)
         config.training[stage].steps = 1_000_000  # the clock decides
-    folder = train.train(config)
+    folder = train(config)
     title("3/4 dream")
     where = [f"run={folder.name}", *(o for o in args.overrides if not o.startswith("run="))]
     call(dream.main, ["--actions", actions, *where])

@@ -11,8 +11,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from worldmodel.errors import ConfigError, RunError
 from worldmodel.runs.folder import (
-    PRIOR,
-    SECOND,
     TOKENIZER,
     checkpoint_of,
     find_run,
@@ -24,10 +22,10 @@ from worldmodel.runs.folder import (
     save_config,
 )
 from worldmodel.runs.load import check_trained
+from worldmodel.runs.stages import STAGES, Stage, prerequisites, stages_of
 from worldmodel.types import Spec
 from worldmodel.util.files import replace_text, whole
 
-STAGES = {"tokenizer": TOKENIZER, "second": SECOND, "prior": PRIOR}
 BUDGET = ("steps", "max_seconds", "log_every", "evaluate_every", "evaluate_batches", "checkpoint_seconds")
 """Settings of a stage that may change from one session of a run to the next."""
 
@@ -35,42 +33,30 @@ UNSAID = {"rewarded": 0.0}
 """What a setting is where a run of an older version does not name it."""
 
 
-def stages_of(config: DictConfig, stage: str = "all") -> list[str]:
-    """The stages to train, in order. Raises :class:`ConfigError` for one that these settings do not have."""
-    own = [name for name in STAGES if name != "second" or config.get("second") is not None]
-    if stage != "all" and stage not in own:
-        raise ConfigError(f"these settings have no stage {stage!r}; choose {', '.join(own)}")
-    return own if stage == "all" else [stage]
-
-
-def spoken(stage: str) -> str:
-    """A stage in a sentence."""
-    return "second stage" if stage == "second" else stage
-
-
-def check_no_orphan(folder: Path, stage: str) -> None:
-    """Raises :class:`RunError` when a stage would be trained anew for one behind it that knows other codes."""
-    lost = folder / STAGES[stage]
-    if checkpoint_of(folder, STAGES[stage]).is_file():
+def check_no_orphan(folder: Path, stage: Stage) -> None:
+    """Raises :class:`RunError` when a stage would be trained anew for one that was trained on other codes."""
+    if checkpoint_of(folder, stage.file).is_file():
         return
-    behind = (SECOND, PRIOR) if stage == "tokenizer" else (PRIOR,)
-    for path in (where for name in behind for where in (folder / name, checkpoint_of(folder, name))):
+    later = [each.file for each in STAGES.values() if stage.name in each.needs]
+    for path in (where for name in later for where in (folder / name, checkpoint_of(folder, name))):
         if path.is_file():
-            raise RunError(f"{path} was trained on the codes of {lost}, which is missing and has no "
+            raise RunError(f"{path} was trained on the codes of {folder / stage.file}, which is missing and has no "
                            "checkpoint; restore it, or remove what was trained behind it, or start another run: "
                            "run=another-name")  # fmt: skip
 
 
-def run_to_train(config: DictConfig, spec: Spec, stages: Sequence[str], tokenizer_of: str | None = None) -> Path:
+def run_to_train(config: DictConfig, spec: Spec, stages: Sequence[Stage], tokenizer_of: str | None = None) -> Path:
     """The run to go on with, or a new one. A run goes on under the settings it was started with, budgets aside."""
     folder = run_to_go_on_with(config, spec, stages)
     if tokenizer_of is not None:
         other = check_same_tokenizer(config, spec, tokenizer_of)
         folder = new_run(config, spec) if folder is None else folder
         take_over(other, folder)
-    if "tokenizer" not in stages and (folder is None or not (folder / TOKENIZER).is_file()):
-        raise RunError(f"{(folder or Path(config.runs, 'a new run')) / TOKENIZER} is missing, which all else is "
-                       "built on; train it first: --stage tokenizer, or no --stage at all")  # fmt: skip
+    for needed in prerequisites(config, stages):
+        if folder is None or not (folder / needed.file).is_file():
+            raise RunError(f"{(folder or Path(config.runs, 'a new run')) / needed.file} is missing, which the "
+                           f"{stages[-1].title} is built on; train it first: --stage {needed.name}, or no --stage "
+                           "at all")  # fmt: skip
     if folder is None:
         return new_run(config, spec)
     kept = load_config(folder)
@@ -91,14 +77,14 @@ def check_same_tokenizer(config: DictConfig, spec: Spec, name: str) -> Path:
     return other
 
 
-def run_to_begin_with(config: DictConfig, spec: Spec, stages: Sequence[str], name: str) -> Path:
+def run_to_begin_with(config: DictConfig, spec: Spec, stages: Sequence[Stage], name: str) -> Path:
     """The run ``name``, if it has trained these stages by these settings. Raises :class:`ConfigError` if not."""
     other = find_run(config.runs, name)
     for stage in stages:
-        if difference := compare(config, spec, other, within=f"{stage}."):
+        if difference := compare(config, spec, other, within=f"{stage.name}."):
             raise ConfigError(f"training cannot begin with the weights of {other.name}: {difference}")
-        if not check_trained(other, STAGES[stage]):
-            raise RunError(f"{other} has no trained {spoken(stage)} to begin with")
+        if not check_trained(other, stage.file):
+            raise RunError(f"{other} has no trained {stage.title} to begin with")
     return other
 
 
@@ -114,7 +100,7 @@ def take_over(other: Path, folder: Path) -> None:
     replace_text(folder / "tokenizer_of.txt", f"{TOKENIZER} was trained by the run {other.name}\n")
 
 
-def run_to_go_on_with(config: DictConfig, spec: Spec, stages: Sequence[str]) -> Path | None:
+def run_to_go_on_with(config: DictConfig, spec: Spec, stages: Sequence[Stage]) -> Path | None:
     """The run that is named, or the latest if it has these settings and is not finished; None: there is none.
 
     Raises :class:`ConfigError` when the one that is named has other settings.
@@ -141,7 +127,7 @@ def run_to_go_on_with(config: DictConfig, spec: Spec, stages: Sequence[str]) -> 
             continue  # an old one that is damaged is nobody's concern
         if other:
             continue
-        finished = all((folder / STAGES[stage]).is_file() for stage in stages)
+        finished = all((folder / stage.file).is_file() for stage in stages)
         return None if finished and budgets(config) != budgets(load_config(folder)) else folder
     return None
 
@@ -149,13 +135,13 @@ def run_to_go_on_with(config: DictConfig, spec: Spec, stages: Sequence[str]) -> 
 def essence(config: DictConfig) -> dict[str, Any]:
     """The settings that make a run what it is, flat: 'training.prior.batch' → 32."""
     chosen = {key: config.get(key) for key in ("tokenizer", "second", "prior", "seed")}
-    chosen["training"] = {stage: config.training[stage] for stage in stages_of(config)}
+    chosen["training"] = {stage.name: config.training[stage.name] for stage in stages_of(config)}
     flat = flatten(OmegaConf.to_container(OmegaConf.create(chosen), resolve=True))
     return {key: value for key, value in flat.items() if key.rsplit(".", 1)[-1] not in BUDGET}
 
 
 def budgets(config: DictConfig) -> list[Any]:
-    return [config.training[stage].get(name) for stage in stages_of(config) for name in ("steps", "max_seconds")]
+    return [config.training[stage.name].get(name) for stage in stages_of(config) for name in ("steps", "max_seconds")]
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,0 +1,201 @@
+"""The stages of a training: what each is built on, how its model, windows and objective are made, where it is kept."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_fabric import Fabric
+from omegaconf import DictConfig
+from torch import nn
+
+from worldmodel.data.codes import CodeStore, encode_store
+from worldmodel.data.store import EpisodeStore, Split
+from worldmodel.data.windows import Windows
+from worldmodel.errors import ConfigError
+from worldmodel.priors import Prior
+from worldmodel.priors.gaussian import GaussianPrior
+from worldmodel.runs.build import build_augmentation, build_prior, build_second, build_tokenizer
+from worldmodel.runs.folder import CODES, PRIOR, SECOND, TOKENIZER
+from worldmodel.runs.load import load_autoencoder, load_first
+from worldmodel.tokenizers import VAE, Autoencoder, Tokenizer, require_codes
+from worldmodel.tokenizers.scene import GridVQVAE, Stacked
+from worldmodel.training.base import Objective
+from worldmodel.training.objectives import LatentObjective, PriorObjective, SecondObjective, TokenizerObjective
+from worldmodel.types import Spec
+from worldmodel.util.progress import Bars
+
+FIRST_CODES = "first_codes"
+
+Source = EpisodeStore | CodeStore
+
+
+class Stage(abc.ABC):
+    """A stage of a training. Its settings are ``training.<name>``, and its objective has the model as ``<name>``.
+
+    The argument ``tokenizer`` of its methods is the tokenizer that it is built on, which :meth:`load` returns.
+    """
+
+    name: str  # in settings, metrics and checkpoints
+    title: str  # in a sentence
+    file: str  # of its weights, in the folder of a run
+    share: float = 1.0  # of the time for all stages, in proportion
+    needs: tuple[str, ...] = ()  # the stages that it is built on, where the settings have them
+
+    def chosen(self, config: DictConfig) -> bool:
+        """Whether the settings have this stage."""
+        return True
+
+    def load(self, folder: Path) -> Any:
+        """The trained tokenizer that the stage is built on, in the memory of the CPU; None for the first stage."""
+        return load_autoencoder(folder)
+
+    def source(self, fabric: Fabric, store: EpisodeStore, folder: Path, tokenizer: Any) -> Source:
+        """What windows are cut from: the codes of all episodes, which are computed once."""
+        return encode(fabric, store, tokenizer, folder / CODES)
+
+    @abc.abstractmethod
+    def build(self, config: DictConfig, spec: Spec, tokenizer: Any) -> nn.Module:
+        """The model, untrained. Raises :class:`ConfigError`."""
+
+    def lead(self, model: Any) -> int:
+        """Frames of a window that the model sees and does not predict."""
+        return 0
+
+    @abc.abstractmethod
+    def windows(self, node: DictConfig, source: Source, model: Any) -> dict[Split, Windows]:
+        """Windows to train on, and held-out ones. ``node``: the settings of the stage."""
+
+    @abc.abstractmethod
+    def objective(self, config: DictConfig, model: Any, tokenizer: Any, epoch: int = 100) -> Objective:
+        """What is minimised. ``epoch``: steps in which every frame is seen once on average."""
+
+    def extended(self, tokenizer: Any, model: Any) -> Any:
+        """The tokenizer that later stages are built on."""
+        return tokenizer
+
+
+class TokenizerStage(Stage):
+    """Frames → codes."""
+
+    name, title, file = "tokenizer", "tokenizer", TOKENIZER
+
+    def load(self, folder: Path) -> None:
+        return None
+
+    def source(self, fabric: Fabric, store: EpisodeStore, folder: Path, tokenizer: None) -> Source:
+        return store
+
+    def build(self, config: DictConfig, spec: Spec, tokenizer: None) -> Autoencoder:
+        return build_tokenizer(config, spec)
+
+    def windows(self, node: DictConfig, source: Source, model: Autoencoder) -> dict[Split, Windows]:
+        if model.joined and node.rewarded:
+            raise ConfigError("training.tokenizer.rewarded is for frames; this tokenizer codes whole signals: choose 0")
+        return {
+            "train": Windows(source, "train", node.length, whole=model.joined, rewarded=node.rewarded),
+            "held_out": Windows(source, "held_out", node.length, whole=model.joined),
+        }
+
+    def objective(self, config: DictConfig, model: Autoencoder, tokenizer: None, epoch: int = 100) -> Objective:
+        return TokenizerObjective(model, min(max(epoch, 10), 1000), build_augmentation(config))
+
+    def extended(self, tokenizer: None, model: Autoencoder) -> Autoencoder:
+        return model
+
+
+class SecondStage(Stage):
+    """Grids of codes → a few codes."""
+
+    name, title, file, needs = "second", "second tokenizer", SECOND, ("tokenizer",)
+
+    def chosen(self, config: DictConfig) -> bool:
+        return config.get("second") is not None
+
+    def load(self, folder: Path) -> Tokenizer:
+        return require_codes(load_first(folder))
+
+    def source(self, fabric: Fabric, store: EpisodeStore, folder: Path, tokenizer: Tokenizer) -> Source:
+        return encode(fabric, store, tokenizer, folder / FIRST_CODES)
+
+    def build(self, config: DictConfig, spec: Spec, tokenizer: Autoencoder) -> GridVQVAE:
+        second = build_second(config, tokenizer)
+        assert second is not None, "the settings have no second tokenizer"
+        return second
+
+    def windows(self, node: DictConfig, source: Source, model: GridVQVAE) -> dict[Split, Windows]:
+        return {"train": Windows(source, "train"), "held_out": Windows(source, "held_out")}
+
+    def objective(self, config: DictConfig, model: GridVQVAE, tokenizer: Tokenizer, epoch: int = 100) -> Objective:
+        return SecondObjective(model)
+
+    def extended(self, tokenizer: Autoencoder, model: GridVQVAE) -> Tokenizer:
+        return Stacked(require_codes(tokenizer), model)
+
+
+class PriorStage(Stage):
+    """Past codes and a condition → the next codes. Latents of a VAE are drawn anew at every look, so its prior is
+    trained on frames."""
+
+    name, title, file, share, needs = "prior", "prior", PRIOR, 2.0, ("tokenizer", "second")
+
+    def source(self, fabric: Fabric, store: EpisodeStore, folder: Path, tokenizer: Autoencoder) -> Source:
+        return super().source(fabric, store, folder, tokenizer) if isinstance(tokenizer, Tokenizer) else store
+
+    def build(self, config: DictConfig, spec: Spec, tokenizer: Autoencoder) -> Prior | GaussianPrior:
+        return build_prior(config, spec, tokenizer)
+
+    def lead(self, model: Prior | GaussianPrior) -> int:
+        return model.context
+
+    def windows(self, node: DictConfig, source: Source, model: Prior | GaussianPrior) -> dict[Split, Windows]:
+        lead = self.lead(model)
+        length = lead + node.targets
+        return {
+            "train": Windows(source, "train", length, lead, rewarded=node.rewarded),
+            "held_out": Windows(source, "held_out", length, lead),
+        }
+
+    def objective(
+        self, config: DictConfig, model: Prior | GaussianPrior, tokenizer: Autoencoder, epoch: int = 100
+    ) -> Objective:
+        if isinstance(model, Prior):
+            return PriorObjective(model)
+        assert isinstance(tokenizer, VAE)  # the constructor of the prior has checked it
+        return LatentObjective(tokenizer, model)
+
+
+STAGES: dict[str, Stage] = {stage.name: stage for stage in (TokenizerStage(), SecondStage(), PriorStage())}
+"""The stages of a world model, in order. An agent's stage is its own: :mod:`worldmodel.agents.stage`."""
+
+
+def stages_of(config: DictConfig, stage: str = "all") -> list[Stage]:
+    """The stages to train, in order. Raises :class:`ConfigError` for one that these settings do not have."""
+    own = [each for each in STAGES.values() if each.chosen(config)]
+    if stage == "all":
+        return own
+    if stage not in [each.name for each in own]:
+        raise ConfigError(f"these settings have no stage {stage!r}; choose {', '.join(each.name for each in own)}")
+    return [STAGES[stage]]
+
+
+def prerequisites(config: DictConfig, stages: Sequence[Stage]) -> list[Stage]:
+    """The stages of the settings that these are built on and that are not among them, in order."""
+    needed = {name for stage in stages for name in stage.needs} - {stage.name for stage in stages}
+    return [stage for stage in stages_of(config) if stage.name in needed]
+
+
+def encode(fabric: Fabric, store: EpisodeStore, tokenizer: Tokenizer, folder: Path) -> CodeStore:
+    """The codes of all episodes: the first process computes what the cache lacks, then all of them open it."""
+    if fabric.is_global_zero:
+        with Bars(transient=True) as bars:
+            task = bars.add_task("codes of all frames")
+            encode_store(
+                store, tokenizer, folder, fabric.device, progress=lambda n, of: bars.update(task, completed=n, total=of)
+            )
+    fabric.barrier()
+    codes = encode_store(store, tokenizer, folder, fabric.device)
+    tokenizer.cpu()
+    return codes

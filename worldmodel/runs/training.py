@@ -1,0 +1,204 @@
+"""Training: which stages, in which run, by how many devices. Each stage is one fit with its hooks."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from omegaconf import DictConfig, OmegaConf
+
+from worldmodel.config.cli import one_line
+from worldmodel.data.codes import fingerprint
+from worldmodel.data.store import EpisodeStore, Split
+from worldmodel.data.windows import Windows
+from worldmodel.errors import ConfigError, DataError
+from worldmodel.media import plots
+from worldmodel.nn.precision import resolve_precision
+from worldmodel.runs.folder import METRICS, checkpoint_of
+from worldmodel.runs.load import check_trained, load_weights, resolve_device, save_weights
+from worldmodel.runs.resume import check_no_orphan, run_to_begin_with, run_to_train
+from worldmodel.runs.stages import Stage, prerequisites, stages_of
+from worldmodel.tokenizers import Autoencoder, Tokenizer
+from worldmodel.training import hooks as watch
+from worldmodel.training.base import Objective
+from worldmodel.training.batches import make_batches
+from worldmodel.training.fit import FitResult, FitSettings, Hook, fit, weighted_sum
+from worldmodel.training.optim import learning_rate_factor
+from worldmodel.types import Segment, Spec
+
+
+def train(
+    config: DictConfig, stage: str = "all", tokenizer_of: str | None = None, weights_of: str | None = None
+) -> Path:
+    """Trains the stages that are not finished and returns the folder of the run.
+
+    ``tokenizer_of``: a run whose trained tokenizer is taken over, so that priors can be compared on the same codes.
+    ``weights_of``: a run of the same settings whose weights the training begins with, to go on with new episodes.
+
+    Raises :class:`DataError` without data, :class:`ConfigError` for settings that do not fit, :class:`RunError` for a
+    damaged or diverged run, and KeyboardInterrupt, with everything saved, when asked to stop.
+    """
+    stages = stages_of(config, stage)
+    store = open_store(config)
+    fabric = make_fabric(config)
+    rehearse(fabric, config, store.spec, stages)
+    first = None if weights_of is None else run_to_begin_with(config, store.spec, stages, weights_of)
+    fabric.launch()
+    chosen = str(run_to_train(config, store.spec, stages, tokenizer_of)) if fabric.is_global_zero else ""
+    folder = Path(fabric.broadcast(chosen))
+    say(fabric, f"run {folder.name}")
+    for each in stages:
+        if check_trained(folder, each.file):
+            say(fabric, f"the {each.title} is trained already; to start another run: run=another-name")
+            continue
+        check_no_orphan(folder, each)
+        train_stage(fabric, config, each, store, folder, None if first is None else first / each.file)
+    say(fabric, f"weights, metrics and curves are in {folder}")
+    return folder
+
+
+def open_store(config: DictConfig) -> EpisodeStore:
+    """The recorded episodes, without the damaged ones. Raises :class:`DataError` when there are none to train on."""
+    if int(os.environ.get("RANK", 0)):
+        logging.getLogger("worldmodel.data").setLevel(logging.ERROR)  # the first process names what is damaged
+    store = EpisodeStore.open(config.data)
+    store.verify()  # batches are read too fast to be checked
+    if not len(store.split("train")):
+        raise DataError(f"{config.data} holds no finished episode yet; collect some: python -m worldmodel.collect")
+    return store
+
+
+def make_fabric(config: DictConfig) -> Fabric:
+    """Fabric for ``device``, or for the processes that torchrun started: as many as it says, one GPU each."""
+    device = resolve_device(str(config.device))
+    here, everywhere = (int(os.environ.get(name, 1)) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+    several = everywhere > 1
+    if device.type == "cuda" and here > torch.cuda.device_count():
+        raise ConfigError(f"torchrun started {here} processes, but this machine has {torch.cuda.device_count()} GPUs; "
+                          f"start one for each: --nproc-per-node {torch.cuda.device_count()}")  # fmt: skip
+    devices: Any = [device.index] if device.type == "cuda" and not several else here
+    strategy = "ddp" if several else "auto"
+    return Fabric(accelerator=device.type, devices=devices, num_nodes=everywhere // here, strategy=strategy)
+
+
+def rehearse(fabric: Fabric, config: DictConfig, spec: Spec, stages: Sequence[Stage]) -> None:
+    """Builds the models and computes the losses of each for one window, so that a mistake in the settings of a late
+    stage is reported before anything is trained or written. Raises :class:`ConfigError`.
+    """
+    tokenizer: Autoencoder | None = None
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        for stage in (*prerequisites(config, stages), *stages):
+            model = stage.build(config, spec, tokenizer)
+            objective = stage.objective(config, model, tokenizer).eval()
+            settings = fit_settings(config, stage.name)
+            resolve_precision(settings.precision, fabric.device)
+            learning_rate_factor(0, 0.0, settings.warmup_steps, settings.decay)
+            try:
+                losses = objective(blank_window(stage.lead(model) + 1, spec, tokenizer), torch.Generator())
+            except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError) as error:
+                raise ConfigError(f"the {stage.title} does not work with these settings: {one_line(error)}") from error
+            weighted_sum(losses.terms, settings.weights)
+            tokenizer = stage.extended(tokenizer, model)
+
+
+def blank_window(length: int, spec: Spec, tokenizer: Autoencoder | None) -> Segment:
+    """One window of black frames, or of grids of code 0 where a tokenizer makes codes."""
+    steps = (1, length)
+    nothing = torch.zeros(steps, dtype=torch.bool)
+    grid = tokenizer.grid if isinstance(tokenizer, Tokenizer) else None
+    return Segment(
+        actions=torch.zeros(steps, dtype=torch.int64),
+        rewards=torch.zeros(steps),
+        terminated=nothing,
+        truncated=nothing,
+        valid=~nothing,
+        frames=torch.zeros((*steps, *spec.frame_shape), dtype=torch.uint8) if grid is None else None,
+        codes=None if grid is None else torch.zeros((*steps, *grid), dtype=torch.int64),
+    )
+
+
+def say(fabric: Fabric, text: str) -> None:
+    """One line, from one process."""
+    if fabric.is_global_zero:
+        print(text, flush=True)
+
+
+def fit_settings(config: DictConfig, stage: str) -> FitSettings:
+    """The part of ``training.<stage>`` that the optimisation loop knows. Raises :class:`ConfigError`."""
+    node = OmegaConf.to_container(config.training[stage], resolve=True)
+    assert isinstance(node, dict)
+    names = {field.name for field in dataclasses.fields(FitSettings)}
+    try:
+        return FitSettings(**{str(k): v for k, v in node.items() if k in names}, seed=config.seed)
+    except TypeError as error:
+        raise ConfigError(f"training.{stage} cannot be read: {error}") from error
+    except ConfigError as error:
+        raise ConfigError(f"training.{stage}.{error}") from error
+
+
+def train_stage(
+    fabric: Fabric, config: DictConfig, stage: Stage, store: EpisodeStore, folder: Path, first: Path | None = None
+) -> None:
+    """Trains one stage; the averaged weights of its model appear in the folder of the run when it is finished.
+
+    ``first``: a file with the weights that the training begins with.
+    """
+    node = config.training[stage.name]
+    tokenizer = stage.load(folder)
+    source = stage.source(fabric, store, folder, tokenizer)
+    torch.manual_seed(config.seed)
+    model = stage.build(config, store.spec, tokenizer)
+    windows = stage.windows(node, source, model)
+    train = windows["train"]
+    if not train.drawable:
+        train.sample(1, torch.Generator())  # says why
+    if first is not None:
+        load_weights(model, first, "training can only begin with the weights of a run of the same settings")
+    epoch = math.ceil(len(train) / (node.batch * (train.length - train.lead) * fabric.world_size))
+    objective = stage.objective(config, model, tokenizer, epoch)
+    result = fit_stage(fabric, config, stage, objective, windows, folder)
+    if fabric.is_global_zero:
+        prefix = f"{stage.name}."
+        weights = {k.removeprefix(prefix): v for k, v in result.weights.items() if k.startswith(prefix)}
+        facts = {"stage": stage.name, "steps": result.steps, "seconds": round(result.seconds, 1)}
+        if tokenizer is not None:
+            facts["tokenizer"] = fingerprint(stage.load(folder))  # whose codes it is trained on
+        save_weights(folder / stage.file, weights, facts)
+        plot_metrics(folder)
+    fabric.barrier()
+
+
+def fit_stage(
+    fabric: Fabric,
+    config: DictConfig,
+    stage: Stage,
+    objective: Objective,
+    windows: dict[Split, Windows],
+    folder: Path,
+) -> FitResult:
+    """The fit of a stage, with a progress bar, metrics, evaluations on held-out windows and checkpoints."""
+    node = config.training[stage.name]
+    checkpoint = checkpoint_of(folder, stage.file)
+    batches = make_batches(windows["train"].sample, node.batch, config.seed, fabric.global_rank)
+    lines, board = watch.JsonLines(folder / METRICS), watch.TensorBoard(folder / "tensorboard")
+    chain: list[Hook] = [watch.ProgressBar(), lines, board]
+    if windows["held_out"].drawable:
+        held_out = make_batches(windows["held_out"].sample, node.batch, config.seed, 0)
+        evaluate = watch.Measure(held_out, node.evaluate_batches, fabric.device)
+        chain.append(watch.Evaluation(node.evaluate_every, evaluate, (lines, board)))
+    chain.append(watch.Checkpoint(checkpoint, node.checkpoint_seconds))
+    return fit(fabric, objective, batches, fit_settings(config, stage.name), checkpoint, chain, stage.name)
+
+
+def plot_metrics(folder: Path) -> None:
+    """Draws every logged value over the steps as ``metrics.png``."""
+    records = watch.read_json_lines(folder / METRICS)
+    if records:
+        plots.save_panels(folder / "metrics.png", plots.metrics_panels(records), title=folder.name)
