@@ -19,7 +19,7 @@ from worldmodel.agents.run import AGENT, RETURNS, save_network
 from worldmodel.agents.stage import AgentStage, dream_settings
 
 from worldmodel.collect import record_steps, recorded
-from worldmodel.config.checks import build
+from worldmodel.config.checks import build, check_groups
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError, RunError
 from worldmodel.media import plots
@@ -55,6 +55,7 @@ def learn(config: DictConfig) -> Path:
     Raises what collecting and training raise, and KeyboardInterrupt, with everything kept, when asked to stop.
     """
     dream_settings(config)
+    check_groups(config, "tokenizer", "second", "prior")
     if config.steps == 0:
         return learn_inside(config)
     name = str(config.run or f"{config.stem}-agent" + (f"-seed{config.seed}" if config.seed else ""))

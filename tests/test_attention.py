@@ -237,8 +237,6 @@ def test_it_learns_to_recall_beyond_its_neighbours() -> None:
     ("build", "words"),
     [
         (lambda: WindowedAttention(10, 4, 8), "width 10 cannot be shared by 4 heads"),
-        (lambda: WindowedAttention(8, 2, 0), "window 0"),
-        (lambda: TimeTransformer(8, 0, 2, 4), "0 blocks"),
     ],
 )
 def test_wrong_shapes_are_named(build: Callable[[], nn.Module], words: str) -> None:

@@ -213,8 +213,6 @@ def test_a_prior_that_never_looks_at_classes() -> None:
     hidden = (some(many, many)[:, 0, 0] == some.embed.weight[0]).all(-1).float().mean()
     assert 0.4 < hidden < 0.6
     assert not (some.eval()(many, many)[:, 0, 0] == some.embed.weight[0]).all(-1).any()
-    with pytest.raises(ConfigError, match="share from 0 to 1"):
-        ConditionTrunk(GridSpec((2, 2), torch.zeros(4, 2), tuple("abc")), drop=2.0)
 
 
 def test_captions_are_read_word_by_word() -> None:

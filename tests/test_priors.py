@@ -9,7 +9,6 @@ import pytest
 import torch
 from tiny import PRIORS, random_segment, tiny_prior
 
-from worldmodel.errors import ConfigError
 from worldmodel.heads import GridSpec
 from worldmodel.heads.base import nats
 from worldmodel.heads.order import ORDERS, make_order
@@ -284,11 +283,6 @@ def test_padding_before_an_episode_is_as_if_never_seen(prior_with_past: Prior) -
     late = prior.log_likelihood(segment.codes[:, 4:], segment.actions[:, 4:])
     assert prior.context == 4
     assert float(terms["codes"].detach()) == pytest.approx(-float(late.detach().mean()) / 16, rel=1e-5)
-
-
-def test_an_unknown_order_is_named() -> None:
-    with pytest.raises(ConfigError, match="unknown order 'spiral'; choose checkerboard, quincunx, raster"):
-        make_order("spiral", (4, 4))
 
 
 def test_two_hot_keeps_the_mean() -> None:

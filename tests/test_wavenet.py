@@ -13,7 +13,7 @@ from worldmodel.likelihoods.base import frames_of
 from worldmodel.likelihoods.categorical import Categorical
 from worldmodel.likelihoods.logistic import LogisticMixture
 from worldmodel.likelihoods.squared_error import SquaredError
-from worldmodel.speech.nn.wavenet import WaveNet, WaveNetLikelihood
+from worldmodel.speech.nn.wavenet import WaveNetLikelihood
 
 SMALL = {"width": 8, "layers": 4, "cycle": 3, "hidden": 8}
 LIKELIHOODS = {"mixture": partial(LogisticMixture, components=3), "categorical": Categorical}
@@ -151,5 +151,3 @@ def test_what_does_not_fit_is_told() -> None:
         WaveNetLikelihood(3)
     with pytest.raises(ConfigError, match="choose LogisticMixture or Categorical"):
         WaveNetLikelihood(1, 4, SquaredError)
-    with pytest.raises(ConfigError, match="memory 0 must be at least 1"):
-        WaveNet(4, 4, memory=0)

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from worldmodel import collect, dream, evaluate
+from worldmodel.config.checks import check_groups
 from worldmodel.config.cli import run_entry_point
 from worldmodel.data.store import EpisodeStore
 from worldmodel.dreaming.actions import parse_script
@@ -55,6 +56,7 @@ def quickstart(args: argparse.Namespace, config: DictConfig) -> None:
     """Collect what is missing, train within the budget, dream and measure."""
     if not 2 < args.minutes < float("inf"):
         raise ConfigError(f"--minutes {args.minutes:g} is no budget; give more than 2, to leave time to train")
+    check_groups(config, "tokenizer", "second", "prior")
     started = time.monotonic()
     console = Console()
 

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import pkgutil
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
@@ -110,6 +111,15 @@ def check_value(name: str, annotation: Any, value: Any) -> Any:
         raise ConfigError(_message(name, value, error)) from None
 
 
+def check_groups(config: Any, *groups: str) -> None:
+    """Checks groups of composed settings that are built later, so that a slip is reported before the work begins."""
+    from omegaconf import OmegaConf
+
+    for name in groups:
+        if (node := config.get(name)) is not None:
+            check(OmegaConf.to_container(node, resolve=True), name)
+
+
 def checked(function: Function) -> Function:
     """Decorates a constructor that is also called without settings: its arguments are checked in every call."""
     signature = inspect.signature(function)
@@ -147,10 +157,8 @@ def construct(settings: Any) -> Any:
 
 def find(target: Any, name: str) -> Any:
     """The class or function of a dotted name. Raises :class:`ConfigError`."""
-    from hydra.utils import get_object
-
     try:
-        return get_object(str(target))
+        return target if callable(target) else pkgutil.resolve_name(str(target))
     except Exception as error:  # whatever a module raises that cannot be imported
         raise ConfigError(f"{name} is {target!r}, which cannot be imported: {' '.join(str(error).split())}") from error
 
@@ -175,7 +183,12 @@ def parameters(target: Any) -> Parameters:
         for each in own:
             if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY) and each.name != "self":
                 types.setdefault(each.name, hints.get(each.name, Any))
-        passes_on = any(each.kind is each.VAR_KEYWORD for each in own)
+        rest = [each.name for each in own if each.kind is each.VAR_KEYWORD]
+        passes_on = bool(rest)
+        for mark in _marks(hints.get(rest[0])) if rest else ():
+            if isinstance(mark, PassedTo):
+                types = {**parameters(find(mark.target, rest[0])).types, **types}
+                passes_on = False
         if not passes_on:
             break
     return Parameters(types, passes_on)
@@ -195,8 +208,7 @@ def _deeper(value: Any, annotation: Any, name: str, id: Any) -> Any:
     for mark in _marks(annotation):
         if isinstance(mark, PassedTo) and isinstance(value, Mapping):
             target = _environment(id) if mark.by_id else mark.target
-            target = find(target, name) if isinstance(target, str) else target
-            return value if target is None else check_arguments(target, value, name)
+            return value if target is None else check_arguments(find(target, name), value, name)
     return value
 
 

@@ -15,6 +15,7 @@ from worldmodel.heads.base import GridSpec, Head, State
 from worldmodel.heads.embedding import CodeEmbedding
 from worldmodel.nn.convnets import CONV, ResidualBlock
 from worldmodel.nn.modules import module_list
+from worldmodel.util.ranges import Count
 
 
 @dataclasses.dataclass
@@ -71,7 +72,7 @@ class HierarchyHead(Head):
         spec: GridSpec,
         context_width: int,
         inner: Callable[..., Head] | Sequence[Callable[..., Head]],
-        width: int = 64,
+        width: Count = 64,
     ):
         super().__init__()
         levels, codebook = spec.levels, spec.codebook

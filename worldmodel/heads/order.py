@@ -13,14 +13,13 @@ not look at each other at all may be drawn together (docs/experiments.md has the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from worldmodel.errors import ConfigError
-
 Cell = tuple[int, int]
+OrderName = Literal["checkerboard", "quincunx", "raster"]
 
 STRAIGHT: list[Cell] = [(-1, 0), (0, -1), (0, 1), (1, 0)]
 DIAGONAL: list[Cell] = [(-1, -1), (-1, 1), (1, -1), (1, 1)]
@@ -47,10 +46,8 @@ class Order(NamedTuple):
     neighbours: Tensor  # (N, 8) int64: places in this order of the codes that each looks at, N for "none"
 
 
-def make_order(name: str, grid: Sequence[int]) -> Order:
-    """The order ``name`` of a grid of rank 1 or 2. Raises :class:`ConfigError` for an unknown name."""
-    if name not in ORDERS:
-        raise ConfigError(f"unknown order {name!r}; choose {', '.join(ORDERS)}")
+def make_order(name: OrderName, grid: Sequence[int]) -> Order:
+    """The order ``name`` of a grid of rank 1 or 2."""
     height, width = grid if len(grid) == 2 else (1, *grid)
     stages = [stage for stage in ORDERS[name](height, width) if stage.cells]
     cells = [cell for stage in stages for cell in stage.cells]
@@ -106,7 +103,7 @@ def _lattice(height: int, width: int, stride: int = 1, row: int = 0, column: int
     return [(r, c) for r in range(row, height, stride) for c in range(column, width, stride)]
 
 
-ORDERS: dict[str, Callable[[int, int], list[Stage]]] = {
+ORDERS: dict[OrderName, Callable[[int, int], list[Stage]]] = {
     "checkerboard": _checkerboard,
     "quincunx": _quincunx,
     "raster": _raster,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from worldmodel.errors import ConfigError
 from worldmodel.heads.base import GridSpec, Head
 from worldmodel.nn.embedding import centred
-from worldmodel.nn.pixelcnn import GridState
+from worldmodel.nn.pixelcnn import GatedPixelCNN, GridState
 from worldmodel.nn.slots import CodePixelCNN, SlotLogits, wide
+from worldmodel.util.ranges import Count, PassedTo
 
 
 class SiteHead(Head):
@@ -70,8 +71,8 @@ class PixelCNNHead(SiteHead):
         self,
         spec: GridSpec,
         context_width: int,
-        width: int = 128,
-        **network: Any,
+        width: Count = 128,
+        **network: Annotated[Any, PassedTo(GatedPixelCNN)],
     ):
         spec.require_one_grid(self)
         grid, codebook = spec.grid, spec.codebook

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -13,7 +13,9 @@ from worldmodel.heads.pixelcnn import SiteHead
 from worldmodel.heads.sampling import make_sampler
 from worldmodel.likelihoods.base import LEVELS, Likelihood, Studied
 from worldmodel.nn.embedding import centred
+from worldmodel.nn.pixelcnn import GatedPixelCNN
 from worldmodel.nn.slots import CodePixelCNN
+from worldmodel.util.ranges import Count, PassedTo
 
 
 class PixelHead(SiteHead):
@@ -41,10 +43,10 @@ class PixelCNNLikelihood(Likelihood):
     def __init__(
         self,
         channels: int,
-        outputs: int = 64,
-        levels: int = 256,
-        width: int = 64,
-        **network: Any,
+        outputs: Count = 64,
+        levels: Count = 256,
+        width: Count = 64,
+        **network: Annotated[Any, PassedTo(GatedPixelCNN)],
     ):
         super().__init__(channels)
         self.outputs, self.levels = outputs, levels

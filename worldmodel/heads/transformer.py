@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from worldmodel.heads.base import GridSpec, Head
 from worldmodel.heads.embedding import CodeEmbedding, centred, classifier
-from worldmodel.heads.order import make_order
+from worldmodel.heads.order import OrderName, make_order
 from worldmodel.nn.modules import module_list
+from worldmodel.util.ranges import Count
 
 
 @dataclasses.dataclass
@@ -89,11 +90,11 @@ class TransformerHead(Head):
         self,
         spec: GridSpec,
         context_width: int,
-        width: int = 128,
-        blocks: int = 1,
-        heads: int = 4,
-        embed: int = 48,
-        order: str = "quincunx",
+        width: Count = 128,
+        blocks: Count = 1,
+        heads: Count = 4,
+        embed: Count = 48,
+        order: OrderName = "quincunx",
     ):
         super().__init__()
         spec.require_one_grid(self)

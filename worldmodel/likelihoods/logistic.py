@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from worldmodel.likelihoods.base import HALF, LEVELS, Likelihood, frames_of, levels_of, uniform
+from worldmodel.util.ranges import Count
 
 
 class LogisticMixture(Likelihood):
@@ -29,7 +30,7 @@ class LogisticMixture(Likelihood):
     narrowest = -7.0  # log s; a bin is 2/255, e^-4.8, wide
     widest = 7.0
 
-    def __init__(self, channels: int, components: int = 10):
+    def __init__(self, channels: int, components: Count = 10):
         super().__init__(channels)
         if components < 1:
             raise ValueError(f"a mixture needs at least one component, not {components}")

@@ -39,10 +39,8 @@ class WindowedAttention(nn.Module):
 
     def __init__(self, width: int, heads: int, window: int, depth: int = 1):
         super().__init__()
-        if heads < 1 or width % heads:
+        if width % heads:
             raise ConfigError(f"width {width} cannot be shared by {heads} heads; choose a multiple of the heads")
-        if window < 1:
-            raise ConfigError(f"window {window} lets no step see even itself; choose 1 or more")
         self.width, self.heads, self.window = width, heads, window
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
@@ -120,8 +118,6 @@ class TimeTransformer(nn.Module):
 
     def __init__(self, width: int, blocks: int, heads: int, window: int):
         super().__init__()
-        if blocks < 1:
-            raise ConfigError(f"a transformer of {blocks} blocks sees no other step; choose 1 block or more")
         self.blocks = module_list(WindowedAttention(width, heads, window, blocks) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
 

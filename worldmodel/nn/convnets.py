@@ -7,12 +7,11 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.nn.modules import module_list
+from worldmodel.util.ranges import Counts, Whole
 
 CONV: dict[int, type[nn.Conv1d] | type[nn.Conv2d]] = {1: nn.Conv1d, 2: nn.Conv2d}
 CONV_TRANSPOSE: dict[int, type[nn.ConvTranspose1d] | type[nn.ConvTranspose2d]] = {
@@ -49,7 +48,7 @@ class ConvEncoder(Encoder):
     by is so little that the rectifiers die.
     """
 
-    def __init__(self, rank: int, channels: int, widths: Sequence[int], blocks: int, scaled: bool = False):
+    def __init__(self, rank: int, channels: int, widths: Counts, blocks: Whole, scaled: bool = False):
         super().__init__()
         self.factor = 2 ** len(widths)
         ins = [channels, *widths[:-1]]
@@ -78,7 +77,7 @@ class ConvDecoder(nn.Module):
     """
 
     def __init__(
-        self, rank: int, width_in: int, channels: int, widths: Sequence[int], blocks: int, outputs: int | None = None
+        self, rank: int, width_in: int, channels: int, widths: Counts, blocks: Whole, outputs: int | None = None
     ):
         super().__init__()
         top = widths[-1]

@@ -15,13 +15,16 @@ products.
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
 from worldmodel.nn.modules import module_list
+from worldmodel.util.ranges import Count, ShareBelowOne
 
 
 def gate(x: Tensor) -> Tensor:
@@ -116,18 +119,16 @@ class GatedPixelCNN(nn.Module):
         inputs: int,
         condition: int,
         outputs: int,
-        width: int = 128,
-        layers: int = 8,
-        kernel: int = 3,
-        first: int = 7,
-        dropout: float = 0.0,
+        width: Count = 128,
+        layers: Count = 8,
+        kernel: Annotated[int, Ge(3)] = 3,
+        first: Annotated[int, Ge(3)] = 7,
+        dropout: ShareBelowOne = 0.0,
     ):
         super().__init__()
         for name, size in (("kernel", kernel), ("first", first)):
-            if size < 3 or size % 2 == 0:
-                raise ConfigError(f"{name} is {size}; a kernel has an odd size of at least 3, such as 3, 5 or 7")
-        if layers < 1:
-            raise ConfigError(f"layers is {layers}; a PixelCNN has at least 1")
+            if size % 2 == 0:
+                raise ConfigError(f"{name} is {size}; a kernel has an odd size, such as 3, 5 or 7")
         self.inputs, self.width = inputs, width
         self.reaches = [first // 2, *[kernel // 2] * (layers - 1)]  # of the layers
         self.layers = module_list(

@@ -15,6 +15,7 @@ from worldmodel.errors import ConfigError, UnknownActionError
 from worldmodel.heads.base import GridSpec, State
 from worldmodel.priors.base import Trunk
 from worldmodel.types import NO_ACTION
+from worldmodel.util.ranges import Count, Share
 
 START = 0
 """The token before the first word of a caption."""
@@ -30,10 +31,8 @@ class Memoryless(Trunk):
 
     remembers = False
 
-    def __init__(self, drop: float):
+    def __init__(self, drop: Share):
         super().__init__()
-        if not 0 <= drop <= 1:
-            raise ConfigError(f"prior.trunk.drop is {drop}; it is a share from 0 to 1")
         self.drop, self.sees_actions = drop, drop < 1
 
     @abc.abstractmethod
@@ -67,7 +66,7 @@ class ConditionTrunk(Memoryless):
         spec: of the grids and the actions. width: of a context vector. drop: as of :class:`Memoryless`.
     """
 
-    def __init__(self, spec: GridSpec, width: int = 64, drop: float = 0.0):
+    def __init__(self, spec: GridSpec, width: Count = 64, drop: Share = 0.0):
         super().__init__(drop)
         self.positions, self.width = spec.positions, width
         self.embed = nn.Embedding(spec.num_actions + 1, width)  # the first is that of an unknown action, −1
@@ -92,13 +91,13 @@ class CaptionTrunk(Memoryless):
     def __init__(
         self,
         spec: GridSpec,
-        width: int = 64,
-        blocks: int = 2,
-        heads: int = 4,
-        drop: float = 0.0,
+        width: Count = 64,
+        blocks: Count = 2,
+        heads: Count = 4,
+        drop: Share = 0.0,
     ):
         super().__init__(drop)
-        if heads < 1 or width % heads:
+        if width % heads:
             raise ConfigError(f"width {width} cannot be shared by {heads} heads; choose a multiple of the heads")
         self.positions, self.width, self.heads = spec.positions, width, heads
         split = [words(name) for name in spec.action_names]

@@ -15,6 +15,7 @@ from worldmodel.nn.convnets import CONV
 from worldmodel.nn.modules import to_channels_last
 from worldmodel.priors.base import Trunk
 from worldmodel.priors.memory import MemoryState, TimeMemory
+from worldmodel.util.ranges import Count
 
 
 class ConvTrunkState(NamedTuple):
@@ -62,12 +63,12 @@ class ConvTrunk(Trunk):
     def __init__(
         self,
         spec: GridSpec,
-        width: int = 160,
-        blocks: int = 5,
-        history: int = 4,
-        embed: int = 48,
+        width: Count = 160,
+        blocks: Count = 5,
+        history: Count = 4,
+        embed: Count = 48,
         memory: Callable[..., TimeMemory] | None = None,
-        spread: int = 16,
+        spread: Count = 16,
     ):
         super().__init__()
         spec.require_one_grid(self)

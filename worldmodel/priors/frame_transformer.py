@@ -17,6 +17,7 @@ from worldmodel.nn.modules import to_channels_last
 from worldmodel.priors.base import Trunk
 from worldmodel.priors.memory import MemoryState, TimeMemory
 from worldmodel.types import NO_ACTION
+from worldmodel.util.ranges import Count, Share
 
 
 class LevelNeighbourhoods(nn.Module):
@@ -55,15 +56,15 @@ class FrameTransformer(Trunk):
     def __init__(
         self,
         spec: GridSpec,
-        width: int = 128,
-        blocks: int = 4,
-        heads: int = 8,
-        window: int = 16,
-        model: int = 256,
-        embed: int = 48,
-        spread: int = 32,
-        reach: int = 1,
-        drop: float = 0.0,
+        width: Count = 128,
+        blocks: Count = 4,
+        heads: Count = 8,
+        window: Count = 16,
+        model: Count = 256,
+        embed: Count = 48,
+        spread: Count = 32,
+        reach: Count = 1,
+        drop: Share = 0.0,
     ):
         super().__init__()
         grid, levels = spec.grid, spec.levels

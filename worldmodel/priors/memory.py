@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from worldmodel.heads.base import GridSpec
 from worldmodel.heads.embedding import embedding
 from worldmodel.nn.attention import AttentionCache, TimeTransformer
+from worldmodel.util.ranges import Count
 
 MemoryState = tuple[AttentionCache, ...]  # one cache a block, the batch first in every tensor
 
@@ -25,11 +26,11 @@ class TimeMemory(nn.Module):
     def __init__(
         self,
         spec: GridSpec,
-        width: int = 128,
-        blocks: int = 1,
-        heads: int = 4,
-        window: int = 16,
-        embed: int = 16,
+        width: Count = 128,
+        blocks: Count = 1,
+        heads: Count = 4,
+        window: Count = 16,
+        embed: Count = 16,
     ):
         super().__init__()
         self.width = width

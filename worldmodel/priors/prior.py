@@ -14,6 +14,7 @@ from worldmodel.priors.base import PriorOutput, PriorState, Step, Trunk
 from worldmodel.priors.outcomes import OutcomeHead
 from worldmodel.tokenizers.base import Autoencoder, require_codes
 from worldmodel.types import Segment
+from worldmodel.util.ranges import Share, Whole
 
 
 class Prior(nn.Module):
@@ -38,9 +39,9 @@ class Prior(nn.Module):
         action_names: Sequence[str],
         trunk: Callable[..., Trunk],
         head: Callable[..., Head],
-        context: int = 1,
-        forget: float = 0.0,
-        corrupt: float = 0.0,
+        context: Whole = 1,
+        forget: Share = 0.0,
+        corrupt: Share = 0.0,
         outcomes: bool = True,
     ):
         super().__init__()

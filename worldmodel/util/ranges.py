@@ -29,7 +29,7 @@ class Parsed:
 
 @dataclass(frozen=True)
 class PassedTo:
-    """Marks a mapping that is passed on as keyword arguments.
+    """Marks a mapping, or ``**`` parameters, that are passed on as keyword arguments.
 
     ``target``: what receives them, as a callable or its dotted name; or, for ``by_id``, nothing: the constructor of the
     gymnasium environment whose id is beside the mapping.

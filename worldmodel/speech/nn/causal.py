@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
+from worldmodel.util.ranges import Counts, Whole
 
 State: TypeAlias = Any  # a Tensor, or a tuple of states; None before the first sample
 
@@ -158,7 +159,7 @@ class CausalEncoder(CausalSequence):
         strides: as many as there are widths; their product is ``factor``, samples a place.
     """
 
-    def __init__(self, rank: int, channels: int, widths: Sequence[int], blocks: int, strides: Sequence[int] = STRIDES):
+    def __init__(self, rank: int, channels: int, widths: Counts, blocks: Whole, strides: Counts = STRIDES):
         _checked(rank, widths, strides)
         modules: list[nn.Module] = []
         for inputs, width, stride in zip([channels, *widths[:-1]], widths, strides, strict=True):
@@ -179,10 +180,10 @@ class CausalDecoder(CausalSequence):
         rank: int,
         width_in: int,
         channels: int,
-        widths: Sequence[int],
-        blocks: int,
+        widths: Counts,
+        blocks: Whole,
         outputs: int | None = None,
-        strides: Sequence[int] = STRIDES,
+        strides: Counts = STRIDES,
     ):
         _checked(rank, widths, strides)
         modules: list[nn.Module] = [CausalConv(width_in, widths[-1], 3)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from torch.nn import functional as F
 from worldmodel.errors import ConfigError
 from worldmodel.nn.convnets import CONV, Encoder, ResidualBlock
 from worldmodel.speech.mulaw import MU
+from worldmodel.util.ranges import Count, Counts, ShareBelowOne, Whole
 
 FLOOR = 1e-6
 """Mel power below which a band is silent. White noise of the rounding to 16 bits is at 1e-8 a bin, speech around 1."""
@@ -116,15 +116,15 @@ class MelEncoder(Encoder):
         self,
         rank: int,
         channels: int,
-        widths: Sequence[int],
-        blocks: int,
-        strides: Sequence[int] = (2, 2),
-        bands: int = 80,
-        hop: int = 160,
-        window: int = 400,
-        rate: int = 16_000,
+        widths: Counts,
+        blocks: Whole,
+        strides: Counts = (2, 2),
+        bands: Count = 80,
+        hop: Count = 160,
+        window: Count = 400,
+        rate: Count = 16_000,
         still: bool = False,
-        warp: float = 0.0,
+        warp: ShareBelowOne = 0.0,
     ):
         super().__init__()
         if (rank, channels) != (1, 1):

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from worldmodel.errors import ConfigError
 from worldmodel.likelihoods.base import Likelihood, Studied
 from worldmodel.speech.nn.mel import companded, expanded, log_mels, mel_filters, of_log_mels
+from worldmodel.util.ranges import Count, Whole
 
 
 class MelSpectra(Likelihood):
@@ -31,12 +32,12 @@ class MelSpectra(Likelihood):
     def __init__(
         self,
         channels: int,
-        bands: int = 80,
-        hop: int = 160,
-        window: int = 400,
-        rate: int = 16_000,
-        rounds: int = 32,
-        cepstra: int = 0,
+        bands: Count = 80,
+        hop: Count = 160,
+        window: Count = 400,
+        rate: Count = 16_000,
+        rounds: Whole = 32,
+        cepstra: Whole = 0,
     ):
         super().__init__(channels)
         if channels != 1:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from worldmodel.likelihoods.base import Likelihood
 from worldmodel.speech.nn.mel import expanded, mel_filters
+from worldmodel.util.ranges import Count, Counts, NonNegative
 
 SHORTEST = 1e-4  # of magnitudes under a logarithm: the noise of µ-law near silence
 
@@ -46,11 +45,11 @@ class SpectralLoss(Likelihood):
     def __init__(
         self,
         channels: int,
-        windows: Sequence[int] = (64, 128, 256, 512, 1024, 2048),
-        bands: Sequence[int] = (10, 20, 40, 80, 80, 80),
-        wave: float = 1.0,
-        spectra: float = 1.0,
-        rate: int = 16_000,
+        windows: Counts = (64, 128, 256, 512, 1024, 2048),
+        bands: Counts = (10, 20, 40, 80, 80, 80),
+        wave: NonNegative = 1.0,
+        spectra: NonNegative = 1.0,
+        rate: Count = 16_000,
     ):
         super().__init__(channels)
         if len(windows) != len(bands):

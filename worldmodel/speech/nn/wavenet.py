@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from worldmodel.nn.modules import module_list
 from worldmodel.speech.mulaw import SILENCE
 from worldmodel.speech.nn.mel import expanded, log_mels
 from worldmodel.speech.nn.sample_level import SampleLevel
+from worldmodel.util.ranges import Count, PassedTo, ShareBelowOne, Whole
 
 WAVES = 8  # numbers that a sample is read as
 WINDOW, FFT, RATE = 400, 512, 16_000  # of spectra
@@ -91,20 +92,16 @@ class WaveNet(nn.Module):
         self,
         features: int,
         parameters: int,
-        group: int = 16,
-        width: int = 96,
-        layers: int = 12,
-        cycle: int = 6,
-        hidden: int = 96,
-        memory: int = 16,
-        forget: float = 0.0,
+        group: Count = 16,
+        width: Count = 96,
+        layers: Count = 12,
+        cycle: Count = 6,
+        hidden: Count = 96,
+        memory: Count = 16,
+        forget: ShareBelowOne = 0.0,
     ):
         super().__init__()
-        if not 0 <= forget < 1:
-            raise ConfigError(f"forget is {forget}; it is a share of the signals, from 0 to below 1")
         self.forget = forget
-        if min(group, layers, cycle, memory) < 1:
-            raise ConfigError(f"group {group}, layers {layers}, cycle {cycle} and memory {memory} must be at least 1")
         self.group, self.memory, self.hidden = group, memory, hidden
         self.enter = nn.Linear(group * WAVES, width)
         self.layers = module_list(Gate(width, features, 2 ** (n % cycle)) for n in range(layers))
@@ -212,10 +209,10 @@ class WaveNetLikelihood(Likelihood):
     def __init__(
         self,
         channels: int,
-        outputs: int = 64,
+        outputs: Count = 64,
         levels: Callable[..., Likelihood] = LogisticMixture,
-        bands: int = 0,
-        **network: Any,
+        bands: Whole = 0,
+        **network: Annotated[Any, PassedTo(WaveNet)],
     ):
         super().__init__(channels)
         if channels != 1:
