@@ -115,7 +115,7 @@ class Gathered:
         self.seconds += played.seconds
         self.facts[number] = {
             "return": float(episode.rewards.sum(dtype=np.float64)),
-            "length": len(episode),
+            "length": episode.steps,
             "terminated": episode.terminated,
             "success": self.settings.succeeded(episode),
         }
@@ -170,7 +170,7 @@ def gather(match: Match, episodes: int, workers: int, gathered: Gathered, kept: 
         for played in play(match, left, workers, watch):
             kept.keep(played)
             gathered.take(played)
-            under_way = max(0, under_way - len(played.episode))
+            under_way = max(0, under_way - played.episode.steps)
             watch(0)
         if stopped():
             raise KeyboardInterrupt

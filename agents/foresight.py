@@ -12,7 +12,7 @@ from torch import Tensor
 from worldmodel.agents.returns import reach
 from worldmodel.agents.statistics import rank_interval
 
-from worldmodel.types import NO_ACTION, Episode
+from worldmodel.types import Episode
 
 DREAMS_AT_ONCE = 32
 
@@ -76,19 +76,18 @@ def windows(episode: Episode, number: int, context: int, horizon: int, count: in
     ``context``: most frames that are seen. A window ends with the episode, or after ``horizon`` steps.
     """
     rng = np.random.default_rng((seed, number, 1))
-    others = rng.permutation(np.arange(1, len(episode)))[: count - 1]
+    others = rng.permutation(np.arange(1, episode.steps))[: count - 1]
     found = []
-    led_by = np.concatenate([[NO_ACTION], episode.actions])
     for start in [0, *sorted(int(start) for start in others)]:
-        first, last = max(0, start + 1 - context), min(start + horizon, len(episode))
+        first, last = max(0, start + 1 - context), min(start + horizon, episode.steps)
         found.append(
             Window(
                 episode=number,
                 start=start,
                 seen=episode.frames[first : start + 1].copy(),
-                seen_actions=led_by[first : start + 1].copy(),
-                actions=episode.actions[start:last].copy(),
-                obtained=float(episode.rewards[start:last].sum(dtype=np.float64)),
+                seen_actions=episode.actions[first : start + 1].copy(),
+                actions=episode.actions[start + 1 : last + 1].copy(),
+                obtained=float(episode.rewards[start + 1 : last + 1].sum(dtype=np.float64)),
             )
         )
     return found

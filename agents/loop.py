@@ -136,7 +136,7 @@ def returns_of(store: EpisodeStore) -> tuple[list[int], list[float]]:
     ends, returns, steps = [], [], 0
     for number in range(len(store)):
         episode = store.episode(number)
-        steps += len(episode)
+        steps += episode.steps
         ends.append(steps)
         returns.append(float(episode.rewards.sum()))
     return ends, returns

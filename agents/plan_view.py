@@ -12,7 +12,7 @@ from worldmodel import media
 from worldmodel.errors import ConfigError
 from worldmodel.types import Episode
 
-Plans = Sequence[Plan | None]  # (T,): what was imagined for actions[t]; None where nothing was
+Plans = Sequence[Plan | None]  # (T - 1,): what was imagined at frames[t]; None where nothing was
 
 LAGS = (1, 4, 8)  # steps ahead
 NOTHING = 40  # level of grey where nothing was imagined
@@ -28,8 +28,8 @@ def plan_strips(episode: Episode, plans: Plans, names: Sequence[str], step: int)
         known = [number for number, one in enumerate(plans) if one is not None]
         some = f"one of {known[0]} to {known[-1]} has one" if known else "this agent makes none"
         raise ConfigError(f"there is no plan at step {step}; {some}")
-    length = min(len(plan), len(episode) - step)
-    seen, came = episode.frames[step : step + 1], slice(step, step + length)
+    length = min(len(plan), episode.steps - step)
+    seen, came = episode.frames[step : step + 1], slice(step + 1, step + length + 1)
     earned, hoped = float(episode.rewards[came].sum()), float(plan.rewards[:length].sum())
     real = media.Strip(
         episode.frames[step : step + length + 1],
@@ -50,13 +50,12 @@ def foresight_strips(
     is of the actions that the agent meant to take then; where it took others, the frames show what these would have
     come to. Grey: nothing was imagined so far ahead. How many steps no plan reaches is left out.
     """
-    actions = (None, *media.action_names(episode.actions, names))
-    strips = [media.Strip(episode.frames, "came", actions)]
+    strips = [media.Strip(episode.frames, "came", media.action_names(episode.actions, names))]
     for lag in (lag for lag in lags if any(plan is not None and len(plan) >= lag for plan in plans)):
         frames = np.full_like(episode.frames, NOTHING)
         meant: list[str | None] = [None] * len(frames)
         last, made = None, 0  # the plan that is followed, and the step at which it was made
-        for step, plan in enumerate(plans[: len(episode) - lag + 1]):
+        for step, plan in enumerate(plans[: episode.steps - lag + 1]):
             last, made = (last, made) if plan is None else (plan, step)
             ahead = step + lag - made
             if last is not None and len(last) >= ahead:

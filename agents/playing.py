@@ -52,7 +52,7 @@ class Played:
     number: int  # i; its seeds follow from (seed, i) alone, whoever plays
     episode: Episode
     seconds: float  # in the agent's ``act``, all steps together
-    plans: tuple[Plan | None, ...] = ()  # (T,): what was imagined for each action, undrawn; () where it is not told
+    plans: tuple[Plan | None, ...] = ()  # (T - 1,): what was imagined for each action, undrawn; () where it is not told
 
 
 class Clocked:

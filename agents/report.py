@@ -16,7 +16,7 @@ from worldmodel.agents.returns import reach
 from worldmodel import media
 from worldmodel.evaluation.report import number
 from worldmodel.media import plots
-from worldmodel.types import NO_ACTION, Episode, Spec
+from worldmodel.types import Episode, Spec
 from worldmodel.world import WorldModel, decode
 
 SHOWN = 3  # episodes of a video
@@ -102,15 +102,13 @@ def save_dreams(path: Path, played: Sequence[Played], world: WorldModel, seed: i
     """
     spec = world.spec
     context = max(1, world.prior.context)
-    kept = [one.episode for one in played if len(one.episode) >= context]
+    kept = [one.episode for one in played if one.episode.steps >= context]
     if not kept:
         context, kept = 1, [one.episode for one in played]
     length = min(LONGEST, max(len(episode.frames) for episode in kept))
     above, below = [], []
     for episode in kept:
-        frames = torch.tensor(episode.frames[:length])
-        actions = torch.tensor([NO_ACTION, *episode.actions[: length - 1]])
-        seen = context - 1
+        frames, actions = (torch.tensor(part[:length]) for part in (episode.frames, episode.actions))
         dream = world.imagine(
             frames[:context],
             actions[context:],
@@ -118,9 +116,9 @@ def save_dreams(path: Path, played: Sequence[Played], world: WorldModel, seed: i
             temperature=temperature,
             generator=torch.Generator().manual_seed(seed),
         )
-        names = media.action_names(actions[1:], spec.action_names)
+        names = media.action_names(actions, spec.action_names)
         both = np.concatenate([frames[:context].numpy(), dream.frames[0].cpu().numpy()])
-        behind = episode.rewards[seen : length - 1].sum()
+        behind = episode.rewards[context:length].sum()
         above.append(_strip(frames.numpy(), f"real · return {behind:.4g}", names, length, context))
         earned = float((reach(1 - dream.ends) * dream.rewards).sum())
         below.append(_strip(both, f"dream · return {earned:.4g}", names, length, context, True))
@@ -133,15 +131,15 @@ def save_dreams(path: Path, played: Sequence[Played], world: WorldModel, seed: i
 def _real(episode: Episode, spec: Spec, length: int) -> media.Strip:
     names = media.action_names(episode.actions, spec.action_names)
     how = "ended" if episode.terminated else "cut"
-    caption = f"return {episode.rewards.sum():.4g} · {len(episode)} steps, {how}"
+    caption = f"return {episode.rewards.sum():.4g} · {episode.steps} steps, {how}"
     return _strip(episode.frames, caption, names, length)
 
 
 def _strip(
     frames: np.ndarray, caption: str, names: Sequence[str | None], length: int, seen: int = 0, dreamt: bool = False
 ) -> media.Strip:
-    """Frames and the actions between them, cut to ``length`` or standing still at the end until then."""
-    frames, actions = frames[:length], [None, *names][: min(length, len(frames))]
+    """Frames and the actions that led to them, cut to ``length`` or standing still at the end until then."""
+    frames, names = frames[:length], names[:length]
     still = length - len(frames)
     frames = np.concatenate([frames, np.repeat(frames[-1:], still, 0)])
-    return media.Strip(frames, caption, (*actions, *[None] * still), seen, dreamt)
+    return media.Strip(frames, caption, (*names, *[None] * still), seen, dreamt)

@@ -82,7 +82,7 @@ def measure(config: DictConfig, steps: int, workers: int, repeat: int) -> list[F
 
         def repeat_actions(number: int) -> float:
             store = EpisodeStore.open(Path(folder, f"one-{number}"))
-            actions = np.concatenate([store.episode(index).actions for index in range(len(store))]).tolist()
+            actions = np.concatenate([store.episode(index).actions[1:] for index in range(len(store))]).tolist()
             return seconds(lambda: play(env, actions, longest, number), CPU)
 
         contenders: dict[str, Callable[[int], float]] = {

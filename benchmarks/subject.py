@@ -54,7 +54,7 @@ class Subject:
             "grid": list(world.prior.grid),
             "codes": world.prior.codes,
             "parameters": sizes,
-            "data": {"path": str(self.store.path), "frames": int((self.store.lengths + 1).sum())},
+            "data": {"path": str(self.store.path), "frames": self.store.frames},
             "settings": OmegaConf.to_container(settings, resolve=True),
         }
 

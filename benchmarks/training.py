@@ -60,7 +60,7 @@ def _stage(subject: Subject, name: str, precision: Precision) -> tuple[Contender
     source: Source = subject.store
     if tokenizer is not None:
         # Random codes in the place of the run's own: what the codes are does not change the work.
-        rows = int((subject.store.lengths + 1).sum()), *tokenizer.grid
+        rows = subject.store.frames, *tokenizer.grid
         codes = np.random.default_rng(0).integers(0, tokenizer.codes, rows, np.uint32)
         source = CodeStore(subject.store, codes, tokenizer.codes)
     objective = stage.objective(config, model, tokenizer)

@@ -43,7 +43,7 @@ class Starts:
 
     def _count(self) -> None:
         episodes = self.store.split(self.split)
-        room = self.store.lengths[episodes] - self.context + 1
+        room = self.store.frame_counts[episodes] - self.context
         self._episodes, self._room = episodes[room > 0], room[room > 0]
         self._ends = self._room.cumsum()
         if not len(self._ends):

@@ -36,7 +36,7 @@ def record(seed: int, least: int = 50, most: int = 70) -> Episode:
         places.append(place)
         rewards.append(1.0 if place == 0 else -0.01)
     terminated = place == 0 and len(actions) > least
-    return Episode(
+    return Episode.from_steps(
         pictures()[places].numpy(), np.array(actions), np.array(rewards, np.float32), terminated, not terminated
     )
 
@@ -101,11 +101,11 @@ class World:
 def windows(count: int, length: int, seed: int = 0) -> Segment:
     """Windows of as many episodes."""
     episodes = [record(seed + i) for i in range(count)]
-    actions = torch.stack([torch.from_numpy(np.append(-1, e.actions)[:length]) for e in episodes])
+    actions = torch.stack([torch.from_numpy(e.actions[:length]) for e in episodes])
     flags = torch.zeros(count, length, dtype=torch.bool)
     return Segment(
         actions=actions,
-        rewards=torch.stack([torch.from_numpy(np.append(0, e.rewards)[:length]) for e in episodes]),
+        rewards=torch.stack([torch.from_numpy(e.rewards[:length]) for e in episodes]),
         terminated=flags,
         truncated=flags,
         valid=~flags,

@@ -25,7 +25,7 @@ def numbered(*numbers: int, shape: tuple[int, ...] = (16, 16, 3)) -> np.ndarray:
 
 def episode(seed: int, steps: int, spec: Spec = SPEC, **ends: bool) -> Episode:
     random = np.random.default_rng(seed)
-    return Episode(
+    return Episode.from_steps(
         frames=random.integers(0, 256, (steps + 1, *spec.frame_shape), np.uint8),
         actions=random.integers(0, len(spec.action_names), steps),
         rewards=random.normal(size=steps).astype(np.float32),

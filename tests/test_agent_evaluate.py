@@ -103,10 +103,10 @@ def test_a_planner_shows_what_it_imagined(say: Say, runs: Path, tmp_path: Path, 
 
     match = Match(ACT, MPCAgent(runs / "tiny", candidates=8, horizon=5, iterations=1, repeat=2), 0, 8, planned=(0,))
     first, second = sorted(play(match, range(2), workers), key=lambda one: one.number)
-    assert len(first.plans) == len(first.episode) and not second.plans
+    assert len(first.plans) == first.episode.steps and not second.plans
     for step, plan in enumerate(first.plans):
         assert (plan is None) == (step % 2 == 1)  # a decision is held for two steps
-        assert plan is None or plan.actions[0] == first.episode.actions[step]
+        assert plan is None or plan.actions[0] == first.episode.actions[step + 1]
 
 
 def test_episodes_depend_on_their_number_alone() -> None:
@@ -114,7 +114,7 @@ def test_episodes_depend_on_their_number_alone() -> None:
     alone = list(play(match, range(5)))
     together = sorted(play(match, range(5), workers=2), key=lambda one: one.number)
     for one, other in zip(alone, together, strict=True):
-        assert one.number == other.number and len(one.episode) <= 8
+        assert one.number == other.number and one.episode.steps <= 8
         assert np.array_equal(one.episode.frames, other.episode.frames)
         assert np.array_equal(one.episode.actions, other.episode.actions)
     starts = {one.episode.frames[0].tobytes() for one in alone}
@@ -129,7 +129,7 @@ def test_one_may_stop_in_the_middle(workers: int, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(playing, "SECONDS", 0.0)  # processes have a second
     match, told = Match(ACT, corridor.Right(), 7, 8), []
     alone = list(play(match, range(3), watch=lambda steps: told.append(steps) or True))
-    assert sum(told) == sum(len(one.episode) for one in alone)
+    assert sum(told) == sum(one.episode.steps for one in alone)
     played, asked = [], 0
 
     def watch(steps: int) -> bool:

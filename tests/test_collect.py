@@ -23,7 +23,7 @@ from worldmodel.collect import Collected, collect
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError, EnvError
 from worldmodel.recording.recorder import Recording, place_of, receive, record_episode
-from worldmodel.types import Spec
+from worldmodel.types import NO_ACTION, Spec
 
 ROOT = Path(__file__).parents[1]
 SPEC = Spec("counting", (1, 4, 4), ("stay", "go"), 10.0)
@@ -99,12 +99,14 @@ def test_exactly_the_steps_asked_for_are_recorded_and_seeds_never_repeat(tmp_pat
     store = EpisodeStore.open(tmp_path)
     assert result.steps == store.steps == sum(result.actions) == 101 and result.episodes == len(store) == 11
     assert result.terminated == 10 and result.warnings == ()
-    for index, length in enumerate(store.lengths):
+    for index, frames in enumerate(store.frame_counts):
+        steps = frames - 1
         episode = store.episode(index)
-        assert episode.frames[:, 0, 1, 0].tolist() == list(range(length + 1))
-        assert np.array_equal(episode.rewards, episode.actions)
-        assert (episode.terminated, episode.truncated) == (length == 10, length < 10)
-    assert sorted(store.lengths) == [1, *[10] * 10]  # the shares are 51 and 50
+        assert episode.frames[:, 0, 1, 0].tolist() == list(range(frames))
+        assert (episode.actions[0], episode.rewards[0]) == (NO_ACTION, 0)
+        assert np.array_equal(episode.rewards[1:], episode.actions[1:])
+        assert (episode.terminated, episode.truncated) == (steps == 10, steps < 10)
+    assert sorted(store.frame_counts - 1) == [1, *[10] * 10]  # the shares are 51 and 50
     run(tmp_path, 40, workers=1)
     store = EpisodeStore.open(tmp_path)
     assert store.steps == 141 and len(set(seeds(store))) == len(store) == 15
@@ -120,7 +122,7 @@ def test_one_worker_repeats_exactly(tmp_path: Path) -> None:
 def test_long_episodes_are_cut_and_flagged(tmp_path: Path) -> None:
     run(tmp_path, 20, workers=1, length=10**6, longest=8)
     store = EpisodeStore.open(tmp_path)
-    assert store.lengths.tolist() == [8, 8, 4]
+    assert store.frame_counts.tolist() == [9, 9, 5]
     assert all(entry.truncated and not entry.terminated for entry in store.entries)
 
 
@@ -181,7 +183,7 @@ def test_numbers_below_their_minimum_are_named(tmp_path: Path, wrong: dict[str, 
 def test_a_cut_before_the_first_step_is_no_episode() -> None:
     env = Counting()
     recording = record_episode(env, UniformExplorer(), np.random.default_rng(0), 100, lambda: False)
-    assert recording is not None and len(recording.episode) == 1 and recording.episode.truncated
+    assert recording is not None and recording.episode.steps == 1 and recording.episode.truncated
     assert record_episode(env, UniformExplorer(), np.random.default_rng(0), 0, lambda: True) is None
 
 
@@ -228,7 +230,10 @@ def test_a_simulator_that_is_killed_costs_the_rest_of_one_episode(tmp_path: Path
     assert told and "recorded  600 steps" in out, errors
     store = EpisodeStore.open(data)
     assert store.steps == 600 and store.verify() == []
-    assert store.lengths.tolist() == [200, int(told[0]), 200, 200 - int(told[0])] and int(told[0]) in (49, 50)
+    assert (store.frame_counts - 1).tolist() == [200, int(told[0]), 200, 200 - int(told[0])] and int(told[0]) in (
+        49,
+        50,
+    )
     assert all(entry.truncated and not entry.terminated for entry in store.entries)
 
 
@@ -245,9 +250,9 @@ def test_vizdoom_is_recorded_as_it_is_played(tmp_path: Path) -> None:
     start = int(np.random.default_rng((0, 0, 0, 0)).integers(2**31))
     frame, _ = env.reset(seed=start)
     episode = next(one for one in map(store.episode, range(len(store))) if np.array_equal(one.frames[0], frame))
-    for step, action in enumerate(episode.actions):
-        frame, reward, *_ = env.step(int(action))
-        assert np.array_equal(frame, episode.frames[step + 1]) and reward == pytest.approx(episode.rewards[step])
+    for t in range(1, len(episode.frames)):
+        frame, reward, *_ = env.step(int(episode.actions[t]))
+        assert np.array_equal(frame, episode.frames[t]) and reward == pytest.approx(episode.rewards[t])
     env.close()
 
 

@@ -607,10 +607,10 @@ def test_episodes_are_recorded_in_processes_of_their_own(tmp_path: Path, elsewhe
     assert done.returncode == 0, done.stderr
     store = EpisodeStore.open(tmp_path / "data/contributed-dmlab30-explore-goal-locations-small")
     episodes = [store.episode(number) for number in range(len(store))]
-    assert sorted(len(episode) for episode in episodes) == [2, 2, 29, 29, 29, 29]
+    assert sorted(episode.steps for episode in episodes) == [2, 2, 29, 29, 29, 29]
     assert all(episode.truncated and not episode.terminated for episode in episodes)
     assert store.spec.action_names == tuple(RECORDED) and store.spec.frame_shape == (3, 16, 16)
-    assert all(np.array_equal(e.frames[-1], e.frames[-2]) for e in episodes if len(e) == 29)
+    assert all(np.array_equal(e.frames[-1], e.frames[-2]) for e in episodes if e.steps == 29)
     assert 1 <= len(list((tmp_path / "cache/worldmodel/dmlab").iterdir())) <= 3
     again = [sys.executable, "-m", "worldmodel.collect", *argv[:2], "env.kwargs.level=nowhere", "--steps", "9"]
     done = subprocess.run(again, capture_output=True, text=True, cwd=tmp_path, env=elsewhere)

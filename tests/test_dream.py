@@ -101,7 +101,7 @@ def test_the_world_is_asked_for_what_the_flags_say(run: Path, world: TracedWorld
     (asked,), episode = world.asked, record(4)
     assert asked["frames"].shape == (2, 5, *SPEC.frame_shape)
     assert np.array_equal(asked["frames"][1], episode.frames[6:11])
-    assert np.array_equal(asked["seen_actions"][1], episode.actions[5:10])
+    assert np.array_equal(asked["seen_actions"][1], episode.actions[6:11])
     assert asked["actions"].tolist() == [[1, 1, 1]] * 2
     assert (asked["temperature"], asked["top_k"], asked["sampler"]) == (0.5, 7, "ancestral")
     assert asked["generator"].initial_seed() == 11
@@ -118,7 +118,7 @@ def test_a_replay_stands_beside_the_truth_and_the_reconstruction(
     assert [strip.caption for strip in strips[0]] == ["truth", "reconstruction", "dream"]
     for strip in strips[0]:
         assert np.array_equal(strip.frames, wanted)
-        assert strip.actions == (None, *(SPEC.action_names[a] for a in recorded.actions[10 : 10 + 3 + 30]))
+        assert strip.actions == (None, *(SPEC.action_names[a] for a in recorded.actions[11 : 10 + 4 + 30]))
         assert strip.seen == 4
     assert [strip.dreamt for strip in strips[0]] == [False, False, True]
     told = capsys.readouterr().out
@@ -139,7 +139,7 @@ def test_psnr_falls_where_the_dream_leaves_the_truth(
 def test_a_replay_ends_with_its_episode_and_says_so(
     run: Path, world: TracedWorld, strips: list[list[Strip]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    left = len(record(4)) - (4 - 1) - 40
+    left = len(record(4).frames) - 4 - 40
     assert call(run, "--replay", "4:40", "--horizon", "500") == 0
     assert len(strips[0][0]) == 4 + left
     assert f"ends {left} steps on; --horizon 500" in capsys.readouterr().out
@@ -184,7 +184,7 @@ def test_output_is_one_file_or_the_stem_of_three_or_a_folder(run: Path, world: T
     assert not (run / "dreams").exists()
 
 
-LAST = len(record(4)) + 1 - 4  # the last frame of episode 4 at which four frames can be seen
+LAST = len(record(4).frames) - 4  # the last frame of episode 4 at which four frames can be seen
 
 
 @pytest.mark.parametrize(
@@ -265,14 +265,14 @@ def test_a_run_that_cannot_be_loaded_is_named(
 
 
 def cut(episode: Episode, steps: int) -> Episode:
-    return Episode(episode.frames[: steps + 1], episode.actions[:steps], episode.rewards[:steps], False, True)
+    return Episode(*(part[: steps + 1] for part in (episode.frames, episode.actions, episode.rewards)), False, True)
 
 
 def test_a_random_place_has_something_to_see(tmp_path: Path) -> None:
     with EpisodeStore.writer(tmp_path / "walls", SPEC) as writer:
         for seed in range(12):
             episode = record(seed)
-            episode.frames[: len(episode) * 3 // 4] = 90  # bare walls for three quarters of the time
+            episode.frames[: episode.steps * 3 // 4] = 90  # bare walls for three quarters of the time
             writer.append(episode)
     store = EpisodeStore.open(tmp_path / "walls")
     rng = np.random.default_rng(0)
@@ -303,7 +303,7 @@ def test_a_dream_starts_where_there_are_colours_not_contrasts(tmp_path: Path) ->
     frames[:, :, :8] = 255
     frames[20] = np.arange(256, dtype=np.uint8).reshape(16, 16) // 2
     with EpisodeStore.writer(tmp_path / "data", Spec("x", (3, 16, 16), ("a",), 1.0)) as store:
-        store.append(Episode(frames, np.zeros(39, np.int64), np.zeros(39, np.float32), False, True), held_out=True)
+        store.append(Episode(frames, np.zeros(40, np.int64), np.zeros(40, np.float32), False, True), held_out=True)
     places = [random_place(store, 1, 0, 0, np.random.default_rng(seed)).first for seed in range(40)]
     drawn = [{int(place) for place in looked_at(seed)} for seed in range(40)]
     assert all((20 in looks) == (place == 20) for looks, place in zip(drawn, places, strict=True))

@@ -31,7 +31,7 @@ from worldmodel.priors.outcomes import BINS
 from worldmodel.runs.build import build_prior, build_tokenizer
 from worldmodel.runs.folder import PRIOR, TOKENIZER, new_run
 from worldmodel.runs.load import save_weights
-from worldmodel.types import NO_ACTION, Episode, Spec
+from worldmodel.types import Episode, Spec
 from worldmodel.world import WorldModel, encode
 
 SPEC = Spec("test:noise", (3, 40, 40), ("noop", "forward", "left"), 10.0)
@@ -43,7 +43,9 @@ MODES = [mode.value for mode in AutoresetMode]
 def random_episode(seed: int, steps: int = 12) -> Episode:
     rng = np.random.default_rng(seed)
     frames = rng.integers(0, 256, (steps + 1, *SPEC.frame_shape), dtype=np.uint8)
-    return Episode(frames, rng.integers(3, size=steps), rng.normal(size=steps).astype(np.float32), True, False)
+    return Episode.from_steps(
+        frames, rng.integers(3, size=steps), rng.normal(size=steps).astype(np.float32), True, False
+    )
 
 
 @pytest.fixture(scope="module", params=["conv_memory"])
@@ -154,10 +156,10 @@ def test_a_dream_starts_from_recorded_frames_and_goes_on_as_the_world_model_does
     world, store = WorldModel.load(run, "cpu", "fp32"), EpisodeStore.open(run.parent / "data")
     seen, info = env.reset(seed=0)
     episode, now = store.episode(info["episode"]), info["frame"]
-    assert info["episode"] in store.split("train") and 3 <= now < len(episode)
+    assert info["episode"] in store.split("train") and 3 <= now < episode.steps
     frames = torch.tensor(episode.frames[now - 3 : now + 1])
     assert seen.tolist() == encode(world.tokenizer, frames)[-1].flatten().tolist()
-    seen_actions = [NO_ACTION, *episode.actions[now - 3 : now]]
+    seen_actions = episode.actions[now - 3 : now + 1]
     dream = world.imagine(frames, [1, 2, 0], seen_actions=seen_actions, temperature=0.0)
     for t, action in enumerate([1, 2, 0]):
         codes, reward, terminated, truncated, told = env.step(action)

@@ -53,13 +53,13 @@ def test_pairs_are_balanced_and_aligned(training: Pairs) -> None:
 
 def test_every_action_follows_every_other_equally_often() -> None:
     episode = record(0)
-    runs = np.repeat(np.random.default_rng(0).integers(0, 3, len(episode)), 5)[: len(episode)]
-    episode.actions[:] = runs  # held for a while, as explorers do
-    place = np.arange(len(episode) + 1) % 256
-    episode.frames[:] = place[:, None, None, None]  # a frame tells its step
+    runs = np.repeat(np.random.default_rng(0).integers(0, 3, episode.steps), 5)[: episode.steps]
+    episode.actions[1:] = runs  # held for a while, as explorers do
+    place = np.arange(len(episode.frames)) % 256
+    episode.frames[:] = place[:, None, None, None]  # a frame shows its index
     pairs = balanced_pairs([episode], 3, 900, np.random.default_rng(0))
     steps = pairs.before[:, 0, 0, 0].long()
-    before = torch.from_numpy(episode.actions)[steps - 1]
+    before = torch.from_numpy(episode.actions)[steps]
     table = torch.bincount(pairs.actions * 3 + before, minlength=9)
     assert steps.min() > 0
     assert set(table.tolist()) <= {0, 50, 75, 100, 150, 300}
@@ -68,7 +68,7 @@ def test_every_action_follows_every_other_equally_often() -> None:
 
 def test_a_rare_action_is_drawn_again_and_a_missing_one_left_out() -> None:
     episode = record(0)
-    episode.actions[:] = 1
+    episode.actions[1:] = 1
     episode.actions[3] = 2
     pairs = balanced_pairs([episode], 3, 40, np.random.default_rng(0))
     assert torch.bincount(pairs.actions, minlength=3).tolist() == [0, 20, 20]

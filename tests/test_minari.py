@@ -79,8 +79,8 @@ def test_a_data_set_comes_in_by_its_id_and_by_its_folder(root: Path, tmp_path: P
     for index, buffer in enumerate(buffers):
         item = source.read(index)
         np.testing.assert_array_equal(item.episode.frames, buffer.observations.transpose(0, 3, 1, 2))
-        np.testing.assert_array_equal(item.episode.actions, buffer.actions)
-        np.testing.assert_array_equal(item.episode.rewards, np.float32(buffer.rewards))
+        np.testing.assert_array_equal(item.episode.actions[1:], buffer.actions)
+        np.testing.assert_array_equal(item.episode.rewards[1:], np.float32(buffer.rewards))
         assert (item.episode.terminated, item.episode.truncated) == (index == 0, index == 1)
         assert item.held_out is None and item.key == source.keys[index]
     with EpisodeStore.writer(tmp_path / "data", source.spec) as store:
@@ -102,7 +102,7 @@ def test_a_part_of_a_dict_is_the_picture(tmp_path: Path) -> None:
     first, grey = (Minari("two-v0", observation=part).read(0).episode for part in ("first", "grey"))
     np.testing.assert_array_equal(first.frames, buffer.observations["first"])
     np.testing.assert_array_equal(grey.frames[:, 0], buffer.observations["grey"])
-    np.testing.assert_array_equal(first.actions, np.array(buffer.actions) + 1)
+    np.testing.assert_array_equal(first.actions[1:], np.array(buffer.actions) + 1)
     del spaces["grey"]
     make(Dict(spaces), name="one-v0")
     assert Minari("one-v0").spec.frame_shape == (3, 24, 20)
@@ -231,5 +231,5 @@ def test_an_arrow_data_set_is_read_and_asked_for_where_it_cannot_be(
     (buffer, _) = make(Dict({"image": PICTURE, "text": Box(0, 1, (2,), np.float32)}), data_format="arrow")
     found = Minari("toy/maze-v0").read(0).episode
     np.testing.assert_array_equal(found.frames, buffer.observations["image"].transpose(0, 3, 1, 2))
-    np.testing.assert_array_equal(found.actions, buffer.actions)
+    np.testing.assert_array_equal(found.actions[1:], buffer.actions)
     assert found.terminated and not found.truncated

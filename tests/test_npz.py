@@ -23,8 +23,8 @@ from worldmodel.types import NO_ACTION, Episode
 def told(found: Episode) -> tuple[list[int], list[int], list[int], bool, bool]:
     """The colours of the frames, the actions, the rewards and how it ended."""
     assert (found.frames == found.frames[:, :1, :1, :1]).all()
-    rewards = [int(reward) for reward in found.rewards]
-    return found.frames[:, 0, 0, 0].tolist(), found.actions.tolist(), rewards, found.terminated, found.truncated
+    rewards = [int(reward) for reward in found.rewards[1:]]
+    return found.frames[:, 0, 0, 0].tolist(), found.actions[1:].tolist(), rewards, found.terminated, found.truncated
 
 
 def episodes(file: Path, **settings: Any) -> list[Any]:
@@ -244,8 +244,8 @@ def test_real_recordings_of_atari_come_in_as_they_are() -> None:
         found = source.read(index).episode
         with np.load(file) as raw:
             np.testing.assert_array_equal(found.frames, raw["obs"].transpose(0, 3, 1, 2))
-            np.testing.assert_array_equal(found.actions, raw["action"][1:])
-            np.testing.assert_array_equal(found.rewards, raw["reward"][1:])
+            np.testing.assert_array_equal(found.actions[1:], raw["action"][1:])
+            np.testing.assert_array_equal(found.rewards[1:], raw["reward"][1:])
             assert found.terminated == raw["done"][-1] and not found.truncated
 
 

@@ -29,15 +29,15 @@ def test_tiles_score_every_frame_once_with_the_context_before_it() -> None:
 
 
 def test_every_frame_of_every_episode_is_scored_in_order(result: OneStep) -> None:
-    assert len(result.step) == sum(len(e) + 1 for e in EPISODES)
+    assert len(result.step) == sum(len(e.frames) for e in EPISODES)
     assert result.code_counts.sum() == len(result.step)
-    assert np.array_equal(result.rewards[result.step == 1], [e.rewards[0] for e in EPISODES])
+    assert np.array_equal(result.rewards[result.step == 1], [e.rewards[1] for e in EPISODES])
     assert (np.diff(result.window) >= 0).all()
 
 
 def test_bits_are_those_of_the_known_likelihood(result: OneStep) -> None:
     prior = summary(result, CONTEXT, PLACES, 1)["prior"]
-    assert prior["frames"] == sum(len(e) + 1 - CONTEXT for e in EPISODES)
+    assert prior["frames"] == sum(len(e.frames) - CONTEXT for e in EPISODES)
     # Each action is aligned with the frame that it led to, so every step is the likely one.
     assert prior["bits_per_code"]["value"] == pytest.approx(-math.log2(CERTAINTY))
     assert prior["bits_per_frame"]["value"] == prior["bits_per_code"]["value"]

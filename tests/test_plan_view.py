@@ -31,7 +31,7 @@ def plan_at(step: int) -> Plan:
 
 
 FRAMES = np.stack([level(t) for t in range(STEPS + 1)])
-EPISODE = Episode(FRAMES, np.arange(STEPS) % 3, np.arange(STEPS, dtype=np.float32), True, False)
+EPISODE = Episode.from_steps(FRAMES, np.arange(STEPS) % 3, np.arange(STEPS, dtype=np.float32), True, False)
 PLANS = [plan_at(step) if step != 2 else None for step in range(STEPS)]  # an action was held at step 2
 
 

@@ -40,7 +40,7 @@ def world(tmp_path: Path) -> Path:
         for _ in range(4):
             frames = rng.integers(0, 256, (9, *corridor.SPEC.frame_shape), dtype=np.uint8)
             actions, rewards = rng.integers(2, size=8), np.zeros(8, np.float32)
-            store.append(Episode(frames, actions, rewards, True, False), held_out=False)
+            store.append(Episode.from_steps(frames, actions, rewards, True, False), held_out=False)
     return run
 
 

@@ -393,7 +393,8 @@ def test_recordings_are_read_frame_by_frame(tmp_path: Path) -> None:
     assert source.spec.action_names == tuple(ACTIONS) and source.spec.rate == 15.0
     item = source.read(1)
     np.testing.assert_array_equal(item.episode.frames, pictures.transpose(0, 3, 1, 2))
-    assert item.episode.actions.tolist() == [0, 1, 0, 1, 0, 1] and item.episode.rewards.tolist() == [0, 1, 2, 3, 4, 5]
+    assert item.episode.actions.tolist() == [NO_ACTION, 0, 1, 0, 1, 0, 1]
+    assert item.episode.rewards.tolist() == [0, 0, 1, 2, 3, 4, 5]
     assert item.episode.terminated and not item.episode.truncated and item.episode.condition == NO_ACTION
     assert item.held_out and not source.read(0).held_out
 
@@ -414,7 +415,7 @@ def test_a_recording_that_does_not_fit_is_named(changes: dict[str, Any], message
     source = Recordings(str(tmp_path))
     with pytest.raises(DataError, match=message):
         source.read(1)
-    assert len(source.read(0).episode) == 5
+    assert source.read(0).episode.steps == 5
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".npz"])
@@ -487,4 +488,4 @@ def test_the_real_deepmind_lab_is_read() -> None:
     size = next(film)["size"]
     frames = np.stack([np.frombuffer(frame, np.uint8).reshape(size[1], size[0], 3) for frame in film])
     np.testing.assert_array_equal(item.episode.frames, frames.transpose(0, 3, 1, 2))
-    assert len(item.episode) == len(frames) - 1 and item.episode.truncated
+    assert item.episode.steps == len(frames) - 1 and item.episode.truncated

@@ -170,7 +170,7 @@ def test_codes_of_a_store_are_those_of_whole_utterances(tmp_path: Path) -> None:
 
 def test_whole_windows_hang_over_no_end(tmp_path: Path) -> None:
     store = tone_store(tmp_path)
-    sizes = store.lengths + 1
+    sizes = store.frame_counts
     length = int(sizes.max()) - 1
     windows = Windows(store, "all", length, whole=True)
     drawn = windows.sample(200, torch.Generator().manual_seed(0))

@@ -186,7 +186,7 @@ def test_both_layouts_of_vctk_are_read_alike(tmp_path: Path) -> None:
     assert item.key == "p226_003" and item.held_out and not new.read(5).held_out
     episode = item.episode
     assert episode.terminated and not episode.truncated and episode.condition == 1
-    assert episode.actions.tolist() == [1] * (len(episode.frames) - 1) and not episode.rewards.any()
+    assert episode.actions.tolist() == [1] * len(episode.frames) and not episode.rewards.any()
     wave = normalise(trim(read_sound(tmp_path / "new/wav48_silence_trimmed/p226/p226_003_mic1.flac"), RATE), RATE)
     np.testing.assert_array_equal(episode.frames, to_frames(wave))
     assert VCTK(str(tmp_path / "new/wav48_silence_trimmed")).keys == new.keys  # the same from nearer

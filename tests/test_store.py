@@ -27,7 +27,7 @@ SPEC = Spec("test", (3, 8, 8), ("noop", "left", "right"), 10.0)
 
 def make_episode(seed: int, length: int = 7, shape: tuple[int, ...] = SPEC.frame_shape, **flags: bool) -> Episode:
     rng = np.random.default_rng(seed)
-    return Episode(
+    return Episode.from_steps(
         frames=rng.integers(0, 256, (length + 1, *shape), np.uint8),
         actions=rng.integers(0, 3, length),
         rewards=rng.normal(size=length).astype(np.float32),
@@ -55,7 +55,7 @@ def test_what_is_written_comes_back(tmp_path: Path, shape: tuple[int, ...]) -> N
     episodes = fill(tmp_path, 4, spec)
     store = EpisodeStore.open(tmp_path)
     assert store.spec == spec
-    assert store.lengths.tolist() == [len(episode) for episode in episodes]
+    assert store.frame_counts.tolist() == [len(episode.frames) for episode in episodes]
     for index, episode in enumerate(episodes):
         assert_same(store.episode(index), episode)
     assert store.verify() == []
@@ -120,7 +120,7 @@ def test_damage_moves_no_other_episode(tmp_path: Path) -> None:
     episodes = fill(tmp_path, 40)
     before = held_out(tmp_path)
     with open(tmp_path / "shard-00000.frames", "r+b") as file:
-        file.seek((len(episodes[0]) + 1) * 192)
+        file.seek(len(episodes[0].frames) * 192)
         file.write(b"garbage")
     assert len(EpisodeStore.open(tmp_path).verify()) == 1
     assert held_out(tmp_path) == before
@@ -141,8 +141,13 @@ def test_an_older_store_keeps_every_tenth_held_out(tmp_path: Path) -> None:
     assert all(store.entries[index].crc % 10 == 0 for index in chosen[2:])
 
 
+def with_condition(episode: Episode, condition: int) -> Episode:
+    episode.actions[0] = condition
+    return episode
+
+
 def make_image(seed: int, condition: int = -1) -> Episode:
-    return dataclasses.replace(make_episode(seed, 0), condition=condition)
+    return with_condition(make_episode(seed, 0), condition)
 
 
 def test_images_are_episodes_of_one_frame_under_a_condition(tmp_path: Path) -> None:
@@ -151,12 +156,12 @@ def test_images_are_episodes_of_one_frame_under_a_condition(tmp_path: Path) -> N
         assert store.append(images[0]) == 0
         assert store.extend([Item(image) for image in images[1:]]) == range(1, 8)
         assert store.extend([]) == range(8, 8)
-        store.append(dataclasses.replace(make_episode(9), condition=2))
+        store.append(with_condition(make_episode(9), 2))
     store = EpisodeStore.open(tmp_path)
-    assert store.lengths.tolist() == [0] * 8 + [7] and (store.steps, store.frames) == (7, 16)
+    assert store.frame_counts.tolist() == [1] * 8 + [8] and (store.steps, store.frames) == (7, 16)
     for index, image in enumerate(images):
         assert_same(store.episode(index), image)
-    assert_same(store.episode(8), dataclasses.replace(make_episode(9), condition=2))
+    assert_same(store.episode(8), with_condition(make_episode(9), 2))
     assert store.verify() == []
 
 
@@ -247,7 +252,7 @@ def test_leftovers_of_a_crash_are_overwritten(tmp_path: Path) -> None:
     assert store.damaged == [] and store.verify() == []
     for index, episode in enumerate(episodes):
         assert_same(store.episode(index), episode)
-    assert (tmp_path / "shard-00000.steps").stat().st_size == 8 * sum(len(episode) + 1 for episode in episodes)
+    assert (tmp_path / "shard-00000.steps").stat().st_size == 8 * sum(len(episode.frames) for episode in episodes)
 
 
 def test_a_writer_killed_at_any_moment_loses_nothing_indexed(tmp_path: Path) -> None:
@@ -278,7 +283,7 @@ def test_a_writer_killed_at_any_moment_loses_nothing_indexed(tmp_path: Path) -> 
 def test_a_damaged_episode_is_named_set_aside_and_skipped(tmp_path: Path, caplog) -> None:
     episodes = fill(tmp_path, 3)
     with open(tmp_path / "shard-00000.frames", "r+b") as file:
-        file.seek((len(episodes[0]) + 1) * 192 + 5)
+        file.seek(len(episodes[0].frames) * 192 + 5)
         file.write(b"garbage")
     store = EpisodeStore.open(tmp_path)
     with pytest.raises(DataError, match=r"episode 1 in .*shard-00000\.frames is damaged"):
@@ -296,7 +301,7 @@ def test_a_damaged_episode_is_named_set_aside_and_skipped(tmp_path: Path, caplog
 
 def test_a_truncated_shard_costs_the_episodes_behind_the_cut(tmp_path: Path) -> None:
     episodes = fill(tmp_path, 4)
-    os.truncate(tmp_path / "shard-00000.frames", 192 * (len(episodes[0]) + 1 + len(episodes[1]) + 1) + 50)
+    os.truncate(tmp_path / "shard-00000.frames", 192 * (len(episodes[0].frames) + len(episodes[1].frames)) + 50)
     with EpisodeStore.writer(tmp_path, SPEC) as store:
         assert len(store) == 2 and len(store.damaged) == 2 and "episode 2" in store.damaged[0]
         store.append(make_episode(77))
@@ -373,22 +378,23 @@ def test_missing_and_unreadable_stores(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "broken",
+    ("broken", "message"),
     [
-        {"frames": np.zeros((8, 3, 8, 9), np.uint8)},
-        {"frames": np.zeros((7, 3, 8, 8), np.uint8)},
-        {"frames": np.zeros((8, 3, 8, 8), np.float32)},
-        {"actions": np.full(7, 3)},
-        {"actions": np.full(7, -1)},
-        {"rewards": np.zeros(8, np.float32)},
-        {"condition": 3},
-        {"condition": -2},
-        {"frames": np.zeros((0, 3, 8, 8), np.uint8), "actions": np.zeros(0, int), "rewards": np.zeros(0, np.float32)},
+        ({"frames": np.zeros((8, 3, 8, 9), np.uint8)}, r"needs uint8 frames \(T, 3, 8, 8\); got uint8 \(8, 3, 8, 9\)"),
+        ({"frames": np.zeros((8, 3, 8, 8), np.float32)}, r"needs uint8 frames .*; got float32"),
+        ({"frames": np.zeros((0, 3, 8, 8), np.uint8)}, r"got uint8 \(0, 3, 8, 8\)"),
+        ({"frames": np.zeros((7, 3, 8, 8), np.uint8)}, r"actions of an episode are \(8,\); give \(7,\)"),
+        ({"actions": np.zeros(7, int)}, r"are \(7,\); give \(8,\), for each frame the action that led to it"),
+        ({"actions": np.full(8, 3)}, r"actions must be in \[0, 3\)"),
+        ({"actions": np.full(8, -1)}, r"actions must be in \[0, 3\)"),
+        ({"rewards": np.zeros(9, np.float32)}, r"are \(9,\); give \(8,\), for each frame the reward"),
+        ({"actions": np.array([3, *[0] * 7])}, r"the condition 3 of an episode is neither -1 nor in \[0, 3\)"),
+        ({"actions": np.array([-2, *[0] * 7])}, r"the condition -2 of an episode is neither -1 nor in \[0, 3\)"),
     ],
 )
-def test_an_episode_that_does_not_fit_is_refused(tmp_path: Path, broken: dict[str, np.ndarray]) -> None:
+def test_an_episode_that_does_not_fit_is_refused(tmp_path: Path, broken: dict[str, np.ndarray], message: str) -> None:
     with EpisodeStore.writer(tmp_path, SPEC) as store:
-        with pytest.raises(DataError):
+        with pytest.raises(DataError, match=message):
             store.append(dataclasses.replace(make_episode(0), **broken))
         assert len(store) == 0
 

@@ -23,7 +23,7 @@ SPEC = Spec("test", (1, 2, 2), ("a", "b", "c"), 10.0)
 LENGTHS = [6, 1, 9, 3]
 
 
-def numbered(episode: int, length: int) -> Episode:
+def numbered(episode: int, length: int, condition: int = NO_ACTION) -> Episode:
     """Every frame shows its episode, its place and 100 + the action that led to it; the reward is the place."""
     actions = np.arange(length) * 7 % 3
     frames = np.zeros((length + 1, 1, 2, 2), np.uint8)
@@ -31,7 +31,8 @@ def numbered(episode: int, length: int) -> Episode:
     frames[:, 0, 0, 1] = np.arange(length + 1)
     frames[:, 0, 1, 0] = 100 + np.concatenate([[NO_ACTION], actions])
     frames[-1, 0, 1, 1] = 1 + episode % 2
-    return Episode(frames, actions, np.arange(1, length + 1, dtype=np.float32), episode % 2 == 0, episode % 2 == 1)
+    rewards = np.arange(1, length + 1)
+    return Episode.from_steps(frames, actions, rewards, episode % 2 == 0, episode % 2 == 1, condition)
 
 
 @pytest.fixture
@@ -156,7 +157,7 @@ def test_cover_shows_every_frame_once_in_order(store: EpisodeStore) -> None:
 def images(path: Path, count: int) -> EpisodeStore:
     """Images whose first pixel is their number and whose class is the number modulo 3."""
     with EpisodeStore.writer(path, SPEC) as store:
-        store.extend([Item(dataclasses.replace(numbered(i, 0), condition=i % 3), i % 4 == 3) for i in range(count)])
+        store.extend([Item(numbered(i, 0, condition=i % 3), i % 4 == 3) for i in range(count)])
     return EpisodeStore.open(path)
 
 
@@ -296,7 +297,7 @@ def paid(path: Path, rewards: list[list[float]]) -> EpisodeStore:
     with EpisodeStore.writer(path, SPEC) as store:
         for episode, row in enumerate(rewards):
             known = numbered(episode, len(row))
-            store.append(dataclasses.replace(known, rewards=np.array(row, np.float32)))
+            store.append(dataclasses.replace(known, rewards=np.array([0, *row], np.float32)))
     return EpisodeStore.open(path)
 
 

@@ -150,12 +150,12 @@ class _Tally:
             episode = report.recording.episode
             self.store.append(episode)
             self.last = time.monotonic()
-            self.under_way = max(0, self.under_way - len(episode))
-            self.steps += len(episode)
+            self.under_way = max(0, self.under_way - episode.steps)
+            self.steps += episode.steps
             self.episodes += 1
             self.terminated += episode.terminated
             self.frame_bytes += episode.frames.nbytes
-            self.actions += np.bincount(episode.actions, minlength=len(self.actions))
+            self.actions += np.bincount(episode.actions[1:], minlength=len(self.actions))
             self.places |= report.recording.places
 
     def collected(self) -> Collected:

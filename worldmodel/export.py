@@ -64,7 +64,7 @@ def export(args: argparse.Namespace, config: DictConfig) -> None:
             to_minari(store, indices, part, dataset_id, args.storage or "hdf5", progress)
         else:
             to_npz(store, indices, part, progress)
-    frames = int(store.lengths[indices].sum()) + len(indices)
+    frames = int(store.frame_counts[indices].sum())
     seconds = max(time.monotonic() - started, 1e-9)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(

@@ -1,10 +1,10 @@
-"""The facts and the data that travel between the rooms, and the glossary of their shapes.
+"""The data that the packages exchange, and the glossary of their shapes.
 
 Letters used in every comment of this package:
 
 ====  =====================================================================
 B     batch
-T     steps of an episode or a segment (time)
+T     frames of an episode or a segment (time)
 C     channels of a frame;  *size* its extent, (H, W) for an image, (L,) for sound
 grid  shape of one grid of codes, (h, w) or (n,);  N the number of its positions
 K     size of the vocabulary of codes
@@ -12,9 +12,11 @@ A     number of named actions
 D     width of a vector
 ====  =====================================================================
 
-Alignment, stated once and used everywhere: in an :class:`Episode` ``actions[t]`` leads from ``frames[t]`` to
-``frames[t + 1]`` and earns ``rewards[t]``. In a :class:`Segment` everything at index ``t`` belongs to the *frame* at
-``t``: the action that led to it, the reward received on arriving at it, and whether it ended the episode.
+Alignment, stated once and used everywhere: everything at index ``t`` belongs to ``frames[t]``. ``actions[t]`` is the
+action that led to it, ``rewards[t]`` the reward received on arriving at it, ``terminated[t]`` and ``truncated[t]`` say
+whether the episode ended with it. At an episode's first frame the action is its condition (the class of an image, the
+speaker of a recording) or :data:`NO_ACTION`, and the reward is 0. Environments and files of others, where
+``actions[t]`` is taken at ``frames[t]``, are converted when they are read (:meth:`Episode.from_steps`) and written.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ if TYPE_CHECKING:  # the processes that record episodes need the types of this m
     from torch import Tensor
 
 NO_ACTION = -1
-"""The action of a frame that no known action led to: the first of an episode without a condition, or of a segment."""
+"""The action of a frame that no known action led to, such as the first frame of an episode without a condition."""
 
 DEFAULT_RATE = 15.0
 """Frames a second of environments and recordings that do not say."""
@@ -88,22 +90,39 @@ def _checksum(facts: dict[str, Any]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Episode:
-    """One recorded episode of T steps, on the host. An image is an episode of one frame and no step, T = 0.
+    """One recorded episode of T frames, T ≥ 1, on the host; an image is an episode of one frame."""
 
-    ``terminated``: the last step ended in a terminal state of the environment. ``truncated``: it was cut off (time
-    limit, interruption). Both may be false for an episode whose recording simply stopped. ``condition``: what led to
-    the first frame, where anything is known of it: the class of an image, the speaker of a recording.
-    """
+    frames: np.ndarray  # (T, C, *size) uint8
+    actions: np.ndarray  # (T,) int64 in [0, A): the action that led to each frame; index 0: the condition or NO_ACTION
+    rewards: np.ndarray  # (T,) float32, received on arriving at each frame; 0 at index 0
+    terminated: bool  # the last frame is a terminal state of the environment
+    truncated: bool  # the episode was cut off at the last frame, by a time limit or an interruption
 
-    frames: np.ndarray  # (T + 1, C, *size) uint8
-    actions: np.ndarray  # (T,) int64 in [0, A)
-    rewards: np.ndarray  # (T,) float32
-    terminated: bool
-    truncated: bool
-    condition: int = NO_ACTION  # in [0, A), or NO_ACTION
+    @classmethod
+    def from_steps(
+        cls,
+        frames: np.ndarray,
+        actions: np.ndarray,
+        rewards: np.ndarray,
+        terminated: bool,
+        truncated: bool,
+        condition: int = NO_ACTION,
+    ) -> Episode:
+        """From T frames and T - 1 steps as environments count them: ``actions[t]`` was taken at ``frames[t]`` and led
+        to ``frames[t + 1]`` with the reward ``rewards[t]``."""
+        led_by = np.concatenate([[condition], actions]).astype(np.int64)
+        received = np.concatenate([[0], rewards]).astype(np.float32)
+        return cls(frames, led_by, received, terminated, truncated)
 
-    def __len__(self) -> int:
-        return len(self.actions)
+    @property
+    def steps(self) -> int:
+        """The number of actions taken, T - 1."""
+        return len(self.frames) - 1
+
+    @property
+    def condition(self) -> int:
+        """The class of an image or the speaker of a recording; NO_ACTION where there is none."""
+        return int(self.actions[0])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,7 @@ from worldmodel.util.files import as_bytes, replace_text, reserve
 
 
 class CodeStore:
-    """Codes of all episodes of a store: episode e has rows ``starts[e]`` to ``starts[e] + lengths[e]``, included."""
+    """Codes of all episodes of a store: those of episode e begin at row ``starts[e]``."""
 
     def __init__(self, store: EpisodeStore, codes: np.ndarray, size: int):
         self.store = store
@@ -40,9 +40,9 @@ class CodeStore:
         return self.codes.shape[1:]
 
     def episode(self, index: int) -> np.ndarray:
-        """(T + 1, *grid): the codes of one episode, as a view."""
+        """(T, *grid): the codes of one episode, as a view."""
         start = self.starts[index]
-        return self.codes[start : start + self.store.entries[index].length + 1]
+        return self.codes[start : start + self.store.entries[index].frames]
 
 
 def encode_store(
@@ -68,10 +68,9 @@ def encode_store(
     old_names = cached[0]["episodes"] if cached is not None and known is not None else []
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / "codes.npy.tmp"  # one name, so that the leftover of a crash is overwritten
-    frames = int((store.lengths + 1).sum())
     dtype = np.uint16 if tokenizer.codes <= 2**16 else np.uint32
     try:
-        out = open_memmap(temporary, "w+", dtype, (frames, *tokenizer.grid))
+        out = open_memmap(temporary, "w+", dtype, (store.frames, *tokenizer.grid))
         reserve(temporary)
         missing = _copy_known(out, store, known, old_names)
         _encode(out, store, missing, tokenizer, device, batch, progress)
@@ -97,7 +96,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def _starts(store: EpisodeStore) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(store.lengths + 1)[:-1]]).astype(np.int64)
+    return np.concatenate([[0], np.cumsum(store.frame_counts)[:-1]]).astype(np.int64)
 
 
 def _names(store: EpisodeStore) -> list[list[int]]:
@@ -146,7 +145,7 @@ def _encode(
     progress: Callable[[int, int], None] | None,
 ) -> None:
     """Encode whole episodes into their rows, with evaluation-mode statistics."""
-    total = int((store.lengths[episodes] + 1).sum())
+    total = int(store.frame_counts[episodes].sum())
     done = 0
     training = tokenizer.training
     tokenizer.to(device).eval()
@@ -164,7 +163,7 @@ def _encode(
 
 
 def _episodes(store: EpisodeStore, episodes: list[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """One episode at a time: rows (T + 1,) and frames (T + 1, C, *size)."""
+    """One episode at a time: rows (T,) and frames (T, C, *size)."""
     starts = _starts(store)
     for index in episodes:
         frames = store.episode(index).frames

@@ -26,15 +26,15 @@ def check_pictures(store: EpisodeStore, least: int = 0) -> None:
     """Raises :class:`DataError` for a store of sound, and where an episode has fewer than ``least`` steps."""
     if len(store.spec.frame_shape) != 3:
         raise DataError(f"{store.path} holds frames {store.spec.frame_shape}; only pictures are exported")
-    if (store.lengths < least).any():
+    if (store.frame_counts <= least).any():
         raise DataError(f"{store.path} holds episodes without a step, which Minari has not; --to npz takes them")
 
 
 def to_npz(store: EpisodeStore, indices: Sequence[int], folder: Path, progress: Progress = lambda done: None) -> None:
     """Episodes into an empty folder as ``ep00000.npz``, … by their numbers in the store, and its ``spec.json``.
 
-    Of an episode of T steps: ``obs`` (T + 1, H, W, C) uint8; ``action`` (T,) int64, which leads from ``obs[t]`` to
-    ``obs[t + 1]``; ``reward`` (T,) float32; ``terminated`` and ``truncated`` (T,) bool; ``held_out`` bool and
+    Of an episode of S steps: ``obs`` (S + 1, H, W, C) uint8; ``action`` (S,) int64, which leads from ``obs[t]`` to
+    ``obs[t + 1]``; ``reward`` (S,) float32; ``terminated`` and ``truncated`` (S,) bool; ``held_out`` bool and
     ``condition`` int64, -1 for none.
     """
     check_pictures(store)
@@ -42,8 +42,8 @@ def to_npz(store: EpisodeStore, indices: Sequence[int], folder: Path, progress: 
         episode, entry = store.episode(index), store.entries[index]
         arrays: dict[str, np.ndarray | np.bool_ | np.int64] = {
             "obs": episode.frames.transpose(0, 2, 3, 1),
-            "action": episode.actions,
-            "reward": episode.rewards,
+            "action": episode.actions[1:],
+            "reward": episode.rewards[1:],
             "terminated": _last(episode, episode.terminated),
             "truncated": _last(episode, episode.truncated),
             "held_out": np.bool_(entry.held_out),
@@ -105,8 +105,8 @@ def _buffers(store: EpisodeStore, indices: Sequence[int], progress: Progress) ->
         episode = store.episode(index)
         yield buffer(
             observations=episode.frames.transpose(0, 2, 3, 1),
-            actions=episode.actions,
-            rewards=episode.rewards,
+            actions=episode.actions[1:],
+            rewards=episode.rewards[1:],
             terminations=_last(episode, episode.terminated),
             truncations=_last(episode, episode.truncated),
         )
@@ -121,8 +121,8 @@ def _facts(store: EpisodeStore, index: int) -> dict[str, Any]:
 
 
 def _last(episode: Episode, flag: bool) -> np.ndarray:
-    """(T,) bool: false but for the last step, which is as the flag says."""
-    flags = np.zeros(len(episode), bool)
+    """(S,) bool, one a step: false but for the last, which is as the flag says."""
+    flags = np.zeros(episode.steps, bool)
     flags[-1:] = flag
     return flags
 

@@ -16,7 +16,7 @@ class Entry:
     episode: int  # number of the episode, never given twice
     shard: int
     offset: int  # frames of the shard before this episode's first
-    length: int  # T steps, 0 for an image; the shard holds T + 1 frames and records of it
+    length: int  # steps, 0 for an image; the shard holds one frame more, and a record of each frame
     terminated: bool
     truncated: bool
     crc: int  # CRC-32 of the episode's frames, then its records
@@ -24,9 +24,14 @@ class Entry:
     key: str | None = None  # what its source calls it; none for an episode that was played
 
     @property
+    def frames(self) -> int:
+        """T, the number of frames of the episode."""
+        return self.length + 1
+
+    @property
     def end(self) -> int:
         """Frames of the shard up to this episode's last, included."""
-        return self.offset + self.length + 1
+        return self.offset + self.frames
 
     def to_line(self) -> str:
         """Inverse of :meth:`from_line`, without a line break."""

@@ -26,28 +26,24 @@ class Item(NamedTuple):
 
 def check_fits(episode: Episode, spec: Spec) -> None:
     """Raises :class:`DataError` for an episode that is not one of this Spec."""
-    length = len(episode)
-    expected = (length + 1, *spec.frame_shape)
-    if episode.frames.shape != expected or episode.frames.dtype != np.uint8:
-        raise DataError(
-            f"an episode of {length} steps needs uint8 frames {expected}; "
-            f"got {episode.frames.dtype} {episode.frames.shape}"
-        )
-    if len(episode.rewards) != length:
-        raise DataError(f"an episode of {length} steps has {len(episode.rewards)} rewards")
-    count = len(spec.action_names)
-    if length and (episode.actions.min() < 0 or episode.actions.max() >= count):
+    frames, shape = episode.frames, spec.frame_shape
+    if frames.shape[1:] != shape or not len(frames) or frames.dtype != np.uint8:
+        expected = ", ".join(map(str, ("T", *shape)))
+        raise DataError(f"an episode needs uint8 frames ({expected}); got {frames.dtype} {frames.shape}")
+    for name, meaning in (("actions", "the action that led to it"), ("rewards", "the reward received on arriving")):
+        if (got := np.shape(getattr(episode, name))) != (len(frames),):
+            raise DataError(f"{name} of an episode are {got}; give ({len(frames)},), for each frame {meaning}")
+    count, taken = len(spec.action_names), episode.actions[1:]
+    if len(taken) and not 0 <= taken.min() <= taken.max() < count:
         raise DataError(f"actions must be in [0, {count}), one of {short(', '.join(spec.action_names))}")
     if not NO_ACTION <= episode.condition < count:
         raise DataError(f"the condition {episode.condition} of an episode is neither {NO_ACTION} nor in [0, {count})")
 
 
 def to_records(episode: Episode) -> np.ndarray:
-    """(T + 1,) of dtype :data:`STEP`: what led to each frame, and what was earned by it."""
-    records = np.zeros(len(episode) + 1, STEP)
-    records["action"][0] = episode.condition
-    records["action"][1:] = episode.actions
-    records["reward"][1:] = episode.rewards
+    """(T,) of dtype :data:`STEP`."""
+    records = np.zeros(len(episode.frames), STEP)
+    records["action"], records["reward"] = episode.actions, episode.rewards
     return records
 
 

@@ -3,7 +3,7 @@
 A store is a folder::
 
     spec.json            the Spec of the data
-    shard-00000.frames   uint8 frames of all episodes of the shard, one after another: T + 1 of each
+    shard-00000.frames   uint8 frames of all episodes of the shard, one after another
     shard-00000.steps    one record a frame: the action that led to it and the reward on arriving; at the first frame
                          the action is the episode's condition, -1 where there is none
     index.jsonl          one line an episode: where it lies, its length, flags and checksum; written last
@@ -114,19 +114,19 @@ class EpisodeStore:
         return len(self.entries)
 
     @property
-    def lengths(self) -> np.ndarray:
-        """(E,) int64: steps T of every episode; an episode has one frame more."""
-        return np.array([entry.length for entry in self.entries], np.int64)
-
-    @property
-    def steps(self) -> int:
-        """Steps in all episodes together."""
-        return sum(entry.length for entry in self.entries)
+    def frame_counts(self) -> np.ndarray:
+        """(E,) int64: T, the frames of every episode."""
+        return np.array([entry.frames for entry in self.entries], np.int64)
 
     @property
     def frames(self) -> int:
         """Frames in all episodes together."""
-        return self.steps + len(self)
+        return sum(entry.frames for entry in self.entries)
+
+    @property
+    def steps(self) -> int:
+        """Steps in all episodes together: each has one less than frames."""
+        return self.frames - len(self)
 
     @property
     def keys(self) -> set[str]:
@@ -154,7 +154,7 @@ class EpisodeStore:
         if not 0 <= index < len(self):
             raise DataError(f"there is no episode {index} in {self.path}; it holds 0 to {len(self) - 1}")
         entry = self.entries[index]
-        frames, records = self.read(index, 0, entry.length + 1)
+        frames, records = self.read(index, 0, entry.frames)
         if entry not in self._sound:
             if checksum(frames, records) != entry.crc:
                 raise DataError(
@@ -163,11 +163,10 @@ class EpisodeStore:
             self._sound.add(entry)
         return Episode(
             frames=frames,
-            actions=records["action"][1:].astype(np.int64),
-            rewards=records["reward"][1:].copy(),
+            actions=records["action"].astype(np.int64),
+            rewards=records["reward"].copy(),
             terminated=entry.terminated,
             truncated=entry.truncated,
-            condition=int(records["action"][0]),
         )
 
     def read(self, index: int, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
@@ -220,7 +219,7 @@ class EpisodeStore:
                 episode=self._next_number + len(entries),
                 shard=shard,
                 offset=entries[-1].end if entries else offset,
-                length=len(item.episode),
+                length=item.episode.steps,
                 terminated=item.episode.terminated,
                 truncated=item.episode.truncated,
                 crc=crc,

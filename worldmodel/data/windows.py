@@ -55,7 +55,7 @@ class Windows:
         self.episodes = self.store.split(episodes) if isinstance(episodes, str) else np.asarray(episodes, np.int64)
         if self.episodes.size and not 0 <= self.episodes.min() <= self.episodes.max() < len(self.store):
             raise DataError(f"there are episodes 0 to {len(self.store) - 1} in {self.store.path}")
-        self.sizes = self.store.lengths[self.episodes] + 1  # (n,) frames of each episode
+        self.sizes = self.store.frame_counts[self.episodes]  # (n,) frames of each episode
         self._first = np.concatenate([[0], np.cumsum(self.sizes)])  # (n + 1,) where each begins in the arrays below
         records = [self.store.read(int(e), 0, int(size))[1] for e, size in zip(self.episodes, self.sizes, strict=True)]
         steps = np.concatenate([np.empty(0, STEP), *records])

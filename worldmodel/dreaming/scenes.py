@@ -63,7 +63,7 @@ def replayed_scene(store: EpisodeStore, place: Place, context: int, steps: int) 
 
 def _read(store: EpisodeStore, place: Place, count: int) -> tuple[Tensor, Tensor]:
     """At most ``count`` frames from a place on, and the action that led to each."""
-    last = min(place.first + count, int(store.lengths[place.episode]) + 1)
+    last = min(place.first + count, int(store.frame_counts[place.episode]))
     frames, records = store.read(place.episode, place.first, last)
     return torch.tensor(frames), torch.tensor(records["action"].astype(np.int64))
 
@@ -77,7 +77,7 @@ def check_place(store: EpisodeStore, place: Place, context: int, behind: int) ->
     if not 0 <= place.episode < len(store):
         there = f"choose from 0 to {len(store) - 1}" if len(store) else "there are no episodes"
         raise ConfigError(f"episode {place.episode} is not in {store.path}; {there}")
-    frames = int(store.lengths[place.episode]) + 1
+    frames = int(store.frame_counts[place.episode])
     last = frames - context - behind
     if last < 0:
         raise ConfigError(f"episode {place.episode} has {frames} frames, too few for --context {context}; give fewer")
@@ -94,7 +94,7 @@ def random_place(store: EpisodeStore, context: int, behind: int, wanted: int, rn
     one whose last seen frame has most colours is taken: a wall in the face tells nobody where he is. Raises
     :class:`DataError` when no episode is long enough.
     """
-    room = store.lengths + 1 - context  # (E,) steps that follow the first frames of each episode
+    room = store.frame_counts - context  # (E,) steps that follow the first frames of each episode
     for episodes in (store.split("held_out"), store.split("train")):
         for steps in (wanted, behind):
             choices = episodes[room[episodes] >= steps]

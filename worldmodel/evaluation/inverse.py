@@ -61,10 +61,11 @@ def balanced_pairs(episodes: Sequence[Episode], actions: int, count: int, genera
 
     Raises ``ValueError`` when no episode has a second step.
     """
-    where = np.concatenate([np.stack([np.full(len(e), i), np.arange(len(e))], 1)[1:] for i, e in enumerate(episodes)])
-    told = np.concatenate([np.asarray(episode.actions)[1:] for episode in episodes])
-    before = np.concatenate([np.asarray(episode.actions)[:-1] for episode in episodes])
-    groups = [[np.flatnonzero((told == a) & (before == b)) for b in range(actions)] for a in range(actions)]
+    frames = [np.arange(2, len(episode.frames)) for episode in episodes]  # those with two actions behind them
+    places = np.concatenate([np.stack([np.full(len(t), i), t], 1) for i, t in enumerate(frames)])
+    led_by = np.concatenate([episode.actions[t] for episode, t in zip(episodes, frames, strict=True)])
+    before = np.concatenate([episode.actions[t - 1] for episode, t in zip(episodes, frames, strict=True)])
+    groups = [[np.flatnonzero((led_by == a) & (before == b)) for b in range(actions)] for a in range(actions)]
     groups = [[rows for rows in group if len(rows)] for group in groups]
     present = [group for group in groups if group]
     if not present:
@@ -74,10 +75,9 @@ def balanced_pairs(episodes: Sequence[Episode], actions: int, count: int, genera
         each = max(1, count // (len(present) * len(group)))
         chosen.extend(generator.choice(rows, each, replace=len(rows) < each) for rows in group)
     rows = generator.permutation(np.concatenate(chosen))
-    places = where[rows]
-    first = np.stack([episodes[i].frames[t] for i, t in places])
-    second = np.stack([episodes[i].frames[t + 1] for i, t in places])
-    return Pairs(torch.from_numpy(first), torch.from_numpy(second), torch.from_numpy(told[rows].astype(np.int64)))
+    first = np.stack([episodes[i].frames[t - 1] for i, t in places[rows]])
+    second = np.stack([episodes[i].frames[t] for i, t in places[rows]])
+    return Pairs(torch.from_numpy(first), torch.from_numpy(second), torch.from_numpy(led_by[rows].astype(np.int64)))
 
 
 class InverseDynamics(nn.Module):

@@ -20,7 +20,7 @@ from worldmodel.evaluation.metrics import (
     ssim,
 )
 from worldmodel.evaluation.openloop import Progress, silent
-from worldmodel.types import NO_ACTION, Episode, to_float, to_uint8
+from worldmodel.types import Episode, to_float, to_uint8
 from worldmodel.world import WorldModel
 
 
@@ -66,13 +66,14 @@ def one_step(
             break
         codes, measured = _tokenize(world, episode)
         counts += torch.bincount(codes.flatten(), minlength=len(counts))
-        told = torch.from_numpy(np.asarray(episode.actions, dtype=np.int64))
-        shuffled = told[torch.randperm(len(told), generator=generator)]
-        measured |= _predict(world, codes, told, shuffled, context, length)
+        actions = torch.from_numpy(episode.actions)
+        order = 1 + torch.randperm(episode.steps, generator=generator)  # the condition at index 0 stays
+        shuffled = torch.cat([actions[:1], actions[order]])
+        measured |= _predict(world, codes, actions, shuffled, context, length)
         measured["window"] += windows
         windows = int(measured["window"].max()) + 1
         measured["step"] = np.arange(len(codes))
-        measured["rewards"] = np.append(0.0, episode.rewards)
+        measured["rewards"] = episode.rewards.astype(np.float64)
         measured["terminated"] = np.arange(len(codes)) == (len(codes) - 1 if episode.terminated else -1)
         truncated += episode.truncated and not episode.terminated
         parts.append(measured)
@@ -86,7 +87,7 @@ def one_step(
 
 @torch.inference_mode()
 def _tokenize(world: WorldModel, episode: Episode) -> tuple[Tensor, dict[str, np.ndarray]]:
-    """Codes (T + 1, *grid) int64 on the host, and how well they picture the frames."""
+    """Codes (T, *grid) int64 on the host, and how well they picture the frames."""
     codes, errors, similar = [], [], []
     for part in torch.from_numpy(np.array(episode.frames)).split(256):
         grid = world.tokenizer.encode(to_float(part.to(world.device)))
@@ -110,24 +111,23 @@ def _tiles(total: int, context: int, length: int) -> Iterator[tuple[int, int, in
 def _predict(
     world: WorldModel, codes: Tensor, actions: Tensor, shuffled: Tensor, context: int, length: int
 ) -> dict[str, np.ndarray]:
-    """Scores of each of the T + 1 frames of one episode from its codes; ``actions`` (T,) lead from frame to frame."""
+    """Scores of each frame of one episode from its codes (T, *grid), under ``actions`` and under ``shuffled``, (T,)."""
     tiles = list(_tiles(len(codes), context, length))
     size = min(length, len(codes))
     names = ("nats", "nats_shuffled", "rewards_said", "ends_said")
     found: dict[str, np.ndarray] = {name: np.zeros(len(codes)) for name in names}
     found["window"] = np.zeros(len(codes), dtype=np.int64)
-    led, led_shuffled = (torch.cat([torch.tensor([NO_ACTION]), order]) for order in (actions, shuffled))
 
     def cut(values: Tensor, group: list[tuple[int, int, int]]) -> Tensor:
         return torch.stack([values[start : start + size] for start, _, _ in group]).to(world.device)
 
     for first in range(0, len(tiles), 16):  # 16 windows at once: the logits of more would not fit a small machine
         group = tiles[first : first + 16]
-        grids, acts = cut(codes, group), cut(led, group)
+        grids, acts = cut(codes, group), cut(actions, group)
         rewards, ends = world.prior.predict_outcomes(grids, acts)
         values = (
             -world.prior.log_likelihood(grids, acts),
-            -world.prior.log_likelihood(grids, cut(led_shuffled, group)),
+            -world.prior.log_likelihood(grids, cut(shuffled, group)),
             rewards,
             ends,
         )

@@ -141,12 +141,12 @@ def _held_out(world: WorldModel, store: EpisodeStore) -> np.ndarray:
 
 def _context(world: WorldModel, store: EpisodeStore, held_out: np.ndarray) -> int:
     """Frames that the prior was trained to see; no more than a third of what the usual held-out episode has."""
-    return max(1, min(world.prior.context, (int(np.median(store.lengths[held_out])) + 1) // 3))
+    return max(1, min(world.prior.context, int(np.median(store.frame_counts[held_out])) // 3))
 
 
 def _windows(store: EpisodeStore, settings: Settings, held_out: np.ndarray) -> Segment:
     """The windows of the open loop, shorter than asked where half of the held-out episodes are shorter."""
-    reach = int(np.median(store.lengths[held_out])) + 1
+    reach = int(np.median(store.frame_counts[held_out]))
     length = min(settings.context + settings.horizon, reach)
     if length <= settings.context:
         raise DataError(f"held-out episodes of {reach} frames are too short to see {settings.context} and dream on")

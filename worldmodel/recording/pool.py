@@ -131,7 +131,7 @@ class RecorderPool:
                         yield Report(steps=message[1])
                     case "episode":
                         recording = receive(message, recorder.results)
-                        left = recorder.order.steps - len(recording.episode)
+                        left = recorder.order.steps - recording.episode.steps
                         recorder.order = dataclasses.replace(recorder.order, steps=left)
                         self._stepped = True
                         recorder.saved = recorder.hung
@@ -181,4 +181,4 @@ def _cut(recording: Recording) -> str | None:
     """What to tell of an episode that its environment could not play to its end."""
     if recording.broken is None:
         return None
-    return f"an episode was cut after {len(recording.episode):,} steps and marked truncated: {recording.broken}"
+    return f"an episode was cut after {recording.episode.steps:,} steps and marked truncated: {recording.broken}"

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from worldmodel.errors import EnvError
-from worldmodel.types import Episode, Spec
+from worldmodel.types import NO_ACTION, Episode, Spec
 
 REPORT_SECONDS = 0.2
 STOP, RESCUE = b"stop", b"rescue"
@@ -72,19 +72,30 @@ class Draft:
     """An episode that is being recorded. Another thread may read it while the environment is at work."""
 
     frames: list[np.ndarray] = dataclasses.field(default_factory=list)
-    actions: list[int] = dataclasses.field(default_factory=list)
+    actions: list[int] = dataclasses.field(default_factory=list)  # that led to each frame
     rewards: list[float] = dataclasses.field(default_factory=list)
     places: set[int] = dataclasses.field(default_factory=set)
 
+    @property
+    def steps(self) -> int:
+        return len(self.rewards) - 1
+
+    def add(self, frame: np.ndarray, info: Mapping[str, Any], action: int = NO_ACTION, reward: float = 0.0) -> None:
+        """One frame more, and the action that led to it."""
+        self.frames.append(frame)
+        self.actions.append(action)
+        self.places.add(place_of(frame, info))
+        self.rewards.append(reward)  # last: another thread takes as many frames as there are rewards
+
     def recording(self, terminated: bool, truncated: bool, broken: str | None = None) -> Recording | None:
         """What there is of it; None before its first step."""
-        steps = len(self.rewards)  # which are written last
-        if not steps:
+        count = len(self.rewards)
+        if count < 2:
             return None
         episode = Episode(
-            frames=np.stack(self.frames[: steps + 1]),
-            actions=np.array(self.actions[:steps], np.int64),
-            rewards=np.array(self.rewards[:steps], np.float32),
+            frames=np.stack(self.frames[:count]),
+            actions=np.array(self.actions[:count], np.int64),
+            rewards=np.array(self.rewards[:count], np.float32),
             terminated=terminated,
             truncated=truncated or not terminated,
         )
@@ -108,22 +119,18 @@ def record_episode(
     draft = Draft() if draft is None else draft
     frame, info = env.reset(seed=int(rng.integers(2**31)))
     explorer.begin(env.data_spec.action_names, np.random.default_rng(int(rng.integers(2**63))))
-    draft.frames.append(frame)
-    draft.places.add(place_of(frame, info))
+    draft.add(frame, info)
     terminated = truncated = False
     go_on = True
-    while not terminated and not truncated and go_on and len(draft.rewards) < longest:
+    while not terminated and not truncated and go_on and draft.steps < longest:
         action = explorer.act(frame)
         try:
             frame, reward, terminated, truncated, info = env.step(action)
         except EnvError as error:  # the simulator died: what it showed until then is good
-            if not draft.rewards:
+            if not draft.steps:
                 raise
             return draft.recording(False, True, broken=str(error))
-        draft.frames.append(frame)
-        draft.actions.append(action)
-        draft.places.add(place_of(frame, info))
-        draft.rewards.append(reward)
+        draft.add(frame, info, action, reward)
         go_on = tick()
     return draft.recording(terminated, truncated)
 
@@ -205,7 +212,7 @@ def _record(order: Order, results: Connection, desk: _Desk) -> None:
                     results.send(("lost", broken))
             desk.draft = Draft()
             if recording is not None:
-                left -= len(recording.episode)
+                left -= recording.episode.steps
                 send(results, recording)
             unreported = 0
             failures = failures + 1 if broken else 0
@@ -227,11 +234,10 @@ def send(results: Connection, recording: Recording) -> None:
 def receive(message: tuple[Any, ...], results: Connection) -> Recording:
     """The episode that an ``episode`` message announces. Raises EOFError when the sender died in the middle."""
     _, shape, (terminated, truncated), places, broken = message
-    steps = shape[0] - 1
     episode = Episode(
         frames=np.empty(shape, np.uint8),
-        actions=np.empty(steps, np.int64),
-        rewards=np.empty(steps, np.float32),
+        actions=np.empty(shape[0], np.int64),
+        rewards=np.empty(shape[0], np.float32),
         terminated=terminated,
         truncated=truncated,
     )

@@ -33,8 +33,8 @@ class Source(abc.ABC):
 
 def image_item(image: np.ndarray, label: int, held_out: bool, key: str) -> Item:
     """An image (C, H, W) uint8 of class ``label`` (-1: unknown) as an episode of one frame."""
-    nothing = np.zeros(0, np.int64), np.zeros(0, np.float32)
-    return Item(Episode(image[None], *nothing, terminated=False, truncated=False, condition=label), held_out, key)
+    condition, reward = np.array([label], np.int64), np.zeros(1, np.float32)
+    return Item(Episode(image[None], condition, reward, terminated=False, truncated=False), held_out, key)
 
 
 def check_folder(path: str | Path, wanted: str) -> Path:

@@ -1,4 +1,4 @@
-"""Recorded episodes as films: ``epNNNN.mp4`` with T + 1 frames, ``epNNNN.npz`` with T steps, and a ``meta.json``.
+"""Recorded episodes as films: ``epNNNN.mp4`` with S + 1 frames, ``epNNNN.npz`` with S steps, and a ``meta.json``.
 
 The films are read by the ffmpeg that comes with imageio-ffmpeg, frame by frame as they were stored: no frame is
 repeated or dropped for the sake of a constant rate, and RGB films are not converted.
@@ -83,10 +83,10 @@ def read_episode(film: Path, spec: Spec) -> Episode:
         raise DataError(f"{film} has {len(frames)} frames; its {count} steps need {count + 1}")
     if count and not 0 <= steps["actions"].min() <= steps["actions"].max() < len(spec.action_names):
         raise DataError(f"{film.with_suffix('.npz')} holds actions that {META} does not name")
-    return Episode(
+    return Episode.from_steps(
         frames=frames,
-        actions=steps["actions"].astype(np.int64),
-        rewards=steps["rewards"].astype(np.float32),
+        actions=steps["actions"],
+        rewards=steps["rewards"],
         terminated=bool(steps["terminated"][-1:].any()),
         truncated=bool(steps["truncated"][-1:].any()),
     )

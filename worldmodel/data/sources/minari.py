@@ -98,10 +98,10 @@ class Minari(Source):
             raise ValueError(f"of {length} steps, its parts have {', '.join(map(str, sorted(counts)))}")
         if (terminations | truncations)[:-1].any():
             raise ValueError("it ends before its last step")
-        return Episode(
+        return Episode.from_steps(
             frames=frames,
             actions=actions,
-            rewards=rewards.astype(np.float32),
+            rewards=rewards,
             terminated=bool(terminations[-1:].any()),
             truncated=bool(truncations[-1:].any()),
             condition=int(facts["condition"]) if self._ours else NO_ACTION,

@@ -106,7 +106,7 @@ class Arrays(Source):
         if isinstance(item, str):
             raise DataError(item)
         recording, piece = item
-        episode = Episode(
+        episode = Episode.from_steps(
             frames=self._frames(recording, piece),
             actions=recording.actions[piece.steps],
             rewards=recording.rewards[piece.steps],
@@ -117,7 +117,7 @@ class Arrays(Source):
         return Item(episode, recording.held_out, self.keys[index])
 
     def _frames(self, recording: Recording, piece: _Piece) -> np.ndarray:
-        """(T + 1, C, H, W) uint8 of an episode. Raises :class:`DataError` when the file is damaged, wherever it is."""
+        """(T, C, H, W) uint8 of an episode. Raises :class:`DataError` when the file is damaged, wherever it is."""
         self._check(recording.file)
         stream: FrameStream | None = getattr(self._streams, "open", None)
         if stream is None or stream.file != recording.file or not stream.reaches(piece.first):

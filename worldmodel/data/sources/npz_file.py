@@ -33,13 +33,13 @@ class Recording:
     """A file but for its frames."""
 
     file: Path
-    frames: int  # how many there are, T or T + 1
+    frames: int  # how many there are, S or S + 1 of S steps
     shape: tuple[int, ...]  # of each
-    actions: np.ndarray  # (T,) int64
-    rewards: np.ndarray  # (T,) float32
-    terminated: np.ndarray  # (T,) bool
-    truncated: np.ndarray  # (T,) bool
-    lost: np.ndarray  # (T,) bool, a life
+    actions: np.ndarray  # (S,) int64: actions[t] was taken at the frame before the one that it led to
+    rewards: np.ndarray  # (S,) float32
+    terminated: np.ndarray  # (S,) bool
+    truncated: np.ndarray  # (S,) bool
+    lost: np.ndarray  # (S,) bool, a life
     held_out: bool | None
     condition: int
 
@@ -79,7 +79,7 @@ def look(file: Path, called: Mapping[str, str]) -> Recording:
 
 
 def _steps(arrays: Mapping[str, np.ndarray], file: Path) -> dict[str, np.ndarray]:
-    """Actions, rewards and ends, each (T,). Raises :class:`DataError` where they are not."""
+    """Actions, rewards and ends, each (S,). Raises :class:`DataError` where they are not."""
     flat = {}
     for key, array in arrays.items():
         if key in ("held_out", "condition"):

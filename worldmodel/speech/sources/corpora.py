@@ -70,9 +70,9 @@ class Speech(Source):
         frames = to_frames(wave, self._window)
         if not len(frames):
             raise DataError(f"{utterance.file} holds {len(wave):,} samples of sound, less than half a window")
-        speaker, steps = self.spec.action_names.index(utterance.speaker), len(frames) - 1
-        actions, rewards = np.full(steps, speaker, np.int64), np.zeros(steps, np.float32)
-        episode = Episode(frames, actions, rewards, terminated=True, truncated=False, condition=speaker)
+        speaker = self.spec.action_names.index(utterance.speaker)
+        actions, rewards = np.full(len(frames), speaker, np.int64), np.zeros(len(frames), np.float32)
+        episode = Episode(frames, actions, rewards, terminated=True, truncated=False)
         return Item(episode, utterance.held_out, utterance.key)
 
 
