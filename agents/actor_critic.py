@@ -19,7 +19,7 @@ from worldmodel.nn.convnets import CONV
 from worldmodel.priors.outcomes import BINS, SPAN, symexp, two_hot
 from worldmodel.runs.folder import find_run, load_spec
 from worldmodel.tokenizers import Tokenizer
-from worldmodel.types import NO_ACTION, to_float
+from worldmodel.types import NO_ACTION
 from worldmodel.util.ranges import Count, Share
 
 AGENT = "agent.safetensors"
@@ -104,7 +104,7 @@ class FrameReader(nn.Module):
         tokenizer = self._tokenizer[0].to(grids.device)
         known = (grids.flatten(2) >= 0).all(-1)
         with torch.no_grad():
-            frames = tokenizer.decode(grids.clamp(min=0).flatten(0, 1)).float().unflatten(0, known.shape)
+            frames = tokenizer.expected_frames(grids.clamp(min=0).flatten(0, 1)).unflatten(0, known.shape)
             frames = frames.masked_fill(~known.view(*known.shape, *[1] * (frames.dim() - 2)), 0)
         return self.out(self.convs(frames.flatten(1, 2)).flatten(1))
 
@@ -237,7 +237,7 @@ class ActorCriticAgent(Agent):
         assert self._loaded is not None, "begin comes before act"
         tokenizer, actor = self._loaded
         device = self._seen.actions.device
-        grids = tokenizer.encode(to_float(torch.from_numpy(frame)[None].to(device)))
+        grids = tokenizer.encode(torch.from_numpy(frame)[None].to(device))
         self._seen = self._seen.then(grids, torch.tensor([self._action], device=device))
         if self._held:
             self._held -= 1

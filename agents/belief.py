@@ -18,7 +18,7 @@ from worldmodel.priors import PriorState, Step
 from worldmodel.runs.folder import load_config
 from worldmodel.runs.kind import has_past
 from worldmodel.types import NO_ACTION
-from worldmodel.world import Precision, WorldModel, decode, encode
+from worldmodel.world import Precision, WorldModel
 
 
 class Belief(NamedTuple):
@@ -89,7 +89,7 @@ class Mind:
     @torch.no_grad()
     def see(self, belief: Belief, frame: np.ndarray, action: int = NO_ACTION) -> Belief:
         """Take in a real frame, (C, *size) uint8, and the action that led to it."""
-        grids = encode(self.world.tokenizer, torch.from_numpy(frame)[None].to(self.device))
+        grids = self.world.tokenizer.encode(torch.from_numpy(frame)[None].to(self.device))
         led_by = torch.tensor([action], device=self.device)
         return Belief(
             self.world.prior.observe(belief.state, grids, led_by), belief.seen and belief.seen.then(grids, led_by)
@@ -120,7 +120,7 @@ class Mind:
 
     def draw(self, grids: np.ndarray) -> np.ndarray:
         """Grids (M, *grid) int64 → frames (M, C, *size) uint8."""
-        return decode(self.world.tokenizer, torch.from_numpy(grids).to(self.device)).cpu().numpy()
+        return self.world.tokenizer.decode(torch.from_numpy(grids).to(self.device)).cpu().numpy()
 
 
 def load_mind(

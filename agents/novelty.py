@@ -17,7 +17,7 @@ from worldmodel.priors import select_rows
 from worldmodel.runs.folder import PRIOR, find_run
 from worldmodel.types import NO_ACTION
 from worldmodel.util.ranges import Count
-from worldmodel.world import WorldModel, encode
+from worldmodel.world import WorldModel
 
 
 class SeenCodes:
@@ -89,7 +89,7 @@ class NoveltyExplorer(StickyExplorer):
     @torch.no_grad()
     def act(self, frame: np.ndarray) -> int:
         assert self._world is not None, "begin comes before act"
-        codes = encode(self._world.tokenizer, torch.tensor(frame)[None].to(self._world.device))
+        codes = self._world.tokenizer.encode(torch.tensor(frame)[None].to(self._world.device))
         led = torch.tensor([self._action if self._action >= 0 else NO_ACTION], device=self._world.device)
         self._state = self._world.prior.observe(self._state, codes, led)
         self.seen.add(codes.flatten().cpu())

@@ -17,7 +17,7 @@ from worldmodel import media
 from worldmodel.evaluation.report import number
 from worldmodel.media import plots
 from worldmodel.types import Episode, Spec
-from worldmodel.world import WorldModel, decode
+from worldmodel.world import WorldModel
 
 SHOWN = 3  # episodes of a video
 LONGEST = 400  # frames of a video
@@ -88,7 +88,7 @@ def save_plans(path: Path, played: Played, world: WorldModel) -> Path:
     """A video of an episode whose plans are told, and beside each frame what was imagined for it before."""
 
     def draw(grids: np.ndarray) -> np.ndarray:
-        return decode(world.tokenizer, torch.from_numpy(grids).to(world.device)).cpu().numpy()
+        return world.tokenizer.decode(torch.from_numpy(grids).to(world.device)).cpu().numpy()
 
     plans = [plan and dataclasses.replace(plan, draw=draw) for plan in played.plans]
     return save_plan(path, played.episode, plans, world.spec.action_names, world.spec.rate)

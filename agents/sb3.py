@@ -21,7 +21,6 @@ from worldmodel.runs.load import load_tokenizer, resolve_device
 from worldmodel.tokenizers import Tokenizer
 from worldmodel.types import Spec
 from worldmodel.util.files import replace_text
-from worldmodel.world import decode, encode
 
 WEIGHTS, SETTINGS = "sb3_ppo.zip", "sb3_ppo.json"
 NAME = "sb3_ppo"
@@ -140,10 +139,10 @@ class SB3Agent(Agent):
     def _view(self, frame: np.ndarray) -> np.ndarray:
         """What the policy sees at a frame: the last few, as Stable-Baselines3 stacks them, or codes."""
         if self._tokenizer is not None:
-            codes = encode(self._tokenizer, torch.from_numpy(frame)[None].to(self.device))
+            codes = self._tokenizer.encode(torch.from_numpy(frame)[None].to(self.device))
             if self.knowledge.view == "codes":
                 return codes.flatten().cpu().numpy()
-            frame = decode(self._tokenizer, codes)[0].cpu().numpy()
+            frame = self._tokenizer.decode(codes)[0].cpu().numpy()
         self._seen = np.concatenate([self._seen[1:], frame[None]])
         return self._seen.reshape(-1, *frame.shape[1:])
 

@@ -14,7 +14,7 @@ from benchmarks.timing import Contender, Figure, Plan, peak_memory, rates, reset
 from worldmodel.data.windows import Windows
 from worldmodel.heads import Ancestral, Head, Predictive, Randomness, Sampler
 from worldmodel.priors import PriorState
-from worldmodel.world import Precision, WorldModel, decode
+from worldmodel.world import Precision, WorldModel
 
 SAMPLERS: dict[str, Callable[[], Sampler]] = {
     "one by one": lambda: Ancestral(together=False),  # the ancestral sampler of the textbooks, with what the head keeps
@@ -110,6 +110,6 @@ def _contenders(
 
     def decoding(number: int) -> float:
         codes = start(number).previous
-        return seconds(lambda: [decode(world.tokenizer, codes) for _ in range(horizon)], device)
+        return seconds(lambda: [world.tokenizer.decode(codes) for _ in range(horizon)], device)
 
     return {**{name: functools.partial(dreaming, name) for name in SAMPLERS}, "decode": decoding}

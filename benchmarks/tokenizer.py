@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.subject import Subject
 from benchmarks.timing import Contender, Figure, Plan, peak_memory, rates, reset_peak, rounds, seconds
-from worldmodel.world import Precision, decode, encode
+from worldmodel.world import Precision
 
 FRAMES = 128  # that a measurement works on at least
 
@@ -27,10 +27,10 @@ def measure(subject: Subject, plan: Plan) -> list[Figure]:
         frames = seen[torch.arange(batch) % len(seen), 0].to(subject.device)  # few data repeat themselves
         contenders: dict[tuple[str, Precision], Contender] = {}
         for precision, world in worlds.items():
-            codes = encode(world.tokenizer, frames)
+            codes = world.tokenizer.encode(frames)
             for what, call in (
-                ("encode", functools.partial(encode, world.tokenizer, frames)),
-                ("decode", functools.partial(decode, world.tokenizer, codes)),
+                ("encode", functools.partial(world.tokenizer.encode, frames)),
+                ("decode", functools.partial(world.tokenizer.decode, codes)),
             ):
                 contenders[what, precision] = _repeated(call, calls, subject.device)
         for (what, precision), spent in rounds(contenders, plan.repeat).items():

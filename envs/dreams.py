@@ -18,7 +18,7 @@ from worldmodel.priors import replace_rows, select_rows
 from worldmodel.runs.folder import PRIOR, find_run, load_config, load_spec, open_episodes
 from worldmodel.runs.kind import has_past
 from worldmodel.speech.voice import is_sound
-from worldmodel.world import Precision, WorldModel, decode
+from worldmodel.world import Precision, WorldModel
 
 OBSERVATIONS = ("pixels", "codes")
 
@@ -103,7 +103,7 @@ class Dreams:
         grids = self.state.previous if rows is None else self.state.previous[self._index(rows)]
         if kind == "codes":
             return grids.flatten(1).cpu().numpy().copy()
-        return np.ascontiguousarray(decode(self.world.tokenizer, grids).permute(0, 2, 3, 1).cpu().numpy())
+        return np.ascontiguousarray(self.world.tokenizer.decode(grids).permute(0, 2, 3, 1).cpu().numpy())
 
     def render(self) -> np.ndarray:
         """(B, H, W, 3) uint8: the decoded frames."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from worldmodel.agents.actor_critic import Judged, Seen
 
 from worldmodel.priors import PriorState, Step
-from worldmodel.types import NO_ACTION, Spec, to_uint8
+from worldmodel.types import NO_ACTION, Spec
 from worldmodel.world import WorldModel
 
 CODES = 256
@@ -34,10 +34,10 @@ class ExactTokenizer(nn.Module):
         return torch.eye(CODES)
 
     def encode(self, frames: Tensor) -> Tensor:
-        return to_uint8(frames)[:, 0, 0, :1].long()
+        return frames[:, 0, 0, :1].long()
 
     def decode(self, codes: Tensor) -> Tensor:
-        return (codes.float() * (2 / 255) - 1)[:, :, None, None].expand(-1, *self.frame_shape)
+        return codes.byte()[:, :, None, None].expand(-1, *self.frame_shape)
 
 
 class ExactPrior(nn.Module):

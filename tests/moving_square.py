@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldmodel.types import Episode, Segment, Spec, to_float
+from worldmodel.types import Episode, Segment, Spec
 
 PLACES, CERTAINTY = 12, 0.9
 SPEC = Spec("test:square", (3, 16, 24), ("noop", "left", "right"), 10.0)
@@ -45,11 +45,11 @@ class Tokenizer:
     codes, grid, frame_shape = PLACES, (1,), SPEC.frame_shape
 
     def encode(self, frames: Tensor) -> Tensor:
-        known = to_float(pictures()).flatten(1)
-        return torch.cdist(frames.flatten(1), known).argmin(1)[:, None]
+        known = pictures().float().flatten(1)
+        return torch.cdist(frames.float().flatten(1), known).argmin(1)[:, None]
 
     def decode(self, codes: Tensor) -> Tensor:
-        return to_float(pictures())[codes[:, 0]]
+        return pictures()[codes[:, 0]]
 
 
 class Prior:
@@ -91,7 +91,7 @@ class World:
         top_k: int | None = None,
     ) -> SimpleNamespace:
         assert seen_actions.shape == frames.shape[:2] and (seen_actions[:, 1:] >= 0).all()
-        place = self.tokenizer.encode(to_float(frames[:, -1]))[:, 0]
+        place = self.tokenizer.encode(frames[:, -1])[:, 0]
         obeys = torch.rand(actions.shape, generator=generator) < self.obedience
         done = torch.where(obeys, actions, torch.randint(3, actions.shape, generator=generator))
         places = (place[:, None] + MOVES[done].cumsum(1)) % PLACES

@@ -59,7 +59,7 @@ def tiny_vae(latents: int) -> VAE:
 
 def some_frames(model: Autoencoder, count: int = 1) -> Tensor:
     shape = (count, *model.frame_shape)
-    return to_float(torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(3)))
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
 
 
 def all_grids(model: Tokenizer) -> Tensor:
@@ -72,7 +72,7 @@ def conditional(model: VQVAE | VIMCO, frame: Tensor) -> Tensor:
     """log p(frame | z) for every grid, (K^N,)."""
     grids = all_grids(model)
     lookup = model.quantizer.lookup if isinstance(model, VQVAE) else model.lookup
-    return model.log_likelihood(frame.expand(len(grids), *model.frame_shape), lookup(grids))
+    return model.log_likelihood(to_float(frame.expand(len(grids), *model.frame_shape)), lookup(grids))
 
 
 def evidence(model: VQVAE | VIMCO, frame: Tensor) -> Tensor:
@@ -112,7 +112,9 @@ def tiny_squared() -> VQVAE:
 
 def test_a_squared_error_has_no_bound() -> None:
     model = tiny_squared()
-    with pytest.raises(ConfigError, match=r"SquaredError is no likelihood of levels.*choose Categorical or Logistic"):
+    with pytest.raises(
+        ConfigError, match=r"SquaredError is no likelihood of uint8 values.*choose Categorical or Logistic"
+    ):
         model.bound(some_frames(model))
     with pytest.raises(ConfigError, match="SquaredError"):
         VAE((1, 2, 2), [4], 1, likelihood=SquaredError)
@@ -122,7 +124,7 @@ def test_a_squared_error_has_no_bound() -> None:
 
 def exact_mean_of_bound(model: VIMCO, frame: Tensor, samples: int) -> Tensor:
     """L_S by the sum over all K^(N·S) tuples of samples, with its gradient, ()."""
-    posterior = model.posterior(frame)
+    posterior = model._posterior(to_float(frame))
     log_q = vimco.log_prob(posterior, all_grids(model)[:, None])[:, 0].double()  # (9,)
     weights = conditional(model, frame[0]).double() - model.uniform_nats() - log_q
     tuples = torch.tensor(list(itertools.product(range(len(log_q)), repeat=samples)))  # (9^S, S)
@@ -157,7 +159,7 @@ def test_the_gradient_of_vimco_is_that_of_its_bound_in_expectation(
     expected = gradients(model)
     grids = all_grids(model)
     with torch.no_grad():
-        log_q = vimco.log_prob(model.posterior(frame), grids[:, None])[:, 0]
+        log_q = vimco.log_prob(model._posterior(to_float(frame)), grids[:, None])[:, 0]
     assert 0.3 < torch.special.entr(log_q.exp()).sum() < 0.97 * math.log(len(grids))  # neither a point nor flat
     assert conditional(model, frame[0]).std() > 1
     value = 0.0
@@ -249,7 +251,7 @@ def test_vae_bounds_against_the_integral(latents: int) -> None:
     z = torch.cartesian_prod(*[axis] * latents).view(-1, 1, 1, latents)
     cell = latents * math.log(float(axis[1] - axis[0]))
     with torch.no_grad():
-        given = model.log_likelihood(frame.expand(len(z), -1, -1, -1), z)
+        given = -model.given(frame.expand(len(z), -1, -1, -1), z)
         zero = torch.zeros_like(z)
         joint = given + Gaussian(zero, zero).log_prob(z)
         truth = float(joint.logsumexp(0) + cell)

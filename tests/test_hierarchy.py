@@ -85,7 +85,7 @@ def test_predictive_equals_ancestral(temperature: float) -> None:
 def test_the_codes_of_all_levels_stand_in_one_row() -> None:
     tokenizer = small_tokenizer().eval()
     assert tokenizer.levels == ((2, 2), (4, 4)) and tokenizer.grid == (20,)
-    x = torch.rand(2, 3, 16, 16) * 2 - 1
+    x = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
     codes = tokenizer.encode(x)
     coarse, fine = tokenizer.books(codes)
     assert coarse.shape == (2, 4) and fine.shape == (2, 16)
@@ -119,10 +119,10 @@ def test_hidden_levels_are_the_fine_ones_of_some_training_frames() -> None:
     kinds, counts = seen.unique(dim=0, return_counts=True)
     assert kinds.tolist() == [[0, 0, 1], [0, 1, 1], [1, 1, 1]]
     assert counts.tolist() == pytest.approx([250, 250, 500], abs=60)
-    pictures = torch.rand(2, 3, 16, 16) * 2 - 1
-    stages = tokenizer.eval().stages(pictures)
+    pictures = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    stages = tokenizer.eval().reconstructions(pictures)
     assert [name for name, _ in stages] == ["1x1", "1x1 + 2x2", "1x1 + 2x2 + 4x4"]
-    torch.testing.assert_close(stages[-1][1], tokenizer.reconstruct(pictures))
+    assert torch.equal(stages[-1][1], tokenizer.decode(tokenizer.encode(pictures)))
 
 
 @pytest.mark.parametrize("widths", [[[8, 8]], [[8, 8], [8, 8, 8]]])
@@ -156,22 +156,23 @@ def test_a_second_stage_learns_to_tell_grids_apart_by_a_few_codes() -> None:
     # The decoder reads the codes: those of another grid explain a grid worse.
     with torch.no_grad():
         vectors = second.quantizer.lookup(codes)
-        own = second._nats(patterns.flatten(1), vectors)
-        other = second._nats(patterns.flatten(1), vectors.roll(1, 0))
+        own, other = (
+            second.head.mean_nats(patterns.flatten(1), second._contexts(each)) for each in (vectors, vectors.roll(1, 0))
+        )
     assert own.mean() < other.mean()
-    assert torch.equal(second.nats(patterns), own.sum(1))
+    torch.testing.assert_close(second.nats(patterns), 36 * own)
 
 
 def test_stages_are_one_tokenizer() -> None:
     first, second = make_second()
     both = Stacked(first, second.eval()).eval()
-    x = torch.rand(2, 3, 24, 24) * 2 - 1
+    x = torch.randint(0, 256, (2, 3, 24, 24), dtype=torch.uint8)
     codes = both.encode(x)
     assert both.grid == (3,) and codes.shape == (2, 3) and both.codebook().shape == (3, 4, 4)
     assert torch.equal(codes, second.encode(first.encode(x)))
     pictures = both.decode(codes)
     assert pictures.shape == x.shape and torch.equal(pictures, both.decode(codes))
-    assert [name for name, _ in both.stages(x, torch.Generator().manual_seed(0))] == [
+    assert [name for name, _ in both.reconstructions(x, torch.Generator().manual_seed(0))] == [
         "6x6", "6 bits, expected", "6 bits, drawn",
     ]  # fmt: skip
     with pytest.raises(ConfigError, match="no likelihood"):
@@ -183,12 +184,12 @@ def test_the_decoder_of_a_second_stage_is_causal() -> None:
     second.double().eval()
     grids = torch.randint(0, 8, (2, 6, 6), generator=torch.Generator().manual_seed(1))
     vectors = torch.randn(2, second.quantizer.width, dtype=torch.float64)
-    before = second._nats(grids.flatten(1), vectors)
+    before = second.head(grids.flatten(1), second._contexts(vectors))
     changed = grids.clone()
     changed[:, 3, 2] = (changed[:, 3, 2] + 1) % 8
-    after = second._nats(changed.flatten(1), vectors)
-    torch.testing.assert_close(after[:, :20], before[:, :20])
-    assert (after[:, 20:] != before[:, 20:]).any()
+    after = second.head(changed.flatten(1), second._contexts(vectors))
+    torch.testing.assert_close(after[:, :21], before[:, :21])
+    assert (after[:, 21:] != before[:, 21:]).any()
 
 
 def test_a_second_stage_needs_slots_and_one_grid() -> None:

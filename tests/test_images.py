@@ -22,7 +22,6 @@ from worldmodel.evaluation.stills import score
 from worldmodel.heads import GridSpec
 from worldmodel.priors import CaptionTrunk, ConditionTrunk
 from worldmodel.runs.load import load_autoencoder, load_prior
-from worldmodel.types import to_float
 
 SOUND = {"codec", "jukebox", "timit-phonemes", "vctk", "vctk-spectra"}  # tests/test_speech.py and those beside it
 VIDEO = {"agent-basic", "agent-health", "agent-minigrid", "atari100k", "dmlab-video"}  # whose frames follow one another
@@ -124,9 +123,9 @@ def test_bits_are_those_of_every_held_out_image(tmp_path: Path, say: Callable[..
     totals = []
     for segment in Windows(store, "held_out").cover(1):
         assert segment.frames is not None
-        x = to_float(segment.frames[:, 0])
-        codes = model.encode(x)  # type: ignore[operator]
-        reconstruction = -model.log_likelihood(x, model.quantizer.lookup(codes))  # type: ignore[operator, union-attr]
+        x = segment.frames[:, 0]
+        codes = model.encode(x)
+        reconstruction = model.given(x, codes)
         nats = -prior.log_likelihood(codes[:, None], segment.actions)[:, 0]  # type: ignore[call-arg]
         unit = 3072 * np.log(2)
         totals.append([(float(reconstruction) + 8 * 8 * 2 * np.log(8)) / unit, float(reconstruction + nats) / unit])

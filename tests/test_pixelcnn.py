@@ -24,7 +24,7 @@ from worldmodel.heads import (
 from worldmodel.nn.pixelcnn import GatedPixelCNN
 from worldmodel.nn.precision import cast
 from worldmodel.priors import ConditionTrunk, Prior
-from worldmodel.tokenizers import Bound, Tokenizer
+from worldmodel.tokenizers import Tokenizer
 from worldmodel.types import Segment, to_float, to_uint8
 
 
@@ -199,16 +199,13 @@ class Slots(Tokenizer):
 
     grid, codes, frame_shape = (2, 3, 2), 5, (3, 8, 12)
 
-    def forward(self, frames: Tensor, generator: torch.Generator | None = None) -> Any:
+    def _reconstruction(self, *_: Any) -> Any:
         raise NotImplementedError
 
-    def encode(self, frames: Tensor) -> Tensor:
+    def _encode(self, *_: Any) -> Tensor:
         raise NotImplementedError
 
-    def decode(self, codes: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def bound(self, frames: Tensor, generator: torch.Generator | None = None, samples: int = 1) -> Bound:
+    def expected_frames(self, *_: Any) -> Tensor:
         raise NotImplementedError
 
     def codebook(self) -> Tensor:

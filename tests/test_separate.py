@@ -30,7 +30,7 @@ from worldmodel.speech.separate import SeparateLevels
 from worldmodel.tokenizers import VQVAE
 from worldmodel.tokenizers.base import join
 from worldmodel.training.objectives import TokenizerObjective
-from worldmodel.types import Segment, to_float
+from worldmodel.types import Segment
 
 LEVELS = ((5,), (20,), (80,))
 NAMES = ("p225", "p226")
@@ -64,7 +64,7 @@ def test_the_rates_are_those_of_jukebox() -> None:
 @pytest.mark.parametrize("windows", [1, 2, 7])
 def test_codes_of_a_signal_stand_window_by_window(windows: int) -> None:
     tokenizer = levels()
-    wave = join(to_float(signal(windows, 2)))
+    wave = join(signal(windows, 2))
     rows = tokenizer.encode(wave).unflatten(1, (windows, 105))
     own = [tokenizer.level(number).encode(wave) for number in range(3)]
     for window in range(windows):
@@ -84,7 +84,7 @@ def test_rows_and_levels_are_the_same_codes(windows: int) -> None:
     assert torch.equal(tokenizer.lay(apart), codes)
     for number, part in enumerate(apart):  # a level decodes its codes of all windows at once
         own = tokenizer.level(number).decode(part, torch.tensor([1]))
-        assert torch.equal(tokenizer.decode(codes, torch.tensor([1]), level=number), own)
+        assert torch.equal(tokenizer.level(number).decode(tokenizer.part(codes, number), torch.tensor([1])), own)
     drawn = tokenizer.draw_episode(codes[0].unflatten(0, (windows, 105)), 1)
     assert torch.equal(join(drawn[None]), own)  # the finest makes the sound
 
@@ -92,19 +92,19 @@ def test_rows_and_levels_are_the_same_codes(windows: int) -> None:
 def test_levels_do_not_see_each_other() -> None:
     tokenizer = levels()
     codes = random_codes(tokenizer, 2)
-    before = [tokenizer.decode(codes, level=number) for number in range(3)]
+    before = [tokenizer.level(n).expected_frames(part) for n, part in enumerate(tokenizer.books(codes))]
     for changed in range(3):
         apart = tokenizer.books(codes)
         apart[changed] = (apart[changed] + 1) % 8
         other = tokenizer.lay(apart)
         for number in range(3):
-            same = torch.equal(tokenizer.decode(other, level=number), before[number])
+            same = torch.equal(tokenizer.level(number).expected_frames(tokenizer.part(other, number)), before[number])
             assert same is (number != changed)
 
 
 def test_the_loss_of_a_level_teaches_this_level_alone() -> None:
     tokenizer = levels().train()
-    wave = join(to_float(signal(3)))
+    wave = join(signal(3))
     for number in range(3):
         tokenizer.zero_grad()
         made = tokenizer(wave, torch.Generator().manual_seed(0), torch.tensor([0]))
@@ -129,20 +129,20 @@ def test_training_reports_every_level() -> None:
 
 def test_each_level_can_be_heard() -> None:
     tokenizer = levels()
-    frames = to_float(signal(1))[0]
-    stages = tokenizer.stages(frames)
+    frames = signal(1)[0]
+    stages = tokenizer.reconstructions(frames)
     assert [name for name, _ in stages] == ["128x", "32x", "8x"]
     assert all(wave.shape == frames.shape for _, wave in stages)
-    assert torch.equal(stages[-1][1], tokenizer.reconstruct(frames))
+    assert torch.equal(stages[-1][1], tokenizer.decode(tokenizer.encode(frames)))
 
 
 def test_pictures_have_levels_too() -> None:
     tokenizer = pictures()
     assert tokenizer.levels == ((4, 4), (8, 8)) and tokenizer.grid == (80,)
-    frames = torch.rand(3, 3, 16, 16) * 2 - 1
+    frames = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
     codes = tokenizer.encode(frames)
     assert codes.shape == (3, 80) and torch.equal(codes[:, :16], tokenizer.level(0).encode(frames).flatten(1))
-    assert torch.equal(tokenizer.decode(codes), tokenizer.level(1).reconstruct(frames))
+    assert torch.equal(tokenizer.decode(codes), tokenizer.level(1).decode(tokenizer.level(1).encode(frames)))
     exact = pictures(likelihood=Categorical)
     bound = exact.bound(frames)
     torch.testing.assert_close(bound.latents, torch.full((3,), 80 * math.log(16)))
@@ -155,9 +155,9 @@ def test_levels_may_end_in_a_wavenet() -> None:
     torch.manual_seed(0)
     wavenet = partial(WaveNetLikelihood, outputs=8, width=8, layers=2, hidden=8, group=4)
     tokenizer = SeparateLevels(
-        (1, 640), partial(VectorQuantizer, width=4), [[4] * 3, [4] * 5], 1, 8, wavenet, told=4, actions=2
+        (1, 640), partial(VectorQuantizer, width=4), [[4] * 3, [4] * 5], 1, 8, wavenet, condition_width=4, num_actions=2
     )
-    wave, said = join(to_float(signal(2))), torch.tensor([1])
+    wave, said = join(signal(2)), torch.tensor([1])
     made = tokenizer(wave, torch.Generator().manual_seed(0), said)
     assert made.nats is not None and made.codes is not None
     tokenizer.eval()
@@ -263,9 +263,9 @@ def test_from_recordings_to_speech_by_levels(
 def test_a_vqvae_of_one_level_is_a_level() -> None:
     """What a level learns by itself it learns here, too: same weights, same codes."""
     tokenizer = levels()
-    alone = VQVAE((1, 640), partial(VectorQuantizer, width=4), [4, 4, 8], 1, 8, told=4, actions=2).eval()
+    alone = VQVAE((1, 640), partial(VectorQuantizer, width=4), [4, 4, 8], 1, 8, condition_width=4, num_actions=2).eval()
     keys = {key for key in alone.state_dict() if not key.startswith("likelihood")}
     own = tokenizer.level(-1).state_dict()
     alone.load_state_dict({key: own[key] for key in keys}, strict=False)
-    wave = join(to_float(signal(3)))
+    wave = join(signal(3))
     assert torch.equal(alone.encode(wave), tokenizer.books(tokenizer.encode(wave))[-1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from worldmodel.data.records import Item
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import Windows
 from worldmodel.errors import DataError
-from worldmodel.tokenizers.base import Bound, Reconstruction, Tokenizer
+from worldmodel.tokenizers.base import Reconstruction, Tokenizer
 from worldmodel.types import NO_ACTION, Episode, Segment, Spec
 
 SPEC = Spec("test", (1, 2, 2), ("a", "b", "c"), 10.0)
@@ -200,18 +201,15 @@ class FourCodes(Tokenizer):
         self.register_buffer("offset", torch.tensor(offset))
         self.encoded = 0
 
-    def encode(self, frames: Tensor) -> Tensor:
+    def _encode(self, frames: Tensor) -> Tensor:
         assert not self.training
         self.encoded += len(frames)
         return ((frames + 1) * 127.5).round().long().flatten(1) + self.offset
 
-    def forward(self, frames: Tensor, generator: torch.Generator | None = None) -> Reconstruction:
+    def _reconstruction(self, *_: Any) -> Reconstruction:
         raise NotImplementedError
 
-    def bound(self, frames: Tensor, generator: torch.Generator | None = None, samples: int = 1) -> Bound:
-        raise NotImplementedError
-
-    def decode(self, codes: Tensor) -> Tensor:
+    def expected_frames(self, *_: Any) -> Tensor:
         raise NotImplementedError
 
     def codebook(self) -> Tensor:

@@ -21,10 +21,9 @@ from worldmodel.priors import CaptionTrunk, Prior, PriorState, Step
 from worldmodel.priors.gaussian import GaussianPrior
 from worldmodel.runs.folder import TOKENIZER, load_spec
 from worldmodel.runs.load import load_autoencoder, load_prior, load_tokenizer, resolve_device
-from worldmodel.tokenizers import VAE, Autoencoder, Tokenizer
-from worldmodel.types import NO_ACTION, Spec, to_float, to_uint8
-
-CODEC_BATCH = 256  # frames that the tokenizer works on at a time
+from worldmodel.tokenizers import Autoencoder, Tokenizer
+from worldmodel.tokenizers.base import FRAMES_AT_A_TIME
+from worldmodel.types import NO_ACTION, Spec
 
 Precision = Literal["auto", "fp32", "bf16"]
 Actions = Tensor | np.ndarray | Sequence[str] | Sequence[int]  # indices, or names of actions
@@ -47,7 +46,7 @@ class Dream:
     @cached_property
     def frames(self) -> Tensor:
         """(B, H, C, *size) uint8; decoded at the first use."""
-        return decode(self.tokenizer, self.codes.flatten(0, 1)).unflatten(0, self.codes.shape[:2])
+        return self.tokenizer.decode(self.codes.flatten(0, 1)).unflatten(0, self.codes.shape[:2])
 
     def save(self, path: str | Path, index: int = 0, labels: media.Labels = "arrows") -> Path:
         """Write one trajectory as .mp4, .gif or .png (a contact sheet), the seen frames in front.
@@ -59,18 +58,6 @@ class Dream:
         names = media.action_names(actions, self.spec.action_names)
         strip = media.dream_strip(self.seen[index], self.frames[index], names)
         return media.save(path, [strip], self.spec.rate, labels)
-
-
-@torch.no_grad()
-def decode(tokenizer: Tokenizer, codes: Tensor) -> Tensor:
-    """(M, *grid) int64 → (M, C, *size) uint8."""
-    return torch.cat([to_uint8(tokenizer.decode(part)) for part in codes.split(CODEC_BATCH)])
-
-
-@torch.no_grad()
-def encode(tokenizer: Tokenizer, frames: Tensor) -> Tensor:
-    """(M, C, *size) uint8 → (M, *grid) int64."""
-    return torch.cat([tokenizer.encode(to_float(part)) for part in frames.split(CODEC_BATCH)])
 
 
 def without_first(actions: Tensor) -> Tensor:
@@ -157,7 +144,7 @@ class WorldModel:
     @torch.no_grad()
     def observe(self, frames: Tensor, actions: Tensor) -> PriorState:
         """The state after frames (B, T0, C, *size) uint8 and the actions (B, T0) that led to them, the first unused."""
-        codes = encode(self.tokenizer, frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+        codes = self.tokenizer.encode(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
         state = self.prior.begin(len(frames))
         for grids, action in zip(codes.unbind(1), without_first(actions).unbind(1), strict=True):
             state = self.prior.observe(state, grids, action)
@@ -271,17 +258,15 @@ class StillModel:
             conditions = torch.tensor([self.condition(name) for name in conditions])
         conditions = conditions.to(self.device)
         if isinstance(self.prior, GaussianPrior):
-            assert isinstance(self.model, VAE)
             if top_k is not None:
                 raise ConfigError(f"top_k {top_k} goes with codes, and this run has none")
             latents = self.prior.sample(conditions, generator, temperature)
-            frames = to_uint8(self.model.decode_latents(latents)).cpu()
+            frames = self.model.decode(latents).cpu()
             return Samples(frames, float(math.prod(self.prior.grid)))
-        assert isinstance(self.model, Tokenizer)
         how = make_sampler(sampler, temperature, top_k)
         steps = [
             self.prior.step(self.prior.begin(len(part)), part, how, generator)[0]
-            for part in conditions.split(CODEC_BATCH)
+            for part in conditions.split(FRAMES_AT_A_TIME)
         ]
         passes = float(torch.stack([step.passes for step in steps]).mean())
-        return Samples(decode(self.model, torch.cat([step.codes for step in steps])).cpu(), passes)
+        return Samples(self.model.decode(torch.cat([step.codes for step in steps])).cpu(), passes)

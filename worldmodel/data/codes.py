@@ -22,7 +22,6 @@ from torch import nn
 
 from worldmodel.data.store import EpisodeStore
 from worldmodel.tokenizers.base import Tokenizer
-from worldmodel.types import to_float
 from worldmodel.util.files import as_bytes, replace_text, reserve
 
 
@@ -152,7 +151,7 @@ def _encode(
     try:
         whole = _episodes(store, episodes) if tokenizer.joined else _batches(store, episodes, batch)
         for rows, frames in whole:
-            x = to_float(torch.from_numpy(frames).to(device, non_blocking=True))
+            x = torch.from_numpy(frames).to(device, non_blocking=True)
             codes = tokenizer.encode_episode(x) if tokenizer.joined else tokenizer.encode(x)
             out[rows] = codes.cpu().numpy()
             done += len(rows)

@@ -20,7 +20,7 @@ from worldmodel.evaluation.metrics import (
     ssim,
 )
 from worldmodel.evaluation.openloop import Progress, silent
-from worldmodel.types import Episode, to_float, to_uint8
+from worldmodel.types import Episode
 from worldmodel.world import WorldModel
 
 
@@ -90,8 +90,8 @@ def _tokenize(world: WorldModel, episode: Episode) -> tuple[Tensor, dict[str, np
     """Codes (T, *grid) int64 on the host, and how well they picture the frames."""
     codes, errors, similar = [], [], []
     for part in torch.from_numpy(np.array(episode.frames)).split(256):
-        grid = world.tokenizer.encode(to_float(part.to(world.device)))
-        pictures = to_uint8(world.tokenizer.decode(grid)).cpu()
+        grid = world.tokenizer.encode(part.to(world.device))
+        pictures = world.tokenizer.decode(grid).cpu()
         codes.append(grid.cpu())
         errors.append(mse(pictures, part))
         similar.append(ssim(pictures, part))

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from worldmodel.evaluation.metrics import bootstrap, decibels, mean_interval, mse, ssim
 from worldmodel.types import Segment
-from worldmodel.world import WorldModel, decode, encode
+from worldmodel.world import WorldModel
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of the work, how much is done, and how much there is."""
@@ -64,7 +64,7 @@ def derangement(count: int, generator: torch.Generator) -> Tensor:
 def reconstruct(world: WorldModel, frames: Tensor) -> Tensor:
     """Frames (..., C, *size) uint8 → the tokenizer's pictures of them, of the same shape, uint8 on the host."""
     flat = frames.flatten(0, -len(world.spec.frame_shape) - 1).to(world.device)
-    return decode(world.tokenizer, encode(world.tokenizer, flat)).cpu().reshape(frames.shape)
+    return world.tokenizer.decode(world.tokenizer.encode(flat)).cpu().reshape(frames.shape)
 
 
 def open_loop(

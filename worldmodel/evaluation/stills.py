@@ -32,7 +32,7 @@ from worldmodel.runs.folder import PRIOR, load_spec
 from worldmodel.runs.load import check_trained, load_autoencoder, load_prior, resolve_device
 from worldmodel.tokenizers import VAE, Autoencoder, Bound, Tokenizer
 from worldmodel.tokenizers.scene import Stacked
-from worldmodel.types import Segment, Spec, to_float, to_uint8
+from worldmodel.types import Segment, Spec
 from worldmodel.world import StillModel
 
 MOST_CLASSES = 32  # with more, a frame is not scored under each of them
@@ -87,10 +87,11 @@ def score(
     done = 0
     with torch.inference_mode():
         for segment in frames.cover(batch):
-            raw, x, conditions = _still(segment, device)
-            codes = model.encode(x) if isinstance(model, Tokenizer) else None
-            pictures = model.reconstruct(x) if codes is None else model.decode(codes)  # type: ignore[operator]
-            pictures = to_uint8(pictures).cpu()
+            raw, conditions = _still(segment, device)
+            x = raw.to(device)
+            latents = model.encode(x)
+            codes = latents if isinstance(model, Tokenizer) else None
+            pictures = model.decode(latents).cpu()
             keep(squared_error=mse(pictures, raw))
             if min(raw.shape[-2:]) >= SSIM_WINDOW:
                 keep(similarity=ssim(pictures, raw))
@@ -141,11 +142,10 @@ def _reading(prior: Prior, codes: Tensor, conditions: Tensor) -> dict[str, Tenso
     }
 
 
-def _still(segment: Segment, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """A window of one frame each → frames (B, C, H, W) uint8 on the host, the same as floats, conditions (B,)."""
+def _still(segment: Segment, device: torch.device) -> tuple[Tensor, Tensor]:
+    """A window of one frame each → frames (B, C, H, W) uint8 on the host, conditions (B,)."""
     assert segment.frames is not None
-    raw = segment.frames[:, 0]
-    return raw, to_float(raw.to(device)), segment.actions[:, 0].to(device)
+    return segment.frames[:, 0], segment.actions[:, 0].to(device)
 
 
 def _bounds(
@@ -249,8 +249,9 @@ def triptych(
     chosen = list(itertools.islice(frames.cover(1), every // 2, None, every))[:count]
     with torch.inference_mode():
         stills = [_still(segment, device) for segment in chosen]
-        raw, x, conditions = (torch.cat([still[part] for still in stills]) for part in range(3))
-        rows = [("original", raw), *((name, to_uint8(part).cpu()) for name, part in model.stages(x, generator))]
+        raw, conditions = (torch.cat([still[part] for still in stills]) for part in range(2))
+        shown = model.reconstructions(raw.to(device), generator)
+        rows = [("original", raw), *((name, part.cpu()) for name, part in shown)]
         if prior is not None:
             rows.append(("sample", StillModel(spec, model, prior).sample(conditions, generator).frames))
     return rows

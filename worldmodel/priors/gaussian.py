@@ -87,7 +87,7 @@ class GaussianPrior(nn.Module):
         """The bound of the VAE with this prior in the place of N(0, 1), one sample a frame; nats, (B,)."""
         posterior = model.posterior(frames)
         latents = posterior.sample(generator)
-        reconstruction = -model.log_likelihood(frames, latents)
+        reconstruction = model.given(frames, latents)
         total = reconstruction + posterior.log_prob(latents) - self.log_likelihood(latents, conditions)
         return Bound(total, reconstruction)
 

@@ -27,8 +27,8 @@ def build_tokenizer(config: DictConfig, spec: Spec) -> Autoencoder:
 
     Raises :class:`ConfigError`.
     """
-    told = {"actions": len(spec.action_names)} if config.tokenizer.get("told") else {}
-    return build_module(config.tokenizer, "tokenizer", Autoencoder, frame_shape=spec.frame_shape, **told)
+    condition = {"num_actions": len(spec.action_names)} if config.tokenizer.get("condition_width") else {}
+    return build_module(config.tokenizer, "tokenizer", Autoencoder, frame_shape=spec.frame_shape, **condition)
 
 
 def build_augmentation(config: DictConfig) -> Augmentation | None:

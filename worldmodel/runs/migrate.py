@@ -30,7 +30,10 @@ TARGETS = {
 }
 """Renamed modules and classes, as they stand in ``_target_``."""
 
-SETTINGS: dict[str, str] = {}
+SETTINGS: dict[str, str] = {
+    "SeparateLevels.told": "condition_width",
+    "VQVAE.told": "condition_width",
+}
 """Renamed settings: ``<class of the node>.<old name>`` → new name."""
 
 

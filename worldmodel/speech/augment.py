@@ -14,7 +14,7 @@ from worldmodel.types import to_float, to_uint8
 class VariedSounds(Augmentation):
     """Sounds faster or slower, upside down, louder or softer, and one laid over another.
 
-    Frames are (B, 1, n), companded as all sound is.
+    Frames are (B, 1, n) uint8, companded as all sound is.
 
     For a codec, which has to give back whatever it is given, and would learn minutes of speech by heart. The gains and
     the mixtures are those of Défossez et al., *EnCodec*, 2022, section 4.2. It is not for decoders that are told who
@@ -43,12 +43,12 @@ class VariedSounds(Augmentation):
         other = torch.randint(count, (count,), generator=generator, device=device)
         mixed = torch.rand(count, generator=generator, device=device) < self.share
         factors = (signs * 10 ** (decibels / 20)).to(frames.device)[:, None, None]
-        waves = expanded(frames) * factors
+        waves = expanded(to_float(frames)) * factors
         if self.speed:
             speeds = 1 + self.speed * (2 * torch.rand(count, generator=generator, device=device) - 1)
             waves = played(waves, speeds.to(frames.device))
         waves = waves + waves[other.to(frames.device)] * mixed.to(frames.device)[:, None, None]
-        return to_float(to_uint8(companded(waves)))
+        return to_uint8(companded(waves))
 
 
 TAPS = 16

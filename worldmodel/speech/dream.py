@@ -64,9 +64,9 @@ def dream_sound(args: argparse.Namespace, run: Path, device: str, seed: int) -> 
 
 def check_conversion(args: argparse.Namespace, run: Path, world: VoiceModel) -> None:
     """Raises :class:`ConfigError` where a voice cannot be changed, and for flags that say nothing of it."""
-    if not world.tokenizer.told:
+    if not world.tokenizer.condition_width:
         raise ConfigError(
-            f"the decoder of {run.name} is told no speaker and cannot change a voice; use a run of "
+            f"the decoder of {run.name} reads no speaker and cannot change a voice; use a run of "
             "experiment=vctk-spectra or vctk, or --encode of a codec"
         )
     if args.temperature != 1.0 or args.top_k is not None:

@@ -32,7 +32,7 @@ class SeparateLevels(Tokenizer):
         quantizer: constructor of a :class:`~worldmodel.quantizers.Quantizer`, called with ``codes`` for every level.
         widths: for every level, the finest first, the channels behind each of its halvings, from the observation on:
             3, 5 and 7 halvings are Jukebox's 8×, 32× and 128×.
-        blocks, codes, likelihood, encoder, decoder, told, actions: of every level, as of the VQ-VAE.
+        blocks, codes, likelihood, encoder, decoder, condition_width, num_actions: of every level, as of the VQ-VAE.
 
     The loss terms are means over the levels; the figures ``reconstruction_8x``, … are each level's own, named by how
     many places along an axis become one. A bound is that of the finest level's decoder with the codes of all levels
@@ -51,8 +51,8 @@ class SeparateLevels(Tokenizer):
         likelihood: Callable[..., Likelihood] = SquaredError,
         encoder: Callable[..., Encoder] = ConvEncoder,
         decoder: Callable[..., nn.Module] = ConvDecoder,
-        told: int = 0,
-        actions: int = 0,
+        condition_width: int = 0,
+        num_actions: int = 0,
     ):
         super().__init__()
         if not all(isinstance(level, Sequence) for level in widths):
@@ -64,10 +64,12 @@ class SeparateLevels(Tokenizer):
                 "more, the finest first, each of more halvings than the one before it"
             )
         self.models = nn.ModuleList(
-            VQVAE(frame_shape, quantizer, level, blocks, codes, likelihood, encoder, decoder, told, actions)
+            VQVAE(
+                frame_shape, quantizer, level, blocks, codes, likelihood, encoder, decoder, condition_width, num_actions
+            )
             for level in reversed(widths)  # from here on the coarsest first
         )
-        self.frame_shape, self.codes, self.told = tuple(frame_shape), codes, told > 0
+        self.frame_shape, self.codes, self.condition_width = tuple(frame_shape), codes, condition_width
         finest = self.level(-1)
         if finest.slots or finest.quantizer.soft:
             raise ConfigError("a level has one whole code at each place; choose a quantizer without slots or mixtures")
@@ -90,41 +92,38 @@ class SeparateLevels(Tokenizer):
         """By how many places along an axis become one, the coarsest first: 128x, 32x, 8x."""
         return [f"{self.level(number).encoder.factor}x" for number in range(len(self.models))]
 
-    def forward(
-        self, frames: Tensor, generator: torch.Generator | None = None, conditions: Tensor | None = None
+    def _reconstruction(
+        self, frames: Tensor, generator: torch.Generator | None, conditions: Tensor | None
     ) -> Reconstruction:
-        made = [model(frames, generator, conditions) for model in self.models]
+        made = [self.level(n)._reconstruction(frames, generator, conditions) for n in range(len(self.models))]
         losses = {name: torch.stack([each.losses[name] for each in made]).mean() for name in made[0].losses}
         own = [each.losses["reconstruction"].detach() for each in made]
         figures = {f"reconstruction_{name}": value for name, value in zip(self.names, own, strict=True)}
         nats = self.trained_nats({"reconstruction": own[-1]})
-        return Reconstruction(made[-1].frames, self.lay([each.codes for each in made]), losses, nats, figures)
+        return Reconstruction(
+            made[-1].frames, self.lay([each.codes for each in made if each.codes is not None]), losses, nats, figures
+        )
 
-    def given(self, frames: Tensor, codes: Tensor, conditions: Tensor | None = None) -> Tensor:
-        return self.level(-1).given(frames, self.part(codes, -1), conditions)
+    def _given(self, frames: Tensor, latents: Tensor, conditions: Tensor | None) -> Tensor:
+        return self.level(-1)._given(frames, self.part(latents, -1), conditions)
 
-    def encode(self, frames: Tensor) -> Tensor:
+    def _encode(self, frames: Tensor) -> Tensor:
         """Frames (B, C, *size) → (B, N); a signal of m windows (B, C, m · L) → (B, m · N)."""
-        return self.lay([self.level(number).encode(frames) for number in range(len(self.models))])
+        return self.lay([self.level(number)._encode(frames) for number in range(len(self.models))])
 
-    def decode(self, codes: Tensor, conditions: Tensor | None = None, level: int = -1) -> Tensor:
-        """Codes (B, m · N) → (B, C, *size), by the decoder of one level, which reads its own codes alone."""
-        return self.level(level).decode(self.part(codes, level), conditions)
+    def expected_frames(self, latents: Tensor, conditions: Tensor | None = None) -> Tensor:
+        """Codes (B, m · N) → (B, C, *size), by the decoder of the finest level, which reads its own codes alone."""
+        return self.level(-1).expected_frames(self.part(latents, -1), conditions)
 
-    def draw(
-        self,
-        codes: Tensor,
-        conditions: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        temperature: float = 1.0,
-        level: int = -1,
+    def _draw(
+        self, codes: Tensor, conditions: Tensor | None, generator: torch.Generator | None, temperature: float
     ) -> Tensor:
-        return self.level(level).draw(self.part(codes, level), conditions, generator, temperature)
+        return self.level(-1)._draw(self.part(codes, -1), conditions, generator, temperature)
 
-    def stages(self, frames: Tensor, generator: torch.Generator | None = None) -> list[tuple[str, Tensor]]:
+    def reconstructions(self, frames: Tensor, generator: torch.Generator | None = None) -> list[tuple[str, Tensor]]:
         """What each level makes of the frames by itself, the coarsest first."""
         codes = self.encode(frames)
-        return [(name, self.decode(codes, level=number)) for number, name in enumerate(self.names)]
+        return [(name, self.level(n).decode(self.part(codes, n))) for n, name in enumerate(self.names)]
 
     def lay(self, parts: Sequence[Tensor]) -> Tensor:
         """Codes of each level, the coarsest first, (B, m · n or the grid) → rows of windows one by one, (B, m · N)."""

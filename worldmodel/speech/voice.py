@@ -15,7 +15,7 @@ from worldmodel.runs.folder import PRIOR, load_spec
 from worldmodel.runs.load import check_trained, load_prior, load_tokenizer, resolve_device
 from worldmodel.speech.mulaw import SILENCE, to_levels, to_wave
 from worldmodel.tokenizers import Tokenizer
-from worldmodel.types import Spec, to_float, to_uint8
+from worldmodel.types import Spec
 
 
 def is_sound(spec: Spec) -> bool:
@@ -69,7 +69,7 @@ class VoiceModel:
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
         """Windows of one utterance (T, 1, L) uint8 → codes (T, *grid)."""
-        return self.tokenizer.encode_episode(to_float(frames.to(self.device)))
+        return self.tokenizer.encode_episode(frames.to(self.device))
 
     @torch.no_grad()
     def decode(
@@ -81,7 +81,7 @@ class VoiceModel:
         """
         number = self.spec.action_index(speaker) if isinstance(speaker, str) else speaker
         frames = self.tokenizer.draw_episode(codes.to(self.device), number, generator, temperature)
-        return to_wave(to_uint8(frames).flatten().cpu().numpy())
+        return to_wave(frames.flatten().cpu().numpy())
 
     def convert(
         self, wave: np.ndarray, speaker: str | int, generator: torch.Generator | None = None, temperature: float = 1.0

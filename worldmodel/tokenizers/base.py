@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from worldmodel.errors import ConfigError
 from worldmodel.likelihoods.base import Likelihood
 from worldmodel.nn.precision import cast
-from worldmodel.types import NO_ACTION
+from worldmodel.types import NO_ACTION, to_float, to_uint8
+
+FRAMES_AT_A_TIME = 256
+"""That an autoencoder works on: more of them in one pass only need more memory."""
 
 
 class Reconstruction(NamedTuple):
@@ -50,33 +53,86 @@ def importance_weighted(conditional: Tensor, weights: Tensor) -> Bound:
 
 
 class Autoencoder(nn.Module, abc.ABC):
-    """An observation (C, *size) ↔ latents of a fixed shape. Sizes are facts of the data, passed at construction."""
+    """An observation (C, *size) ↔ latents of a fixed shape. Sizes are facts of the data, passed at construction.
+
+    Frames are uint8 outside, float in [-1, 1] inside: what subclasses define (``expected_frames`` and the names with an
+    underscore) takes and returns floats, and what is called from elsewhere converts. ``conditions`` (B,) int64 are the
+    actions (or classes, speakers) of the frames, -1 where they are unknown; a decoder without a condition ignores them.
+    """
 
     frame_shape: tuple[int, ...]  # (C, *size)
     grid: tuple[int, ...]  # the shape of the latents of a frame
     likelihood: Likelihood
     certain: bool = True  # the posterior of the latents is a point; otherwise bounds are drawn
-    told: bool = False  # the decoder knows the condition (action, class, speaker): methods take ``conditions``
+    condition_width: int = 0  # of the embedded condition that the decoder reads; 0 where it reads none
 
-    @abc.abstractmethod
-    def forward(self, frames: Tensor, generator: torch.Generator | None = None) -> Reconstruction:
-        """Frames (B, C, *size) float in [-1, 1] → :class:`Reconstruction`; updates the codebook in training mode."""
+    def forward(
+        self, frames: Tensor, generator: torch.Generator | None = None, conditions: Tensor | None = None
+    ) -> Reconstruction:
+        """Frames (B, C, *size) uint8 → :class:`Reconstruction`; updates the codebook in training mode."""
+        return self._reconstruction(as_float(frames), generator, conditions)
 
-    @abc.abstractmethod
-    def bound(self, frames: Tensor, generator: torch.Generator | None = None, samples: int = 1) -> Bound:
+    def bound(
+        self,
+        frames: Tensor,
+        generator: torch.Generator | None = None,
+        samples: int | None = 1,
+        conditions: Tensor | None = None,
+    ) -> Bound:
         """The bound on log p(frames) under the fixed prior of the latents, by ``samples`` draws of each frame.
 
-        Frames (B, C, *size) float in [-1, 1] → :class:`Bound`. Where it draws, its mean over the draws is the bound,
-        and the same generator gives the same figure. Raises :class:`ConfigError` when the likelihood is not exact.
+        Frames (B, C, *size) uint8 → :class:`Bound`. Where it draws, its mean over the draws is the bound, and the same
+        generator gives the same figure; None draws as many as training does. Raises :class:`ConfigError` when the
+        likelihood is not exact.
         """
+        self.require_exact()
+        return self._bound(as_float(frames), generator, samples, conditions)
+
+    def given(self, frames: Tensor, latents: Tensor, conditions: Tensor | None = None) -> Tensor:
+        """−log p(frames | latents) in nats, (B,); frames uint8. Raises :class:`ConfigError` as :meth:`bound` does."""
+        self.require_exact()
+        return self._given(as_float(frames), latents, conditions)
+
+    @torch.no_grad()
+    def encode(self, frames: Tensor) -> Tensor:
+        """Frames (M, C, *size) uint8, any number of them → their most probable latents, (M, *grid)."""
+        return torch.cat([self._encode(as_float(part)) for part in frames.split(FRAMES_AT_A_TIME)])
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, conditions: Tensor | None = None) -> Tensor:
+        """Latents (M, *grid), any number of them → the expected frames, (M, C, *size) uint8."""
+        parts = latents.split(FRAMES_AT_A_TIME)
+        known = [None] * len(parts) if conditions is None else conditions.split(FRAMES_AT_A_TIME)
+        frames = [to_uint8(self.expected_frames(*pair)) for pair in zip(parts, known, strict=True)]
+        return torch.cat(frames)
+
+    def latents(self, frames: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Frames (M, C, *size) uint8 → latents (M, *grid) for a prior to learn from: a draw, where it draws."""
+        return self.encode(frames)
+
+    def reconstructions(self, frames: Tensor, generator: torch.Generator | None = None) -> list[tuple[str, Tensor]]:
+        """Named reconstructions of frames, all uint8, to be looked at: of every level, where there are several."""
+        return [("reconstruction", self.decode(self.encode(frames)))]
 
     @abc.abstractmethod
-    def reconstruct(self, frames: Tensor) -> Tensor:
-        """Frames (B, C, *size) → the expected frames under their most probable latents, about [-1, 1]."""
+    def expected_frames(self, latents: Tensor, conditions: Tensor | None = None) -> Tensor:
+        """Latents (B, *grid) → the expected frames, (B, C, *size) float32, about [-1, 1], not rounded to uint8."""
 
-    def stages(self, frames: Tensor, generator: torch.Generator | None = None) -> list[tuple[str, Tensor]]:
-        """Named reconstructions to be looked at: of every stage, where there are several."""
-        return [("reconstruction", self.reconstruct(frames))]
+    @abc.abstractmethod
+    def _reconstruction(
+        self, frames: Tensor, generator: torch.Generator | None, conditions: Tensor | None
+    ) -> Reconstruction: ...
+
+    @abc.abstractmethod
+    def _bound(
+        self, frames: Tensor, generator: torch.Generator | None, samples: int | None, conditions: Tensor | None
+    ) -> Bound: ...
+
+    @abc.abstractmethod
+    def _encode(self, frames: Tensor) -> Tensor: ...
+
+    def _given(self, frames: Tensor, latents: Tensor, conditions: Tensor | None) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} does not say how likely a frame is")
 
     @property
     def joined(self) -> bool:
@@ -98,7 +154,7 @@ class Autoencoder(nn.Module, abc.ABC):
         """Raises :class:`ConfigError` when no bound on bits can be made of the likelihood."""
         if not self.likelihood.exact:
             raise ConfigError(
-                f"{type(self.likelihood).__name__} is no likelihood of levels, so there is no bound on bits; "
+                f"{type(self.likelihood).__name__} is no likelihood of uint8 values, so there is no bound on bits; "
                 "choose Categorical or LogisticMixture as tokenizer.likelihood"
             )
 
@@ -109,14 +165,7 @@ class Tokenizer(Autoencoder):
     slots: tuple[int, ...] = ()  # the last axes of the grid, where every place has a codebook of its own
     codes: int  # K
 
-    @abc.abstractmethod
-    def encode(self, frames: Tensor) -> Tensor:
-        """(B, C, *size) float in [-1, 1] → (B, *grid) int64."""
-
-    @abc.abstractmethod
-    def decode(self, codes: Tensor) -> Tensor:
-        """(B, *grid) int64 → (B, C, *size) float32, about [-1, 1]."""
-
+    @torch.no_grad()
     def draw(
         self,
         codes: Tensor,
@@ -124,11 +173,16 @@ class Tokenizer(Autoencoder):
         generator: torch.Generator | None = None,
         temperature: float = 1.0,
     ) -> Tensor:
-        """Frames as the decoder draws them, where it draws: those of :meth:`decode` are what it expects.
+        """Codes (B, *grid) → frames (B, C, *size) uint8 as the decoder draws them, where it draws.
 
-        Codes (B, *grid), conditions (B,) for a decoder that is told one → (B, C, *size) float32.
+        Those of :meth:`decode` are what it expects.
         """
-        return self.decode(codes)
+        return to_uint8(self._draw(codes, conditions, generator, temperature))
+
+    def _draw(
+        self, codes: Tensor, conditions: Tensor | None, generator: torch.Generator | None, temperature: float
+    ) -> Tensor:
+        return self.expected_frames(codes, conditions)
 
     def draw_episode(
         self,
@@ -137,7 +191,7 @@ class Tokenizer(Autoencoder):
         generator: torch.Generator | None = None,
         temperature: float = 1.0,
     ) -> Tensor:
-        """Codes (T, *grid) of one episode → its frames, (T, C, *size) float32; of sound, one signal is drawn."""
+        """Codes (T, *grid) of one episode → its frames, (T, C, *size) uint8; of sound, one signal is drawn."""
         conditions = torch.full((1 if self.joined else len(codes),), condition, device=codes.device)
         if not self.joined:
             return self.draw(codes, conditions, generator, temperature)
@@ -148,9 +202,11 @@ class Tokenizer(Autoencoder):
     def codebook(self) -> Tensor:
         """(K, D), or (*slots, K, D of one code): the vectors of the codes, the start of a prior's embedding."""
 
-    def bound(self, frames: Tensor, generator: torch.Generator | None = None, samples: int = 1) -> Bound:
+    def _bound(
+        self, frames: Tensor, generator: torch.Generator | None, samples: int | None, conditions: Tensor | None
+    ) -> Bound:
         """−log p(frames | their codes) + N ln K: the posterior is a point, so nothing is drawn."""
-        reconstruction = self.given(frames, self.encode(frames))
+        reconstruction = self._given(frames, self._encode(frames), conditions)
         return Bound(reconstruction + self.uniform_nats(), reconstruction)
 
     def trained_nats(self, losses: dict[str, Tensor]) -> Tensor | None:
@@ -159,20 +215,12 @@ class Tokenizer(Autoencoder):
             return None
         return losses["reconstruction"].detach() + self.uniform_nats() / self.subpixels
 
-    def given(self, frames: Tensor, codes: Tensor) -> Tensor:
-        """−log p(frames | codes) in nats, (B,). Raises :class:`ConfigError` when the likelihood is not exact."""
-        self.require_exact()
-        raise NotImplementedError(f"{type(self).__name__} does not say how likely a frame is")
-
     def grid_nats(self, frames: Tensor) -> Tensor | None:
-        """−log p(the first stage's grid | codes) in nats, (B,), of a tokenizer of two stages; None for others."""
+        """−log p(grid of the first tokenizer | codes) in nats, (B,), of two stacked tokenizers; None for others."""
         return None
 
-    def reconstruct(self, frames: Tensor) -> Tensor:
-        return self.decode(self.encode(frames))
-
     def encode_episode(self, frames: Tensor) -> Tensor:
-        """Frames of one episode in their order, (T, C, *size) float → codes (T, *grid)."""
+        """Frames of one episode in their order, (T, C, *size) uint8 → codes (T, *grid)."""
         if not self.joined:
             return self.encode(frames)
         return self.encode(join(frames[None]))[0].unflatten(0, (len(frames), -1))
@@ -191,6 +239,13 @@ class Tokenizer(Autoencoder):
     def uniform_nats(self) -> float:
         """N ln K: what the codes of a frame cost under a uniform prior."""
         return math.prod(self.grid) * math.log(self.codes)
+
+
+def as_float(frames: Tensor) -> Tensor:
+    """uint8 frames → float32 in [-1, 1]."""
+    if frames.dtype != torch.uint8:
+        raise TypeError(f"frames are uint8, not {frames.dtype}")
+    return to_float(frames)
 
 
 def join(frames: Tensor) -> Tensor:

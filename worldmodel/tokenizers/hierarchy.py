@@ -17,6 +17,7 @@ from worldmodel.nn.modules import module_list, to_channels_last
 from worldmodel.nn.precision import dtype_of
 from worldmodel.quantizers import Quantizer
 from worldmodel.tokenizers.base import Reconstruction, Tokenizer
+from worldmodel.types import to_uint8
 
 
 class VQVAE2(Tokenizer):
@@ -121,7 +122,9 @@ class VQVAE2(Tokenizer):
         shape = (-1, *[1] * (vectors[0].dim() - 1))
         return [part * (gone <= level).view(shape) for level, part in enumerate(vectors)]
 
-    def forward(self, frames: Tensor, generator: torch.Generator | None = None) -> Reconstruction:
+    def _reconstruction(
+        self, frames: Tensor, generator: torch.Generator | None, conditions: Tensor | None
+    ) -> Reconstruction:
         found = {}
 
         def choose(level: int, vectors: Tensor) -> Tensor:
@@ -138,11 +141,10 @@ class VQVAE2(Tokenizer):
         codes = torch.cat([found[level].codes.flatten(1) for level in sorted(found, reverse=True)], 1)
         return Reconstruction(studied.frames, codes, losses, self.trained_nats(losses))
 
-    def given(self, frames: Tensor, codes: Tensor) -> Tensor:
-        self.require_exact()
-        return -self.likelihood.log_prob(self._outputs(self._lookup(codes)), frames).flatten(1).sum(1)
+    def _given(self, frames: Tensor, latents: Tensor, conditions: Tensor | None) -> Tensor:
+        return -self.likelihood.log_prob(self._outputs(self._lookup(latents)), frames).flatten(1).sum(1)
 
-    def encode(self, frames: Tensor) -> Tensor:
+    def _encode(self, frames: Tensor) -> Tensor:
         found: list[Tensor] = []
 
         def choose(level: int, vectors: Tensor) -> Tensor:
@@ -152,8 +154,8 @@ class VQVAE2(Tokenizer):
         self._walk(frames, choose)
         return torch.cat([codes.flatten(1) for codes in found], 1)
 
-    def decode(self, codes: Tensor) -> Tensor:
-        return self.likelihood.mean(self._outputs(self._lookup(codes)))
+    def expected_frames(self, latents: Tensor, conditions: Tensor | None = None) -> Tensor:
+        return self.likelihood.mean(self._outputs(self._lookup(latents)))
 
     def _lookup(self, codes: Tensor) -> list[Tensor]:
         """Codes (B, N) → vectors (B, *grid, D) of the levels, the finest first."""
@@ -162,16 +164,17 @@ class VQVAE2(Tokenizer):
         vectors = [quantizer.lookup(part) for quantizer, part in zip(quantizers, parts, strict=True)]
         return vectors[::-1]
 
-    def stages(self, frames: Tensor, generator: torch.Generator | None = None) -> list[tuple[str, Tensor]]:
+    @torch.no_grad()
+    def reconstructions(self, frames: Tensor, generator: torch.Generator | None = None) -> list[tuple[str, Tensor]]:
         codes = self.encode(frames)
         if not self.hide:
             return [("reconstruction", self.decode(codes))]
-        told = []
-        for kept in range(1, len(self.grids) + 1):  # what the coarsest ones say, and then each finer one
+        named = []
+        for kept in range(1, len(self.grids) + 1):  # what the coarsest grids hold, and then each finer one
             vectors = [part * (len(self.grids) - level <= kept) for level, part in enumerate(self._lookup(codes))]
             name = " + ".join("x".join(map(str, grid)) for grid in self.grids[:kept])
-            told.append((name, self.likelihood.mean(self._outputs(vectors))))
-        return told
+            named.append((name, to_uint8(self.likelihood.mean(self._outputs(vectors)))))
+        return named
 
     def split(self, codes: Tensor) -> list[Tensor]:
         """Codes (B, N) → those of each level, (B, its positions), the coarsest first."""

@@ -120,24 +120,26 @@ class Stacked(Tokenizer):
         self.frame_shape, self.grid, self.slots, self.codes = first.frame_shape, second.grid, second.grid, second.codes
         self.likelihood = SquaredError(channels=first.frame_shape[0])
 
-    def forward(self, frames: Tensor, generator: torch.Generator | None = None) -> Reconstruction:
-        codes = self.encode(frames)
-        pictures = self.decode(codes)
-        return Reconstruction(pictures, codes, {"reconstruction": F.mse_loss(pictures, frames.float())})
+    def _reconstruction(
+        self, frames: Tensor, generator: torch.Generator | None, conditions: Tensor | None
+    ) -> Reconstruction:
+        codes = self._encode(frames)
+        pictures = self.expected_frames(codes)
+        return Reconstruction(pictures, codes, {"reconstruction": F.mse_loss(pictures, frames)})
 
     def grid_nats(self, frames: Tensor) -> Tensor:
         return self.second.nats(self.first.encode(frames))
 
-    def encode(self, frames: Tensor) -> Tensor:
-        return self.second.encode(self.first.encode(frames))
+    def _encode(self, frames: Tensor) -> Tensor:
+        return self.second.encode(self.first._encode(frames))
 
-    def decode(self, codes: Tensor) -> Tensor:
-        return self.first.decode(self.second.decode(codes))
+    def expected_frames(self, latents: Tensor, conditions: Tensor | None = None) -> Tensor:
+        return self.first.expected_frames(self.second.decode(latents), conditions)
 
     def codebook(self) -> Tensor:
         return self.second.codebook()
 
-    def stages(self, frames: Tensor, generator: torch.Generator | None = None) -> list[tuple[str, Tensor]]:
+    def reconstructions(self, frames: Tensor, generator: torch.Generator | None = None) -> list[tuple[str, Tensor]]:
         grids = self.first.encode(frames)
         few = self.second.encode(grids)
         bits = f"{self.uniform_nats() / math.log(2):.0f} bits"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from worldmodel.likelihoods.base import Likelihood
 from worldmodel.likelihoods.categorical import Categorical
-from worldmodel.tokenizers.base import Bound, Reconstruction, importance_weighted
+from worldmodel.tokenizers.base import Bound, Reconstruction, as_float, importance_weighted
 from worldmodel.tokenizers.convolutional import ConvolutionalAutoencoder, halved
 
 WIDEST = 10.0  # log standard deviations lie in (-10, 10): e^20 is far from the end of float32
@@ -69,32 +69,45 @@ class VAE(ConvolutionalAutoencoder):
         self.require_exact()
 
     def posterior(self, frames: Tensor) -> Gaussian:
-        """Frames (B, C, *size) float in [-1, 1] → q(z | frames)."""
+        """Frames (B, C, *size) uint8 → q(z | frames)."""
+        return self._posterior(as_float(frames))
+
+    def _posterior(self, frames: Tensor) -> Gaussian:
         mean, log_std = self._vectors(frames).chunk(2, -1)
         # Smooth, nearly the identity where posteriors are, and without an edge behind which there is no gradient.
         return Gaussian(mean, WIDEST * torch.tanh(log_std / WIDEST))
 
-    def decode_latents(self, latents: Tensor) -> Tensor:
-        """(B, *grid) → the expected frames, (B, C, *size) float32."""
+    @torch.no_grad()
+    def latents(self, frames: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return self.posterior(frames).sample(generator)
+
+    def expected_frames(self, latents: Tensor, conditions: Tensor | None = None) -> Tensor:
         return self._frames(latents)
 
-    def reconstruct(self, frames: Tensor) -> Tensor:
-        return self.decode_latents(self.posterior(frames).mean)
+    def _encode(self, frames: Tensor) -> Tensor:
+        return self._posterior(frames).mean
 
-    def forward(self, frames: Tensor, generator: torch.Generator | None = None) -> Reconstruction:
-        posterior = self.posterior(frames)
+    def _given(self, frames: Tensor, latents: Tensor, conditions: Tensor | None) -> Tensor:
+        return -self.log_likelihood(frames, latents)
+
+    def _reconstruction(
+        self, frames: Tensor, generator: torch.Generator | None, conditions: Tensor | None
+    ) -> Reconstruction:
+        posterior = self._posterior(frames)
         outputs = self._outputs(posterior.sample(generator))
         studied = self.likelihood.study(outputs, frames)
         losses = {"reconstruction": studied.loss, "kl": posterior.kl().mean() / self.subpixels}
         nats = (losses["reconstruction"] + losses["kl"]).detach()
         return Reconstruction(studied.frames, None, losses, nats)
 
-    def bound(self, frames: Tensor, generator: torch.Generator | None = None, samples: int = 1) -> Bound:
+    def _bound(
+        self, frames: Tensor, generator: torch.Generator | None, samples: int | None, conditions: Tensor | None
+    ) -> Bound:
         """The evidence lower bound for one sample, with its KL divergence in closed form; for more, the importance
         weighted L_S = E log (1/S) Σ_s p(x, z_s) / q(z_s | x) (Burda et al., *Importance Weighted Autoencoders*, 2016).
         """
-        posterior = self.posterior(frames)
-        if samples == 1:
+        posterior = self._posterior(frames)
+        if samples is None or samples == 1:
             reconstruction = -self.log_likelihood(frames, posterior.sample(generator))
             return Bound(reconstruction + posterior.kl(), reconstruction)
         prior = Gaussian(torch.zeros_like(posterior.mean), torch.zeros_like(posterior.mean))

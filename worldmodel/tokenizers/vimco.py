@@ -63,7 +63,7 @@ class VIMCO(ConvolutionalAutoencoder, Tokenizer):
         self._build(frame_shape, widths, blocks, slots * codes, slots * width, likelihood)
         self.require_exact()
 
-    def posterior(self, frames: Tensor) -> Tensor:
+    def _posterior(self, frames: Tensor) -> Tensor:
         """Frames (B, C, *size) float in [-1, 1] → log q(code | frames), (B, *grid, K) float32."""
         return self._vectors(frames).unflatten(-1, (self.grid[-1], self.codes)).log_softmax(-1)
 
@@ -72,32 +72,36 @@ class VIMCO(ConvolutionalAutoencoder, Tokenizer):
         first = torch.arange(self.grid[-1], device=codes.device) * self.codes
         return F.embedding(codes + first, self.tables.flatten(0, 1)).flatten(-2)
 
-    def encode(self, frames: Tensor) -> Tensor:
-        return self.posterior(frames).argmax(-1)
+    def _encode(self, frames: Tensor) -> Tensor:
+        return self._posterior(frames).argmax(-1)
 
-    def decode(self, codes: Tensor) -> Tensor:
-        return self._frames(self.lookup(codes))
+    def expected_frames(self, latents: Tensor, conditions: Tensor | None = None) -> Tensor:
+        return self._frames(self.lookup(latents))
 
-    def given(self, frames: Tensor, codes: Tensor) -> Tensor:
-        return -self.log_likelihood(frames, self.lookup(codes))
+    def _given(self, frames: Tensor, latents: Tensor, conditions: Tensor | None) -> Tensor:
+        return -self.log_likelihood(frames, self.lookup(latents))
 
     def codebook(self) -> Tensor:
         return self.tables.detach().float()
 
-    def forward(self, frames: Tensor, generator: torch.Generator | None = None) -> Reconstruction:
-        posterior = self.posterior(frames)
+    def _reconstruction(
+        self, frames: Tensor, generator: torch.Generator | None, conditions: Tensor | None
+    ) -> Reconstruction:
+        posterior = self._posterior(frames)
         codes = draw(posterior.detach(), self.samples, generator)
         loss = -self._surrogate(frames, codes, log_prob(posterior, codes)).mean() / self.subpixels
         best = posterior.detach().argmax(-1)
         with torch.no_grad():
-            reconstruction = self.decode(best)
+            reconstruction = self.expected_frames(best)
         return Reconstruction(reconstruction, best, {"bound": loss}, loss.detach())
 
-    def bound(self, frames: Tensor, generator: torch.Generator | None = None, samples: int | None = None) -> Bound:
+    def _bound(
+        self, frames: Tensor, generator: torch.Generator | None, samples: int | None, conditions: Tensor | None
+    ) -> Bound:
         """−L_S with S = ``samples``, as many as in training when None; one sample: the evidence lower bound."""
         count = self.samples if samples is None else samples
         with torch.no_grad():
-            posterior = self.posterior(frames)
+            posterior = self._posterior(frames)
             codes = draw(posterior, count, generator)
             conditional = self._conditional(frames, codes)
             weights = conditional - self.uniform_nats() - log_prob(posterior, codes)

@@ -11,12 +11,12 @@ from worldmodel.likelihoods.base import Likelihood
 from worldmodel.likelihoods.squared_error import SquaredError
 from worldmodel.nn.convnets import ConvDecoder, ConvEncoder, Encoder
 from worldmodel.quantizers import Quantizer
-from worldmodel.tokenizers.base import Reconstruction, Tokenizer
+from worldmodel.tokenizers.base import Reconstruction, Tokenizer, as_float
 from worldmodel.tokenizers.convolutional import ConvolutionalAutoencoder, halved, shrunk
 from worldmodel.types import NO_ACTION
 
-UNTOLD = 0.05
-"""Share of the training examples whose condition a decoder that is told one does not get."""
+HIDDEN_CONDITIONS = 0.05
+"""Share of the training examples whose condition is hidden from a decoder that reads one."""
 
 
 class VQVAE(ConvolutionalAutoencoder, Tokenizer):
@@ -33,8 +33,8 @@ class VQVAE(ConvolutionalAutoencoder, Tokenizer):
             loss: the mean squared error by default, nats per sub-pixel for one that is exact.
         encoder, decoder: constructors, called as :class:`~worldmodel.nn.convnets.ConvEncoder` and ``ConvDecoder`` are;
             an encoder states its ``factor``.
-        told: width of the embedded condition (action, class, speaker) that the decoder reads beside the codes; 0: it is
-            told none, and the codes must say all. actions: A, needed for it.
+        condition_width: of the embedded condition (action, class, speaker) that the decoder reads beside the codes; 0:
+            it reads none, and the codes must hold everything. num_actions: A, needed for it.
 
     Raises :class:`ConfigError` when the size of the frames cannot be halved that often.
     """
@@ -49,27 +49,31 @@ class VQVAE(ConvolutionalAutoencoder, Tokenizer):
         likelihood: Callable[..., Likelihood] = SquaredError,
         encoder: Callable[..., Encoder] = ConvEncoder,
         decoder: Callable[..., nn.Module] = ConvDecoder,
-        told: int = 0,
-        actions: int = 0,
+        condition_width: int = 0,
+        num_actions: int = 0,
     ):
         super().__init__()
         if encoder is ConvEncoder:
             halved(frame_shape, widths)  # tells what is wrong in the terms of the settings
         self.quantizer = quantizer() if codes is None else quantizer(codes=codes)
         self.codes, self.slots = self.quantizer.codes, self.quantizer.shape
-        self.told = told > 0
-        self.condition = nn.Embedding(actions + 1, told) if told else None  # the first is that of an unknown one, −1
+        self.condition_width = condition_width
+        # The first condition is that of an unknown one, −1.
+        self.condition = nn.Embedding(num_actions + 1, condition_width) if condition_width else None
         width = self.quantizer.width
-        self._build(frame_shape, widths, blocks, width, width + told, likelihood, encoder, decoder)
+        self._build(frame_shape, widths, blocks, width, width + condition_width, likelihood, encoder, decoder)
         self.grid = (*shrunk(frame_shape, self.encoder.factor), *self.slots)
 
-    def forward(
-        self, frames: Tensor, generator: torch.Generator | None = None, conditions: Tensor | None = None
+    def _reconstruction(
+        self, frames: Tensor, generator: torch.Generator | None, conditions: Tensor | None
     ) -> Reconstruction:
         quantized = self.quantizer(self._vectors(frames), generator)
-        if self.training and conditions is not None:  # so that a voice of nobody is learnt, for those who are unknown
+        if self.training and self.condition is not None and conditions is not None:  # so that "unknown" is learnt, too
             device = conditions.device if generator is None else generator.device
-            hidden = torch.rand(len(conditions), device=device, generator=generator).to(conditions.device) < UNTOLD
+            hidden = (
+                torch.rand(len(conditions), device=device, generator=generator).to(conditions.device)
+                < HIDDEN_CONDITIONS
+            )
             conditions = conditions.masked_fill(hidden, NO_ACTION)
         outputs = self._outputs(self._with(quantized.vectors, conditions))
         studied = self.likelihood.study(outputs, frames)
@@ -79,45 +83,39 @@ class VQVAE(ConvolutionalAutoencoder, Tokenizer):
         nats = None if mixed else self.trained_nats(losses)
         return Reconstruction(studied.frames, quantized.codes, losses, nats)
 
-    def given(self, frames: Tensor, codes: Tensor, conditions: Tensor | None = None) -> Tensor:
-        self.require_exact()
-        return -self.log_likelihood(frames, self.read(codes, conditions))
+    def _given(self, frames: Tensor, latents: Tensor, conditions: Tensor | None) -> Tensor:
+        return -self.log_likelihood(frames, self.read(latents, conditions))
 
     def vectors(self, frames: Tensor) -> Tensor:
-        """Frames (B, C, *size) → what is quantised, (B, *spatial, D) float32."""
-        return self._vectors(frames)
+        """Frames (B, C, *size) uint8 → what is quantised, (B, *spatial, D) float32."""
+        return self._vectors(as_float(frames))
 
-    def encode(self, frames: Tensor) -> Tensor:
+    def _encode(self, frames: Tensor) -> Tensor:
         return self.quantizer.encode(self._vectors(frames))
 
-    def decode(self, codes: Tensor, conditions: Tensor | None = None) -> Tensor:
-        """As of every tokenizer; ``conditions`` (B,) int64, −1 for an unknown one, for a decoder that is told."""
-        return self._frames(self.read(codes, conditions))
+    def expected_frames(self, latents: Tensor, conditions: Tensor | None = None) -> Tensor:
+        return self._frames(self.read(latents, conditions))
 
-    def draw(
-        self,
-        codes: Tensor,
-        conditions: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        temperature: float = 1.0,
+    def _draw(
+        self, codes: Tensor, conditions: Tensor | None, generator: torch.Generator | None, temperature: float
     ) -> Tensor:
         return self.likelihood.sample(self._outputs(self.read(codes, conditions)), generator, temperature)
 
     def read(self, codes: Tensor, conditions: Tensor | None = None) -> Tensor:
-        """Codes (B, *grid) and what the decoder is told (B,), −1 for nothing → what it reads, (B, *spatial, D + told).
+        """Codes (B, *grid), conditions (B,) → what the decoder reads, (B, *spatial, D + condition_width).
 
         Codes of a residual quantiser may be −1 for none.
         """
         return self._with(self.quantizer.lookup(codes), conditions)
 
     def _with(self, vectors: Tensor, conditions: Tensor | None) -> Tensor:
-        """Vectors of codes (B, *spatial, D) → beside each the embedded condition, (B, *spatial, D + told)."""
+        """Vectors of codes (B, *spatial, D) → with the embedded condition beside each."""
         if self.condition is None:
             return vectors
         if conditions is None:
             conditions = torch.full((len(vectors),), NO_ACTION, device=vectors.device)
-        said = self.condition(conditions + 1).view(len(vectors), *[1] * (vectors.dim() - 2), -1)
-        return torch.cat([vectors, said.expand(*vectors.shape[:-1], -1)], -1)
+        embedded = self.condition(conditions + 1).view(len(vectors), *[1] * (vectors.dim() - 2), -1)
+        return torch.cat([vectors, embedded.expand(*vectors.shape[:-1], -1)], -1)
 
     def codebook(self) -> Tensor:
         return self.quantizer.codebook().detach()

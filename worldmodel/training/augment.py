@@ -13,4 +13,4 @@ class Augmentation(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def forward(self, frames: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """(B, C, *size) float in [-1, 1] → the same shape, on the levels of bytes as frames are."""
+        """(B, C, *size) uint8 → the same shape, uint8."""

@@ -51,9 +51,8 @@ class TokenizerObjective(Objective):
         frames, conditions = self._examples(batch.frames, batch)
         if self.training and self.augment is not None:
             frames = self.augment(frames, generator)
-        told = {"conditions": conditions} if self.tokenizer.told else {}
-        result = self.tokenizer(frames, generator, **told)
-        error = (result.frames.detach().clamp(-1, 1) - frames).square().mean()
+        result = self.tokenizer(frames, generator, conditions)
+        error = (result.frames.detach().clamp(-1, 1) - to_float(frames)).square().mean()
         metrics = {**(result.figures or {}), "psnr": -10 * torch.log10(error.clamp(min=1e-10) / 4)}
         if result.nats is not None:
             metrics["bits_per_dim"] = result.nats / math.log(2)
@@ -62,12 +61,12 @@ class TokenizerObjective(Objective):
         return Losses(result.losses, metrics)
 
     def _examples(self, raw: Tensor, batch: Segment) -> tuple[Tensor, Tensor]:
-        """What is coded at once, (M, C, *size) float, and the condition of each, (M,): frames, or windows of sound."""
+        """What is coded at once, (M, C, *size) uint8, and the condition of each, (M,): frames, or windows of sound."""
         if not self.tokenizer.joined:
-            return to_float(raw[batch.valid]), batch.actions[batch.valid]
+            return raw[batch.valid], batch.actions[batch.valid]
         if not batch.valid.all():
             raise ValueError("signals are coded whole, and a part of this segment is padding")
-        return to_float(join(raw)), batch.actions[:, -1]
+        return join(raw), batch.actions[:, -1]
 
     @torch.no_grad()
     def _usage(self, codes: Tensor) -> dict[str, Tensor]:
@@ -119,9 +118,9 @@ class LatentObjective(Objective):
     def forward(self, batch: Segment, generator: torch.Generator) -> Losses:
         if batch.frames is None:
             raise ValueError("the prior of a VAE is trained on frames; this segment has codes only")
-        frames, model = to_float(batch.frames[batch.valid]), self._model[0].to(batch.frames.device)
+        frames, model = batch.frames[batch.valid], self._model[0].to(batch.frames.device)
         with torch.no_grad():
-            latents = model.posterior(frames).sample(generator)
+            latents = model.latents(frames, generator)
         return Losses(*self.prior.losses(latents, batch.actions[batch.valid]))
 
 

@@ -32,7 +32,7 @@ class Codec:
     Args:
         tokenizer: a VQ-VAE of sound, with a residual quantiser where the number of codebooks is to be chosen.
         rate: samples a second.
-        condition: the voice that a decoder is told which knows voices; none by default.
+        condition: the speaker, for a decoder that reads one; unknown by default.
 
     Raises :class:`ConfigError` for a tokenizer that is none of one channel of sound.
     """

@@ -27,7 +27,7 @@ fingerprint: a tokenizer that was trained anew has others."""
 def load_codec(run: Path, device: str = "auto") -> Codec:
     """The codec of a run. Raises :class:`ConfigError` for one whose tokenizer is none, :class:`RunError` as ever."""
     tokenizer, spec = load_tokenizer(run, resolve_device(device)), load_spec(run)
-    if not isinstance(tokenizer, VQVAE) or tokenizer.told or not tokenizer.joined:
+    if not isinstance(tokenizer, VQVAE) or tokenizer.condition_width or not tokenizer.joined:
         raise ConfigError(
             f"the run {run.name} is no codec: a codec decodes sound by its codes alone; train one: experiment=codec"
         )

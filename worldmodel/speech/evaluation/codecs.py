@@ -31,7 +31,9 @@ def codec_figures(
     Models are fitted to the training utterances: counts of the codes, and the run's prior where it has one.
     """
     tokenizer = world.tokenizer
-    if not isinstance(tokenizer, VQVAE) or not isinstance(tokenizer.quantizer, ResidualQuantizer) or tokenizer.told:
+    if not isinstance(tokenizer, VQVAE) or not isinstance(tokenizer.quantizer, ResidualQuantizer):
+        return None
+    if tokenizer.condition_width:
         return None
     codec = Codec(tokenizer, world.rate)
     held_out = [utterance for utterance in spoken if utterance.held_out]

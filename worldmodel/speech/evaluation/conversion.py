@@ -22,7 +22,6 @@ from worldmodel.speech.scores.codec import log_spectral_distance
 from worldmodel.speech.scores.phonemes import PhoneClassifier, phoneme_errors
 from worldmodel.speech.scores.speakers import SpeakerClassifier, speaker_shares
 from worldmodel.speech.voice import VoiceModel
-from worldmodel.types import to_uint8
 
 COMMON = 24  # sentences of VCTK that all read
 
@@ -90,7 +89,7 @@ def in_voices(
     codes = source.codes.flatten(0, 1)[None].to(world.device)
     conditions = torch.tensor(list(speakers), device=world.device)
     drawn: Tensor = world.tokenizer.draw(codes.expand(len(speakers), *codes.shape[1:]), conditions, generator)
-    return list(to_wave(to_uint8(drawn)[:, 0].cpu().numpy()))
+    return list(to_wave(drawn[:, 0].cpu().numpy()))
 
 
 def voice_figures(

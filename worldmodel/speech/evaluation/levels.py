@@ -14,7 +14,6 @@ from worldmodel.speech.mulaw import to_wave
 from worldmodel.speech.scores import codec
 from worldmodel.speech.separate import SeparateLevels
 from worldmodel.speech.voice import VoiceModel
-from worldmodel.types import to_uint8
 
 
 @torch.no_grad()
@@ -31,8 +30,8 @@ def level_figures(
         for each in chosen:
             speaker = torch.tensor([each.speaker], device=world.device)
             codes = each.codes.flatten(0, 1)[None].to(world.device)
-            drawn = tokenizer.draw(codes, speaker, generator, level=place)
-            made.append(to_wave(to_uint8(drawn).flatten().cpu().numpy()))
+            drawn = tokenizer.level(place).draw(tokenizer.part(codes, place), speaker, generator)
+            made.append(to_wave(drawn.flatten().cpu().numpy()))
         told[name] = {
             "bits_a_second": math.prod(grid) * world.spec.rate * math.log2(tokenizer.codes),
             "si_sdr": codec.each(codec.si_sdr, real, made, seed)[1].to_json(),

@@ -23,7 +23,6 @@ from worldmodel.speech.sources.phones import NO_PHONE, PHONES39, SILENCE, frame_
 from worldmodel.speech.voice import VoiceModel
 from worldmodel.tokenizers import VQVAE, require_codes
 from worldmodel.tokenizers.base import join
-from worldmodel.types import to_float
 
 
 def phoneme_figures(
@@ -114,4 +113,4 @@ def untrained_vectors(run: Path, world: VoiceModel, spoken: Sequence[Utterance],
         torch.manual_seed(seed)
         model = require_codes(build_tokenizer(load_config(run), world.spec)).eval().to(world.device)
     assert isinstance(model, VQVAE)
-    return [model.vectors(join(to_float(each.frames[None])).to(world.device))[0].cpu() for each in spoken]
+    return [model.vectors(join(each.frames[None]).to(world.device))[0].cpu() for each in spoken]

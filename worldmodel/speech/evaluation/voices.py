@@ -35,7 +35,6 @@ from worldmodel.speech.sources.phones import NO_PHONE, PHONES39, frame_phones, p
 from worldmodel.speech.sources.sound import normalise, read_sound
 from worldmodel.speech.voice import VoiceModel
 from worldmodel.tokenizers.base import join
-from worldmodel.types import to_float
 
 ENOUGH = 15.0  # seconds of training speech of a speaker whose voice is to be spoken in
 FEW = 4  # held-out utterances of a speaker that are converted
@@ -86,7 +85,7 @@ def evaluate_voices(
     known = {each.speaker for each in held_out}  # of TIMIT none whom the run was trained on
     speakers = [n for n in range(len(world.spec.action_names)) if n in known and heard(spoken, n) >= ENOUGH]
     speakers = speakers[:MOST]
-    if world.tokenizer.told and len(speakers) > 1:
+    if world.tokenizer.condition_width and len(speakers) > 1:
         sources = [u for n in speakers for u in [u for u in held_out if u.speaker == n][:FEW]]
         judges = make_judges(world, spoken, speakers, timit, seed, progress)
         found["conversion"], shown = conversion(world, sources, speakers, judges, seed, progress)
@@ -136,10 +135,10 @@ def bit_figures(world: VoiceModel, held_out: Sequence[Utterance], seed: int) -> 
     if tokenizer.likelihood.exact:
         wave = []
         for each in held_out:
-            x = join(to_float(each.frames[None])).to(world.device)
+            signal = join(each.frames[None]).to(world.device)
             codes = each.codes.flatten(0, 1)[None].to(world.device)
-            extra = {"conditions": torch.tensor([each.speaker], device=world.device)} if tokenizer.told else {}
-            wave.append(float(tokenizer.given(x, codes, **extra)) / bit)
+            speaker = torch.tensor([each.speaker], device=world.device)
+            wave.append(float(tokenizer.given(signal, codes, speaker)) / bit)
         told["wave"] = mean_interval(np.array(wave) / samples, seed).to_json()
         told["fixed"] = mean_interval((np.array(wave) + uniform) / samples, seed).to_json()
     if world.prior is not None:
