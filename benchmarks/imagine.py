@@ -99,7 +99,7 @@ def _contenders(
         sampler, state = Watched(SAMPLERS[name](), device), start(number)
         kept[name].append(sampler)
         generator = torch.Generator(device).manual_seed(number)
-        actions = torch.randint(world.prior.actions, (horizon, batch), generator=generator, device=device)
+        actions = torch.randint(world.prior.num_actions, (horizon, batch), generator=generator, device=device)
 
         def dream() -> None:
             now = state

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from worldmodel.errors import ConfigError
+from worldmodel.heads import Ancestral
 from worldmodel.priors.gaussian import GaussianPrior
 from worldmodel.quantizers import VectorQuantizer
 from worldmodel.tokenizers import VAE, VQVAE
-from worldmodel.training.objectives import LatentObjective
+from worldmodel.training.objectives import PriorObjective
 from worldmodel.types import Segment
 
 
@@ -25,6 +26,23 @@ def make(latents: int = 2) -> tuple[VAE, GaussianPrior]:
         for parameter in prior.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     return vae.eval(), prior.eval()
+
+
+def segment_of(latents: Tensor, classes: Tensor) -> Segment:
+    """One-step episodes of latents (B, *grid)."""
+    flags = torch.zeros(len(classes), 1, dtype=torch.bool)
+    return Segment(classes[:, None], torch.zeros(len(classes), 1), flags, flags, ~flags, codes=latents[:, None])
+
+
+def test_a_step_is_a_sample_and_candidates_go_with_codes() -> None:
+    _, prior = make()
+    classes = torch.tensor([0, 2])
+    drawn = prior.sample(classes, torch.Generator().manual_seed(1), 0.5)
+    step, _ = prior.step(prior.begin(2), classes, Ancestral(0.5), torch.Generator().manual_seed(1))
+    assert torch.equal(step.codes, drawn) and not step.rewards.any() and not step.ends.any()
+    assert prior.condition_index("c") == 2 and prior.num_actions == 3
+    with pytest.raises(ConfigError, match="top_k 3 goes with codes"):
+        prior.step(prior.begin(2), classes, Ancestral(1.0, 3))
 
 
 def test_a_latent_sees_those_before_it_and_no_other() -> None:
@@ -46,7 +64,7 @@ def test_the_density_integrates_to_one() -> None:
     prior = GaussianPrior(vae, "a", width=8, layers=2, condition=4, hidden=6, components=3).double()
     line = torch.linspace(-12, 12, 601, dtype=torch.float64)
     lattice = torch.cartesian_prod(line, line).view(-1, 1, 1, 2)
-    density = prior.log_likelihood(lattice, torch.zeros(len(lattice), dtype=torch.int64)).detach().exp()
+    density = prior.log_likelihood(lattice[:, None], torch.zeros(len(lattice), 1, dtype=torch.int64)).detach().exp()
     assert float(density.sum() * (line[1] - line[0]) ** 2) == pytest.approx(1, abs=1e-3)
 
 
@@ -60,7 +78,7 @@ def test_samples_follow_what_was_learnt() -> None:
         first = torch.randn(128, generator=generator)
         classes = torch.randint(0, 2, (128,), generator=generator)
         pair = torch.stack([first, -first + 0.1 * torch.randn(128, generator=generator)], -1) + 3 * classes[:, None]
-        loss = prior.losses(pair[:, None, None], classes)[0]["latents"]
+        loss = prior.losses(segment_of(pair[:, None, None], classes))[0]["latents"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -79,14 +97,14 @@ def test_the_bound_replaces_the_fixed_prior() -> None:
         posterior = vae.posterior(frames)
         latents = posterior.sample(torch.Generator().manual_seed(3))
         reconstruction = vae.given(frames, latents)
-        cost = posterior.log_prob(latents) - prior.log_likelihood(latents, conditions)
+        cost = posterior.log_prob(latents) - prior.log_likelihood(latents[:, None], conditions[:, None])[:, 0]
     torch.testing.assert_close(bound.reconstruction, reconstruction)
     torch.testing.assert_close(bound.total, reconstruction + cost)
 
 
 def test_training_leaves_the_vae_alone() -> None:
     vae, prior = make()
-    objective = LatentObjective(vae, prior)
+    objective = PriorObjective(prior, vae)
     assert all(name.startswith("prior.") for name in objective.state_dict())
     frames = torch.randint(0, 256, (5, 1, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     flags = torch.zeros(5, 1, dtype=torch.bool)
@@ -121,7 +139,8 @@ def test_samples_of_several_sites_depend_on_those_before() -> None:
     classes = torch.zeros(128, dtype=torch.int64)
     for _ in range(300):
         same = torch.randn(128, 1, 1, 1, generator=generator).expand(-1, 2, 2, 1)
-        loss = prior.losses(same + 0.1 * torch.randn(same.shape, generator=generator), classes)[0]["latents"]
+        noisy = same + 0.1 * torch.randn(same.shape, generator=generator)
+        loss = prior.losses(segment_of(noisy, classes))[0]["latents"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

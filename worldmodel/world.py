@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,8 +16,7 @@ from worldmodel import media
 from worldmodel.errors import ConfigError, RunError
 from worldmodel.heads import Randomness, Sampler, make_sampler
 from worldmodel.nn.precision import cast, resolve_precision
-from worldmodel.priors import CaptionTrunk, Prior, PriorState, Step
-from worldmodel.priors.gaussian import GaussianPrior
+from worldmodel.priors import LatentPrior, Prior, PriorState, Step
 from worldmodel.runs.folder import TOKENIZER, load_spec
 from worldmodel.runs.load import load_autoencoder, load_prior, load_tokenizer, resolve_device
 from worldmodel.tokenizers import Autoencoder, Tokenizer
@@ -212,7 +210,7 @@ class Samples(NamedTuple):
 class StillModel:
     """A trained autoencoder and a prior without a past: frames on their own, such as images."""
 
-    def __init__(self, spec: Spec, model: Autoencoder, prior: Prior | GaussianPrior):
+    def __init__(self, spec: Spec, model: Autoencoder, prior: LatentPrior):
         self.spec, self.model, self.prior = spec, model.eval(), prior.eval()
 
     @property
@@ -222,17 +220,14 @@ class StillModel:
     @property
     def sees_classes(self) -> bool:
         """Whether frames of different classes differ: there are several, and the prior looks at them."""
-        looks = self.prior.trunk.sees_actions if isinstance(self.prior, Prior) else True
-        return looks and len(self.spec.action_names) > 1
+        return self.prior.sees_actions and len(self.spec.action_names) > 1
 
     def condition(self, name: str) -> int:
         """What stands for a class, or for a caption, which may be new where the prior reads words.
 
         Raises :class:`UnknownActionError` for a name, or a word of a caption, that the data do not have.
         """
-        if isinstance(self.prior, Prior) and isinstance(self.prior.trunk, CaptionTrunk):
-            return self.prior.trunk.learn(name)
-        return self.spec.action_index(name)
+        return self.prior.condition_index(name)
 
     @classmethod
     def load(cls, run: str | Path, device: str = "auto") -> StillModel:
@@ -257,12 +252,6 @@ class StillModel:
         if not isinstance(conditions, Tensor):
             conditions = torch.tensor([self.condition(name) for name in conditions])
         conditions = conditions.to(self.device)
-        if isinstance(self.prior, GaussianPrior):
-            if top_k is not None:
-                raise ConfigError(f"top_k {top_k} goes with codes, and this run has none")
-            latents = self.prior.sample(conditions, generator, temperature)
-            frames = self.model.decode(latents).cpu()
-            return Samples(frames, float(math.prod(self.prior.grid)))
         how = make_sampler(sampler, temperature, top_k)
         steps = [
             self.prior.step(self.prior.begin(len(part)), part, how, generator)[0]

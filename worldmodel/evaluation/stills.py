@@ -26,11 +26,10 @@ from worldmodel.evaluation import stills_report
 from worldmodel.evaluation.metrics import SSIM_WINDOW, CodeUsage, decibels, mean_interval, mse, ssim
 from worldmodel.evaluation.openloop import Progress, silent
 from worldmodel.evaluation.suite import machine
-from worldmodel.priors import Prior
-from worldmodel.priors.gaussian import GaussianPrior
+from worldmodel.priors import LatentPrior
 from worldmodel.runs.folder import PRIOR, load_spec
 from worldmodel.runs.load import check_trained, load_autoencoder, load_prior, resolve_device
-from worldmodel.tokenizers import VAE, Autoencoder, Bound, Tokenizer
+from worldmodel.tokenizers import Autoencoder, Bound, Tokenizer
 from worldmodel.tokenizers.scene import Stacked
 from worldmodel.types import Segment, Spec
 from worldmodel.world import StillModel
@@ -66,7 +65,7 @@ class Stills:
 
 def score(
     model: Autoencoder,
-    prior: Prior | GaussianPrior | None,
+    prior: LatentPrior | None,
     frames: Windows,
     batch: int = 64,
     seed: int = 0,
@@ -99,9 +98,9 @@ def score(
             if isinstance(model, Tokenizer) and codes is not None:
                 found = [torch.bincount(book.flatten(), minlength=model.codes).cpu() for book in model.books(codes)]
                 usage = [a + b for a, b in zip(usage, found, strict=True)] if usage else found
-                if isinstance(prior, Prior):
+                if prior is not None:
                     nats = -prior.log_likelihood(codes[:, None], conditions[:, None])[:, 0]
-                    if prior.trunk.sees_actions and 1 < prior.actions <= MOST_CLASSES:
+                    if prior.sees_actions and 1 < prior.num_actions <= MOST_CLASSES:
                         keep(**_reading(prior, codes, conditions))
                 keep(prior=nats, grid=model.grid_nats(x))
             if model.likelihood.exact:
@@ -127,17 +126,17 @@ def score(
     )
 
 
-def _reading(prior: Prior, codes: Tensor, conditions: Tensor) -> dict[str, Tensor]:
+def _reading(prior: LatentPrior, codes: Tensor, conditions: Tensor) -> dict[str, Tensor]:
     """What classes tell of codes (B, *grid): ``told`` and ``recognised`` of the frames whose class is known."""
     known = conditions >= 0
     each = [
         prior.log_likelihood(codes[known, None], torch.full_like(conditions[known, None], number))[:, 0].double()
-        for number in range(prior.actions)
+        for number in range(prior.num_actions)
     ]
     nats = torch.stack(each)  # (A, B)
     own = nats.gather(0, conditions[None, known])[0]
     return {
-        "told": own - (nats.logsumexp(0) - math.log(prior.actions)),
+        "told": own - (nats.logsumexp(0) - math.log(prior.num_actions)),
         "recognised": nats.argmax(0) == conditions[known],
     }
 
@@ -150,7 +149,7 @@ def _still(segment: Segment, device: torch.device) -> tuple[Tensor, Tensor]:
 
 def _bounds(
     model: Autoencoder,
-    prior: Prior | GaussianPrior | None,
+    prior: LatentPrior | None,
     x: Tensor,
     conditions: Tensor,
     codes: Tensor | None,
@@ -162,8 +161,7 @@ def _bounds(
         for samples in SAMPLES:
             found = model.bound(x, generator, samples)
             yield f"fixed prior, {samples} sample{'s' * (samples > 1)}", found
-    if isinstance(prior, GaussianPrior):
-        assert isinstance(model, VAE)
+    if codes is None and prior is not None:
         yield "learned prior, 1 sample", prior.bound(model, x, conditions, generator)
     if isinstance(model, Tokenizer) and codes is not None:
         # The most probable codes of a random posterior are a point, too, and so a bound of their own.
@@ -237,7 +235,7 @@ def summary(found: Stills, model: Autoencoder, seed: int = 0, classes: int = 1) 
 
 
 def triptych(
-    spec: Spec, model: Autoencoder, prior: Prior | GaussianPrior | None, frames: Windows, count: int = 10, seed: int = 0
+    spec: Spec, model: Autoencoder, prior: LatentPrior | None, frames: Windows, count: int = 10, seed: int = 0
 ) -> list[tuple[str, Tensor]]:
     """Rows of pictures for :func:`worldmodel.media.gallery`: originals, reconstructions, samples of the same classes.
 

@@ -1,6 +1,6 @@
 """Priors over grids of codes: trunks over time, outcomes, and the whole of trunk and head."""
 
-from worldmodel.priors.base import PriorOutput, PriorState, Step, Trunk
+from worldmodel.priors.base import LatentPrior, PriorOutput, PriorState, Step, Trunk
 from worldmodel.priors.condition import CaptionTrunk, ConditionTrunk
 from worldmodel.priors.conv_trunk import ConvTrunk
 from worldmodel.priors.prior import Prior
@@ -10,6 +10,7 @@ __all__ = [
     "CaptionTrunk",
     "ConditionTrunk",
     "ConvTrunk",
+    "LatentPrior",
     "Prior",
     "PriorOutput",
     "PriorState",

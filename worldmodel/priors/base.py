@@ -1,13 +1,19 @@
-"""The prior: p(next grid | grids so far, actions) as a trunk over history times a head within the grid."""
+"""The interfaces of priors, and of the trunks that read what came before."""
 
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
+from worldmodel.errors import UnknownActionError
 from worldmodel.heads.base import State
+from worldmodel.heads.sampling import Randomness, Sampler
+from worldmodel.tokenizers.base import Autoencoder, Bound
+from worldmodel.types import Segment
 
 
 class Trunk(nn.Module, abc.ABC):
@@ -38,6 +44,10 @@ class Trunk(nn.Module, abc.ABC):
     def observe(self, state: State, previous: Tensor, actions: Tensor) -> State:
         """The state that :meth:`step` would return, where the context is not needed (it may cost less)."""
 
+    def learn(self, name: str) -> int | None:
+        """The condition that stands for a name, known or new, where the trunk reads names; None where it does not."""
+        return None
+
 
 class PriorOutput(NamedTuple):
     logits: Tensor  # (B, T, N, K)
@@ -49,7 +59,7 @@ class PriorOutput(NamedTuple):
 class Step(NamedTuple):
     """One imagined frame."""
 
-    codes: Tensor  # (B, *grid) int64
+    codes: Tensor  # (B, *grid) int64; float latents of a prior without codes
     rewards: Tensor  # (B,) float32, expected reward on arriving at the frame
     ends: Tensor  # (B,) float32, probability that the frame is terminal
     passes: Tensor  # () float32: mean passes of the head over the batch
@@ -58,3 +68,60 @@ class Step(NamedTuple):
 class PriorState(NamedTuple):
     trunk: State
     previous: Tensor  # (B, *grid) int64, the last grid; −1 where nothing was seen
+
+
+class LatentPrior(nn.Module, abc.ABC):
+    """p(latents of a frame | latents so far, actions so far): of codes, or of the numbers of a VAE."""
+
+    grid: tuple[int, ...]  # the shape of the latents of a frame
+    context: int = 0  # leading frames of a training segment that are seen but not predicted
+
+    def __init__(self, action_names: Sequence[str]):
+        super().__init__()
+        self.action_names = tuple(action_names)
+
+    @property
+    def num_actions(self) -> int:
+        """A, the number of actions (or classes, or speakers)."""
+        return len(self.action_names)
+
+    @property
+    def sees_actions(self) -> bool:
+        """Whether actions (or classes) matter."""
+        return True
+
+    def condition_index(self, name: str) -> int:
+        """The index that stands for an action or a class. Raises :class:`UnknownActionError`, which lists the names."""
+        if name not in self.action_names:
+            raise UnknownActionError(name, self.action_names)
+        return self.action_names.index(name)
+
+    @abc.abstractmethod
+    def losses(
+        self, segment: Segment, generator: torch.Generator | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Terms to minimise and figures to report, of a segment of latents (``segment.codes``)."""
+
+    @abc.abstractmethod
+    def log_likelihood(self, latents: Tensor, actions: Tensor) -> Tensor:
+        """Exact log p of latents (B, T, *grid) given those before them, actions (B, T) → (B, T) nats."""
+
+    @abc.abstractmethod
+    def begin(self, batch: int) -> PriorState:
+        """The state before anything was seen."""
+
+    @abc.abstractmethod
+    def step(
+        self, state: PriorState, actions: Tensor, sampler: Sampler, generator: Randomness = None
+    ) -> tuple[Step, PriorState]:
+        """Imagine the frame that the actions (B,) lead to."""
+
+    def bound(
+        self, model: Autoencoder, frames: Tensor, conditions: Tensor, generator: torch.Generator | None = None
+    ) -> Bound:
+        """The bound of an autoencoder on frames (B, C, *size) uint8 of their own, with this prior of the latents in the
+        place of the fixed one; nats, (B,)."""
+        codes = model.encode(frames)
+        reconstruction = model.given(frames, codes)
+        nats = -self.log_likelihood(codes[:, None], conditions[:, None])[:, 0]
+        return Bound(reconstruction + nats, reconstruction)

@@ -14,14 +14,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
+from worldmodel.heads.sampling import Randomness, Sampler
 from worldmodel.nn.pixelcnn import GatedPixelCNN
+from worldmodel.priors.base import LatentPrior, PriorState, Step
 from worldmodel.tokenizers.base import Autoencoder, Bound
 from worldmodel.tokenizers.vae import VAE
+from worldmodel.types import Segment
 
 LEAST_LOG_SCALE = -6.0
 
 
-class GaussianPrior(nn.Module):
+class GaussianPrior(LatentPrior):
     """p(z | condition) over latents (h, w, S): raster order over the sites, one after the other within a site.
 
     Args:
@@ -30,7 +33,6 @@ class GaussianPrior(nn.Module):
         width, layers: of the PixelCNN. hidden: numbers a latent from which its mixture is read. components: of it.
     """
 
-    context = 0
     remembers = False
     keep_float32 = True  # densities of latents that may be very sure
 
@@ -44,7 +46,7 @@ class GaussianPrior(nn.Module):
         hidden: int = 64,
         components: int = 4,
     ):
-        super().__init__()
+        super().__init__(action_names)
         if not isinstance(tokenizer, VAE):
             raise ConfigError("this prior is over the continuous latents of a VAE; choose tokenizer=…vae")
         self.grid, self.components = tokenizer.grid, components
@@ -61,8 +63,8 @@ class GaussianPrior(nn.Module):
 
     def _features(self, latents: Tensor, conditions: Tensor) -> Tensor:
         """latents (B, h, w, S), conditions (B,) with −1 for none → (B, h, w, S, hidden), which see earlier sites."""
-        told = self.condition(conditions + 1)[:, None, None].expand(-1, *self.grid[:2], -1)
-        return self.enter(self.net(latents, told)).unflatten(-1, (self.grid[-1], -1))
+        embedded = self.condition(conditions + 1)[:, None, None].expand(-1, *self.grid[:2], -1)
+        return self.enter(self.net(latents, embedded)).unflatten(-1, (self.grid[-1], -1))
 
     def _mixture(self, features: Tensor, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """→ log weights, means, log scales, each (B, h, w, S, components)."""
@@ -71,25 +73,49 @@ class GaussianPrior(nn.Module):
         weights, means, scales = parts.float().chunk(3, -1)
         return weights.log_softmax(-1), means, scales.clamp(min=LEAST_LOG_SCALE)
 
-    def log_likelihood(self, latents: Tensor, conditions: Tensor) -> Tensor:
+    def log_likelihood(self, latents: Tensor, actions: Tensor) -> Tensor:
+        return self._log_density(latents.flatten(0, 1), actions.flatten()).view(actions.shape)
+
+    def _log_density(self, latents: Tensor, conditions: Tensor) -> Tensor:
         """log p(z | condition) in nats, (B,); latents (B, h, w, S), conditions (B,)."""
         weights, means, scales = self._mixture(self._features(latents, conditions), latents)
         distance = (latents[..., None] - means) * (-scales).exp()
         each = weights - scales - 0.5 * distance.square() - 0.5 * math.log(2 * math.pi)
         return each.logsumexp(-1).flatten(1).sum(1)
 
-    def losses(self, latents: Tensor, conditions: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def losses(
+        self, segment: Segment, generator: torch.Generator | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Terms: ``latents``, nats per latent. Metric: bits per frame, of a density: it may be negative."""
-        nats = -self.log_likelihood(latents, conditions).mean()
+        if segment.codes is None:
+            raise ValueError("the prior is trained on segments of latents, not of frames")
+        nats = -self._log_density(segment.codes[segment.valid], segment.actions[segment.valid]).mean()
         return {"latents": nats / math.prod(self.grid)}, {"bits_per_frame": nats.detach() / math.log(2)}
 
-    def bound(self, model: VAE, frames: Tensor, conditions: Tensor, generator: torch.Generator | None = None) -> Bound:
-        """The bound of the VAE with this prior in the place of N(0, 1), one sample a frame; nats, (B,)."""
+    def bound(
+        self, model: Autoencoder, frames: Tensor, conditions: Tensor, generator: torch.Generator | None = None
+    ) -> Bound:
+        """By one sample a frame."""
+        assert isinstance(model, VAE)  # the constructor has checked it
         posterior = model.posterior(frames)
         latents = posterior.sample(generator)
         reconstruction = model.given(frames, latents)
-        total = reconstruction + posterior.log_prob(latents) - self.log_likelihood(latents, conditions)
+        total = reconstruction + posterior.log_prob(latents) - self._log_density(latents, conditions)
         return Bound(total, reconstruction)
+
+    def begin(self, batch: int) -> PriorState:
+        return PriorState((), self.condition.weight.new_zeros(batch, *self.grid))
+
+    def step(
+        self, state: PriorState, actions: Tensor, sampler: Sampler, generator: Randomness = None
+    ) -> tuple[Step, PriorState]:
+        """Raises :class:`ConfigError` for a sampler with ``top_k``, which goes with codes."""
+        if sampler.top_k is not None:
+            raise ConfigError(f"top_k {sampler.top_k} goes with codes, and this run has none")
+        assert generator is None or isinstance(generator, torch.Generator)
+        latents = self.sample(actions, generator, sampler.temperature)
+        nothing = torch.zeros(len(latents), device=latents.device)
+        return Step(latents, nothing, nothing.clone(), torch.tensor(float(math.prod(self.grid)))), state
 
     @torch.no_grad()
     def sample(self, conditions: Tensor, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:

@@ -6,18 +6,18 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from worldmodel.heads.base import GridSpec, Head, nats
 from worldmodel.heads.sampling import Randomness, Sampler
-from worldmodel.priors.base import PriorOutput, PriorState, Step, Trunk
+from worldmodel.priors.base import LatentPrior, PriorOutput, PriorState, Step, Trunk
 from worldmodel.priors.outcomes import OutcomeHead
 from worldmodel.tokenizers.base import Autoencoder, require_codes
 from worldmodel.types import Segment
 from worldmodel.util.ranges import Share, Whole
 
 
-class Prior(nn.Module):
+class Prior(LatentPrior):
     """p(grid t | grids < t, actions ≤ t), its reward and its end.
 
     Args:
@@ -44,17 +44,25 @@ class Prior(nn.Module):
         corrupt: Share = 0.0,
         outcomes: bool = True,
     ):
-        super().__init__()
+        super().__init__(action_names)
         tokenizer = require_codes(tokenizer)
         levels = tokenizer.levels if len(tokenizer.levels) > 1 else ()
-        spec = GridSpec(tokenizer.grid, tokenizer.codebook(), tuple(action_names), levels)
+        spec = GridSpec(tokenizer.grid, tokenizer.codebook(), self.action_names, levels)
         self.grid, self.codes, self.context = tokenizer.grid, tokenizer.codes, context
-        self.actions = spec.num_actions
         self.forget, self.corrupt = forget, corrupt
         self.positions = spec.positions
         self.trunk = trunk(spec)
         self.head = head(spec, self.trunk.width)
         self.outcomes = OutcomeHead(spec.codebook, self.positions, self.trunk.width) if outcomes else None
+
+    @property
+    def sees_actions(self) -> bool:
+        return self.trunk.sees_actions
+
+    def condition_index(self, name: str) -> int:
+        """Also of a caption, which may be new. Raises :class:`UnknownActionError` for a word that the data lack."""
+        index = self.trunk.learn(name)
+        return super().condition_index(name) if index is None else index
 
     def contexts(self, codes: Tensor, actions: Tensor, first: int = 0) -> Tensor:
         """codes (B, T, *grid), actions (B, T) → contexts (B, T − first, N, width); step t does not see codes t."""
@@ -73,10 +81,9 @@ class Prior(nn.Module):
         rewards, ends = self.outcomes(contexts, flat)
         return PriorOutput(logits, forecast, rewards.unflatten(0, batch), ends.unflatten(0, batch))
 
-    def log_likelihood(self, codes: Tensor, actions: Tensor) -> Tensor:
-        """Exact log p(grid t | grids < t, actions ≤ t) in nats, (B, T)."""
-        logits = self(codes, actions).logits
-        return -nats(logits, codes.flatten(2)).sum(-1)
+    def log_likelihood(self, latents: Tensor, actions: Tensor) -> Tensor:
+        logits = self(latents, actions).logits
+        return -nats(logits, latents.flatten(2)).sum(-1)
 
     def predict_outcomes(self, codes: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Expected reward and probability of an end at every frame, both (B, T) float32; zeros without outcomes."""
@@ -141,7 +148,6 @@ class Prior(nn.Module):
         return codes.masked_fill(gone.view(shape), -1), actions.masked_fill(unknown, -1)
 
     def begin(self, batch: int) -> PriorState:
-        """The state before anything was seen."""
         device = next(self.parameters()).device
         nothing = torch.full((batch, *self.grid), -1, dtype=torch.int64, device=device)
         return PriorState(self.trunk.begin(batch), nothing)
@@ -153,7 +159,6 @@ class Prior(nn.Module):
     def step(
         self, state: PriorState, actions: Tensor, sampler: Sampler, generator: Randomness = None
     ) -> tuple[Step, PriorState]:
-        """Imagine the frame that the actions (B,) lead to."""
         contexts, trunk = self.trunk.step(state.trunk, state.previous, actions)
         contexts = contexts.to(self.head_dtype)  # the trunk may run in bfloat16; the head decides on codes and does not
         codes, passes = sampler.sample(self.head, contexts, generator)

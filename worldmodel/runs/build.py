@@ -14,8 +14,7 @@ from torch import nn
 from worldmodel.config.checks import check
 from worldmodel.config.cli import one_line
 from worldmodel.errors import ConfigError, WorldModelError
-from worldmodel.priors import Prior
-from worldmodel.priors.gaussian import GaussianPrior
+from worldmodel.priors import LatentPrior
 from worldmodel.tokenizers import Autoencoder, require_codes
 from worldmodel.tokenizers.scene import GridVQVAE
 from worldmodel.training.augment import Augmentation
@@ -44,13 +43,13 @@ def build_second(config: DictConfig, tokenizer: Autoencoder) -> GridVQVAE | None
     return build_module(config.second, "second", GridVQVAE, tokenizer=require_codes(tokenizer))
 
 
-def build_prior(config: DictConfig, spec: Spec, tokenizer: Autoencoder) -> Prior | GaussianPrior:
+def build_prior(config: DictConfig, spec: Spec, tokenizer: Autoencoder) -> LatentPrior:
     """The prior of the settings over the latents of a tokenizer and the actions of a source, untrained.
 
     Raises :class:`ConfigError`, also for a prior that is not over such latents.
     """
     facts = {"tokenizer": tokenizer, "action_names": spec.action_names}
-    return build_module(config.prior, "prior", Prior | GaussianPrior, **facts)
+    return build_module(config.prior, "prior", LatentPrior, **facts)
 
 
 def build_module(node: DictConfig, name: str, kind: Any, **facts: Any) -> Any:

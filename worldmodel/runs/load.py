@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from worldmodel.data.codes import fingerprint
 from worldmodel.errors import ConfigError, RunError
-from worldmodel.priors import Prior
-from worldmodel.priors.gaussian import GaussianPrior
+from worldmodel.priors import LatentPrior
 from worldmodel.runs.build import build_prior, build_second, build_tokenizer
 from worldmodel.runs.folder import (
     PRIOR,
@@ -78,7 +77,7 @@ def load_first(folder: Path) -> Autoencoder:
     return tokenizer.eval().requires_grad_(False)
 
 
-def load_prior(folder: Path, tokenizer: Autoencoder, device: torch.device | str = "cpu") -> Prior | GaussianPrior:
+def load_prior(folder: Path, tokenizer: Autoencoder, device: torch.device | str = "cpu") -> LatentPrior:
     """The trained prior of a run, in evaluation mode. Raises :class:`RunError` for one of another tokenizer's codes."""
     prior = build_prior(load_config(folder), load_spec(folder), tokenizer)
     _load_behind(prior, folder, PRIOR, tokenizer)

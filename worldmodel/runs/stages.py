@@ -15,15 +15,14 @@ from worldmodel.data.codes import CodeStore, encode_store
 from worldmodel.data.store import EpisodeStore, Split
 from worldmodel.data.windows import Windows
 from worldmodel.errors import ConfigError
-from worldmodel.priors import Prior
-from worldmodel.priors.gaussian import GaussianPrior
+from worldmodel.priors import LatentPrior
 from worldmodel.runs.build import build_augmentation, build_prior, build_second, build_tokenizer
 from worldmodel.runs.folder import CODES, PRIOR, SECOND, TOKENIZER
 from worldmodel.runs.load import load_autoencoder, load_first
-from worldmodel.tokenizers import VAE, Autoencoder, Tokenizer, require_codes
+from worldmodel.tokenizers import Autoencoder, Tokenizer, require_codes
 from worldmodel.tokenizers.scene import GridVQVAE, Stacked
 from worldmodel.training.base import Objective
-from worldmodel.training.objectives import LatentObjective, PriorObjective, SecondObjective, TokenizerObjective
+from worldmodel.training.objectives import PriorObjective, SecondObjective, TokenizerObjective
 from worldmodel.types import Spec
 from worldmodel.util.progress import Bars
 
@@ -144,13 +143,13 @@ class PriorStage(Stage):
     def source(self, fabric: Fabric, store: EpisodeStore, folder: Path, tokenizer: Autoencoder) -> Source:
         return super().source(fabric, store, folder, tokenizer) if isinstance(tokenizer, Tokenizer) else store
 
-    def build(self, config: DictConfig, spec: Spec, tokenizer: Autoencoder) -> Prior | GaussianPrior:
+    def build(self, config: DictConfig, spec: Spec, tokenizer: Autoencoder) -> LatentPrior:
         return build_prior(config, spec, tokenizer)
 
-    def lead(self, model: Prior | GaussianPrior) -> int:
+    def lead(self, model: LatentPrior) -> int:
         return model.context
 
-    def windows(self, node: DictConfig, source: Source, model: Prior | GaussianPrior) -> dict[Split, Windows]:
+    def windows(self, node: DictConfig, source: Source, model: LatentPrior) -> dict[Split, Windows]:
         lead = self.lead(model)
         length = lead + node.targets
         return {
@@ -158,13 +157,8 @@ class PriorStage(Stage):
             "held_out": Windows(source, "held_out", length, lead),
         }
 
-    def objective(
-        self, config: DictConfig, model: Prior | GaussianPrior, tokenizer: Autoencoder, epoch: int = 100
-    ) -> Objective:
-        if isinstance(model, Prior):
-            return PriorObjective(model)
-        assert isinstance(tokenizer, VAE)  # the constructor of the prior has checked it
-        return LatentObjective(tokenizer, model)
+    def objective(self, config: DictConfig, model: LatentPrior, tokenizer: Autoencoder, epoch: int = 100) -> Objective:
+        return PriorObjective(model, tokenizer)
 
 
 STAGES: dict[str, Stage] = {stage.name: stage for stage in (TokenizerStage(), SecondStage(), PriorStage())}

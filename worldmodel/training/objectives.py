@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import torch
 from torch import Tensor
 
-from worldmodel.priors import Prior
-from worldmodel.priors.gaussian import GaussianPrior
+from worldmodel.priors import LatentPrior
 from worldmodel.quantizers import all_reduce
-from worldmodel.tokenizers import VAE, Autoencoder, Tokenizer
+from worldmodel.tokenizers import Autoencoder, Tokenizer
 from worldmodel.tokenizers.base import join
 from worldmodel.tokenizers.scene import GridVQVAE
 from worldmodel.training.augment import Augmentation
@@ -102,37 +102,23 @@ class SecondObjective(Objective):
         return Losses(terms, {"bits_per_frame": bits})
 
 
-class LatentObjective(Objective):
-    """The terms of a learned prior for latents that a trained VAE draws for the frames of a segment.
+class PriorObjective(Objective):
+    """The terms and metrics that a prior states for a segment: of codes, or of latents that are drawn for its frames.
 
-    The VAE stays as it is: it is no part of what is trained or saved.
+    ``model`` draws them. It stays as it is: it is no part of what is trained or saved.
     """
 
     headline = ("bits_per_frame",)
 
-    def __init__(self, model: VAE, prior: GaussianPrior):
+    def __init__(self, prior: LatentPrior, model: Autoencoder | None = None):
         super().__init__()
         self.prior = prior
         self._model = (model,)  # in a tuple, where PyTorch does not look for parameters
 
     def forward(self, batch: Segment, generator: torch.Generator) -> Losses:
-        if batch.frames is None:
-            raise ValueError("the prior of a VAE is trained on frames; this segment has codes only")
-        frames, model = batch.frames[batch.valid], self._model[0].to(batch.frames.device)
-        with torch.no_grad():
-            latents = model.latents(frames, generator)
-        return Losses(*self.prior.losses(latents, batch.actions[batch.valid]))
-
-
-class PriorObjective(Objective):
-    """The terms and metrics that a prior states for a segment of codes: likelihood, rewards, ends."""
-
-    headline = ("bits_per_frame",)
-
-    def __init__(self, prior: Prior):
-        super().__init__()
-        self.prior = prior
-
-    def forward(self, batch: Segment, generator: torch.Generator) -> Losses:
-        terms, metrics = self.prior.losses(batch, generator)
-        return Losses(terms, metrics)
+        (model,) = self._model
+        if batch.frames is not None and model is not None:
+            latents = model.to(batch.frames.device).latents(batch.frames.flatten(0, 1), generator)
+            latents = latents.unflatten(0, batch.actions.shape)
+            batch = dataclasses.replace(batch, frames=None, codes=latents)
+        return Losses(*self.prior.losses(batch, generator))
