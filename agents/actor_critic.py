@@ -192,7 +192,8 @@ class ActorCriticAgent(Agent):
     Args:
         run: folder of a run with a trained actor; it is read at the first episode, by every process that plays.
         greedy: the most probable action instead of one drawn.
-        fidget: share of the actions that are drawn from all alike, each held for up to ``hold`` steps.
+        random_action_probability: of a random action in the place of the policy's, repeated for up to
+            ``max_repeat`` steps.
         runs: folder in which ``run`` is a name, or None the latest that has an actor.
 
     Raises :class:`RunError` for a run that is not there, and at the first episode for one without an actor or with
@@ -205,14 +206,15 @@ class ActorCriticAgent(Agent):
         self,
         run: str | Path | None,
         greedy: bool = False,
-        fidget: Share = 0.0,
-        hold: Count = 1,
+        random_action_probability: Share = 0.0,
+        max_repeat: Count = 1,
         device: str = "cpu",
         runs: str | Path | None = None,
     ):
         if runs is not None:
             run = find_run(runs, run, AGENT)
-        self.run, self.greedy, self.fidget, self.hold, self.device = str(run), greedy, fidget, hold, device
+        self.run, self.greedy, self.device = str(run), greedy, device
+        self.random_action_probability, self.max_repeat = random_action_probability, max_repeat
         self._loaded: tuple[Tokenizer, ActorCritic] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -243,9 +245,9 @@ class ActorCriticAgent(Agent):
             self._held -= 1
             return self._action
         probabilities = F.softmax(actor(self._seen).logits[0].double(), -1).cpu().numpy()
-        if self.fidget and self._rng.random() < self.fidget:
+        if self.random_action_probability and self._rng.random() < self.random_action_probability:
             self._action = int(self._rng.integers(len(probabilities)))
-            self._held = int(self._rng.integers(self.hold))
+            self._held = int(self._rng.integers(self.max_repeat))
         elif self.greedy:
             self._action = int(probabilities.argmax())
         else:

@@ -38,14 +38,15 @@ class StickyExplorer(Agent):
     ``weights`` are relative odds of beginning a run of an action, ``runs`` the (shortest, longest) run of it in steps;
     both go by name, names that the environment lacks are ignored and actions that are not named get the defaults.
     Instead of walking into a wall it takes a run of ``turn_away`` steps of one of ``turns``, and keeps to that side
-    until it walks freely again. A wall is where a step of ``walk`` changed the frame by less than ``still`` (mean of
-    absolute differences, in levels of 256), or where the view is plainer than ``plain`` (standard deviation over the
-    means of 8 × 8 patches, the largest of all channels, in levels of 256). After ``patience`` runs away from plain
-    views it walks all the same, until the view is no longer plain: so it moves in a world that is plain everywhere.
+    until it walks freely again. A wall is where a step of ``walk`` changed the frame by less than ``min_frame_change``
+    (mean of absolute differences of intensity values, 0 to 255), or where the contrast of the frame is below
+    ``low_contrast`` (standard deviation over the means of 8 × 8 patches, the largest of all channels). After
+    ``patience`` runs away from frames of low contrast it walks until the contrast is higher again, so that it also
+    moves in a world where the contrast is low everywhere.
 
-    ``fidget`` is the chance that a spell of single, equally probable actions begins in the place of a run, ``spell``
-    of them: planners and learning agents try such sequences, so the model must have seen them (a body that has walked,
-    for one, moves on for some steps under any action).
+    With probability ``random_action_probability`` a sequence of single, equally probable actions takes the place of a
+    run; ``random_action_run`` is its (shortest, longest) length. Planners and learning agents try such sequences, so
+    the model must be trained on them: in many environments the body keeps moving for some steps under any action.
     """
 
     @checked
@@ -58,11 +59,11 @@ class StickyExplorer(Agent):
         walk: str = "forward",
         turns: Sequence[str] = ("left", "right"),
         turn_away: Run = (3, 8),
-        still: NonNegative = 2.0,
-        plain: NonNegative = 0.0,
+        min_frame_change: NonNegative = 2.0,
+        low_contrast: NonNegative = 0.0,
         patience: Whole = 3,
-        fidget: Share = 0.0,
-        spell: Run = (4, 12),
+        random_action_probability: Share = 0.0,
+        random_action_run: Run = (4, 12),
     ):
         self.weights = dict(weights or {})
         self.runs = {name: _checked(name, run) for name, run in (runs or {}).items()}
@@ -71,8 +72,9 @@ class StickyExplorer(Agent):
         self.walk = walk
         self.turns = tuple(turns)
         self.turn_away = _checked("turn_away", turn_away)
-        self.still, self.plain, self.patience = still, plain, patience
-        self.fidget, self.spell = fidget, _checked("spell", spell)
+        self.min_frame_change, self.low_contrast, self.patience = min_frame_change, low_contrast, patience
+        self.random_action_probability = random_action_probability
+        self.random_action_run = _checked("random_action_run", random_action_run)
 
     def begin(self, action_names: Sequence[str], rng: np.random.Generator) -> None:
         names = [name.lower() for name in action_names]
@@ -89,9 +91,9 @@ class StickyExplorer(Agent):
         self._rng = rng
         self._action = -1
         self._left = 0  # steps left of the run
-        self._single = 0  # actions left of a spell of single ones
+        self._single = 0  # actions left of a sequence of single ones
         self._side: int | None = None  # the turn that leads away from the present wall
-        self._turned = 0  # runs of turning away from plain views since the last view that was not
+        self._turned = 0  # runs of turning away from low contrast since the last frame of higher contrast
         self._before: np.ndarray | None = None
 
     def act(self, frame: np.ndarray) -> int:
@@ -99,13 +101,13 @@ class StickyExplorer(Agent):
         if not self._left:
             self._choose()
         if self._action == self._walk and self._turns:
-            stuck = walked and self._before is not None and self._difference(frame) < self.still
-            plain = self._is_plain(frame)
-            if stuck or (plain and self._turned < self.patience):
-                self._turned += plain
+            stuck = walked and self._before is not None and self._difference(frame) < self.min_frame_change
+            low_contrast = self._has_low_contrast(frame)
+            if stuck or (low_contrast and self._turned < self.patience):
+                self._turned += low_contrast
                 self._side = self._side if self._side is not None else int(self._rng.choice(self._turns))
                 self._begin_run(self._side, self.turn_away)
-            elif not plain:
+            elif not low_contrast:
                 self._turned = 0
                 self._side = None if walked else self._side
         self._left -= 1
@@ -113,8 +115,8 @@ class StickyExplorer(Agent):
         return self._action
 
     def _choose(self) -> None:
-        if not self._single and self._rng.random() < self.fidget:
-            self._single = int(self._rng.integers(self.spell[0], self.spell[1] + 1))
+        if not self._single and self._rng.random() < self.random_action_probability:
+            self._single = self._length(self.random_action_run)
         if self._single:
             self._single -= 1
             self._begin_run(self._possible[self._rng.integers(len(self._possible))], (1, 1))
@@ -124,7 +126,10 @@ class StickyExplorer(Agent):
 
     def _begin_run(self, action: int, run: Sequence[int]) -> None:
         self._action = action
-        self._left = int(self._rng.integers(run[0], run[1] + 1))
+        self._left = self._length(run)
+
+    def _length(self, run: Sequence[int]) -> int:
+        return int(self._rng.integers(run[0], run[1] + 1))
 
     def _difference(self, frame: np.ndarray) -> float:
         # Every other pixel is enough to tell a wall, and the explorer must be cheaper than the simulator.
@@ -134,15 +139,15 @@ class StickyExplorer(Agent):
         some = difference[..., ::2]
         return int(some.sum(dtype=np.int64)) / some.size
 
-    def _is_plain(self, frame: np.ndarray) -> bool:
-        if self.plain == 0:
+    def _has_low_contrast(self, frame: np.ndarray) -> bool:
+        if self.low_contrast == 0:
             return False
         height, width = (size - size % 8 for size in frame.shape[-2:])
         rows = frame[..., :height, :width].reshape(len(frame), height // 8, 8, width).sum(2, dtype=np.uint16)
         sums = rows.reshape(len(frame), -1, 8).sum(2, dtype=np.int64)  # in two passes, along the memory
         count = sums.shape[1]
         spread = count * (sums * sums).sum(1) - sums.sum(1) ** 2  # the variance of the means, times (64 count)²
-        return int(spread.max()) < (64 * count * self.plain) ** 2
+        return int(spread.max()) < (64 * count * self.low_contrast) ** 2
 
 
 def _checked(name: str, run: Sequence[int]) -> tuple[int, int]:

@@ -102,7 +102,11 @@ def gather(config: DictConfig, turn: Round, before: Round | None) -> None:
         player: ActionSource = build(OmegaConf.to_container(config.explorer, resolve=True), "explorer")
     else:
         settings = config.agent.learner
-        player = ActorCriticAgent(Path(config.runs) / before.run, fidget=settings.fidget, hold=settings.hold)
+        player = ActorCriticAgent(
+            Path(config.runs) / before.run,
+            random_action_probability=settings.random_action_probability,
+            max_repeat=settings.max_repeat,
+        )
     record_steps(config, player, missing)
 
 

@@ -223,7 +223,7 @@ def test_experiments_of_agents_make_what_they_name(name: str) -> None:
     [
         (["agent.learner.dream.reuse=2.5"], "agent.learner.dream.reuse is 2.5; it must be a whole number"),
         (["agent.learner.dream.clip=a"], "agent.learner.dream.clip is 'a'; it must be a finite number"),
-        (["agent.learner.hold=0"], "agent.learner.hold is 0; it must be at least 1"),
+        (["agent.learner.max_repeat=0"], "agent.learner.max_repeat is 0; it must be at least 1"),
         (["+agent.learner.dream.speed=1"], "there is no agent.learner.dream.speed; choose horizon, discount, mix"),
         (["steps=0"], "steps=0 trains an actor in a world that is there: name it with run="),
         (["steps=0", "run=gone"], "there are no runs in runs"),
@@ -266,8 +266,8 @@ def test_the_loop_learns_a_corridor_to_optimality(say: Say, tmp_path: Path) -> N
     again = say(train, *words, "steps=600")  # nothing is left to do
     assert "the agent is trained already" in again
 
-    told = say(collect, *corridor.CHOOSE, "explorer=actor", "run=walk", "data=data/his", "explorer.fidget=0", "--steps",
-               "60")  # fmt: skip
+    told = say(collect, *corridor.CHOOSE, "explorer=actor", "run=walk", "data=data/his",
+               "explorer.random_action_probability=0", "--steps", "60")  # fmt: skip
     assert "recorded  60 steps" in told
     his = EpisodeStore.open(tmp_path / "data" / "his")
     assert float(np.concatenate([his.episode(number).actions[1:] for number in range(len(his))]).mean()) > 0.9

@@ -44,17 +44,19 @@ def test_weights_and_runs_are_kept() -> None:
 
 def test_spells_of_single_actions_mix_them_all() -> None:
     weights, held = {"forward": 3, "left": 1, "right": 1, "noop": 0}, {"forward": (6, 6)}
-    explorer = StickyExplorer(weights, held, default_run=(6, 6), fidget=1.0, spell=(4, 12))
+    explorer = StickyExplorer(
+        weights, held, default_run=(6, 6), random_action_probability=1.0, random_action_run=(4, 12)
+    )
     actions = play(explorer, 6000)
     counts = np.bincount(actions, minlength=4)
-    assert counts[0] == 0  # never wanted, so not in a spell either
+    assert counts[0] == 0  # never wanted, so not in a random sequence either
     assert counts[1:] == pytest.approx(2000, abs=150)
     assert np.mean(np.diff(actions) == 0) == pytest.approx(1 / 3, abs=0.03)  # drawn one by one
-    some = runs(play(StickyExplorer(weights, held, default_run=(6, 6), fidget=0.3), 6000))
+    some = runs(play(StickyExplorer(weights, held, default_run=(6, 6), random_action_probability=0.3), 6000))
     share = sum(length for _, length in some if length < 6) / 6000
     assert 0.2 < share < 0.6
-    with pytest.raises(ConfigError, match=r"fidget is 1\.5; it must be at most 1"):
-        StickyExplorer(fidget=1.5)
+    with pytest.raises(ConfigError, match=r"random_action_probability is 1\.5; it must be at most 1"):
+        StickyExplorer(random_action_probability=1.5)
 
 
 def test_a_walk_that_is_stopped_turns_away_to_one_side() -> None:
@@ -70,7 +72,7 @@ def test_a_walk_that_is_stopped_turns_away_to_one_side() -> None:
 
 def test_it_does_not_walk_into_a_plain_view_unless_all_are_plain() -> None:
     forward = {"forward": 1, "left": 0, "right": 0, "noop": 0}
-    explorer = StickyExplorer(forward, {"forward": (9, 9)}, turn_away=(3, 4), plain=9.0)
+    explorer = StickyExplorer(forward, {"forward": (9, 9)}, turn_away=(3, 4), low_contrast=9.0)
     wall, room = np.full((3, 16, 16), 50, np.uint8), np.full((3, 16, 16), 50, np.uint8)
     room[1, :, 8:] += 20  # a deviation of 10 in one channel
     dither = np.random.default_rng(0).integers(-3, 4, (64, 3, 16, 16))  # every frame differs

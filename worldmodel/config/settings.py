@@ -190,8 +190,8 @@ RULES: dict[str, Rule] = {
         name: _of_a_choice(rule)
         for name, rule in {
             "agent.learner.rounds": COUNT,
-            "agent.learner.fidget": SHARE,
-            "agent.learner.hold": COUNT,
+            "agent.learner.random_action_probability": SHARE,
+            "agent.learner.max_repeat": COUNT,
             **{f"agent.learner.dream.{name}": COUNT for name in ("horizon", "reuse")},
             **{f"agent.learner.dream.{name}": SHARE for name in ("discount", "mix")},
             "agent.learner.dream.clip": Number(above=0, below=1),

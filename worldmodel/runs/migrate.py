@@ -33,6 +33,17 @@ TARGETS = {
 SETTINGS: dict[str, str] = {
     "SeparateLevels.told": "condition_width",
     "VQVAE.told": "condition_width",
+    **{
+        f"{name}.{old}": new
+        for name in ("StickyExplorer", "NoveltyExplorer", "ActorCriticAgent", "learn")
+        for old, new in {
+            "fidget": "random_action_probability",
+            "hold": "max_repeat",
+            "plain": "low_contrast",
+            "spell": "random_action_run",
+            "still": "min_frame_change",
+        }.items()
+    },
 }
 """Renamed settings: ``<class of the node>.<old name>`` → new name."""
 
