@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
-from worldmodel.agents.actor_critic import ActorCriticAgent
+from worldmodel.agents.actor import ActorCriticAgent
 from worldmodel.agents.returns import DISCOUNT
 from worldmodel.agents.run import AGENT, RETURNS, save_network
 from worldmodel.agents.stage import AgentStage, dream_settings

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from worldmodel.agents.actor_critic import AGENT, ActorCritic
+from worldmodel.agents.actor_critic import ActorCritic
 
 from worldmodel.errors import RunError
 from worldmodel.runs.build import build_module
@@ -16,6 +16,8 @@ from worldmodel.runs.migrate import migrate
 from worldmodel.tokenizers import Tokenizer
 from worldmodel.util.files import replace_text
 
+AGENT = "agent.safetensors"
+"""The file of a run with the weights of its actor and critic."""
 SETTINGS = "agent.yaml"
 RETURNS = "returns.jsonl"
 """A line for every episode of a training in the real environment: the steps up to its end, and its return."""

@@ -6,9 +6,9 @@ import inspect
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from worldmodel.agents.actor_critic import AGENT, ActorCritic
+from worldmodel.agents.actor_critic import ActorCritic
 from worldmodel.agents.imagination import ImaginationObjective
-from worldmodel.agents.run import build_actor
+from worldmodel.agents.run import AGENT, build_actor
 
 from worldmodel.data.store import Split
 from worldmodel.data.windows import Windows

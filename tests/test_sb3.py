@@ -17,7 +17,8 @@ import pytest
 import torch
 from corridor_run import save_run
 from worldmodel.agents import evaluate, train
-from worldmodel.agents.sb3 import SETTINGS, WEIGHTS, Knowledge, SB3Agent
+from worldmodel.agents.sb3 import SB3Agent
+from worldmodel.agents.sb3_policy import SETTINGS, WEIGHTS, Knowledge
 
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import RunError

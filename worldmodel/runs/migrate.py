@@ -11,6 +11,7 @@ PACKAGES = {"envs": "worldmodel.envs", "agents": "worldmodel.agents"}
 """Packages that were top-level ones."""
 
 TARGETS = {
+    "worldmodel.agents.actor_critic.ActorCriticAgent": "worldmodel.agents.actor.ActorCriticAgent",
     "worldmodel.data.sources.TIMIT": "worldmodel.speech.sources.TIMIT",
     "worldmodel.data.sources.VCTK": "worldmodel.speech.sources.VCTK",
     "worldmodel.nn.causal": "worldmodel.speech.nn.causal",
