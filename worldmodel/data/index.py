@@ -1,9 +1,14 @@
-"""The index of a store: one JSON line an episode."""
+"""The text files of a store: its index, one JSON line an episode, and its Spec."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
+
+from worldmodel.data.records import short
+from worldmodel.errors import DataError
+from worldmodel.types import Spec
 
 HELD_OUT_EVERY = 10
 """One episode in so many is held out, on the average."""
@@ -71,3 +76,27 @@ def parse_index(index: bytes) -> tuple[list[Entry], list[str]]:
         except (ValueError, KeyError, TypeError):
             unreadable.append(line)
     return entries, unreadable
+
+
+def read_spec(path: Path) -> Spec:
+    """The Spec of the store in a folder. Raises :class:`DataError` when it is missing or damaged."""
+    file = path / "spec.json"
+    remedy = f"copy {file.name} from a run that was trained on it, or choose another folder with data=…"
+    if not file.exists() and (path / "index.jsonl").exists():
+        raise DataError(f"{file} is missing; {remedy}")
+    if not file.exists():
+        raise DataError(f"no data at {path}; python -m worldmodel.collect data={path} records some")
+    try:
+        return Spec.from_json(file.read_text())
+    except (DataError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} is damaged: {error}; {remedy}") from error
+
+
+def check_same_spec(path: Path, there: Spec, wanted: Spec) -> None:
+    """Raises :class:`DataError` naming the first field in which two Specs differ."""
+    for field in dataclasses.fields(Spec):
+        old, new = (json.loads(spec.to_json())[field.name] for spec in (there, wanted))
+        if old != new:
+            raise DataError(
+                f"{path} holds data with {field.name} {short(old)}, not {short(new)}; choose another folder with data=…"
+            )

@@ -26,20 +26,20 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Literal
 
 import numpy as np
 
-from worldmodel.data.index import HELD_OUT_EVERY, Entry, parse_index
-from worldmodel.data.records import STEP, Item, check_fits, checksum, joined, short, to_records
+from worldmodel.data.index import HELD_OUT_EVERY, Entry, check_same_spec, parse_index, read_spec
+from worldmodel.data.records import Item, check_fits, checksum, to_records
+from worldmodel.data.shards import Shards
 from worldmodel.errors import BusyError, DataError
 from worldmodel.types import Episode, Spec
-from worldmodel.util.files import append_line, replace_text, take_lock, write_at
+from worldmodel.util.files import append_line, replace_text, take_lock
 
-SHARD_BYTES = 512 * 2**20
 ASIDE = "damaged.jsonl"
 MOST_NAMED = 10  # damaged episodes at once, one line each; a lost shard may hold a thousand
 HELD_OUT_FROM = 3  # episodes from which on at least one is held out
@@ -62,7 +62,8 @@ class EpisodeStore:
         self.entries: list[Entry] = []
         self.damaged: list[str] = []  # what this object left out, one line each
         self._lock = lock
-        self._maps: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._shards = Shards(path, spec.frame_shape)
+        self.next_number = 0  # of the next episode that is appended; damaged ones are counted, too
         self._sound: set[Entry] = set()  # whose checksum was found right
         self._load()
 
@@ -70,7 +71,7 @@ class EpisodeStore:
     def open(cls, path: str | Path) -> EpisodeStore:
         """An existing store, to read. Raises :class:`DataError` when there is none or its Spec is unreadable."""
         path = Path(path)
-        return cls(path, _read_spec(path))
+        return cls(path, read_spec(path))
 
     @classmethod
     def writer(cls, path: str | Path, spec: Spec) -> EpisodeStore:
@@ -88,7 +89,7 @@ class EpisodeStore:
             raise BusyError(f"another process is writing to {path}; wait for it or choose another folder with data=…")
         try:
             if (path / "index.jsonl").exists():  # else it holds nothing yet
-                _check_same(path, _read_spec(path), spec)
+                check_same_spec(path, read_spec(path), spec)
             else:
                 replace_text(path / "spec.json", spec.to_json())
             return cls(path, spec, lock)
@@ -133,11 +134,6 @@ class EpisodeStore:
         """What the sources of the episodes call them; those that were played have no key."""
         return {entry.key for entry in self.entries if entry.key is not None}
 
-    @property
-    def next_number(self) -> int:
-        """The number that the next appended episode gets; counts damaged ones too."""
-        return self._next_number
-
     def split(self, name: Split) -> np.ndarray:
         """Indices of the episodes for training, of those held out, or of all. (n,) int64."""
         held_out = np.array([entry.held_out for entry in self.entries], bool)
@@ -174,12 +170,7 @@ class EpisodeStore:
 
         (n, C, *size) uint8 and (n,) of dtype :data:`STEP`. Only what is then read of the view is read from disk.
         """
-        entry = self.entries[index]
-        maps = self._maps.get(entry.shard)
-        if maps is None:
-            maps = self._maps[entry.shard] = self._map(entry.shard)
-        part = slice(entry.offset + first, entry.offset + last)
-        return maps[0][part], maps[1][part]
+        return self._shards.read(self.entries[index], first, last)
 
     def append(self, episode: Episode, held_out: bool | None = None, key: str | None = None) -> int:
         """Write one episode; returns its index. Raises as :meth:`extend` does, whose batch of one it is."""
@@ -198,9 +189,9 @@ class EpisodeStore:
             check_fits(item.episode, self.spec)
         before = len(self)
         while rest := items[len(self) - before :]:
-            shard, offset = self._place(rest[0].episode.frames.nbytes)
-            ends = offset * self._frame_bytes + np.cumsum([item.episode.frames.nbytes for item in rest])
-            self._write(rest[: max(1, int(np.searchsorted(ends, SHARD_BYTES, side="right")))], shard, offset)
+            sizes = [item.episode.frames.nbytes for item in rest]
+            shard, offset, count = self._shards.place(self.entries[-1] if self.entries else None, sizes)
+            self._write(rest[:count], shard, offset)
         return range(before, len(self))
 
     def _write(self, items: Sequence[Item], shard: int, offset: int) -> None:
@@ -216,7 +207,7 @@ class EpisodeStore:
             held_out = crc % HELD_OUT_EVERY == 0 or lacking if item.held_out is None else item.held_out
             any_held_out |= held_out
             entry = Entry(
-                episode=self._next_number + len(entries),
+                episode=self.next_number + len(entries),
                 shard=shard,
                 offset=entries[-1].end if entries else offset,
                 length=item.episode.steps,
@@ -227,12 +218,11 @@ class EpisodeStore:
                 key=item.key,
             )
             entries.append(entry)
-        write_at(self._file(shard, "frames"), offset * self._frame_bytes, joined(frames))
-        write_at(self._file(shard, "steps"), offset * STEP.itemsize, joined(records))
+        self._shards.write(shard, offset, frames, records)
         append_line(self.path / "index.jsonl", "\n".join(entry.to_line() for entry in entries))
-        self._maps.pop(shard, None)  # an older map may cover bytes that were a crash's leftover until now
+        self._shards.forget(shard)
         self.entries += entries
-        self._next_number += len(entries)
+        self.next_number += len(entries)
 
     def verify(self, indices: Sequence[int] | None = None) -> list[str]:
         """Check sizes and checksums, of all episodes or of some; set the damaged ones aside.
@@ -241,37 +231,22 @@ class EpisodeStore:
         at the speed of the disk; commands that go through a whole store do so first.
         """
         wanted = range(len(self)) if indices is None else indices
-        found = self._missing(self.entries[index] for index in wanted)
+        damaged = self._shards.missing(self.entries[index] for index in wanted)
         for index in wanted:
             entry = self.entries[index]
             self._sound.discard(entry)
-            if entry in found:
+            if entry in damaged:
                 continue
             try:
                 self.episode(index)
             except DataError:
-                found[entry] = "wrong checksum"
+                damaged[entry] = "wrong checksum"
         before = len(self.damaged)
-        self._set_aside(found, 0)
+        self._set_aside(damaged, 0)
         return self.damaged[before:]
 
-    # ------------------------------------------------------------------------------------------------- the folder
-
-    @property
-    def _frame_bytes(self) -> int:
-        return int(np.prod(self.spec.frame_shape))
-
-    def _file(self, shard: int, kind: str) -> Path:
-        return self.path / f"shard-{shard:05d}.{kind}"
-
     def _describe(self, entry: Entry) -> str:
-        return f"episode {entry.episode} in {self._file(entry.shard, 'frames')}"
-
-    def _map(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
-        frames: np.ndarray = np.memmap(self._file(shard, "frames"), np.uint8, "r")
-        whole = len(frames) // self._frame_bytes
-        frames = frames[: whole * self._frame_bytes].reshape(whole, *self.spec.frame_shape)
-        return frames.view(np.ndarray), np.fromfile(self._file(shard, "steps"), STEP)
+        return f"episode {entry.episode} in {self._shards.file(entry.shard, 'frames')}"
 
     def _load(self) -> None:
         """Read the index; leave out the entries whose bytes are not all there."""
@@ -284,29 +259,14 @@ class EpisodeStore:
         aside = self.path / ASIDE
         lost = len(aside.read_bytes().splitlines()) if aside.exists() else 0
         known = max((entry.episode + 1 for entry in self.entries), default=0)
-        self._next_number = max(known, len(self.entries) + len(unreadable) + lost)
-        self._set_aside(self._missing(self.entries), len(unreadable))
+        self.next_number = max(known, len(self.entries) + len(unreadable) + lost)
+        self._set_aside(self._shards.missing(self.entries), len(unreadable))
 
-    def _missing(self, entries: Iterable[Entry]) -> dict[Entry, str]:
-        """Those whose bytes are not all there, and why, from the sizes of their files alone: one look at each file."""
-        found: dict[Entry, str] = {}
-        frames: dict[tuple[int, str], int] = {}  # how many are whole in each file; -1 where there is none
-        sizes = {"frames": self._frame_bytes, "steps": STEP.itemsize}
-        for entry in entries:
-            for kind, size in sizes.items():
-                if (place := (entry.shard, kind)) not in frames:
-                    file = self._file(*place)
-                    frames[place] = file.stat().st_size // size if file.exists() else -1
-                if frames[place] < entry.end:
-                    how = "missing" if frames[place] < 0 else "cut off"
-                    found.setdefault(entry, f"{self._file(*place).name} is {how}")
-        return found
-
-    def _set_aside(self, found: dict[Entry, str], unreadable: int) -> None:
+    def _set_aside(self, damaged: dict[Entry, str], unreadable: int) -> None:
         """Leave damaged entries out, say so, and move their lines to damaged.jsonl where the folder lets us."""
-        if not found and not unreadable:
+        if not damaged and not unreadable:
             return
-        reports = [f"{self._describe(entry)}: {reason}" for entry, reason in found.items()]
+        reports = [f"{self._describe(entry)}: {reason}" for entry, reason in damaged.items()]
         if unreadable:
             reports.append(f"{self.path / 'index.jsonl'}: unreadable lines: {unreadable}")
         for report in reports[:MOST_NAMED]:
@@ -314,58 +274,26 @@ class EpisodeStore:
         if len(reports) > MOST_NAMED:
             log.warning("damaged data left out: %d more; %s lists them", len(reports) - MOST_NAMED, self.path / ASIDE)
         self.damaged += reports
-        self.entries = [entry for entry in self.entries if entry not in found]
+        self.entries = [entry for entry in self.entries if entry not in damaged]
         with contextlib.suppress(OSError):  # a folder that may only be read stays as it is
             lock = self._lock or take_lock(self.path)
             if lock is None:  # someone is writing: the next writer sets them aside
                 return
             try:
-                self._move_lines(found)
+                self._move_lines(damaged)
             finally:
                 if lock is not self._lock:
                     lock.close()
 
-    def _move_lines(self, found: dict[Entry, str]) -> None:
+    def _move_lines(self, damaged: dict[Entry, str]) -> None:
         """Under the lock: the index as it is now, without the damaged entries, which go to damaged.jsonl first."""
         index = self.path / "index.jsonl"
         entries, unreadable = parse_index(index.read_bytes())
         lines = [
-            json.dumps({**dataclasses.asdict(entry), "reason": found[entry]}) for entry in entries if entry in found
+            json.dumps({**dataclasses.asdict(entry), "reason": damaged[entry]}) for entry in entries if entry in damaged
         ]
         lines += [json.dumps({"line": line, "reason": "unreadable"}) for line in unreadable]
         if lines:
             append_line(self.path / ASIDE, "\n".join(lines))
-            kept = [entry.to_line() + "\n" for entry in entries if entry not in found]
+            kept = [entry.to_line() + "\n" for entry in entries if entry not in damaged]
             replace_text(index, "".join(kept))
-
-    def _place(self, size: int) -> tuple[int, int]:
-        """Shard and offset (in frames) for ``size`` bytes of frames: behind the last episode, or in a new shard."""
-        if not self.entries:
-            return 0, 0
-        last = self.entries[-1]
-        if last.end * self._frame_bytes + size > SHARD_BYTES:
-            return last.shard + 1, 0
-        return last.shard, last.end
-
-
-def _read_spec(path: Path) -> Spec:
-    file = path / "spec.json"
-    remedy = f"copy {file.name} from a run that was trained on it, or choose another folder with data=…"
-    if not file.exists() and (path / "index.jsonl").exists():
-        raise DataError(f"{file} is missing; {remedy}")
-    if not file.exists():
-        raise DataError(f"no data at {path}; python -m worldmodel.collect data={path} records some")
-    try:
-        return Spec.from_json(file.read_text())
-    except (DataError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} is damaged: {error}; {remedy}") from error
-
-
-def _check_same(path: Path, there: Spec, wanted: Spec) -> None:
-    """Raises :class:`DataError` naming the first field in which two Specs differ."""
-    for field in dataclasses.fields(Spec):
-        old, new = (json.loads(spec.to_json())[field.name] for spec in (there, wanted))
-        if old != new:
-            raise DataError(
-                f"{path} holds data with {field.name} {short(old)}, not {short(new)}; choose another folder with data=…"
-            )
