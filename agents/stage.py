@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from typing import Any
 
@@ -13,16 +14,23 @@ from worldmodel.agents.run import AGENT, build_actor
 from worldmodel.data.store import Split
 from worldmodel.data.windows import Windows
 from worldmodel.errors import ConfigError
-from worldmodel.runs.stages import Source, Stage
+from worldmodel.runs.stages import Source, Stage, StageSettings
 from worldmodel.tokenizers import Tokenizer
 from worldmodel.types import Spec
+from worldmodel.util.ranges import Share
 from worldmodel.world import WorldModel
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AgentSettings(StageSettings):
+    rewarded: Share = 0.0  # share of the starts from which a rare reward is near
 
 
 class AgentStage(Stage):
     """Windows of codes, whose last frames dreams start from → an actor and its critic. All episodes are trained on."""
 
     name, title, file, needs = "agent", "agent", AGENT, ("tokenizer", "second", "prior")
+    settings = AgentSettings
 
     def __init__(self, world: WorldModel):
         self.world = world
@@ -33,10 +41,10 @@ class AgentStage(Stage):
     def lead(self, model: ActorCritic) -> int:
         return max(model.history, self.world.prior.context) - 1
 
-    def windows(self, node: DictConfig, source: Source, model: ActorCritic) -> dict[Split, Windows]:
+    def windows(self, settings: AgentSettings, source: Source, model: ActorCritic) -> dict[Split, Windows]:
         lead = self.lead(model)
         return {
-            "train": Windows(source, "all", lead + 1, lead, rewarded=node.rewarded),
+            "train": Windows(source, "all", lead + 1, lead, rewarded=settings.rewarded),
             "held_out": Windows(source, [], lead + 1, lead),
         }
 

@@ -11,8 +11,8 @@ from benchmarks.subject import Subject
 from benchmarks.timing import Contender, Figure, Plan, peak_memory, rates, reset_peak, rounds, synchronize
 from worldmodel.data.codes import CodeStore
 from worldmodel.runs.build import build_tokenizer
-from worldmodel.runs.stages import STAGES, Source
-from worldmodel.runs.training import fit_settings, make_fabric
+from worldmodel.runs.stages import STAGES, Source, stage_settings
+from worldmodel.runs.training import make_fabric
 from worldmodel.tokenizers import require_codes
 from worldmodel.training.batches import make_batches
 from worldmodel.training.fit import Fit, Hook, fit
@@ -64,10 +64,10 @@ def _stage(subject: Subject, name: str, precision: Precision) -> tuple[Contender
         codes = np.random.default_rng(0).integers(0, tokenizer.codes, rows, np.uint32)
         source = CodeStore(subject.store, codes, tokenizer.codes)
     objective = stage.objective(config, model, tokenizer)
-    windows = stage.windows(config.training[name], source, model)["train"]
+    windows = stage.windows(stage_settings(config, stage), source, model)["train"]
     batches = make_batches(windows.sample, config.training[name].batch, 0, 0)
     settings = dataclasses.replace(
-        fit_settings(config, name), steps=WARM_UP + STEPS, max_seconds=None, precision=precision
+        stage_settings(config, stage), steps=WARM_UP + STEPS, max_seconds=None, precision=precision
     )
     fabric = make_fabric(config)
     no_checkpoint = subject.folder / "none"  # every measurement begins anew

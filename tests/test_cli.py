@@ -74,23 +74,6 @@ def test_config_is_printed_and_nothing_runs(capsys: pytest.CaptureFixture[str]) 
         (["tokenizer.codes=0"], "tokenizer.codes is 0; it must be at least 2"),
         (["tokenizer.widths=[32,0]"], "tokenizer.widths is [32, 0]; an entry is 0; it must be at least 1"),
         (["tokenizer.widths=[]"], "tokenizer.widths is []; it must be a list of at least 1"),
-        (["training.tokenizer.batch=0"], "training.tokenizer.batch is 0; it must be at least 1"),
-        (["training.tokenizer.length=0"], "training.tokenizer.length is 0; it must be at least 1"),
-        (["training.tokenizer=null"], "the setting training.tokenizer.steps is missing"),
-        (["training.prior.targets=0"], "training.prior.targets is 0; it must be at least 1"),
-        (["~training.prior.targets"], "the setting training.prior.targets is missing"),
-        (["training.prior.log_every=0"], "training.prior.log_every is 0; it must be at least 1"),
-        (["training.prior.evaluate_every=0"], "training.prior.evaluate_every is 0; it must be at least 1"),
-        (["training.prior.ema=2"], "training.prior.ema is 2; it must be below 1"),
-        (["training.prior.learning_rate=1e300"], "training.prior.learning_rate is 1e+300; it must be at most 1e+30"),
-        (
-            ["+training.prior.betas=[0.9,0.9,0.9]"],
-            "training.prior.betas is [0.9, 0.9, 0.9]; it must be a list of at most",
-        ),
-        (["training.prior.ema=nan"], "training.prior.ema is nan; it must be a finite number"),
-        (["training.prior.decay=step"], "training.prior.decay is 'step'; choose cosine, linear, none"),
-        (["training.prior.weights=3"], "training.prior.weights is 3; it must be numbers by name"),
-        (["training.prior.weights.end=-1"], "the weight of end is -1; it must be at least 0"),
         (["collect.steps=0"], "collect.steps is 0; it must be at least 1"),
         (["collect.workers=0"], "collect.workers is 0; it must be at least 1"),
         (["collect.longest=0"], "collect.longest is 0; it must be at least 1"),
@@ -145,8 +128,8 @@ def test_faults_of_the_program_keep_their_traceback() -> None:
 
 
 def test_numbers_and_names_come_in_their_plain_form() -> None:
-    config = compose_config(["training.prior.steps=1e4", "run=7"])
-    assert isinstance(config.training.prior.steps, int) and config.training.prior.steps == 10_000
+    config = compose_config(["collect.steps=1e4", "run=7"])
+    assert isinstance(config.collect.steps, int) and config.collect.steps == 10_000
     assert config.run == "7"
 
 

@@ -13,8 +13,9 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from worldmodel.config.checks import read
 from worldmodel.errors import ConfigError, RunError
-from worldmodel.nn.precision import cast, resolve_precision
+from worldmodel.nn.precision import cast
 from worldmodel.training.base import Losses, Objective
 from worldmodel.training.batches import step_seed
 from worldmodel.training.checkpoint import load_tensors
@@ -156,8 +157,6 @@ def test_bf16_leaves_marked_modules_and_collects_small_updates() -> None:
         optimizer.step(tiny)
     assert not torch.equal(weight, before)
     torch.testing.assert_close(before.float() - weight.float(), torch.full((8,), 100 * tiny), rtol=0.2, atol=2e-3)
-    with pytest.raises(ConfigError, match="unknown precision 'fp8'; choose auto, fp32 or bf16"):
-        resolve_precision("fp8", torch.device("cpu"))
 
 
 def test_master_optimizer_equals_adamw_on_float32() -> None:
@@ -220,8 +219,6 @@ def test_schedule_warms_up_and_ends_at_zero() -> None:
     assert learning_rate_factor(50, 0.25, 10, "linear") == pytest.approx(0.75)
     assert learning_rate_factor(50, 1.0, 10, "cosine") == pytest.approx(0)
     assert learning_rate_factor(50, 1.0, 0, "none") == 1
-    with pytest.raises(ConfigError, match="unknown decay 'step'"):
-        learning_rate_factor(0, 0.0, 0, "step")
 
 
 def test_time_budget_ends_the_fit_with_a_decayed_rate(tmp_path: Path) -> None:
@@ -326,9 +323,10 @@ def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "wrong", [{"steps": 0}, {"max_seconds": 0.0}, {"learning_rate": -1.0}, {"log_every": 0}, {"ema": 1.0}]
 )
-def test_settings_that_cannot_be_honoured(tmp_path: Path, wrong: dict) -> None:
-    with pytest.raises(ConfigError, match=str(next(iter(wrong.values())))):
-        run(tmp_path / "c", [], **wrong)
+def test_settings_that_cannot_be_honoured(wrong: dict) -> None:
+    ((name, value),) = wrong.items()
+    with pytest.raises(ConfigError, match=f"training.fit.{name} is {value}; it must be"):
+        read(FitSettings, {"steps": 1, **wrong}, "training.fit")
 
 
 def test_settings_know_their_fields() -> None:

@@ -20,6 +20,7 @@ from worldmodel.data.store import EpisodeStore
 from worldmodel.dreaming.actions import parse_script
 from worldmodel.errors import ConfigError
 from worldmodel.runs.folder import find_run
+from worldmodel.runs.stages import stage_settings, stages_of
 from worldmodel.runs.training import train
 from worldmodel.types import Spec
 
@@ -57,6 +58,8 @@ def quickstart(args: argparse.Namespace, config: DictConfig) -> None:
     if not 2 < args.minutes < float("inf"):
         raise ConfigError(f"--minutes {args.minutes:g} is no budget; give more than 2, to leave time to train")
     check_groups(config, "tokenizer", "second", "prior")
+    for each in stages_of(config):
+        stage_settings(config, each)
     started = time.monotonic()
     console = Console()
 

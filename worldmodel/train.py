@@ -17,11 +17,12 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from worldmodel.config.checks import check_value
 from worldmodel.config.cli import one_line, run_entry_point
-from worldmodel.config.settings import STAGE
 from worldmodel.errors import WorldModelError
 from worldmodel.runs.stages import STAGES, stages_of
 from worldmodel.runs.training import train
+from worldmodel.util.ranges import Count, Positive
 
 DESCRIPTION = """\
 Train a world model on the recorded episodes: first the tokenizer, then the prior over its codes.
@@ -51,9 +52,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, config: DictConfig) -> None:
     """The command, behind the parsing."""
     stages = stages_of(config, args.stage)
-    for flag, value, rule in (("--steps", args.steps, "steps"), ("--minutes", args.minutes, "max_seconds")):
-        if value is not None:
-            STAGE[rule].check(flag, value)
+    check_value("--steps", Count | None, args.steps)
+    check_value("--minutes", Positive | None, args.minutes)
     for stage in stages:
         if args.steps is not None:
             config.training[stage.name].steps = args.steps

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from worldmodel import media
 from worldmodel.errors import ConfigError, RunError
 from worldmodel.heads import Randomness, Sampler, make_sampler
-from worldmodel.nn.precision import cast, resolve_precision
+from worldmodel.nn.precision import Precision, cast, resolve_precision
 from worldmodel.priors import LatentPrior, Prior, PriorState, Step
 from worldmodel.runs.folder import TOKENIZER, load_spec
 from worldmodel.runs.load import load_autoencoder, load_prior, load_tokenizer, resolve_device
@@ -23,7 +23,6 @@ from worldmodel.tokenizers import Autoencoder, Tokenizer
 from worldmodel.tokenizers.base import FRAMES_AT_A_TIME
 from worldmodel.types import NO_ACTION, Spec
 
-Precision = Literal["auto", "fp32", "bf16"]
 Actions = Tensor | np.ndarray | Sequence[str] | Sequence[int]  # indices, or names of actions
 
 

@@ -179,7 +179,7 @@ def parameters(target: Any) -> Parameters:
             own = inspect.signature(function).parameters.values()
         except (TypeError, ValueError):  # of a function that is not written in Python
             return Parameters(types, True)
-        hints = _hints(function)
+        hints = _hints(target if dataclasses.is_dataclass(target) else function)
         for each in own:
             if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY) and each.name != "self":
                 types.setdefault(each.name, hints.get(each.name, Any))
@@ -194,9 +194,9 @@ def parameters(target: Any) -> Parameters:
     return Parameters(types, passes_on)
 
 
-def _hints(function: Any) -> dict[str, Any]:
+def _hints(declared: Any) -> dict[str, Any]:
     try:
-        return get_type_hints(function, include_extras=True)
+        return get_type_hints(declared, include_extras=True)
     except (NameError, TypeError, AttributeError):  # names that only a type checker can resolve
         return {}
 

@@ -139,27 +139,6 @@ COUNT = Number(least=1, most=10**12, whole=True)  # more is a slip of the finger
 SHARE = Number(least=0, most=1)
 SEED = Number(least=0, below=2**63, whole=True)
 
-STAGE: dict[str, Rule] = {
-    "steps": COUNT,
-    "max_seconds": Number(above=0, optional=True),
-    "batch": COUNT,
-    "learning_rate": Number(above=0, most=1e30),  # more is no float32
-    "warmup_steps": Number(least=0, whole=True),
-    "decay": Choice(words=("cosine", "linear", "none")),
-    "betas": Many(each=Number(least=0, below=1), least=2, most=2, required=False),
-    "weight_decay": Number(least=0, most=1e6),
-    "clip": Number(above=0, optional=True),
-    "muon": Number(least=0, most=1e6),
-    "ema": Number(least=0, below=1),
-    "precision": Choice(words=("auto", "fp32", "bf16")),
-    "weights": Weights(),
-    "log_every": COUNT,
-    "evaluate_every": COUNT,
-    "evaluate_batches": COUNT,
-    "checkpoint_seconds": Number(least=0),
-}
-"""Of either stage of training."""
-
 
 def _of_a_choice(rule: Rule) -> Rule:
     return dataclasses.replace(rule, required=False)
@@ -178,14 +157,6 @@ RULES: dict[str, Rule] = {
     "collect.workers": Number(least=1, most=1024, whole=True),
     "collect.longest": COUNT,
     "collect.timeout": Number(above=0),
-    **{
-        f"training.{stage}.{name}": rule
-        for stage in ("tokenizer", "second", "prior", "agent")
-        for name, rule in STAGE.items()
-    },
-    "training.tokenizer.length": COUNT,
-    "training.prior.targets": COUNT,
-    **{f"training.{stage}.rewarded": SHARE for stage in ("tokenizer", "prior", "agent")},
     **{
         name: _of_a_choice(rule)
         for name, rule in {

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import nn
 
-from worldmodel.errors import ConfigError
-
+Precision = Literal["auto", "fp32", "bf16"]
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -17,12 +18,10 @@ def native_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def resolve_precision(name: str, device: torch.device) -> torch.dtype:
-    """``auto`` (bfloat16 where the device computes in it), ``fp32`` or ``bf16``. Raises :class:`ConfigError`."""
+def resolve_precision(name: Precision, device: torch.device) -> torch.dtype:
+    """``auto`` (bfloat16 where the device computes in it), ``fp32`` or ``bf16``."""
     if name == "auto":
         return torch.bfloat16 if native_bfloat16(device) else torch.float32
-    if name not in PRECISIONS:
-        raise ConfigError(f"unknown precision {name!r}; choose auto, {' or '.join(PRECISIONS)}")
     return PRECISIONS[name]
 
 

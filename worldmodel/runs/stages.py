@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning_fabric import Fabric
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from worldmodel.config.checks import read
 from worldmodel.data.codes import CodeStore, encode_store
 from worldmodel.data.store import EpisodeStore, Split
 from worldmodel.data.windows import Windows
@@ -22,13 +24,38 @@ from worldmodel.runs.load import load_autoencoder, load_first
 from worldmodel.tokenizers import Autoencoder, Tokenizer, require_codes
 from worldmodel.tokenizers.scene import GridVQVAE, Stacked
 from worldmodel.training.base import Objective
+from worldmodel.training.fit import FitSettings
 from worldmodel.training.objectives import PriorObjective, SecondObjective, TokenizerObjective
 from worldmodel.types import Spec
 from worldmodel.util.progress import Bars
+from worldmodel.util.ranges import Count, NonNegative, Share
 
 FIRST_CODES = "first_codes"
 
 Source = EpisodeStore | CodeStore
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StageSettings(FitSettings):
+    """The settings of a stage, ``training.<stage>``."""
+
+    batch: Count  # windows a step, on every device
+    evaluate_every: Count  # steps between two measurements on held-out episodes
+    evaluate_batches: Count  # of such a measurement
+    checkpoint_seconds: NonNegative  # at most this much work is lost by a crash
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenizerSettings(StageSettings):
+    length: Count  # frames a window
+    rewarded: Share = 0.0  # share of the windows from which a rare reward is near
+    augment: Any = None  # settings of an :class:`Augmentation`
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PriorSettings(StageSettings):
+    targets: Count  # frames predicted in a window
+    rewarded: Share = 0.0
 
 
 class Stage(abc.ABC):
@@ -41,6 +68,7 @@ class Stage(abc.ABC):
     title: str  # in a sentence
     file: str  # of its weights, in the folder of a run
     share: float = 1.0  # of the time for all stages, in proportion
+    settings: type[StageSettings] = StageSettings
     needs: tuple[str, ...] = ()  # the stages that it is built on, where the settings have them
 
     def chosen(self, config: DictConfig) -> bool:
@@ -64,8 +92,8 @@ class Stage(abc.ABC):
         return 0
 
     @abc.abstractmethod
-    def windows(self, node: DictConfig, source: Source, model: Any) -> dict[Split, Windows]:
-        """Windows to train on, and held-out ones. ``node``: the settings of the stage."""
+    def windows(self, settings: Any, source: Source, model: Any) -> dict[Split, Windows]:
+        """Windows to train on, and held-out ones."""
 
     @abc.abstractmethod
     def objective(self, config: DictConfig, model: Any, tokenizer: Any, epoch: int = 100) -> Objective:
@@ -80,6 +108,7 @@ class TokenizerStage(Stage):
     """Frames → codes."""
 
     name, title, file = "tokenizer", "tokenizer", TOKENIZER
+    settings = TokenizerSettings
 
     def load(self, folder: Path) -> None:
         return None
@@ -90,12 +119,12 @@ class TokenizerStage(Stage):
     def build(self, config: DictConfig, spec: Spec, tokenizer: None) -> Autoencoder:
         return build_tokenizer(config, spec)
 
-    def windows(self, node: DictConfig, source: Source, model: Autoencoder) -> dict[Split, Windows]:
-        if model.joined and node.rewarded:
+    def windows(self, settings: TokenizerSettings, source: Source, model: Autoencoder) -> dict[Split, Windows]:
+        if model.joined and settings.rewarded:
             raise ConfigError("training.tokenizer.rewarded is for frames; this tokenizer codes whole signals: choose 0")
         return {
-            "train": Windows(source, "train", node.length, whole=model.joined, rewarded=node.rewarded),
-            "held_out": Windows(source, "held_out", node.length, whole=model.joined),
+            "train": Windows(source, "train", settings.length, whole=model.joined, rewarded=settings.rewarded),
+            "held_out": Windows(source, "held_out", settings.length, whole=model.joined),
         }
 
     def objective(self, config: DictConfig, model: Autoencoder, tokenizer: None, epoch: int = 100) -> Objective:
@@ -124,7 +153,7 @@ class SecondStage(Stage):
         assert second is not None, "the settings have no second tokenizer"
         return second
 
-    def windows(self, node: DictConfig, source: Source, model: GridVQVAE) -> dict[Split, Windows]:
+    def windows(self, settings: StageSettings, source: Source, model: GridVQVAE) -> dict[Split, Windows]:
         return {"train": Windows(source, "train"), "held_out": Windows(source, "held_out")}
 
     def objective(self, config: DictConfig, model: GridVQVAE, tokenizer: Tokenizer, epoch: int = 100) -> Objective:
@@ -139,6 +168,7 @@ class PriorStage(Stage):
     trained on frames."""
 
     name, title, file, share, needs = "prior", "prior", PRIOR, 2.0, ("tokenizer", "second")
+    settings = PriorSettings
 
     def source(self, fabric: Fabric, store: EpisodeStore, folder: Path, tokenizer: Autoencoder) -> Source:
         return super().source(fabric, store, folder, tokenizer) if isinstance(tokenizer, Tokenizer) else store
@@ -149,11 +179,11 @@ class PriorStage(Stage):
     def lead(self, model: LatentPrior) -> int:
         return model.context
 
-    def windows(self, node: DictConfig, source: Source, model: LatentPrior) -> dict[Split, Windows]:
+    def windows(self, settings: PriorSettings, source: Source, model: LatentPrior) -> dict[Split, Windows]:
         lead = self.lead(model)
-        length = lead + node.targets
+        length = lead + settings.targets
         return {
-            "train": Windows(source, "train", length, lead, rewarded=node.rewarded),
+            "train": Windows(source, "train", length, lead, rewarded=settings.rewarded),
             "held_out": Windows(source, "held_out", length, lead),
         }
 
@@ -173,6 +203,13 @@ def stages_of(config: DictConfig, stage: str = "all") -> list[Stage]:
     if stage not in [each.name for each in own]:
         raise ConfigError(f"these settings have no stage {stage!r}; choose {', '.join(each.name for each in own)}")
     return [STAGES[stage]]
+
+
+def stage_settings(config: DictConfig, stage: Stage) -> Any:
+    """The settings ``training.<stage>``, of the stage's class. Raises :class:`ConfigError`."""
+    node = config.training.get(stage.name)
+    plain = None if node is None else OmegaConf.to_container(node, resolve=True)
+    return read(stage.settings, plain, f"training.{stage.name}", seed=config.seed)
 
 
 def prerequisites(config: DictConfig, stages: Sequence[Stage]) -> list[Stage]:

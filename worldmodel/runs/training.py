@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 import os
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from worldmodel.config.cli import one_line
 from worldmodel.data.codes import fingerprint
@@ -20,17 +19,15 @@ from worldmodel.data.store import EpisodeStore, Split
 from worldmodel.data.windows import Windows
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.media import plots
-from worldmodel.nn.precision import resolve_precision
 from worldmodel.runs.folder import METRICS, checkpoint_of
 from worldmodel.runs.load import check_trained, load_weights, resolve_device, save_weights
 from worldmodel.runs.resume import check_no_orphan, run_to_begin_with, run_to_train
-from worldmodel.runs.stages import Stage, prerequisites, stages_of
+from worldmodel.runs.stages import Stage, StageSettings, prerequisites, stage_settings, stages_of
 from worldmodel.tokenizers import Autoencoder, Tokenizer
 from worldmodel.training import hooks as watch
 from worldmodel.training.base import Objective
 from worldmodel.training.batches import make_batches
-from worldmodel.training.fit import FitResult, FitSettings, Hook, fit, weighted_sum
-from worldmodel.training.optim import learning_rate_factor
+from worldmodel.training.fit import FitResult, Hook, fit, weighted_sum
 from worldmodel.types import Segment, Spec
 
 
@@ -95,11 +92,9 @@ def rehearse(fabric: Fabric, config: DictConfig, spec: Spec, stages: Sequence[St
     tokenizer: Autoencoder | None = None
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         for stage in (*prerequisites(config, stages), *stages):
+            settings = stage_settings(config, stage)
             model = stage.build(config, spec, tokenizer)
             objective = stage.objective(config, model, tokenizer).eval()
-            settings = fit_settings(config, stage.name)
-            resolve_precision(settings.precision, fabric.device)
-            learning_rate_factor(0, 0.0, settings.warmup_steps, settings.decay)
             try:
                 losses = objective(blank_window(stage.lead(model) + 1, spec, tokenizer), torch.Generator())
             except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError) as error:
@@ -130,19 +125,6 @@ def say(fabric: Fabric, text: str) -> None:
         print(text, flush=True)
 
 
-def fit_settings(config: DictConfig, stage: str) -> FitSettings:
-    """The part of ``training.<stage>`` that the optimisation loop knows. Raises :class:`ConfigError`."""
-    node = OmegaConf.to_container(config.training[stage], resolve=True)
-    assert isinstance(node, dict)
-    names = {field.name for field in dataclasses.fields(FitSettings)}
-    try:
-        return FitSettings(**{str(k): v for k, v in node.items() if k in names}, seed=config.seed)
-    except TypeError as error:
-        raise ConfigError(f"training.{stage} cannot be read: {error}") from error
-    except ConfigError as error:
-        raise ConfigError(f"training.{stage}.{error}") from error
-
-
 def train_stage(
     fabric: Fabric, config: DictConfig, stage: Stage, store: EpisodeStore, folder: Path, first: Path | None = None
 ) -> None:
@@ -150,20 +132,20 @@ def train_stage(
 
     ``first``: a file with the weights that the training begins with.
     """
-    node = config.training[stage.name]
+    settings = stage_settings(config, stage)
     tokenizer = stage.load(folder)
     source = stage.source(fabric, store, folder, tokenizer)
     torch.manual_seed(config.seed)
     model = stage.build(config, store.spec, tokenizer)
-    windows = stage.windows(node, source, model)
+    windows = stage.windows(settings, source, model)
     train = windows["train"]
     if not train.drawable:
         train.sample(1, torch.Generator())  # says why
     if first is not None:
         load_weights(model, first, "training can only begin with the weights of a run of the same settings")
-    epoch = math.ceil(len(train) / (node.batch * (train.length - train.lead) * fabric.world_size))
+    epoch = math.ceil(len(train) / (settings.batch * (train.length - train.lead) * fabric.world_size))
     objective = stage.objective(config, model, tokenizer, epoch)
-    result = fit_stage(fabric, config, stage, objective, windows, folder)
+    result = fit_stage(fabric, settings, stage, objective, windows, folder)
     if fabric.is_global_zero:
         prefix = f"{stage.name}."
         weights = {k.removeprefix(prefix): v for k, v in result.weights.items() if k.startswith(prefix)}
@@ -177,24 +159,23 @@ def train_stage(
 
 def fit_stage(
     fabric: Fabric,
-    config: DictConfig,
+    settings: StageSettings,
     stage: Stage,
     objective: Objective,
     windows: dict[Split, Windows],
     folder: Path,
 ) -> FitResult:
     """The fit of a stage, with a progress bar, metrics, evaluations on held-out windows and checkpoints."""
-    node = config.training[stage.name]
     checkpoint = checkpoint_of(folder, stage.file)
-    batches = make_batches(windows["train"].sample, node.batch, config.seed, fabric.global_rank)
+    batches = make_batches(windows["train"].sample, settings.batch, settings.seed, fabric.global_rank)
     lines, board = watch.JsonLines(folder / METRICS), watch.TensorBoard(folder / "tensorboard")
     chain: list[Hook] = [watch.ProgressBar(), lines, board]
     if windows["held_out"].drawable:
-        held_out = make_batches(windows["held_out"].sample, node.batch, config.seed, 0)
-        evaluate = watch.Measure(held_out, node.evaluate_batches, fabric.device)
-        chain.append(watch.Evaluation(node.evaluate_every, evaluate, (lines, board)))
-    chain.append(watch.Checkpoint(checkpoint, node.checkpoint_seconds))
-    return fit(fabric, objective, batches, fit_settings(config, stage.name), checkpoint, chain, stage.name)
+        held_out = make_batches(windows["held_out"].sample, settings.batch, settings.seed, 0)
+        evaluate = watch.Measure(held_out, settings.evaluate_batches, fabric.device)
+        chain.append(watch.Evaluation(settings.evaluate_every, evaluate, (lines, board)))
+    chain.append(watch.Checkpoint(checkpoint, settings.checkpoint_seconds))
+    return fit(fabric, objective, batches, settings, checkpoint, chain, stage.name)
 
 
 def plot_metrics(folder: Path) -> None:

@@ -8,51 +8,48 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Gt, Le
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from worldmodel.config.settings import SEED, STAGE, Choice
 from worldmodel.errors import ConfigError, RunError
-from worldmodel.nn.precision import cast, resolve_precision
+from worldmodel.nn.precision import Precision, cast, resolve_precision
 from worldmodel.training.base import Objective
 from worldmodel.training.batches import Ahead, Batches, step_seed
 from worldmodel.training.checkpoint import check_fit, load_tensors, save_tensors
 from worldmodel.training.means import RunningMeans
-from worldmodel.training.optim import MasterOptimizer, WeightAverage, learning_rate_factor
+from worldmodel.training.optim import Decay, MasterOptimizer, WeightAverage, learning_rate_factor
 from worldmodel.types import Segment
 from worldmodel.util.interrupts import deferred
+from worldmodel.util.ranges import Count, Positive, Seed, ShareBelowOne, Weights, Whole
+
+Factor = Annotated[float, Ge(0), Le(1e6)]
 
 AGREE_EVERY = 10
 """Steps between two agreements of several processes on the clock and on interruptions (each costs a round trip)."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class FitSettings:
     """The choices of one fit, which ends after ``steps`` or ``max_seconds``, whichever comes first."""
 
-    steps: int
-    max_seconds: float | None = None
-    learning_rate: float = 1e-3
-    warmup_steps: int = 100
-    decay: str = "cosine"  # cosine, linear, none
-    betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = 0.0  # on matrices and kernels only
-    clip: float | None = 1.0  # largest norm of the gradient
-    muon: float = 0.0  # Muon's learning rate for hidden weights, as a multiple of learning_rate; 0: AdamW for all
-    ema: float = 0.999  # decay of the average of the weights; 0: none
-    precision: str = "fp32"  # auto, fp32, bf16
-    weights: Mapping[str, float] = dataclasses.field(default_factory=dict)  # of loss terms; 1 where none is given
-    log_every: int = 50  # steps over which metrics are averaged
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, rule in STAGE.items():
-            # What decay and precision there are is known to those who compute with them.
-            if hasattr(self, name) and not isinstance(rule, Choice):
-                rule.check(name, getattr(self, name))
-        SEED.check("seed", self.seed)
+    steps: Count
+    max_seconds: Positive | None = None
+    learning_rate: Annotated[float, Gt(0), Le(1e30)] = 1e-3  # more is no float32
+    warmup_steps: Whole = 100
+    decay: Decay = "cosine"
+    betas: tuple[ShareBelowOne, ShareBelowOne] = (0.9, 0.99)
+    weight_decay: Factor = 0.0  # on matrices and kernels only
+    clip: Positive | None = 1.0  # largest norm of the gradient
+    muon: Factor = 0.0  # Muon's learning rate for hidden weights, as a multiple of learning_rate; 0: AdamW for all
+    ema: ShareBelowOne = 0.999  # decay of the average of the weights; 0: none
+    precision: Precision = "fp32"
+    weights: Weights = dataclasses.field(default_factory=dict)  # of loss terms; 1 where none is given
+    log_every: Count = 50  # steps over which metrics are averaged
+    seed: Seed = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,22 +5,19 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from worldmodel.errors import ConfigError
-
-DECAYS = ("cosine", "linear", "none")
+Decay = Literal["cosine", "linear", "none"]
 
 
-def learning_rate_factor(step: int, progress: float, warmup_steps: int, decay: str) -> float:
+def learning_rate_factor(step: int, progress: float, warmup_steps: int, decay: Decay) -> float:
     """Factor in [0, 1] of the learning rate: linear warm-up by steps, then decay to zero by progress in [0, 1].
 
     Progress may come from a clock, so that a time budget ends with an annealed model whatever the machine.
     """
-    if decay not in DECAYS:
-        raise ConfigError(f"unknown decay {decay!r}; choose {', '.join(DECAYS)}")
     rise = min(1.0, (step + 1) / warmup_steps) if warmup_steps > 0 else 1.0
     progress = min(max(progress, 0.0), 1.0)
     fall = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress, "none": 1.0}[decay]
@@ -164,8 +161,6 @@ class WeightAverage:
     """
 
     def __init__(self, optimizer: MasterOptimizer, decay: float):
-        if not 0 <= decay < 1:
-            raise ConfigError(f"the decay of the weight average is {decay}; it must lie in [0, 1), 0 for no averaging")
         self.optimizer = optimizer
         self.decay = decay
         self.averages = [master.detach().clone() for master in optimizer.masters]
