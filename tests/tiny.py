@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -44,6 +48,26 @@ SMALLER = {
 SMALL_PRIOR = ("prior.trunk.width=16", "prior.head.width=16")
 
 
+Model = TypeVar("Model", bound=torch.nn.Module)
+
+
+def built_once(build: Callable[..., Model]) -> Callable[..., Model]:
+    """Builds a model once and returns copies of it. The state of the random numbers afterwards is that of a build."""
+    models: dict[str, tuple[Model, Tensor]] = {}
+
+    @functools.wraps(build)
+    def copied(*args: object, **options: object) -> Model:
+        key = repr((args, options))
+        if key not in models:
+            models[key] = build(*args, **options), torch.get_rng_state()
+        model, random_state = models[key]
+        torch.set_rng_state(random_state)
+        return copy.deepcopy(model)
+
+    return copied
+
+
+@built_once
 def tiny_autoencoder(name: str, spec: Spec = SPEC) -> Autoencoder:
     """16×16 frames → 4×4 places."""
     overrides = [f"tokenizer={name}", *SMALL_TOKENIZER, *SMALLER.get(name, ("tokenizer.codes=16",))]
@@ -56,6 +80,7 @@ def tiny_tokenizer(name: str = "vqvae", spec: Spec = SPEC) -> Tokenizer:
     return require_codes(tiny_autoencoder(name, spec))
 
 
+@built_once
 def tiny_prior(name: str = "conv", spec: Spec = SPEC, spread: float = 3.0) -> Prior:
     """An untrained prior over 4×4 codes of 16; its weights are blown up so that its distributions are far from flat."""
     torch.manual_seed(0)
