@@ -16,6 +16,7 @@ from worldmodel.heads import Ancestral, Head, Predictive, Randomness, Sampler
 from worldmodel.priors import PriorState
 from worldmodel.world import Precision, WorldModel
 
+LONGEST = 32  # frames a dream
 SAMPLERS: dict[str, Callable[[], Sampler]] = {
     "one by one": lambda: Ancestral(together=False),  # the ancestral sampler of the textbooks, with what the head keeps
     "ancestral": Ancestral,
@@ -30,7 +31,7 @@ def measure(subject: Subject, plan: Plan) -> list[Figure]:
 
 
 def _at_batch(subject: Subject, worlds: Mapping[Precision, WorldModel], batch: int, repeat: int) -> list[Figure]:
-    horizon = max(2, min(32, 256 // batch))  # frames a dream: enough to average over, few enough to wait for
+    horizon = max(2, min(LONGEST, 256 // batch))  # frames a dream: enough to average over, few enough to wait for
     reset_peak(subject.device)
     contenders: dict[tuple[Precision, str], Contender] = {}
     kept: dict[Precision, dict[str, list[Watched]]] = {p: {name: [] for name in SAMPLERS} for p in worlds}

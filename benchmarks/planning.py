@@ -15,13 +15,14 @@ from benchmarks.timing import Contender, Figure, Plan, peak_memory, reset_peak, 
 from worldmodel.world import Precision, WorldModel
 
 CANDIDATES, HORIZON = 64, 8
+ITERATIONS, SIMULATIONS = 4, 128
 
 
 def planners() -> dict[str, Planner]:
     """Without an actor: an untrained run has none."""
     return {
-        "cross-entropy, 4 rounds": MPCAgent("", CANDIDATES, HORIZON, iterations=4),
-        "tree search, 128 simulations": MCTSAgent("", simulations=128),
+        f"cross-entropy, {ITERATIONS} rounds": MPCAgent("", CANDIDATES, HORIZON, iterations=ITERATIONS),
+        f"tree search, {SIMULATIONS} simulations": MCTSAgent("", simulations=SIMULATIONS),
     }
 
 

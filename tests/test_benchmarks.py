@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import math
@@ -12,13 +13,18 @@ import torch
 from moving_square import SPEC, record
 from tiny import SMALL_PRIOR
 
-from benchmarks import collect, environments, quantizer
+from benchmarks import collect, environment, environments, imagine, planning, quantizer
 from benchmarks.run import main
 from benchmarks.timing import peak_memory, reset_peak, rounds
 from worldmodel.data.store import EpisodeStore
 
 TINY = ("tokenizer.widths=[8,8,8]", "tokenizer.blocks=1", *SMALL_PRIOR, "tokenizer.codes=16", "device=cpu",
         "training.tokenizer.batch=4", "training.prior.batch=4")  # fmt: skip
+SMALLER = {
+    environment: {"HORIZON": 3},
+    imagine: {"LONGEST": 3},
+    planning: {"CANDIDATES": 8, "HORIZON": 3, "ITERATIONS": 2, "SIMULATIONS": 4},
+}
 BATCHES = (1, 8)  # the second is large enough for bfloat16, where the processor has it
 
 
@@ -31,7 +37,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_every_figure_is_there(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_figure_is_there(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module, smaller in SMALLER.items():
+        for name, value in smaller.items():
+            monkeypatch.setattr(module, name, value)
     out = tmp_path / "figures.json"
     batches = ",".join(map(str, BATCHES))
     assert main([f"data={data}", *TINY, "--repeat", "1", "--batches", batches, "--out", str(out)]) == 0
@@ -99,7 +110,7 @@ def test_contenders_take_turns_and_the_first_round_does_not_count() -> None:
         calls.append((name, number))
         return 10.0 * number
 
-    spent = rounds({name: lambda number, name=name: contender(name, number) for name in "ab"}, 2)  # type: ignore[misc]
+    spent = rounds({name: functools.partial(contender, name) for name in "ab"}, 2)
     assert calls == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2)]
     assert spent == {"a": [10.0, 20.0], "b": [10.0, 20.0]}
 

@@ -14,6 +14,11 @@ from worldmodel.errors import ConfigError
 from worldmodel.media.plots import Bar, Line, Panel, Shares, metrics_panels, save_panels, smooth
 
 
+@pytest.fixture(autouse=True)
+def panels_are_rendered_once() -> None:
+    """Not here: every page is rendered."""
+
+
 def panels() -> list[Panel]:
     x = np.arange(1, 31)
     dream, baseline = Line(x, 30 - x / 3, 29 - x / 3, 31 - x / 3), Line(x, 20 - x / 3, dashed=True)

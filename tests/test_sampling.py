@@ -30,14 +30,14 @@ def head_and_contexts(count: int, dtype: torch.dtype, order: str = "quincunx") -
 @every_order
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize(("temperature", "top_k"), [(1.0, None), (0.0, None), (0.0, 1)])
-def test_predictive_equals_ancestral_on_a_thousand_grids(
+def test_predictive_equals_ancestral_on_two_hundred_grids(
     dtype: torch.dtype, temperature: float, top_k: int | None, order: str
 ) -> None:
-    head, contexts = head_and_contexts(1000, dtype, order)
+    head, contexts = head_and_contexts(200, dtype, order)
     results = []
     for sampler in (Ancestral(temperature, top_k, together=False), Predictive(temperature, top_k)):
         generator = torch.Generator().manual_seed(7)
-        parts = [sampler.sample(head, part, generator) for part in contexts.split(250)]
+        parts = [sampler.sample(head, part, generator) for part in contexts.split(50)]
         results.append(torch.cat([codes for codes, _ in parts]))
     assert torch.equal(results[0], results[1])
     assert len(results[0].unique()) > (10 if temperature == 0 else 100)

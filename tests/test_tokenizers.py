@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -94,27 +95,27 @@ def test_decoding_the_codes_is_the_reconstruction(tokenizer: Tokenizer) -> None:
 def test_every_parameter_learns(autoencoder: Autoencoder) -> None:
     autoencoder.train()
     result = autoencoder(frames(4), torch.Generator().manual_seed(0))
-    sum(result.losses.values()).backward()  # type: ignore[union-attr]
+    torch.stack([*result.losses.values()]).sum().backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in autoencoder.parameters())
 
 
 def test_a_few_steps_lower_the_reconstruction_error(autoencoder: Autoencoder) -> None:
     """VIMCO has but one term, which is the reconstruction and the cost of the codes together."""
     autoencoder.train()
-    x, generator = frames(8) // 3 + 85, torch.Generator().manual_seed(0)
+    x, generator = frames(4) // 3 + 85, torch.Generator().manual_seed(0)
     optimizer = torch.optim.Adam(autoencoder.parameters(), 3e-3)
     errors = []
-    for _ in range(80):
+    for _ in range(60):
         losses = autoencoder(x, generator).losses
         errors.append(float(losses.get("reconstruction", losses.get("bound")).detach()))
-        sum(losses.values()).backward()  # type: ignore[union-attr]
+        torch.stack([*losses.values()]).sum().backward()
         optimizer.step()
         optimizer.zero_grad()
     assert errors[-1] < 0.9 * errors[0]
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_saved_and_loaded_bit_for_bit(name: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_saved_and_loaded_bit_for_bit(name: str, tmp_path: Path) -> None:
     model, other = tiny_autoencoder(name), tiny_autoencoder(name)
     save_weights(tmp_path / "weights.safetensors", model.state_dict())
     with torch.no_grad():
