@@ -77,7 +77,7 @@ class NoveltyExplorer(StickyExplorer):
         super().begin(action_names, rng)
         if self._world is None:
             self._world = WorldModel.load(self.trained, self.device)
-            self.seen = SeenCodes(self._world.prior.positions, self._world.prior.codes)
+            self.seen = SeenCodes(self._world.prior.positions, self._world.prior.num_codes)
         if tuple(action_names) != self._world.spec.action_names:
             raise ConfigError(
                 f"the run {self.trained} knows the actions {', '.join(self._world.spec.action_names)}, and this "

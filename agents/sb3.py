@@ -138,7 +138,7 @@ def knowledge_of(config: DictConfig, spec: Spec, run: Path | None) -> Knowledge:
     codes = 0
     if run is not None and view == "codes":
         tokenizer = load_tokenizer(run)
-        grid, codes = tuple(tokenizer.grid), tokenizer.codes
+        grid, codes = tuple(tokenizer.grid), tokenizer.num_codes
     return Knowledge(spec.frame_shape, spec.action_names, view, grid, codes, int(learner.stack), str(learner.policy))
 
 

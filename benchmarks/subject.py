@@ -52,7 +52,7 @@ class Subject:
             "run": self.folder.name if self.trained else None,
             "frame": list(self.spec.frame_shape),
             "grid": list(world.prior.grid),
-            "codes": world.prior.codes,
+            "codes": world.prior.num_codes,
             "parameters": sizes,
             "data": {"path": str(self.store.path), "frames": self.store.frames},
             "settings": OmegaConf.to_container(settings, resolve=True),

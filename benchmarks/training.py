@@ -61,8 +61,8 @@ def _stage(subject: Subject, name: str, precision: Precision) -> tuple[Contender
     if tokenizer is not None:
         # Random codes in the place of the run's own: what the codes are does not change the work.
         rows = subject.store.frames, *tokenizer.grid
-        codes = np.random.default_rng(0).integers(0, tokenizer.codes, rows, np.uint32)
-        source = CodeStore(subject.store, codes, tokenizer.codes)
+        codes = np.random.default_rng(0).integers(0, tokenizer.num_codes, rows, np.uint32)
+        source = CodeStore(subject.store, codes, tokenizer.num_codes)
     objective = stage.objective(config, model, tokenizer)
     windows = stage.windows(stage_settings(config, stage), source, model)["train"]
     batches = make_batches(windows.sample, config.training[name].batch, 0, 0)

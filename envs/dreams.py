@@ -70,7 +70,7 @@ class Dreams:
         if kind not in OBSERVATIONS:
             raise EnvError(f"observations={kind!r}; choose {' or '.join(OBSERVATIONS)}")
         if kind == "codes":
-            return MultiDiscrete([self.world.prior.codes] * self.world.prior.positions)
+            return MultiDiscrete([self.world.prior.num_codes] * self.world.prior.positions)
         channels, *size = self.world.spec.frame_shape
         return Box(0, 255, (*size, channels), np.uint8)
 

@@ -13,7 +13,7 @@ from worldmodel.runs.build import build_prior, build_tokenizer
 from worldmodel.runs.folder import PRIOR, TOKENIZER, new_run
 from worldmodel.runs.load import save_weights
 
-TINY = ("tokenizer.widths=[8,8]", "tokenizer.blocks=1", "tokenizer.codes=16", "prior.trunk.width=16",
+TINY = ("tokenizer.widths=[8,8]", "tokenizer.blocks=1", "tokenizer.num_codes=16", "prior.trunk.width=16",
         "prior.trunk.blocks=1", "prior.head.width=16", "agent=actor_critic", "agent.learner.network.width=16",
         "agent.learner.network.reader.channels=8")  # fmt: skip
 

@@ -28,7 +28,7 @@ Rule = Callable[[Tensor, Tensor, torch.Generator | None], Arrival]
 
 
 class ExactTokenizer(nn.Module):
-    codes, grid, frame_shape = CODES, (1,), (1, 4, 4)
+    num_codes, grid, frame_shape = CODES, (1,), (1, 4, 4)
 
     def codebook(self) -> Tensor:
         return torch.eye(CODES)
@@ -41,7 +41,7 @@ class ExactTokenizer(nn.Module):
 
 
 class ExactPrior(nn.Module):
-    codes, grid, context = CODES, (1,), 1
+    num_codes, grid, context = CODES, (1,), 1
 
     def __init__(self, rule: Rule):
         super().__init__()

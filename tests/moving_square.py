@@ -42,7 +42,7 @@ def record(seed: int, least: int = 50, most: int = 70) -> Episode:
 
 
 class Tokenizer:
-    codes, grid, frame_shape = PLACES, (1,), SPEC.frame_shape
+    num_codes, grid, frame_shape = PLACES, (1,), SPEC.frame_shape
 
     def encode(self, frames: Tensor) -> Tensor:
         known = pictures().float().flatten(1)

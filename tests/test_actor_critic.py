@@ -63,7 +63,7 @@ def test_an_actor_may_read_decoded_frames() -> None:
     actor = ActorCritic(tokenizer, 3, history=2, width=16, layers=1, reader=FrameReader)
     read: list[Tensor] = []
     actor.policy.reader.convs.register_forward_pre_hook(lambda module, given: read.append(given[0]))
-    grids = torch.randint(tokenizer.codes, (4, *tokenizer.grid), generator=torch.Generator().manual_seed(0))
+    grids = torch.randint(tokenizer.num_codes, (4, *tokenizer.grid), generator=torch.Generator().manual_seed(0))
     judged = actor(actor.begin(4).then(grids, torch.zeros(4, dtype=torch.int64)))
     assert judged.logits.shape == (4, 3) and torch.allclose(actor.expected(judged.value), torch.zeros(4), atol=1e-4)
     assert read[0][:, :3].eq(0).all() and torch.allclose(read[0][:, 3:], tokenizer.expected_frames(grids), atol=1e-5)
@@ -211,7 +211,7 @@ def test_experiments_of_agents_make_what_they_name(name: str) -> None:
     actor = build_actor(config.agent.learner.network, tokenizer, 4)
     settings = {**config.agent.learner.dream, "horizon": 2}
     objective = ImaginationObjective(world, actor, **settings)
-    codes = torch.randint(tokenizer.codes, (2, 1, *tokenizer.grid), generator=torch.Generator().manual_seed(0))
+    codes = torch.randint(tokenizer.num_codes, (2, 1, *tokenizer.grid), generator=torch.Generator().manual_seed(0))
     losses = objective(dataclasses.replace(seen_at(torch.zeros(2)), codes=codes), torch.Generator().manual_seed(0))
     losses.terms["value"].backward()
     assert all(parameter.grad is None for parameter in actor.policy.parameters())
@@ -238,7 +238,7 @@ def test_what_cannot_be_learnt_is_told_before_anything_is_made(
 
 
 SMALL = (
-    "tokenizer.widths=[16,16]", "tokenizer.codes=32", "prior.trunk.width=32", "prior.trunk.blocks=1",
+    "tokenizer.widths=[16,16]", "tokenizer.num_codes=32", "prior.trunk.width=32", "prior.trunk.blocks=1",
     "prior.head.width=32", "agent.learner.network.width=64", "agent.learner.network.reader.channels=16",
     "agent.learner.dream.horizon=8", "agent.learner.rounds=2", "explorer=uniform", "training.tokenizer.steps=150",
     "training.prior.steps=150", "training.agent.steps=160", "training.agent.learning_rate=2e-3",

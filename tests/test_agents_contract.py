@@ -40,7 +40,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     small = [f"agent.learner.network.{value}" for value in ("width=16", "layers=1", "reader.channels=8")]
     runs = tmp_path_factory.mktemp("agents")
     config = compose_config(
-        ["agent=actor_critic", *SMALL_TOKENIZER, *SMALL_PRIOR, "tokenizer.codes=16", "prior.trunk.blocks=1", *small,
+        ["agent=actor_critic", *SMALL_TOKENIZER, *SMALL_PRIOR, "tokenizer.num_codes=16", "prior.trunk.blocks=1", *small,
          f"data={runs / 'data'}", f"runs={runs}", "run=tiny"]
     )  # fmt: skip
     torch.manual_seed(0)

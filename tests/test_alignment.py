@@ -34,7 +34,7 @@ from worldmodel.data.windows import Windows
 from worldmodel.dreaming.scenes import Place, replayed_scene, scripted_scene
 from worldmodel.priors import Step
 from worldmodel.recording.recorder import receive, record_episode, send
-from worldmodel.types import NO_ACTION, Episode, to_uint8
+from worldmodel.types import NO_ACTION, Episode
 from worldmodel.world import WorldModel
 
 END, CUT = 9, 5  # the first episode ends by itself, the second is cut off
@@ -122,10 +122,10 @@ def test_recorder_pipe_and_store(store: EpisodeStore) -> None:
 class MarkTokenizer(nn.Module):
     """The codes of a frame are its index and the action that it shows, plus 1."""
 
-    grid, codes, joined, frame_shape = (2,), 256, False, (3, 16, 16)
+    grid, num_codes, joined, frame_shape = (2,), 256, False, (3, 16, 16)
 
     def encode(self, frames: Tensor) -> Tensor:
-        return (frames if frames.dtype == torch.uint8 else to_uint8(frames))[:, :2, 3, 3].long()
+        return frames[:, :2, 3, 3].long()
 
 
 class State(NamedTuple):
@@ -135,7 +135,7 @@ class State(NamedTuple):
 class MarkPrior(nn.Module):
     """Refuses codes with another action than the one that they show; imagines the frame that really follows."""
 
-    grid, codes, positions, context = (2,), 256, 2, 3
+    grid, num_codes, positions, context = (2,), 256, 2, 3
 
     def begin(self, batch: int) -> State:
         return State(torch.full((batch, 2), -1))

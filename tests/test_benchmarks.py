@@ -18,7 +18,7 @@ from benchmarks.run import main
 from benchmarks.timing import peak_memory, reset_peak, rounds
 from worldmodel.data.store import EpisodeStore
 
-TINY = ("tokenizer.widths=[8,8,8]", "tokenizer.blocks=1", *SMALL_PRIOR, "tokenizer.codes=16", "device=cpu",
+TINY = ("tokenizer.widths=[8,8,8]", "tokenizer.blocks=1", *SMALL_PRIOR, "tokenizer.num_codes=16", "device=cpu",
         "training.tokenizer.batch=4", "training.prior.batch=4")  # fmt: skip
 SMALLER = {
     environment: {"HORIZON": 3},
@@ -82,7 +82,7 @@ def test_every_figure_is_there(
     ("words", "message"),
     [
         (["run=nowhere"], "unknown run 'nowhere'"),
-        (["run=nowhere", "tokenizer.codes=8"], "tokenizer.codes=8 cannot change a trained run"),
+        (["run=nowhere", "tokenizer.num_codes=8"], "tokenizer.num_codes=8 cannot change a trained run"),
         (["data=nowhere"], "no data at nowhere"),
         (["--threads", "0"], "--threads 0: give at least 1"),
         (["--out", "no/folder.json"], "there is no folder no"),

@@ -35,7 +35,7 @@ def blown_up(model: Autoencoder, factor: float = 3.0) -> Autoencoder:
 def tiny_vqvae(likelihood: Callable[..., Categorical | LogisticMixture] = Categorical) -> VQVAE:
     """Frames 4×2 → 2×1 codes of 3."""
     torch.manual_seed(0)
-    model = VQVAE((1, 4, 2), partial(VectorQuantizer, width=2), [4], blocks=1, codes=3, likelihood=likelihood)
+    model = VQVAE((1, 4, 2), partial(VectorQuantizer, width=2), [4], blocks=1, num_codes=3, likelihood=likelihood)
     assert isinstance(blown_up(model), VQVAE)
     return model
 
@@ -43,7 +43,7 @@ def tiny_vqvae(likelihood: Callable[..., Categorical | LogisticMixture] = Catego
 def tiny_vimco(samples: int = 2, factor: float = 3.0, **settings: object) -> VIMCO:
     """Frames 2×2 → one place with 2 slots of 3 codes: 9 grids."""
     torch.manual_seed(0)
-    facts = {"frame_shape": (1, 2, 2), "widths": [4], "codes": 3, "slots": 2, "width": 2, "blocks": 1}
+    facts = {"frame_shape": (1, 2, 2), "widths": [4], "num_codes": 3, "slots": 2, "width": 2, "blocks": 1}
     model = VIMCO(samples=samples, **(facts | {"chunk": 4000} | settings))  # type: ignore[arg-type]
     assert isinstance(blown_up(model, factor), VIMCO)
     return model
@@ -64,7 +64,7 @@ def some_frames(model: Autoencoder, count: int = 1) -> Tensor:
 
 def all_grids(model: Tokenizer) -> Tensor:
     """(K^N, *grid): every grid of codes there is."""
-    codes = itertools.product(range(model.codes), repeat=math.prod(model.grid))
+    codes = itertools.product(range(model.num_codes), repeat=math.prod(model.grid))
     return torch.tensor(list(codes)).view(-1, *model.grid)
 
 
@@ -107,7 +107,7 @@ def test_forward_reports_the_bound_as_trained() -> None:
 
 def tiny_squared() -> VQVAE:
     torch.manual_seed(0)
-    return VQVAE((1, 4, 2), partial(VectorQuantizer, width=2), [4], blocks=1, codes=3).eval()
+    return VQVAE((1, 4, 2), partial(VectorQuantizer, width=2), [4], blocks=1, num_codes=3).eval()
 
 
 def test_a_squared_error_has_no_bound() -> None:
@@ -153,7 +153,7 @@ def test_the_gradient_of_vimco_is_that_of_its_bound_in_expectation(
 ) -> None:
     """Every tuple of samples is handed to a training step; their gradients, weighted by the tuples' probabilities, must
     add up to the gradient of the exact L_S, for the encoder, the tables and the decoder."""
-    model = tiny_vimco(samples, codes=codes)
+    model = tiny_vimco(samples, num_codes=codes)
     frame = some_frames(model)
     exact_mean_of_bound(model, frame, samples).backward()
     expected = gradients(model)
@@ -186,7 +186,7 @@ def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def larger_vimco(chunk: int) -> VIMCO:
-    return tiny_vimco(20, 4.0, frame_shape=(3, 8, 8), chunk=chunk, codes=5)
+    return tiny_vimco(20, 4.0, frame_shape=(3, 8, 8), chunk=chunk, num_codes=5)
 
 
 def step_gradients(model: VIMCO) -> tuple[dict[str, Tensor], float]:

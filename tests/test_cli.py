@@ -71,7 +71,7 @@ def test_config_is_printed_and_nothing_runs(capsys: pytest.CaptureFixture[str]) 
         (["~seed"], "the setting seed is missing"),
         (["data="], "data is ''; it must be a text"),
         (["runs=null"], "runs is null; it must be a text"),
-        (["tokenizer.codes=0"], "tokenizer.codes is 0; it must be at least 2"),
+        (["tokenizer.num_codes=0"], "tokenizer.num_codes is 0; it must be at least 2"),
         (["tokenizer.widths=[32,0]"], "tokenizer.widths is [32, 0]; an entry is 0; it must be at least 1"),
         (["tokenizer.widths=[]"], "tokenizer.widths is []; it must be a list of at least 1"),
         (["collect.steps=0"], "collect.steps is 0; it must be at least 1"),

@@ -34,7 +34,7 @@ def tokenizer(seed: int = 0, stages: int = 4, **options: object) -> VQVAE:
         "decoder": partial(CausalDecoder, strides=STRIDES),
         "likelihood": SpectralLoss,
         "widths": [4, 8],
-        "codes": 20,
+        "num_codes": 20,
     }
     made = VQVAE((1, 40), **settings | options)  # type: ignore[arg-type]
     wave = torch.randint(64, 192, (2, 1, 400), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -57,7 +57,7 @@ def codec() -> Codec:
 
 @pytest.fixture(scope="module")
 def counts(codec: Codec) -> CountModel:
-    return CountModel([codec.encode(noise(4000, seed)) for seed in range(3)], codec.codes)
+    return CountModel([codec.encode(noise(4000, seed)) for seed in range(3)], codec.num_codes)
 
 
 def test_training_it_is_training_any_tokenizer() -> None:
@@ -203,7 +203,7 @@ def test_another_codec_or_model_is_refused(codec: Codec, counts: CountModel) -> 
     coded = compress(codec, noise(203), 2, counts)
     with pytest.raises(DataError, match=r"entropy-coded by the model .* none was given"):
         codec.read(coded)
-    fewer = CountModel([codec.encode(noise(4000, 9))], codec.codes)
+    fewer = CountModel([codec.encode(noise(4000, 9))], codec.num_codes)
     with pytest.raises(DataError, match=f"and this one is {fewer.fingerprint().hex()}"):
         codec.read(coded, fewer)
     with pytest.raises(ConfigError, match="of 4 codebooks of 99 codes"):
@@ -214,12 +214,12 @@ def test_another_codec_or_model_is_refused(codec: Codec, counts: CountModel) -> 
 class Oracle(CodeModel):
     """Knows the next code all but surely: of the code c before, (7 c + 3) mod K."""
 
-    codes, stages = 64, 3
+    num_codes, num_codebooks = 64, 3
 
     def __init__(self, chance: Callable[[int], float]):
         self.chance = chance
 
-    def begin(self, stages: int) -> State:
+    def begin(self, num_codebooks: int) -> State:
         return (0,)
 
     def observe(self, state: State, code: int) -> State:

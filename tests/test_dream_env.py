@@ -55,7 +55,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     with EpisodeStore.writer(folder / "data", SPEC) as store:
         for seed in range(6):
             store.append(random_episode(seed), held_out=seed >= 4)
-    widths = ("tokenizer.widths=[8,8,8]", "tokenizer.blocks=1", f"tokenizer.codes={CODES}", "prior.trunk.blocks=1")
+    widths = ("tokenizer.widths=[8,8,8]", "tokenizer.blocks=1", f"tokenizer.num_codes={CODES}", "prior.trunk.blocks=1")
     where = (f"data={folder / 'data'}", f"runs={folder}", "run=noise")
     config = compose_config([f"prior={request.param}", *SMALL_PRIOR, *widths, *where])
     torch.manual_seed(0)

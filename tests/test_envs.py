@@ -508,7 +508,7 @@ def test_an_own_environment_goes_through_every_command(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)  # for the processes that record
     monkeypatch.chdir(tmp_path)
     gym = ["env=gym", "env.id=own_environment:Ring-v0", "env.size=16"]
-    tiny = [*SMALL_TOKENIZER, *SMALL_PRIOR, "tokenizer.codes=16", "device=cpu"]
+    tiny = [*SMALL_TOKENIZER, *SMALL_PRIOR, "tokenizer.num_codes=16", "device=cpu"]
     assert main(["collect", *gym, "--steps", "300", "--workers", "1"]) == 0
     assert main(["train", *gym, *tiny, "--steps", "2"]) == 0
     assert main(["dream", "--actions", "left*3,stay", "--output", "dream.png"]) == 0

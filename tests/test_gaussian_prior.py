@@ -118,7 +118,7 @@ def test_training_leaves_the_vae_alone() -> None:
 
 
 def test_it_is_a_prior_of_a_vae() -> None:
-    tokenizer = VQVAE((3, 8, 8), partial(VectorQuantizer, width=4), [4, 4], blocks=1, codes=8)
+    tokenizer = VQVAE((3, 8, 8), partial(VectorQuantizer, width=4), [4, 4], blocks=1, num_codes=8)
     with pytest.raises(ConfigError, match="latents of a VAE"):
         GaussianPrior(tokenizer, "abc")
 

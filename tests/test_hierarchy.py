@@ -36,7 +36,7 @@ def make_head(levels: tuple[tuple[int, int], ...] = LEVELS, codes: int = 5) -> t
 def small_tokenizer(**changes: object) -> VQVAE2:
     torch.manual_seed(0)
     quantizer = partial(VectorQuantizer, width=4)
-    return VQVAE2((3, 16, 16), quantizer, **{"widths": [[8, 8], [8]], "blocks": 1, "codes": 16, **changes})  # type: ignore[arg-type]
+    return VQVAE2((3, 16, 16), quantizer, **{"widths": [[8, 8], [8]], "blocks": 1, "num_codes": 16, **changes})  # type: ignore[arg-type]
 
 
 def test_finer_codes_see_coarser_ones_and_not_the_other_way() -> None:
@@ -133,9 +133,9 @@ def test_a_hierarchy_needs_two_levels_that_fit(widths: list[list[int]]) -> None:
 
 def make_second(slots: int = 3) -> tuple[VQVAE, GridVQVAE]:
     torch.manual_seed(0)
-    first = VQVAE((3, 24, 24), partial(VectorQuantizer, width=4), [8, 8], blocks=1, codes=8).eval()
+    first = VQVAE((3, 24, 24), partial(VectorQuantizer, width=4), [8, 8], blocks=1, num_codes=8).eval()
     quantizer = partial(ProductQuantizer, slots=slots, quantizer=partial(VectorQuantizer, width=4))
-    return first, GridVQVAE(first, quantizer, small_head, codes=4, widths=[16, 16], blocks=1, context=8)
+    return first, GridVQVAE(first, quantizer, small_head, num_codes=4, widths=[16, 16], blocks=1, context=8)
 
 
 def test_a_second_stage_learns_to_tell_grids_apart_by_a_few_codes() -> None:

@@ -31,19 +31,19 @@ STAGES = ("tokenizer", "second", "prior")
 QUICK = [f"training.{stage}.{name}" for stage in STAGES for name in ("steps=2", "batch=2", "evaluate_batches=1")]
 HEAD = ["prior.head.width=8", "prior.head.layers=2", "prior.trunk.width=8"]
 SMALL = {
-    "cifar10": ["tokenizer.quantizer.slots=2", "tokenizer.codes=8", *HEAD],
+    "cifar10": ["tokenizer.quantizer.slots=2", "tokenizer.num_codes=8", *HEAD],
     "cifar10-vae": ["tokenizer.latents=2", "prior.width=8", "prior.layers=2"],
-    "cifar10-vimco": ["tokenizer.slots=2", "tokenizer.codes=8", "tokenizer.samples=3", *HEAD],
-    "cifar10-captions": ["tokenizer.codes=8", "prior.head.width=8", "prior.trunk.width=8", "prior.trunk.heads=2"],
-    "imagenet128": ["tokenizer.codes=8", *HEAD],
-    "dmlab": ["tokenizer.codes=8", *HEAD],
+    "cifar10-vimco": ["tokenizer.slots=2", "tokenizer.num_codes=8", "tokenizer.samples=3", *HEAD],
+    "cifar10-captions": ["tokenizer.num_codes=8", "prior.head.width=8", "prior.trunk.width=8", "prior.trunk.heads=2"],
+    "imagenet128": ["tokenizer.num_codes=8", *HEAD],
+    "dmlab": ["tokenizer.num_codes=8", *HEAD],
     "dmlab-27bits": [
-        "tokenizer.codes=8", "second.codes=4", "second.widths=[8,8]", "second.context=8", "second.head.width=8",
+        "tokenizer.num_codes=8", "second.num_codes=4", "second.widths=[8,8]", "second.context=8", "second.head.width=8",
         "second.head.layers=2", *HEAD,
     ],
     "vqvae2": [
-        "tokenizer.codes=8", "tokenizer.widths=[[8,8],[8]]", "prior.head.inner.width=8", "prior.head.inner.layers=2",
-        "prior.head.width=8", "prior.trunk.width=8",
+        "tokenizer.num_codes=8", "tokenizer.widths=[[8,8],[8]]", "prior.head.inner.width=8",
+        "prior.head.inner.layers=2", "prior.head.width=8", "prior.trunk.width=8",
     ],
 }  # fmt: skip
 
@@ -100,7 +100,7 @@ def test_every_experiment_goes_from_files_to_pictures(name: str, tmp_path: Path,
 
 def test_deepmind_lab_is_dreamt_from_six_frames(tmp_path: Path, say: Callable[..., str]) -> None:
     experiment = "experiment=dmlab-video"
-    small = [*QUICK, "tokenizer.codes=8", "tokenizer.widths=[8,8]", "tokenizer.blocks=1", "prior.trunk.width=8"]
+    small = [*QUICK, "tokenizer.num_codes=8", "tokenizer.widths=[8,8]", "tokenizer.blocks=1", "prior.trunk.width=8"]
     say(collect, experiment, write_source("dmlab", tmp_path))
     assert "run dmlab-video-1" in say(
         train, experiment, *small, "prior.trunk.blocks=1", "prior.head.width=8", "device=cpu"
@@ -243,7 +243,7 @@ def test_pictures_are_drawn_for_captions_that_no_picture_had(tmp_path: Path, say
         (tmp_path / f"set/{number:02d}.txt").write_text(text)
     say(collect, "source=images", "source.size=16", "source.path=set")
     say(
-        train, "source=images", "tokenizer=gumbel", "tokenizer.codes=8", "tokenizer.widths=[8,8]", "prior=captions",
+        train, "source=images", "tokenizer=gumbel", "tokenizer.num_codes=8", "tokenizer.widths=[8,8]", "prior=captions",
         "prior.head.width=8", "prior.trunk.width=8", "prior.trunk.heads=2", *QUICK, "device=cpu",
     )  # fmt: skip
     say(dream, "source=images", "--actions", "a red bus,a_blue_bus", "--samples", "2", "--output", "drawn.png")

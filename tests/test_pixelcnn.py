@@ -197,7 +197,7 @@ def test_what_does_not_fit_is_named() -> None:
 class Slots(Tokenizer):
     """Only the facts that a prior asks for: a grid of 2×3 sites with 2 codes of 5 each."""
 
-    grid, codes, frame_shape = (2, 3, 2), 5, (3, 8, 12)
+    grid, num_codes, frame_shape = (2, 3, 2), 5, (3, 8, 12)
 
     def _reconstruction(self, *_: Any) -> Any:
         raise NotImplementedError

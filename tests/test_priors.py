@@ -239,7 +239,7 @@ def test_saved_and_loaded_bit_for_bit(prior: Prior, tmp_path: Path) -> None:
 def test_an_order_visits_every_position_once_and_looks_at_groups_before(name: str, grid: tuple[int, ...]) -> None:
     order, size = make_order(name, grid), math.prod(grid)
     assert sorted(order.positions.tolist()) == list(range(size))
-    assert sum(order.groups) == sum(order.stages) == size
+    assert sum(order.groups) == sum(order.phases) == size
     first = 0
     for count in order.groups:
         seen = order.neighbours[first : first + count]

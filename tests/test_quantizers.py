@@ -12,30 +12,30 @@ import torch
 from torch.nn import functional as F
 
 from worldmodel.quantizers import (
+    NO_CODE,
     FiniteScalarQuantizer,
     GumbelQuantizer,
     ProductQuantizer,
     Quantizer,
     ResidualQuantizer,
     VectorQuantizer,
-    first_stages,
     nearest,
 )
 
 MAKERS = {
-    "ema": lambda: VectorQuantizer(codes=32, width=4),
-    "loss": lambda: VectorQuantizer(codes=32, width=4, update="loss"),
+    "ema": lambda: VectorQuantizer(num_codes=32, width=4),
+    "loss": lambda: VectorQuantizer(num_codes=32, width=4, update="loss"),
     "fsq": lambda: FiniteScalarQuantizer(levels=[5, 4, 3, 2]),
-    "gumbel": lambda: GumbelQuantizer(codes=32, width=4),
-    "gumbel, hard": lambda: GumbelQuantizer(codes=32, width=4, hard=True),
-    "product": lambda: ProductQuantizer(3, partial(VectorQuantizer, width=4), codes=32),
+    "gumbel": lambda: GumbelQuantizer(num_codes=32, width=4),
+    "gumbel, hard": lambda: GumbelQuantizer(num_codes=32, width=4, hard=True),
+    "product": lambda: ProductQuantizer(3, partial(VectorQuantizer, width=4), num_codes=32),
     "product of products": lambda: ProductQuantizer(
         2, lambda: ProductQuantizer(3, partial(FiniteScalarQuantizer, [4, 3]))
     ),
-    "residual": lambda: ResidualQuantizer(3, partial(VectorQuantizer, width=4), codes=32),
-    "residual, dropout": lambda: ResidualQuantizer(3, partial(VectorQuantizer, width=4), codes=32, dropout=0.5),
+    "residual": lambda: ResidualQuantizer(3, partial(VectorQuantizer, width=4), num_codes=32),
+    "residual, dropout": lambda: ResidualQuantizer(3, partial(VectorQuantizer, width=4), num_codes=32, dropout=0.5),
     "product of residuals": lambda: ProductQuantizer(
-        2, lambda: ResidualQuantizer(3, partial(VectorQuantizer, width=4), codes=16)
+        2, lambda: ResidualQuantizer(3, partial(VectorQuantizer, width=4), num_codes=16)
     ),
 }
 
@@ -53,7 +53,7 @@ def test_shapes_range_and_agreement(quantizer: Quantizer) -> None:
     assert result.vectors.shape == vectors.shape
     assert result.codes.shape == (2, 3, 5, *quantizer.shape)
     assert result.codes.min() >= 0
-    assert result.codes.max() < quantizer.codes
+    assert result.codes.max() < quantizer.num_codes
     assert torch.equal(result.codes, quantizer.encode(vectors))
     torch.testing.assert_close(result.vectors, quantizer.lookup(result.codes))
 
@@ -64,9 +64,9 @@ def test_the_codebook_lists_the_vectors_of_the_codes(quantizer: Quantizer) -> No
     slots = math.prod(quantizer.shape)
     inner = quantizer.parts[0] if isinstance(quantizer, ProductQuantizer) else quantizer
     stages = inner.shape[0] if isinstance(inner, ResidualQuantizer) else 1
-    assert table.shape == (*quantizer.shape, quantizer.codes, quantizer.width * stages // slots)
-    codes = torch.randint(quantizer.codes, (7, *quantizer.shape), generator=torch.Generator().manual_seed(0))
-    books = table.reshape(slots, quantizer.codes, -1)
+    assert table.shape == (*quantizer.shape, quantizer.num_codes, quantizer.width * stages // slots)
+    codes = torch.randint(quantizer.num_codes, (7, *quantizer.shape), generator=torch.Generator().manual_seed(0))
+    books = table.reshape(slots, quantizer.num_codes, -1)
     picked = [book[code] for book, code in zip(books, codes.reshape(7, slots).T, strict=True)]
     sums = [sum(picked[start : start + stages]) for start in range(0, slots, stages)]
     assert torch.equal(quantizer.lookup(codes), torch.cat(sums, -1))
@@ -76,7 +76,7 @@ def test_the_codebook_lists_the_vectors_of_the_codes(quantizer: Quantizer) -> No
 def test_a_code_vector_is_its_own_code(name: str) -> None:
     torch.manual_seed(0)
     quantizer = MAKERS[name]()
-    codes = torch.arange(quantizer.codes)
+    codes = torch.arange(quantizer.num_codes)
     table = quantizer.lookup(codes)
     if isinstance(
         quantizer, FiniteScalarQuantizer
@@ -121,7 +121,7 @@ def test_nearest_in_chunks_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_bfloat16_vectors_are_compared_in_float32() -> None:
     torch.manual_seed(0)
-    quantizer = VectorQuantizer(codes=512, width=64).eval()
+    quantizer = VectorQuantizer(num_codes=512, width=64).eval()
     vectors = torch.randn(1000, 64).bfloat16()
     assert torch.equal(quantizer(vectors).codes, nearest(vectors.float(), quantizer.table))
 
@@ -145,7 +145,7 @@ def test_ema_finds_the_clusters_and_no_code_stays_dead() -> None:
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(16, 4, generator=generator) * 5
-    quantizer = VectorQuantizer(codes=32, width=4, decay=0.9, revive_after=5)
+    quantizer = VectorQuantizer(num_codes=32, width=4, decay=0.9, revive_after=5)
     for _ in range(60):
         labels = torch.randint(16, (512,), generator=generator)
         quantizer(centres[labels] + 0.01 * torch.randn(512, 4, generator=generator), generator)
@@ -158,7 +158,7 @@ def test_ema_finds_the_clusters_and_no_code_stays_dead() -> None:
 @pytest.mark.parametrize("update", ["ema", "loss"])
 def test_revival_moves_the_vector_the_count_and_the_sum(update: str) -> None:
     torch.manual_seed(0)
-    quantizer = VectorQuantizer(codes=8, width=2, update=update, revive_after=3)
+    quantizer = VectorQuantizer(num_codes=8, width=2, update=update, revive_after=3)
     vectors = torch.randn(64, 2)
     quantizer(vectors)
     with torch.no_grad():
@@ -173,7 +173,7 @@ def test_revival_moves_the_vector_the_count_and_the_sum(update: str) -> None:
 
 def test_the_first_batch_lays_the_codebook_on_the_data() -> None:
     torch.manual_seed(0)
-    quantizer = VectorQuantizer(codes=64, width=8)
+    quantizer = VectorQuantizer(num_codes=64, width=8)
     vectors = torch.randn(2000, 8) * 0.1 + 7
     codes = quantizer(vectors, torch.Generator().manual_seed(0)).codes
     assert len(codes.unique()) == 64
@@ -188,7 +188,7 @@ def test_evaluation_changes_nothing(quantizer: Quantizer) -> None:
 
 def test_commitment_pulls_the_encoder_and_codebook_loss_pulls_the_codes() -> None:
     torch.manual_seed(0)
-    quantizer = VectorQuantizer(codes=8, width=2, update="loss").eval()
+    quantizer = VectorQuantizer(num_codes=8, width=2, update="loss").eval()
     vectors = torch.randn(10, 2, requires_grad=True)
     result = quantizer(vectors)
     result.losses["commitment"].backward(retain_graph=True)
@@ -204,7 +204,7 @@ def test_commitment_pulls_the_encoder_and_codebook_loss_pulls_the_codes() -> Non
 def test_gradients_are_those_of_the_plain_formula(training: bool) -> None:
     """What reaches the encoder: that of the decoder, and β times the derivative of mean (z − e)²."""
     torch.manual_seed(0)
-    quantizer = VectorQuantizer(codes=32, width=4).train(training)
+    quantizer = VectorQuantizer(num_codes=32, width=4).train(training)
     vectors, weights = torch.randn(2, 50, 4, dtype=torch.float64), torch.randn(2, 50, 4, dtype=torch.float64)
     ours = vectors.float().requires_grad_()
     quantizer(ours, torch.Generator().manual_seed(0))  # lays the codebook
@@ -224,22 +224,22 @@ def test_fsq_lookup_is_a_bijection_and_huge_products_are_never_built() -> None:
     assert len({tuple(v.tolist()) for v in quantizer.codebook()}) == 60
     huge = FiniteScalarQuantizer([8] * 12)
     codes = huge.encode(torch.randn(100, 12))
-    assert huge.codes == 8**12
+    assert huge.num_codes == 8**12
     assert huge.lookup(codes).shape == (100, 12)
     assert huge.lookup(codes).abs().max() <= 1
 
 
 def test_bad_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="GumbelQuantizer does not"):
-        ResidualQuantizer(2, partial(GumbelQuantizer, width=2), codes=8)
+        ResidualQuantizer(2, partial(GumbelQuantizer, width=2), num_codes=8)
     with pytest.raises(ValueError, match=r"not go from 0\.5 to 1"):
-        GumbelQuantizer(codes=8, width=2, start=0.5, end=1)
+        GumbelQuantizer(num_codes=8, width=2, start=0.5, end=1)
 
 
 @pytest.mark.parametrize("training", [False, True])
 def test_a_product_is_its_parts_side_by_side(training: bool) -> None:
     torch.manual_seed(0)
-    product = ProductQuantizer(3, partial(VectorQuantizer, width=4, update="loss"), codes=16)
+    product = ProductQuantizer(3, partial(VectorQuantizer, width=4, update="loss"), num_codes=16)
     vectors = torch.randn(100, 12, generator=torch.Generator().manual_seed(1))
     product(vectors, torch.Generator().manual_seed(0))
     product.train(training)
@@ -258,7 +258,7 @@ def test_a_product_is_its_parts_side_by_side(training: bool) -> None:
 
 def test_the_slots_of_a_product_are_independent() -> None:
     torch.manual_seed(0)
-    product = ProductQuantizer(3, partial(VectorQuantizer, width=4), codes=16).eval()
+    product = ProductQuantizer(3, partial(VectorQuantizer, width=4), num_codes=16).eval()
     vectors = torch.randn(200, 12)
     codes = product.encode(vectors)
     moved = vectors.clone()
@@ -272,7 +272,7 @@ def test_the_slots_of_a_product_are_independent() -> None:
 def test_gumbel_draws_codes_by_their_probability() -> None:
     """Hard samples of one input, against softmax(logits): noise and argmax give exactly that distribution."""
     torch.manual_seed(0)
-    quantizer = GumbelQuantizer(codes=6, width=3, hard=True)
+    quantizer = GumbelQuantizer(num_codes=6, width=3, hard=True)
     quantizer.started.fill_(1.0)  # this batch has no deviation to measure
     vector = torch.randn(3) * 2
     vectors = quantizer(vector.expand(40_000, 3), torch.Generator().manual_seed(0)).vectors
@@ -284,7 +284,7 @@ def test_gumbel_draws_codes_by_their_probability() -> None:
 
 def test_gumbel_weighs_the_vectors_ever_more_sharply() -> None:
     torch.manual_seed(0)
-    quantizer = GumbelQuantizer(codes=8, width=4, start=2.0, end=0.05, anneal_steps=10)
+    quantizer = GumbelQuantizer(num_codes=8, width=4, start=2.0, end=0.05, anneal_steps=10)
     vectors = torch.randn(500, 4)
     temperatures, distances = [], []
     for _ in range(12):
@@ -301,7 +301,7 @@ def test_gumbel_is_not_led_by_an_offset_of_its_inputs() -> None:
     """Measured once, on the first training batch; then it belongs to the state."""
     torch.manual_seed(0)
     vectors = torch.randn(2000, 8, generator=torch.Generator().manual_seed(0))
-    quantizer, moved = GumbelQuantizer(codes=64, width=8), GumbelQuantizer(codes=64, width=8)
+    quantizer, moved = GumbelQuantizer(num_codes=64, width=8), GumbelQuantizer(num_codes=64, width=8)
     moved.load_state_dict(quantizer.state_dict())
     for each, batch in ((quantizer, vectors), (moved, vectors * 0.01 + 5)):
         each(batch, torch.Generator().manual_seed(0))
@@ -313,11 +313,11 @@ def test_gumbel_is_not_led_by_an_offset_of_its_inputs() -> None:
 
 def test_gumbel_goes_on_with_the_temperature_and_the_noise_of_its_state() -> None:
     torch.manual_seed(0)
-    quantizer = GumbelQuantizer(codes=8, width=4, anneal_steps=10)
+    quantizer = GumbelQuantizer(num_codes=8, width=4, anneal_steps=10)
     vectors = torch.randn(5, 4)
     for _ in range(4):
         quantizer(vectors, torch.Generator().manual_seed(0))
-    resumed = GumbelQuantizer(codes=8, width=4, anneal_steps=10)
+    resumed = GumbelQuantizer(num_codes=8, width=4, anneal_steps=10)
     resumed.load_state_dict(quantizer.state_dict())
     one, two = (each(vectors, torch.Generator().manual_seed(3)) for each in (quantizer, resumed))
     assert torch.equal(one.vectors, two.vectors) and quantizer.temperature == resumed.temperature < 1
@@ -336,7 +336,7 @@ def test_gumbel_diversity_is_zero_when_codes_are_used_alike_however_sure_each_is
 
 def test_gumbel_divergence_is_that_from_the_uniform_distribution() -> None:
     torch.manual_seed(0)
-    quantizer = GumbelQuantizer(codes=8, width=4).eval()
+    quantizer = GumbelQuantizer(num_codes=8, width=4).eval()
     vectors = torch.randn(10, 4) * 3
     shares = quantizer.logits(vectors).softmax(-1)
     expected = F.kl_div(torch.full_like(shares, 1 / 8).log(), shares, reduction="none").sum(-1).mean()
@@ -349,7 +349,7 @@ def test_gumbel_divergence_is_that_from_the_uniform_distribution() -> None:
 def laid(stages: int, vectors: torch.Tensor, dropout: float = 0.0, **options: object) -> ResidualQuantizer:
     """A residual quantiser of 16 codes a stage, after some batches of these vectors."""
     torch.manual_seed(0)
-    quantizer = ResidualQuantizer(stages, partial(VectorQuantizer, width=4, **options), codes=16)  # type: ignore[arg-type]
+    quantizer = ResidualQuantizer(stages, partial(VectorQuantizer, width=4, **options), num_codes=16)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(0)
     for _ in range(10):
         quantizer(vectors, generator)
@@ -377,11 +377,12 @@ def test_the_error_falls_with_every_stage_that_is_used() -> None:
     vectors = torch.randn(2000, 4, generator=torch.Generator().manual_seed(1))
     quantizer = laid(4, vectors).eval()
     codes = quantizer.encode(vectors)
-    errors = [F.mse_loss(quantizer.lookup(first_stages(codes, used)), vectors).item() for used in range(5)]
+    kept = [codes.where(torch.arange(4) < used, NO_CODE) for used in range(5)]  # of the first codebooks
+    errors = [F.mse_loss(quantizer.lookup(each), vectors).item() for each in kept]
     assert errors[0] == pytest.approx(vectors.square().mean().item())
     assert all(after < 0.7 * before for before, after in itertools.pairwise(errors))
     assert errors[4] == F.mse_loss(quantizer(vectors).vectors, vectors).item()
-    mixed = torch.stack([first_stages(codes[0], 1), codes[1]])  # each row as many as it likes
+    mixed = torch.stack([kept[1][0], codes[1]])  # each row as many as it likes
     assert torch.equal(quantizer.lookup(mixed)[0], quantizer.parts[0].lookup(codes[0, 0]))
     assert torch.equal(quantizer.lookup(mixed)[1], quantizer.lookup(codes)[1])
 
@@ -409,7 +410,7 @@ def test_a_stage_knows_nothing_of_the_samples_that_do_not_reach_it() -> None:
 
 
 def sum_of(parts: torch.nn.ModuleList, codes: torch.Tensor) -> torch.Tensor:
-    quantizer = ResidualQuantizer(len(parts), partial(VectorQuantizer, width=4), codes=16)
+    quantizer = ResidualQuantizer(len(parts), partial(VectorQuantizer, width=4), num_codes=16)
     quantizer.parts = parts
     return quantizer.lookup(codes)
 
@@ -417,7 +418,7 @@ def sum_of(parts: torch.nn.ModuleList, codes: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(("samples", "dropout"), [(8, 1.0), (3, 1.0), (16, 0.5), (1, 1.0)])
 def test_stages_are_drawn_uniformly_and_one_sample_reaches_them_all(samples: int, dropout: float) -> None:
     vectors, generator = torch.randn(samples, 5, 4), torch.Generator().manual_seed(0)
-    quantizer = ResidualQuantizer(4, partial(VectorQuantizer, width=4), codes=16, dropout=dropout)
+    quantizer = ResidualQuantizer(4, partial(VectorQuantizer, width=4), num_codes=16, dropout=dropout)
     found = torch.zeros(4)
     for _ in range(400):
         counts = quantizer._reached(vectors, generator).view(samples, 5)

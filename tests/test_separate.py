@@ -46,13 +46,13 @@ def levels() -> SeparateLevels:
 
 def pictures(**changes: object) -> SeparateLevels:
     torch.manual_seed(0)
-    options = {"widths": [[8], [8, 8]], "blocks": 1, "codes": 16, **changes}
+    options = {"widths": [[8], [8, 8]], "blocks": 1, "num_codes": 16, **changes}
     return SeparateLevels((3, 16, 16), partial(VectorQuantizer, width=4), **options).eval()  # type: ignore[arg-type]
 
 
 def random_codes(tokenizer: SeparateLevels, *shape: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, tokenizer.codes, (*shape, *tokenizer.grid), generator=generator)
+    return torch.randint(0, tokenizer.num_codes, (*shape, *tokenizer.grid), generator=generator)
 
 
 def test_the_rates_are_those_of_jukebox() -> None:
@@ -177,7 +177,7 @@ def test_levels_fit_the_frames_and_have_one_code_a_place() -> None:
         pictures(widths=[[8], [8] * 5])
     quantizer = partial(ProductQuantizer, slots=2, quantizer=partial(VectorQuantizer, width=4))
     with pytest.raises(ConfigError, match="one whole code"):
-        SeparateLevels((3, 16, 16), quantizer, [[8], [8, 8]], codes=16)
+        SeparateLevels((3, 16, 16), quantizer, [[8], [8, 8]], num_codes=16)
 
 
 def make_prior() -> Prior:

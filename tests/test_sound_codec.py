@@ -28,7 +28,7 @@ from worldmodel.types import Spec
 
 SPEC = Spec("tiny", (1, 640), ("p225", "p226"), 25.0)
 SMALL = [
-    "tokenizer.widths=[4,4,8,8]", "tokenizer.blocks=1", "tokenizer.codes=8", "tokenizer.quantizer.stages=3",
+    "tokenizer.widths=[4,4,8,8]", "tokenizer.blocks=1", "tokenizer.num_codes=8", "tokenizer.quantizer.num_codebooks=3",
     "tokenizer.quantizer.quantizer.width=4",
     "prior.trunk.width=8", "prior.trunk.model=8", "prior.trunk.heads=2", "prior.trunk.blocks=1", "prior.trunk.window=3",
     "prior.head.width=8", "prior.head.layers=2",

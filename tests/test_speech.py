@@ -37,35 +37,35 @@ from worldmodel.types import Spec, to_float
 SPEC = Spec("tiny", (1, 640), ("p225", "p226"), 25.0)
 SMALL = {
     "speech": [
-        "tokenizer.widths=[4,4,4,4,8,8]", "tokenizer.codes=8", "tokenizer.condition_width=4",
+        "tokenizer.widths=[4,4,4,4,8,8]", "tokenizer.num_codes=8", "tokenizer.condition_width=4",
         "tokenizer.quantizer.width=4",
         "tokenizer.likelihood.outputs=8", "tokenizer.likelihood.width=8", "tokenizer.likelihood.hidden=8",
         "tokenizer.likelihood.layers=2",
     ],
     "speech_mel": [
-        "tokenizer.widths=[16,16,16,16]", "tokenizer.codes=8", "tokenizer.condition_width=4",
+        "tokenizer.widths=[16,16,16,16]", "tokenizer.num_codes=8", "tokenizer.condition_width=4",
         "tokenizer.quantizer.width=4",
         "tokenizer.likelihood.outputs=8", "tokenizer.likelihood.width=8", "tokenizer.likelihood.hidden=8",
         "tokenizer.likelihood.layers=2",
     ],
     "speech_conv": [
-        "tokenizer.widths=[4,4,4,4,8,8]", "tokenizer.codes=8", "tokenizer.condition_width=4",
+        "tokenizer.widths=[4,4,4,4,8,8]", "tokenizer.num_codes=8", "tokenizer.condition_width=4",
         "tokenizer.quantizer.width=4",
     ],
     "jukebox": [
-        "tokenizer.widths=[[4,4,8],[4,4,4,4,8],[4,4,4,4,4,4,8]]", "tokenizer.codes=8", "tokenizer.condition_width=4",
-        "tokenizer.quantizer.width=4",
+        "tokenizer.widths=[[4,4,8],[4,4,4,4,8],[4,4,4,4,4,4,8]]", "tokenizer.num_codes=8",
+        "tokenizer.condition_width=4", "tokenizer.quantizer.width=4",
     ],
     "codec": [
-        "tokenizer.widths=[4,4,8,8]", "tokenizer.codes=8", "tokenizer.quantizer.stages=3",
+        "tokenizer.widths=[4,4,8,8]", "tokenizer.num_codes=8", "tokenizer.quantizer.num_codebooks=3",
         "tokenizer.quantizer.quantizer.width=4",
     ],
     "speech_spectra": [
-        "tokenizer.widths=[8,8,8]", "tokenizer.codes=8", "tokenizer.condition_width=4",
+        "tokenizer.widths=[8,8,8]", "tokenizer.num_codes=8", "tokenizer.condition_width=4",
         "tokenizer.quantizer.width=4",
         "tokenizer.likelihood.rounds=2",
     ],
-    "phonemes": ["tokenizer.widths=[8,8,8]", "tokenizer.codes=8", "tokenizer.condition_width=4",
+    "phonemes": ["tokenizer.widths=[8,8,8]", "tokenizer.num_codes=8", "tokenizer.condition_width=4",
         "tokenizer.quantizer.width=4"],
 }  # fmt: skip
 SMALL_PRIOR = [

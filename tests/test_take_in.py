@@ -141,7 +141,7 @@ def test_a_tokenizer_is_trained_on_images_and_its_run_has_the_name_of_their_sour
     write_images(tmp_path / "pets", PETS)
     where = [f"data={tmp_path / 'data'}", f"runs={tmp_path / 'runs'}", "source=images", "source.size=16"]
     assert collect_module.main([*where, f"source.path={tmp_path / 'pets'}"]) == 0
-    small = ["tokenizer.widths=[8,8]", "tokenizer.codes=16", "training.tokenizer.batch=4", "device=cpu"]
+    small = ["tokenizer.widths=[8,8]", "tokenizer.num_codes=16", "training.tokenizer.batch=4", "device=cpu"]
     assert train_module.main([*where, *small, "--stage", "tokenizer", "--steps", "3"]) == 0
     assert (tmp_path / "runs/images-1/tokenizer.safetensors").is_file()
 

@@ -60,7 +60,7 @@ def test_codes(tokenizer: Tokenizer) -> None:
         == sum(b[0].numel() for b in tokenizer.books(result.codes))
     )
     several = tokenizer.slots or ((len(levels),) if len(levels) > 1 else ())
-    assert tokenizer.codebook().shape[:-1] == (*several, tokenizer.codes)
+    assert tokenizer.codebook().shape[:-1] == (*several, tokenizer.num_codes)
 
 
 def test_bits_are_reported_where_there_is_a_bound(autoencoder: Autoencoder) -> None:
@@ -149,7 +149,7 @@ def test_saved_and_loaded_bit_for_bit(name: str, tmp_path: Path) -> None:
 def test_a_named_tokenizer_makes_its_grid_of_512_codes(name: str, size: int, grid: tuple[int, ...]) -> None:
     config = compose_config([f"tokenizer={name}"])
     tokenizer = build_tokenizer(config, Spec("x", (3, size, size), ("a",), 1.0))
-    assert (tokenizer.grid, tokenizer.codes) == (grid, 512)
+    assert (tokenizer.grid, tokenizer.num_codes) == (grid, 512)
 
 
 @pytest.mark.parametrize("name", AUTOENCODERS)
@@ -166,7 +166,7 @@ def test_the_weights_of_loss_terms_are_those_of_its_terms(name: str) -> None:
 
 
 def test_sound_has_rank_one() -> None:
-    model = VQVAE((1, 64), partial(VectorQuantizer, width=4), widths=[4, 4], codes=8).eval()
+    model = VQVAE((1, 64), partial(VectorQuantizer, width=4), widths=[4, 4], num_codes=8).eval()
     sound = torch.randint(0, 256, (2, 1, 64), dtype=torch.uint8)
     assert model.encode(sound).shape == (2, 16)
     assert model(sound).frames.shape == sound.shape
@@ -179,7 +179,7 @@ def test_a_product_quantizer_gives_the_grid_an_axis_of_slots() -> None:
             "_target_": "worldmodel.tokenizers.VQVAE",
             "widths": [8, 8],
             "blocks": 1,
-            "codes": 16,
+            "num_codes": 16,
             "quantizer": {
                 "_target_": "worldmodel.quantizers.ProductQuantizer",
                 "_partial_": True,
@@ -190,7 +190,7 @@ def test_a_product_quantizer_gives_the_grid_an_axis_of_slots() -> None:
     )
     torch.manual_seed(0)
     model = build_tokenizer(OmegaConf.create({"tokenizer": node}), SPEC).eval()
-    assert (model.grid, model.slots, model.codes) == ((4, 4, 3), (3,), 16)
+    assert (model.grid, model.slots, model.num_codes) == ((4, 4, 3), (3,), 16)
     assert model.codebook().shape == (3, 16, 4)
     x = frames(2)
     result = model(x)
@@ -207,7 +207,7 @@ def test_a_product_quantizer_gives_the_grid_an_axis_of_slots() -> None:
 def test_a_product_of_roundings_brings_its_codes() -> None:
     product = partial(ProductQuantizer, 2, partial(FiniteScalarQuantizer, [4, 3]))
     model = VQVAE((3, 16, 16), product, widths=[4, 4], blocks=1).eval()
-    assert (model.grid, model.codes) == ((4, 4, 2), 12)
+    assert (model.grid, model.num_codes) == ((4, 4, 2), 12)
     assert model.encode(frames(1)).shape == (1, 4, 4, 2)
 
 
@@ -215,7 +215,9 @@ def test_a_product_of_roundings_brings_its_codes() -> None:
 def test_usage_is_counted_in_every_codebook(slots: tuple[int, ...]) -> None:
     """Two slots, of which one uses half its codes and the other a quarter: 3/8 of all, not the union of both."""
     quantizer = partial(VectorQuantizer, width=2)
-    model = VQVAE((3, 16, 16), partial(ProductQuantizer, 2, quantizer) if slots else quantizer, [4], blocks=1, codes=8)
+    model = VQVAE(
+        (3, 16, 16), partial(ProductQuantizer, 2, quantizer) if slots else quantizer, [4], blocks=1, num_codes=8
+    )
     objective = TokenizerObjective(model, window=3)
     assert objective.history.shape == (3, 2 if slots else 1, 8)
     codes = torch.tensor([[0, 1, 2, 3], [3, 4, 3, 4]])  # (slots, positions)
@@ -246,7 +248,7 @@ def test_frames_that_cannot_be_halved() -> None:
 
 
 def test_the_number_of_codes_is_a_setting() -> None:
-    assert build_tokenizer(compose_config(["tokenizer.codes=1024"]), SPEC).codes == 1024
+    assert build_tokenizer(compose_config(["tokenizer.num_codes=1024"]), SPEC).codes == 1024
 
 
 def test_frames_survive_the_scaling() -> None:

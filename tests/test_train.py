@@ -230,7 +230,7 @@ def test_training_begins_with_the_weights_of_a_run(finished: Path, data: Path, t
     fresh = load_file(train(settings(data, tmp_path, run="three", **still)) / "prior.safetensors")
     assert not all(torch.allclose(fresh[key], here[key], atol=1e-3) for key in parts)
     with pytest.raises(ConfigError, match=r"begin with the weights of one: tokenizer\.codes was"):
-        train(settings(data, tmp_path, run="four", **{"tokenizer.codes": 5}), weights_of="one")
+        train(settings(data, tmp_path, run="four", **{"tokenizer.num_codes": 5}), weights_of="one")
     with pytest.raises(RunError, match="unknown run 'none'"):
         train(settings(data, tmp_path, run="four"), weights_of="none")
     assert not (tmp_path / "four").exists()
@@ -415,7 +415,7 @@ def test_essence_leaves_out_budgets_and_machines(data: Path, tmp_path: Path) -> 
     base = essence(settings(data, tmp_path))
     assert base == essence(settings(data, tmp_path, training__prior__steps=7, device="cuda"))
     assert base != essence(settings(data, tmp_path, training__prior__batch=7))
-    assert base["tokenizer.codes"] == 16
+    assert base["tokenizer.num_codes"] == 16
 
 
 def test_batches_are_a_function_of_step_and_rank() -> None:

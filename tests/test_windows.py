@@ -197,7 +197,7 @@ class FourCodes(Tokenizer):
 
     def __init__(self, offset: int = 0, codes: int = 256):
         super().__init__()
-        self.frame_shape, self.grid, self.codes = (1, 2, 2), (4,), codes
+        self.frame_shape, self.grid, self.num_codes = (1, 2, 2), (4,), codes
         self.register_buffer("offset", torch.tensor(offset))
         self.encoded = 0
 

@@ -39,11 +39,11 @@ AUTOENCODERS = sorted({path.stem for path in (Path(configs.__file__).parent / "t
 SMALL_TOKENIZER = ("tokenizer.widths=[8,8]", "tokenizer.blocks=1")
 # What else is made small; 16 codes where nothing is said.
 SMALLER = {
-    "vqvae2": ("tokenizer.codes=16", "tokenizer.widths=[[8,8],[8]]"),
+    "vqvae2": ("tokenizer.num_codes=16", "tokenizer.widths=[[8,8],[8]]"),
     "fsq": ("tokenizer.quantizer.levels=[4,4]",),
     "vae": ("tokenizer.latents=3",),
-    "vimco": ("tokenizer.codes=16", "tokenizer.slots=3", "tokenizer.width=4", "tokenizer.samples=4"),
-    "vqvae_8x8x10": ("tokenizer.codes=16", "tokenizer.quantizer.slots=3", "tokenizer.quantizer.quantizer.width=4"),
+    "vimco": ("tokenizer.num_codes=16", "tokenizer.slots=3", "tokenizer.width=4", "tokenizer.samples=4"),
+    "vqvae_8x8x10": ("tokenizer.num_codes=16", "tokenizer.quantizer.slots=3", "tokenizer.quantizer.quantizer.width=4"),
 }
 SMALL_PRIOR = ("prior.trunk.width=16", "prior.head.width=16")
 
@@ -70,7 +70,7 @@ def built_once(build: Callable[..., Model]) -> Callable[..., Model]:
 @built_once
 def tiny_autoencoder(name: str, spec: Spec = SPEC) -> Autoencoder:
     """16×16 frames → 4×4 places."""
-    overrides = [f"tokenizer={name}", *SMALL_TOKENIZER, *SMALLER.get(name, ("tokenizer.codes=16",))]
+    overrides = [f"tokenizer={name}", *SMALL_TOKENIZER, *SMALLER.get(name, ("tokenizer.num_codes=16",))]
     torch.manual_seed(0)
     return build_tokenizer(compose_config(overrides), spec).eval()
 
@@ -85,7 +85,7 @@ def tiny_prior(name: str = "conv", spec: Spec = SPEC, spread: float = 3.0) -> Pr
     """An untrained prior over 4×4 codes of 16; its weights are blown up so that its distributions are far from flat."""
     torch.manual_seed(0)
     depth = "prior.head.layers=3" if name == "pixelcnn" else "prior.trunk.blocks=1"
-    config = compose_config([f"prior={name}", *SMALL_TOKENIZER, *SMALL_PRIOR, depth, "tokenizer.codes=16"])
+    config = compose_config([f"prior={name}", *SMALL_TOKENIZER, *SMALL_PRIOR, depth, "tokenizer.num_codes=16"])
     prior = build_prior(config, spec, tiny_tokenizer(spec=spec)).eval()
     with torch.no_grad():
         for parameter in prior.parameters():

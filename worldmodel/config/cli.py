@@ -41,7 +41,7 @@ overrides:
   Any setting can be overridden as key=value (Hydra's syntax), in any place among the flags:
     env=vizdoom/health_gathering    choose another file of configs/env
     source=cifar10 source.path=…    pictures or recordings instead of an environment: configs/source
-    tokenizer.codes=1024            set one value
+    tokenizer.num_codes=1024            set one value
     device=cuda                     auto, cpu, cuda, cuda:1
     data=… run=… runs=…             folder of the data, name of the run, folder of the runs
   --config prints the composed settings and stops.

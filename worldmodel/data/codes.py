@@ -62,12 +62,12 @@ def encode_store(
     key = {"tokenizer": fingerprint(tokenizer), "episodes": _names(store)}
     cached = _open_cache(folder)
     if cached is not None and all(cached[0].get(name) == value for name, value in key.items()):
-        return CodeStore(store, cached[1], tokenizer.codes)
+        return CodeStore(store, cached[1], tokenizer.num_codes)
     known = cached[1] if cached is not None and cached[0].get("tokenizer") == key["tokenizer"] else None
     old_names = cached[0]["episodes"] if cached is not None and known is not None else []
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / "codes.npy.tmp"  # one name, so that the leftover of a crash is overwritten
-    dtype = np.uint16 if tokenizer.codes <= 2**16 else np.uint32
+    dtype = np.uint16 if tokenizer.num_codes <= 2**16 else np.uint32
     try:
         out = open_memmap(temporary, "w+", dtype, (store.frames, *tokenizer.grid))
         reserve(temporary)
@@ -81,13 +81,13 @@ def encode_store(
     finally:
         temporary.unlink(missing_ok=True)
     replace_text(folder / "codes.json", json.dumps({**key, "crc": crc}))
-    return CodeStore(store, np.load(folder / "codes.npy", mmap_mode="r"), tokenizer.codes)
+    return CodeStore(store, np.load(folder / "codes.npy", mmap_mode="r"), tokenizer.num_codes)
 
 
 def fingerprint(model: nn.Module) -> str:
     """SHA-256 over everything that decides a tokenizer's codes: its class, its sizes and all of its tensors. A prior
     has one, too."""
-    digest = hashlib.sha256(f"{type(model).__name__} {model.grid} {getattr(model, 'codes', None)}".encode())
+    digest = hashlib.sha256(f"{type(model).__name__} {model.grid} {getattr(model, 'num_codes', None)}".encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

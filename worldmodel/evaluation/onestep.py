@@ -59,7 +59,7 @@ def one_step(
     """
     generator = torch.Generator().manual_seed(seed)
     parts: list[dict[str, np.ndarray]] = []
-    counts = torch.zeros(world.tokenizer.codes, dtype=torch.int64)
+    counts = torch.zeros(world.tokenizer.num_codes, dtype=torch.int64)
     windows = frames_done = truncated = 0
     for episode in episodes:
         if frames_done >= total_frames:

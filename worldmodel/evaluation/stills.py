@@ -96,7 +96,7 @@ def score(
                 keep(similarity=ssim(pictures, raw))
             nats = None
             if isinstance(model, Tokenizer) and codes is not None:
-                found = [torch.bincount(book.flatten(), minlength=model.codes).cpu() for book in model.books(codes)]
+                found = [torch.bincount(book.flatten(), minlength=model.num_codes).cpu() for book in model.books(codes)]
                 usage = [a + b for a, b in zip(usage, found, strict=True)] if usage else found
                 if prior is not None:
                     nats = -prior.log_likelihood(codes[:, None], conditions[:, None])[:, 0]
@@ -193,11 +193,11 @@ def summary(found: Stills, model: Autoencoder, seed: int = 0, classes: int = 1) 
         ],
     }
     if isinstance(model, Tokenizer):
-        count, each = math.prod(model.grid), math.log2(model.codes)
+        count, each = math.prod(model.grid), math.log2(model.num_codes)
         told["grid"] = {
             "shape": list(model.grid),
             "levels": [list(level) for level in model.levels],
-            "codes": model.codes,
+            "codes": model.num_codes,
             "bits": count * each,
             "factor": 8 * dimensions / (count * each),
         }
@@ -210,7 +210,7 @@ def summary(found: Stills, model: Autoencoder, seed: int = 0, classes: int = 1) 
             assert isinstance(model, Stacked)
             first = model.first
             told["scene"] = {
-                "bits_uniform": math.prod(first.grid) * math.log2(first.codes),
+                "bits_uniform": math.prod(first.grid) * math.log2(first.num_codes),
                 "codes": math.prod(first.grid),
             }
             costs = {"uniform": np.full_like(found.grid_nats, model.uniform_nats()), "learned": found.prior_nats}

@@ -107,7 +107,7 @@ def evaluate(
         "machine": machine(world.device),
         "actions": list(world.spec.action_names),
         "settings": dataclasses.asdict(settings),
-        "one_step": onestep.summary(one, settings.context, world.tokenizer.codes, positions, settings.seed),
+        "one_step": onestep.summary(one, settings.context, world.tokenizer.num_codes, positions, settings.seed),
         "codes": CodeUsage(one.code_counts).to_json(),
         "open_loop": openloop.summary(loop, settings.steps, settings.seed),
         "inverse": _obedience(world, store, held_out, settings, folder, progress) if settings.budget else None,

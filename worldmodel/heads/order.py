@@ -28,20 +28,20 @@ WIDE: list[Cell] = [(-1, -2), (-1, 2), (1, -2), (1, 2)]
 WIDER: list[Cell] = [(-1, -3), (-1, 3), (1, -3), (1, 3)]
 
 
-class Stage(NamedTuple):
+class Phase(NamedTuple):
     """Cells that are drawn one behind the other, or that do not look at each other."""
 
     cells: list[Cell]
     offsets: list[Cell]  # where each looks, 8 places (rows, columns), known or not
     unit: int = 1  # of the offsets
-    chained: bool = False  # each looks at those of its stage that come before it, too
+    chained: bool = False  # each looks at those of its phase that come before it, too
 
 
 class Order(NamedTuple):
     """A permutation of the N positions of a grid."""
 
     positions: Tensor  # (N,) int64: raster index of the i-th position
-    stages: list[int]  # sizes, Σ = N: runs of positions whose neighbours lie alike
+    phases: list[int]  # sizes, Σ = N: runs of positions whose neighbours lie alike
     groups: list[int]  # sizes, Σ = N: runs of positions that do not look at each other
     neighbours: Tensor  # (N, 8) int64: places in this order of the codes that each looks at, N for "none"
 
@@ -49,53 +49,53 @@ class Order(NamedTuple):
 def make_order(name: OrderName, grid: Sequence[int]) -> Order:
     """The order ``name`` of a grid of rank 1 or 2."""
     height, width = grid if len(grid) == 2 else (1, *grid)
-    stages = [stage for stage in ORDERS[name](height, width) if stage.cells]
-    cells = [cell for stage in stages for cell in stage.cells]
+    phases = [phase for phase in ORDERS[name](height, width) if phase.cells]
+    cells = [cell for phase in phases for cell in phase.cells]
     place = {cell: i for i, cell in enumerate(cells)}
     groups: list[int] = []
     neighbours = []
-    for stage in stages:
-        begin = place[stage.cells[0]]
-        for here, (row, column) in enumerate(stage.cells, begin):
+    for phase in phases:
+        begin = place[phase.cells[0]]
+        for here, (row, column) in enumerate(phase.cells, begin):
             near = [
-                place.get((row + stage.unit * down, column + stage.unit * right), -1) for down, right in stage.offsets
+                place.get((row + phase.unit * down, column + phase.unit * right), -1) for down, right in phase.offsets
             ]
-            known = here if stage.chained else begin
+            known = here if phase.chained else begin
             neighbours.append([j if 0 <= j < known else len(cells) for j in near])
-        groups += [1] * len(stage.cells) if stage.chained else [len(stage.cells)]
+        groups += [1] * len(phase.cells) if phase.chained else [len(phase.cells)]
     positions = torch.tensor([row * width + column for row, column in cells])
-    return Order(positions, [len(stage.cells) for stage in stages], groups, torch.tensor(neighbours))
+    return Order(positions, [len(phase.cells) for phase in phases], groups, torch.tensor(neighbours))
 
 
-def _raster(height: int, width: int) -> list[Stage]:
-    return [Stage(_lattice(height, width), [*STRAIGHT[:2], *DIAGONAL[:2], *FAR[:2], *WIDE[:2]], chained=True)]
+def _raster(height: int, width: int) -> list[Phase]:
+    return [Phase(_lattice(height, width), [*STRAIGHT[:2], *DIAGONAL[:2], *FAR[:2], *WIDE[:2]], chained=True)]
 
 
-def _checkerboard(height: int, width: int) -> list[Stage]:
+def _checkerboard(height: int, width: int) -> list[Phase]:
     board = _lattice(height, width)
     dark, light = ([cell for cell in board if sum(cell) % 2 == parity] for parity in (0, 1))
-    return [Stage(dark, [*DIAGONAL, *FAR], chained=True), Stage(light, [*STRAIGHT, *WIDE])]
+    return [Phase(dark, [*DIAGONAL, *FAR], chained=True), Phase(light, [*STRAIGHT, *WIDE])]
 
 
-def _quincunx(height: int, width: int) -> list[Stage]:
+def _quincunx(height: int, width: int) -> list[Phase]:
     stride = 1
     while 4 * stride <= max(height, width):
         stride *= 2
-    stages = [Stage(_lattice(height, width, stride), [*STRAIGHT, *DIAGONAL], stride, chained=True)]
+    phases = [Phase(_lattice(height, width, stride), [*STRAIGHT, *DIAGONAL], stride, chained=True)]
     while stride > 1:
         half = stride // 2
         middle = _lattice(height, width, stride, half, half)
         early, late = (
             [cell for cell in middle if (cell[0] // stride + cell[1] // stride) % 2 == parity] for parity in (0, 1)
         )
-        stages += [
-            Stage(early, [*DIAGONAL, *WIDER], half),
-            Stage(late, [*DIAGONAL, *FAR], half),
-            Stage(_lattice(height, width, stride, 0, half), [*STRAIGHT, *WIDE], half),
-            Stage(_lattice(height, width, stride, half, 0), [*STRAIGHT, *DIAGONAL], half),
+        phases += [
+            Phase(early, [*DIAGONAL, *WIDER], half),
+            Phase(late, [*DIAGONAL, *FAR], half),
+            Phase(_lattice(height, width, stride, 0, half), [*STRAIGHT, *WIDE], half),
+            Phase(_lattice(height, width, stride, half, 0), [*STRAIGHT, *DIAGONAL], half),
         ]
         stride = half
-    return stages
+    return phases
 
 
 def _lattice(height: int, width: int, stride: int = 1, row: int = 0, column: int = 0) -> list[Cell]:
@@ -103,7 +103,7 @@ def _lattice(height: int, width: int, stride: int = 1, row: int = 0, column: int
     return [(r, c) for r in range(row, height, stride) for c in range(column, width, stride)]
 
 
-ORDERS: dict[OrderName, Callable[[int, int], list[Stage]]] = {
+ORDERS: dict[OrderName, Callable[[int, int], list[Phase]]] = {
     "checkerboard": _checkerboard,
     "quincunx": _quincunx,
     "raster": _raster,

@@ -33,7 +33,7 @@ class Tables(NamedTuple):
 
     key: list[tuple[int, int]]  # where each weight lies, and how often it was written
     weights: list[Tensor]  # held, so that no other weight can come to lie there
-    said: Tensor  # (stages × places × (K + 1), width)
+    said: Tensor  # (phases × places × (K + 1), width)
 
 
 class HeadBlock(nn.Module):
@@ -101,7 +101,7 @@ class TransformerHead(Head):
         codebook, self.positions = spec.codebook, spec.positions
         self.embed = CodeEmbedding(codebook, embed)
         walk = make_order(order, spec.grid)
-        self.stages, self.groups = walk.stages, walk.groups
+        self.phases, self.groups = walk.phases, walk.groups
         self.set_order(walk.positions)
         self.register_buffer("neighbours", walk.neighbours, persistent=False)
         self.register_buffer("vectors", centred(codebook), persistent=False)
@@ -111,7 +111,7 @@ class TransformerHead(Head):
         hidden = torch.arange(-1, self.positions) >= begins[:, None]
         self.register_buffer("bias", torch.zeros(hidden.shape).masked_fill(hidden, -math.inf), persistent=False)
         size = walk.neighbours.shape[1] * embed
-        self.enter_codes = module_list(nn.Linear(size, width, bias=False) for _ in self.stages)
+        self.enter_codes = module_list(nn.Linear(size, width, bias=False) for _ in self.phases)
         self.enter_context = nn.Linear(context_width, width)
         self.embed_memory, self.norm_memory = CodeEmbedding(codebook, width), nn.LayerNorm(width)
         self.position = nn.Parameter(torch.randn(self.positions, width) * 0.02)
@@ -119,8 +119,8 @@ class TransformerHead(Head):
         self.norm = nn.LayerNorm(width)
         self.logits = classifier(codebook, width)
         self.guess = nn.Sequential(nn.Linear(context_width, width), nn.SiLU(), classifier(codebook, width))
-        stage = torch.arange(len(self.stages)).repeat_interleave(torch.tensor(self.stages))
-        rows = torch.arange(walk.neighbours.shape[1]) + walk.neighbours.shape[1] * stage[:, None]
+        phase = torch.arange(len(self.phases)).repeat_interleave(torch.tensor(self.phases))
+        rows = torch.arange(walk.neighbours.shape[1]) + walk.neighbours.shape[1] * phase[:, None]
         self.register_buffer("rows", rows * (len(codebook) + 1), persistent=False)
         self._tables: Tables | None = None
 
@@ -173,9 +173,9 @@ class TransformerHead(Head):
         return self.norm_memory(self.embed_memory(codes) + inputs)
 
     def tables(self) -> Tensor | None:
-        """What every code says as the neighbour at each place of each stage, (stages × 8 × (K + 1), width).
+        """What every code says as the neighbour at each place of each phase, (phases × 8 × (K + 1), width).
 
-        Sampling looks it up instead of multiplying by a small matrix for every stage, which took a third of a pass.
+        Sampling looks it up instead of multiplying by a small matrix for every phase, which took a third of a pass.
         Kept until a weight changes. None where gradients are wanted, and on a GPU: a CUDA graph would keep an old one.
         """
         weights = [weight.detach() for weight in (self.embed.table, *(enter.weight for enter in self.enter_codes))]
@@ -197,7 +197,7 @@ class TransformerHead(Head):
             return F.embedding_bag(rows, tables, mode="sum").unflatten(0, known.shape[:2])
         near = self.embed(known).flatten(2)
         parts, first = [], 0
-        for size, enter in zip(self.stages, self.enter_codes, strict=True):
+        for size, enter in zip(self.phases, self.enter_codes, strict=True):
             a, b = max(first, start), min(first + size, stop)
             if a < b:
                 parts.append(enter(near[:, a - start : b - start]))

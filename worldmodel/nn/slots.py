@@ -103,7 +103,7 @@ class CodePixelCNN(nn.Module):
         **network: Any,
     ):
         super().__init__()
-        self.slots, self.codes = codebooks.shape[:2]
+        self.slots, self.num_codes = codebooks.shape[:2]
         self.embed = tables(codebooks, width)
         self.network = GatedPixelCNN(width, condition, width, width, **network)
         self.classify = SlotClassifier(codebooks, width, width)

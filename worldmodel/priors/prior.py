@@ -48,7 +48,7 @@ class Prior(LatentPrior):
         tokenizer = require_codes(tokenizer)
         levels = tokenizer.levels if len(tokenizer.levels) > 1 else ()
         spec = GridSpec(tokenizer.grid, tokenizer.codebook(), self.action_names, levels)
-        self.grid, self.codes, self.context = tokenizer.grid, tokenizer.codes, context
+        self.grid, self.num_codes, self.context = tokenizer.grid, tokenizer.num_codes, context
         self.forget, self.corrupt = forget, corrupt
         self.positions = spec.positions
         self.trunk = trunk(spec)
@@ -129,7 +129,7 @@ class Prior(LatentPrior):
         device = codes.device if generator is None else generator.device
         share = self.corrupt * torch.rand(len(codes), generator=generator, device=device)
         draw = torch.rand(codes.shape, generator=generator, device=device)
-        others = torch.randint(0, self.codes, codes.shape, generator=generator, device=device)
+        others = torch.randint(0, self.num_codes, codes.shape, generator=generator, device=device)
         wrong = draw < share.view(-1, *[1] * (codes.dim() - 1))
         return torch.where(wrong.to(codes.device), others.to(codes.device), codes)
 

@@ -7,7 +7,7 @@ from worldmodel.quantizers.base import Quantized, Quantizer
 from worldmodel.quantizers.gumbel import GumbelQuantizer
 from worldmodel.quantizers.processes import all_reduce, broadcast_first
 from worldmodel.quantizers.product import ProductQuantizer
-from worldmodel.quantizers.residual import NO_CODE, ResidualQuantizer, first_stages
+from worldmodel.quantizers.residual import NO_CODE, ResidualQuantizer
 from worldmodel.quantizers.scalar import FiniteScalarQuantizer
 from worldmodel.quantizers.vector import VectorQuantizer, nearest
 
@@ -22,6 +22,5 @@ __all__ = [
     "VectorQuantizer",
     "all_reduce",
     "broadcast_first",
-    "first_stages",
     "nearest",
 ]

@@ -26,7 +26,7 @@ class Quantizer(nn.Module, abc.ABC):
 
     soft: bool = False  # whether the vectors of training are mixtures of codes, which N ln K does not pay for
     keep_float32 = True  # read by the training loop: parameters and buffers are never cast
-    codes: int  # K
+    num_codes: int  # K
     width: int  # D
     shape: tuple[int, ...] = ()
 
@@ -44,4 +44,4 @@ class Quantizer(nn.Module, abc.ABC):
 
     def codebook(self) -> Tensor:
         """All vectors: (K, D), or (*shape, K, D of one code). Beware of implicit codebooks with very many codes."""
-        return self.lookup(torch.arange(self.codes, device=next(self.buffers()).device))
+        return self.lookup(torch.arange(self.num_codes, device=next(self.buffers()).device))

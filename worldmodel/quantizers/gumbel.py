@@ -23,7 +23,7 @@ class GumbelQuantizer(Quantizer):
     the vector of the largest logit, and the input has no gradient.
 
     Args:
-        codes: K.
+        num_codes: K.
         width: D, of the input and of the codes' vectors.
         start, end: the temperature at first and at last.
         anneal_steps: training batches over which it falls from one to the other, along half a cosine.
@@ -40,7 +40,7 @@ class GumbelQuantizer(Quantizer):
 
     def __init__(
         self,
-        codes: NumCodes,
+        num_codes: NumCodes,
         width: Count,
         start: Temperature = 1.0,
         end: Temperature = 1 / 16,
@@ -50,10 +50,10 @@ class GumbelQuantizer(Quantizer):
         super().__init__()
         if end > start:
             raise ValueError(f"the temperature must fall, not go from {start} to {end}")
-        self.codes, self.width, self.hard = codes, width, hard
+        self.num_codes, self.width, self.hard = num_codes, width, hard
         self.start, self.end, self.anneal_steps = start, end, anneal_steps
-        self.logits = nn.Linear(width, codes, bias=False)
-        self.table = nn.Parameter(torch.randn(codes, width) / math.sqrt(width))
+        self.logits = nn.Linear(width, num_codes, bias=False)
+        self.table = nn.Parameter(torch.randn(num_codes, width) / math.sqrt(width))
         self.register_buffer("offset", torch.zeros(width))
         self.register_buffer("deviation", torch.ones(width))
         self.register_buffer("started", torch.zeros(()))  # 1 once these were measured
@@ -93,15 +93,15 @@ class GumbelQuantizer(Quantizer):
         likely = shares.exp()
         mean = likely.flatten(0, -2).mean(0)
         losses = {
-            "kl": math.log(self.codes) + (likely * shares).sum(-1).mean(),
-            "diversity": math.log(self.codes) + torch.xlogy(mean, mean).sum(),
+            "kl": math.log(self.num_codes) + (likely * shares).sum(-1).mean(),
+            "diversity": math.log(self.num_codes) + torch.xlogy(mean, mean).sum(),
         }
         if not self.training:
             return Quantized(self.lookup(codes), codes, losses)
         weights = ((shares + self._noise(shares, generator)) / self.temperature).softmax(-1)
         self.steps.add_(1)
         if self.hard:
-            drawn = F.one_hot(weights.detach().max(-1).indices, self.codes)
+            drawn = F.one_hot(weights.detach().max(-1).indices, self.num_codes)
             weights = weights + (drawn - weights).detach()
         with torch.autocast(vectors.device.type, enabled=False):
             return Quantized(weights @ self.table, codes, losses)

@@ -19,20 +19,20 @@ class ProductQuantizer(Quantizer):
 
     Args:
         slots: S.
-        quantizer: constructor of the quantiser of a part, called S times, with ``codes`` where that is given. Its
+        quantizer: constructor of the quantiser of a part, called S times, with ``num_codes`` where that is given. Its
             width is that of a part: D is S times as much.
-        codes: K of every part; None for a quantiser that brings it, as FSQ does with its levels.
+        num_codes: K of every part; None for a quantiser that brings it, as FSQ does with its levels.
 
     The terms are means over the slots and keep their names: a weight means the same with one slot and with ten.
     The slots take turns, so that any quantiser will do: on a CPU one batched product and minimum over all of them
     takes as long (8,192 vectors, 10 slots of 512).
     """
 
-    def __init__(self, slots: Count, quantizer: Callable[..., Quantizer], codes: NumCodes | None = None):
+    def __init__(self, slots: Count, quantizer: Callable[..., Quantizer], num_codes: NumCodes | None = None):
         super().__init__()
-        parts = [quantizer() if codes is None else quantizer(codes=codes) for _ in range(slots)]
+        parts = [quantizer() if num_codes is None else quantizer(num_codes=num_codes) for _ in range(slots)]
         self.parts = module_list(parts)
-        self.codes, self.width = parts[0].codes, slots * parts[0].width
+        self.num_codes, self.width = parts[0].num_codes, slots * parts[0].width
         self.shape = (slots, *parts[0].shape)
         self._axis = -len(self.shape)  # of the slots among the axes of the codes
 

@@ -14,51 +14,49 @@ from worldmodel.util.ranges import Count, NumCodes, Share
 NO_CODE = -1
 
 
-def first_stages(codes: Tensor, stages: int) -> Tensor:
-    """Codes (..., Q) → the same with :data:`NO_CODE` in place of those behind the first ``stages``."""
-    kept = torch.arange(codes.shape[-1], device=codes.device) < stages
-    return codes.where(kept, NO_CODE)
-
-
 class ResidualQuantizer(Quantizer):
-    """Q stages, whose vectors add up to that of the input (residual vector quantisation).
+    """Q codebooks, whose vectors add up to that of the input (residual vector quantisation).
 
     Zeghidour et al., *SoundStream*, 2021, section III.C and algorithm 1; Défossez et al., *EnCodec*, 2022, section 3.2.
 
-    How many stages are used is chosen with the codes: a code of -1 is none, and adds nothing in :meth:`lookup`
-    (:func:`first_stages` makes them). What the first q stages say does not depend on the others, so that one
-    model serves every bitrate. :meth:`encode` always gives all Q codes, each in [0, K).
+    How many codebooks are used is chosen with the codes: a code of -1 is none, and adds nothing in :meth:`lookup`.
+    The codes of the first q codebooks do not depend on the others, so that one model serves every bitrate.
+    :meth:`encode` always gives all Q codes, each in [0, K).
 
     Args:
-        stages: Q.
-        quantizer: constructor of the quantiser of a stage, called Q times, with ``codes`` where that is given. It makes
-            a single code of a vector, and no mixtures of codes.
-        codes: K of every stage; None for a quantiser that brings it.
-        dropout: share of the samples of a training batch (its first axis) that go through the first q stages only, q
-            uniform in 1 … Q for each (quantiser dropout; 1 in SoundStream, ½ in DAC). Without it a model is good at Q
-            stages, and at fewer by chance.
+        num_codebooks: Q.
+        quantizer: constructor of the quantiser of a codebook, called Q times, with ``num_codes`` where that is given.
+            It makes a single code of a vector, and no mixtures of codes.
+        num_codes: K of every codebook; None for a quantiser that brings it.
+        dropout: share of the samples of a training batch (its first axis) that go through the first q codebooks only,
+            q uniform in 1 … Q for each (quantiser dropout; 1 in SoundStream, ½ in DAC). Without it a model is good at Q
+            codebooks, and at fewer by chance.
 
-    In training the codes of a stage that a sample does not reach are -1, and the stage does not see the sample: moving
-    averages, revival and loss terms are of what arrives. Beware that a stage's batch is then a part of the batch: the
+    In training the codes of a codebook that a sample does not reach are -1, and the codebook does not see the sample:
+    moving averages, revival and loss terms are of what arrives. A codebook's batch is then a part of the batch: the
     idle batches after which a code restarts have to be more than for a single quantiser. At least one sample
-    of a batch goes through all stages, so that every stage sees something on every process.
+    of a batch goes through all codebooks, so that every codebook sees something on every process.
 
-    The terms are sums over the stages, as in EnCodec's equation (5): the first one weighs what it does alone. Each is
-    weighed by the share of the vectors that arrive. Gradients pass straight through, once, to the input.
+    The terms are sums over the codebooks, as in EnCodec's equation (5): the first one weighs what it does alone. Each
+    is weighed by the share of the vectors that arrive. Gradients pass straight through, once, to the input.
 
-    Raises ValueError for fewer than 1 stage, a dropout outside [0, 1], or a quantiser that does not fit.
+    Raises ValueError for fewer than 1 codebook, a dropout outside [0, 1], or a quantiser that does not fit.
     """
 
     def __init__(
-        self, stages: Count, quantizer: Callable[..., Quantizer], codes: NumCodes | None = None, dropout: Share = 0.0
+        self,
+        num_codebooks: Count,
+        quantizer: Callable[..., Quantizer],
+        num_codes: NumCodes | None = None,
+        dropout: Share = 0.0,
     ):
         super().__init__()
-        made = [quantizer() if codes is None else quantizer(codes=codes) for _ in range(stages)]
+        made = [quantizer() if num_codes is None else quantizer(num_codes=num_codes) for _ in range(num_codebooks)]
         if made[0].soft or made[0].shape:
-            raise ValueError(f"a stage makes a single code of a vector, and {type(made[0]).__name__} does not")
+            raise ValueError(f"a codebook makes a single code of a vector, and {type(made[0]).__name__} does not")
         self.parts = module_list(made)
-        self.codes, self.width, self.dropout = made[0].codes, made[0].width, dropout
-        self.shape = (stages,)
+        self.num_codes, self.width, self.dropout = made[0].num_codes, made[0].width, dropout
+        self.shape = (num_codebooks,)
 
     def encode(self, vectors: Tensor) -> Tensor:
         vectors, codes = vectors.detach().float(), []
@@ -69,7 +67,7 @@ class ResidualQuantizer(Quantizer):
         return torch.stack(codes, -1)
 
     def lookup(self, codes: Tensor) -> Tensor:
-        """Codes (..., Q) in [-1, K) → vectors (..., D) float32: the sum over the stages that have a code."""
+        """Codes (..., Q) in [-1, K) → vectors (..., D) float32: the sum over the codebooks that have a code."""
         total = None
         for part, code in zip(self.parts, codes.unbind(-1), strict=True):
             vectors = part.lookup(code.clamp(min=0)).masked_fill(code[..., None] < 0, 0.0)
@@ -88,15 +86,15 @@ class ResidualQuantizer(Quantizer):
         total = torch.zeros_like(flat)
         codes = flat.new_full((len(flat), *self.shape), NO_CODE, dtype=torch.int64)
         losses: dict[str, Tensor] = {}
-        for stage, part in enumerate(self.parts):
-            rows = None if reached is None else (reached > stage).nonzero()[:, 0]
-            left = flat - total  # its gradient is the input's: each stage's commitment pulls the encoder
+        for number, part in enumerate(self.parts):
+            rows = None if reached is None else (reached > number).nonzero()[:, 0]
+            left = flat - total  # its gradient is the input's: each codebook's commitment pulls the encoder
             result = part(left if rows is None else left[rows], generator)
             if rows is None:
-                total, codes[:, stage] = total + result.vectors.detach(), result.codes
+                total, codes[:, number] = total + result.vectors.detach(), result.codes
             else:
                 total = total.index_add(0, rows, result.vectors.detach())
-                codes[rows, stage] = result.codes
+                codes[rows, number] = result.codes
             for name, term in result.losses.items():
                 weighed = term * (result.codes.numel() / len(flat))
                 losses[name] = losses[name] + weighed if name in losses else weighed
@@ -104,16 +102,16 @@ class ResidualQuantizer(Quantizer):
         return Quantized(straight.view(vectors.shape), codes.view(*vectors.shape[:-1], *self.shape), losses)
 
     def _reached(self, vectors: Tensor, generator: torch.Generator | None) -> Tensor | None:
-        """How many stages each vector goes through, (M,) on its device; None where all go through all.
+        """How many codebooks each vector goes through, (M,) on its device; None where all go through all.
 
         The draws of a batch are stratified: they share out (0, 1) between them, each being uniform in it.
         """
         if not (self.training and self.dropout) or vectors.dim() < 2:
             return None
-        samples, (stages,) = len(vectors), self.shape
+        samples, (num_codebooks,) = len(vectors), self.shape
         device = generator.device if generator is not None else vectors.device
         strata = torch.randperm(samples, generator=generator, device=device)
         draws = (strata + torch.rand(1, generator=generator, device=device)) / samples
-        counts = (draws / self.dropout * stages).floor().long().add_(1).clamp_(max=stages)
-        counts[draws.argmax()] = stages
+        counts = (draws / self.dropout * num_codebooks).floor().long().add_(1).clamp_(max=num_codebooks)
+        counts[draws.argmax()] = num_codebooks
         return counts.to(vectors.device).repeat_interleave(vectors[0].numel() // self.width)

@@ -24,7 +24,7 @@ class FiniteScalarQuantizer(Quantizer):
 
     def __init__(self, levels: Annotated[Sequence[NumCodes], Len(1)]):
         super().__init__()
-        self.width, self.codes = len(levels), math.prod(levels)
+        self.width, self.num_codes = len(levels), math.prod(levels)
         counts = torch.tensor(levels, dtype=torch.int64)
         self.register_buffer("levels", counts, persistent=False)
         self.register_buffer(

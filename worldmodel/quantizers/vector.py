@@ -68,7 +68,7 @@ class VectorQuantizer(Quantizer):
     """The quantiser of the VQ-VAE paper, by exponential moving averages (its appendix A.1) or by the codebook loss.
 
     Args:
-        codes: K.
+        num_codes: K.
         width: D.
         update: ``"ema"`` or ``"loss"`` (the term ``codebook``: ‖sg[z] − e‖²).
         decay: of the moving averages.
@@ -81,23 +81,23 @@ class VectorQuantizer(Quantizer):
 
     def __init__(
         self,
-        codes: NumCodes,
+        num_codes: NumCodes,
         width: Count,
         update: Literal["ema", "loss"] = "ema",
         decay: ShareBelowOne = 0.99,
         revive_after: Whole = 20,
     ):
         super().__init__()
-        self.codes, self.width, self.update = codes, width, update
+        self.num_codes, self.width, self.update = num_codes, width, update
         self.decay, self.revive_after = decay, revive_after
-        table = torch.randn(codes, width) / math.sqrt(width)
+        table = torch.randn(num_codes, width) / math.sqrt(width)
         if update == "loss":
             self.table = nn.Parameter(table)
         else:
             self.register_buffer("table", table)
-        self.register_buffer("counts", torch.ones(codes))  # moving average of the uses in a batch
+        self.register_buffer("counts", torch.ones(num_codes))  # moving average of the uses in a batch
         self.register_buffer("sums", table.clone())  # moving average of the sum of the vectors assigned
-        self.register_buffer("idle", torch.zeros(codes))  # training batches since the last use
+        self.register_buffer("idle", torch.zeros(num_codes))  # training batches since the last use
         self.register_buffer("started", torch.zeros(()))  # 1 once the codebook was laid on data
 
     table: Tensor
@@ -148,12 +148,12 @@ class VectorQuantizer(Quantizer):
     def _candidates(self, flat: Tensor, generator: torch.Generator | None) -> Tensor:
         """(K, D): random rows of the batch, with repetition."""
         device = generator.device if generator is not None else flat.device
-        rows = torch.randint(len(flat), (self.codes,), generator=generator, device=device)
+        rows = torch.randint(len(flat), (self.num_codes,), generator=generator, device=device)
         return flat[rows.to(flat.device)]
 
     def _statistics(self, flat: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Counts (K,) and sums (K, D) of the vectors assigned to each code, over all processes."""
-        counts = torch.bincount(codes, minlength=self.codes).to(flat.dtype)
+        counts = torch.bincount(codes, minlength=self.num_codes).to(flat.dtype)
         sums = torch.zeros_like(self.sums).index_add_(0, codes, flat)
         return all_reduce(counts), all_reduce(sums)
 

@@ -32,8 +32,18 @@ TARGETS = {
 """Renamed modules and classes, as they stand in ``_target_``."""
 
 SETTINGS: dict[str, str] = {
+    "GridVQVAE.codes": "num_codes",
+    "GumbelQuantizer.codes": "num_codes",
+    "ProductQuantizer.codes": "num_codes",
+    "ResidualQuantizer.codes": "num_codes",
+    "ResidualQuantizer.stages": "num_codebooks",
+    "SeparateLevels.codes": "num_codes",
     "SeparateLevels.told": "condition_width",
+    "VIMCO.codes": "num_codes",
+    "VQVAE.codes": "num_codes",
     "VQVAE.told": "condition_width",
+    "VQVAE2.codes": "num_codes",
+    "VectorQuantizer.codes": "num_codes",
     **{
         f"{name}.{old}": new
         for name in ("StickyExplorer", "NoveltyExplorer", "ActorCriticAgent", "learn")

@@ -29,10 +29,10 @@ class SeparateLevels(Tokenizer):
 
     Args:
         frame_shape: (C, *size) of the observations.
-        quantizer: constructor of a :class:`~worldmodel.quantizers.Quantizer`, called with ``codes`` for every level.
+        quantizer: constructor of a :class:`~worldmodel.quantizers.Quantizer`, called with ``num_codes`` for each level.
         widths: for every level, the finest first, the channels behind each of its halvings, from the observation on:
             3, 5 and 7 halvings are Jukebox's 8×, 32× and 128×.
-        blocks, codes, likelihood, encoder, decoder, condition_width, num_actions: of every level, as of the VQ-VAE.
+        blocks, num_codes, likelihood, encoder, decoder, condition_width, num_actions: of every level, as of the VQ-VAE.
 
     The loss terms are means over the levels; the figures ``reconstruction_8x``, … are each level's own, named by how
     many places along an axis become one. A bound is that of the finest level's decoder with the codes of all levels
@@ -47,7 +47,7 @@ class SeparateLevels(Tokenizer):
         quantizer: Callable[..., Quantizer],
         widths: Sequence[Sequence[int]],
         blocks: int = 2,
-        codes: int = 512,
+        num_codes: int = 512,
         likelihood: Callable[..., Likelihood] = SquaredError,
         encoder: Callable[..., Encoder] = ConvEncoder,
         decoder: Callable[..., nn.Module] = ConvDecoder,
@@ -65,11 +65,20 @@ class SeparateLevels(Tokenizer):
             )
         self.models = nn.ModuleList(
             VQVAE(
-                frame_shape, quantizer, level, blocks, codes, likelihood, encoder, decoder, condition_width, num_actions
+                frame_shape,
+                quantizer,
+                level,
+                blocks,
+                num_codes,
+                likelihood,
+                encoder,
+                decoder,
+                condition_width,
+                num_actions,
             )
             for level in reversed(widths)  # from here on the coarsest first
         )
-        self.frame_shape, self.codes, self.condition_width = tuple(frame_shape), codes, condition_width
+        self.frame_shape, self.num_codes, self.condition_width = tuple(frame_shape), num_codes, condition_width
         finest = self.level(-1)
         if finest.slots or finest.quantizer.soft:
             raise ConfigError("a level has one whole code at each place; choose a quantizer without slots or mixtures")

@@ -163,7 +163,7 @@ class Tokenizer(Autoencoder):
     """An observation (C, *size) ↔ a grid of integers in [0, K)."""
 
     slots: tuple[int, ...] = ()  # the last axes of the grid, where every place has a codebook of its own
-    codes: int  # K
+    num_codes: int  # K
 
     @torch.no_grad()
     def draw(
@@ -238,7 +238,7 @@ class Tokenizer(Autoencoder):
 
     def uniform_nats(self) -> float:
         """N ln K: what the codes of a frame cost under a uniform prior."""
-        return math.prod(self.grid) * math.log(self.codes)
+        return math.prod(self.grid) * math.log(self.num_codes)
 
 
 def as_float(frames: Tensor) -> Tensor:

@@ -28,11 +28,11 @@ class VQVAE2(Tokenizer):
 
     Args:
         frame_shape: (C, *size) of the observations.
-        quantizer: constructor of a :class:`~worldmodel.quantizers.Quantizer`, called with ``codes`` for every level.
+        quantizer: constructor of a :class:`~worldmodel.quantizers.Quantizer`, called with ``num_codes`` for each level.
         widths: for every level, the finest first, the channels behind each of its halvings. The first list leads from
             the frame to the finest grid, each other one from a grid to the next coarser.
         blocks: residual blocks of every encoder and decoder.
-        codes: K of every level. likelihood: as of the VQ-VAE.
+        num_codes: K of every level. likelihood: as of the VQ-VAE.
         hide: share of the training frames of which the decoder sees the coarser grids alone (how many of them is
             drawn). Without it the fine grid says all, and the coarse one soon uses few of its codes. It is the
             quantiser dropout of SoundStream (Zeghidour et al., 2021, section III.C), over levels.
@@ -46,7 +46,7 @@ class VQVAE2(Tokenizer):
         quantizer: Callable[..., Quantizer],
         widths: Sequence[Sequence[int]],
         blocks: int = 2,
-        codes: int = 512,
+        num_codes: int = 512,
         likelihood: Callable[..., Likelihood] = SquaredError,
         hide: float = 0.0,
     ):
@@ -64,12 +64,14 @@ class VQVAE2(Tokenizer):
                 f"and {'×'.join(map(str, size))} be divisible by 2 that often"
             )
         rank = len(size)
-        self.frame_shape, self.codes = tuple(frame_shape), codes
+        self.frame_shape, self.num_codes = tuple(frame_shape), num_codes
         grids = [tuple(extent // 2 ** sum(map(len, widths[: n + 1])) for extent in size) for n in range(len(widths))]
         self.grids = tuple(reversed(grids))
         self.grid = (sum(map(math.prod, grids)),)
         tops = [level[-1] for level in widths]
-        self.quantizers = module_list(quantizer(codes=codes) for _ in widths)  # this and all below: the finest first
+        self.quantizers = module_list(
+            quantizer(num_codes=num_codes) for _ in widths
+        )  # this and all below: the finest first
         if self.quantizers[0].shape or self.quantizers[0].soft:
             raise ConfigError("a level has one whole code at each place; choose a quantizer without slots or mixtures")
         width = self.quantizers[0].width

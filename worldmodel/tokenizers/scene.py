@@ -25,9 +25,9 @@ class GridVQVAE(nn.Module):
     With three codes of 512 it is the second stage of the paper (section 4.2): 27 bits for a whole scene.
     Args:
         tokenizer: the first stage; gives the grid, K and the codebook. It is not kept.
-        quantizer: constructor, called with ``codes``; its ``shape`` is the shape of the second grid, such as (3,).
+        quantizer: constructor, called with ``num_codes``; its ``shape`` is the shape of the second grid, such as (3,).
         head: constructor of the decoder, as a prior's.
-        codes: K of the second stage. widths: channels behind each halving of the grid. blocks: residual blocks.
+        num_codes: K of the second stage. widths: channels behind each halving of the grid. blocks: residual blocks.
         context: width of what the codes say to each position of the grid.
     """
 
@@ -36,7 +36,7 @@ class GridVQVAE(nn.Module):
         tokenizer: Tokenizer,
         quantizer: Callable[..., Quantizer],
         head: Callable[..., Head],
-        codes: int = 512,
+        num_codes: int = 512,
         widths: Sequence[int] = (128, 128, 256),
         blocks: int = 2,
         context: int = 64,
@@ -46,8 +46,8 @@ class GridVQVAE(nn.Module):
         codebook = tokenizer.codebook()
         if codebook.dim() != 2 or len(self.observed) != 2:
             raise ConfigError(f"a second stage needs a first with one grid of h×w codes, not {self.observed}")
-        self.quantizer = quantizer(codes=codes)
-        self.codes, self.grid = codes, self.quantizer.shape
+        self.quantizer = quantizer(num_codes=num_codes)
+        self.num_codes, self.grid = num_codes, self.quantizer.shape
         if not self.grid:
             raise ConfigError("a second stage needs a quantizer with slots, such as three: ProductQuantizer")
         rank = len(self.observed)
@@ -117,7 +117,12 @@ class Stacked(Tokenizer):
     def __init__(self, first: Tokenizer, second: GridVQVAE):
         super().__init__()
         self.first, self.second = first, second
-        self.frame_shape, self.grid, self.slots, self.codes = first.frame_shape, second.grid, second.grid, second.codes
+        self.frame_shape, self.grid, self.slots, self.num_codes = (
+            first.frame_shape,
+            second.grid,
+            second.grid,
+            second.num_codes,
+        )
         self.likelihood = SquaredError(channels=first.frame_shape[0])
 
     def _reconstruction(

@@ -29,7 +29,7 @@ class VIMCO(ConvolutionalAutoencoder, Tokenizer):
 
     Args:
         frame_shape, widths, blocks: as of the VQ-VAE.
-        codes: K.
+        num_codes: K.
         slots: latents at each place, each with a table of its own; the grid is (*size / 2**len(widths), slots).
         width: numbers of a code's vector.
         samples: S of training, at least 2.
@@ -45,7 +45,7 @@ class VIMCO(ConvolutionalAutoencoder, Tokenizer):
         self,
         frame_shape: Sequence[int],
         widths: Sequence[int],
-        codes: int,
+        num_codes: int,
         slots: int,
         width: int,
         blocks: int = 2,
@@ -56,20 +56,20 @@ class VIMCO(ConvolutionalAutoencoder, Tokenizer):
         super().__init__()
         if samples < 2:
             raise ValueError(f"the baseline of a sample needs others: samples must be at least 2, not {samples}")
-        self.slots, self.codes = (slots,), codes
+        self.slots, self.num_codes = (slots,), num_codes
         self.grid = (*halved(frame_shape, widths), slots)
         self.samples, self.chunk = samples, chunk
-        self.tables = nn.Parameter(torch.randn(slots, codes, width))
-        self._build(frame_shape, widths, blocks, slots * codes, slots * width, likelihood)
+        self.tables = nn.Parameter(torch.randn(slots, num_codes, width))
+        self._build(frame_shape, widths, blocks, slots * num_codes, slots * width, likelihood)
         self.require_exact()
 
     def _posterior(self, frames: Tensor) -> Tensor:
         """Frames (B, C, *size) float in [-1, 1] → log q(code | frames), (B, *grid, K) float32."""
-        return self._vectors(frames).unflatten(-1, (self.grid[-1], self.codes)).log_softmax(-1)
+        return self._vectors(frames).unflatten(-1, (self.grid[-1], self.num_codes)).log_softmax(-1)
 
     def lookup(self, codes: Tensor) -> Tensor:
         """Codes (B, *grid) → what the decoder reads, (B, *spatial, slots · width)."""
-        first = torch.arange(self.grid[-1], device=codes.device) * self.codes
+        first = torch.arange(self.grid[-1], device=codes.device) * self.num_codes
         return F.embedding(codes + first, self.tables.flatten(0, 1)).flatten(-2)
 
     def _encode(self, frames: Tensor) -> Tensor:

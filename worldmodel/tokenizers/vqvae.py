@@ -24,11 +24,11 @@ class VQVAE(ConvolutionalAutoencoder, Tokenizer):
 
     Args:
         frame_shape: (C, *size) of the observations.
-        quantizer: constructor of a :class:`~worldmodel.quantizers.Quantizer`, called with ``codes``.
+        quantizer: constructor of a :class:`~worldmodel.quantizers.Quantizer`, called with ``num_codes``.
         widths: output channels of the stride-2 convolutions; their number fixes the grid, size / 2**len(widths). Where
             the quantizer makes several codes of a vector, these are the grid's last axes.
         blocks: residual blocks of the encoder and of the decoder.
-        codes: K; None for a quantizer that brings it, as FSQ does with its levels.
+        num_codes: K; None for a quantizer that brings it, as FSQ does with its levels.
         likelihood: constructor of a :class:`~worldmodel.likelihoods.Likelihood`; the term ``reconstruction`` is its
             loss: the mean squared error by default, nats per sub-pixel for one that is exact.
         encoder, decoder: constructors, called as :class:`~worldmodel.nn.convnets.ConvEncoder` and ``ConvDecoder`` are;
@@ -45,7 +45,7 @@ class VQVAE(ConvolutionalAutoencoder, Tokenizer):
         quantizer: Callable[..., Quantizer],
         widths: Sequence[int],
         blocks: int = 2,
-        codes: int | None = None,
+        num_codes: int | None = None,
         likelihood: Callable[..., Likelihood] = SquaredError,
         encoder: Callable[..., Encoder] = ConvEncoder,
         decoder: Callable[..., nn.Module] = ConvDecoder,
@@ -55,8 +55,8 @@ class VQVAE(ConvolutionalAutoencoder, Tokenizer):
         super().__init__()
         if encoder is ConvEncoder:
             halved(frame_shape, widths)  # tells what is wrong in the terms of the settings
-        self.quantizer = quantizer() if codes is None else quantizer(codes=codes)
-        self.codes, self.slots = self.quantizer.codes, self.quantizer.shape
+        self.quantizer = quantizer() if num_codes is None else quantizer(num_codes=num_codes)
+        self.num_codes, self.slots = self.quantizer.num_codes, self.quantizer.shape
         self.condition_width = condition_width
         # The first condition is that of an unknown one, −1.
         self.condition = nn.Embedding(num_actions + 1, condition_width) if condition_width else None

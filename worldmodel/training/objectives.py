@@ -38,7 +38,7 @@ class TokenizerObjective(Objective):
         self.tokenizer, self.augment = tokenizer, augment
         if isinstance(tokenizer, Tokenizer):
             books = len(tokenizer.books(torch.zeros((1, *tokenizer.grid))))
-            uses = torch.zeros((window, books, tokenizer.codes), dtype=torch.int32)
+            uses = torch.zeros((window, books, tokenizer.num_codes), dtype=torch.int32)
             self.register_buffer("history", uses)  # in each step
             self.register_buffer("slot", torch.zeros((), dtype=torch.int64))  # the oldest row of history
 
@@ -97,7 +97,7 @@ class SecondObjective(Objective):
             raise ValueError("a second stage is trained on codes, not on frames")
         grids = batch.codes[batch.valid]
         terms, _ = self.second(grids, generator)
-        own = math.prod(self.second.grid) * math.log2(self.second.codes)
+        own = math.prod(self.second.grid) * math.log2(self.second.num_codes)
         bits = terms["grid"].detach() * grids[0].numel() / math.log(2) + own
         return Losses(terms, {"bits_per_frame": bits})
 

@@ -43,7 +43,7 @@ class Codec:
                 f"a codec is for sound of one channel, not for frames {'×'.join(map(str, tokenizer.frame_shape))}"
             )
         self.tokenizer, self.rate, self.condition = tokenizer.eval(), rate, condition
-        self.codes, self.codebooks = tokenizer.codes, tokenizer.slots[0] if tokenizer.slots else 1
+        self.num_codes, self.num_codebooks = tokenizer.num_codes, tokenizer.slots[0] if tokenizer.slots else 1
         self.scalable = isinstance(tokenizer.quantizer, ResidualQuantizer)
         self.factor = tokenizer.encoder.factor
         self.fingerprint = bytes.fromhex(fingerprint(tokenizer))[:8]
@@ -60,13 +60,13 @@ class Codec:
 
     def bits_per_second(self, codebooks: int) -> float:
         """Of codes of fixed width."""
-        return codebooks * width_of(self.codes) * self.rate / self.factor
+        return codebooks * width_of(self.num_codes) * self.rate / self.factor
 
     def codebooks_of(self, kbps: float) -> int:
         """The most codebooks that fit into that many kilobits a second, of fixed width. Raises :class:`ConfigError`."""
-        found = min(int(1000 * kbps / self.bits_per_second(1) + 1e-9), self.codebooks)
-        if found < 1 or (found < self.codebooks and not self.scalable):
-            least = 1 if self.scalable else self.codebooks
+        found = min(int(1000 * kbps / self.bits_per_second(1) + 1e-9), self.num_codebooks)
+        if found < 1 or (found < self.num_codebooks and not self.scalable):
+            least = 1 if self.scalable else self.num_codebooks
             raise ConfigError(f"{kbps:g} kbit/s are too few; this codec needs {self.bits_per_second(least) / 1000:g}")
         return found
 
@@ -88,7 +88,7 @@ class Codec:
         """Codes (places, q) of a wave of so many samples → a bitstream. Raises :class:`ConfigError`."""
         self._check(model)
         if model is None:
-            payload, name = pack(codes, self.codes), NO_MODEL
+            payload, name = pack(codes, self.num_codes), NO_MODEL
         else:
             coder = EntropyEncoder(model, codes.shape[1])
             coder.push(codes)
@@ -106,14 +106,14 @@ class Codec:
                 f"the bitstream was made by the codec {stream.codec.hex()}, and this one is {self.fingerprint.hex()}; "
                 "name the run that made it"
             )
-        if stream.rate != self.rate or not 1 <= stream.codebooks <= self.codebooks:
+        if stream.rate != self.rate or not 1 <= stream.codebooks <= self.num_codebooks:
             raise DataError(
                 f"the bitstream has {stream.codebooks} codebooks at {stream.rate:,} Hz, and its codec has "
-                f"{self.codebooks} at {self.rate:,} Hz"
+                f"{self.num_codebooks} at {self.rate:,} Hz"
             )
         shape = self.places(stream.samples), stream.codebooks
         if stream.model == NO_MODEL:
-            return unpack(stream.payload, shape, self.codes)
+            return unpack(stream.payload, shape, self.num_codes)
         if model is None or model.fingerprint() != stream.model:
             given = "none was given" if model is None else f"this one is {model.fingerprint().hex()}"
             raise DataError(f"the bitstream is entropy-coded by the model {stream.model.hex()}, and {given}")
@@ -127,16 +127,16 @@ class Codec:
         return codes
 
     def _check(self, model: CodeModel | None) -> None:
-        if model is not None and (model.codes != self.codes or model.stages < self.codebooks):
+        if model is not None and (model.num_codes != self.num_codes or model.num_codebooks < self.num_codebooks):
             raise ConfigError(
-                f"the entropy model is of {model.stages} codebooks of {model.codes} codes, and the codec has "
-                f"{self.codebooks} of {self.codes}"
+                f"the entropy model is of {model.num_codebooks} codebooks of {model.num_codes} codes, and the codec "
+                f"has {self.num_codebooks} of {self.num_codes}"
             )
 
     def _used(self, codebooks: int | None) -> int:
-        used = self.codebooks if codebooks is None else codebooks
-        if not 1 <= used <= self.codebooks or (used < self.codebooks and not self.scalable):
-            choices = f"1 to {self.codebooks}" if self.scalable else f"exactly {self.codebooks}"
+        used = self.num_codebooks if codebooks is None else codebooks
+        if not 1 <= used <= self.num_codebooks or (used < self.num_codebooks and not self.scalable):
+            choices = f"1 to {self.num_codebooks}" if self.scalable else f"exactly {self.num_codebooks}"
             raise ConfigError(f"this codec uses {choices} codebooks, not {used}")
         return used
 
@@ -160,7 +160,7 @@ class Codec:
         if not len(codes):
             return np.zeros(0, np.float32)
         tokenizer = self.tokenizer
-        full = np.pad(codes, ((0, 0), (0, self.codebooks - codes.shape[1])), constant_values=NO_CODE)
+        full = np.pad(codes, ((0, 0), (0, self.num_codebooks - codes.shape[1])), constant_values=NO_CODE)
         grid = torch.from_numpy(full).to(next(tokenizer.parameters()).device)[None]
         conditions = torch.full((1,), self.condition, device=grid.device)
         vectors = tokenizer.read(grid if tokenizer.slots else grid[..., 0], conditions)

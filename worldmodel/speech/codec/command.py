@@ -51,7 +51,7 @@ def code_sound(args: argparse.Namespace, run: Path, device: str) -> None:
 def encode_file(args: argparse.Namespace, run: Path, codec: Codec) -> None:
     """``--encode``: the bitstream, what it decodes to, and both spectrograms."""
     wanted = args.entropy or "auto"
-    used = codec.codebooks if args.kbps is None else codec.codebooks_of(args.kbps)
+    used = codec.num_codebooks if args.kbps is None else codec.codebooks_of(args.kbps)
     nominal = codec.bits_per_second(used) / 1000
     file = Path(args.encode)
     extra = "" if wanted == "auto" else f"-{wanted}"
@@ -83,7 +83,7 @@ def encode_file(args: argparse.Namespace, run: Path, codec: Codec) -> None:
     media.save_png(paths[2], speech_media.spectrogram(shown, codec.rate, title=run.name))
     size = paths[0].stat().st_size
     print(f"{'sound':<10}{seconds:.2f} s")
-    print(f"{'codebooks':<10}{used} of {codec.codebooks}: {nominal:.2f} kbit/s at fixed width")
+    print(f"{'codebooks':<10}{used} of {codec.num_codebooks}: {nominal:.2f} kbit/s at fixed width")
     for name, (each, _) in written.items():
         saved = f", {1 - each.bits_per_second / nominal / 1000:.1%} saved" if name != "none" else ""
         chosen = f"  ← written, {size:,} bytes with the header" if name == best else ""
@@ -105,7 +105,7 @@ def decode_file(args: argparse.Namespace, run: Path, codec: Codec) -> None:
     spent = time.perf_counter() - started
     speech_media.save_sound(path, heard, codec.rate)
     kbps = stream.bits_per_second / 1000
-    said = f"{stream.codebooks} of {codec.codebooks} codebooks, {kbps:.2f} kbit/s"
+    said = f"{stream.codebooks} of {codec.num_codebooks} codebooks, {kbps:.2f} kbit/s"
     print(f"{'bitstream':<10}{stream.seconds:.2f} s, {said}")
     print(f"{'speed':<10}{stream.seconds / spent:,.1f}× real time")
     print(f"{'written':<10}{path}")

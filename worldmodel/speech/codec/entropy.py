@@ -1,6 +1,6 @@
 """Shorter streams of codes: arithmetic coding by a model that says how likely each next code is.
 
-Codes come place after place, and in a place stage after stage (codebook after codebook, coarse to fine). A
+Codes come place after place, and in a place codebook after codebook (codebook after codebook, coarse to fine). A
 :class:`CodeModel` gives the distribution of the next one given all before it; a range coder (the library
 `constriction`, Bamler, 2022) spends −log₂ p bits on it. Encoder and decoder ask the model the same questions in the
 same order, so that the same machine gives the same answers: a model that computes in floating point must answer one by
@@ -30,12 +30,12 @@ State = Any
 class CodeModel(abc.ABC):
     """p(next code | all codes before it) for streams of the first q of Q codebooks."""
 
-    codes: int  # K
-    stages: int  # Q
+    num_codes: int  # K
+    num_codebooks: int  # Q
 
     @abc.abstractmethod
-    def begin(self, stages: int) -> State:
-        """The state before the first code of a stream that uses the first ``stages`` codebooks."""
+    def begin(self, num_codebooks: int) -> State:
+        """The state before the first code of a stream that uses the first ``num_codebooks`` codebooks."""
 
     @abc.abstractmethod
     def probabilities(self, state: State) -> np.ndarray:
@@ -53,8 +53,8 @@ class CodeModel(abc.ABC):
 class EntropyEncoder:
     """Codes, as they come → bytes, at the end."""
 
-    def __init__(self, model: CodeModel, stages: int):
-        self._model, self._state = model, model.begin(stages)
+    def __init__(self, model: CodeModel, num_codebooks: int):
+        self._model, self._state = model, model.begin(num_codebooks)
         self._coder = constriction.stream.queue.RangeEncoder()
         self.bits = 0.0  # −log₂ p of the codes so far; finish() makes up to 5 bytes more of them
 
@@ -73,22 +73,22 @@ class EntropyEncoder:
 class EntropyDecoder:
     """Bytes → codes, place after place. Raises :class:`DataError` for bytes that no encoder made."""
 
-    def __init__(self, model: CodeModel, stages: int, data: bytes):
+    def __init__(self, model: CodeModel, num_codebooks: int, data: bytes):
         if len(data) % 4:
             raise DataError(f"entropy-coded codes come in words of 4 bytes, not {len(data):,} bytes")
-        self._model, self._state, self._stages = model, model.begin(stages), stages
+        self._model, self._state, self._num_codebooks = model, model.begin(num_codebooks), num_codebooks
         self._coder = constriction.stream.queue.RangeDecoder(np.frombuffer(data, "<u4").astype(np.uint32))
 
     def pull(self, places: int) -> np.ndarray:
         """(n, q) int64: the codes of the next n places."""
-        codes = np.empty(places * self._stages, np.int64)
+        codes = np.empty(places * self._num_codebooks, np.int64)
         for index in range(len(codes)):
             try:
                 code = int(self._coder.decode(_distribution(_chances(self._model, self._state))))
             except AssertionError:  # so the library says it
                 raise DataError("the entropy-coded codes make no sense; the bitstream is of another model") from None
             codes[index], self._state = code, self._model.observe(self._state, code)
-        return codes.reshape(places, self._stages)
+        return codes.reshape(places, self._num_codebooks)
 
 
 def _chances(model: CodeModel, state: State) -> np.ndarray:
@@ -102,8 +102,8 @@ def _distribution(chances: np.ndarray) -> Any:
 class CountModel(CodeModel):
     """Counts of training codes: how often a code is, and how often behind another. The baseline that needs no prior.
 
-    Of each stage, a mixture of three distributions: of the code alone; given the code of the same stage one place
-    before; given the code of the stage before at the same place (of stage 0: none, so the first one again). The
+    Of each codebook, a mixture of three distributions: of the code alone; given the code of the same codebook one place
+    before; given the code of the codebook before at the same place (of codebook 0: none, so the first one again). The
     conditional ones are smoothed towards the first, p(k | a) = (n(a, k) + m p(k)) / (n(a) + m) (a Dirichlet prior of m
     counts), and that towards the uniform one. The weights of the mixture and m maximise the likelihood of the
     training codes with each of them left out of the counts that speak of it (deleted interpolation: Jelinek and
@@ -118,18 +118,18 @@ class CountModel(CodeModel):
 
     SMOOTHING = (2.0, 8.0, 32.0, 128.0, 512.0)  # values of m
 
-    def __init__(self, streams: list[np.ndarray], codes: int):
+    def __init__(self, streams: list[np.ndarray], num_codes: int):
         if not sum(len(stream) for stream in streams):
             raise DataError("an entropy model of counts needs training codes, and there are none")
-        self.codes, self.stages = codes, streams[0].shape[1]
+        self.num_codes, self.num_codebooks = num_codes, streams[0].shape[1]
         joined = np.concatenate([stream.astype(np.int64) for stream in streams])
-        earlier = np.concatenate([np.vstack([np.full((1, self.stages), codes), s[:-1]]) for s in streams])
-        coarser = np.hstack([np.full((len(joined), 1), codes), joined[:, :-1]])
-        self.single = np.stack([np.bincount(stage, minlength=codes) for stage in joined.T])  # (Q, K)
-        self.pairs = [_Pairs.of_codes(contexts, joined, codes) for contexts in (earlier, coarser)]
-        self.smoothing, self.weights = np.zeros(self.stages), np.zeros((self.stages, 3))
-        for stage in range(self.stages):
-            self._fit(stage, joined[:, stage], (earlier[:, stage], coarser[:, stage]))
+        earlier = np.concatenate([np.vstack([np.full((1, self.num_codebooks), num_codes), s[:-1]]) for s in streams])
+        coarser = np.hstack([np.full((len(joined), 1), num_codes), joined[:, :-1]])
+        self.single = np.stack([np.bincount(column, minlength=num_codes) for column in joined.T])  # (Q, K)
+        self.pairs = [_Pairs.of_codes(contexts, joined, num_codes) for contexts in (earlier, coarser)]
+        self.smoothing, self.weights = np.zeros(self.num_codebooks), np.zeros((self.num_codebooks, 3))
+        for codebook in range(self.num_codebooks):
+            self._fit(codebook, joined[:, codebook], (earlier[:, codebook], coarser[:, codebook]))
 
     def save(self, path: str | Path) -> None:
         """Write it as safetensors, whole or not at all."""
@@ -148,8 +148,8 @@ class CountModel(CodeModel):
         model = cls.__new__(cls)
         try:
             model.single, model.smoothing, model.weights = (found[name] for name in ("single", "smoothing", "weights"))
-            model.stages, model.codes = model.single.shape
-            model.pairs = [_Pairs(found[f"keys{i}"], found[f"counts{i}"], model.codes) for i in range(2)]
+            model.num_codebooks, model.num_codes = model.single.shape
+            model.pairs = [_Pairs(found[f"keys{i}"], found[f"counts{i}"], model.num_codes) for i in range(2)]
         except (KeyError, ValueError):
             raise DataError(f"{path} is no entropy model, or damaged; make it again") from None
         return model
@@ -158,25 +158,32 @@ class CountModel(CodeModel):
         pairs = {f"{name}{i}": getattr(p, name) for i, p in enumerate(self.pairs) for name in ("keys", "counts")}
         return {"single": self.single, "smoothing": self.smoothing, "weights": self.weights, **pairs}
 
-    def begin(self, stages: int) -> State:
-        """A state is (stage to come, codes used, the codes of the place before, those of this place)."""
-        return 0, stages, (self.codes,) * stages, ()
+    def begin(self, num_codebooks: int) -> State:
+        """A state is (codebook to come, codes used, the codes of the place before, those of this place)."""
+        return 0, num_codebooks, (self.num_codes,) * num_codebooks, ()
 
     def observe(self, state: State, code: int) -> State:
-        stage, stages, earlier, here = state
+        codebook, num_codebooks, earlier, here = state
         here = (*here, code)
-        return (0, stages, here, ()) if stage + 1 == stages else (stage + 1, stages, earlier, here)
+        return (
+            (0, num_codebooks, here, ())
+            if codebook + 1 == num_codebooks
+            else (codebook + 1, num_codebooks, earlier, here)
+        )
 
     def probabilities(self, state: State) -> np.ndarray:
-        stage, _, earlier, here = state
-        total = self.single[stage].sum()
-        alone = (self.single[stage] + 0.5) / (total + 0.5 * self.codes)
-        m = self.smoothing[stage]
-        chances = self.weights[stage, 0] * alone
+        codebook, _, earlier, here = state
+        total = self.single[codebook].sum()
+        alone = (self.single[codebook] + 0.5) / (total + 0.5 * self.num_codes)
+        m = self.smoothing[codebook]
+        chances = self.weights[codebook, 0] * alone
         for weight, pairs, context in zip(
-            self.weights[stage, 1:], self.pairs, (earlier[stage], here[-1] if here else self.codes), strict=True
+            self.weights[codebook, 1:],
+            self.pairs,
+            (earlier[codebook], here[-1] if here else self.num_codes),
+            strict=True,
         ):
-            found, counts = pairs.row(stage, context)
+            found, counts = pairs.row(codebook, context)
             scale = weight / (counts.sum() + m)
             chances += scale * m * alone
             chances[found] += scale * counts
@@ -188,15 +195,15 @@ class CountModel(CodeModel):
             digest.update(array.tobytes())
         return digest.digest()[:8]
 
-    def _fit(self, stage: int, codes: np.ndarray, contexts: tuple[np.ndarray, ...]) -> None:
-        """Choose m and the weights of a stage by its training codes (n,) and their contexts."""
+    def _fit(self, codebook: int, codes: np.ndarray, contexts: tuple[np.ndarray, ...]) -> None:
+        """Choose m and the weights of a codebook by its training codes (n,) and their contexts."""
         total = len(codes)
-        alone = (self.single[stage][codes] - 1 + 0.5) / (total - 1 + 0.5 * self.codes)
+        alone = (self.single[codebook][codes] - 1 + 0.5) / (total - 1 + 0.5 * self.num_codes)
         best = -math.inf
         for m in self.SMOOTHING:
             columns = [alone]
             for pairs, context in zip(self.pairs, contexts, strict=True):
-                together, before = pairs.of(stage, context, codes)
+                together, before = pairs.of(codebook, context, codes)
                 columns.append((together - 1 + m * alone) / (before - 1 + m))
             chances = np.stack(columns, 1)
             weights = np.full(3, 1 / 3)
@@ -205,11 +212,11 @@ class CountModel(CodeModel):
                 weights = (shares / shares.sum(1, keepdims=True)).mean(0)
             likelihood = np.log(chances @ weights).sum()
             if likelihood > best:
-                best, self.smoothing[stage], self.weights[stage] = likelihood, m, weights
+                best, self.smoothing[codebook], self.weights[codebook] = likelihood, m, weights
 
 
 class _Pairs:
-    """How often a code comes in a context, of each stage; only those that were seen are stored."""
+    """How often a code comes in a context, of each codebook; only those that were seen are stored."""
 
     def __init__(self, keys: np.ndarray, counts: np.ndarray, size: int):
         self.keys, self.counts, self.size = keys, counts, size
@@ -221,17 +228,17 @@ class _Pairs:
         keys = _key(np.arange(codes.shape[1]), contexts, codes, size)
         return cls(*np.unique(keys, return_counts=True), size)
 
-    def row(self, stage: int, context: int) -> tuple[np.ndarray, np.ndarray]:
+    def row(self, codebook: int, context: int) -> tuple[np.ndarray, np.ndarray]:
         """The codes that were seen in a context, and their counts."""
-        start, end = np.searchsorted(self.keys, [_key(stage, context, code, self.size) for code in (0, self.size)])
+        start, end = np.searchsorted(self.keys, [_key(codebook, context, code, self.size) for code in (0, self.size)])
         return self.keys[start:end] % self.size, self.counts[start:end]
 
-    def of(self, stage: int, contexts: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def of(self, codebook: int, contexts: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Counts of seen pairs, (n,), and of their contexts."""
-        together = self.counts[np.searchsorted(self.keys, _key(stage, contexts, codes, self.size))]
-        first, last = (np.searchsorted(self.keys, _key(stage, contexts, code, self.size)) for code in (0, self.size))
+        together = self.counts[np.searchsorted(self.keys, _key(codebook, contexts, codes, self.size))]
+        first, last = (np.searchsorted(self.keys, _key(codebook, contexts, code, self.size)) for code in (0, self.size))
         return together, self.sums[last] - self.sums[first]
 
 
-def _key(stage: Any, context: Any, code: Any, size: int) -> Any:
-    return (stage * (size + 1) + context) * size + code
+def _key(codebook: Any, context: Any, code: Any, size: int) -> Any:
+    return (codebook * (size + 1) + context) * size + code

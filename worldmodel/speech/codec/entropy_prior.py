@@ -29,7 +29,7 @@ from worldmodel.types import NO_ACTION
 class Window:
     """A stream within one of its windows. It changes with every code."""
 
-    stages: int  # q
+    num_codebooks: int  # q
     behind: PriorState  # the windows before, this one's context included
     head: AnyState
     codes: Tensor  # (1, N) int64, those so far
@@ -43,14 +43,14 @@ class PriorModel(CodeModel):
     Where a stream uses the first q of Q codebooks, the others stay unsaid. The prior learnt of whole places, and so
     both sides fill in what it finds most probable.
 
-    Raises :class:`ConfigError` for a prior whose head does not go place by place, and stage by stage.
+    Raises :class:`ConfigError` for a prior whose head does not go place by place, and codebook by codebook.
     """
 
     def __init__(self, prior: Prior):
         # A codec may work on a GPU, but one code at a time is work for a CPU.
         self.prior = prior.eval() if next(prior.parameters()).device.type == "cpu" else copy.deepcopy(prior).cpu()
-        self.codes, positions = prior.codes, prior.positions
-        self.stages = prior.grid[-1] if len(prior.grid) > 1 else 1
+        self.num_codes, positions = prior.num_codes, prior.positions
+        self.num_codebooks = prior.grid[-1] if len(prior.grid) > 1 else 1
         if len(prior.grid) > 2 or prior.head.order.tolist() != list(range(positions)):
             raise ConfigError(
                 "an entropy model goes place by place, and the head of this prior does not; choose prior=codec"
@@ -60,9 +60,9 @@ class PriorModel(CodeModel):
     def fingerprint(self) -> bytes:
         return self._name
 
-    def begin(self, stages: int) -> Window:
+    def begin(self, num_codebooks: int) -> Window:
         with alone():
-            return self._next(self.prior.begin(1), stages)
+            return self._next(self.prior.begin(1), num_codebooks)
 
     def probabilities(self, state: Window) -> np.ndarray:
         with alone():
@@ -72,20 +72,20 @@ class PriorModel(CodeModel):
     def observe(self, state: Window, code: int) -> Window:
         with alone():
             self._put(state, code)
-            while state.place % self.stages >= state.stages:
+            while state.place % self.num_codebooks >= state.num_codebooks:
                 self._put(state, int(self._logits(state).argmax()))
             if state.place < self.prior.positions:
                 return state
             grid = state.codes.unflatten(1, self.prior.grid)
-            return self._next(PriorState(state.behind.trunk, grid), state.stages)
+            return self._next(PriorState(state.behind.trunk, grid), state.num_codebooks)
 
-    def _next(self, behind: PriorState, stages: int) -> Window:
+    def _next(self, behind: PriorState, num_codebooks: int) -> Window:
         """The window behind those."""
         unknown = torch.tensor([NO_ACTION])
         contexts, trunk = self.prior.trunk.step(behind.trunk, behind.previous, unknown)
         head = self.prior.head.begin(contexts.to(self.prior.head_dtype))
         nothing = torch.zeros(1, self.prior.positions, dtype=torch.int64)
-        return Window(stages, PriorState(trunk, behind.previous), head, nothing)
+        return Window(num_codebooks, PriorState(trunk, behind.previous), head, nothing)
 
     def _logits(self, state: Window) -> Tensor:
         """(K,) of the next code."""

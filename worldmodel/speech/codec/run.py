@@ -42,9 +42,9 @@ def counts_of(run: Path, codec: Codec, streams: Callable[[], list[np.ndarray]]) 
     file = run / COUNTS.format(codec.fingerprint.hex()[:8])
     if file.is_file():
         found = CountModel.load(file)
-        if (found.codes, found.stages) == (codec.codes, codec.codebooks):
+        if (found.num_codes, found.num_codebooks) == (codec.num_codes, codec.num_codebooks):
             return found
-    made = CountModel(streams(), codec.codes)
+    made = CountModel(streams(), codec.num_codes)
     made.save(file)
     return made
 
@@ -68,7 +68,7 @@ def training_codes(run: Path, codec: Codec) -> list[np.ndarray]:
     store = EpisodeStore.open(str(load_config(run).data))
     tokenizer = codec.tokenizer
     codes = encode_store(store, tokenizer, run / CODES, next(tokenizer.parameters()).device)
-    return [np.asarray(codes.episode(int(e))).reshape(-1, codec.codebooks) for e in store.split("train")]
+    return [np.asarray(codes.episode(int(e))).reshape(-1, codec.num_codebooks) for e in store.split("train")]
 
 
 def models_of(run: Path, codec: Codec, wanted: str = "auto") -> dict[str, CodeModel | None]:

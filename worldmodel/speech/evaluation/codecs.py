@@ -40,12 +40,12 @@ def codec_figures(
     models: dict[str, CodeModel] = {}
     training = [flat(utterance) for utterance in spoken if not utterance.held_out]
     if training:
-        models["counts"] = CountModel(training, codec.codes)  # of these data, whatever the run was trained on
+        models["counts"] = CountModel(training, codec.num_codes)  # of these data, whatever the run was trained on
     if (prior := prior_of(run, codec)) is not None:
         models["prior"] = prior
     coded = held_out[:: -(-len(held_out) // CODED)]
     rates = []
-    choices = sorted({2**power for power in range(codec.codebooks.bit_length())} | {codec.codebooks})
+    choices = sorted({2**power for power in range(codec.num_codebooks.bit_length())} | {codec.num_codebooks})
     for place, used in enumerate(choices):
         heard = [codec.decode(flat(utterance)[:, :used]) for utterance in held_out]
         real = [utterance.wave for utterance in held_out]

@@ -33,7 +33,7 @@ def level_figures(
             drawn = tokenizer.level(place).draw(tokenizer.part(codes, place), speaker, generator)
             made.append(to_wave(drawn.flatten().cpu().numpy()))
         told[name] = {
-            "bits_a_second": math.prod(grid) * world.spec.rate * math.log2(tokenizer.codes),
+            "bits_a_second": math.prod(grid) * world.spec.rate * math.log2(tokenizer.num_codes),
             "si_sdr": codec.each(codec.si_sdr, real, made, seed)[1].to_json(),
             "log_spectral_distance": codec.each(codec.log_spectral_distance, real, made, seed)[1].to_json(),
         }

@@ -46,7 +46,7 @@ def phoneme_figures(
     others = features(spoken, hop) | {"untrained encoder, k-means": untrained_vectors(run, world, spoken, seed)}
     fit_on = [not each.held_out for each in spoken]  # what the tokenizer was trained on, too
     for name, vectors in others.items():
-        systems[name] = kmeans_codes(vectors, world.tokenizer.codes, fit_on, seed=seed)
+        systems[name] = kmeans_codes(vectors, world.tokenizer.num_codes, fit_on, seed=seed)
     told: dict[str, Any] = {"hop": hop, "phonemes": len(PHONES39.names)}
     silence = PHONES39.names.index(SILENCE)
     for name, rows in systems.items():
@@ -54,7 +54,7 @@ def phoneme_figures(
         told[name] = {}
         for what, leave_out in (("all", None), ("speech", silence)):
             said, meant = zip(*pairs, strict=True)
-            first, second = both_ways(said, meant, halves, sentences, world.tokenizer.codes, leave_out)
+            first, second = both_ways(said, meant, halves, sentences, world.tokenizer.num_codes, leave_out)
             told[name][what] = mapped(joined(first, second), first)
     if hop % HOP == 0:
         told["labels"] = taught(spoken, labels, aligned, hop, apart[0], seed)

@@ -111,14 +111,15 @@ def code_figures(world: VoiceModel, held_out: Sequence[Utterance]) -> dict[str, 
     tokenizer = world.tokenizer
     codes = torch.cat([each.codes for each in held_out])
     books = [
-        CodeUsage(torch.bincount(book.flatten(), minlength=tokenizer.codes).numpy()) for book in tokenizer.books(codes)
+        CodeUsage(torch.bincount(book.flatten(), minlength=tokenizer.num_codes).numpy())
+        for book in tokenizer.books(codes)
     ]
     a_second = math.prod(tokenizer.grid) * world.spec.rate
     return {
         "a_second": a_second,
-        "codes": tokenizer.codes,
-        "bits_a_second": a_second * math.log2(tokenizer.codes),
-        "factor": 8 * world.rate / (a_second * math.log2(tokenizer.codes)),
+        "codes": tokenizer.num_codes,
+        "bits_a_second": a_second * math.log2(tokenizer.num_codes),
+        "factor": 8 * world.rate / (a_second * math.log2(tokenizer.num_codes)),
         "share": float(np.mean([book.used / len(book.counts) for book in books])),
         "perplexity": float(np.mean([book.perplexity for book in books])),
         "books": [book.to_json() for book in books],
@@ -131,7 +132,7 @@ def bit_figures(world: VoiceModel, held_out: Sequence[Utterance], seed: int) -> 
     told: dict[str, Any] = {}
     tokenizer, bit = world.tokenizer, math.log(2)
     samples = np.array([each.frames.numel() for each in held_out])
-    uniform = np.array([each.codes.numel() * math.log2(tokenizer.codes) for each in held_out])
+    uniform = np.array([each.codes.numel() * math.log2(tokenizer.num_codes) for each in held_out])
     if tokenizer.likelihood.exact:
         wave = []
         for each in held_out:
@@ -166,7 +167,7 @@ def leakage_figures(world: VoiceModel, spoken: Sequence[Utterance]) -> dict[str,
             rows.append(flat_codes(world, each))
             speakers.append(known.index(each.speaker))
     window = round(len(flat_codes(world, spoken[0])) / spoken[0].seconds)
-    found = leakage(*parts[False], *parts[True], world.tokenizer.codes, window)
+    found = leakage(*parts[False], *parts[True], world.tokenizer.num_codes, window)
     return {**found.to_json(), "speakers": len(known)}
 
 
