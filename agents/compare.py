@@ -167,18 +167,14 @@ def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
 def save_chart(found: dict[str, Any], path: Path) -> Path:
     """A panel for each measure with a bar for each agent, and one of the chances to be better."""
 
-    def bar(interval: dict[str, Any], index: int) -> plots.Bar:
-        colour = plots.COLOURS[index % len(plots.COLOURS)]
-        return plots.Bar(interval["value"], interval["low"], interval["high"], colour)
-
     panels = [
-        plots.Panel(title, {agent: bar(row[name], index) for index, (agent, row) in enumerate(found["agents"].items())})
+        plots.Panel(title, {agent: plots.Bar.of(row[name]) for agent, row in found["agents"].items()})
         for name, (title, _, _) in MEASURES.items()
         if name != "success" or any(row["success"]["value"] for row in found["agents"].values())
     ]
     if found["pairs"]:
         chances = {
-            f"{pair['one']}\nover {pair['other']}": bar(pair["probability_of_improvement"], 6)
+            f"{pair['one']}\nover {pair['other']}": plots.Bar.of(pair["probability_of_improvement"], plots.COLOURS[-1])
             for pair in found["pairs"]
         }
         panels.append(plots.Panel("chance to return more", chances, mark=0.5, mark_name="alike"))

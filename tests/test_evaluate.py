@@ -102,7 +102,7 @@ def test_without_classifier_and_folder(store: EpisodeStore, tmp_path: Path, monk
 
 
 def test_text_of_the_data_cannot_become_markup(found: dict[str, Any]) -> None:
-    assert "<script>" not in page({**found, "environment": "<script>"}, {})
+    assert "<script>" not in page({**found, "environment": "<script>"}, {}, rows(found))
 
 
 def test_plain_has_no_numbers_that_json_lacks() -> None:
@@ -168,7 +168,7 @@ def test_a_damaged_episode_is_named_set_aside_and_skipped(
 
 def test_the_table_fits_a_terminal_of_80_columns(found: dict[str, Any]) -> None:
     console = Console(width=80, file=io.StringIO())
-    console.print(table(found))
+    console.print(table(found, rows(found)))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     lines = text.splitlines()
     (steps,) = [line for line in lines if line.startswith("step ")]

@@ -23,7 +23,7 @@ from worldmodel.data.store import SOURCE, EpisodeStore
 from worldmodel.errors import ConfigError
 from worldmodel.evaluation import compare, stills_report
 from worldmodel.evaluation.openloop import Progress
-from worldmodel.evaluation.report import table
+from worldmodel.evaluation.report import rows, table
 from worldmodel.evaluation.stills import evaluate_stills
 from worldmodel.evaluation.suite import QUICK, Settings, evaluate
 from worldmodel.runs.folder import PRIOR, TOKENIZER, choose_run, find_run, load_config, load_spec
@@ -168,7 +168,7 @@ def measure(args: argparse.Namespace, config: DictConfig, command: str) -> None:
             command=command,
             progress=progress,
         )
-    console.print(table(found))
+    console.print(table(found, rows(found)))
     console.print(f"{folder / 'report.html'}  (report.png, strips.png, metrics.json beside it)", soft_wrap=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -35,23 +36,20 @@ FEW_EVENTS = 10
 def panels(found: dict[str, Any]) -> list[Panel]:
     """The page of plots of one evaluation."""
     loop, one, inverse = found["open_loop"], found["one_step"], found.get("inverse")
+    codes = found["codes"]
     drawn = [
         _curves(loop, "psnr", f"Open-loop PSNR, dB, {loop['windows']} windows"),
         _curves(loop, "ssim", "Open-loop SSIM"),
         _gains(loop),
         *_events(one),
         _bits(one["prior"]),
-        _usage(found["codes"]),
+        usage_panel(f"Codes: {codes['used']} of {codes['of']} used, perplexity {codes['perplexity']:.0f}", [codes]),
     ]
     if inverse:
         dreamt, heat = inverse["dreamt"], inverse["headline"]
         drawn.append(_confusion(inverse["real"], found["actions"], "Actions read from real pairs"))
         drawn.append(_confusion(dreamt[heat], found["actions"], f"From dreams, temperature {heat}"))
     return drawn
-
-
-def _interval(interval: dict[str, Any], colour: str) -> Bar:
-    return Bar(interval["value"], interval["low"], interval["high"], colour)
 
 
 def _curves(loop: dict[str, Any], figure: str, title: str) -> Panel:
@@ -88,20 +86,21 @@ def _events(one: dict[str, Any]) -> list[Panel]:
 
 def _bits(prior: dict[str, Any]) -> Panel:
     bars = {
-        "true actions": _interval(prior["bits_per_code"], SHADES["dream"]),
-        "shuffled actions": _interval(prior["bits_per_code_shuffled_actions"], SHADES["shuffled"]),
+        "true actions": Bar.of(prior["bits_per_code"], SHADES["dream"]),
+        "shuffled actions": Bar.of(prior["bits_per_code_shuffled_actions"], SHADES["shuffled"]),
     }
     title = f"Prior, bits per code, {prior['frames']:,} held-out frames"
     return Panel(title, bars, mark=prior["bits_per_code_uniform"], mark_name="uniform")
 
 
-def _usage(codes: dict[str, Any]) -> Panel:
-    shares = np.array(codes["counts_sorted"], dtype=float)
-    shares /= max(1.0, shares.sum())
-    line = Line(np.arange(len(shares)), shares, np.zeros(len(shares)), shares, colour=SHADES["dream"])
-    title = f"Codes: {codes['used']} of {codes['of']} used, perplexity {codes['perplexity']:.0f}"
-    level = 1 / len(shares)
-    return Panel(title, {"": line}, "codes, most frequent first", "share of positions", "linear", level, "all equal")
+def usage_panel(title: str, books: Sequence[dict[str, Any]]) -> Panel:
+    """How often the codes of each codebook occur, the most frequent first: mean, lowest and highest share."""
+    shares = np.array([book["counts_sorted"] for book in books], dtype=float)
+    shares /= shares.sum(1, keepdims=True).clip(1)
+    x = np.arange(shares.shape[1])
+    line = Line(x, shares.mean(0), shares.min(0), shares.max(0), colour=COLOURS[0])
+    names = "codes, most frequent first", "share of positions"
+    return Panel(title, {"": line}, *names, "linear", 1 / len(x), "all equal")
 
 
 def _confusion(reading: dict[str, Any], names: list[str], title: str) -> Panel:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -100,6 +100,15 @@ class CodeUsage:
             "perplexity": self.perplexity,
             "counts_sorted": sorted(self.counts.tolist(), reverse=True),
         }
+
+
+def usage_of(books: Sequence[CodeUsage]) -> dict[str, Any]:
+    """Use of several codebooks: means, and each of them."""
+    return {
+        "share": float(np.mean([book.used / len(book.counts) for book in books])),
+        "perplexity": float(np.mean([book.perplexity for book in books])),
+        "books": [book.to_json() for book in books],
+    }
 
 
 def bits(nats: np.ndarray) -> np.ndarray:

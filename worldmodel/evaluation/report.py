@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import datetime
 import html
 import json
 import math
-from collections.abc import Iterable, Sequence
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +20,10 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from worldmodel.evaluation.figures import FEW_EVENTS, LABELS, panels
+from worldmodel.evaluation.figures import FEW_EVENTS, LABELS
 from worldmodel.evaluation.openloop import DREAMS, OpenLoop
 from worldmodel.media import Strip, action_names, contact_sheet, save_png
-from worldmodel.media.plots import save_panels
+from worldmodel.media.plots import Panel, save_panels
 from worldmodel.util.files import replace_text
 
 STRIP_ROWS = ("reconstruction", "dream", "dream_sampled", "shuffled")
@@ -109,10 +112,10 @@ def _events_line(events: dict[str, Any] | None) -> str:
     )
 
 
-def table(found: dict[str, Any], lines: Sequence[tuple[str, str]] | None = None) -> Group:
-    """Lines (default: those of :func:`rows`) for a terminal, a borderless table for each section: 80 columns do."""
+def table(found: dict[str, Any], lines: Sequence[tuple[str, str]]) -> Group:
+    """Lines for a terminal, a borderless table for each section: 80 columns do."""
     parts: list[Table] = []
-    for name, value in rows(found) if lines is None else lines:
+    for name, value in lines:
         if not value:
             title = Text(name, style="bold")
             parts.append(Table(title=title, title_justify="left", box=None, show_header=False, pad_edge=False))
@@ -150,13 +153,13 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def page(found: dict[str, Any], pictures: dict[str, Path], lines: Sequence[tuple[str, str]] | None = None) -> str:
-    """One HTML file without outside references: the table (default: :func:`rows`), the pictures, the definitions."""
+def page(found: dict[str, Any], pictures: dict[str, Path], lines: Sequence[tuple[str, str]]) -> str:
+    """One HTML file without outside references: the table, the pictures, the definitions."""
     cells = "".join(
         f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>"
         if value
         else f'<tr><th colspan="2">{html.escape(name)}</th></tr>'
-        for name, value in (rows(found) if lines is None else lines)
+        for name, value in lines
     )
     images = "".join(
         f'<h2>{html.escape(title)}</h2><img alt="{html.escape(title)}" '
@@ -182,12 +185,37 @@ dt {{ font-weight: 600 }} .about {{ color: #666 }}
 """
 
 
-def save_report(found: dict[str, Any], result: OpenLoop, folder: Path) -> dict[str, Path]:
-    """Write ``metrics.json``, ``report.png``, ``strips.png`` and ``report.html``; returns where they are."""
-    paths = {name: folder / name for name in ("metrics.json", "report.png", "strips.png", "report.html")}
-    replace_text(paths["metrics.json"], json.dumps(plain(found), indent=1, allow_nan=False))
-    title = f"{found['run']} · {found['environment']} · bands and whiskers: 95 %"
-    save_panels(paths["report.png"], panels(found), title, columns=4 if found["inverse"] else 3)
-    save_png(paths["strips.png"], strips(result, found["actions"]))
-    replace_text(paths["report.html"], page(found, {"Plots": paths["report.png"], "Pictures": paths["strips.png"]}))
-    return paths
+def heading(run: str, environment: str, device: torch.device, command: str) -> dict[str, Any]:
+    """What was measured, when, how and on which kind of machine: the first entries of ``metrics.json``."""
+    if device.type == "cuda":
+        machine = torch.cuda.get_device_name(device)
+    else:
+        machine = f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    return {
+        "run": run,
+        "environment": environment,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "machine": f"{machine}, torch {torch.__version__}",
+    }
+
+
+def write_report(
+    folder: Path,
+    found: dict[str, Any],
+    lines: Sequence[tuple[str, str]],
+    plots: Sequence[Panel],
+    pictures: Mapping[str, np.ndarray],
+    note: str = "",
+    columns: int = 3,
+) -> None:
+    """Write ``metrics.json``, the plots to ``report.png``, each picture (height, width, 3) to the PNG of its name, and
+    all of them to ``report.html``."""
+    replace_text(folder / "metrics.json", json.dumps(plain(found), indent=1, allow_nan=False))
+    title = f"{found['run']} · {found['environment']}"
+    shown = {name.capitalize(): folder / f"{name}.png" for name in pictures}
+    for path, picture in zip(shown.values(), pictures.values(), strict=True):
+        save_png(path, picture)
+    if plots:
+        shown["Plots"] = save_panels(folder / "report.png", plots, title + note, columns=columns)
+    replace_text(folder / "report.html", page(found, shown, lines))

@@ -8,7 +8,6 @@ codes, or N(0, 1)), and under the learned prior, which was fitted to training fr
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import itertools
 import math
 from collections.abc import Iterator
@@ -23,9 +22,9 @@ from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import Windows
 from worldmodel.errors import DataError
 from worldmodel.evaluation import stills_report
-from worldmodel.evaluation.metrics import SSIM_WINDOW, CodeUsage, decibels, mean_interval, mse, ssim
+from worldmodel.evaluation.metrics import SSIM_WINDOW, CodeUsage, decibels, mean_interval, mse, ssim, usage_of
 from worldmodel.evaluation.openloop import Progress, silent
-from worldmodel.evaluation.suite import machine
+from worldmodel.evaluation.report import heading
 from worldmodel.priors import LatentPrior
 from worldmodel.runs.folder import PRIOR, load_spec
 from worldmodel.runs.load import check_trained, load_autoencoder, load_prior, resolve_device
@@ -201,11 +200,7 @@ def summary(found: Stills, model: Autoencoder, seed: int = 0, classes: int = 1) 
             "bits": count * each,
             "factor": 8 * dimensions / (count * each),
         }
-        told["usage"] = {
-            "share": float(np.mean([book.used / len(book.counts) for book in found.usage])),
-            "perplexity": float(np.mean([book.perplexity for book in found.usage])),
-            "books": [book.to_json() for book in found.usage],
-        }
+        told["usage"] = usage_of(found.usage)
         if found.grid_nats is not None:
             assert isinstance(model, Stacked)
             first = model.first
@@ -271,11 +266,7 @@ def evaluate_stills(
     if not len(frames):
         raise DataError(f"{len(store)} episodes at {store.path}, none of them held out")
     found = {
-        "run": run.name,
-        "environment": spec.env_id,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": command,
-        "machine": machine(where),
+        **heading(run.name, spec.env_id, where, command),
         **summary(score(model, prior, frames, seed=seed, progress=progress), model, seed, len(spec.action_names)),
     }
     stills_report.save(found, triptych(spec, model, prior, frames, seed=seed), run / "evaluation")

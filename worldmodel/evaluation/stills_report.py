@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
-from worldmodel.evaluation.report import number, page, plain
-from worldmodel.media import gallery, save_png
-from worldmodel.media.plots import COLOURS, Bar, Line, Panel, save_panels
-from worldmodel.util.files import replace_text
+from worldmodel.evaluation.figures import usage_panel
+from worldmodel.evaluation.report import number, write_report
+from worldmodel.media import gallery
+from worldmodel.media.plots import COLOURS, Bar, Panel
 
 DEFINITIONS = {
     "held out": "Every frame that was never trained on, each scored once; none is left out.",
@@ -90,47 +89,24 @@ def panels(found: dict[str, Any]) -> list[Panel]:
     """Bars of the bounds and of their parts, use of the codes."""
     drawn = []
     if found["bits_per_dim"]:
-        bars = {
-            f"{row['name'].replace(', ', chr(10))}": Bar(
-                row["total"]["value"], row["total"]["low"], row["total"]["high"], COLOURS[n]
-            )
-            for n, row in enumerate(found["bits_per_dim"])
-        }
-        parts = {}
-        for n, row in enumerate(found["bits_per_dim"]):
-            total = row["total"]
-            bars[row["name"].replace(", ", "\n")] = Bar(total["value"], total["low"], total["high"], COLOURS[n])
-            for part in ("reconstruction", "latents"):
-                parts[f"{part}\n{row['name'].replace(', ', chr(10))}"] = Bar(row[part], colour=COLOURS[n])
+        bars: dict[str, Bar] = {}
+        parts: dict[str, Bar] = {}
+        for row, colour in zip(found["bits_per_dim"], itertools.cycle(COLOURS), strict=False):
+            name = row["name"].replace(", ", "\n")
+            bars[name] = Bar.of(row["total"], colour)
+            parts |= {f"{part}\n{name}": Bar(row[part], colour=colour) for part in ("reconstruction", "latents")}
         drawn += [Panel("Bits per dimension", bars), Panel("Its parts", parts)]
     if prior := found.get("prior"):
         bar = {"learned prior": Bar(prior["bits_per_code"])}
         drawn.append(Panel("Bits per code", bar, mark=prior["bits_per_code_uniform"], mark_name="uniform"))
     if usage := found.get("usage"):
-        shares = np.array([book["counts_sorted"] for book in usage["books"]], dtype=float)
-        shares /= shares.sum(1, keepdims=True).clip(1)
-        x = np.arange(shares.shape[1])
-        line = Line(x, shares.mean(0), shares.min(0), shares.max(0), colour=COLOURS[0])
-        of = f", {len(shares)} codebooks" if len(shares) > 1 else ""
+        of = f", {len(usage['books'])} codebooks" if len(usage["books"]) > 1 else ""
         title = f"Codes used: {usage['share']:.0%}{of}, perplexity {usage['perplexity']:.0f}"
-        drawn.append(
-            Panel(
-                title, {"": line}, "codes, most frequent first", "share of positions", "linear", 1 / len(x), "all equal"
-            )
-        )
+        drawn.append(usage_panel(title, usage["books"]))
     return drawn
 
 
-def save(found: dict[str, Any], rows: Sequence[tuple[str, Tensor]], folder: Path) -> dict[str, Path]:
-    """Write ``metrics.json``, ``report.png``, ``pictures.png`` and ``report.html``; returns where they are."""
-    found = {**found, "definitions": DEFINITIONS}
-    paths = {name: folder / name for name in ("metrics.json", "report.png", "pictures.png", "report.html")}
-    replace_text(paths["metrics.json"], json.dumps(plain(found), indent=1, allow_nan=False))
-    title = f"{found['run']} · {found['environment']}"
-    save_png(paths["pictures.png"], gallery(rows, title=title))
-    shown = {"Pictures": paths["pictures.png"]}
-    if drawn := panels(found):
-        save_panels(paths["report.png"], drawn, title)
-        shown["Plots"] = paths["report.png"]
-    replace_text(paths["report.html"], page(found, shown, lines(found)))
-    return paths
+def save(found: dict[str, Any], rows: Sequence[tuple[str, Tensor]], folder: Path) -> None:
+    """Write ``metrics.json``, ``report.png``, ``pictures.png`` and ``report.html``."""
+    pictures = {"pictures": gallery(rows, title=f"{found['run']} · {found['environment']}")}
+    write_report(folder, {**found, "definitions": DEFINITIONS}, lines(found), panels(found), pictures)

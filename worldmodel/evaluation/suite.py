@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
-import os
-import platform
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import Windows
 from worldmodel.errors import DataError
 from worldmodel.evaluation import inverse, onestep, openloop
+from worldmodel.evaluation.figures import panels
 from worldmodel.evaluation.metrics import CodeUsage
 from worldmodel.evaluation.openloop import Progress, silent
-from worldmodel.evaluation.report import save_report
+from worldmodel.evaluation.report import heading, rows, strips, write_report
 from worldmodel.types import Segment
 from worldmodel.world import WorldModel
 
@@ -100,11 +97,7 @@ def evaluate(
     loop = openloop.open_loop(world, windows, settings.context, top_k=settings.top_k, batch=settings.batch, **kinds)
     positions = int(np.prod(world.tokenizer.grid))
     found: dict[str, Any] = {
-        "run": run,
-        "environment": world.spec.env_id,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": command,
-        "machine": machine(world.device),
+        **heading(run, world.spec.env_id, world.device, command),
         "actions": list(world.spec.action_names),
         "settings": dataclasses.asdict(settings),
         "one_step": onestep.summary(one, settings.context, world.tokenizer.num_codes, positions, settings.seed),
@@ -114,15 +107,9 @@ def evaluate(
         "definitions": DEFINITIONS,
     }
     if folder is not None:
-        save_report(found, loop, folder)
+        pictures, columns = {"strips": strips(loop, found["actions"])}, 4 if found["inverse"] else 3
+        write_report(folder, found, rows(found), panels(found), pictures, " · bands and whiskers: 95 %", columns)
     return found
-
-
-def machine(device: torch.device) -> str:
-    """The kind of machine, for the record."""
-    if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-    return f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def _held_out(world: WorldModel, store: EpisodeStore) -> np.ndarray:

@@ -74,6 +74,11 @@ class Bar:
     high: float | None = None
     colour: str | None = None  # None: the next of COLOURS
 
+    @classmethod
+    def of(cls, interval: Mapping[str, Any], colour: str | None = None) -> Bar:
+        """The bar of an interval as evaluations write it: value, low, high."""
+        return cls(interval["value"], interval["low"], interval["high"], colour)
+
 
 @dataclasses.dataclass(frozen=True)
 class Shares:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, TaskID, TextColumn
 
 from worldmodel.training.base import Objective
 from worldmodel.training.batches import Batches
 from worldmodel.training.fit import Fit, Hook
 from worldmodel.util.files import naming, replace_text
+from worldmodel.util.progress import Bars
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -180,51 +180,36 @@ class ProgressBar(Hook):
     """Loss, headline metrics, steps/s and time left: a bar on a terminal, else a line every ten seconds."""
 
     def __init__(self, console: Console | None = None, line_seconds: float = 10.0):
-        self.console = console or Console()
-        self.line_seconds = line_seconds
-        self._bar: Progress | None = None
+        columns = (
+            TextColumn("{task.description} {task.percentage:3.0f}%"),
+            BarColumn(24),
+            TextColumn("{task.fields[shown]}"),
+        )
+        self._bars = Bars(console or Console(), seconds=line_seconds, columns=columns)
         self._task: TaskID | None = None
         self._figures = ""
-        self._last_line = -math.inf
-        self._printed = -1  # step of the last line
 
     def on_start(self, fit: Fit) -> None:
         if not fit.fabric.is_global_zero:
             return
         if fit.step:
-            self.console.print(f"{fit.stage}: going on at step {fit.step} ({fit.elapsed:.0f} s done)", highlight=False)
-        self._last_line = time.monotonic()
-        if self.console.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[text]}"), console=self.console
+            self._bars.console.print(
+                f"{fit.stage}: going on at step {fit.step} ({fit.elapsed:.0f} s done)", highlight=False
             )
-            self._task = self._bar.add_task(fit.stage, total=1.0, text="")
-            self._bar.start()
+        self._task = self._bars.add_task(fit.stage, total=1.0)
+        self._bars.start()
 
     def on_log(self, fit: Fit, means: dict[str, float]) -> None:
         names = ["loss", *(name for name in fit.objective.headline if name in means)]
         self._figures = "  ".join(f"{name} {means[name]:.4g}" for name in names)
 
     def on_step(self, fit: Fit) -> None:
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=fit.progress, text=self._text(fit))
-        elif fit.fabric.is_global_zero and time.monotonic() - self._last_line >= self.line_seconds:
-            self._last_line = time.monotonic()
-            self._print(fit)
-
-    def on_end(self, fit: Fit) -> None:
-        self.close()
-        if fit.fabric.is_global_zero and fit.step != self._printed:
-            self._print(fit)
+        if self._task is not None:
+            self._bars.update(self._task, completed=fit.progress, shown=self._text(fit))
 
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-
-    def _print(self, fit: Fit) -> None:
-        self._printed = fit.step
-        self.console.print(f"{fit.stage} {fit.progress:4.0%}  {self._text(fit)}", highlight=False, soft_wrap=True)
+        if self._task is not None:
+            self._bars.stop()
 
     def _text(self, fit: Fit) -> str:
         rate = (fit.step - fit.first_step) / max(fit.seconds_this_session, 1e-9)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -19,6 +20,15 @@ class Count(ProgressColumn):
         return Text(f"{task.completed:,.0f}{whole}", style="progress.download")
 
 
+COLUMNS = (
+    TextColumn("{task.description}"),
+    BarColumn(24),
+    Count(),
+    TimeRemainingColumn(),
+    TextColumn("left  {task.fields[shown]}"),
+)
+
+
 class Bars(Progress):
     """A bar for each :meth:`add_task`. On a terminal they move; in a log, a line is written now and then instead.
 
@@ -28,16 +38,16 @@ class Bars(Progress):
         console: where they are shown; None: standard error.
         transient: whether they vanish when all is done.
         seconds: between two lines in a log.
+        columns: of a bar; a line in a log has the texts among them.
     """
 
-    def __init__(self, console: Console | None = None, transient: bool = False, seconds: float = 10.0):
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(24),
-            Count(),
-            TimeRemainingColumn(),
-            TextColumn("left  {task.fields[shown]}"),
-        )
+    def __init__(
+        self,
+        console: Console | None = None,
+        transient: bool = False,
+        seconds: float = 10.0,
+        columns: Sequence[ProgressColumn] = COLUMNS,
+    ):
         console = console or Console(file=sys.stderr)
         self._log = console if not console.is_terminal else None
         super().__init__(
@@ -47,23 +57,26 @@ class Bars(Progress):
             disable=self._log is not None,
             speed_estimate_period=3600,  # a planner's episode may take minutes, and rich looks back half of one
         )
-        self._seconds, self._told_at = seconds, time.monotonic()
+        self._seconds, self._printed_at = seconds, time.monotonic()
+        self._printed: dict[TaskID, float] = {}  # work done when a line of the task was printed last
 
     def add_task(self, description: str, *args: Any, shown: str = "", **kwargs: Any) -> TaskID:
         return super().add_task(description, *args, shown=shown, **kwargs)
 
     def update(self, task_id: TaskID, **fields: Any) -> None:  # type: ignore[override]
         super().update(task_id, **fields)
-        if self._log is not None and time.monotonic() - self._told_at >= self._seconds:
-            self._told_at = time.monotonic()
-            self._tell(self._log, self._tasks[task_id])
+        if self._log is not None and time.monotonic() - self._printed_at >= self._seconds:
+            self._printed_at = time.monotonic()
+            self._print(self._log, self._tasks[task_id])
 
     def stop(self) -> None:
         super().stop()
         if self._log is not None and not self.live.transient:
             for task in self.tasks:
-                self._tell(self._log, task)
+                if self._printed.get(task.id) != task.completed:
+                    self._print(self._log, task)
 
-    def _tell(self, log: Console, task: Task) -> None:
+    def _print(self, log: Console, task: Task) -> None:
+        self._printed[task.id] = task.completed
         texts = [column.render(task) for column in self.columns if isinstance(column, ProgressColumn)]
         log.print("  ".join(str(text) for text in texts if isinstance(text, Text)), highlight=False, soft_wrap=True)

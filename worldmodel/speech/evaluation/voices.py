@@ -5,7 +5,6 @@ Everything is measured on held-out utterances. Classifiers that judge are traine
 
 from __future__ import annotations
 
-import datetime
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +15,9 @@ import torch
 
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError, DataError
-from worldmodel.evaluation.metrics import CodeUsage, mean_interval
+from worldmodel.evaluation.metrics import CodeUsage, mean_interval, usage_of
 from worldmodel.evaluation.openloop import Progress, silent
-from worldmodel.evaluation.suite import machine
+from worldmodel.evaluation.report import heading
 from worldmodel.speech.evaluation import codecs, voices_report
 from worldmodel.speech.evaluation.conversion import Judges, conversion
 from worldmodel.speech.evaluation.levels import level_figures
@@ -65,11 +64,7 @@ def evaluate_voices(
     if not held_out:
         raise DataError(f"{len(store)} utterances at {store.path}, none of them held out")
     found: dict[str, Any] = {
-        "run": run.name,
-        "environment": world.spec.env_id,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": command,
-        "machine": machine(world.device),
+        **heading(run.name, world.spec.env_id, world.device, command),
         "utterances": len(held_out),
         "seconds": sum(each.seconds for each in held_out),
         "codes": code_figures(world, held_out),
@@ -120,9 +115,7 @@ def code_figures(world: VoiceModel, held_out: Sequence[Utterance]) -> dict[str, 
         "codes": tokenizer.num_codes,
         "bits_a_second": a_second * math.log2(tokenizer.num_codes),
         "factor": 8 * world.rate / (a_second * math.log2(tokenizer.num_codes)),
-        "share": float(np.mean([book.used / len(book.counts) for book in books])),
-        "perplexity": float(np.mean([book.perplexity for book in books])),
-        "books": [book.to_json() for book in books],
+        **usage_of(books),
     }
 
 

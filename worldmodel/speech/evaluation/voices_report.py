@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,13 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from worldmodel.evaluation.report import number, page, plain
-from worldmodel.media import save_png
-from worldmodel.media.plots import COLOURS, Bar, Line, Panel, save_panels
+from worldmodel.evaluation.figures import usage_panel
+from worldmodel.evaluation.report import number, write_report
+from worldmodel.media.plots import COLOURS, Bar, Panel
 from worldmodel.speech.evaluation import codecs
 from worldmodel.speech.media import save_sound, spectrogram
 from worldmodel.speech.scores.features import RATE
-from worldmodel.util.files import replace_text
 
 DEFINITIONS = {
     "held out": "Utterances that were never trained on: of VCTK sentences whose number ends in 3 or 8, of TIMIT every "
@@ -150,7 +148,9 @@ def panels(found: dict[str, Any]) -> list[Panel]:
     drawn = codecs.panels(found.get("codec"))
     if told := found.get("phonemes"):
         bars = {
-            name.replace(", ", "\n").replace(" codes", "\ncodes"): _bar(told[name]["speech"]["accuracy"], place)
+            name.replace(", ", "\n").replace(" codes", "\ncodes"): Bar.of(
+                told[name]["speech"]["accuracy"], COLOURS[place]
+            )
             for place, name in enumerate(SYSTEMS)
             if name in told
         }
@@ -162,40 +162,22 @@ def panels(found: dict[str, Any]) -> list[Panel]:
             "real_as_itself": "real\nas itself", "resynthesised_as_itself": "decoded\nas itself",
             "converted_as_target": "converted\nas target", "converted_as_source": "converted\nas source",
         }  # fmt: skip
-        bars = {name: _bar(voice[key], place) for place, (key, name) in enumerate(names.items())}
+        bars = {name: Bar.of(voice[key]) for key, name in names.items()}
         drawn.append(Panel("Read as the speaker", bars, mark=voice["chance"], mark_name="chance"))
         if phones := told.get("phones"):
             bars = {
-                name: _bar(phones[key]["all"], place)
-                for place, (key, name) in enumerate((("resynthesised", "decoded"), ("converted", "converted")))
+                name: Bar.of(phones[key]["all"])
+                for key, name in (("resynthesised", "decoded"), ("converted", "converted"))
             }
             drawn.append(Panel("Phones read otherwise", bars))
-    shares = np.array([book["counts_sorted"] for book in found["codes"]["books"]], dtype=float)
-    shares /= shares.sum(1, keepdims=True).clip(1)
-    x = np.arange(shares.shape[1])
-    line = Line(x, shares.mean(0), shares.min(0), shares.max(0), colour=COLOURS[0])
     title = f"Codes used: {found['codes']['share']:.0%}, perplexity {found['codes']['perplexity']:.0f}"
-    drawn.append(
-        Panel(title, {"": line}, "codes, most frequent first", "share of places", "linear", 1 / len(x), "all equal")
-    )
+    drawn.append(usage_panel(title, found["codes"]["books"]))
     return drawn
 
 
-def _bar(interval: dict[str, Any], place: int) -> Bar:
-    return Bar(interval["value"], interval["low"], interval["high"], COLOURS[place % len(COLOURS)])
-
-
-def save(found: dict[str, Any], shown: Sequence[tuple[str, np.ndarray]], folder: Path) -> dict[str, Path]:
-    """Write ``metrics.json``, ``report.png``, ``spectrograms.png``, ``report.html`` and the sounds; returns where the
-    first four are."""
-    found = {**found, "definitions": DEFINITIONS}
-    paths = {name: folder / name for name in ("metrics.json", "report.png", "spectrograms.png", "report.html")}
-    replace_text(paths["metrics.json"], json.dumps(plain(found), indent=1, allow_nan=False))
-    title = f"{found['run']} · {found['environment']}"
-    save_panels(paths["report.png"], panels(found), title)
+def save(found: dict[str, Any], shown: Sequence[tuple[str, np.ndarray]], folder: Path) -> None:
+    """Write ``metrics.json``, ``report.png``, ``spectrograms.png``, ``report.html`` and the sounds."""
     for place, (name, wave) in enumerate(shown):
         save_sound(folder / "sounds" / f"{place:02d}-{re.sub(r'[^a-z0-9]+', '-', name.lower())}.flac", wave, RATE)
-    save_png(paths["spectrograms.png"], spectrogram(shown[:6], RATE, title))
-    pictures = {"Spectrograms": paths["spectrograms.png"], "Plots": paths["report.png"]}
-    replace_text(paths["report.html"], page(found, pictures, lines(found)))
-    return paths
+    pictures = {"spectrograms": spectrogram(shown[:6], RATE, f"{found['run']} · {found['environment']}")}
+    write_report(folder, {**found, "definitions": DEFINITIONS}, lines(found), panels(found), pictures)
