@@ -248,7 +248,7 @@ def test_frames_that_cannot_be_halved() -> None:
 
 
 def test_the_number_of_codes_is_a_setting() -> None:
-    assert build_tokenizer(compose_config(["tokenizer.num_codes=1024"]), SPEC).codes == 1024
+    assert build_tokenizer(compose_config(["tokenizer.num_codes=1024"]), SPEC).num_codes == 1024
 
 
 def test_frames_survive_the_scaling() -> None:
