@@ -12,11 +12,8 @@ from worldmodel.agents.actor_critic import ActorCritic, Seen
 from worldmodel.agents.returns import DISCOUNT
 from worldmodel.agents.run import AGENT, load_actor
 
-from worldmodel.errors import RunError
 from worldmodel.heads import make_sampler
 from worldmodel.priors import PriorState, Step
-from worldmodel.runs.folder import load_config
-from worldmodel.runs.kind import has_past
 from worldmodel.types import NO_ACTION
 from worldmodel.world import Precision, WorldModel
 
@@ -134,12 +131,10 @@ def load_mind(
 ) -> Mind:
     """The mind of a run's folder. ``value``: ``auto``, with the run's actor where it has one, or ``none``.
 
-    Raises what :meth:`WorldModel.load` raises, and :class:`RunError` for a run of single frames.
+    Raises what :meth:`WorldModel.load` raises.
     """
     folder = Path(run)
     world = WorldModel.load(folder, device, precision)
-    if not has_past(load_config(folder)):
-        raise RunError(f"the run {folder} is of still images, where no action leads on; choose a run of an environment")
     trained = value == "auto" and (folder / AGENT).is_file()
     actor = load_actor(folder, world.device)[1] if trained else None
     return Mind(world, actor, discount, repeat, temperature)

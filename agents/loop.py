@@ -18,12 +18,12 @@ from worldmodel.agents.returns import DISCOUNT
 from worldmodel.agents.run import AGENT, RETURNS, save_network
 from worldmodel.agents.stage import AgentStage, dream_settings
 
-from worldmodel.collect import record_steps, recorded
 from worldmodel.config.checks import build, check_groups
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError, RunError
 from worldmodel.media import plots
 from worldmodel.recording.recorder import ActionSource
+from worldmodel.runs.data import record_steps, recorded
 from worldmodel.runs.folder import PRIOR, checkpoint_of, find_run, load_config
 from worldmodel.runs.load import check_trained
 from worldmodel.runs.training import make_fabric, say, train, train_stage

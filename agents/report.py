@@ -19,7 +19,6 @@ from worldmodel.media import plots
 from worldmodel.types import Episode, Spec
 from worldmodel.world import WorldModel
 
-SHOWN = 3  # episodes of a video
 LONGEST = 400  # frames of a video
 LONGEST_GIF = 100  # of a video that is written as a gif, too
 CORRELATIONS = {

@@ -14,8 +14,8 @@ from worldmodel.agents.base import Agent
 from worldmodel.agents.choice import folder_of, run_of
 from worldmodel.agents.sb3_policy import SETTINGS, Knowledge, View, load_policy, require
 
-from worldmodel.collect import env_maker
 from worldmodel.errors import ConfigError, EnvError, RunError
+from worldmodel.runs.data import env_maker
 from worldmodel.runs.load import load_tokenizer, resolve_device
 from worldmodel.tokenizers import Tokenizer
 from worldmodel.types import Spec

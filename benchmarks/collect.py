@@ -1,8 +1,8 @@
 """What recording costs beside playing: ``python -m benchmarks.collect``, or with any ``env=…``.
 
 The bare environment is stepped in this process under the actions that were just recorded; recording it the same
-number of steps, with one process and with several, is :func:`worldmodel.collect.collect` from its first step to the
-last episode on the disk. All take turns, and ratios are formed in every round.
+number of steps, with one process and with several, is :func:`worldmodel.recording.collect.collect` from its first step
+to the last episode on the disk. All take turns, and ratios are formed in every round.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from rich.console import Console
 
 from benchmarks.run import machine, table
 from benchmarks.timing import Figure, rounds, seconds
-from worldmodel.collect import collect, env_maker
 from worldmodel.config.checks import build
 from worldmodel.config.cli import run_entry_point
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError
+from worldmodel.recording.collect import collect
 from worldmodel.recording.recorder import FrameSource
+from worldmodel.runs.data import env_maker
 from worldmodel.util.files import replace_text
 
 DESCRIPTION = """\

@@ -14,11 +14,11 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from benchmarks.run import listed
-from worldmodel.collect import env_maker
 from worldmodel.config.cli import choices, compose_config, run_entry_point
 from worldmodel.errors import ConfigError, WorldModelError
 from worldmodel.media.gallery import gallery
 from worldmodel.media.write import save_png
+from worldmodel.runs.data import env_maker
 
 DESCRIPTION = """\
 Play every environment that is installed, or those of --only, under uniform actions in one process. Prints a line of

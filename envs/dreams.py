@@ -15,9 +15,7 @@ from worldmodel.data.store import Split
 from worldmodel.errors import EnvError
 from worldmodel.heads import make_sampler
 from worldmodel.priors import replace_rows, select_rows
-from worldmodel.runs.folder import PRIOR, find_run, load_config, load_spec, open_episodes
-from worldmodel.runs.kind import has_past
-from worldmodel.speech.voice import is_sound
+from worldmodel.runs.folder import PRIOR, find_run, open_episodes
 from worldmodel.world import Precision, WorldModel
 
 OBSERVATIONS = ("pixels", "codes")
@@ -153,8 +151,8 @@ def open_dreams(
         end_threshold: the probability of an end from which on a frame is terminal; ends are drawn when not given.
         device, precision: as :meth:`WorldModel.load` takes them.
 
-    Raises :class:`RunError` when the run is missing or damaged, :class:`EnvError` when it is none of an environment or
-    for a number out of its range, :class:`DataError` for its episodes, :class:`ConfigError` for another setting.
+    Raises :class:`RunError` when the run is missing, damaged or none of an environment, :class:`EnvError` for a number
+    out of its range, :class:`DataError` for its episodes, :class:`ConfigError` for another setting.
     """
     for name, value in (("num_envs", batch), ("horizon", horizon), ("context", 1 if context is None else context)):
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
@@ -163,11 +161,7 @@ def open_dreams(
         raise EnvError(f"end_threshold={end_threshold}: give a probability above 0, at most 1, or None to draw ends")
     make_sampler("auto", temperature, top_k)  # before anything slow
     folder = find_run(runs, run, holding=PRIOR)
-    spec = load_spec(folder)
-    if is_sound(spec) or not has_past(load_config(folder)):
-        what = "sound" if is_sound(spec) else "still images"
-        raise EnvError(f"the run {folder} is of {what}, where no action leads on; choose a run of an environment")
     world = WorldModel.load(folder, device, precision)
     seen = max(1, world.prior.context) if context is None else context
-    starts = Starts(open_episodes(folder, spec, data), split, seen)
+    starts = Starts(open_episodes(folder, world.spec, data), split, seen)
     return Dreams(world, starts, batch, horizon, temperature, top_k, end_threshold)

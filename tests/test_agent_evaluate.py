@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from corridor_run import save_run
 from PIL import Image
-from worldmodel.agents import compare, evaluate, playing, train
+from worldmodel.agents import compare, evaluate, evaluation, playing, train
 from worldmodel.agents.choice import name_of
 from worldmodel.agents.explorers import UniformExplorer
 from worldmodel.agents.kept import Kept
@@ -162,7 +162,7 @@ def test_an_interrupted_evaluation_goes_on(say: Say, tmp_path: Path, monkeypatch
 
     words = (*corridor.CHOOSE, "episodes=6", "--videos", "2")
     say(evaluate, *words, "--name", "whole")
-    monkeypatch.setattr("worldmodel.agents.evaluate.play", stopping)
+    monkeypatch.setattr("worldmodel.agents.evaluation.play", stopping)
     folder = tmp_path / "runs" / "agents" / "parts-corridor-corridor-v0"
     assert "interrupted" in say(evaluate, *words, "--name", "parts", code=130)
     assert not folder.exists() and len(list((tmp_path / "runs" / "unfinished").iterdir())) == 1
@@ -185,7 +185,7 @@ def test_an_interrupted_evaluation_goes_on(say: Say, tmp_path: Path, monkeypatch
 
 def test_what_was_kept_of_another_agent_is_of_no_use(tmp_path: Path) -> None:
     match, folder = Match(ACT, corridor.Right(), 7, 8), tmp_path / "agents" / "right"
-    spec = evaluate.spec_of(ACT)
+    spec = evaluation.spec_of(ACT)
     (one,) = play(match, [4])
     with Kept(folder, spec, {"seed": 7}) as kept:
         kept.keep(one)
@@ -205,7 +205,7 @@ def test_what_was_kept_of_another_agent_is_of_no_use(tmp_path: Path) -> None:
 
 def test_a_kept_episode_that_is_damaged_is_played_again(tmp_path: Path) -> None:
     match, folder = Match(ACT, corridor.Right(), 7, 8), tmp_path / "agents" / "right"
-    spec = evaluate.spec_of(ACT)
+    spec = evaluation.spec_of(ACT)
     with Kept(folder, spec, {}) as kept:
         for one in play(match, range(3)):
             kept.keep(one)

@@ -14,7 +14,7 @@ import pytest
 from omegaconf import DictConfig
 
 import worldmodel
-from worldmodel.__main__ import COMMANDS
+from worldmodel.__main__ import AGENT_COMMANDS, COMMANDS
 from worldmodel.__main__ import main as dispatch
 from worldmodel.config.cli import compose_config, run_entry_point
 from worldmodel.errors import ConfigError, DataError
@@ -170,17 +170,62 @@ def test_dispatcher_lists_its_commands(capsys: pytest.CaptureFixture[str]) -> No
 def test_dispatcher_names_the_choices(capsys: pytest.CaptureFixture[str]) -> None:
     assert dispatch(["dreem"]) == 2
     assert capsys.readouterr().err == (
-        "error: unknown command 'dreem'; choose quickstart, collect, train, dream, evaluate, export\n"
+        "error: unknown command 'dreem'; choose quickstart, collect, train, dream, sample, speak, convert, codec, "
+        "evaluate, export, agent\n"
     )
+    assert dispatch(["agent", "play"]) == 2
+    assert capsys.readouterr().err == "error: unknown command 'play'; choose train, evaluate, compare\n"
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+EVERY = [*(name for name in COMMANDS if name != "agent"), *(f"agents.{name}" for name in AGENT_COMMANDS)]
+SLOW = ("torch", "hydra", "omegaconf", "lightning_fabric", "matplotlib", "safetensors", "soundfile", "scipy")
+
+
+@pytest.mark.parametrize("command", EVERY)
+def test_every_command_has_help_that_fits_on_a_screen(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit) as caught:
-        dispatch([command, "--help"])
+        dispatch([*command.replace("agents.", "agent ").split(), "--help"])
     assert caught.value.code == 0
     out = capsys.readouterr().out
-    assert f"python -m worldmodel.{command}" in out and "overrides:" in out
+    assert out.startswith(f"usage: python -m worldmodel.{command} ")
+    lines = out.splitlines()
+    assert len(lines) <= 40 and max(map(len, lines)) <= 100
+    assert command == "agents.compare" or ("--config " in out and "overrides of settings" in out)
+
+
+@pytest.mark.parametrize("command", EVERY)
+def test_help_does_not_wait_for_slow_libraries(command: str) -> None:
+    code = (
+        "import importlib, sys\n"
+        f"main = importlib.import_module('worldmodel.{command}').main\n"
+        "assert main(['--no-such-flag']) == 2\n"
+        "try: main(['--help'])\n"
+        f"except SystemExit: print([name for name in {SLOW} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path.cwd())
+    assert done.stdout.splitlines()[-1:] == ["[]"], done.stdout + done.stderr
+
+
+def test_operands_stand_anywhere_and_may_look_like_overrides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a=b.wav").touch()
+    seen = []
+
+    def main(args: argparse.Namespace, config: DictConfig) -> None:
+        seen.append((args.operands, args.overrides, args.horizon))
+
+    argv = ["seed=3", "encode", "--horizon", "7", "a=b.wav", "run=mine"]
+    assert run_entry_point(main, "toy", "", add_flags, argv, operands=("ACTION", "FILE")) == 0
+    assert seen == [(["encode", "a=b.wav"], ["seed=3", "run=mine"], 7)]
+
+
+def test_a_flag_that_moved_names_its_new_place(capsys: pytest.CaptureFixture[str]) -> None:
+    moved = {"--convert": "a command: python -m worldmodel.convert FILE"}
+    assert run_entry_point(raising(AssertionError()), "toy", "", argv=["--convert=in.wav"], moved=moved) == 2
+    assert capsys.readouterr().err == "error: --convert is now a command: python -m worldmodel.convert FILE\n"
 
 
 def test_module_runs_as_a_program() -> None:

@@ -19,9 +19,9 @@ from worldmodel.agents.explorers import StickyExplorer, UniformExplorer
 from worldmodel.envs import make_frames
 
 from worldmodel import collect as collect_module
-from worldmodel.collect import Collected, collect
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError, EnvError
+from worldmodel.recording.collect import Collected, collect
 from worldmodel.recording.recorder import Recording, place_of, receive, record_episode
 from worldmodel.types import NO_ACTION, Spec
 

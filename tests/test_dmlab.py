@@ -31,6 +31,7 @@ from worldmodel.config.checks import build
 from worldmodel.config.cli import compose_config
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import EnvError, WorldModelError
+from worldmodel.runs.data import env_maker
 
 ROOT = Path(__file__).parents[1]
 RECORDED = {  # action_names and action_vectors of the recordings' meta.json
@@ -93,7 +94,7 @@ def until_the_end(env: DeepMindLabEnv, action: int) -> list[tuple[np.ndarray, fl
 
 def test_a_plain_environment_fits_the_recordings(lab: ModuleType) -> None:
     config = compose_config(["env=dmlab/seekavoid_arena_01"])
-    env = collect.env_maker(config)()
+    env = env_maker(config)()
     spec = env.data_spec
     assert (spec.frame_shape, spec.rate, spec.action_names) == ((3, 84, 84), 15.0, tuple(RECORDED))
     assert (spec.env_id, config.data) == ("worldmodel.envs:worldmodel/DeepMindLab-v0", "data/seekavoid_arena_01")
@@ -120,7 +121,7 @@ def test_a_plain_environment_fits_the_recordings(lab: ModuleType) -> None:
 def test_any_level_has_settings_and_a_folder(lab: ModuleType, overrides: list[str], level: str, name: str) -> None:
     extra = ["env.size=16", "env.kwargs.config={episodeLengthSeconds: 30}", "env.kwargs.actions={go: [0,0,0,1,0,0,0]}"]
     config = compose_config([*overrides, *extra])
-    env = collect.env_maker(config)()
+    env = env_maker(config)()
     env.reset(seed=0)
     assert config.env.name == name and env.data_spec.action_names == ("go",)
     assert lab.made[0].level == level and lab.made[0].config["episodeLengthSeconds"] == "30"

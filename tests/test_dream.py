@@ -13,12 +13,13 @@ import torch
 from moving_square import SPEC, World, record
 from PIL import Image
 
-from worldmodel import dream
+from worldmodel import dream, media
 from worldmodel.data.store import EpisodeStore
 from worldmodel.dreaming.scenes import LOOKS, random_place
 from worldmodel.errors import RunError
 from worldmodel.media import Strip
 from worldmodel.types import Episode, Spec
+from worldmodel.world import WorldModel
 
 EPISODES = 12
 HELD_OUT = 2  # the one that is held out of them
@@ -61,7 +62,7 @@ def run(tmp_path: Path, data: Path) -> Path:
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> TracedWorld:
     world = TracedWorld(obedience=0.7)
-    monkeypatch.setattr(dream.WorldModel, "load", lambda run, device: world)
+    monkeypatch.setattr(WorldModel, "load", lambda run, device: world)
     return world
 
 
@@ -69,7 +70,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> TracedWorld:
 def strips(monkeypatch: pytest.MonkeyPatch) -> list[list[Strip]]:
     """The strips of every file that would be written; nothing is, which is quick."""
     saved: list[list[Strip]] = []
-    monkeypatch.setattr(dream.media, "save", lambda path, strips, *rest: saved.append(strips))
+    monkeypatch.setattr(media, "save", lambda path, strips, *rest: saved.append(strips))
     return saved
 
 
@@ -192,8 +193,8 @@ LAST = len(record(4).frames) - 4  # the last frame of episode 4 at which four fr
     [
         ("--actions forwards", "unknown action 'forwards'; this run knows noop, left, right"),
         ("--actions left*0", "count '0'"),
-        ("--actions left --horizon 0", "horizon 0; give a number of steps from 1"),
-        ("--replay 4 --horizon -3", "horizon -3"),
+        ("--actions left --horizon 0", "--horizon is 0; it must be at least 1"),
+        ("--replay 4 --horizon -3", "--horizon is -3; it must be at least 1"),
         ("--replay 99", f"episode 99 is not in {{data}}; choose from 0 to {EPISODES - 1}"),
         ("--replay four", "'four' is no place in the data; write EPISODE or EPISODE:FRAME"),
         (f"--replay 4:{LAST}", f"choose from 0 to {LAST - 1}"),
@@ -205,7 +206,7 @@ LAST = len(record(4).frames) - 4  # the last frame of episode 4 at which four fr
         ("--replay 4 --samples 5000", "--samples is 5000; it must be at most 1000"),
         ("--replay 4 --temperature nan", "--temperature is nan; it must be a finite number"),
         ("--replay 4 --temperature inf", "--temperature is inf; it must be a finite number"),
-        ("--replay 4 --temperature -1", "--temperature is -1.0; it must be at least 0"),
+        ("--replay 4 --temperature -1", "--temperature is -1; it must be at least 0"),
         ("--replay 4 --top-k 0", "--top-k is 0; it must be at least 1"),
         ("--replay 4 --sampler fast", "choose from"),
         ("--replay 4 --start 3", "--start 3 goes with --actions"),
@@ -259,7 +260,7 @@ def test_a_run_that_cannot_be_loaded_is_named(
     def damaged(folder: Path, device: str) -> None:
         raise RunError(f"{folder} is damaged")
 
-    monkeypatch.setattr(dream.WorldModel, "load", damaged)
+    monkeypatch.setattr(WorldModel, "load", damaged)
     assert call(run, "--actions", "left") == 2
     assert str(run) in capsys.readouterr().err
 

@@ -336,7 +336,7 @@ def test_what_cannot_be_dreamt_is_one_line(run: Path, more: dict[str, Any], erro
 
 
 @pytest.mark.parametrize(
-    ("shape", "prior", "what"), [((1, 640), "conv", "sound"), ((3, 40, 40), "pixelcnn", "still images")]
+    ("shape", "prior", "what"), [((1, 640), "conv", "speech"), ((3, 40, 40), "pixelcnn", "images")]
 )
 def test_a_run_without_actions_is_refused(
     run: Path, tmp_path: Path, shape: tuple[int, ...], prior: str, what: str
@@ -347,7 +347,7 @@ def test_a_run_without_actions_is_refused(
     config = OmegaConf.load(folder / "config.yaml")
     config.prior = compose_config([f"prior={prior}"]).prior
     OmegaConf.save(config, folder / "config.yaml")
-    with pytest.raises(EnvError, match=f"is of {what}, where no action leads on"):
+    with pytest.raises(RunError, match=f"is of {what}, not of an environment; use python -m worldmodel"):
         gymnasium.make(ID, run=folder)
 
 

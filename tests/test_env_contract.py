@@ -19,9 +19,9 @@ from gymnasium.spaces import Box, Discrete
 from processes import engines, wait_until_gone
 from worldmodel.envs import FrameEnv
 
-from worldmodel.collect import env_maker
 from worldmodel.config.cli import choices, compose_config
 from worldmodel.errors import ConfigError, EnvError
+from worldmodel.runs.data import env_maker
 from worldmodel.types import Spec
 
 STEPS = 12

@@ -16,11 +16,12 @@ from PIL import Image
 from rich.console import Console
 
 from worldmodel.data.store import EpisodeStore
-from worldmodel.errors import ConfigError, DataError
-from worldmodel.evaluate import QUICK, Settings, evaluate, main, settings_of
+from worldmodel.errors import DataError
+from worldmodel.evaluate import main, settings_of
 from worldmodel.evaluation.figures import panels
 from worldmodel.evaluation.inverse import Budget
 from worldmodel.evaluation.report import page, plain, rows, table
+from worldmodel.evaluation.suite import QUICK, Settings, evaluate
 from worldmodel.types import Spec
 
 SMALL = Settings(windows=16, horizon=12, frames=200, budget=Budget(900, 100, 64), starts=20, dream_steps=4)
@@ -134,10 +135,15 @@ def test_flags_become_settings() -> None:
     assert settings_of(arguments(), 3) == dataclasses.replace(Settings(), seed=3)
     assert settings_of(arguments(quick=True, windows=9), 0) == dataclasses.replace(QUICK, windows=9)
     assert settings_of(arguments(skip="inverse", top_k=5), 0) == dataclasses.replace(Settings(), budget=None, top_k=5)
-    with pytest.raises(ConfigError, match="--windows 1"):
-        settings_of(arguments(windows=1), 0)
-    with pytest.raises(ConfigError, match="--top-k 0"):
-        settings_of(arguments(top_k=0), 0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [("--windows 1", "--windows is 1; it must be at least 2"), ("--top-k 0", "--top-k is 0; it must be at least 1")],
+)
+def test_a_number_that_is_too_small_is_one_line(flags: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(flags.split()) == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
 
 
 def test_an_unknown_run_is_one_line_and_code_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,8 +164,9 @@ def test_a_damaged_episode_is_named_set_aside_and_skipped(
     run.mkdir()
     (run / "config.yaml").write_text(f"data: {store.path}\ntokenizer: {{}}\nprior: {{}}\ntraining: {{}}\n")
     (run / "spec.json").write_text(SPEC.to_json())
-    (run / "prior.safetensors").touch()
-    monkeypatch.setattr("worldmodel.evaluate.WorldModel.load", lambda run, device: World())
+    for name in ("tokenizer", "prior"):
+        (run / f"{name}.safetensors").touch()
+    monkeypatch.setattr("worldmodel.world.WorldModel.load", lambda run, device: World())
     for _ in range(2):  # the second time there is nothing to say
         assert main([f"runs={tmp_path}", "--quick", "--windows", "8"]) == 0
     assert [f"episode {lost.episode} in" in message for message in caplog.messages] == [True]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from worldmodel.agents.evaluate import Gathered, Settings
+from worldmodel.agents.evaluation import Gathered, Settings
 from worldmodel.agents.foresight import DREAMS_AT_ONCE, foresee
 from worldmodel.agents.playing import Match, play
 
@@ -75,7 +75,7 @@ class Knower:
 
 
 def played(context: int, horizon: int, starts: int = 4) -> Gathered:
-    gathered = Gathered(Settings(horizon=horizon, starts=starts), 0, context)
+    gathered = Gathered(Settings(None, horizon, starts, temperature=1.0, videos=3), 0, context)
     for one in play(Match(Steps, InTurn(), 0, 1000), range(30)):
         gathered.take(one)
     return gathered

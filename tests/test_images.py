@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from test_sources import write_cifar, write_images, write_recording
 
-from worldmodel import collect, configs, dream, evaluate, train
+from worldmodel import collect, configs, dream, evaluate, sample, train
 from worldmodel.config.cli import compose_config
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import Windows
@@ -90,11 +90,11 @@ def test_every_experiment_goes_from_files_to_pictures(name: str, tmp_path: Path,
     assert ("classes" in found) == (name != "cifar10-vae")  # few, and looked at
     pictures = np.asarray(Image.open(folder / "evaluation/pictures.png"))
     assert pictures.ndim == 3 and pictures.std() > 0
-    drawn = say(dream, experiment, "--samples", "2", "--seed", "3")
+    drawn = say(sample, experiment, "--count", "2", "--seed", "3")
     (path,) = [line.split()[-1] for line in drawn.splitlines() if line.startswith("written")]
     assert Path(path).suffix == ".png" and Path(path).is_file()
     first = Path(path).read_bytes()
-    say(dream, experiment, "--samples", "2", "--seed", "3")
+    say(sample, experiment, "--count", "2", "--seed", "3")
     assert Path(path).read_bytes() == first  # the same seed, the same picture
 
 
@@ -159,18 +159,20 @@ def test_bad_requests_are_told_in_one_line(tmp_path: Path, say: Callable[..., st
     say(collect, "source=cifar10", write_source("cifar10", tmp_path))
     say(train, "experiment=cifar10", *QUICK, *SMALL["cifar10"], "tokenizer.widths=[8,8]", "device=cpu")
     for argv, told in (
-        (["--actions", "unicorn"], "unknown action 'unicorn'; this run knows airplane, automobile, bird"),
-        (["--actions", "bird,,bird"], "a class is missing"),
-        (["--replay", "3"], "--replay goes with time"),
-        (["--horizon", "3"], "--horizon goes with time"),
+        (["--classes", "unicorn"], "unknown action 'unicorn'; this run knows airplane, automobile, bird"),
+        (["--classes", "bird,,bird"], "a class is missing"),
+        (["--count", "0"], "--count is 0; it must be at least 1"),
         (["--output", "x.mp4"], "must end in .png"),
         (["experiment=cifar10-vae"], "there is no run of cifar10-vae"),
         (["experiment=mnist"], "there is no experiment 'mnist'; choose agent-basic, agent-health, agent-minigrid, "),
     ):
-        error = say(dream, *argv, code=2)
+        error = say(sample, *argv, code=2)
         assert told in error and len(error.splitlines()) == 1, error
     for argv in (["--quick"], ["--windows", "9"], ["--top-k", "3"], ["--skip", "inverse"]):
-        assert f"{argv[0]} goes with videos, and the run cifar10-1 is of none" in say(evaluate, *argv, code=2)
+        told = f"{argv[0]} is for a run of an environment, and the run cifar10-1 is of images"
+        assert told in say(evaluate, *argv, code=2)
+    error = say(dream, "--replay", "3", code=2)
+    assert "the run cifar10-1 is of images, not of an environment; use python -m worldmodel.sample run=cifar" in error
     error = say(train, "experiment=imagenet128", code=2)
     assert "source=imagenet" in error or "no data at data/imagenet" in error
     error = say(train, "experiment=cifar10", "--stage", "second", code=2)
@@ -197,8 +199,8 @@ def test_a_tokenizer_is_taken_over(tmp_path: Path, say: Callable[..., str]) -> N
     )
     error = say(train, *argv, "tokenizer.blocks=1", "run=three", "--tokenizer-of", "one", code=2)
     assert "tokenizer.blocks was 2, now 1" in error and not (tmp_path / "runs/three").exists()
-    assert "drawn     9 in" in say(dream, "run=two", "--samples", "9")
-    assert "draws without looking at classes" in say(dream, "run=two", "--actions", "bird", code=2)
+    assert "drawn     9 in" in say(sample, "run=two", "--count", "9")
+    assert "the prior of two is given no classes" in say(sample, "run=two", "--classes", "bird", code=2)
     assert "unknown run 'none'" in say(train, *argv, "run=three", "--tokenizer-of", "none", code=2)
 
 
@@ -246,9 +248,9 @@ def test_pictures_are_drawn_for_captions_that_no_picture_had(tmp_path: Path, say
         train, "source=images", "tokenizer=gumbel", "tokenizer.num_codes=8", "tokenizer.widths=[8,8]", "prior=captions",
         "prior.head.width=8", "prior.trunk.width=8", "prior.trunk.heads=2", *QUICK, "device=cpu",
     )  # fmt: skip
-    say(dream, "source=images", "--actions", "a red bus,a_blue_bus", "--samples", "2", "--output", "drawn.png")
+    say(sample, "source=images", "--classes", "a red bus,a_blue_bus", "--count", "2", "--output", "drawn.png")
     assert np.asarray(Image.open(tmp_path / "drawn.png")).std() > 0
-    told = say(dream, "source=images", "--actions", "a red lorry", code=2)
+    told = say(sample, "source=images", "--classes", "a red lorry", code=2)
     assert "unknown word 'lorry'; this run knows a, blue, bus, car, red" in told
 
 

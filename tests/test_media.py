@@ -16,6 +16,7 @@ from worldmodel import media
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.media import compose, draw, write
 from worldmodel.media.strip import pictures
+from worldmodel.util.output import VIDEO_SUFFIXES
 
 T0, H = 3, 6
 NAMES = ["forward", "left", "right", "noop", "open door", "forward"]
@@ -210,7 +211,7 @@ def test_a_gif_keeps_the_colour_of_what_is_small(tmp_path: Path) -> None:
 
 
 def test_the_same_strips_give_the_same_bytes(tmp_path: Path) -> None:
-    for suffix in media.SUFFIXES:
+    for suffix in VIDEO_SUFFIXES:
         first, second = (media.save(tmp_path / f"{name}{suffix}", [dream()], 8.0).read_bytes() for name in "ab")
         assert first == second
 

@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import PRIORS, random_segment, tiny_prior
+from tiny import PRIORS, SPEC, random_segment, tiny_prior
 
 from worldmodel.config.cli import compose_config
 from worldmodel.heads import make_sampler
 from worldmodel.priors import Prior, PriorState, replace_rows, select_rows
-from worldmodel.runs.kind import has_past
+from worldmodel.runs.kind import Kind, kind_of
 
 ROWS = torch.tensor([3, 1])
 OTHERS = torch.tensor([0, 2])
 
 
-@pytest.fixture(params=[name for name in PRIORS if has_past(compose_config([f"prior={name}"]))])
+@pytest.fixture(params=[name for name in PRIORS if kind_of(compose_config([f"prior={name}"]), SPEC) is Kind.WORLD])
 def prior(request: pytest.FixtureRequest) -> Prior:
     return tiny_prior(request.param).double()
 

@@ -12,7 +12,8 @@ import soundfile
 import torch
 from sounds import RATE, put, voice, write_vctk
 
-from worldmodel import collect, dream, evaluate, train
+from worldmodel import codec as codec_command
+from worldmodel import collect, evaluate, train
 from worldmodel.config.cli import compose_config
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.priors import Prior
@@ -137,7 +138,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def say(capsys: pytest.CaptureFixture[str], folder: Path, *argv: str, code: int = 0, run: str = "codec-1") -> str:
-    found = dream.main([f"runs={folder / 'runs'}", f"run={run}", *argv])
+    found = codec_command.main([f"runs={folder / 'runs'}", f"run={run}", *argv])
     out, err = capsys.readouterr()
     assert found == code, err
     return out if code == 0 else err
@@ -147,7 +148,7 @@ def test_a_file_becomes_a_bitstream_and_sound_again(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = str(trained / "in.wav")
-    told = say(capsys, trained, "--encode", source, "--kbps", "1.3", "--output", str(tmp_path))
+    told = say(capsys, trained, "encode", source, "--kbps", "1.3", "--output", str(tmp_path))
     for figure in ("2 of 3: 1.20 kbit/s", "counts", "prior", "SI-SDR", "real time", "80 samples, 5 ms"):
         assert figure in told
     assert len(list((trained / "runs/codec-1").glob(COUNTS.format("*")))) == 1
@@ -155,7 +156,7 @@ def test_a_file_becomes_a_bitstream_and_sound_again(
     assert all(path.is_file() for path in paths)
     stream = Bitstream.load(paths[0])
     assert stream.codebooks == 2 and stream.samples == round(0.35 * RATE) and stream.gain > 0
-    say(capsys, trained, "--decode", str(paths[0]), "--output", str(tmp_path / "again.wav"))
+    say(capsys, trained, "decode", str(paths[0]), "--output", str(tmp_path / "again.wav"))
     first, again = (soundfile.read(path)[0] for path in (paths[1], tmp_path / "again.wav"))
     assert len(first) == stream.samples and np.array_equal(first, again)
     sizes = {}
@@ -163,7 +164,7 @@ def test_a_file_becomes_a_bitstream_and_sound_again(
         say(
             capsys,
             trained,
-            "--encode",
+            "encode",
             source,
             "--kbps",
             "1.3",
@@ -172,40 +173,46 @@ def test_a_file_becomes_a_bitstream_and_sound_again(
             "--output",
             str(tmp_path / entropy),
         )
-        say(capsys, trained, "--decode", str(tmp_path / f"{entropy}.wmc"), "--output", str(tmp_path))
+        say(capsys, trained, "decode", str(tmp_path / f"{entropy}.wmc"), "--output", str(tmp_path))
         assert np.array_equal(soundfile.read(tmp_path / f"{entropy}.wav")[0], first)
         sizes[entropy] = len(Bitstream.load(tmp_path / f"{entropy}.wmc").payload)
     assert len(stream.payload) == min(sizes.values())
-    say(capsys, trained, "--encode", source)  # all codebooks, into the run's folder
+    told = say(capsys, trained, "encode", source, "--kbps", "1.3", "--stream", "--output", str(tmp_path / "chunks"))
+    assert "18 chunks of 20 ms" in told
+    assert np.array_equal(soundfile.read(tmp_path / "chunks.wav")[0], first)
+    say(capsys, trained, "decode", str(tmp_path / "chunks.wmc"), "--stream", "--output", str(tmp_path / "back.wav"))
+    assert np.abs(soundfile.read(tmp_path / "back.wav")[0] - first).max() < 1e-3
+    say(capsys, trained, "encode", source)  # all codebooks, into the run's folder
     assert (trained / "runs/codec-1/dreams/in-1.8k.wmc").is_file()
 
 
 def test_silence_and_a_click_are_sounds_too(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, wave in (("silence", np.zeros(900, np.float32)), ("click", np.ones(1, np.float32))):
         put(tmp_path / f"{name}.wav", wave)
-        told = say(capsys, trained, "--encode", str(tmp_path / f"{name}.wav"), "--output", str(tmp_path / "out"))
+        told = say(capsys, trained, "encode", str(tmp_path / f"{name}.wav"), "--output", str(tmp_path / "out"))
         assert "not measured" in told and Bitstream.load(tmp_path / "out.wmc").samples == len(wave)
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--encode", "no.wav"], "no.wav"),
-        (["--encode", "in.wav", "--kbps", "0.5"], "0.5 kbit/s are too few; this codec needs 0.6"),
-        (["--encode", "in.wav", "--kbps", "0"], "--kbps is 0.0; it must be above 0"),
-        (["--encode", "in.wav", "--output", "out.mp3"], "must end in .wmc"),
-        (["--encode", "in.wav", "--decode", "in.wmc"], "not allowed with"),
-        (["--encode", "in.wav", "--actions", "p225"], "not allowed with"),
-        (["--encode", "in.wav", "--seconds", "3"], "--seconds does not go with --encode"),
-        (["--kbps", "3"], "--kbps goes with --encode"),
-        (["--decode", "cut.wmc", "--entropy", "none"], "--entropy goes with --encode"),
-        (["--decode", "no.wmc"], "no.wmc: No such file"),
-        (["--decode", "in.wav"], "in.wav is no bitstream of this codec"),
-        (["--decode", "cut.wmc"], "damaged or cut short"),
-        (["--decode", "other.wmc"], "name the run that made it"),
-        (["--decode", "strange.wmc"], "entropy-coded by the model 737472616e676521"),
-        (["--decode", "good.wmc", "--output", "out.mp3"], "must end in .wav, .flac"),
-        (["--encode", "in.wav", "run=voices"], "the run voices is no codec"),
+        (["encode", "no.wav"], "no.wav"),
+        (["encode", "in.wav", "--kbps", "0.5"], "0.5 kbit/s are too few; this codec needs 0.6"),
+        (["encode", "in.wav", "--kbps", "0"], "--kbps is 0; it must be above 0"),
+        (["encode", "in.wav", "--output", "out.mp3"], "must end in .wmc"),
+        (["encode", "in.wav", "in.wmc"], "'in.wmc' is neither a flag nor key=value"),
+        (["encode", "in.wav", "--seconds", "3"], "unrecognized arguments: --seconds"),
+        (["encode", "--kbps", "3"], "FILE is missing"),
+        (["code", "in.wav"], "'code' is no action; choose encode or decode"),
+        (["decode", "cut.wmc", "--kbps", "3"], "--kbps goes with encode"),
+        (["decode", "cut.wmc", "--entropy", "none"], "--entropy goes with encode"),
+        (["decode", "no.wmc"], "no.wmc: No such file"),
+        (["decode", "in.wav"], "in.wav is no bitstream of this codec"),
+        (["decode", "cut.wmc"], "damaged or cut short"),
+        (["decode", "other.wmc"], "name the run that made it"),
+        (["decode", "strange.wmc"], "entropy-coded by the model 737472616e676521"),
+        (["decode", "good.wmc", "--output", "out.mp3"], "must end in .wav, .flac"),
+        (["encode", "in.wav", "run=voices"], "the run voices is no codec"),
     ],
 )
 def test_bad_requests_are_one_line(

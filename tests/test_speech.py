@@ -6,6 +6,7 @@ import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import soundfile
 import torch
 from sounds import RATE, put, voice, write_timit, write_vctk
 
-from worldmodel import collect, configs, dream, evaluate, train
+from worldmodel import collect, configs, convert, dream, evaluate, sample, speak, train
 from worldmodel.config.cli import compose_config
 from worldmodel.data.codes import encode_store
 from worldmodel.data.store import EpisodeStore
@@ -235,18 +236,18 @@ def test_from_recordings_to_another_voice(tmp_path: Path, say: Callable[..., str
     say(collect, "experiment=vctk", "source.path=set")
     small = [*SMALL["speech"], *SMALL_PRIOR, *QUICK, "training.tokenizer.length=2", "training.prior.targets=3"]
     say(train, "experiment=vctk", *small, "--stage", "tokenizer", "--steps", "3")
-    told = say(dream, "experiment=vctk", "--convert", "in.wav", "--actions", "p226,p225", "--seed", "1")
+    told = say(convert, "experiment=vctk", "in.wav", "--speakers", "p226,p225", "--seed", "1")
     files = [line.split()[-1] for line in told.splitlines() if line.startswith("written")]
     assert [Path(file).name for file in files] == ["in-seed1-p226.wav", "in-seed1-p225.wav"]
     waves = [soundfile.read(file)[0] for file in files]
     assert all(len(wave) == round(0.35 * RATE) and wave.std() > 0 for wave in waves)
     assert (tmp_path / "runs/vctk-1/dreams/in-seed1.png").is_file()
-    assert "prior" in say(dream, "experiment=vctk", "--actions", "p225", code=2)
+    assert "prior" in say(speak, "experiment=vctk", "--speakers", "p225", code=2)
     say(train, "experiment=vctk", *small, "--steps", "3")
-    say(dream, "experiment=vctk", "--actions", "p225", "--seconds", "0.1", "--output", "said.flac")
+    say(speak, "experiment=vctk", "--speakers", "p225", "--seconds", "0.1", "--output", "said.flac")
     first = soundfile.read("said.flac")[0]
     assert len(first) == 0.1 * RATE
-    say(dream, "experiment=vctk", "--actions", "p225", "--seconds", "0.1", "--output", "again.flac")
+    say(speak, "experiment=vctk", "--speakers", "p225", "--seconds", "0.1", "--output", "again.flac")
     assert np.array_equal(first, soundfile.read("again.flac")[0])  # the same seed, the same speech
 
 
@@ -277,7 +278,9 @@ def test_conversions_are_judged(spoken: Path, say: Callable[..., str], monkeypat
         found["bits"]["wave"]["value"] + found["bits"]["prior"]["value"] * 250 / 16000, abs=0.01
     )
     assert (folder / "report.html").is_file() and len(list((folder / "sounds").glob("*.flac"))) == 6
-    assert "--windows goes with videos" in say(evaluate, f"runs={spoken / 'runs'}", "--windows", "3", code=2)
+    assert "--windows is for a run of an environment, and the run vctk-1 is of speech" in say(
+        evaluate, f"runs={spoken / 'runs'}", "--windows", "3", code=2
+    )
     assert "--timit no is no folder" in say(evaluate, f"runs={spoken / 'runs'}", "--timit", "no", code=2)
 
 
@@ -296,20 +299,36 @@ def test_codes_are_read_as_phonemes(tmp_path: Path, say: Callable[..., str], mon
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("command", "flags", "message"),
     [
-        (["--actions", "p999"], "unknown action 'p999'; this run knows p225, p226"),
-        (["--convert", "no.wav"], "no.wav"),
-        (["--convert", "in.wav", "--seconds", "2"], "is as long as it was"),
-        (["--seconds", "-1"], "--seconds -1; give a length"),
-        (["--actions", "p225", "--horizon", "3"], "--horizon goes with pictures"),
-        (["--actions", "p225,p226", "--output", "one.wav"], "there are 2 speakers"),
-        (["--actions", "p225", "--output", "one.mp3"], "must end in .wav, .flac"),
-        (["--actions", "p225", "--voice-temperature", "0"], "must be above 0"),
+        (speak, ["--speakers", "p999"], "unknown action 'p999'; this run knows p225, p226"),
+        (speak, ["--speakers", "p225,"], "a speaker is missing in 'p225,'"),
+        (speak, ["--seconds", "-1"], "--seconds is -1; it must be above 0"),
+        (speak, ["--seconds", "601"], "--seconds is 601; it must be at most 600"),
+        (speak, ["--speakers", "p225,p226", "--output", "one.wav"], "there are 2 speakers"),
+        (speak, ["--speakers", "p225", "--output", "one.mp3"], "must end in .wav, .flac"),
+        (speak, ["--speakers", "p225", "--voice-temperature", "0"], "must be above 0"),
+        (convert, ["no.wav"], "no.wav"),
+        (convert, ["--speakers", "p225"], "FILE is missing; see python -m worldmodel.convert --help"),
+        (convert, ["no.wav", "--seconds", "2"], "unrecognized arguments: --seconds"),
+        (convert, ["no.wav", "--speakers", "p999"], "unknown action 'p999'"),
+        (
+            dream,
+            ["--actions", "p225"],
+            "vctk-1 is of speech, not of an environment; use python -m worldmodel.speak run=vctk",
+        ),
+        (dream, ["--convert", "in.wav"], "--convert is now a command: python -m worldmodel.convert FILE"),
+        (
+            sample,
+            ["run=vctk-1"],
+            "vctk-1 is of speech, not of images; use python -m worldmodel.speak run=vctk-1",
+        ),
     ],
 )
-def test_bad_requests_are_one_line(flags: list[str], message: str, spoken: Path, say: Callable[..., str]) -> None:
-    told = say(dream, f"runs={spoken / 'runs'}", *flags, code=2)
+def test_bad_requests_are_one_line(
+    command: ModuleType, flags: list[str], message: str, spoken: Path, say: Callable[..., str]
+) -> None:
+    told = say(command, f"runs={spoken / 'runs'}", *flags, code=2)
     assert message in told and told.count("\n") == 1
 
 

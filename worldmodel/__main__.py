@@ -5,30 +5,42 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import worldmodel
 
 COMMANDS = {
     "quickstart": "collect, train and dream on a laptop, in minutes",
-    "collect": "record episodes of an environment",
+    "collect": "record episodes of an environment, or take in images and recordings",
     "train": "train the tokenizer, then the prior; goes on where it was stopped",
     "dream": "dream a video under actions of your choice",
+    "sample": "draw images of classes or captions",
+    "speak": "draw speech in the voice of a speaker",
+    "convert": "speak the words of a recording in another voice",
+    "codec": "speech as a bitstream, and back",
     "evaluate": "measure a run on held-out episodes",
     "export": "write the episodes as a Minari data set or as npz files",
+    "agent": "train, evaluate and compare agents",
+}
+AGENT_COMMANDS = {
+    "train": "train an agent in the environment, or in the dream of a run",
+    "evaluate": "measure an agent in the environment",
+    "compare": "put evaluations of agents side by side",
 }
 
 
-def usage() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+def usage(name: str, commands: Mapping[str, str]) -> str:
+    """The help of a name that commands follow."""
+    width = max(map(len, commands))
+    lines = [f"  {command:<{width}}  {text}" for command, text in commands.items()]
+    module = "worldmodel.agents" if commands is AGENT_COMMANDS else "worldmodel"
     return "\n".join(
         [
-            "usage: worldmodel COMMAND [flags] [key=value …]",
+            f"usage: {name} COMMAND [flags] [key=value …]",
             "",
             *lines,
             "",
-            "worldmodel COMMAND --help says more; python -m worldmodel.COMMAND does the same.",
+            f"{name} COMMAND --help says more; python -m {module}.COMMAND does the same.",
         ]
     )
 
@@ -36,21 +48,24 @@ def usage() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Hands the rest of the line to the command's own ``main`` and returns its exit code; 2 for an unknown command."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(usage())
-        return 0 if words else 2
-    if words[0] == "--version":
+    if words[:1] == ["--version"]:
         print(f"worldmodel {worldmodel.__version__}")
         return 0
+    name, commands, module = "worldmodel", COMMANDS, "worldmodel"
+    if words[:1] == ["agent"]:
+        name, commands, module, words = "worldmodel agent", AGENT_COMMANDS, "worldmodel.agents", words[1:]
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage(name, commands))
+        return 0 if words else 2
     command, *rest = words
-    if command not in COMMANDS:
-        print(f"error: unknown command {command!r}; choose {', '.join(COMMANDS)}", file=sys.stderr)
+    if command not in commands:
+        print(f"error: unknown command {command!r}; choose {', '.join(commands)}", file=sys.stderr)
         return 2
     # As for python -m, so that env.id=my_module:MyEnv-v0 is found here; behind the rest, so that it hides nothing.
     if not sys.flags.safe_path and not {"", os.getcwd()} & set(sys.path):
         sys.path.append(os.getcwd())
     # Imported only now: --help should not wait for torch, and collect not for what dream needs.
-    return int(importlib.import_module(f"worldmodel.{command}").main(rest))
+    return int(importlib.import_module(f"{module}.{command}").main(rest))
 
 
 if __name__ == "__main__":

@@ -1,168 +1,99 @@
 """``python -m worldmodel.evaluate``: how good is a run, on held-out episodes.
 
-The same in Python: ``evaluate(WorldModel.load(run), EpisodeStore.open(data), QUICK)`` returns all numbers.
+The same in Python: ``evaluate(WorldModel.load(run), EpisodeStore.open(data), QUICK)`` of
+:mod:`worldmodel.evaluation.suite` returns all figures.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import functools
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated
 
-from omegaconf import DictConfig, OmegaConf
+from annotated_types import Ge
 from rich.console import Console
 
 from worldmodel.config.cli import run_entry_point
-from worldmodel.data.store import SOURCE, EpisodeStore
+from worldmodel.config.flags import add_number
 from worldmodel.errors import ConfigError
-from worldmodel.evaluation import compare, stills_report
-from worldmodel.evaluation.openloop import Progress
-from worldmodel.evaluation.report import rows, table
-from worldmodel.evaluation.stills import evaluate_stills
-from worldmodel.evaluation.suite import QUICK, Settings, evaluate
-from worldmodel.runs.folder import PRIOR, TOKENIZER, choose_run, find_run, load_config, load_spec
-from worldmodel.runs.kind import has_past
-from worldmodel.speech.evaluation import voices_report
-from worldmodel.speech.evaluation.voices import evaluate_voices
-from worldmodel.speech.voice import is_sound
-from worldmodel.util.progress import Bars
-from worldmodel.world import WorldModel
+from worldmodel.util.progress import progress_bars
+from worldmodel.util.ranges import Count
 
-__all__ = ["QUICK", "Settings", "evaluate", "main"]
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from worldmodel.data.store import EpisodeStore
+    from worldmodel.evaluation.suite import Settings
 
 DESCRIPTION = """\
-Measure a run on held-out episodes. Of an environment: reconstruction, use of codes, bits of the prior, open-loop dreams
-against baselines, actions obeyed, rewards and ends. Of images: reconstruction, use of codes, bits per dimension and
-their parts, over all held-out images. Of speech: bits a sample, conversions into other voices, and what the codes know
-of voices and phonemes. Prints a table; writes metrics.json, pictures, plots and report.html to the
-run's folder evaluation/."""
+Measure a run on held-out episodes. An environment: reconstruction, use of codes, bits of the prior,
+open-loop dreams against baselines, obeyed actions, rewards and ends. Images: reconstruction, use of
+codes, bits per dimension and their parts. Speech: bits per sample, conversions into other voices,
+speakers and phonemes in the codes. Prints a table; writes metrics.json, pictures, plots and
+report.html to the run's folder evaluation/."""
 
-
-@contextlib.contextmanager
-def bars(console: Console) -> Iterator[Progress]:
-    """A progress bar for each work that reports."""
-    with Bars(console, transient=True) as display:
-        tasks: dict[str, Any] = {}
-
-        def report(name: str, done: int, total: int) -> None:
-            if name not in tasks:
-                tasks[name] = display.add_task(name, total=total)
-            display.update(tasks[name], completed=done, total=total)
-
-        yield report
+FLAGS_OF = {"quick": "WORLD", "windows": "WORLD", "top_k": "WORLD", "skip": "WORLD", "timit": "SPEECH"}
+"""Flags that only a kind of run has."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--quick", action="store_true", help="fewer windows, 15 steps, no classifier of actions")
+    """The flags of this command."""
     parser.add_argument(
-        "--windows", type=int, metavar="N", help=f"held-out windows of the open loop (default {Settings.windows})"
+        "--quick", action="store_true", help="environment: fewer windows, 15 steps, no classifier of actions"
     )
-    parser.add_argument("--top-k", type=int, metavar="N", help="sample only the N likeliest codes at temperature 1")
+    # Actions are shuffled among windows.
+    add_number(parser, "--windows", Annotated[int, Ge(2)], "environment: held-out windows of the open loop")
+    add_number(parser, "--top-k", Count, "environment: draw each code from the K most likely ones", metavar="K")
+    parser.add_argument("--skip", choices=["inverse"], help="environment: do not read the actions off the dreams")
     parser.add_argument(
-        "--compare", metavar="RUN,RUN", help="put the bits per dimension of evaluated runs side by side, as a chart too"
+        "--timit", metavar="FOLDER", help="speech: TIMIT, whose aligned phones say what codes and converted speech say"
     )
-    parser.add_argument(
-        "--timit",
-        metavar="FOLDER",
-        help="of speech: TIMIT, whose aligned phones say what codes and converted speech say",
-    )
-    parser.add_argument("--skip", choices=["inverse"], help="inverse: do not read the actions off the dreams")
-
-
-def settings_of(args: argparse.Namespace, seed: int) -> Settings:
-    """Raises :class:`ConfigError` for a count that is too small."""
-    settings = dataclasses.replace(QUICK if args.quick else Settings(), seed=seed, top_k=args.top_k)
-    if args.windows is not None:
-        if args.windows < 2:
-            raise ConfigError(f"--windows {args.windows}: actions are shuffled among windows, at least 2 are needed")
-        settings = dataclasses.replace(settings, windows=args.windows)
-    if args.top_k is not None and args.top_k < 1:
-        raise ConfigError(f"--top-k {args.top_k}: at least one code must be left to choose from")
-    return dataclasses.replace(settings, budget=None) if args.skip else settings
-
-
-def compare_runs(runs: Sequence[Path], folder: Path) -> None:
-    """Print the table of several evaluated runs and draw it."""
-    found = compare.read(runs)
-    console = Console()
-    console.print(table({"run": ", ".join(run.name for run in runs), "environment": "compared"}, compare.lines(found)))
-    console.print(str(compare.save_chart(found, folder / "bits_per_dim.png")), soft_wrap=True)
-
-
-def refuse_flags_of_time(args: argparse.Namespace, run: Path) -> None:
-    """Raises :class:`ConfigError` for a flag that says nothing of a run of images or of sound."""
-    for name in ("quick", "windows", "top_k", "skip"):
-        if getattr(args, name):
-            flag = f"--{name.replace('_', '-')}"
-            raise ConfigError(f"{flag} goes with videos, and the run {run.name} is of none: all held out is scored")
-
-
-def find_timit(args: argparse.Namespace, store: EpisodeStore) -> Path | None:
-    """The folder of TIMIT: ``--timit``, or where recordings of TIMIT were taken from, if that is still there.
-
-    Raises :class:`ConfigError` for a folder that is none.
-    """
-    if args.timit is not None:
-        given = Path(args.timit).expanduser()
-        if not given.is_dir():
-            raise ConfigError(f"--timit {args.timit} is no folder; it names that of TIMIT, with .phn beside recordings")
-        return given
-    if store.spec.env_id != "timit" or not (store.path / SOURCE).is_file():
-        return None
-    path = Path(str(OmegaConf.select(OmegaConf.load(store.path / SOURCE), "path"))).expanduser()
-    return path if path.is_dir() else None
+    parser.add_argument("--compare", metavar="RUN,RUN", help="compare the bits per dimension of evaluated runs")
 
 
 def measure(args: argparse.Namespace, config: DictConfig, command: str) -> None:
-    """Find the run and its data, measure, print, write."""
+    """Find the run and its data, measure what its kind has, print, write."""
+    from worldmodel.data.store import EpisodeStore
+    from worldmodel.runs.folder import PRIOR, TOKENIZER, find_run, load_config
+    from worldmodel.runs.kind import Kind, choose_run, kind_of_run
+
     if args.compare is not None:
         compare_runs([find_run(config.runs, name.strip()) for name in args.compare.split(",")], Path(config.runs))
         return
-    settings = settings_of(args, int(config.seed))
-    run = choose_run(args.overrides, config)
-    alone = is_sound(load_spec(run)) or not has_past(load_config(run))  # measured without a prior, too
-    if not alone or not (run / TOKENIZER).is_file():
-        run = choose_run(args.overrides, config, holding=TOKENIZER if alone else PRIOR)
-    sound = is_sound(load_spec(run))
-    stills = not sound and not has_past(load_config(run))
-    # The run remembers what it was trained on, whatever environment the defaults of this command line name.
+    run = choose_run(args.overrides, config, TOKENIZER)
+    kind = kind_of_run(run)
+    if kind is Kind.WORLD:  # the others are measured without a prior, too
+        run = choose_run(args.overrides, config, PRIOR, kind)
+    for name, owner in FLAGS_OF.items():
+        if getattr(args, name) and Kind[owner] is not kind:
+            flag = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{flag} is for a run of {Kind[owner]}, and the run {run.name} is of {kind}")
+    # The run says what it was trained on, whatever environment the defaults of this command line name.
     given = any(override.lstrip("+").startswith("data=") for override in args.overrides)
-    data = config.data if given else load_config(run).data
-    store = EpisodeStore.open(data)
+    store = EpisodeStore.open(config.data if given else load_config(run).data)
     store.verify()
-    console = Console()
-    folder = run / "evaluation"
-    if args.timit is not None and not sound:
-        raise ConfigError(f"--timit goes with speech, and the run {run.name} is of pictures")
-    if sound:
-        refuse_flags_of_time(args, run)
-        with bars(console) as progress:
-            spoken = evaluate_voices(
-                run, store, find_timit(args, store), config.device, int(config.seed), command, progress
-            )
-        console.print(table(spoken, voices_report.lines(spoken)))
-        console.print(f"{folder / 'report.html'}  (spectrograms.png, report.png, sounds, metrics.json beside it)",
-                      soft_wrap=True)  # fmt: skip
-        return
-    if stills:
-        refuse_flags_of_time(args, run)
-        with bars(console) as progress:
-            measured = evaluate_stills(run, store, config.device, int(config.seed), command, progress)
-        console.print(table(measured, stills_report.lines(measured)))
-        console.print(f"{folder / 'report.html'}  (pictures.png, report.png, metrics.json beside it)", soft_wrap=True)
-        return
-    world = WorldModel.load(run, device=config.device)
-    with bars(console) as progress:
+    measure_kind = {Kind.WORLD: measure_world, Kind.IMAGES: measure_images, Kind.SPEECH: measure_speech}[kind]
+    measure_kind(args, run, store, str(config.device), int(config.seed), command)
+
+
+def measure_world(
+    args: argparse.Namespace, run: Path, store: EpisodeStore, device: str, seed: int, command: str
+) -> None:
+    from worldmodel.evaluation.report import rows, table
+    from worldmodel.evaluation.suite import evaluate
+    from worldmodel.world import WorldModel
+
+    world, folder, console = WorldModel.load(run, device=device), run / "evaluation", Console()
+    with progress_bars(console) as progress:
         found = evaluate(
             world,
             store,
-            settings,
+            settings_of(args, seed),
             folder=folder,
             run=run.name,
             command=command,
@@ -170,6 +101,59 @@ def measure(args: argparse.Namespace, config: DictConfig, command: str) -> None:
         )
     console.print(table(found, rows(found)))
     console.print(f"{folder / 'report.html'}  (report.png, strips.png, metrics.json beside it)", soft_wrap=True)
+
+
+def measure_images(
+    args: argparse.Namespace, run: Path, store: EpisodeStore, device: str, seed: int, command: str
+) -> None:
+    from worldmodel.dreaming.images import ImageModel
+    from worldmodel.evaluation import stills_report
+    from worldmodel.evaluation.report import table
+    from worldmodel.evaluation.stills import evaluate_stills
+
+    console = Console()
+    with progress_bars(console) as progress:
+        found = evaluate_stills(run, ImageModel.load(run, device), store, seed, command, progress)
+    console.print(table(found, stills_report.lines(found)))
+    report = run / "evaluation" / "report.html"
+    console.print(f"{report}  (pictures.png, report.png, metrics.json beside it)", soft_wrap=True)
+
+
+def measure_speech(
+    args: argparse.Namespace, run: Path, store: EpisodeStore, device: str, seed: int, command: str
+) -> None:
+    from worldmodel.evaluation.report import table
+    from worldmodel.speech.evaluation import voices_report
+    from worldmodel.speech.evaluation.voices import evaluate_voices, find_timit
+    from worldmodel.speech.voice import VoiceModel
+
+    console = Console()
+    timit = find_timit(args.timit, store)
+    with progress_bars(console) as progress:
+        found = evaluate_voices(run, VoiceModel.load(run, device), store, timit, seed, command, progress)
+    console.print(table(found, voices_report.lines(found)))
+    report = run / "evaluation" / "report.html"
+    console.print(f"{report}  (spectrograms.png, report.png, sounds, metrics.json beside it)", soft_wrap=True)
+
+
+def settings_of(args: argparse.Namespace, seed: int) -> Settings:
+    """How much is measured of a world model."""
+    from worldmodel.evaluation.suite import QUICK, Settings
+
+    settings = dataclasses.replace(QUICK if args.quick else Settings(), seed=seed, top_k=args.top_k)
+    if args.windows is not None:
+        settings = dataclasses.replace(settings, windows=args.windows)
+    return dataclasses.replace(settings, budget=None) if args.skip else settings
+
+
+def compare_runs(runs: Sequence[Path], folder: Path) -> None:
+    """Print the table of several evaluated runs and draw it."""
+    from worldmodel.evaluation import compare
+    from worldmodel.evaluation.report import table
+
+    found, console = compare.read(runs), Console()
+    console.print(table({"run": ", ".join(run.name for run in runs), "environment": "compared"}, compare.lines(found)))
+    console.print(str(compare.save_chart(found, folder / "bits_per_dim.png")), soft_wrap=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,9 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
-
-from omegaconf import DictConfig
+from typing import TYPE_CHECKING, get_args
 
 from worldmodel.config.cli import run_entry_point
 from worldmodel.data.export import Storage, check_id, check_pictures, default_folder, to_minari, to_npz
@@ -19,12 +17,17 @@ from worldmodel.util.files import whole_folder
 from worldmodel.util.interrupts import deferred
 from worldmodel.util.progress import Bars
 
-DESCRIPTION = """\
-Write the episodes of data=… (or of the source or environment that the settings name) for others to read, without loss.
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
---to minari makes a Minari data set, which minari.load_dataset opens by its id. --to npz makes a folder with an npz file
-for each episode: obs (T + 1, H, W, C), action, reward, terminated, truncated (T,). Both come in again with
-python -m worldmodel.collect source=minari or source=npz, and source.path=…"""
+DESCRIPTION = """\
+Write the episodes of data=… (or of the source or environment that the settings name) for other
+programs to read, without loss.
+
+--to minari makes a Minari data set, which minari.load_dataset opens by its id. --to npz makes a
+folder with an npz file for each episode: obs (T + 1, H, W, C), action, reward, terminated,
+truncated (T,). Both come in again with python -m worldmodel.collect source=minari or source=npz,
+and source.path=…"""
 
 MADE_BY = {"npz": "ep*.npz", "minari": "data/metadata.json"}
 """What lies in a folder that was exported, and in no other that might be named by mistake."""

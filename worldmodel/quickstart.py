@@ -9,52 +9,48 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig
 from rich.console import Console
 
-from worldmodel import collect, dream, evaluate
-from worldmodel.config.checks import check_groups
+from worldmodel.__main__ import main as worldmodel
 from worldmodel.config.cli import run_entry_point
-from worldmodel.data.store import EpisodeStore
 from worldmodel.dreaming.actions import parse_script
 from worldmodel.errors import ConfigError
-from worldmodel.runs.folder import find_run
-from worldmodel.runs.stages import stage_settings, stages_of
-from worldmodel.runs.training import train
 from worldmodel.types import Spec
 
-DESCRIPTION = """\
-All of it in one go: collect episodes of ViZDoom (or of env=…), train the tokenizer and the prior, dream, measure.
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
---minutes is a budget for the whole; training takes what the rest leaves, so that a slower machine ends with a weaker
-model, not later. What is recorded and trained already is kept: after an interruption the same command goes on."""
+DESCRIPTION = """\
+All of it in one go: collect episodes of ViZDoom (or of env=…), train the tokenizer and the prior,
+dream, measure.
+
+--minutes is a budget for the whole; training takes what the rest leaves, so that a slower machine
+ends with a weaker model, not later. What is recorded and trained already is kept: after an
+interruption the same command goes on."""
 
 REST = 75.0  # seconds set aside for what is not trained or collected: encoding the set, dreaming, measuring
 SHARES = {"tokenizer": 0.3, "prior": 0.7}  # of the seconds of training
 WALK = "forward*8,left*8,forward*8,right*8"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    overrides = list(sys.argv[1:] if argv is None else argv)
-
-    def run(args: argparse.Namespace, config: DictConfig) -> None:
-        quickstart(args, config)
-
-    return run_entry_point(run, "quickstart", DESCRIPTION, add_flags, overrides)
-
-
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--minutes", type=float, default=9.5, help="budget of the whole (default: 9.5)")
+    """The flags of this command."""
+    parser.add_argument("--minutes", type=float, default=9.5, metavar="N", help="budget of the whole (9.5)")
     parser.add_argument(
-        "--actions",
-        help=f"what to dream of at the end (default: {WALK}, or all actions in turn)",
+        "--actions", metavar="SCRIPT", help=f"what to dream under at the end ({WALK}, or all actions in turn)"
     )
 
 
 def quickstart(args: argparse.Namespace, config: DictConfig) -> None:
     """Collect what is missing, train within the budget, dream and measure."""
+    from worldmodel.config.checks import check_groups  # only now: neither --help nor a wrong flag should wait
+    from worldmodel.data.store import EpisodeStore
+    from worldmodel.runs.data import recorded
+    from worldmodel.runs.stages import stage_settings, stages_of
+    from worldmodel.runs.training import train
+
     if not 2 < args.minutes < float("inf"):
         raise ConfigError(f"--minutes {args.minutes:g} is no budget; give more than 2, to leave time to train")
     check_groups(config, "tokenizer", "second", "prior")
@@ -67,25 +63,24 @@ def quickstart(args: argparse.Namespace, config: DictConfig) -> None:
         console.print(f"\n[bold]{text}[/bold]  [dim]{time.monotonic() - started:.0f} s[/dim]")
 
     title("1/4 collect")
-    missing = config.collect.steps - collect.recorded(config)
+    missing = config.collect.steps - recorded(config)
     if missing > 0:
-        call(collect.main, [*args.overrides, f"collect.steps={missing}"])
+        call("collect", *args.overrides, f"collect.steps={missing}")
     actions = script(args.actions, EpisodeStore.open(config.data).spec)  # a slip is told before the training
     title("2/4 train")
-    left = 60 * args.minutes - REST - (time.monotonic() - started)
-    budget = max(left, 60.0)
+    budget = max(60 * args.minutes - REST - (time.monotonic() - started), 60.0)
     for stage, share in SHARES.items():
         config.training[stage].max_seconds = round(budget * share, 1)
         config.training[stage].steps = 1_000_000  # the clock decides
-    folder = train(config)
+    run = train(config)
     title("3/4 dream")
-    where = [f"run={folder.name}", *(o for o in args.overrides if not o.startswith("run="))]
-    call(dream.main, ["--actions", actions, *where])
-    call(dream.main, ["--horizon", "30", *where])
+    where = [f"run={run.name}", *(o for o in args.overrides if not o.startswith("run="))]
+    call("dream", "--actions", actions, *where)
+    call("dream", "--horizon", "30", *where)
     title("4/4 evaluate")
-    call(evaluate.main, ["--quick", *where])
+    call("evaluate", "--quick", *where)
     title("done")
-    console.print(f"Look at {find_run(config.runs, folder.name) / 'dreams'}; dream from elsewhere:")
+    console.print(f"Look at {run / 'dreams'}; dream from elsewhere:")
     console.print(f"  python -m worldmodel.dream --actions '{actions}' --seed 3", soft_wrap=True)
 
 
@@ -101,12 +96,16 @@ def script(actions: str | None, spec: Spec) -> str:
     return actions
 
 
-def call(entry: object, argv: Sequence[str]) -> None:
-    """Run another entry point; its error, already printed, ends this one with the same code."""
-    assert callable(entry)
-    code = entry(argv)
+def call(*argv: str) -> None:
+    """Run another command; its error, already printed, ends this one with the same code."""
+    code = worldmodel(argv)
     if code:
         raise SystemExit(code)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    return run_entry_point(quickstart, "quickstart", DESCRIPTION, add_flags, argv)
 
 
 if __name__ == "__main__":

@@ -14,46 +14,46 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig
-
-from worldmodel.config.checks import check_value
 from worldmodel.config.cli import one_line, run_entry_point
+from worldmodel.config.flags import add_number
 from worldmodel.errors import WorldModelError
-from worldmodel.runs.stages import STAGES, stages_of
-from worldmodel.runs.training import train
 from worldmodel.util.ranges import Count, Positive
 
-DESCRIPTION = """\
-Train a world model on the recorded episodes: first the tokenizer, then the prior over its codes.
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
-The latest run is continued if it is unfinished and has the same settings; otherwise a new one is started. Ctrl-C
-saves and stops, and the same command goes on. run=name names the run: another name starts another. Budgets are
-settings too: training.tokenizer.steps, training.prior.max_seconds, …; --steps and --minutes are short for them."""
+DESCRIPTION = """\
+Train a model on the recorded episodes: first the tokenizer, then the prior over its codes.
+
+The latest run is continued if it is unfinished and has the same settings; otherwise a new one is
+started. Ctrl-C saves and stops, and the same command goes on. run=name names the run: another name
+starts another. Budgets are settings too: training.tokenizer.steps, training.prior.max_seconds, …;
+--steps and --minutes are short for them."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of this command."""
-    parser.add_argument("--stage", choices=(*STAGES, "all"), default="all", help="what to train (default: all)")
+    parser.add_argument("--stage", default="all", help="what to train: tokenizer, second or prior (all)")
     parser.add_argument(
-        "--tokenizer-of", metavar="RUN", help="take over the trained tokenizer of a run instead of training one"
+        "--tokenizer-of", metavar="RUN", help="take over the tokenizer of a run instead of training one"
     )
     parser.add_argument(
         "--weights-of",
         metavar="RUN",
         help="begin with the weights of a run of the same settings, to learn new episodes",
     )
-    parser.add_argument("--steps", type=int, help="most steps of each stage trained")
-    parser.add_argument(
-        "--minutes", type=float, help="time for training: twice as much for the prior as for each stage before it"
-    )
+    add_number(parser, "--steps", Count, "most steps of each stage")
+    add_number(parser, "--minutes", Positive, "time: twice as much for the prior as for each stage before it")
 
 
 def run(args: argparse.Namespace, config: DictConfig) -> None:
-    """The command, behind the parsing."""
+    """Share the budget among the stages and train them."""
+    from worldmodel.runs.stages import stages_of  # only now, since they import torch
+    from worldmodel.runs.training import train
+
     stages = stages_of(config, args.stage)
-    check_value("--steps", Count | None, args.steps)
-    check_value("--minutes", Positive | None, args.minutes)
     for stage in stages:
         if args.steps is not None:
             config.training[stage.name].steps = args.steps

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,11 +15,11 @@ from worldmodel import media
 from worldmodel.errors import ConfigError, RunError
 from worldmodel.heads import Randomness, Sampler, make_sampler
 from worldmodel.nn.precision import Precision, cast, resolve_precision
-from worldmodel.priors import LatentPrior, Prior, PriorState, Step
+from worldmodel.priors import Prior, PriorState, Step
 from worldmodel.runs.folder import TOKENIZER, load_spec
-from worldmodel.runs.load import load_autoencoder, load_prior, load_tokenizer, resolve_device
-from worldmodel.tokenizers import Autoencoder, Tokenizer
-from worldmodel.tokenizers.base import FRAMES_AT_A_TIME
+from worldmodel.runs.kind import Kind, check_kind
+from worldmodel.runs.load import load_prior, load_tokenizer, resolve_device
+from worldmodel.tokenizers import Tokenizer
 from worldmodel.types import NO_ACTION, Spec
 
 Actions = Tensor | np.ndarray | Sequence[str] | Sequence[int]  # indices, or names of actions
@@ -81,12 +80,13 @@ class WorldModel:
         computes in it. What decides on codes, encoder, quantiser and head, is always float32: where vectors of the
         codebook lie close together, rounding would give other codes than the prior was trained on.
 
-        Raises :class:`RunError` when the run is missing, unfinished or damaged, :class:`ConfigError` for an unknown
-        device or precision.
+        Raises :class:`RunError` when the run is missing, unfinished, damaged or of another kind, :class:`ConfigError`
+        for an unknown device or precision.
         """
         folder = Path(run)
         if not folder.is_dir():
             raise RunError(f"there is no run at {str(run)!r}; train one: python -m worldmodel.train")
+        check_kind(folder, Kind.WORLD)
         if not (folder / TOKENIZER).is_file():
             raise RunError(f"the run {folder} has no trained tokenizer yet; go on with python -m worldmodel.train")
         where = resolve_device(device)
@@ -197,64 +197,3 @@ class WorldModel:
                 f"({', '.join(self.spec.action_names)})"
             )
         return actions
-
-
-class Samples(NamedTuple):
-    """Frames drawn on their own."""
-
-    frames: Tensor  # (B, C, *size) uint8, on the host
-    passes: float  # of the prior a frame, mean over the batch
-
-
-class StillModel:
-    """A trained autoencoder and a prior without a past: frames on their own, such as images."""
-
-    def __init__(self, spec: Spec, model: Autoencoder, prior: LatentPrior):
-        self.spec, self.model, self.prior = spec, model.eval(), prior.eval()
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.prior.parameters()).device
-
-    @property
-    def sees_classes(self) -> bool:
-        """Whether frames of different classes differ: there are several, and the prior looks at them."""
-        return self.prior.sees_actions and len(self.spec.action_names) > 1
-
-    def condition(self, name: str) -> int:
-        """What stands for a class, or for a caption, which may be new where the prior reads words.
-
-        Raises :class:`UnknownActionError` for a name, or a word of a caption, that the data do not have.
-        """
-        return self.prior.condition_index(name)
-
-    @classmethod
-    def load(cls, run: str | Path, device: str = "auto") -> StillModel:
-        """The model of a run's folder. Raises as :meth:`WorldModel.load` does."""
-        folder, where = Path(run), resolve_device(device)
-        model = load_autoencoder(folder, where)
-        return cls(load_spec(folder), model, load_prior(folder, model, where))
-
-    @torch.no_grad()
-    def sample(
-        self,
-        conditions: Tensor | Sequence[str],
-        generator: torch.Generator | None = None,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        sampler: str = "auto",
-    ) -> Samples:
-        """Frames of some classes, (B,) indices (−1 for none) or B names.
-
-        Raises :class:`UnknownActionError` for an unknown name, :class:`ConfigError` for ``top_k`` without codes.
-        """
-        if not isinstance(conditions, Tensor):
-            conditions = torch.tensor([self.condition(name) for name in conditions])
-        conditions = conditions.to(self.device)
-        how = make_sampler(sampler, temperature, top_k)
-        steps = [
-            self.prior.step(self.prior.begin(len(part)), part, how, generator)[0]
-            for part in conditions.split(FRAMES_AT_A_TIME)
-        ]
-        passes = float(torch.stack([step.passes for step in steps]).mean())
-        return Samples(self.model.decode(torch.cat([step.codes for step in steps])).cpu(), passes)

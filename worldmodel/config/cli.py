@@ -11,47 +11,42 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import NoReturn
-
-from hydra import compose, initialize_config_module
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from typing import TYPE_CHECKING, NoReturn
 
 from worldmodel.config.settings import check_settings
 from worldmodel.errors import ConfigError, WorldModelError
 
+if TYPE_CHECKING:  # --help and wrong flags should not wait for Hydra
+    from omegaconf import DictConfig
+
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
-
-CONFIG_ERRORS = (HydraException, OmegaConfBaseException)
-"""What the libraries of the settings raise."""
 
 OUT_OF_MEMORY = re.compile(r"out of memory|(can't|cannot|unable to) allocate", re.IGNORECASE)
 """How torch says it, on whatever device; it has no error of its own for it on a CPU."""
 
-Main = Callable[[argparse.Namespace, DictConfig], None]
+Main = Callable[[argparse.Namespace, "DictConfig"], None]
 AddFlags = Callable[[argparse.ArgumentParser], None]
 
 OVERRIDES_HELP = """\
-overrides:
-  Any setting can be overridden as key=value (Hydra's syntax), in any place among the flags:
-    env=vizdoom/health_gathering    choose another file of configs/env
-    source=cifar10 source.path=…    pictures or recordings instead of an environment: configs/source
-    tokenizer.num_codes=1024            set one value
-    device=cuda                     auto, cpu, cuda, cuda:1
-    data=… run=… runs=…             folder of the data, name of the run, folder of the runs
-  --config prints the composed settings and stops.
+overrides of settings, as key=value (Hydra's syntax), anywhere among the flags:
+  data=… runs=… run=…           folders of the data and of the runs, name of the run
+  device=cuda                   auto, cpu, cuda, cuda:1
+  env=vizdoom/health_gathering  another file of configs/env
+  source=cifar10 source.path=…  images or recordings instead: configs/source
+  tokenizer.num_codes=1024      one value
 """
 
 
-# A gymnasium id such as ALE/Pong-v5 names folders, so it becomes ale-pong-v5.
-OmegaConf.register_new_resolver(
-    "slug", lambda text: re.sub(r"[^a-z0-9]+", "-", str(text).lower()).strip("-"), replace=True
-)
+def config_errors() -> tuple[type[Exception], ...]:
+    """What the libraries of the settings raise."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    return HydraException, OmegaConfBaseException
 
 
 def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
@@ -59,6 +54,13 @@ def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
 
     Raises :class:`ConfigError` in one line: Hydra's reason, the choices of a group, or what a value must be.
     """
+    from hydra import compose, initialize_config_module
+    from omegaconf import OmegaConf
+
+    # A gymnasium id such as ALE/Pong-v5 names folders, so it becomes ale-pong-v5.
+    OmegaConf.register_new_resolver(
+        "slug", lambda text: re.sub(r"[^a-z0-9]+", "-", str(text).lower()).strip("-"), replace=True
+    )
     check_choices(overrides)
     try:
         with initialize_config_module("worldmodel.configs", version_base="1.3"):
@@ -69,7 +71,9 @@ def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
         for name, value in check_settings({str(key): value for key, value in plain.items()}).items():
             OmegaConf.update(config, name, value)
         return config
-    except (*CONFIG_ERRORS, ValueError, AssertionError) as error:  # the last two come from Hydra's depths, too
+    except Exception as error:
+        if not isinstance(error, (*config_errors(), ValueError, AssertionError)):  # Hydra raises the last two, as well
+            raise
         raise ConfigError(f"cannot apply {' '.join(overrides) or 'the settings'}: {one_line(error)}") from error
 
 
@@ -86,6 +90,8 @@ def check_choices(overrides: Sequence[str]) -> None:
 
 def choices() -> dict[str, list[str]]:
     """The files of each group of settings: env → gym, vizdoom/basic, …"""
+    from omegaconf import DictConfig, OmegaConf
+
     root = Path(str(files("worldmodel.configs")))
     entries = OmegaConf.load(root / "config.yaml").defaults
     # As in "env: gym" or "optional training/weights@training.tokenizer.weights: …".
@@ -103,7 +109,7 @@ def one_line(error: BaseException) -> str:
     return "; ".join(part.strip() for part in str(error).splitlines() if part.strip()) or type(error).__name__
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Leaves its error, without the usage before it, to the place where all errors are told."""
 
     def error(self, message: str) -> NoReturn:
@@ -111,24 +117,47 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(
-    argv: Sequence[str] | None, command: str, description: str, add_flags: AddFlags
+    argv: Sequence[str] | None,
+    command: str,
+    description: str,
+    add_flags: AddFlags,
+    operands: Sequence[str] = (),
+    moved: Mapping[str, str] | None = None,
 ) -> tuple[argparse.Namespace, DictConfig]:
-    """Flags and settings of one command line. ``--help`` prints and exits; raises :class:`ConfigError`."""
-    parser = _Parser(
-        prog=f"python -m {command if '.' in command else f'worldmodel.{command}'}",
+    """Flags and settings of one command line. ``--help`` prints and exits; raises :class:`ConfigError`.
+
+    ``operands``: names of words that must be given, which ``args.operands`` then holds; ``moved``: flags of earlier
+    versions, and what took their place.
+    """
+    prog = f"python -m {command if '.' in command else f'worldmodel.{command}'}"
+    parser = Parser(
+        prog=prog,
+        usage=" ".join([prog, *operands, "[flags] [key=value …]"]),
         description=description,
         epilog=OVERRIDES_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=26),
         allow_abbrev=False,
     )
     add_flags(parser)
     parser.add_argument("--config", action="store_true", help="print the composed settings and stop")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to override, see below")
+    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    for flag in (word.partition("=")[0] for word in argv):
+        if flag in (moved or {}):
+            raise ConfigError(f"{flag} is now {(moved or {})[flag]}")
     args = parser.parse_intermixed_args(argv)
-    for override in args.overrides:
-        if "=" not in override and not override.startswith("~"):
-            raise ConfigError(f"{override!r} is neither a flag nor key=value; see {parser.prog} --help")
+    args.overrides = [word for word in args.words if _overrides(word)]
+    args.operands = [word for word in args.words if word not in args.overrides]
+    if len(args.operands) < len(operands):
+        raise ConfigError(f"{operands[len(args.operands)]} is missing; see {prog} --help")
+    if len(args.operands) > len(operands):
+        raise ConfigError(f"{args.operands[len(operands)]!r} is neither a flag nor key=value; see {prog} --help")
     return args, compose_config(args.overrides)
+
+
+def _overrides(word: str) -> bool:
+    """Whether a word overrides a setting; the name of a file that exists does not."""
+    return word.startswith("~") or ("=" in word and not Path(word).is_file())
 
 
 def run_entry_point(
@@ -137,12 +166,16 @@ def run_entry_point(
     description: str,
     add_flags: AddFlags = lambda parser: None,
     argv: Sequence[str] | None = None,
+    operands: Sequence[str] = (),
+    moved: Mapping[str, str] | None = None,
 ) -> int:
     """Parse, run, report: returns 0, 2 after a user's error (one line on stderr), 130 after Ctrl-C."""
     logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it tells an error, and then raises it
     try:
-        args, config = parse(argv, command, description, add_flags)
+        args, config = parse(argv, command, description, add_flags, operands, moved)
         if args.config:
+            from omegaconf import OmegaConf
+
             print(OmegaConf.to_yaml(config), end="")
             return 0
         main(args, config)
@@ -154,9 +187,6 @@ def run_entry_point(
         with contextlib.suppress(OSError):
             sys.stdout.close()
         return 0
-    except CONFIG_ERRORS as error:  # a setting that was not looked at before, such as one of an older run
-        print(f"error: the settings cannot be used: {one_line(error)}", file=sys.stderr)
-        return EXIT_USER_ERROR
     except OSError as error:
         if error.errno is None:
             raise
@@ -176,3 +206,9 @@ def run_entry_point(
     except KeyboardInterrupt:
         print("\ninterrupted; what was already written is kept, run the same command again to go on", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except Exception as error:
+        if not isinstance(error, config_errors()):
+            raise
+        # A setting that was not looked at before, such as one of an older run.
+        print(f"error: the settings cannot be used: {one_line(error)}", file=sys.stderr)
+        return EXIT_USER_ERROR

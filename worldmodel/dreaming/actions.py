@@ -22,12 +22,6 @@ HOLD = 8
 MAX_STEPS = 100_000
 """Longest script or horizon; a longer one is taken for a slip of the finger."""
 
-ACTIONS_HELP = (
-    f"actions to dream under, as 'forward,left' or 'forward*12,left*4': with any count *n the script is played as "
-    f"written; without counts each action is held for {HOLD} steps. With --horizon the script is repeated until the "
-    f"horizon is filled, and cut there; without it, it is played once"
-)
-
 
 @dataclasses.dataclass(frozen=True)
 class Script:

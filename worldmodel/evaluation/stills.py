@@ -20,18 +20,16 @@ from torch import Tensor
 
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import Windows
+from worldmodel.dreaming.images import ImageModel
 from worldmodel.errors import DataError
 from worldmodel.evaluation import stills_report
 from worldmodel.evaluation.metrics import SSIM_WINDOW, CodeUsage, decibels, mean_interval, mse, ssim, usage_of
 from worldmodel.evaluation.openloop import Progress, silent
 from worldmodel.evaluation.report import heading
 from worldmodel.priors import LatentPrior
-from worldmodel.runs.folder import PRIOR, load_spec
-from worldmodel.runs.load import check_trained, load_autoencoder, load_prior, resolve_device
 from worldmodel.tokenizers import Autoencoder, Bound, Tokenizer
 from worldmodel.tokenizers.scene import Stacked
 from worldmodel.types import Segment, Spec
-from worldmodel.world import StillModel
 
 MOST_CLASSES = 32  # with more, a frame is not scored under each of them
 SAMPLES = (1, 50)  # importance samples of systems with a random posterior
@@ -246,27 +244,25 @@ def triptych(
         shown = model.reconstructions(raw.to(device), generator)
         rows = [("original", raw), *((name, part.cpu()) for name, part in shown)]
         if prior is not None:
-            rows.append(("sample", StillModel(spec, model, prior).sample(conditions, generator).frames))
+            rows.append(("sample", ImageModel(spec, model, prior).sample(conditions, generator).frames))
     return rows
 
 
 def evaluate_stills(
-    run: Path, store: EpisodeStore, device: str = "auto", seed: int = 0, command: str = "", progress: Progress = silent
+    run: Path, images: ImageModel, store: EpisodeStore, seed: int = 0, command: str = "", progress: Progress = silent
 ) -> dict[str, Any]:
-    """Measure a run without time on the held-out frames of ``store``; writes the report to its folder ``evaluation``.
+    """Measure a run of images on the held-out ones of ``store``; writes the report to its folder ``evaluation``.
 
-    A run whose prior is not trained yet is measured without one. Raises :class:`DataError` when the data do not fit.
+    A model whose prior is not trained yet is measured without one. Raises :class:`DataError` when the data do not fit.
     """
-    spec, where = load_spec(run), resolve_device(device)
+    spec, model, prior = images.spec, images.model, images.prior
     if (store.spec.frame_shape, store.spec.action_names) != (spec.frame_shape, spec.action_names):
         raise DataError(f"{store.path} holds frames or classes of another kind than {run} knows; give another data=…")
-    model = load_autoencoder(run, where)
-    prior = load_prior(run, model, where) if check_trained(run, PRIOR) else None
     frames = Windows(store, "held_out")
     if not len(frames):
         raise DataError(f"{len(store)} episodes at {store.path}, none of them held out")
     found = {
-        **heading(run.name, spec.env_id, where, command),
+        **heading(run.name, spec.env_id, images.device, command),
         **summary(score(model, prior, frames, seed=seed, progress=progress), model, seed, len(spec.action_names)),
     }
     stills_report.save(found, triptych(spec, model, prior, frames, seed=seed), run / "evaluation")

@@ -9,16 +9,14 @@ A :class:`Strip` is a row of moving pictures with its actions; :func:`save` writ
 from worldmodel.media.compose import Labels, canvases, check_labels, contact_sheet
 from worldmodel.media.gallery import gallery
 from worldmodel.media.strip import Strip, action_names, dream_strip, triptych
-from worldmodel.media.write import SUFFIXES, check_path, save, save_png
+from worldmodel.media.write import save, save_png
 
 __all__ = [
-    "SUFFIXES",
     "Labels",
     "Strip",
     "action_names",
     "canvases",
     "check_labels",
-    "check_path",
     "contact_sheet",
     "dream_strip",
     "gallery",

@@ -16,17 +16,9 @@ from worldmodel.media import draw
 from worldmodel.media.compose import Labels, canvases, contact_sheet
 from worldmodel.media.strip import Strip
 from worldmodel.util.files import whole
+from worldmodel.util.output import VIDEO_SUFFIXES, check_suffix
 
-SUFFIXES = (".mp4", ".gif", ".png")
 GIF_SIZE = 192  # pixels that a picture measures at least in a gif, which is for pages and mails
-
-
-def check_path(path: str | Path) -> Path:
-    """The path when its suffix is one that can be written. Raises :class:`ConfigError`, which lists them."""
-    path = Path(path)
-    if path.suffix.lower() not in SUFFIXES:
-        raise ConfigError(f"cannot write {str(path)!r}; the name must end in {', '.join(SUFFIXES)}")
-    return path
 
 
 def save(
@@ -42,7 +34,7 @@ def save(
 
     Raises :class:`ConfigError` for another suffix, a kind of label that does not exist or a missing encoder.
     """
-    path = check_path(path)
+    path = check_suffix(path, VIDEO_SUFFIXES)
     match path.suffix.lower():
         case ".mp4":
             save_mp4(path, canvases(strips, labels, across=across), rate)

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -48,12 +48,6 @@ def _age(run: Path) -> tuple[int, int, str]:
     with contextlib.suppress(FileNotFoundError):
         return ((run / SPEC).stat().st_mtime_ns, int(number.group(1)) if number else 0, run.name)
     return (0, 0, run.name)
-
-
-def choose_run(overrides: Sequence[str], config: DictConfig, holding: str | None = None) -> Path:
-    """The run that a command line means: the one it names, or the latest, of its experiment where it names one."""
-    asked = any(override.lstrip("+").startswith("experiment=") for override in overrides)
-    return find_run(config.runs, config.run, holding, str(config.stem) if asked else None)
 
 
 def find_run(

@@ -15,12 +15,11 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from worldmodel.errors import ConfigError, DataError
+from worldmodel.errors import DataError
 from worldmodel.media.plots import COLOURS, STYLE, TEXT
 from worldmodel.speech.pitch import pitch
 from worldmodel.util.files import whole
-
-SOUND_SUFFIXES = (".wav", ".flac")
+from worldmodel.util.output import SOUND_SUFFIXES, check_suffix
 
 HOP, WIDTH = 0.005, 0.025  # seconds between spectra, and of each
 BANDS = 80
@@ -31,21 +30,13 @@ PITCH_TICKS = (75, 150, 300)
 MOST_INCHES, INCHES_A_SECOND, LEAST_INCHES = 16.0, 2.4, 7.0
 
 
-def check_sound_path(path: str | Path) -> Path:
-    """The path when its suffix is one of a file of sound. Raises :class:`ConfigError`, which lists them."""
-    path = Path(path)
-    if path.suffix.lower() not in SOUND_SUFFIXES:
-        raise ConfigError(f"cannot write {str(path)!r}; the name of a sound must end in {', '.join(SOUND_SUFFIXES)}")
-    return path
-
-
 def save_sound(path: str | Path, wave: np.ndarray, rate: int) -> Path:
     """Write a wave (n,) float of [-1, 1] with 16 bits a sample, by the suffix as WAV or FLAC; what is louder is
     clipped. Written whole, then renamed; missing folders are made. Returns the path.
 
     Raises :class:`ConfigError` for another suffix, :class:`DataError` for what is no wave.
     """
-    path = check_sound_path(path)
+    path = check_suffix(path, SOUND_SUFFIXES)
     if wave.ndim != 1 or not len(wave) or not np.isfinite(wave).all():
         raise DataError(f"cannot write {path}: a wave is one row of at least one number; got {wave.dtype} {wave.shape}")
     samples = np.round(np.clip(wave, -1, 1) * 32767).astype(np.int16)

@@ -1,4 +1,4 @@
-"""Speech from a run: a wave into codes, codes into a wave in any voice that the run knows, codes from the prior."""
+"""Speech from a run: a wave into codes, codes into a wave in the voice of a speaker, codes from the prior."""
 
 from __future__ import annotations
 
@@ -12,23 +12,17 @@ from worldmodel.errors import ConfigError, RunError
 from worldmodel.heads import Sampler
 from worldmodel.priors import Prior
 from worldmodel.runs.folder import PRIOR, load_spec
+from worldmodel.runs.kind import Kind, check_kind
 from worldmodel.runs.load import check_trained, load_prior, load_tokenizer, resolve_device
 from worldmodel.speech.mulaw import SILENCE, to_levels, to_wave
 from worldmodel.tokenizers import Tokenizer
 from worldmodel.types import Spec
 
 
-def is_sound(spec: Spec) -> bool:
-    """Whether the frames are windows of a signal."""
-    return len(spec.frame_shape) == 2
-
-
 class VoiceModel:
     """A trained tokenizer of sound, and its prior where there is one."""
 
     def __init__(self, spec: Spec, tokenizer: Tokenizer, prior: Prior | None = None):
-        if not is_sound(spec):
-            raise ConfigError(f"{spec.env_id} is no sound: its frames are {'×'.join(map(str, spec.frame_shape))}")
         self.spec, self.tokenizer = spec, tokenizer.eval()
         self.prior = None if prior is None else prior.eval()
 
@@ -50,9 +44,10 @@ class VoiceModel:
     def load(cls, run: str | Path, device: str = "auto") -> VoiceModel:
         """The model of a run's folder, without a prior where none is trained yet.
 
-        Raises :class:`RunError` when the run is missing or damaged, :class:`ConfigError` when it is none of sound.
+        Raises :class:`RunError` when the run is missing, damaged or of another kind.
         """
         folder, where = Path(run), resolve_device(device)
+        check_kind(folder, Kind.SPEECH)
         tokenizer = load_tokenizer(folder, where)
         prior = load_prior(folder, tokenizer, where) if check_trained(folder, PRIOR) else None
         assert prior is None or isinstance(prior, Prior)

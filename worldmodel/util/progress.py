@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -80,3 +81,17 @@ class Bars(Progress):
         self._printed[task.id] = task.completed
         texts = [column.render(task) for column in self.columns if isinstance(column, ProgressColumn)]
         log.print("  ".join(str(text) for text in texts if isinstance(text, Text)), highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def progress_bars(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each work by name, moved by calls with the name, how much is done, and how much there is."""
+    with Bars(console, transient=True) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def report(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bars.add_task(name, total=total)
+            bars.update(tasks[name], completed=done, total=total)
+
+        yield report

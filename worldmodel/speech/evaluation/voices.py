@@ -18,6 +18,7 @@ from worldmodel.errors import ConfigError, DataError
 from worldmodel.evaluation.metrics import CodeUsage, mean_interval, usage_of
 from worldmodel.evaluation.openloop import Progress, silent
 from worldmodel.evaluation.report import heading
+from worldmodel.runs.data import source_path
 from worldmodel.speech.evaluation import codecs, voices_report
 from worldmodel.speech.evaluation.conversion import Judges, conversion
 from worldmodel.speech.evaluation.levels import level_figures
@@ -42,9 +43,9 @@ MOST = 8  # speakers that are converted among, the first ones
 
 def evaluate_voices(
     run: Path,
+    world: VoiceModel,
     store: EpisodeStore,
     timit: Path | None = None,
-    device: str = "auto",
     seed: int = 0,
     command: str = "",
     progress: Progress = silent,
@@ -55,7 +56,6 @@ def evaluate_voices(
     classifier that reads what converted speech says. What it is needed for is left out without it. Raises
     :class:`DataError` when the data do not fit.
     """
-    world = VoiceModel.load(run, device)
     if (store.spec.frame_shape, store.spec.action_names) != (world.spec.frame_shape, world.spec.action_names):
         raise DataError(f"{store.path} holds speakers or windows other than {run} knows; give another data=…")
     check_rate(world.rate)
@@ -91,6 +91,20 @@ def evaluate_voices(
         shown = more + shown
     voices_report.save(found, shown, run / "evaluation")
     return found
+
+
+def find_timit(folder: str | None, store: EpisodeStore) -> Path | None:
+    """The folder of TIMIT: the one that is named, or where recordings of TIMIT were taken from, if that is still there.
+
+    Raises :class:`ConfigError` for a folder that is none.
+    """
+    if folder is not None:
+        given = Path(folder).expanduser()
+        if not given.is_dir():
+            raise ConfigError(f"--timit {folder} is no folder; it names that of TIMIT, with .phn beside recordings")
+        return given
+    path = source_path(store) if store.spec.env_id == "timit" else None
+    return path if path is not None and path.is_dir() else None
 
 
 def check_rate(rate: int) -> None:

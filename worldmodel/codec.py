@@ -1,0 +1,80 @@
+"""Codec: speech as a bitstream, and back::
+
+python -m worldmodel.codec encode in.wav --kbps 3
+python -m worldmodel.codec decode in.wmc
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from worldmodel.config.cli import run_entry_point
+from worldmodel.config.flags import add_number, add_output
+from worldmodel.errors import ConfigError
+from worldmodel.util.output import SOUND_SUFFIXES, check_output, output_of
+from worldmodel.util.ranges import Positive
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+ENTROPY = ("auto", "none", "counts", "prior")
+SUFFIX = ".wmc"
+DESCRIPTION = f"""\
+encode FILE   write a WAV or FLAC file as a bitstream ({SUFFIX}), with the sound that it decodes to and
+              the spectrograms of both
+decode FILE   write the sound of a bitstream that the same run wrote
+
+The run is one of experiment=codec. The bitstream is entropy-coded by a model of the codes:
+counts of the training codes (kept in the run's folder, made at first use), or the run's prior,
+which decodes on a machine like this one only; none: codes of fixed width; auto: the shortest."""
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of this command."""
+    add_number(parser, "--kbps", Positive, "encode: as many codebooks as fit into N kbit/s at fixed width (all)")
+    parser.add_argument("--entropy", choices=ENTROPY, help="encode: the model of the codes (auto)")
+    parser.add_argument("--stream", action="store_true", help="code the sound in chunks of 20 ms, as it would arrive")
+    add_output(parser, f"one file ({SUFFIX}; {' '.join(SOUND_SUFFIXES)})")
+
+
+def code(args: argparse.Namespace, config: DictConfig) -> None:
+    """Load the run, encode or decode, write, report."""
+    action, file = args.operands[0], Path(args.operands[1])
+    if action not in ("encode", "decode"):
+        raise ConfigError(f"{action!r} is no action; choose encode or decode")
+    for name in ("kbps", "entropy") if action == "decode" else ():
+        if getattr(args, name) is not None:
+            raise ConfigError(f"--{name} goes with encode; a bitstream says itself how it was made")
+    suffixes = (SUFFIX,) if action == "encode" else SOUND_SUFFIXES
+    check_output(args.output, suffixes)
+
+    from worldmodel.runs.folder import TOKENIZER  # only now, since it imports torch
+    from worldmodel.runs.kind import Kind, choose_run
+    from worldmodel.speech.codec import files
+    from worldmodel.speech.codec.run import load_codec
+
+    run = choose_run(args.overrides, config, TOKENIZER, Kind.SPEECH)
+    codec = load_codec(run, config.device)
+    print(f"run       {run}")
+    if action == "encode":
+        used = codec.num_codebooks if args.kbps is None else codec.codebooks_of(args.kbps)
+        extra = "" if args.entropy in (None, "auto") else f"-{args.entropy}"
+        name = f"{file.stem}-{codec.bits_per_second(used) / 1000:g}k{extra}"
+        output = output_of(args.output, run / "dreams", name, suffixes)
+        files.encode_file(run, codec, file, used, args.entropy or "auto", args.stream, output)
+    else:
+        output = output_of(args.output, run / "dreams", file.stem, suffixes)
+        files.decode_file(run, codec, file, args.stream, output.path(output.suffix or ".wav"))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    return run_entry_point(code, "codec", DESCRIPTION, add_flags, argv, operands=("encode|decode", "FILE"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""Flags that several commands share. Numbers are checked while the command line is parsed."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le
+
+from worldmodel.config.checks import check_value
+from worldmodel.util.ranges import Count, NonNegative, Positive, Seed
+
+Few = Annotated[int, Ge(1), Le(1000)]  # more is taken for a slip of the finger
+
+
+def number(flag: str, kind: Any) -> Callable[[str], Any]:
+    """Reads the number of a flag. Raises :class:`ConfigError`, which says what it must be."""
+
+    def read(text: str) -> Any:
+        value: Any = text
+        for plain in (float, int):
+            with contextlib.suppress(ValueError):
+                value = plain(text)
+        return check_value(flag, kind, value)
+
+    return read
+
+
+def add_number(
+    parser: argparse.ArgumentParser,
+    flag: str,
+    kind: Any,
+    help: str,
+    default: float | None = None,
+    metavar: str = "N",
+) -> None:
+    """A flag that takes a number; ``kind``: its type and range, as in :mod:`worldmodel.util.ranges`."""
+    parser.add_argument(flag, type=number(flag, kind), default=default, metavar=metavar, help=help)
+
+
+def add_seed(parser: argparse.ArgumentParser) -> None:
+    """``--seed``; without it the setting counts."""
+    add_number(parser, "--seed", Seed, "the same seed writes the same files (default: seed=…)")
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """How codes are drawn from the prior."""
+    add_number(
+        parser, "--temperature", NonNegative, "below 1: likelier codes; 0: the expected ones (1)", 1.0, metavar="T"
+    )
+    add_number(parser, "--top-k", Count, "draw each code from the K most likely ones", metavar="K")
+    parser.add_argument(
+        "--sampler",
+        default="auto",
+        choices=("auto", "ancestral", "predictive"),
+        help="both draw the same codes; auto: the faster one",
+    )
+
+
+def add_output(parser: argparse.ArgumentParser, files: str) -> None:
+    """``--output``; ``files``: what is written."""
+    parser.add_argument("--output", metavar="PATH", help=f"{files}, a folder, or a name without suffix")
+
+
+def add_voice_temperature(parser: argparse.ArgumentParser) -> None:
+    """How samples of sound are drawn from the decoder."""
+    help = "of the decoder's samples; below 1: less noise, duller (1)"
+    add_number(parser, "--voice-temperature", Positive, help, 1.0, "T")

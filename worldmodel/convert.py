@@ -1,0 +1,72 @@
+"""Convert: the words of a recording in the voices of other speakers::
+
+python -m worldmodel.convert in.wav --speakers p226
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from worldmodel.config.cli import run_entry_point
+from worldmodel.config.flags import add_output, add_seed, add_voice_temperature
+from worldmodel.errors import ConfigError
+from worldmodel.util.output import SOUND_SUFFIXES, check_output, options_in_name
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from omegaconf import DictConfig
+
+DESCRIPTION = """\
+Speak the words of FILE (WAV, FLAC) in the voices of speakers that a run of speech was trained on.
+Writes a .wav file for each speaker and a page of spectrograms."""
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of this command."""
+    parser.add_argument("--speakers", metavar="A,B", help="speakers, separated by commas (the first of the run)")
+    add_voice_temperature(parser)
+    add_seed(parser)
+    add_output(parser, f"one file ({' '.join(SOUND_SUFFIXES)})")
+
+
+def convert(args: argparse.Namespace, config: DictConfig) -> None:
+    """Load the run, encode, decode in each voice, write, report."""
+    check_output(args.output, SOUND_SUFFIXES)
+    seed = config.seed if args.seed is None else args.seed
+    file = Path(args.operands[0])
+
+    from worldmodel.runs.folder import TOKENIZER  # only now, since it imports torch
+    from worldmodel.runs.kind import Kind, choose_run
+    from worldmodel.speech.sources.sound import normalise, read_sound
+    from worldmodel.speech.speaking import choose_speakers, write_voices
+    from worldmodel.speech.voice import VoiceModel
+
+    run = choose_run(args.overrides, config, TOKENIZER, Kind.SPEECH)
+    model = VoiceModel.load(run, config.device)
+    speakers = choose_speakers(args.speakers, model)
+    if not model.tokenizer.condition_width:
+        raise ConfigError(
+            f"the decoder of {run.name} reads no speaker and cannot change a voice; use a run of "
+            "experiment=vctk-spectra or vctk, or python -m worldmodel.codec with a codec"
+        )
+    source = normalise(read_sound(file, model.rate), model.rate)  # as training has seen speech
+
+    def draw(speaker: str, generator: torch.Generator) -> np.ndarray:
+        return model.convert(source, speaker, generator, args.voice_temperature)
+
+    name = f"{file.stem}-seed{seed}{options_in_name(('v', args.voice_temperature, 1.0))}"
+    write_voices(run, model, speakers, draw, seed, args.output, name, before=[(file.name, source)])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    return run_entry_point(convert, "convert", DESCRIPTION, add_flags, argv, operands=("FILE",))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
