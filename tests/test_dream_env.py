@@ -32,7 +32,7 @@ from worldmodel.runs.build import build_prior, build_tokenizer
 from worldmodel.runs.folder import PRIOR, TOKENIZER, new_run
 from worldmodel.runs.load import save_weights
 from worldmodel.types import Episode, Spec
-from worldmodel.world import WorldModel, encode
+from worldmodel.world import WorldModel
 
 SPEC = Spec("test:noise", (3, 40, 40), ("noop", "forward", "left"), 10.0)
 ID = "worldmodel/Dream-v0"
@@ -159,7 +159,7 @@ def test_a_dream_starts_from_recorded_frames_and_goes_on_as_the_world_model_does
     episode, now = store.episode(info["episode"]), info["frame"]
     assert info["episode"] in store.split("train") and 3 <= now < episode.steps
     frames = torch.tensor(episode.frames[now - 3 : now + 1])
-    assert seen.tolist() == encode(world.tokenizer, frames)[-1].flatten().tolist()
+    assert seen.tolist() == world.tokenizer.encode(frames)[-1].flatten().tolist()
     seen_actions = episode.actions[now - 3 : now + 1]
     dream = world.imagine(frames, [1, 2, 0], seen_actions=seen_actions, temperature=0.0)
     for t, action in enumerate([1, 2, 0]):

@@ -14,7 +14,7 @@ from worldmodel import media
 from worldmodel import world as rollout
 from worldmodel.errors import ConfigError, UnknownActionError
 from worldmodel.types import NO_ACTION
-from worldmodel.world import WorldModel, encode
+from worldmodel.world import WorldModel
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_precision_is_of_decoder_and_trunk_alone(tmp_path: Path, monkeypatch: py
         assert {p.dtype for p in world.prior.trunk.parameters()} == {dtype}
         assert {p.dtype for p in world.tokenizer.decoder.parameters()} == {dtype}
         assert {p.dtype for p in world.tokenizer.encoder.parameters()} == {torch.float32}  # its codes are those cached
-        assert torch.equal(encode(world.tokenizer, seen(8)[:, 0]), encode(tiny_tokenizer(), seen(8)[:, 0]))
+        assert torch.equal(world.tokenizer.encode(seen(8)[:, 0]), tiny_tokenizer().encode(seen(8)[:, 0]))
         assert {p.dtype for p in world.prior.head.parameters()} == {torch.float32}
         assert world.tokenizer.codebook().dtype == torch.float32
         dream = world.imagine(seen(1), torch.tensor([1, 2]), generator=torch.Generator().manual_seed(0))

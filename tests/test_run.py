@@ -125,7 +125,7 @@ def test_tokenizer_survives_save_and_load_bit_for_bit(tmp_path: Path) -> None:
     folder = new_run(config, SPEC_HERE)
     tokenizer = build_tokenizer(config, SPEC_HERE)
     assert isinstance(tokenizer, VQVAE) and tokenizer.grid == (4, 4)
-    frames = torch.rand(5, 3, 16, 16) * 2 - 1
+    frames = torch.randint(256, (5, 3, 16, 16), dtype=torch.uint8)
     tokenizer(frames, torch.Generator().manual_seed(0))  # lays the codebook on data
     save_weights(folder / TOKENIZER, tokenizer.state_dict(), {"steps": 1})
     loaded = load_tokenizer(folder)

@@ -23,7 +23,7 @@ from worldmodel.agents.sb3_policy import SETTINGS, WEIGHTS, Knowledge
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import RunError
 from worldmodel.types import Episode
-from worldmodel.world import WorldModel, decode, encode
+from worldmodel.world import WorldModel
 
 Say = Callable[..., str]
 PLAIN = (*corridor.CHOOSE, "agent=sb3_ppo", "agent.learner.policy=MlpPolicy", "agent.learner.ppo.n_steps=16",
@@ -114,11 +114,11 @@ class TestWithThePackage:
         model = WorldModel.load(world, "cpu", "fp32")
         frames = np.random.default_rng(1).integers(0, 256, (3, 3, 16, 16), dtype=np.uint8)
         views = [agent._view(frame) for frame in frames]
-        codes = encode(model.tokenizer, torch.from_numpy(frames))
+        codes = model.tokenizer.encode(torch.from_numpy(frames))
         if kind == "codes":
             assert [view.tolist() for view in views] == codes.flatten(1).tolist()
         else:  # as the dream would show them; before the first frame, nothing
-            shown = decode(model.tokenizer, codes).numpy()
+            shown = model.tokenizer.decode(codes).numpy()
             assert np.array_equal(views[2], np.concatenate([shown[1], shown[2]]))
             assert np.array_equal(views[0], np.concatenate([np.zeros_like(shown[0]), shown[0]]))
 

@@ -15,7 +15,6 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from worldmodel import train as train_module
 from worldmodel.data.codes import encode_store
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError, DataError, RunError
@@ -460,7 +459,7 @@ def test_torchrun_is_told_what_was_wrong(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_minutes_are_shared_between_the_stages(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[DictConfig] = []
-    monkeypatch.setattr(train_module, "train", lambda config, *rest: seen.append(config))
+    monkeypatch.setattr("worldmodel.runs.training.train", lambda config, *rest: seen.append(config))
     assert main([f"data={data}", "--minutes", "3", "--steps", "9"]) == 0
     assert (seen[0].training.tokenizer.max_seconds, seen[0].training.prior.max_seconds) == pytest.approx((60, 120))
     assert seen[0].training.prior.steps == seen[0].training.tokenizer.steps == 9

@@ -36,13 +36,11 @@ starts another. Budgets are settings too: training.tokenizer.steps, training.pri
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of this command."""
     parser.add_argument("--stage", default="all", help="what to train: tokenizer, second or prior (all)")
-    parser.add_argument(
-        "--tokenizer-of", metavar="RUN", help="take over the tokenizer of a run instead of training one"
-    )
+    parser.add_argument("--tokenizer-of", metavar="RUN", help="take over the tokenizer of a run")
     parser.add_argument(
         "--weights-of",
         metavar="RUN",
-        help="begin with the weights of a run of the same settings, to learn new episodes",
+        help="begin with the weights of a run of the same settings",
     )
     add_number(parser, "--steps", Count, "most steps of each stage")
     add_number(parser, "--minutes", Positive, "time: twice as much for the prior as for each stage before it")
