@@ -59,7 +59,7 @@ def test_a_saved_dream_tells_all_actions_that_are_known(
 
 
 def test_precision_is_of_decoder_and_trunk_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = {"load_spec": SPEC, "load_tokenizer": tiny_tokenizer, "load_prior": tiny_prior}
+    made = {"check_kind": None, "load_spec": SPEC, "load_tokenizer": tiny_tokenizer, "load_prior": tiny_prior}
     for name, value in made.items():
         monkeypatch.setattr(rollout, name, lambda *_, value=value: value() if callable(value) else value)
     (tmp_path / rollout.TOKENIZER).touch()
