@@ -30,7 +30,7 @@ def settings(tmp_path: Path, **changes) -> DictConfig:
             "tokenizer": {
                 "_target_": "worldmodel.tokenizers.VQVAE",
                 "quantizer": {"_target_": "worldmodel.quantizers.VectorQuantizer", "_partial_": True, "width": 4},
-                "codes": 16,
+                "num_codes": 16,
                 "widths": [8, 8],
                 "blocks": 1,
             },
