@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ class NoveltyExplorer(StickyExplorer):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_world": None}
 
-    def begin(self, action_names: tuple[str, ...], rng: np.random.Generator) -> None:  # type: ignore[override]
+    def begin(self, action_names: Sequence[str], rng: np.random.Generator) -> None:
         super().begin(action_names, rng)
         if self._world is None:
             self._world = WorldModel.load(self.trained, self.device)

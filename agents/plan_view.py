@@ -74,5 +74,6 @@ def save_plan(
     :func:`plan_strips` and :func:`worldmodel.media.save` do.
     """
     strips = foresight_strips(episode, plans, names) if step is None else plan_strips(episode, plans, names, step)
-    title = f"step {step}, return expected {plans[step].value:.2f}" if step is not None and plans[step] else ""  # type: ignore[union-attr]
+    plan = None if step is None else plans[step]
+    title = "" if plan is None else f"step {step}, return expected {plan.value:.2f}"
     return media.save(path, strips, rate, title=title)

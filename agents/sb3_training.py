@@ -39,8 +39,8 @@ class Dreams(VecEnv):
         self.envs = envs
         space = envs.single_observation_space
         self._pictures = isinstance(space, Box)
-        if self._pictures:
-            height, width, channels = space.shape  # type: ignore[misc]
+        if isinstance(space, Box):
+            height, width, channels = space.shape
             space = Box(0, 255, (channels, height, width), np.uint8)
         self.render_mode = None
         super().__init__(envs.num_envs, space, envs.single_action_space)
@@ -108,7 +108,8 @@ def dream_envs(run: Path, settings: DictConfig, device: str) -> VecEnv:
 
 def real_envs(make_env: Callable[[], FrameSource], count: int, longest: int) -> VecEnv:
     """Real environments, in this process, one after the other; episodes are cut after ``longest`` steps."""
-    return DummyVecEnv([lambda: TimeLimit(make_env(), longest)] * count)  # type: ignore[type-var, arg-type]
+    limited: Any = TimeLimit  # an environment has what it needs of gymnasium's, and is none of them to a type checker
+    return DummyVecEnv([lambda: limited(make_env(), longest)] * count)
 
 
 class Keeper(BaseCallback):

@@ -90,7 +90,7 @@ class AtariEnv(gymnasium.Env[np.ndarray, Any]):
         terminated = over or (lost and self.life_loss == "end")
         return self._screen.copy(), reward, terminated, truncated and not terminated, self._info(lost)
 
-    def render(self) -> np.ndarray | None:  # type: ignore[override]
+    def render(self) -> Any:
         """The last frame in colour, (210, 160, 3) uint8."""
         return self._ale.getScreenRGB() if self.render_mode == "rgb_array" else None
 

@@ -80,6 +80,6 @@ class CrafterEnv(gymnasium.Env[np.ndarray, Any]):
         self._steps += 1
         return frame, float(reward), bool(dead), not dead and self._steps >= self.length, info
 
-    def render(self) -> np.ndarray | None:  # type: ignore[override]
+    def render(self) -> Any:
         """The picture at 512×512, (H, W, 3) uint8."""
         return self._game.render(np.array([512, 512])) if self.render_mode == "rgb_array" else None

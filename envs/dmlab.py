@@ -128,7 +128,7 @@ class DeepMindLabEnv(gymnasium.Env[np.ndarray, Any], EzPickle):
         truncated = self._limited and self._remaining is not None and self._remaining <= self.frame_skip + 0.5
         return self._picture.copy(), reward, not truncated, truncated, {}
 
-    def render(self) -> np.ndarray | None:  # type: ignore[override]
+    def render(self) -> Any:
         """The last picture, (height, width, 3) uint8."""
         return self._picture.copy() if self.render_mode == "rgb_array" else None
 

@@ -62,7 +62,7 @@ class DreamEnv(gymnasium.Env[np.ndarray, Any]):
         self._going = not (terminated or truncated)
         return self._dreams.observe(self._kind)[0], rewards, terminated, truncated, {"end_probability": ends}
 
-    def render(self) -> np.ndarray | None:  # type: ignore[override]
+    def render(self) -> Any:
         """The decoded frame, (H, W, 3) uint8."""
         if self.render_mode is None:
             return None

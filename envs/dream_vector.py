@@ -107,7 +107,7 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             self._done = np.zeros(self.num_envs, bool)
         return seen, rewards, terminated, truncated, infos
 
-    def render(self) -> tuple[np.ndarray, ...] | None:  # type: ignore[override]
+    def render(self) -> tuple[Any, ...] | None:
         """The decoded frame of every row, each (H, W, 3) uint8."""
         if self.render_mode is None:
             return None

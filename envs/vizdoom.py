@@ -123,7 +123,7 @@ class VizdoomEnv(gymnasium.Env[np.ndarray, Any]):
         truncated = 0 < self._timeout <= self._game.get_episode_time()
         return self._observe(state), reward, False, truncated, self._info(state)
 
-    def render(self) -> np.ndarray | None:  # type: ignore[override]
+    def render(self) -> Any:
         """The picture of the last state at the engine's resolution, (H, W, 3) uint8."""
         return self._picture(self._screen.copy()) if self.render_mode == "rgb_array" else None
 

@@ -33,7 +33,7 @@ def build_tokenizer(config: DictConfig, spec: Spec) -> Autoencoder:
 def build_augmentation(config: DictConfig) -> Augmentation | None:
     """What the tokenizer of the settings is shown instead of the examples; None for the examples themselves."""
     node = config.training.tokenizer.get("augment")
-    return None if node is None else build_module(node, "augmentation", Augmentation)  # type: ignore[no-any-return]
+    return None if node is None else build_module(node, "augmentation", Augmentation)
 
 
 def build_second(config: DictConfig, tokenizer: Autoencoder) -> GridVQVAE | None:

@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -114,7 +114,7 @@ class FrameStream:
         self.file = file
         with _readable(file):
             self._archive = zipfile.ZipFile(file)
-            self._stream: IO[bytes] = self._archive.open(f"{name}.npy")
+            self._stream: Any = self._archive.open(f"{name}.npy")
             version = np.lib.format.read_magic(self._stream)
             if version not in _HEADERS:
                 raise ValueError(f"{name} is of version {version} of numpy's format")
@@ -146,7 +146,7 @@ class FrameStream:
             self._skip((first - self.at) * self.frame_bytes)
             view = as_bytes(rest)
             while view:
-                got = self._stream.readinto(view)  # type: ignore[attr-defined]
+                got = self._stream.readinto(view)
                 if not got:
                     raise EOFError("it is cut off")
                 view = view[got:]
