@@ -90,7 +90,7 @@ def test_the_reach_is_that_of_the_gradient() -> None:
     # The network as a function of waves: levels are looked up in a table, which is given a row for every sample.
     model.waves = torch.cat([waves[0], model.waves])
     levels[0] = torch.arange(200)
-    import worldmodel.speech.nn.wavenet as module
+    import worldmodel.speech.nn.wavenet_network as module
 
     silence, module.SILENCE = module.SILENCE, 200 + 128
     try:

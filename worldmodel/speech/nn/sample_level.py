@@ -1,7 +1,7 @@
 """The sample level of a WaveNet on a CPU: one sample after another in numpy, whose calls cost a third of torch's.
 
 A sample is some thirty operations on a few hundred numbers; what takes time is not the arithmetic but the calls. It is
-the same network as :meth:`worldmodel.speech.nn.wavenet.WaveNet.sample_step` and the same choice as
+the same network as :meth:`worldmodel.speech.nn.wavenet_network.WaveNet.sample_step` and the same choice as
 :meth:`worldmodel.speech.nn.wavenet.WaveNetLikelihood.choose`; a test draws by both.
 """
 
