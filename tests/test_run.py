@@ -153,7 +153,7 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"_target_": "worldmodel.tokenizers.Nothing"}, "cannot build the tokenizer: .*Nothing"),
+        ({"_target_": "worldmodel.tokenizers.Nothing"}, "tokenizer._target_ is .*Nothing., which cannot be imported"),
         ({"_target_": "os.system"}, "os.system is not a module of PyTorch"),
         ({"quantizer": {"_target_": "builtins.print"}}, "builtins.print is not a module"),
         ({"_target_": "torch.nn.Identity"}, "torch.nn.Identity, which is no Autoencoder"),

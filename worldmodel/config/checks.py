@@ -159,6 +159,8 @@ def find(target: Any, name: str) -> Any:
     """The class or function of a dotted name. Raises :class:`ConfigError`."""
     try:
         return target if callable(target) else pkgutil.resolve_name(str(target))
+    except WorldModelError:  # of a package that needs an extra
+        raise
     except Exception as error:  # whatever a module raises that cannot be imported
         raise ConfigError(f"{name} is {target!r}, which cannot be imported: {' '.join(str(error).split())}") from error
 

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import Any, get_args
 
 from hydra.errors import HydraException
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from worldmodel.config.checks import check
+from worldmodel.config.checks import check, find
 from worldmodel.config.cli import one_line
 from worldmodel.errors import ConfigError, WorldModelError
 from worldmodel.priors import LatentPrior
@@ -60,7 +60,7 @@ def build_module(node: DictConfig, name: str, kind: Any, **facts: Any) -> Any:
     try:
         for target in _targets(node):
             # A run may come from elsewhere: its YAML may name modules to build, not functions to call.
-            if not (isinstance(found := get_object(target), type) and issubclass(found, nn.Module)):
+            if not (isinstance(found := find(target, f"{name}._target_"), type) and issubclass(found, nn.Module)):
                 raise ConfigError(f"{name}: {target} is not a module of PyTorch; _target_ may name nothing else here")
         model = instantiate(check(OmegaConf.to_container(node, resolve=True), name), **facts)
     except (HydraException, OmegaConfBaseException, ValueError, TypeError, ImportError) as error:
