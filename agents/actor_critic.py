@@ -14,6 +14,7 @@ from worldmodel.nn.convnets import CONV
 from worldmodel.priors.outcomes import BINS, SPAN, symexp, two_hot
 from worldmodel.tokenizers import Tokenizer
 from worldmodel.types import NO_ACTION
+from worldmodel.util.ranges import Count
 
 
 class Seen(NamedTuple):
@@ -43,7 +44,7 @@ class CodeReader(nn.Module):
         history: grids of a window. width: of the features. embed: of a code's vector. channels: of the convolutions.
     """
 
-    def __init__(self, tokenizer: Tokenizer, history: int, width: int, embed: int = 32, channels: int = 64):
+    def __init__(self, tokenizer: Tokenizer, history: int, width: int, embed: Count = 32, channels: Count = 64):
         super().__init__()
         grid = tokenizer.grid
         conv = CONV[len(grid)]
@@ -76,7 +77,7 @@ class FrameReader(nn.Module):
         history: frames of a window. width: of the features. channels: of the convolutions.
     """
 
-    def __init__(self, tokenizer: Tokenizer, history: int, width: int, channels: int = 32):
+    def __init__(self, tokenizer: Tokenizer, history: int, width: int, channels: Count = 32):
         super().__init__()
         self._tokenizer = (tokenizer,)  # in a tuple, where PyTorch does not look for parameters
         shape = tokenizer.frame_shape
@@ -141,9 +142,9 @@ class ActorCritic(nn.Module):
         self,
         tokenizer: Tokenizer,
         actions: int,
-        history: int = 3,
-        width: int = 256,
-        layers: int = 2,
+        history: Count = 3,
+        width: Count = 256,
+        layers: Count = 2,
         reader: Callable[..., nn.Module] = CodeReader,
     ):
         super().__init__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from worldmodel.agents.base import Agent
 
-from worldmodel.config.checks import build, find
+from worldmodel.config.checks import build, check, find
 from worldmodel.config.cli import choices
 from worldmodel.errors import ConfigError, RunError
 from worldmodel.runs.folder import PRIOR, find_run, list_runs, load_spec
@@ -99,8 +100,9 @@ def learner_of(config: DictConfig, name: str) -> Callable[[DictConfig], Path]:
     if target is None:
         teachable = [each for each in choices()["agent"] if _learns(each)]
         raise ConfigError(f"there is nothing to learn for agent={name}; choose agent={' or agent='.join(teachable)}")
-    learner: Callable[[DictConfig], Path] = find(target, "agent.learner._target_")
-    return learner
+    settings = check(OmegaConf.to_container(config.agent.learner, resolve=True), "agent.learner")
+    learner: Callable[..., Path] = find(settings.pop("_target_"), "agent.learner._target_")
+    return functools.partial(learner, **settings)
 
 
 def _learns(name: str) -> bool:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Annotated
 
 import torch
+from annotated_types import Gt, Lt
 from torch import Tensor
 from worldmodel.agents.actor_critic import ActorCritic, Seen
 from worldmodel.agents.returns import DISCOUNT, lambda_returns, reach
 
-from worldmodel.config.settings import RULES
 from worldmodel.heads import Sampler, make_sampler
 from worldmodel.priors import PriorState
 from worldmodel.training.base import Losses, Objective
 from worldmodel.types import NO_ACTION, Segment
+from worldmodel.util.ranges import Count, NonNegative, Share
 from worldmodel.world import WorldModel
 
 KEPT = 0.9
@@ -127,17 +129,16 @@ class ImaginationObjective(Objective):
         self,
         world: WorldModel,
         agent: ActorCritic,
-        horizon: int = 15,
-        discount: float = DISCOUNT,
-        mix: float = 0.95,
-        temperature: float = 1.0,
-        reuse: int = 4,
-        clip: float = 0.2,
+        horizon: Count = 15,
+        discount: Share = DISCOUNT,
+        mix: Share = 0.95,
+        temperature: NonNegative = 1.0,
+        reuse: Count = 4,
+        clip: Annotated[float, Gt(0), Lt(1)] = 0.2,
     ):
         super().__init__()
         self.agent = agent
-        self.reuse = RULES["agent.learner.dream.reuse"].check("agent.learner.dream.reuse", reuse)
-        self.clip = RULES["agent.learner.dream.clip"].check("agent.learner.dream.clip", clip)
+        self.reuse, self.clip = reuse, clip
         self.horizon, self.discount, self.mix = horizon, discount, mix
         self._world = (world,)  # in a tuple, where PyTorch does not look for parameters
         self._sampler = make_sampler("auto", temperature, None)

@@ -11,12 +11,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Annotated, Any
 
 from omegaconf import DictConfig, OmegaConf
 from worldmodel.agents.actor import ActorCriticAgent
 from worldmodel.agents.returns import DISCOUNT
 from worldmodel.agents.run import AGENT, RETURNS, save_network
-from worldmodel.agents.stage import AgentStage, dream_settings
+from worldmodel.agents.stage import AgentStage, Learner
 
 from worldmodel.config.checks import build, check_groups
 from worldmodel.data.store import EpisodeStore
@@ -28,6 +29,7 @@ from worldmodel.runs.folder import PRIOR, checkpoint_of, find_run, load_config
 from worldmodel.runs.load import check_trained
 from worldmodel.runs.training import make_fabric, say, train, train_stage
 from worldmodel.util.files import replace_text
+from worldmodel.util.ranges import PassedTo
 from worldmodel.world import WorldModel
 
 
@@ -42,40 +44,40 @@ class Round:
 
 def plan(name: str, steps: int, rounds: int) -> list[Round]:
     """``rounds`` of them, the steps shared evenly. Raises :class:`ConfigError` for fewer steps than rounds."""
-    if not 1 <= rounds <= steps:
+    if rounds > steps:
         raise ConfigError(f"agent.learner.rounds is {rounds}; choose from 1 to the number of steps, {steps}")
     names = [f"{name}-round{number}" for number in range(1, rounds)] + [name]
     return [Round(i + 1, each, steps * (i + 1) // rounds) for i, each in enumerate(names)]
 
 
-def learn(config: DictConfig) -> Path:
+def learn(config: DictConfig, **settings: Annotated[Any, PassedTo(Learner)]) -> Path:
     """All rounds of an actor-critic, or with ``steps`` 0 its training inside the world of ``config.run``, from the
     frames that this learnt from; returns the folder of the last run.
 
     Raises what collecting and training raise, and KeyboardInterrupt, with everything kept, when asked to stop.
     """
-    dream_settings(config)
+    learner = Learner(**settings)
     check_groups(config, "tokenizer", "second", "prior")
     if config.steps == 0:
-        return learn_inside(config)
+        return learn_inside(config, learner)
     name = str(config.run or f"{config.stem}-agent" + (f"-seed{config.seed}" if config.seed else ""))
     if str(config.data) == f"data/{config.source.name}":
         config.data = f"data/{name}"  # the steps of an agent are its own, and counted
     before: Round | None = None
     folder = Path(config.runs) / name
-    for turn in plan(name, config.steps, config.agent.learner.rounds):
-        print(f"round {turn.number} of {config.agent.learner.rounds}: {turn.steps:,} steps")
-        gather(config, turn, before)
+    for turn in plan(name, config.steps, learner.rounds):
+        print(f"round {turn.number} of {learner.rounds}: {turn.steps:,} steps")
+        gather(config, learner, turn, before)
         config.run = turn.run
         folder = train(config, weights_of=None if before is None else before.run)
-        dream(config, folder, None if before is None else Path(config.runs) / before.run)
+        dream(config, learner, folder, None if before is None else Path(config.runs) / before.run)
         before = turn
     keep_returns(EpisodeStore.open(str(config.data)), folder)
     print(f"the agent is in {folder}; python -m worldmodel.agents.evaluate agent=actor_critic run={folder.name}")
     return folder
 
 
-def learn_inside(config: DictConfig) -> Path:
+def learn_inside(config: DictConfig, learner: Learner) -> Path:
     """Train an actor in the dream of a run, without a step in the environment. Raises what :func:`dream` raises."""
     if config.run is None:
         raise ConfigError("steps=0 trains an actor in a world that is there: name it with run=…")
@@ -88,12 +90,12 @@ def learn_inside(config: DictConfig) -> Path:
         raise ConfigError(f"the world of {folder.name} learnt from {data}, not from {config.data}; leave data= out")
     config.data = data
     print(f"learning in the dream of {folder.name}")
-    dream(config, folder, None)
+    dream(config, learner, folder, None)
     print(f"the agent is in {folder}; python -m worldmodel.agents.evaluate agent=actor_critic run={folder.name}")
     return folder
 
 
-def gather(config: DictConfig, turn: Round, before: Round | None) -> None:
+def gather(config: DictConfig, learner: Learner, turn: Round, before: Round | None) -> None:
     """Collect what a round's steps lack: with the explorer, and with the actor of the round before."""
     missing = turn.steps - recorded(config)
     if missing <= 0:
@@ -101,16 +103,15 @@ def gather(config: DictConfig, turn: Round, before: Round | None) -> None:
     if before is None:
         player: ActionSource = build(OmegaConf.to_container(config.explorer, resolve=True), "explorer")
     else:
-        settings = config.agent.learner
         player = ActorCriticAgent(
             Path(config.runs) / before.run,
-            random_action_probability=settings.random_action_probability,
-            max_repeat=settings.max_repeat,
+            random_action_probability=learner.random_action_probability,
+            max_repeat=learner.max_repeat,
         )
     record_steps(config, player, missing)
 
 
-def dream(config: DictConfig, folder: Path, before: Path | None) -> None:
+def dream(config: DictConfig, learner: Learner, folder: Path, before: Path | None) -> None:
     """Train the actor of a run in the dream of its world, from the weights of the run ``before``."""
     fabric = make_fabric(config)
     fabric.launch()
@@ -120,9 +121,9 @@ def dream(config: DictConfig, folder: Path, before: Path | None) -> None:
         return
     world = WorldModel.load(folder, device=str(fabric.device))
     if fabric.is_global_zero:
-        save_network(folder, config.agent.learner.network, dream_settings(config).get("discount", DISCOUNT))
+        save_network(folder, config.agent.learner.network, learner.dream.get("discount", DISCOUNT))
     first = None if before is None else before / AGENT
-    train_stage(fabric, config, AgentStage(world), EpisodeStore.open(str(config.data)), folder, first)
+    train_stage(fabric, config, AgentStage(world, learner.dream), EpisodeStore.open(str(config.data)), folder, first)
 
 
 def keep_returns(store: EpisodeStore, folder: Path) -> None:

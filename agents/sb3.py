@@ -5,20 +5,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from worldmodel.agents.base import Agent
 from worldmodel.agents.choice import folder_of, run_of
-from worldmodel.agents.sb3_policy import SETTINGS, Knowledge, View, load_policy, require
+from worldmodel.agents.sb3_policy import SETTINGS, Knowledge, Learner, View, load_policy, require
 
-from worldmodel.errors import ConfigError, EnvError, RunError
+from worldmodel.errors import ConfigError, RunError
 from worldmodel.runs.data import env_maker
 from worldmodel.runs.load import load_tokenizer, resolve_device
 from worldmodel.tokenizers import Tokenizer
 from worldmodel.types import Spec
+from worldmodel.util.ranges import PassedTo
 
 NAME = "sb3_ppo"
 
@@ -76,7 +77,7 @@ class SB3Agent(Agent):
         return self._seen.reshape(-1, *frame.shape[1:])
 
 
-def learn(config: DictConfig) -> Path:
+def learn(config: DictConfig, **settings: Annotated[Any, PassedTo(Learner)]) -> Path:
     """Train PPO in the dream of ``config.run``, or without one in the real environment; returns its folder.
 
     Raises :class:`ConfigError` without the package or for settings that do not fit, what environments and runs raise,
@@ -91,26 +92,25 @@ def learn(config: DictConfig) -> Path:
     env.close()
     run = run_of(config, spec)
     folder = folder_of(config, NAME, run)
-    learner = config.agent.learner
-    knowledge = knowledge_of(config, spec, run)
+    learner = Learner(**settings)
+    knowledge = knowledge_of(learner, spec, run)
     if (folder / SETTINGS).is_file():
         knowledge = _go_on(folder, knowledge)
         if knowledge.done:
             print(f"trained already, {knowledge.steps:,} steps, in {folder}; remove it, or choose another seed=…")
             return folder
-    steps = int(config.steps if run is None else learner.dream.steps)
+    steps = int(config.steps if run is None else learner.dream["steps"])
     if not steps:
         name = "steps" if run is None else "agent.learner.dream.steps"
         raise ConfigError(f"{name} is 0; PPO needs some, in the real environment as in the dream of a run (run=…)")
     if run is None:
-        envs = real_envs(make_env, int(learner.envs), int(config.collect.longest))
+        envs = real_envs(make_env, learner.envs, int(config.collect.longest))
     else:
-        envs = dream_envs(run, learner.dream, str(config.device))
-    settings: Any = OmegaConf.to_container(learner, resolve=True)
+        envs = dream_envs(run, str(config.device), **learner.dream)
     where = "the real environment" if run is None else f"the dream of {run.name}"
     print(f"{NAME} in {where}: {steps:,} steps, {knowledge.steps:,} taken before")
     try:
-        train(envs, knowledge, settings, steps, int(config.seed), str(resolve_device(str(config.device))), folder)
+        train(envs, knowledge, learner, steps, int(config.seed), str(resolve_device(str(config.device))), folder)
     finally:
         envs.close()
     run_word = "" if run is None else f" run={run.name}"
@@ -121,25 +121,18 @@ def learn(config: DictConfig) -> Path:
     return folder
 
 
-def knowledge_of(config: DictConfig, spec: Spec, run: Path | None) -> Knowledge:
+def knowledge_of(learner: Learner, spec: Spec, run: Path | None) -> Knowledge:
     """What a policy of the settings is made for. Raises :class:`ConfigError` for what does not go together."""
-    learner = config.agent.learner
-    view: View = "frames" if run is None else learner.dream.observations
-    if learner.policy not in ("CnnPolicy", "MlpPolicy"):
-        raise ConfigError(f"agent.learner.policy is {learner.policy!r}; choose CnnPolicy or MlpPolicy")
-    if view not in ("frames", "pixels", "codes"):
-        raise EnvError(f"agent.learner.dream.observations is {view!r}; choose pixels or codes")
+    view: View = "frames" if run is None else learner.dream["observations"]
     if view == "codes" and (learner.stack != 1 or learner.policy != "MlpPolicy"):
         raise ConfigError("codes are seen alone, by a network without convolutions: agent.learner.stack=1 "
                           "agent.learner.policy=MlpPolicy")  # fmt: skip
-    if learner.stack < 1:
-        raise ConfigError(f"agent.learner.stack is {learner.stack}; at least the present frame is seen: 1 or more")
     grid: tuple[int, ...] = ()
     codes = 0
     if run is not None and view == "codes":
         tokenizer = load_tokenizer(run)
         grid, codes = tuple(tokenizer.grid), tokenizer.num_codes
-    return Knowledge(spec.frame_shape, spec.action_names, view, grid, codes, int(learner.stack), str(learner.policy))
+    return Knowledge(spec.frame_shape, spec.action_names, view, grid, codes, learner.stack, learner.policy)
 
 
 def _go_on(folder: Path, wanted: Knowledge) -> Knowledge:

@@ -4,20 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from gymnasium.spaces import Box, Discrete, MultiDiscrete, Space
 
 from worldmodel.errors import ConfigError, RunError
 from worldmodel.util.files import replace_text
+from worldmodel.util.ranges import Count, PassedTo
 
 WEIGHTS, SETTINGS = "sb3_ppo.zip", "sb3_ppo.json"
 INSTALL = "agent=sb3_ppo needs Stable-Baselines3, which is not installed: pip install 'stable-baselines3>=2.4,<3'"
 TRAIN_FIRST = "train it: python -m worldmodel.agents.train agent=sb3_ppo"
 
 View = Literal["frames", "pixels", "codes"]  # real frames, those that a dream shows, its codes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Learner:
+    """The settings ``agent.learner``."""
+
+    policy: Literal["CnnPolicy", "MlpPolicy"]
+    stack: Count  # frames that it sees at once
+    envs: Count  # real environments side by side
+    normalize_reward: bool  # divided by the deviation of the returns so far
+    decay: bool  # learning rate and clip range fall linearly to zero
+    ppo: Annotated[Mapping[str, Any], PassedTo("stable_baselines3.PPO")]
+    dream: Annotated[Mapping[str, Any], PassedTo("worldmodel.agents.sb3_training.dream_envs")]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,18 +7,17 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box
 from gymnasium.wrappers import TimeLimit
-from omegaconf import DictConfig, OmegaConf
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecMonitor, VecNormalize
 from worldmodel.agents.run import RETURNS
-from worldmodel.agents.sb3_policy import SETTINGS, TRAIN_FIRST, WEIGHTS, Knowledge
+from worldmodel.agents.sb3_policy import SETTINGS, TRAIN_FIRST, WEIGHTS, Knowledge, Learner
 
 from worldmodel.errors import ConfigError, RunError
 from worldmodel.media import plots
@@ -27,6 +26,7 @@ from worldmodel.training.hooks import read_json_lines
 from worldmodel.util.files import append_line, replace_text, whole
 from worldmodel.util.interrupts import deferred
 from worldmodel.util.progress import Bars
+from worldmodel.util.ranges import Count, PassedTo, Whole
 
 CHECKPOINT_SECONDS = 30.0
 SCALED = 10.0  # rewards of a unit of deviation of the returns are clipped at this many, as the package does by itself
@@ -89,17 +89,22 @@ class Dreams(VecEnv):
         return [False] * len(list(self._get_indices(indices)))
 
 
-def dream_envs(run: Path, settings: DictConfig, device: str) -> VecEnv:
-    """The dreams of a run. ``settings``: what agent.learner.dream says."""
-    node = OmegaConf.to_container(settings, resolve=True)
-    assert isinstance(node, dict)
-    options = {str(key): value for key, value in node.items() if key not in ("steps", "envs")}
+def dream_envs(
+    run: Path,
+    device: str,
+    steps: Whole = 0,
+    envs: Count = 1,
+    observations: Literal["pixels", "codes"] = "pixels",
+    **options: Annotated[Any, PassedTo("worldmodel.envs.dreams.open_dreams")],
+) -> VecEnv:
+    """The dreams of a run, ``envs`` side by side; ``steps`` is for whoever learns in them."""
     made = gymnasium.make_vec(
         "worldmodel/Dream-v0",
-        num_envs=int(settings.envs),
+        num_envs=envs,
         vectorization_mode="vector_entry_point",
         run=str(run),
         device=device,
+        observations=observations,
         autoreset_mode="SameStep",
         **options,
     )
@@ -153,7 +158,7 @@ def _moments(running: Any) -> tuple[float, float, float]:
 
 
 def train(
-    envs: VecEnv, knowledge: Knowledge, settings: dict[str, Any], total: int, seed: int, device: str, folder: Path
+    envs: VecEnv, knowledge: Knowledge, settings: Learner, total: int, seed: int, device: str, folder: Path
 ) -> None:
     """Train until ``total`` steps are taken, those of earlier sessions included; whole rollouts are taken.
 
@@ -174,15 +179,15 @@ def train(
     plot_returns(folder)
 
 
-def make_model(envs: VecEnv, knowledge: Knowledge, settings: dict[str, Any], seed: int, device: str) -> PPO:
+def make_model(envs: VecEnv, knowledge: Knowledge, settings: Learner, seed: int, device: str) -> PPO:
     """PPO as the settings have it, untrained, around the environments. Raises :class:`ConfigError`."""
     watched: VecEnv = VecMonitor(envs)
-    if settings["normalize_reward"]:
-        watched = VecNormalize(watched, norm_obs=False, clip_reward=SCALED, gamma=settings["ppo"].get("gamma", 0.99))
+    if settings.normalize_reward:
+        watched = VecNormalize(watched, norm_obs=False, clip_reward=SCALED, gamma=settings.ppo.get("gamma", 0.99))
     if knowledge.stack > 1:
         watched = VecFrameStack(watched, knowledge.stack, channels_order="first")
-    options = dict(settings["ppo"])
-    if settings["decay"]:
+    options = dict(settings.ppo)
+    if settings.decay:
         for name in ("learning_rate", "clip_range"):
             if name in options:
                 options[name] = _falling(float(options[name]))

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from worldmodel.agents.actor_critic import ActorCritic
 from worldmodel.agents.imagination import ImaginationObjective
 from worldmodel.agents.run import AGENT, build_actor
 
 from worldmodel.data.store import Split
 from worldmodel.data.windows import Windows
-from worldmodel.errors import ConfigError
 from worldmodel.runs.stages import Source, Stage, StageSettings
 from worldmodel.tokenizers import Tokenizer
 from worldmodel.types import Spec
-from worldmodel.util.ranges import Share
+from worldmodel.util.ranges import Count, PassedTo, Share
 from worldmodel.world import WorldModel
 
 
@@ -26,14 +25,25 @@ class AgentSettings(StageSettings):
     rewarded: Share = 0.0  # share of the starts from which a rare reward is near
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Learner:
+    """The settings ``agent.learner``."""
+
+    network: Any  # what builds an :class:`ActorCritic`
+    dream: Annotated[Mapping[str, Any], PassedTo(ImaginationObjective)]
+    rounds: Count = 1  # of collecting, learning the world and learning in its dream
+    random_action_probability: Share = 0.0  # of the actor that collects, see :class:`ActorCriticAgent`
+    max_repeat: Count = 1
+
+
 class AgentStage(Stage):
     """Windows of codes, whose last frames dreams start from → an actor and its critic. All episodes are trained on."""
 
     name, title, file, needs = "agent", "agent", AGENT, ("tokenizer", "second", "prior")
     settings = AgentSettings
 
-    def __init__(self, world: WorldModel):
-        self.world = world
+    def __init__(self, world: WorldModel, dream: Mapping[str, Any]):
+        self.world, self.dream = world, dream
 
     def build(self, config: DictConfig, spec: Spec, tokenizer: Tokenizer) -> ActorCritic:
         return build_actor(config.agent.learner.network, self.world.tokenizer, len(spec.action_names))
@@ -51,15 +61,4 @@ class AgentStage(Stage):
     def objective(
         self, config: DictConfig, model: ActorCritic, tokenizer: Tokenizer, epoch: int = 100
     ) -> ImaginationObjective:
-        return ImaginationObjective(self.world, model, **dream_settings(config))
-
-
-def dream_settings(config: DictConfig) -> dict[str, Any]:
-    """The arguments of :class:`ImaginationObjective`. Raises :class:`ConfigError` for one that does not exist."""
-    settings = OmegaConf.to_container(config.agent.learner.dream, resolve=True)
-    known = list(inspect.signature(ImaginationObjective).parameters)[2:]  # behind the world and the agent
-    assert isinstance(settings, dict)
-    for name in map(str, settings):
-        if name not in known:
-            raise ConfigError(f"there is no agent.learner.dream.{name}; choose {', '.join(known)}")
-    return {str(name): value for name, value in settings.items()}
+        return ImaginationObjective(self.world, model, **self.dream)

@@ -16,6 +16,7 @@ from worldmodel.errors import EnvError
 from worldmodel.heads import make_sampler
 from worldmodel.priors import replace_rows, select_rows
 from worldmodel.runs.folder import PRIOR, find_run, open_episodes
+from worldmodel.util.ranges import Count, NonNegative, Share
 from worldmodel.world import Precision, WorldModel
 
 OBSERVATIONS = ("pixels", "codes")
@@ -125,16 +126,16 @@ class Dreams:
 
 def open_dreams(
     run: str | Path | None = None,
-    batch: int = 1,
+    batch: Count = 1,
     *,
     runs: str | Path = "runs",
     data: str | Path | None = None,
     split: Split = "train",
-    context: int | None = None,
-    horizon: int = 50,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    end_threshold: float | None = None,
+    context: Count | None = None,
+    horizon: Count = 50,
+    temperature: NonNegative = 1.0,
+    top_k: Count | None = None,
+    end_threshold: Share | None = None,
     device: str = "auto",
     precision: Precision = "auto",
 ) -> Dreams:

@@ -146,8 +146,6 @@ def test_a_dream_is_learnt_from_as_often_as_it_is_said() -> None:
     assert torch.equal(*[grad for (grad,) in grads]) and grads[0][0].abs().sum() > 0
     objective(batch, generator)
     assert not torch.equal(generator.get_state(), drawn)  # the third begins anew
-    with pytest.raises(ConfigError, match=r"agent.learner.dream.reuse is 0; it must be at least 1"):
-        ImaginationObjective(exact_world(hall, 3), actor_for(3), reuse=0)
 
 
 def test_a_policy_that_has_gone_far_is_not_drawn_farther() -> None:
@@ -222,9 +220,10 @@ def test_experiments_of_agents_make_what_they_name(name: str) -> None:
     ("words", "message"),
     [
         (["agent.learner.dream.reuse=2.5"], "agent.learner.dream.reuse is 2.5; it must be a whole number"),
+        (["agent.learner.dream.reuse=0"], "agent.learner.dream.reuse is 0; it must be at least 1"),
         (["agent.learner.dream.clip=a"], "agent.learner.dream.clip is 'a'; it must be a finite number"),
         (["agent.learner.max_repeat=0"], "agent.learner.max_repeat is 0; it must be at least 1"),
-        (["+agent.learner.dream.speed=1"], "there is no agent.learner.dream.speed; choose horizon, discount, mix"),
+        (["+agent.learner.dream.speed=1"], "there is no agent.learner.dream.speed; choose world, agent, horizon"),
         (["steps=0"], "steps=0 trains an actor in a world that is there: name it with run="),
         (["steps=0", "run=gone"], "there are no runs in runs"),
     ],

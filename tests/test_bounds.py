@@ -305,8 +305,3 @@ def test_the_parts_of_a_weighted_bound_are_those_of_the_samples_that_count() -> 
     assert float(bound.reconstruction) == pytest.approx(10)
     equal = importance_weighted(torch.tensor([[-10.0], [-20.0]]), torch.tensor([[-30.0], [-30.0]]))
     assert (float(equal.total), float(equal.reconstruction)) == pytest.approx((30, 15))
-
-
-def test_a_baseline_needs_other_samples() -> None:
-    with pytest.raises(ValueError, match="at least 2, not 1"):
-        tiny_vimco(samples=1)

@@ -130,12 +130,10 @@ class TestWithThePackage:
         assert found["success"]["value"] == 1 and found["length"]["value"] < corridor.PLACES
 
     def test_rows_of_a_dream_end_and_begin_as_the_package_expects(self, world: Path) -> None:
-        from omegaconf import OmegaConf
         from worldmodel.agents.sb3_training import dream_envs
 
         own = {"end_threshold": 1.0, "data": str(world.parents[1] / "data" / OWN[8:])}
-        settings = OmegaConf.create({"steps": 1, "envs": 3, "observations": "pixels", "horizon": 4, **own})
-        envs = dream_envs(world, settings, "cpu")
+        envs = dream_envs(world, "cpu", envs=3, horizon=4, **own)
         envs.seed(5)
         seen = envs.reset()
         assert seen.shape == (3, 3, 16, 16) and envs.observation_space.shape == (3, 16, 16)
@@ -169,10 +167,10 @@ class TestWithThePackage:
             (["agent.learner.policy=Transformer"], "agent.learner.policy is 'Transformer'; choose CnnPolicy or Mlp"),
             (["agent.learner.stack=0"], "agent.learner.stack is 0"),
             (["run=tiny", "agent.learner.dream.observations=codes"], "agent.learner.stack=1 agent.learner.policy=Mlp"),
-            (["run=tiny", "agent.learner.dream.observations=smells"], "'smells'; choose pixels or codes"),
+            (["run=tiny", "agent.learner.dream.observations=smells"], "'smells'; choose pixels, codes"),
             (["steps=0"], "steps is 0; PPO needs some, in the real environment as in the dream of a run"),
             (["agent.learner.policy=CnnPolicy"], "PPO does not work with agent.learner"),
-            (["+agent.learner.ppo.speed=9"], "PPO does not work with agent.learner: PPO.__init__() got an unexpected"),
+            (["+agent.learner.ppo.speed=9"], "there is no agent.learner.ppo.speed; choose policy, env, "),
             (["run=gone"], "unknown run 'gone'"),
         ],
     )

@@ -367,6 +367,9 @@ def test_weight_of_a_missing_term_names_the_terms(data: Path, tmp_path: Path) ->
     ("changes", "message"),
     [
         ({"tokenizer__quantizer__update": "magic"}, "tokenizer.quantizer.update is 'magic'; choose ema, loss"),
+        ({"tokenizer__num_codes": 0}, "tokenizer.num_codes is 0; it must be at least 2"),
+        ({"tokenizer__widths": [8, 0]}, r"tokenizer.widths is \[8, 0\]; an entry is 0; it must be at least 1"),
+        ({"tokenizer__widths": []}, r"tokenizer.widths is \[\]; it must be a list of at least 1"),
         ({"tokenizer__widths": [8] * 5}, "cannot be halved 5 times"),
         ({"tokenizer__flavour": 1}, "there is no tokenizer.flavour; choose frame_shape, "),
         ({"prior__head__heads": 3}, "the prior does not work with these settings: "),

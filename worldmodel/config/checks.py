@@ -209,9 +209,17 @@ def _deeper(value: Any, annotation: Any, name: str, id: Any) -> Any:
         return check(value, name)
     for mark in _marks(annotation):
         if isinstance(mark, PassedTo) and isinstance(value, Mapping):
-            target = _environment(id) if mark.by_id else mark.target
-            return value if target is None else check_arguments(find(target, name), value, name)
+            target = _environment(id) if mark.by_id else _importable(mark.target)
+            return value if target is None else check_arguments(target, value, name)
     return value
+
+
+def _importable(target: Any) -> Any:
+    """What a mark names; None for what belongs to a package that is not installed, which whoever needs it reports."""
+    try:
+        return find(target, "")
+    except ConfigError:
+        return None
 
 
 def _environment(id: Any) -> Any:
@@ -223,8 +231,8 @@ def _environment(id: Any) -> Any:
         if module:
             importlib.import_module(module)
         entry = gymnasium.spec(name).entry_point
-        return find(str(entry).replace(":", "."), "entry_point") if isinstance(entry, str) else entry
-    except (gymnasium.error.Error, ImportError, ConfigError):
+        return _importable(str(entry).replace(":", ".") if isinstance(entry, str) else entry)
+    except (gymnasium.error.Error, ImportError):
         return None
 
 

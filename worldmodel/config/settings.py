@@ -140,10 +140,6 @@ SHARE = Number(least=0, most=1)
 SEED = Number(least=0, below=2**63, whole=True)
 
 
-def _of_a_choice(rule: Rule) -> Rule:
-    return dataclasses.replace(rule, required=False)
-
-
 RULES: dict[str, Rule] = {
     "data": Text(),
     "runs": Text(),
@@ -157,29 +153,6 @@ RULES: dict[str, Rule] = {
     "collect.workers": Number(least=1, most=1024, whole=True),
     "collect.longest": COUNT,
     "collect.timeout": Number(above=0),
-    **{
-        name: _of_a_choice(rule)
-        for name, rule in {
-            "agent.learner.rounds": COUNT,
-            "agent.learner.random_action_probability": SHARE,
-            "agent.learner.max_repeat": COUNT,
-            **{f"agent.learner.dream.{name}": COUNT for name in ("horizon", "reuse")},
-            **{f"agent.learner.dream.{name}": SHARE for name in ("discount", "mix")},
-            "agent.learner.dream.clip": Number(above=0, below=1),
-            "agent.learner.dream.temperature": Number(least=0),
-            "tokenizer.num_codes": Number(least=2, whole=True),
-            "tokenizer.widths": Nested(each=COUNT),
-            "tokenizer.blocks": Number(least=0, whole=True),
-            **{f"tokenizer.{name}": COUNT for name in ("latents", "slots", "width", "chunk")},
-            "tokenizer.samples": Number(least=2, whole=True),
-            "tokenizer.hide": Number(least=0, below=1),
-            "second.num_codes": Number(least=2, whole=True),
-            "second.widths": Many(each=COUNT),
-            "second.blocks": Number(least=0, whole=True),
-            "second.context": COUNT,
-            **{f"prior.{name}": COUNT for name in ("width", "layers", "condition", "hidden", "components")},
-        }.items()
-    },
 }
 """By dotted name. What is not named here is judged by what is built from it."""
 

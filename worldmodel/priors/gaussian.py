@@ -20,6 +20,7 @@ from worldmodel.priors.base import LatentPrior, PriorState, Step
 from worldmodel.tokenizers.base import Autoencoder, Bound
 from worldmodel.tokenizers.vae import VAE
 from worldmodel.types import Segment
+from worldmodel.util.ranges import Count
 
 LEAST_LOG_SCALE = -6.0
 
@@ -40,11 +41,11 @@ class GaussianPrior(LatentPrior):
         self,
         tokenizer: Autoencoder,
         action_names: Sequence[str],
-        width: int = 64,
-        layers: int = 6,
-        condition: int = 32,
-        hidden: int = 64,
-        components: int = 4,
+        width: Count = 64,
+        layers: Count = 6,
+        condition: Count = 32,
+        hidden: Count = 64,
+        components: Count = 4,
     ):
         super().__init__(action_names)
         if not isinstance(tokenizer, VAE):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from worldmodel.errors import ConfigError
 from worldmodel.speech.nn.mel import companded, expanded
 from worldmodel.training.augment import Augmentation
 from worldmodel.types import to_float, to_uint8
+from worldmodel.util.ranges import NonNegative, Share, ShareBelowOne
 
 
 class VariedSounds(Augmentation):
@@ -26,13 +26,8 @@ class VariedSounds(Augmentation):
         speed: each is played faster or slower by up to this share, in [0, 1), so that its pitch and timbre change.
     """
 
-    def __init__(self, share: float = 0.0, gain: float = 0.0, speed: float = 0.0):
+    def __init__(self, share: Share = 0.0, gain: NonNegative = 0.0, speed: ShareBelowOne = 0.0):
         super().__init__()
-        if not (0 <= share <= 1 and gain >= 0 and 0 <= speed < 1):
-            raise ConfigError(
-                f"share is {share}, gain {gain}, speed {speed}; the share is in [0, 1], the gain at least 0 dB, the "
-                "speed in [0, 1)"
-            )
         self.share, self.gain, self.speed = share, gain, speed
 
     def forward(self, frames: Tensor, generator: torch.Generator | None = None) -> Tensor:

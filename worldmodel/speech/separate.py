@@ -15,6 +15,7 @@ from worldmodel.nn.convnets import ConvDecoder, ConvEncoder, Encoder
 from worldmodel.quantizers import Quantizer
 from worldmodel.tokenizers.base import Reconstruction, Tokenizer
 from worldmodel.tokenizers.vqvae import VQVAE
+from worldmodel.util.ranges import Levels, NumCodes, Whole
 
 
 class SeparateLevels(Tokenizer):
@@ -45,18 +46,16 @@ class SeparateLevels(Tokenizer):
         self,
         frame_shape: Sequence[int],
         quantizer: Callable[..., Quantizer],
-        widths: Sequence[Sequence[int]],
-        blocks: int = 2,
-        num_codes: int = 512,
+        widths: Levels,
+        blocks: Whole = 2,
+        num_codes: NumCodes = 512,
         likelihood: Callable[..., Likelihood] = SquaredError,
         encoder: Callable[..., Encoder] = ConvEncoder,
         decoder: Callable[..., nn.Module] = ConvDecoder,
-        condition_width: int = 0,
-        num_actions: int = 0,
+        condition_width: Whole = 0,
+        num_actions: Whole = 0,
     ):
         super().__init__()
-        if not all(isinstance(level, Sequence) for level in widths):
-            raise ConfigError(f"tokenizer.widths is {widths}; levels have a list each: [[64,128],[64,128,128]]")
         halvings = [len(level) for level in widths]
         if len(widths) < 2 or halvings != sorted(set(halvings)):
             raise ConfigError(

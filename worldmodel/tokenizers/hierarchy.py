@@ -18,6 +18,7 @@ from worldmodel.nn.precision import dtype_of
 from worldmodel.quantizers import Quantizer
 from worldmodel.tokenizers.base import Reconstruction, Tokenizer
 from worldmodel.types import to_uint8
+from worldmodel.util.ranges import Levels, NumCodes, ShareBelowOne, Whole
 
 
 class VQVAE2(Tokenizer):
@@ -44,19 +45,15 @@ class VQVAE2(Tokenizer):
         self,
         frame_shape: Sequence[int],
         quantizer: Callable[..., Quantizer],
-        widths: Sequence[Sequence[int]],
-        blocks: int = 2,
-        num_codes: int = 512,
+        widths: Levels,
+        blocks: Whole = 2,
+        num_codes: NumCodes = 512,
         likelihood: Callable[..., Likelihood] = SquaredError,
-        hide: float = 0.0,
+        hide: ShareBelowOne = 0.0,
     ):
         super().__init__()
-        if not 0 <= hide < 1:
-            raise ConfigError(f"tokenizer.hide is {hide}; it is a share of the frames, from 0 to below 1")
         self.hide = hide
         channels, *size = frame_shape
-        if not all(isinstance(level, Sequence) for level in widths):
-            raise ConfigError(f"tokenizer.widths is {widths}; a hierarchy has a list for each level: [[64,128],[128]]")
         halvings = sum(map(len, widths))
         if len(widths) < 2 or any(extent % 2**halvings for extent in size):
             raise ConfigError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from worldmodel.likelihoods.squared_error import SquaredError
 from worldmodel.nn.convnets import CONV, ConvEncoder, ResidualBlock
 from worldmodel.quantizers import Quantizer
 from worldmodel.tokenizers.base import Reconstruction, Tokenizer
+from worldmodel.util.ranges import Count, Counts, NumCodes, Whole
 
 
 class GridVQVAE(nn.Module):
@@ -36,10 +37,10 @@ class GridVQVAE(nn.Module):
         tokenizer: Tokenizer,
         quantizer: Callable[..., Quantizer],
         head: Callable[..., Head],
-        num_codes: int = 512,
-        widths: Sequence[int] = (128, 128, 256),
-        blocks: int = 2,
-        context: int = 64,
+        num_codes: NumCodes = 512,
+        widths: Counts = (128, 128, 256),
+        blocks: Whole = 2,
+        context: Count = 64,
     ):
         super().__init__()
         self.observed = tokenizer.grid

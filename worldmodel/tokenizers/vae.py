@@ -13,6 +13,7 @@ from worldmodel.likelihoods.base import Likelihood
 from worldmodel.likelihoods.categorical import Categorical
 from worldmodel.tokenizers.base import Bound, Reconstruction, as_float, importance_weighted
 from worldmodel.tokenizers.convolutional import ConvolutionalAutoencoder, halved
+from worldmodel.util.ranges import Count, Counts, Whole
 
 WIDEST = 10.0  # log standard deviations lie in (-10, 10): e^20 is far from the end of float32
 
@@ -58,9 +59,9 @@ class VAE(ConvolutionalAutoencoder):
     def __init__(
         self,
         frame_shape: Sequence[int],
-        widths: Sequence[int],
-        latents: int,
-        blocks: int = 2,
+        widths: Counts,
+        latents: Count,
+        blocks: Whole = 2,
         likelihood: Callable[..., Likelihood] = Categorical,
     ):
         super().__init__()

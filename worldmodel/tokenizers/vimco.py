@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -15,6 +17,7 @@ from worldmodel.likelihoods.base import Likelihood, uniform
 from worldmodel.likelihoods.categorical import Categorical
 from worldmodel.tokenizers.base import Bound, Reconstruction, Tokenizer, importance_weighted
 from worldmodel.tokenizers.convolutional import ConvolutionalAutoencoder, halved
+from worldmodel.util.ranges import Count, Counts, NumCodes, Whole
 
 NEGLIGIBLE = 1e-8  # a share of the gradient that is lost in the rounding of float32 anyway
 
@@ -44,18 +47,16 @@ class VIMCO(ConvolutionalAutoencoder, Tokenizer):
     def __init__(
         self,
         frame_shape: Sequence[int],
-        widths: Sequence[int],
-        num_codes: int,
-        slots: int,
-        width: int,
-        blocks: int = 2,
-        samples: int = 50,
+        widths: Counts,
+        num_codes: NumCodes,
+        slots: Count,
+        width: Count,
+        blocks: Whole = 2,
+        samples: Annotated[int, Ge(2)] = 50,
         likelihood: Callable[..., Likelihood] = Categorical,
-        chunk: int = 32,
+        chunk: Count = 32,
     ):
         super().__init__()
-        if samples < 2:
-            raise ValueError(f"the baseline of a sample needs others: samples must be at least 2, not {samples}")
         self.slots, self.num_codes = (slots,), num_codes
         self.grid = (*halved(frame_shape, widths), slots)
         self.samples, self.chunk = samples, chunk

@@ -14,6 +14,7 @@ from worldmodel.quantizers import Quantizer
 from worldmodel.tokenizers.base import Reconstruction, Tokenizer, as_float
 from worldmodel.tokenizers.convolutional import ConvolutionalAutoencoder, halved, shrunk
 from worldmodel.types import NO_ACTION
+from worldmodel.util.ranges import Counts, NumCodes, Whole
 
 HIDDEN_CONDITIONS = 0.05
 """Share of the training examples whose condition is hidden from a decoder that reads one."""
@@ -43,14 +44,14 @@ class VQVAE(ConvolutionalAutoencoder, Tokenizer):
         self,
         frame_shape: Sequence[int],
         quantizer: Callable[..., Quantizer],
-        widths: Sequence[int],
-        blocks: int = 2,
-        num_codes: int | None = None,
+        widths: Counts,
+        blocks: Whole = 2,
+        num_codes: NumCodes | None = None,
         likelihood: Callable[..., Likelihood] = SquaredError,
         encoder: Callable[..., Encoder] = ConvEncoder,
         decoder: Callable[..., nn.Module] = ConvDecoder,
-        condition_width: int = 0,
-        num_actions: int = 0,
+        condition_width: Whole = 0,
+        num_actions: Whole = 0,
     ):
         super().__init__()
         if encoder is ConvEncoder:
