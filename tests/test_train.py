@@ -57,7 +57,7 @@ def settings(data: Path, runs: Path, **changes) -> DictConfig:
             "tokenizer": {
                 "_target_": "worldmodel.tokenizers.VQVAE",
                 "quantizer": quantizer,
-                "codes": 16,
+                "num_codes": 16,
                 "widths": [8, 8],
                 "blocks": 1,
             },

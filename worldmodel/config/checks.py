@@ -6,6 +6,7 @@ The type and the range of a setting are declared where it is used: on the parame
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -199,8 +200,13 @@ def parameters(target: Any) -> Parameters:
 def _hints(declared: Any) -> dict[str, Any]:
     try:
         return get_type_hints(declared, include_extras=True)
-    except (NameError, TypeError, AttributeError):  # names that only a type checker can resolve
-        return {}
+    except (NameError, TypeError, AttributeError):  # some names can only be resolved by a type checker
+        hints = {}
+        for name, annotation in getattr(declared, "__annotations__", {}).items():
+            with contextlib.suppress(NameError, TypeError, AttributeError):
+                known = getattr(declared, "__globals__", {})
+                hints[name] = eval(annotation, known) if isinstance(annotation, str) else annotation
+        return hints
 
 
 def _deeper(value: Any, annotation: Any, name: str, id: Any) -> Any:
@@ -265,7 +271,7 @@ def _adapter(annotation: Any) -> Any:
     config = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
     try:
         return TypeAdapter(annotation, config=config)
-    except PydanticUserError:
+    except (PydanticUserError, NameError):
         return None
 
 
