@@ -22,6 +22,9 @@ from worldmodel.util.ranges import MOST, PassedTo
 MISSING = "???"
 """How a setting that has to be given and was not yet looks; whoever needs it says so."""
 
+PLAIN = (int, float, str, type(None), Sequence, Mapping)
+"""What may be checked; objects are not."""
+
 HYDRA = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
 
 Kind = TypeVar("Kind")
@@ -129,7 +132,7 @@ def checked(function: Function) -> Function:
     def call(*args: Any, **kwargs: Any) -> Any:
         known = parameters(function).types
         for name, value in signature.bind_partial(*args, **kwargs).arguments.items():
-            if name in known:
+            if name in known and isinstance(value, PLAIN):
                 check_value(name, known[name], value)
         return function(*args, **kwargs)
 

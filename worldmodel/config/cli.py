@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import logging
 import os
 import re
@@ -14,10 +15,11 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-from worldmodel.config.settings import check_settings
+from worldmodel.config.checks import MISSING, check_value, read
 from worldmodel.errors import ConfigError, WorldModelError
+from worldmodel.util.ranges import Count, PassedTo, Seed, Text, Whole
 
 if TYPE_CHECKING:  # --help and wrong flags should not wait for Hydra
     from omegaconf import DictConfig
@@ -39,6 +41,21 @@ overrides of settings, as key=value (Hydra's syntax), anywhere among the flags:
   source=cifar10 source.path=…  images or recordings instead: configs/source
   tokenizer.num_codes=1024      one value
 """
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The settings of ``configs/config.yaml`` that are no group. Groups are checked by those who build from them."""
+
+    data: Text  # folder of the episodes
+    runs: Text  # folder of the runs
+    run: Text | None  # name of the run
+    stem: Text | None = None  # what runs are called
+    device: Text
+    seed: Seed
+    steps: Whole
+    episodes: Count
+    collect: Annotated[Mapping[str, Any], PassedTo("worldmodel.recording.collect.collect")]
 
 
 def config_errors() -> tuple[type[Exception], ...]:
@@ -68,8 +85,12 @@ def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
         OmegaConf.resolve(config)
         plain = OmegaConf.to_container(config)
         assert isinstance(plain, dict)
-        for name, value in check_settings({str(key): value for key, value in plain.items()}).items():
-            OmegaConf.update(config, name, value)
+        if (name := plain["source"].get("name")) != MISSING:
+            check_value("source.name", Text, name)
+        names = {field.name for field in dataclasses.fields(Settings)}
+        settings = read(Settings, {key: value for key, value in plain.items() if key in names})
+        for key, value in vars(settings).items():
+            OmegaConf.update(config, key, value)
         return config
     except Exception as error:
         if not isinstance(error, (*config_errors(), ValueError, AssertionError)):  # Hydra raises the last two, as well

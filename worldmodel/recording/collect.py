@@ -6,16 +6,19 @@ import dataclasses
 import sys
 import time
 from collections.abc import Callable
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge, Le
 from rich.console import Console
 
-from worldmodel.config.settings import RULES, SEED
+from worldmodel.config.checks import checked
 from worldmodel.data.store import EpisodeStore
 from worldmodel.recording.pool import RecorderPool, Report
 from worldmodel.recording.recorder import ActionSource, FrameSource, Order
 from worldmodel.util.interrupts import deferred
 from worldmodel.util.progress import Bars
+from worldmodel.util.ranges import Count, Positive, Seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,16 +50,17 @@ class Collected:
         )
 
 
+@checked
 def collect(
     store: EpisodeStore,
     make_env: Callable[[], FrameSource],
     explorer: ActionSource,
-    steps: int,
-    workers: int = 2,
-    seed: int = 0,
+    steps: Count,
+    workers: Annotated[int, Ge(1), Le(1024)] = 2,
+    seed: Seed = 0,
     progress: bool = True,
-    longest: int = 1000,
-    timeout: float = 60.0,
+    longest: Count = 1000,
+    timeout: Positive = 60.0,
 ) -> Collected:
     """Record exactly ``steps`` steps into a store that is open for writing.
 
@@ -68,9 +72,6 @@ def collect(
     Raises :class:`ConfigError` for numbers below their minimum, :class:`EnvError` when the environment keeps failing,
     OSError when the disk is full, KeyboardInterrupt after keeping what was half recorded.
     """
-    SEED.check("seed", seed)
-    for name, value in {"steps": steps, "workers": workers, "longest": longest, "timeout": timeout}.items():
-        RULES[f"collect.{name}"].check(name, value)
     tally = _Tally(store, steps)
     order = Order(make_env, explorer, steps, longest, (seed, store.next_number))
     with (
