@@ -228,7 +228,7 @@ def test_captions_are_read_word_by_word() -> None:
         alone, _ = trunk.step((), torch.zeros(1, 2, 3).long(), given[row, step, None])
         torch.testing.assert_close(contexts[row, step], alone[0])
     assert trunk.learn("A blue car") == 2 and trunk.learn("red_bus") == trunk.learn("red bus") == 3
-    new = trunk.told(torch.tensor([3, 0, 1, -1]))
+    new = trunk.contexts_of(torch.tensor([3, 0, 1, -1]))
     torch.testing.assert_close(new[1], contexts[1, 0])
     assert all(not torch.allclose(new[0], other, atol=1e-4) for other in new[1:])
     with pytest.raises(UnknownActionError, match="unknown word 'green'; this run knows a, birds, blue"):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from worldmodel.likelihoods.base import LEVELS, Likelihood, frames_of
+from worldmodel.likelihoods.base import NUM_VALUES, Likelihood, frames_of
 from worldmodel.likelihoods.categorical import Categorical
 from worldmodel.likelihoods.logistic import LogisticMixture
 from worldmodel.likelihoods.squared_error import SquaredError
@@ -37,9 +37,9 @@ def random_outputs(likelihood: Likelihood, size: tuple[int, ...] = (3, 2), sprea
 def every_level(likelihood: Likelihood, outputs: Tensor) -> Tensor:
     """(256, C, *size): log-probabilities of all levels under the outputs of one frame."""
     size = outputs.shape[2:]
-    levels = to_float(torch.arange(LEVELS, dtype=torch.uint8)).view(-1, 1, *[1] * len(size))
+    levels = to_float(torch.arange(NUM_VALUES, dtype=torch.uint8)).view(-1, 1, *[1] * len(size))
     frames = levels.expand(-1, likelihood.channels, *size)
-    return likelihood.log_prob(outputs.expand(LEVELS, *[-1] * (outputs.dim() - 1)), frames)
+    return likelihood.log_prob(outputs.expand(NUM_VALUES, *[-1] * (outputs.dim() - 1)), frames)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -47,7 +47,7 @@ def every_level(likelihood: Likelihood, outputs: Tensor) -> Tensor:
 def test_the_probabilities_of_all_levels_sum_to_one(likelihood: Likelihood, spread: float, dtype: torch.dtype) -> None:
     outputs = random_outputs(likelihood, spread=spread).to(dtype)
     nats = every_level(likelihood, outputs)
-    assert nats.dtype == torch.float32 and nats.shape == (LEVELS, 2, 3, 2)
+    assert nats.dtype == torch.float32 and nats.shape == (NUM_VALUES, 2, 3, 2)
     torch.testing.assert_close(nats.double().exp().sum(0), torch.ones(2, 3, 2, dtype=torch.float64), rtol=0, atol=2e-5)
 
 
@@ -88,7 +88,7 @@ def test_the_mass_of_a_bin_is_a_difference_of_two_sigmoids() -> None:
     likelihood = LogisticMixture(2, components=3)
     outputs = random_outputs(likelihood, spread=1.0)
     weights, means, scales = (part.double() for part in likelihood._parameters_of(outputs))
-    edges = (torch.arange(1, LEVELS, dtype=torch.float64) - 0.5) * 2 / 255 - 1
+    edges = (torch.arange(1, NUM_VALUES, dtype=torch.float64) - 0.5) * 2 / 255 - 1
     below = torch.sigmoid((edges[:, None] - means[..., None, :]) / scales[..., None, :].exp())  # (…, 255, components)
     zero = torch.zeros_like(below[..., :1, :])
     mass = (torch.cat([below, zero + 1], -2) - torch.cat([zero, below], -2)) @ weights.exp()[..., None]
@@ -99,7 +99,7 @@ def test_the_mass_of_a_bin_is_a_difference_of_two_sigmoids() -> None:
 def test_mean_and_samples_are_those_of_the_probabilities(likelihood: Likelihood) -> None:
     outputs = random_outputs(likelihood, size=(2,), spread=1.0)
     probabilities = every_level(likelihood, outputs).double().exp()  # (256, C, L)
-    levels = to_float(torch.arange(LEVELS, dtype=torch.uint8)).double()
+    levels = to_float(torch.arange(NUM_VALUES, dtype=torch.uint8)).double()
     expected = torch.einsum("l,lcx->cx", levels, probabilities)
     torch.testing.assert_close(likelihood.mean(outputs)[0].double(), expected, rtol=0, atol=1 / 255)
     count = 20000
@@ -117,10 +117,10 @@ def test_categorical_is_the_plain_cross_entropy() -> None:
     likelihood = Categorical(3)
     generator = torch.Generator().manual_seed(0)
     outputs = torch.randn(2, 768, 40, 30, generator=generator).requires_grad_()  # more rows than fit one block
-    levels = torch.randint(0, LEVELS, (2, 3, 40, 30), generator=generator)
+    levels = torch.randint(0, NUM_VALUES, (2, 3, 40, 30), generator=generator)
     weights = torch.rand(2, 3, 40, 30, generator=generator)
     nats = likelihood.log_prob(outputs, frames_of(levels))
-    plain = -F.cross_entropy(outputs.unflatten(1, (3, LEVELS)).transpose(1, 2), levels, reduction="none")
+    plain = -F.cross_entropy(outputs.unflatten(1, (3, NUM_VALUES)).transpose(1, 2), levels, reduction="none")
     torch.testing.assert_close(nats, plain)
     (grad,) = torch.autograd.grad((nats * weights).sum(), outputs)
     (expected,) = torch.autograd.grad((plain * weights).sum(), outputs)

@@ -267,13 +267,13 @@ def test_an_unknown_class_has_a_context_of_its_own() -> None:
     assert not torch.equal(unknown, stepped)
 
 
-def make_likelihood(levels: int = 256, channels: int = 3) -> PixelCNNLikelihood:
+def make_likelihood(num_values: int = 256, channels: int = 3) -> PixelCNNLikelihood:
     torch.manual_seed(0)
-    return sharpened(PixelCNNLikelihood(channels, outputs=4, levels=levels, width=16, layers=3), 0.2)
+    return sharpened(PixelCNNLikelihood(channels, outputs=4, num_values=num_values, width=16, layers=3), 0.2)
 
 
 def test_the_probabilities_of_all_frames_sum_to_one() -> None:
-    likelihood = make_likelihood(levels=3, channels=2).double()
+    likelihood = make_likelihood(num_values=3, channels=2).double()
     frames = torch.tensor(list(itertools.product([-1.0, 0.0, 1.0], repeat=4))).view(81, 2, 1, 2)
     nats = likelihood.log_prob(torch.randn(1, 4, 1, 2).double().expand(81, -1, -1, -1), frames)
     assert nats.shape == frames.shape
@@ -311,7 +311,7 @@ def test_drawn_frames_have_levels_and_the_greedy_one_no_chance() -> None:
 
 
 def test_samples_follow_the_likelihood() -> None:
-    likelihood = make_likelihood(levels=2, channels=2)
+    likelihood = make_likelihood(num_values=2, channels=2)
     maps = torch.randn(1, 4, 1, 2)
     count = 4000
     drawn = likelihood.sample(maps.expand(count, -1, -1, -1), torch.Generator().manual_seed(0))

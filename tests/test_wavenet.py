@@ -38,10 +38,10 @@ def test_from_queues_every_sample_is_that_of_the_whole_pass(group: int, memory: 
     model = make(group, memory, levels)
     outputs = torch.randn(2, 6, 40 // group, dtype=torch.float64)
     drawn = model.draw(outputs, torch.Generator().manual_seed(1))
-    assert drawn.levels.shape == (2, 40) and drawn.levels.unique().numel() > 10
-    found = model.distribution(outputs, frames_of(drawn.levels)[:, None])
+    assert drawn.samples.shape == (2, 40) and drawn.samples.unique().numel() > 10
+    found = model.distribution(outputs, frames_of(drawn.samples)[:, None])
     for at in range(40):  # that pass saw the samples before, and its choice is the sample that was drawn
-        assert torch.equal(model.choose(found[:, :, at], drawn.noise[:, at]), drawn.levels[:, at])
+        assert torch.equal(model.choose(found[:, :, at], drawn.noise[:, at]), drawn.samples[:, at])
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6, 0.0])
@@ -50,7 +50,7 @@ def test_numpy_draws_the_samples_that_torch_draws(
     levels: str, temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, outputs = make(levels=levels), torch.randn(3, 6, 50, dtype=torch.float64)
-    fast = model.draw(outputs, torch.Generator().manual_seed(1), temperature).levels
+    fast = model.draw(outputs, torch.Generator().manual_seed(1), temperature).samples
     slow = WaveNetLikelihood._draw_group
     state: list[object] = []
 
@@ -66,7 +66,7 @@ def test_numpy_draws_the_samples_that_torch_draws(
     begin = model.model.begin
     monkeypatch.setattr(model.model, "begin", lambda features: state.append(begin(features)) or state[0])
     monkeypatch.setattr("worldmodel.speech.nn.wavenet.SampleLevel", Slow)
-    assert torch.equal(model.draw(outputs, torch.Generator().manual_seed(1), temperature).levels, fast)
+    assert torch.equal(model.draw(outputs, torch.Generator().manual_seed(1), temperature).samples, fast)
 
 
 @pytest.mark.parametrize(("group", "memory"), [(1, 1), (4, 5), (8, 3)])
@@ -115,7 +115,7 @@ def test_probabilities_of_a_sample_sum_to_one(levels: str) -> None:
 
 def test_training_runs_the_network_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, outputs, frames = make(), torch.randn(2, 6, 10, dtype=torch.float64, requires_grad=True), signal(40)
-    loss, expected = model.loss(outputs, frames), model.levels.mean(model.distribution(outputs, frames))
+    loss, expected = model.loss(outputs, frames), model.sample_likelihood.mean(model.distribution(outputs, frames))
     runs: list[object] = []
     whole = model.model.forward
     monkeypatch.setattr(model.model, "forward", lambda *given: runs.append(given) or whole(*given))
@@ -143,7 +143,7 @@ def test_features_and_history_are_learnt() -> None:
     assert loss.item() < start - 1
     turns = torch.tensor([[1, 1, 0, 1, 0, 0]])
     drawn = model.draw(torch.nn.functional.one_hot(turns, 2).float().movedim(1, -1), torch.Generator().manual_seed(0))
-    assert [int(part.sign()) for part in drawn.levels[0].diff()[3::4]] == [1, -1, 1, -1, -1]
+    assert [int(part.sign()) for part in drawn.samples[0].diff()[3::4]] == [1, -1, 1, -1, -1]
 
 
 def test_what_does_not_fit_is_told() -> None:

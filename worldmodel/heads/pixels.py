@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from worldmodel.heads.pixelcnn import SiteHead
 from worldmodel.heads.sampling import make_sampler
-from worldmodel.likelihoods.base import LEVELS, Likelihood, Studied
+from worldmodel.likelihoods.base import NUM_VALUES, Likelihood, Studied
 from worldmodel.nn.embedding import centred
 from worldmodel.nn.pixelcnn import GatedPixelCNN
 from worldmodel.nn.slots import CodePixelCNN
@@ -19,7 +19,7 @@ from worldmodel.util.ranges import Count, PassedTo
 
 
 class PixelHead(SiteHead):
-    """A decoder's PixelCNN on frames of one size, for the samplers. It has no guess: all levels are as likely."""
+    """A decoder's PixelCNN on frames of one size, for the samplers. It has no guess: all values are as likely."""
 
     def condition(self, contexts: Tensor) -> Tensor:
         return self.sites(contexts)
@@ -34,53 +34,54 @@ class PixelCNNLikelihood(Likelihood):
 
     Args:
         channels: C of a frame. outputs: channels of the map that the decoder has to give.
-        levels: K of a sub-pixel, evenly spaced over [-1, 1].
+        num_values: K of a sub-pixel, evenly spaced over [-1, 1].
         width: of the network. network: the other settings of :class:`~worldmodel.nn.pixelcnn.GatedPixelCNN`.
     """
 
-    keep_float32 = False  # it may learn in bfloat16; what decides on levels is a float32 copy
+    keep_float32 = False  # it may learn in bfloat16; what decides on values is a float32 copy
 
     def __init__(
         self,
         channels: int,
         outputs: Count = 64,
-        levels: Count = 256,
+        num_values: Count = 256,
         width: Count = 64,
         **network: Annotated[Any, PassedTo(GatedPixelCNN)],
     ):
         super().__init__(channels)
-        self.outputs, self.levels = outputs, levels
-        self.exact = levels == LEVELS  # coarser levels are those of another picture
-        values = torch.linspace(-1, 1, levels)
-        # Waves of several lengths: near levels start out alike, and edges can be told.
+        self.outputs, self.num_values = outputs, num_values
+        self.exact = num_values == NUM_VALUES  # fewer values are those of another picture
+        values = torch.linspace(-1, 1, num_values)
+        # Waves of several lengths: near values start out alike, and edges can be told.
         waves = torch.cos(torch.pi / 2 * (values + 1)[:, None] * torch.arange(1, 9)) / torch.arange(1, 9)
         self.model = CodePixelCNN(waves.expand(channels, -1, -1), outputs, width, **network)
         self.heads: dict[tuple[int, int], PixelHead] = {}  # by the size of frames; made when one is drawn
 
     def log_prob(self, outputs: Tensor, frames: Tensor) -> Tensor:
-        """outputs (B, outputs, H, W), frames (B, C, H, W) float in [-1, 1] → (B, C, H, W) nats of their levels."""
+        """outputs (B, outputs, H, W), frames (B, C, H, W) float in [-1, 1] → (B, C, H, W) nats of their values."""
         codes = self._codes(frames)
         return -self._nats(self.model(codes, outputs.movedim(1, -1)), codes).movedim(-1, 1)
 
     @staticmethod
     def _nats(logits: Tensor, codes: Tensor) -> Tensor:
-        """(B, H, W, C, levels), (B, H, W, C) → (B, H, W, C)."""
+        """(B, H, W, C, K), (B, H, W, C) → (B, H, W, C)."""
         return F.cross_entropy(logits.flatten(0, -2), codes.flatten(), reduction="none").view(codes.shape)
 
     def _codes(self, frames: Tensor) -> Tensor:
-        """(B, C, H, W) → levels (B, H, W, C) int64."""
-        return ((frames.float() + 1) * ((self.levels - 1) / 2)).round().clamp(0, self.levels - 1).long().movedim(1, -1)
+        """(B, C, H, W) → values (B, H, W, C) int64."""
+        scaled = (frames.float() + 1) * ((self.num_values - 1) / 2)
+        return scaled.round().clamp(0, self.num_values - 1).long().movedim(1, -1)
 
     def study(self, outputs: Tensor, frames: Tensor) -> Studied:
         codes = self._codes(frames)
         logits = self.model(codes, outputs.movedim(1, -1))
-        values = torch.linspace(-1, 1, self.levels, device=logits.device)
+        values = torch.linspace(-1, 1, self.num_values, device=logits.device)
         expected = logits.detach().float().softmax(-1) @ values
         return Studied(self._nats(logits, codes).mean(), expected.movedim(-1, 1))
 
     def mean(self, outputs: Tensor) -> Tensor:
         """outputs (B, outputs, H, W) → (B, C, H, W) in [-1, 1]: the frame without chance, in which every sub-pixel is
-        the level nearest to what is expected after those before it.
+        the value nearest to what is expected after those before it.
 
         The expected frame itself is a sum over all frames. This one takes as long as a sample.
         """
@@ -100,10 +101,10 @@ class PixelCNNLikelihood(Likelihood):
         head.model.eval()  # without dropout
         codes, _ = make_sampler("auto", temperature).sample(head, contexts.to(kind), generator)
         head.model.train(learning)
-        return codes.unflatten(1, head.sizes).movedim(-1, 1).float() * (2 / (self.levels - 1)) - 1
+        return codes.unflatten(1, head.sizes).movedim(-1, 1).float() * (2 / (self.num_values - 1)) - 1
 
     def _head(self, size: tuple[int, int]) -> PixelHead:
-        """The PixelCNN on frames of a size; in float32, since it decides on levels, whatever it was cast to."""
+        """The PixelCNN on frames of a size; in float32, since it decides on values, whatever it was cast to."""
         model = self.model
         if next(model.parameters()).dtype == torch.bfloat16:
             return PixelHead(copy.deepcopy(model).float().eval(), (*size, model.slots), self._vectors())
@@ -112,4 +113,4 @@ class PixelCNNLikelihood(Likelihood):
         return self.heads[size]
 
     def _vectors(self) -> Tensor:
-        return centred(torch.linspace(-1, 1, self.levels)[:, None])
+        return centred(torch.linspace(-1, 1, self.num_values)[:, None])

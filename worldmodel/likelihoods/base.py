@@ -1,6 +1,6 @@
-"""What a decoder's outputs say about the levels of a frame: exact probabilities of uint8 levels, or a squared error.
+"""What a decoder's outputs say about the values of a frame: exact probabilities of uint8 values, or a squared error.
 
-Frames are float in [-1, 1], on the 256 levels that :func:`worldmodel.types.to_float` makes of bytes. Sub-pixels (a
+Frames are float in [-1, 1], on the 256 values that :func:`worldmodel.types.to_float` makes of bytes. Sub-pixels (a
 channel of a pixel; a sample of sound) are independent given the outputs, so that figures of different likelihoods can
 be compared. All of it is computed in float32, whatever the decoder computed in: the outputs that it rounded are then
 the parameters of a distribution that still sums to one.
@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-LEVELS = 256
-HALF = 1 / 255  # half the distance of two levels
+NUM_VALUES = 256
+HALF = 1 / 255  # half the distance of two values
 
 
 class Studied(NamedTuple):
@@ -36,7 +36,7 @@ class Likelihood(nn.Module, abc.ABC):
     keep_float32 = True
     outputs: int  # channels that the decoder has to give
     stride: int = 1  # places of the frame, along each axis, that share one place of the outputs
-    exact: bool  # whether log_prob is the log-likelihood of uint8 levels
+    exact: bool  # whether log_prob is the log-likelihood of uint8 values
 
     def __init__(self, channels: int):
         super().__init__()
@@ -73,14 +73,14 @@ class Likelihood(nn.Module, abc.ABC):
         return outputs.movedim(1, -1).unflatten(-1, (self.channels, -1))
 
 
-def levels_of(frames: Tensor) -> Tensor:
-    """Frames in [-1, 1] → the nearest of the levels 0 … 255, int64."""
-    return frames.float().add(1).mul(127.5).round_().clamp_(0, LEVELS - 1).long()
+def values_of(frames: Tensor) -> Tensor:
+    """Frames in [-1, 1] → the nearest of the values 0 … 255, int64."""
+    return frames.float().add(1).mul(127.5).round_().clamp_(0, NUM_VALUES - 1).long()
 
 
-def frames_of(levels: Tensor) -> Tensor:
+def frames_of(values: Tensor) -> Tensor:
     """Levels 0 … 255 → frames in [-1, 1], float32."""
-    return levels.float() * (2 * HALF) - 1
+    return values.float() * (2 * HALF) - 1
 
 
 def uniform(shape: Sequence[int], device: torch.device, generator: torch.Generator | None) -> Tensor:

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from worldmodel.likelihoods.base import HALF, LEVELS, Likelihood, frames_of, levels_of, uniform
+from worldmodel.likelihoods.base import HALF, NUM_VALUES, Likelihood, frames_of, uniform, values_of
 from worldmodel.util.ranges import Count
 
 
 class LogisticMixture(Likelihood):
-    """A mixture of logistic densities for each sub-pixel; a level has the mass of its bin, the edge bins are open.
+    """A mixture of logistic densities for each sub-pixel; a value has the mass of its bin, the edge bins are open.
 
     The mass of a bin is σ(a) − σ(b) with a, b = (x ± half a bin − μ) / s (Salimans et al., *PixelCNN++*, 2017), here
     without its conditioning of channels on channels. It is computed as σ(a) σ(−b) (1 − e^(b−a)), the same number
@@ -56,18 +56,18 @@ class LogisticMixture(Likelihood):
 
     def log_prob(self, outputs: Tensor, frames: Tensor) -> Tensor:
         weights, means, scales = self._parameters_of(outputs)
-        levels = levels_of(frames).movedim(1, -1)[..., None]
-        distance = frames_of(levels) - means
+        values = values_of(frames).movedim(1, -1)[..., None]
+        distance = frames_of(values) - means
         rate = torch.exp(-scales)
-        below_top, above_bottom = levels < LEVELS - 1, levels > 0
+        below_top, above_bottom = values < NUM_VALUES - 1, values > 0
         upper = F.logsigmoid((distance + HALF) * rate).where(below_top, 0.0)
         lower = F.logsigmoid((HALF - distance) * rate).where(above_bottom, 0.0)
         inside = torch.log(-torch.expm1(-2 * HALF * rate)).where(below_top & above_bottom, 0.0)
         return torch.logsumexp(weights + upper + lower + inside, -1).movedim(-1, 1)
 
     def mean(self, outputs: Tensor) -> Tensor:
-        """The mean of the mixture clamped to [-1, 1]: the integral of P(X > t) over it, where the mean of the levels
-        is the sum of P(X > t) over the edges of the bins; they differ by less than half a level."""
+        """The mean of the mixture clamped to [-1, 1]: the integral of P(X > t) over it, where the mean of the values
+        is the sum of P(X > t) over the edges of the bins; they differ by less than half a value."""
         weights, means, scales = self._parameters_of(outputs)
         rate = torch.exp(-scales)
         above = (F.softplus((means + 1) * rate) - F.softplus((means - 1) * rate)) / rate
@@ -80,4 +80,4 @@ class LogisticMixture(Likelihood):
         chosen = (weights / temperature + gumbel).argmax(-1, keepdim=True)
         mean, scale = means.gather(-1, chosen)[..., 0], scales.gather(-1, chosen)[..., 0].exp()
         value = mean + temperature * scale * torch.logit(uniform(mean.shape, mean.device, generator), eps=1e-7)
-        return frames_of(levels_of(value.movedim(-1, 1)))
+        return frames_of(values_of(value.movedim(-1, 1)))

@@ -36,7 +36,7 @@ class Memoryless(Trunk):
         self.drop, self.sees_actions = drop, drop < 1
 
     @abc.abstractmethod
-    def told(self, conditions: Tensor) -> Tensor:
+    def contexts_of(self, conditions: Tensor) -> Tensor:
         """conditions (M,) int64, −1 for an unknown one → contexts (M, N, width)."""
 
     def forward(self, previous: Tensor, actions: Tensor, first: int = 0) -> Tensor:
@@ -56,7 +56,7 @@ class Memoryless(Trunk):
         if self.training or not self.sees_actions:
             hidden = torch.rand(actions.shape, device=actions.device) < self.drop
             actions = actions.masked_fill(hidden, NO_ACTION)
-        return self.told(actions.flatten()).unflatten(0, actions.shape)
+        return self.contexts_of(actions.flatten()).unflatten(0, actions.shape)
 
 
 class ConditionTrunk(Memoryless):
@@ -71,7 +71,7 @@ class ConditionTrunk(Memoryless):
         self.positions, self.width = spec.positions, width
         self.embed = nn.Embedding(spec.num_actions + 1, width)  # the first is that of an unknown action, −1
 
-    def told(self, conditions: Tensor) -> Tensor:
+    def contexts_of(self, conditions: Tensor) -> Tensor:
         return self.embed(conditions + 1)[:, None].expand(-1, self.positions, -1)
 
 
@@ -116,7 +116,7 @@ class CaptionTrunk(Memoryless):
 
     table: Tensor  # (captions + 1, longest) int64: tokens, −1 behind the last; the first row is no caption at all
 
-    def told(self, conditions: Tensor) -> Tensor:
+    def contexts_of(self, conditions: Tensor) -> Tensor:
         asked, where = conditions.unique(return_inverse=True)  # a caption is read once, however many pictures it has
         tokens = self.table[asked + 1]
         empty = tokens < 0

@@ -34,6 +34,7 @@ TARGETS = {
 SETTINGS: dict[str, str] = {
     "GridVQVAE.codes": "num_codes",
     "GumbelQuantizer.codes": "num_codes",
+    "PixelCNNLikelihood.levels": "num_values",
     "ProductQuantizer.codes": "num_codes",
     "ResidualQuantizer.codes": "num_codes",
     "ResidualQuantizer.stages": "num_codebooks",
@@ -44,6 +45,7 @@ SETTINGS: dict[str, str] = {
     "VQVAE.told": "condition_width",
     "VQVAE2.codes": "num_codes",
     "VectorQuantizer.codes": "num_codes",
+    "WaveNetLikelihood.levels": "sample_likelihood",
     **{
         f"{name}.{old}": new
         for name in ("StickyExplorer", "NoveltyExplorer", "ActorCriticAgent", "learn")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor, nn
 
-from worldmodel.likelihoods.base import LEVELS
+from worldmodel.likelihoods.base import NUM_VALUES
 from worldmodel.likelihoods.logistic import LogisticMixture
 
 
@@ -19,33 +19,39 @@ class SampleLevel:
 
     Args:
         tables: (memory · 256, hidden), what each level says from each of the last places.
-        narrow, leave: the layers behind it. levels: the likelihood of a sample.
+        narrow, leave: the layers behind it. likelihood: of a sample.
         waves: (256,) the value of each level. temperature: above 0, or 0 for what is expected.
     """
 
     def __init__(
-        self, tables: Tensor, narrow: nn.Linear, leave: nn.Linear, levels: nn.Module, waves: Tensor, temperature: float
+        self,
+        tables: Tensor,
+        narrow: nn.Linear,
+        leave: nn.Linear,
+        likelihood: nn.Module,
+        waves: Tensor,
+        temperature: float,
     ):
         self.tables, self.waves = tables.numpy(), waves.numpy()
         (self.narrow, self.narrow_bias), (self.leave, self.leave_bias) = (
             (np.ascontiguousarray(layer.weight.detach().numpy().T), layer.bias.detach().numpy())
             for layer in (narrow, leave)
         )
-        self.places = LEVELS * np.arange(len(self.tables) // LEVELS)
-        self.mixture = levels if isinstance(levels, LogisticMixture) else None
+        self.places = NUM_VALUES * np.arange(len(self.tables) // NUM_VALUES)
+        self.mixture = likelihood if isinstance(likelihood, LogisticMixture) else None
         self.centres = None if self.mixture is None else self.mixture.places.numpy().astype(self.tables.dtype)
         self.temperature = temperature
 
     def group(
         self,
-        levels: np.ndarray,
+        samples: np.ndarray,
         values: np.ndarray,
         at: int,
         contexts: np.ndarray,
         weights: np.ndarray,
         noise: np.ndarray,
     ) -> None:
-        """Writes the samples of one group into ``levels`` (B, T) int64 and ``values`` (B, T), from place ``at`` on.
+        """Writes the samples of one group into ``samples`` (B, T) int64 and ``values`` (B, T), from place ``at`` on.
 
         ``contexts`` (B, group, hidden); ``weights`` (B, memory) of the linear guess; ``noise`` (B, group, numbers).
         """
@@ -55,7 +61,7 @@ class SampleLevel:
             noise = np.stack([noise[..., 0], np.log(chance / (1 - chance))], -1)
         for n in range(contexts.shape[1]):
             here = slice(at + n - memory, at + n)
-            x = self.tables[levels[:, here] + self.places].sum(1)
+            x = self.tables[samples[:, here] + self.places].sum(1)
             x += contexts[:, n]
             x = _silu(x) @ self.narrow
             x += self.narrow_bias
@@ -65,7 +71,7 @@ class SampleLevel:
                 chosen = self._of_softmax(found, noise[:, n])
             else:
                 chosen = self._of_mixture(found, (values[:, here] * weights).sum(1), noise[:, n])
-            levels[:, at + n] = chosen
+            samples[:, at + n] = chosen
             values[:, at + n] = self.waves[chosen]
 
     def _drawn(self, scores: np.ndarray, noise: np.ndarray) -> np.ndarray:
@@ -104,6 +110,6 @@ def _silu(x: np.ndarray) -> np.ndarray:
 
 
 def _nearest(values: np.ndarray) -> np.ndarray:
-    """Values (B,) about [-1, 1] → the nearest levels (B,) int64."""
-    levels = np.rint((values + 1) * 127.5)
-    return np.minimum(np.maximum(levels, 0, out=levels), LEVELS - 1, out=levels).astype(np.int64)
+    """Values (B,) about [-1, 1] → the nearest samples (B,) int64."""
+    samples = np.rint((values + 1) * 127.5)
+    return np.minimum(np.maximum(samples, 0, out=samples), NUM_VALUES - 1, out=samples).astype(np.int64)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
-from worldmodel.likelihoods.base import LEVELS, Likelihood, Studied, frames_of, levels_of, uniform
+from worldmodel.likelihoods.base import NUM_VALUES, Likelihood, Studied, frames_of, uniform, values_of
 from worldmodel.likelihoods.logistic import LogisticMixture
 from worldmodel.speech.mulaw import SILENCE
 from worldmodel.speech.nn.mel import expanded, log_mels
@@ -24,7 +24,7 @@ WINDOW, FFT, RATE = 400, 512, 16_000  # of spectra
 class Drawn(NamedTuple):
     """A signal and the noise that it was drawn with."""
 
-    levels: Tensor  # (B, L) int64
+    samples: Tensor  # (B, L) int64
     noise: Tensor  # (B, L, numbers a sample)
 
 
@@ -33,8 +33,8 @@ class WaveNetLikelihood(Likelihood):
 
     Args:
         channels: 1. outputs: channels of the map that the decoder has to give, one column for ``group`` samples.
-        levels: constructor of the likelihood of a sample given the WaveNet's parameters: the discretised logistic
-            mixture, or :class:`~worldmodel.likelihoods.Categorical` for the 256-way softmax of the paper.
+        sample_likelihood: constructor of the likelihood of a sample given the WaveNet's parameters: the discretised
+            logistic mixture, or :class:`~worldmodel.likelihoods.Categorical` for the 256-way softmax of the paper.
         bands: of the log-mel spectra that the map is taught to tell (term ``spectra``, the mean squared error of a
             linear reading of it), so that from the start it says what is to be heard; 0: it finds out by itself.
         network: the other settings of :class:`WaveNet`.
@@ -47,7 +47,7 @@ class WaveNetLikelihood(Likelihood):
         self,
         channels: int,
         outputs: Count = 64,
-        levels: Callable[..., Likelihood] = LogisticMixture,
+        sample_likelihood: Callable[..., Likelihood] = LogisticMixture,
         bands: Whole = 0,
         **network: Annotated[Any, PassedTo(WaveNet)],
     ):
@@ -55,24 +55,24 @@ class WaveNetLikelihood(Likelihood):
         if channels != 1:
             raise ConfigError(f"a WaveNet draws signals of one channel, not of {channels}")
         self.outputs = outputs
-        self.levels = levels(channels=1)
-        if not self.levels.exact:
-            raise ConfigError("a WaveNet draws levels; choose LogisticMixture or Categorical for its samples")
-        self.model = WaveNet(outputs, self.levels.outputs, **network)
+        self.sample_likelihood = sample_likelihood(channels=1)
+        if not self.sample_likelihood.exact:
+            raise ConfigError("a WaveNet draws sample values; choose LogisticMixture or Categorical for its samples")
+        self.model = WaveNet(outputs, self.sample_likelihood.outputs, **network)
         self.stride = self.model.group
         self.read = nn.Conv1d(outputs, bands, 1) if bands else None
-        self.guesses = isinstance(self.levels, LogisticMixture)  # a softmax has no place that could be moved
-        if isinstance(self.levels, LogisticMixture):
+        self.guesses = isinstance(self.sample_likelihood, LogisticMixture)  # a softmax has no place that could be moved
+        if isinstance(self.sample_likelihood, LogisticMixture):
             with torch.no_grad():  # components close to the guess to begin with
-                self.model.leave.bias.unflatten(0, (3, -1))[1].copy_(-0.8 * self.levels.places)
+                self.model.leave.bias.unflatten(0, (3, -1))[1].copy_(-0.8 * self.sample_likelihood.places)
 
     def log_prob(self, outputs: Tensor, frames: Tensor) -> Tensor:
         """outputs (B, outputs, M), frames (B, 1, M · group) float in [-1, 1] → (B, 1, M · group) nats."""
-        return self.levels.log_prob(self.distribution(outputs, frames), frames)
+        return self.sample_likelihood.log_prob(self.distribution(outputs, frames), frames)
 
     def distribution(self, outputs: Tensor, frames: Tensor) -> Tensor:
         """outputs (B, outputs, M), frames (B, 1, L) → parameters of each sample given those before, (B, ·, L)."""
-        found, guesses = self.model(levels_of(frames)[:, 0], outputs.movedim(1, -1).to(self.model.waves.dtype))
+        found, guesses = self.model(values_of(frames)[:, 0], outputs.movedim(1, -1).to(self.model.waves.dtype))
         return self._moved(found, guesses).movedim(-1, 1)
 
     def guides(self, outputs: Tensor, frames: Tensor) -> dict[str, Tensor]:
@@ -90,15 +90,15 @@ class WaveNetLikelihood(Likelihood):
         return torch.cat([weights, means + guesses[..., None], scales], -1)
 
     def study(self, outputs: Tensor, frames: Tensor) -> Studied:
-        return self.levels.study(self.distribution(outputs, frames), frames)
+        return self.sample_likelihood.study(self.distribution(outputs, frames), frames)
 
     def mean(self, outputs: Tensor) -> Tensor:
         """The signal in which every sample is the one expected after those before it. A WaveNet that is never surprised
         often falls silent: to be listened to, :meth:`sample`."""
-        return frames_of(self.draw(outputs, temperature=0.0).levels)[:, None]
+        return frames_of(self.draw(outputs, temperature=0.0).samples)[:, None]
 
     def sample(self, outputs: Tensor, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
-        return frames_of(self.draw(outputs, generator, temperature).levels)[:, None]
+        return frames_of(self.draw(outputs, generator, temperature).samples)[:, None]
 
     @torch.no_grad()
     def draw(
@@ -119,30 +119,30 @@ class WaveNetLikelihood(Likelihood):
         noise = uniform((batch, steps * group, self.numbers), features.device, generator)
         state = model.begin(features)
         lead = max(group, memory)
-        levels = torch.full((batch, lead + steps * group), SILENCE, device=features.device)
-        values = model.waves[levels, 0]
+        samples = torch.full((batch, lead + steps * group), SILENCE, device=features.device)
+        values = model.waves[samples, 0]
         fast = None
-        if levels.device.type == "cpu":
-            parts = state.tables, model.narrow, model.leave, self.levels, model.waves[:, 0].contiguous()
-            fast, heard, seen = SampleLevel(*parts, temperature), levels.numpy(), values.numpy()  # the same memory
+        if samples.device.type == "cpu":
+            parts = state.tables, model.narrow, model.leave, self.sample_likelihood, model.waves[:, 0].contiguous()
+            fast, heard, seen = SampleLevel(*parts, temperature), samples.numpy(), values.numpy()  # the same memory
         every = max(1, steps // 100)
         for step in range(steps):
             at = lead + step * group
-            contexts, weights = model.step(state, levels[:, at - group : at])
+            contexts, weights = model.step(state, samples[:, at - group : at])
             drawn = noise[:, at - lead : at - lead + group]
             if fast is not None:
                 fast.group(heard, seen, at, contexts.numpy(), weights.numpy(), drawn.numpy())
             else:
-                self._draw_group(state, levels, values, at, contexts, weights, drawn, temperature)
+                self._draw_group(state, samples, values, at, contexts, weights, drawn, temperature)
             if step % every == 0:
                 progress(step, steps)
         progress(steps, steps)
-        return Drawn(levels[:, lead:], noise)
+        return Drawn(samples[:, lead:], noise)
 
     def _draw_group(
         self,
         state: WaveNetState,
-        levels: Tensor,
+        samples: Tensor,
         values: Tensor,
         at: int,
         contexts: Tensor,
@@ -152,32 +152,32 @@ class WaveNetLikelihood(Likelihood):
     ) -> None:
         """As :meth:`worldmodel.speech.nn.sample_level.SampleLevel.group`, on any device."""
         memory = self.model.memory
-        places = LEVELS * torch.arange(memory, device=levels.device)
+        places = NUM_VALUES * torch.arange(memory, device=samples.device)
         for n in range(at, at + self.model.group):
-            found = self.model.sample_step(state, contexts[:, n - at], levels[:, n - memory : n] + places)
+            found = self.model.sample_step(state, contexts[:, n - at], samples[:, n - memory : n] + places)
             if self.guesses:
                 found = self._moved(found, torch.linalg.vecdot(values[:, n - memory : n], weights))
             chosen = self.choose(found, noise[:, n - at], temperature)
-            levels[:, n] = chosen
+            samples[:, n] = chosen
             values[:, n] = self.model.waves[chosen, 0]
 
     @property
     def numbers(self) -> int:
         """Numbers of noise a sample: one for a softmax, two for a mixture of logistics."""
-        return 1 if not isinstance(self.levels, LogisticMixture) else 2
+        return 1 if not isinstance(self.sample_likelihood, LogisticMixture) else 2
 
     def choose(self, parameters: Tensor, noise: Tensor, temperature: float = 1.0) -> Tensor:
-        """Parameters (B, parameters) of one sample each and uniform noise (B, numbers) → levels (B,) int64."""
-        if isinstance(self.levels, LogisticMixture):
-            weights, means, scales = self.levels.mixture(parameters)
+        """Parameters (B, parameters) of one sample each and uniform noise (B, numbers) → samples (B,) int64."""
+        if isinstance(self.sample_likelihood, LogisticMixture):
+            weights, means, scales = self.sample_likelihood.mixture(parameters)
             if temperature == 0:
-                return levels_of((weights.exp() * means).sum(-1))
+                return values_of((weights.exp() * means).sum(-1))
             share = (weights / temperature).softmax(-1).cumsum(-1)
             chosen = torch.searchsorted(share, noise[:, :1] * share[:, -1:], right=True).clamp_(max=share.shape[1] - 1)
             mean, scale = means.gather(1, chosen)[:, 0], scales.gather(1, chosen)[:, 0].exp()
-            return levels_of(mean + temperature * scale * torch.logit(noise[:, 1], eps=1e-6))
+            return values_of(mean + temperature * scale * torch.logit(noise[:, 1], eps=1e-6))
         if temperature == 0:
-            return levels_of(parameters.softmax(-1) @ self.model.waves[:, 0])
+            return values_of(parameters.softmax(-1) @ self.model.waves[:, 0])
         share = (parameters / temperature).softmax(-1).cumsum(-1)
         found = torch.searchsorted(share, noise * share[:, -1:], right=True)
-        return found[:, 0].clamp_(max=LEVELS - 1)
+        return found[:, 0].clamp_(max=NUM_VALUES - 1)

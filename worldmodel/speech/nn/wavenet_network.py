@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldmodel.likelihoods.base import LEVELS
+from worldmodel.likelihoods.base import NUM_VALUES
 from worldmodel.nn.modules import module_list
 from worldmodel.speech.mulaw import SILENCE
 from worldmodel.util.ranges import Count, ShareBelowOne
@@ -109,9 +109,9 @@ class WaveNet(nn.Module):
             nn.init.zeros_(layer.bias)
         with torch.no_grad():
             self.weigh.bias[-1] = 1.0  # to begin with, what comes is what was
-        values = torch.linspace(-1, 1, LEVELS)
+        values = torch.linspace(-1, 1, NUM_VALUES)
         numbers = torch.arange(1, WAVES)
-        # The value itself, and waves of several lengths, of which near levels get near ones.
+        # The value itself, and waves of several lengths, of which near samples get near ones.
         waves = [values[:, None], torch.cos(torch.pi / 2 * (values + 1)[:, None] * numbers) / numbers.sqrt()]
         self.register_buffer("waves", torch.cat(waves, 1), persistent=False)
 
@@ -122,11 +122,11 @@ class WaveNet(nn.Module):
         """Samples that a sample may depend on."""
         return (1 + sum(layer.dilation for layer in self.layers)) * self.group + self.group - 1
 
-    def forward(self, levels: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        """levels (B, M · group) int64, features (B, M, features) → parameters (B, M · group, parameters) and guesses
-        (B, M · group); those of a sample see the levels before it alone."""
-        size = levels.shape[1]
-        before = F.pad(levels, (max(self.group, self.memory), 0), value=SILENCE)
+    def forward(self, samples: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        """samples (B, M · group) int64, features (B, M, features) → parameters (B, M · group, parameters) and guesses
+        (B, M · group); those of a sample see the samples before it alone."""
+        size = samples.shape[1]
+        before = F.pad(samples, (max(self.group, self.memory), 0), value=SILENCE)
         waves = self.waves[before]  # (B, size + padding, WAVES)
         groups = waves[:, -size - self.group : -self.group].unflatten(1, (-1, self.group)).flatten(2)
         if self.training and self.forget:
@@ -152,10 +152,10 @@ class WaveNet(nn.Module):
         tables = torch.einsum("lw,hwm->mlh", self.waves, self.recall.weight).flatten(0, 1)
         return WaveNetState(queues, told, self.heed(features), tables)
 
-    def step(self, state: WaveNetState, levels: Tensor) -> tuple[Tensor, Tensor]:
-        """The group before, levels (B, group) → what the convolutions say to each sample of the next one,
+    def step(self, state: WaveNetState, samples: Tensor) -> tuple[Tensor, Tensor]:
+        """The group before, samples (B, group) → what the convolutions say to each sample of the next one,
         (B, group, hidden), and the weights of its guesses, (B, memory). Advances the state."""
-        x = self.enter(self.waves[levels].flatten(1))
+        x = self.enter(self.waves[samples].flatten(1))
         said = state.heeded[:, state.at]
         for layer, queue, told in zip(self.layers, state.queues, state.told, strict=True):
             more, part = layer.step(x, queue, state.at, told[:, state.at])
@@ -164,7 +164,7 @@ class WaveNet(nn.Module):
         return self._spread(said)
 
     def sample_step(self, state: WaveNetState, context: Tensor, recent: Tensor) -> Tensor:
-        """context (B, hidden) of one sample, ``recent`` (B, memory): its last levels, the oldest first, each plus 256
+        """context (B, hidden) of one sample, ``recent`` (B, memory): its last samples, the oldest first, each plus 256
         times its place → parameters (B, parameters)."""
         near = F.embedding_bag(recent, state.tables, mode="sum")
         return self._sample_level(context + near)
