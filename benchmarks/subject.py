@@ -14,7 +14,16 @@ from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import Windows
 from worldmodel.errors import ConfigError
 from worldmodel.runs.build import build_prior, build_tokenizer
-from worldmodel.runs.folder import PRIOR, TOKENIZER, find_run, load_config, load_spec, new_run, open_episodes
+from worldmodel.runs.folder import (
+    PRIOR,
+    TOKENIZER,
+    find_run,
+    given_data,
+    load_config,
+    load_spec,
+    new_run,
+    open_episodes,
+)
 from worldmodel.runs.load import resolve_device, save_weights
 from worldmodel.types import Spec
 from worldmodel.world import Precision, WorldModel
@@ -74,8 +83,7 @@ def open_subject(config: DictConfig, overrides: Sequence[str], scratch: Path) ->
                                   "measure an untrained model")  # fmt: skip
         folder = find_run(config.runs, config.run, holding=PRIOR)
     spec = load_spec(folder)
-    given = any(override.startswith("data=") for override in overrides)
-    store = open_episodes(folder, spec, str(config.data) if given else None)
+    store = open_episodes(folder, spec, given_data(overrides, config))
     settings = OmegaConf.merge(load_config(folder), {"device": str(device)})
     assert isinstance(settings, DictConfig)
     return Subject(settings, folder, config.run is not None, spec, store, device)

@@ -166,7 +166,7 @@ def test_a_damaged_episode_is_named_set_aside_and_skipped(
     (run / "spec.json").write_text(SPEC.to_json())
     for name in ("tokenizer", "prior"):
         (run / f"{name}.safetensors").touch()
-    monkeypatch.setattr("worldmodel.world.WorldModel.load", lambda run, device: World())
+    monkeypatch.setattr("worldmodel.world.WorldModel.load", lambda *_: World())
     for _ in range(2):  # the second time there is nothing to say
         assert main([f"runs={tmp_path}", "--quick", "--windows", "8"]) == 0
     assert [f"episode {lost.episode} in" in message for message in caplog.messages] == [True]

@@ -74,14 +74,13 @@ def dream(args: argparse.Namespace, config: DictConfig) -> None:
     seed = config.seed if args.seed is None else args.seed
 
     from worldmodel.dreaming import videos  # only now, since it imports torch
-    from worldmodel.runs.folder import PRIOR, open_episodes
+    from worldmodel.runs.folder import PRIOR, given_data, open_episodes
     from worldmodel.runs.kind import Kind, choose_run
     from worldmodel.world import WorldModel
 
     run = choose_run(args.overrides, config, PRIOR, Kind.WORLD)
     world = WorldModel.load(run, device=config.device)
-    given = any(override.startswith("data=") for override in args.overrides)
-    store = open_episodes(run, world.spec, str(config.data) if given else None)
+    store = open_episodes(run, world.spec, given_data(args.overrides, config))
     usual = max(1, world.prior.context)
     chosen = videos.Choice(args.actions, args.replay, args.start, args.horizon, args.context or usual, seed)
     scene = videos.choose_scene(chosen, world.spec, store)

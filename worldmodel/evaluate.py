@@ -13,7 +13,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge
 from rich.console import Console
@@ -58,8 +58,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def measure(args: argparse.Namespace, config: DictConfig, command: str) -> None:
     """Find the run and its data, measure what its kind has, print, write."""
-    from worldmodel.data.store import EpisodeStore
-    from worldmodel.runs.folder import PRIOR, TOKENIZER, find_run, load_config
+    from worldmodel.data.store import EpisodeStore  # only now, since what follows imports torch
+    from worldmodel.dreaming.load import load_model
+    from worldmodel.runs.folder import PRIOR, TOKENIZER, find_run, given_data, load_config
     from worldmodel.runs.kind import Kind, choose_run, kind_of_run
 
     if args.compare is not None:
@@ -73,25 +74,22 @@ def measure(args: argparse.Namespace, config: DictConfig, command: str) -> None:
         if getattr(args, name) and Kind[owner] is not kind:
             flag = f"--{name.replace('_', '-')}"
             raise ConfigError(f"{flag} is for a run of {Kind[owner]}, and the run {run.name} is of {kind}")
-    # The run says what it was trained on, whatever environment the defaults of this command line name.
-    given = any(override.lstrip("+").startswith("data=") for override in args.overrides)
-    store = EpisodeStore.open(config.data if given else load_config(run).data)
+    store = EpisodeStore.open(given_data(args.overrides, config) or load_config(run).data)
     store.verify()
     measure_kind = {Kind.WORLD: measure_world, Kind.IMAGES: measure_images, Kind.SPEECH: measure_speech}[kind]
-    measure_kind(args, run, store, str(config.device), int(config.seed), command)
+    measure_kind(args, run, load_model(run, str(config.device)), store, int(config.seed), command)
 
 
 def measure_world(
-    args: argparse.Namespace, run: Path, store: EpisodeStore, device: str, seed: int, command: str
+    args: argparse.Namespace, run: Path, model: Any, store: EpisodeStore, seed: int, command: str
 ) -> None:
     from worldmodel.evaluation.report import rows, table
     from worldmodel.evaluation.suite import evaluate
-    from worldmodel.world import WorldModel
 
-    world, folder, console = WorldModel.load(run, device=device), run / "evaluation", Console()
+    folder, console = run / "evaluation", Console()
     with progress_bars(console) as progress:
         found = evaluate(
-            world,
+            model,
             store,
             settings_of(args, seed),
             folder=folder,
@@ -104,33 +102,31 @@ def measure_world(
 
 
 def measure_images(
-    args: argparse.Namespace, run: Path, store: EpisodeStore, device: str, seed: int, command: str
+    args: argparse.Namespace, run: Path, model: Any, store: EpisodeStore, seed: int, command: str
 ) -> None:
-    from worldmodel.dreaming.images import ImageModel
     from worldmodel.evaluation import stills_report
     from worldmodel.evaluation.report import table
     from worldmodel.evaluation.stills import evaluate_stills
 
     console = Console()
     with progress_bars(console) as progress:
-        found = evaluate_stills(run, ImageModel.load(run, device), store, seed, command, progress)
+        found = evaluate_stills(run, model, store, seed, command, progress)
     console.print(table(found, stills_report.lines(found)))
     report = run / "evaluation" / "report.html"
     console.print(f"{report}  (pictures.png, report.png, metrics.json beside it)", soft_wrap=True)
 
 
 def measure_speech(
-    args: argparse.Namespace, run: Path, store: EpisodeStore, device: str, seed: int, command: str
+    args: argparse.Namespace, run: Path, model: Any, store: EpisodeStore, seed: int, command: str
 ) -> None:
     from worldmodel.evaluation.report import table
     from worldmodel.speech.evaluation import voices_report
     from worldmodel.speech.evaluation.voices import evaluate_voices, find_timit
-    from worldmodel.speech.voice import VoiceModel
 
     console = Console()
     timit = find_timit(args.timit, store)
     with progress_bars(console) as progress:
-        found = evaluate_voices(run, VoiceModel.load(run, device), store, timit, seed, command, progress)
+        found = evaluate_voices(run, model, store, timit, seed, command, progress)
     console.print(table(found, voices_report.lines(found)))
     report = run / "evaluation" / "report.html"
     console.print(f"{report}  (spectrograms.png, report.png, sounds, metrics.json beside it)", soft_wrap=True)

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -147,6 +147,11 @@ def load_spec(folder: Path) -> Spec:
             f"{folder / SPEC} is missing or damaged ({one_line(error)}); copy it from the folder of the data, "
             "or train another run: python -m worldmodel.train run=another-name"
         ) from error
+
+
+def given_data(overrides: Sequence[str], config: DictConfig) -> str | None:
+    """The folder of data that a command line names; None where that of the run is meant, whatever the defaults say."""
+    return str(config.data) if any(word.lstrip("+").startswith("data=") for word in overrides) else None
 
 
 def open_episodes(run: Path, spec: Spec, data: str | Path | None = None) -> EpisodeStore:
