@@ -15,7 +15,7 @@ from worldmodel.util.files import replace_text
 
 DESCRIPTION = """\
 Put evaluations of agents side by side: interquartile mean, mean and success over all episodes of
-all seeds, with 95 %% intervals over seeds and episodes, and how likely an episode of one agent is
+all seeds, with 95 % intervals over seeds and episodes, and how likely an episode of one agent is
 better than one of another. Files of the same agent (its name in metrics.json) are its seeds. Where
 they learnt in the real environment, also their returns while they did. Writes comparison.json and
 comparison.png."""

@@ -83,6 +83,7 @@ def measure(args: argparse.Namespace, config: DictConfig, command: str) -> None:
 def measure_world(
     args: argparse.Namespace, run: Path, model: Any, store: EpisodeStore, seed: int, command: str
 ) -> None:
+    """Open-loop dreams, bits of the prior, obeyed actions."""
     from worldmodel.evaluation.report import rows, table
     from worldmodel.evaluation.suite import evaluate
 
@@ -104,6 +105,7 @@ def measure_world(
 def measure_images(
     args: argparse.Namespace, run: Path, model: Any, store: EpisodeStore, seed: int, command: str
 ) -> None:
+    """Reconstruction, use of codes, bits per dimension."""
     from worldmodel.evaluation import stills_report
     from worldmodel.evaluation.report import table
     from worldmodel.evaluation.stills import evaluate_stills
@@ -119,6 +121,7 @@ def measure_images(
 def measure_speech(
     args: argparse.Namespace, run: Path, model: Any, store: EpisodeStore, seed: int, command: str
 ) -> None:
+    """Bits per sample, conversions, speakers and phonemes in the codes."""
     from worldmodel.evaluation.report import table
     from worldmodel.speech.evaluation import voices_report
     from worldmodel.speech.evaluation.voices import evaluate_voices, find_timit
