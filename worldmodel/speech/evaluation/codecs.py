@@ -16,7 +16,7 @@ from worldmodel.speech.codec.codec import Codec
 from worldmodel.speech.codec.entropy import CodeModel, CountModel, EntropyEncoder
 from worldmodel.speech.codec.run import prior_of
 from worldmodel.speech.evaluation.utterances import Utterance
-from worldmodel.speech.scores.codec import each, log_spectral_distance, si_sdr
+from worldmodel.speech.scores.codec import wave_scores
 from worldmodel.speech.voice import VoiceModel
 from worldmodel.tokenizers import VQVAE
 
@@ -47,14 +47,13 @@ def codec_figures(
     rates = []
     choices = sorted({2**power for power in range(codec.num_codebooks.bit_length())} | {codec.num_codebooks})
     for place, used in enumerate(choices):
-        heard = [codec.decode(flat(utterance)[:, :used]) for utterance in held_out]
+        decoded = [codec.decode(flat(utterance)[:, :used]) for utterance in held_out]
         real = [utterance.wave for utterance in held_out]
         rates.append(
             {
                 "codebooks": used,
                 "bits_a_second": codec.bits_per_second(used),
-                "si_sdr": each(si_sdr, real, heard, seed)[1].to_json(),
-                "log_spectral_distance": each(log_spectral_distance, real, heard, seed)[1].to_json(),
+                **wave_scores(real, decoded, seed),
                 "saved": saved(models, codec, coded, used, seed),
             }
         )
@@ -78,7 +77,7 @@ def saved(
     models: Mapping[str, CodeModel], codec: Codec, utterances: Sequence[Utterance], used: int, seed: int
 ) -> dict[str, Any]:
     """By model, the share of the bits of fixed width that is saved, all utterances together."""
-    told = {}
+    shares = {}
     fixed = np.array([len(flat(u)) * codec.bits_per_second(used) * codec.factor / codec.rate for u in utterances])
     for name, model in models.items():
         spent = []
@@ -86,8 +85,8 @@ def saved(
             coder = EntropyEncoder(model, used)
             coder.push(flat(utterance)[:, :used])
             spent.append(coder.bits)
-        told[name] = ratio_of_sums(fixed - np.array(spent), fixed, seed).to_json()
-    return told
+        shares[name] = ratio_of_sums(fixed - np.array(spent), fixed, seed).to_json()
+    return shares
 
 
 def rows(found: dict[str, Any] | None) -> list[tuple[str, str]]:
@@ -95,15 +94,15 @@ def rows(found: dict[str, Any] | None) -> list[tuple[str, str]]:
     if found is None:
         return []
     streams = f", streams with {found['latency_ms']:g} ms" if found["causal"] else ""
-    told = [(f"Codec, {found['utterances']} utterances{streams}", "")]
+    lines = [(f"Codec, {found['utterances']} utterances{streams}", "")]
     for rate in found["rates"]:
         name = f"{rate['codebooks']} of {found['rates'][-1]['codebooks']} codebooks, "
         name += f"{rate['bits_a_second'] / 1000:.2f} kbit/s"
         sdr, distance = (f"{rate[key]['value']:.2f}" for key in ("si_sdr", "log_spectral_distance"))
-        told.append((name, f"SI-SDR {sdr} dB, log-spectral distance {distance} dB"))
+        lines.append((name, f"SI-SDR {sdr} dB, log-spectral distance {distance} dB"))
         for model, share in rate["saved"].items():
-            told.append((f"  bits saved, {model}", _percent(share)))
-    return told
+            lines.append((f"  bits saved, {model}", _percent(share)))
+    return lines
 
 
 def _percent(share: dict[str, Any]) -> str:

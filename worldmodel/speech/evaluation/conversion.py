@@ -35,7 +35,7 @@ class Judges:
 
 
 @dataclasses.dataclass(frozen=True)
-class Made:
+class Conversion:
     """One utterance in one voice."""
 
     source: Utterance
@@ -58,14 +58,15 @@ def conversion(
     its own voice, and in that of the next speaker.
     """
     generator = torch.Generator(world.device).manual_seed(seed)
-    made: list[Made] = []
+    conversions: list[Conversion] = []
     for number, source in enumerate(sources):
         waves = in_voices(world, source, speakers, generator)
-        made += [Made(source, place, speakers[place] == source.speaker, wave) for place, wave in enumerate(waves)]
+        own_place = speakers.index(source.speaker)
+        conversions += [Conversion(source, place, place == own_place, wave) for place, wave in enumerate(waves)]
         progress("voices", number + 1, len(sources))
-    own = [each for each in made if each.own]
-    other = [each for each in made if not each.own]
-    told = {
+    own = [each for each in conversions if each.own]
+    other = [each for each in conversions if not each.own]
+    figures = {
         "speakers": [world.spec.action_names[number] for number in speakers],
         "sources": len(sources),
         "conversions": len(other),
@@ -77,8 +78,8 @@ def conversion(
         ).to_json(),
     }
     if judges.phones is not None:
-        told["phones"] = phone_figures(judges, own, other, seed)
-    return told, to_be_seen(world, sources, speakers, made)
+        figures["phones"] = phone_figures(judges, own, other, seed)
+    return figures, to_be_seen(world, sources, speakers, conversions)
 
 
 @torch.no_grad()
@@ -96,8 +97,8 @@ def voice_figures(
     judge: SpeakerClassifier,
     sources: Sequence[Utterance],
     speakers: Sequence[int],
-    own: Sequence[Made],
-    other: Sequence[Made],
+    own: Sequence[Conversion],
+    other: Sequence[Conversion],
     seed: int,
 ) -> dict[str, Any]:
     """Shares of crops of a second that are read as a speaker; means over utterances."""
@@ -119,18 +120,19 @@ def voice_figures(
     }
 
 
-def by_source(sources: Sequence[Utterance], made: Sequence[Made], values: np.ndarray) -> np.ndarray:
+def by_source(sources: Sequence[Utterance], conversions: Sequence[Conversion], values: np.ndarray) -> np.ndarray:
     """Values of conversions (M,) → their mean for each source, (S,): those of one source are not independent."""
-    places = np.array([next(n for n, each in enumerate(sources) if each is one.source) for one in made])
+    numbers = {id(source): number for number, source in enumerate(sources)}
+    places = np.array([numbers[id(conversion.source)] for conversion in conversions])
     return np.array([values[places == place].mean() for place in range(len(sources))])
 
 
-def phone_figures(judges: Judges, own: Sequence[Made], other: Sequence[Made], seed: int) -> dict[str, Any]:
+def phone_figures(judges: Judges, own: Sequence[Conversion], other: Sequence[Conversion], seed: int) -> dict[str, Any]:
     """Share of frames whose phone, as read, is not that read in the real source at the same time."""
     assert judges.phones is not None
     resynthesised, converted = (
-        phoneme_errors(judges.phones, [each.source.wave for each in made], [each.wave for each in made])
-        for made in (own, other)
+        phoneme_errors(judges.phones, [each.source.wave for each in group], [each.wave for each in group])
+        for group in (own, other)
     )
     rates = {"converted": by_source([each.source for each in own], other, converted), "resynthesised": resynthesised}
     ratio = ratio_of_means(rates["converted"], rates["resynthesised"], seed=seed)
@@ -141,7 +143,7 @@ def phone_figures(judges: Judges, own: Sequence[Made], other: Sequence[Made], se
 
 
 def pitch_figures(
-    world: VoiceModel, sources: Sequence[Utterance], speakers: Sequence[int], other: Sequence[Made]
+    world: VoiceModel, sources: Sequence[Utterance], speakers: Sequence[int], other: Sequence[Conversion]
 ) -> dict[str, Any]:
     """Mean F0 of each real voice, in hertz; how far that of converted speech is from its target and its source; how
     much of it is voiced, and whether it goes up and down with the source.
@@ -152,21 +154,21 @@ def pitch_figures(
     def track(wave: np.ndarray) -> np.ndarray:
         return pitch(wave, world.rate).hertz
 
-    spoken = {id(each): track(each.wave) for each in sources}
-    means = {n: mean_log_f0([spoken[id(u)] for u in sources if u.speaker == n]) for n in speakers}
-    made = [(each, track(each.wave)) for each in other]
+    source_tracks = {id(each): track(each.wave) for each in sources}
+    means = {n: mean_log_f0([source_tracks[id(u)] for u in sources if u.speaker == n]) for n in speakers}
+    tracks = [(each, track(each.wave)) for each in other]
     rows, silent = [], 0
     for target, source in itertools.permutations(speakers, 2):
-        found = [own for each, own in made if speakers[each.target] == target and each.source.speaker == source]
-        if any(np.isfinite(own).any() for own in found):
-            mean = mean_log_f0(found)
+        own_tracks = [own for each, own in tracks if speakers[each.target] == target and each.source.speaker == source]
+        if any(np.isfinite(own).any() for own in own_tracks):
+            mean = mean_log_f0(own_tracks)
             distances = mean - means[target], mean - means[source], means[target] - means[source]
             rows.append(dict(zip(("to_target", "to_source", "way"), map(abs, distances), strict=True)))
         else:
             silent += 1
-    correlations = [log_f0_correlation(spoken[id(each.source)], own) for each, own in made]
+    correlations = [log_f0_correlation(source_tracks[id(each.source)], own) for each, own in tracks]
     follows = [correlation for correlation in correlations if correlation is not None]
-    voiced = [np.isfinite(own).mean() for _, own in made], [np.isfinite(own).mean() for own in spoken.values()]
+    voiced = [np.isfinite(own).mean() for _, own in tracks], [np.isfinite(own).mean() for own in source_tracks.values()]
     keys = ("to_target", "to_source", "way") if rows else ()
     return {
         "hertz": {world.spec.action_names[n]: math.exp(mean) for n, mean in means.items()},
@@ -180,17 +182,21 @@ def pitch_figures(
 
 
 def distortion(
-    sources: Sequence[Utterance], speakers: Sequence[int], own: Sequence[Made], other: Sequence[Made], seed: int
+    sources: Sequence[Utterance],
+    speakers: Sequence[int],
+    own: Sequence[Conversion],
+    other: Sequence[Conversion],
+    seed: int,
 ) -> dict[str, Any] | None:
     """Against the target's own recording of the same sentence, in dB along the best path; None where there is none."""
-    said = {(each.speaker, sentence(each.key)): each.wave for each in sources}
-    again = {(each.source.speaker, sentence(each.source.key)): each.wave for each in own}
+    recordings = {(each.speaker, sentence(each.key)): each.wave for each in sources}
+    resynthesised = {(each.source.speaker, sentence(each.source.key)): each.wave for each in own}
     rows = []
     for each in other:
         key = (speakers[each.target], sentence(each.source.key))
-        if key in said:
-            values = [each.wave, each.source.wave, again[key]]
-            rows.append([mel_cepstral_distortion(value, said[key]) for value in values])
+        if key in recordings:
+            values = [each.wave, each.source.wave, resynthesised[key]]
+            rows.append([mel_cepstral_distortion(value, recordings[key]) for value in values])
     if not rows:
         return None
     table = np.array(rows)
@@ -208,7 +214,7 @@ def sentence(key: str) -> str:
 
 
 def to_be_seen(
-    world: VoiceModel, sources: Sequence[Utterance], speakers: Sequence[int], made: Sequence[Made]
+    world: VoiceModel, sources: Sequence[Utterance], speakers: Sequence[int], conversions: Sequence[Conversion]
 ) -> list[tuple[str, np.ndarray]]:
     shown = []
     for place, number in enumerate(speakers):
@@ -216,7 +222,7 @@ def to_be_seen(
         if first is None:
             continue
         following = (place + 1) % len(speakers)
-        by_target = {each.target: each.wave for each in made if each.source is first}
+        by_target = {each.target: each.wave for each in conversions if each.source is first}
         names = world.spec.action_names
         shown += [
             (f"{first.key}, real", first.wave),

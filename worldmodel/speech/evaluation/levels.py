@@ -11,7 +11,7 @@ import torch
 
 from worldmodel.speech.evaluation.utterances import Utterance
 from worldmodel.speech.mulaw import to_wave
-from worldmodel.speech.scores import codec
+from worldmodel.speech.scores.codec import wave_scores
 from worldmodel.speech.separate import SeparateLevels
 from worldmodel.speech.voice import VoiceModel
 
@@ -24,18 +24,17 @@ def level_figures(
     utterance, as it was and by each level."""
     generator = torch.Generator(world.device).manual_seed(seed)
     real = [each.wave for each in chosen]
-    told, shown = {}, [(f"{chosen[0].key}, as it was", real[0])]
+    figures, shown = {}, [(f"{chosen[0].key}, as it was", real[0])]
     for place, (name, grid) in enumerate(zip(tokenizer.names, tokenizer.levels, strict=True)):
-        made = []
+        decoded = []
         for each in chosen:
             speaker = torch.tensor([each.speaker], device=world.device)
             codes = each.codes.flatten(0, 1)[None].to(world.device)
             drawn = tokenizer.level(place).draw(tokenizer.part(codes, place), speaker, generator)
-            made.append(to_wave(drawn.flatten().cpu().numpy()))
-        told[name] = {
+            decoded.append(to_wave(drawn.flatten().cpu().numpy()))
+        figures[name] = {
             "bits_a_second": math.prod(grid) * world.spec.rate * math.log2(tokenizer.num_codes),
-            "si_sdr": codec.each(codec.si_sdr, real, made, seed)[1].to_json(),
-            "log_spectral_distance": codec.each(codec.log_spectral_distance, real, made, seed)[1].to_json(),
+            **wave_scores(real, decoded, seed),
         }
-        shown.append((f"{chosen[0].key}, by {name} alone", made[0]))
-    return told, shown
+        shown.append((f"{chosen[0].key}, by {name} alone", decoded[0]))
+    return figures, shown

@@ -38,7 +38,7 @@ def phoneme_figures(
     ]
     halves = np.array([int(each.held_out) for each in spoken])
     sentences = [each.key.rpartition("/")[2] for each in spoken]
-    apart = [{said for said, half in zip(sentences, halves, strict=True) if half == own} for own in (0, 1)]
+    apart = [{sentence for sentence, half in zip(sentences, halves, strict=True) if half == own} for own in (0, 1)]
     if not (apart[0] - apart[1] and apart[1] - apart[0]):  # nothing could be scored
         return None
     codes = [flat_codes(world, each) for each in spoken]
@@ -47,18 +47,18 @@ def phoneme_figures(
     fit_on = [not each.held_out for each in spoken]  # what the tokenizer was trained on, too
     for name, vectors in others.items():
         systems[name] = kmeans_codes(vectors, world.tokenizer.num_codes, fit_on, seed=seed)
-    told: dict[str, Any] = {"hop": hop, "phonemes": len(PHONES39.names)}
+    figures: dict[str, Any] = {"hop": hop, "phonemes": len(PHONES39.names)}
     silence = PHONES39.names.index(SILENCE)
     for name, rows in systems.items():
         pairs = [(row[: len(own)], own[: len(row)]) for row, own in zip(rows, labels, strict=True)]
-        told[name] = {}
+        figures[name] = {}
         for what, leave_out in (("all", None), ("speech", silence)):
-            said, meant = zip(*pairs, strict=True)
-            first, second = both_ways(said, meant, halves, sentences, world.tokenizer.num_codes, leave_out)
-            told[name][what] = mapped(joined(first, second), first)
+            codes_of, labels_of = zip(*pairs, strict=True)
+            first, second = both_ways(codes_of, labels_of, halves, sentences, world.tokenizer.num_codes, leave_out)
+            figures[name][what] = mapped(joined(first, second), first)
     if hop % HOP == 0:
-        told["labels"] = taught(spoken, labels, aligned, hop, apart[0], seed)
-    return told
+        figures["labels"] = taught(spoken, labels, aligned, hop, apart[0], seed)
+    return figures
 
 
 def taught(
@@ -76,12 +76,12 @@ def taught(
     model = train_phone_classifier([each.wave for each in training], phones, len(PHONES39.names), seed=seed)
     right: dict[str, list[tuple[int, int]]] = {"all": [], "speech": []}
     silence = PHONES39.names.index(SILENCE)
-    for each, meant in zip(spoken, labels, strict=True):
+    for each, wanted in zip(spoken, labels, strict=True):
         if each.held_out and each.key.rpartition("/")[2] not in known:
-            said = pooled(model.read(each.wave), hop // HOP).argmax(-1).numpy()
-            meant = meant[: len(said)]
-            for what, counted in (("all", meant != NO_PHONE), ("speech", (meant != NO_PHONE) & (meant != silence))):
-                right[what].append((int((said == meant)[counted].sum()), int(counted.sum())))
+            predicted = pooled(model.read(each.wave), hop // HOP).argmax(-1).numpy()
+            wanted = wanted[: len(predicted)]
+            for what, counted in (("all", wanted != NO_PHONE), ("speech", (wanted != NO_PHONE) & (wanted != silence))):
+                right[what].append((int((predicted == wanted)[counted].sum()), int(counted.sum())))
     figures = {}
     for what, rows in right.items():
         sums, counts = np.array(rows).T

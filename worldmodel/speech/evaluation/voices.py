@@ -24,7 +24,7 @@ from worldmodel.speech.evaluation.conversion import Judges, conversion
 from worldmodel.speech.evaluation.levels import level_figures
 from worldmodel.speech.evaluation.phoneme_codes import phoneme_figures
 from worldmodel.speech.evaluation.utterances import Utterance, flat_codes, heard, take_in
-from worldmodel.speech.scores import codec
+from worldmodel.speech.scores.codec import wave_scores
 from worldmodel.speech.scores.features import HOP, RATE
 from worldmodel.speech.scores.leakage import leakage
 from worldmodel.speech.scores.phonemes import PhoneClassifier, train_phone_classifier
@@ -63,34 +63,34 @@ def evaluate_voices(
     held_out = [each for each in spoken if each.held_out]
     if not held_out:
         raise DataError(f"{len(store)} utterances at {store.path}, none of them held out")
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         **heading(run.name, world.spec.env_id, world.device, command),
         "utterances": len(held_out),
         "seconds": sum(each.seconds for each in held_out),
         "codes": code_figures(world, held_out),
         "bits": bit_figures(world, held_out, seed),
     }
-    if (leak := leakage_figures(world, spoken)) is not None:
-        found["leakage"] = leak
-    if timit is not None and (told := phoneme_figures(run, world, spoken, timit, seed)) is not None:
-        found["phonemes"] = told
+    if (leakage := leakage_figures(world, spoken)) is not None:
+        figures["leakage"] = leakage
+    if timit is not None and (phonemes := phoneme_figures(run, world, spoken, timit, seed)) is not None:
+        figures["phonemes"] = phonemes
     if (rates := codecs.codec_figures(run, world, spoken, seed, progress)) is not None:
-        found["codec"] = rates
+        figures["codec"] = rates
     shown: list[tuple[str, np.ndarray]] = []
-    known = {each.speaker for each in held_out}  # of TIMIT none whom the run was trained on
-    speakers = [n for n in range(len(world.spec.action_names)) if n in known and heard(spoken, n) >= ENOUGH]
+    held_out_speakers = {each.speaker for each in held_out}  # of TIMIT none whom the run was trained on
+    speakers = [n for n in range(len(world.spec.action_names)) if n in held_out_speakers and heard(spoken, n) >= ENOUGH]
     speakers = speakers[:MOST]
     if world.tokenizer.condition_width and len(speakers) > 1:
         sources = [u for n in speakers for u in [u for u in held_out if u.speaker == n][:FEW]]
         judges = make_judges(world, spoken, speakers, timit, seed, progress)
-        found["conversion"], shown = conversion(world, sources, speakers, judges, seed, progress)
+        figures["conversion"], shown = conversion(world, sources, speakers, judges, seed, progress)
     else:
-        found["resynthesis"], shown = resynthesis(world, held_out[: 4 * FEW], seed)
+        figures["resynthesis"], shown = resynthesis(world, held_out[: 4 * FEW], seed)
     if isinstance(world.tokenizer, SeparateLevels):
-        found["levels"], more = level_figures(world, world.tokenizer, held_out[: 4 * FEW], seed)
+        figures["levels"], more = level_figures(world, world.tokenizer, held_out[: 4 * FEW], seed)
         shown = more + shown
-    voices_report.save(found, shown, run / "evaluation")
-    return found
+    voices_report.save(figures, shown, run / "evaluation")
+    return figures
 
 
 def find_timit(folder: str | None, store: EpisodeStore) -> Path | None:
@@ -136,7 +136,7 @@ def code_figures(world: VoiceModel, held_out: Sequence[Utterance]) -> dict[str, 
 @torch.no_grad()
 def bit_figures(world: VoiceModel, held_out: Sequence[Utterance], seed: int) -> dict[str, Any]:
     """Bits a sample of the wave and of its codes, means over utterances; what cannot be told is left out."""
-    told: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     tokenizer, bit = world.tokenizer, math.log(2)
     samples = np.array([each.frames.numel() for each in held_out])
     uniform = np.array([each.codes.numel() * math.log2(tokenizer.num_codes) for each in held_out])
@@ -147,8 +147,8 @@ def bit_figures(world: VoiceModel, held_out: Sequence[Utterance], seed: int) -> 
             codes = each.codes.flatten(0, 1)[None].to(world.device)
             speaker = torch.tensor([each.speaker], device=world.device)
             wave.append(float(tokenizer.given(signal, codes, speaker)) / bit)
-        told["wave"] = mean_interval(np.array(wave) / samples, seed).to_json()
-        told["fixed"] = mean_interval((np.array(wave) + uniform) / samples, seed).to_json()
+        figures["wave"] = mean_interval(np.array(wave) / samples, seed).to_json()
+        figures["fixed"] = mean_interval((np.array(wave) + uniform) / samples, seed).to_json()
     if world.prior is not None:
         costs = []
         for each in held_out:
@@ -156,10 +156,10 @@ def bit_figures(world: VoiceModel, held_out: Sequence[Utterance], seed: int) -> 
             nats = world.prior.log_likelihood(each.codes[None].to(world.device), actions)
             costs.append(-float(nats.sum()) / bit)
         count = np.array([each.codes.numel() for each in held_out])
-        told["prior"] = mean_interval(np.array(costs) / count, seed).to_json()
+        figures["prior"] = mean_interval(np.array(costs) / count, seed).to_json()
         if tokenizer.likelihood.exact:
-            told["learned"] = mean_interval((np.array(wave) + np.array(costs)) / samples, seed).to_json()
-    return told
+            figures["learned"] = mean_interval((np.array(wave) + np.array(costs)) / samples, seed).to_json()
+    return figures
 
 
 def leakage_figures(world: VoiceModel, spoken: Sequence[Utterance]) -> dict[str, Any] | None:
@@ -174,8 +174,8 @@ def leakage_figures(world: VoiceModel, spoken: Sequence[Utterance]) -> dict[str,
             rows.append(flat_codes(world, each))
             speakers.append(known.index(each.speaker))
     window = round(len(flat_codes(world, spoken[0])) / spoken[0].seconds)
-    found = leakage(*parts[False], *parts[True], world.tokenizer.num_codes, window)
-    return {**found.to_json(), "speakers": len(known)}
+    probes = leakage(*parts[False], *parts[True], world.tokenizer.num_codes, window)
+    return {**probes.to_json(), "speakers": len(known)}
 
 
 def make_judges(
@@ -214,10 +214,9 @@ def resynthesis(
     """Held-out utterances coded and decoded in their own voices."""
     generator = torch.Generator(world.device).manual_seed(seed)
     real = [each.wave for each in chosen]
-    made = [world.decode(each.codes, each.speaker, generator) for each in chosen]
-    told = {
+    decoded = [world.decode(each.codes, each.speaker, generator) for each in chosen]
+    figures = {
         "utterances": len(chosen),
-        "si_sdr": codec.each(codec.si_sdr, real, made, seed)[1].to_json(),
-        "log_spectral_distance": codec.each(codec.log_spectral_distance, real, made, seed)[1].to_json(),
+        **wave_scores(real, decoded, seed),
     }
-    return told, [(f"{chosen[0].key}, real", real[0]), ("coded and decoded", made[0])]
+    return figures, [(f"{chosen[0].key}, real", real[0]), ("coded and decoded", decoded[0])]

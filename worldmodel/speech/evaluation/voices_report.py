@@ -46,7 +46,7 @@ SYSTEMS = (
 def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
     """(name, value); an empty value heads a section."""
     codes = found["codes"]
-    told = [
+    rows = [
         (f"{found['utterances']} held-out utterances, {found['seconds']:.0f} s", ""),
         (
             "codes",
@@ -61,51 +61,51 @@ def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         "learned": "bits a sample, codes under the prior",
         "prior": "prior, bits a code",
     }
-    told += [(name, number(found["bits"][key], 3)) for key, name in names.items() if key in found["bits"]]
-    if leak := found.get("leakage"):
-        best = max((leak[key] for key in ("histogram", "embedded")), key=lambda each: each["value"])
-        told.append(("speaker read from the codes of a second", f"{number(best)}, chance {leak['chance']:.2f}"))
-    told += _phonemes(found.get("phonemes"))
-    told += _conversion(found.get("conversion"))
-    told += codecs.rows(found.get("codec"))
-    if again := found.get("resynthesis"):
-        told += [
-            (f"Coded and decoded, {again['utterances']} utterances", ""),
-            ("SI-SDR", number(again["si_sdr"]) + " dB"),
-            ("log-spectral distance", number(again["log_spectral_distance"]) + " dB"),
+    rows += [(name, number(found["bits"][key], 3)) for key, name in names.items() if key in found["bits"]]
+    if leakage := found.get("leakage"):
+        best = max((leakage[key] for key in ("histogram", "embedded")), key=lambda each: each["value"])
+        rows.append(("speaker read from the codes of a second", f"{number(best)}, chance {leakage['chance']:.2f}"))
+    rows += _phonemes(found.get("phonemes"))
+    rows += _conversion(found.get("conversion"))
+    rows += codecs.rows(found.get("codec"))
+    if resynthesis := found.get("resynthesis"):
+        rows += [
+            (f"Coded and decoded, {resynthesis['utterances']} utterances", ""),
+            ("SI-SDR", number(resynthesis["si_sdr"]) + " dB"),
+            ("log-spectral distance", number(resynthesis["log_spectral_distance"]) + " dB"),
         ]
     for name, level in found.get("levels", {}).items():
-        told += [
+        rows += [
             (f"By {name} alone, {level['bits_a_second'] / 1000:.2f} kbit/s", ""),
             ("SI-SDR", number(level["si_sdr"]) + " dB"),
             ("log-spectral distance", number(level["log_spectral_distance"]) + " dB"),
         ]
-    return told
+    return rows
 
 
 def _phonemes(found: dict[str, Any] | None) -> list[tuple[str, str]]:
     if found is None:
         return []
-    told = [(f"Codes as phonemes ({found['phonemes']}): all frames; without silence", "")]
+    rows = [(f"Codes as phonemes ({found['phonemes']}): all frames; without silence", "")]
     for name in [name for name in SYSTEMS if name in found]:
         parts = [number(found[name][what]["accuracy"], 3) for what in ("all", "speech")]
-        told.append((name, "; ".join(parts)))
+        rows.append((name, "; ".join(parts)))
     if "labels" in found:
         parts = [number(found["labels"][what]["accuracy"], 3) for what in ("all", "speech")]
-        told.append(("taught by the labels, new speakers", "; ".join(parts)))
+        rows.append(("taught by the labels, new speakers", "; ".join(parts)))
     base = [number(found["codes"][what]["most_frequent"], 3) for what in ("all", "speech")]
-    told.append(("most frequent phoneme", "; ".join(base)))
+    rows.append(("most frequent phoneme", "; ".join(base)))
     times = [number(found["codes"][what]["times_baseline"], 1) for what in ("all", "speech")]
-    told.append(("codes, times that", "; ".join(times)))
+    rows.append(("codes, times that", "; ".join(times)))
     held = [f"{found['codes'][what]['held_out']['accuracy']['value']:.3f}" for what in ("all", "speech")]
-    told.append(("codes, speakers never trained on", "; ".join(held)))
-    return told
+    rows.append(("codes, speakers never trained on", "; ".join(held)))
+    return rows
 
 
 def _conversion(found: dict[str, Any] | None) -> list[tuple[str, str]]:
     if found is None:
         return []
-    voice, told = found["voice"], [(f"{found['conversions']} conversions among {', '.join(found['speakers'])}", "")]
+    voice, rows = found["voice"], [(f"{found['conversions']} conversions among {', '.join(found['speakers'])}", "")]
     names = {
         "real_as_itself": "real speech read as its speaker",
         "resynthesised_as_itself": "coded and decoded, as its speaker",
@@ -113,58 +113,58 @@ def _conversion(found: dict[str, Any] | None) -> list[tuple[str, str]]:
         "converted_as_source": "converted, as the source",
         "converted_over_resynthesised": "converted over coded and decoded",
     }
-    told += [(name, number(voice[key])) for key, name in names.items()]
-    told.append(("chance", f"{voice['chance']:.2f}"))
+    rows += [(name, number(voice[key])) for key, name in names.items()]
+    rows.append(("chance", f"{voice['chance']:.2f}"))
     if phones := found.get("phones"):
         for key, name in (("resynthesised", "coded and decoded"), ("converted", "converted")):
-            told.append((f"phones read otherwise, {name}", number(phones[key]["all"])))
-        told.append(("converted over coded and decoded", number(phones["converted_over_resynthesised"])))
+            rows.append((f"phones read otherwise, {name}", number(phones[key]["all"])))
+        rows.append(("converted over coded and decoded", number(phones["converted_over_resynthesised"])))
     if mcd := found.get("mel_cepstral_distortion"):
         for key, name in (
             ("converted", "converted"), ("unconverted", "the source itself"),
             ("target_resynthesised", "the target, coded and decoded"),
         ):  # fmt: skip
-            told.append((f"mel-cepstral distortion, {name}", f"{number(mcd[key])} dB"))
+            rows.append((f"mel-cepstral distortion, {name}", f"{number(mcd[key])} dB"))
     pitch = found["pitch"]
-    told.append(("F0 of the real voices", ", ".join(f"{name} {hertz:.0f}" for name, hertz in pitch["hertz"].items())))
-    told.append(("voiced, converted; real", f"{pitch['voiced']:.0%}; {pitch['voiced_real']:.0%} of the frames"))
+    rows.append(("F0 of the real voices", ", ".join(f"{name} {hertz:.0f}" for name, hertz in pitch["hertz"].items())))
+    rows.append(("voiced, converted; real", f"{pitch['voiced']:.0%}; {pitch['voiced_real']:.0%} of the frames"))
     if pitch["follows"] is not None:
-        told.append(("log-F0 of converted speech with its source, correlation", f"{pitch['follows']:.2f}"))
+        rows.append(("log-F0 of converted speech with its source, correlation", f"{pitch['follows']:.2f}"))
     if pitch["silent"]:
-        told.append(("pairs of voices without an F0", f"{pitch['silent']} of {pitch['silent'] + pitch['pairs']}"))
+        rows.append(("pairs of voices without an F0", f"{pitch['silent']} of {pitch['silent'] + pitch['pairs']}"))
     if "to_target" in pitch:
-        told.append(
+        rows.append(
             (
                 "log-F0 of converted speech from its target; source",
                 f"{pitch['to_target']:.3f}; {pitch['to_source']:.3f} (voices lie {pitch['way']:.3f} apart)",
             )
         )
-    told.append(("log-spectral distance, coded and decoded", number(found["log_spectral_distance"]) + " dB"))
-    return told
+    rows.append(("log-spectral distance, coded and decoded", number(found["log_spectral_distance"]) + " dB"))
+    return rows
 
 
 def panels(found: dict[str, Any]) -> list[Panel]:
     """Bars of the scores, bitrates of a codec, and the use of the codes."""
     drawn = codecs.panels(found.get("codec"))
-    if told := found.get("phonemes"):
+    if section := found.get("phonemes"):
         bars = {
             name.replace(", ", "\n").replace(" codes", "\ncodes"): Bar.of(
-                told[name]["speech"]["accuracy"], COLOURS[place]
+                section[name]["speech"]["accuracy"], COLOURS[place]
             )
             for place, name in enumerate(SYSTEMS)
-            if name in told
+            if name in section
         }
-        mark = told["codes"]["speech"]["most_frequent"]["value"]
+        mark = section["codes"]["speech"]["most_frequent"]["value"]
         drawn.append(Panel("Codes as phonemes, without silence", bars, mark=mark, mark_name="most frequent"))
-    if told := found.get("conversion"):
-        voice = told["voice"]
+    if section := found.get("conversion"):
+        voice = section["voice"]
         names = {
             "real_as_itself": "real\nas itself", "resynthesised_as_itself": "decoded\nas itself",
             "converted_as_target": "converted\nas target", "converted_as_source": "converted\nas source",
         }  # fmt: skip
         bars = {name: Bar.of(voice[key]) for key, name in names.items()}
         drawn.append(Panel("Read as the speaker", bars, mark=voice["chance"], mark_name="chance"))
-        if phones := told.get("phones"):
+        if phones := section.get("phones"):
             bars = {
                 name: Bar.of(phones[key]["all"])
                 for key, name in (("resynthesised", "decoded"), ("converted", "converted"))

@@ -1,17 +1,18 @@
 """How near decoded sound is to the original: the waveform (SI-SDR) and its spectrum (log-spectral distance).
 
-Each gives one figure an utterance; :func:`worldmodel.evaluation.metrics.mean_interval` of them says how sure it is.
+Each gives one value per utterance; :func:`wave_scores` computes means with intervals.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from worldmodel.evaluation.metrics import Interval, mean_interval
+from worldmodel.evaluation.metrics import mean_interval
 from worldmodel.speech.scores.features import Wave, as_wave
 
 LIMIT = 100.0  # dB: SI-SDR of equal and of unrelated waves is infinite, which would make every mean so
@@ -62,11 +63,13 @@ def log_spectral_distance(reference: Wave, estimate: Wave) -> float:
     return float((levels[0] - levels[1]).square().mean(0).sqrt().mean())
 
 
-def each(
-    score: Callable[[Wave, Wave], float], references: Sequence[Wave], estimates: Sequence[Wave], seed: int = 0
-) -> tuple[np.ndarray, Interval]:
-    """A score of two waves for every pair, (n,) float64, and its mean with an interval over utterances."""
+def wave_scores(references: Sequence[Wave], estimates: Sequence[Wave], seed: int = 0) -> dict[str, Any]:
+    """Both scores of pairs of waves: their means with intervals over utterances, as plain numbers."""
     if len(references) != len(estimates) or not references:
         raise ValueError(f"{len(references)} references and {len(estimates)} estimates do not pair up")
-    values = np.array([score(a, b) for a, b in zip(references, estimates, strict=True)])
-    return values, mean_interval(values, seed)
+    pairs = list(zip(references, estimates, strict=True))
+    scores = {"si_sdr": si_sdr, "log_spectral_distance": log_spectral_distance}
+    return {
+        name: mean_interval(np.array([score(*pair) for pair in pairs]), seed).to_json()
+        for name, score in scores.items()
+    }

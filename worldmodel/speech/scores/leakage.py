@@ -97,10 +97,10 @@ def _fitted(model: nn.Module, rows: list[Tensor], labels: Tensor, window: int, s
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps)
     model.train()
     for _ in range(steps):
-        told = torch.randint(count, (64,), generator=generator)
-        starts = [int(torch.randint(len(long[s]) - window + 1, (), generator=generator)) for s in told.tolist()]
-        batch = torch.stack([long[s][start : start + window] for s, start in zip(told.tolist(), starts, strict=True)])
-        loss = F.cross_entropy(model(batch), told)
+        speakers = torch.randint(count, (64,), generator=generator)
+        starts = [int(torch.randint(len(long[s]) - window + 1, (), generator=generator)) for s in speakers]
+        batch = torch.stack([long[s][start : start + window] for s, start in zip(speakers, starts, strict=True)])
+        loss = F.cross_entropy(model(batch), speakers)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -138,6 +138,6 @@ def leakage(
             model = make(vocabulary, rows[0].shape[1], count)
             _fitted(model, rows, labels, window, steps, seed)
             with torch.inference_mode():
-                said = [model(_windows(row, window)).argmax(-1) for row in held]
-            rates[name] = np.array([float((s == w).double().mean()) for s, w in zip(said, wanted, strict=True)])
+                predicted = [model(_windows(row, window)).argmax(-1) for row in held]
+            rates[name] = np.array([float((s == w).double().mean()) for s, w in zip(predicted, wanted, strict=True)])
     return Leakage(rates, float(torch.bincount(wanted).max() / len(wanted)))

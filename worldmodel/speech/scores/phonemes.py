@@ -65,18 +65,19 @@ def train_phone_classifier(
     ``labels``: per utterance (n // 160,) integers in [0, phones), or :data:`UNKNOWN`: the phone of the samples
     [160 i, 160 (i + 1)). Raises ``ValueError`` for labels that do not fit.
     """
-    tensors, told = [as_wave(wave) for wave in waves], [check_frames(*pair, phones) for pair in _paired(waves, labels)]
+    tensors = [as_wave(wave) for wave in waves]
+    targets = [check_frames(*pair, phones) for pair in _paired(waves, labels)]
     frames = budget.crop // HOP
-    places = torch.tensor([max(1, len(label) - frames + 1) for label in told]).double()
+    places = torch.tensor([max(1, len(label) - frames + 1) for label in targets]).double()
 
     def loss(model: nn.Module, generator: torch.Generator) -> Tensor:
         examples, wanted = [], []
         for which in torch.multinomial(places, budget.batch, replacement=True, generator=generator).tolist():
             start = int(torch.randint(int(places[which]), (), generator=generator))
             # Repeated as a whole number of frames, so that labels stay with their samples.
-            whole = tensors[which][: len(told[which]) * HOP]
+            whole = tensors[which][: len(targets[which]) * HOP]
             examples.append(crop(whole, start * HOP, frames * HOP))
-            wanted.append(crop(told[which], start, frames))
+            wanted.append(crop(targets[which], start, frames))
         seen = blurred(features(degraded(torch.stack(examples), generator), QUIET), generator)
         return F.cross_entropy(model(seen), torch.stack(wanted), ignore_index=UNKNOWN, label_smoothing=0.05)
 

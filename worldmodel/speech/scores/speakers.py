@@ -71,10 +71,10 @@ def train_speaker_classifier(
         return crop(groups[speaker][which], start, budget.crop)
 
     def loss(model: nn.Module, generator: torch.Generator) -> Tensor:
-        told = torch.randint(count, (budget.batch,), generator=generator)
-        examples = torch.stack([drawn(speaker, generator) for speaker in told.tolist()])
+        chosen = torch.randint(count, (budget.batch,), generator=generator)
+        examples = torch.stack([drawn(speaker, generator) for speaker in chosen.tolist()])
         seen = blurred(features(degraded(examples, generator)), generator)
-        return F.cross_entropy(model(seen), told, label_smoothing=0.05)
+        return F.cross_entropy(model(seen), chosen, label_smoothing=0.05)
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
