@@ -33,7 +33,7 @@ class Tables(NamedTuple):
 
     key: list[tuple[int, int]]  # where each weight lies, and how often it was written
     weights: list[Tensor]  # held, so that no other weight can come to lie there
-    said: Tensor  # (phases × places × (K + 1), width)
+    products: Tensor  # (phases × places × (K + 1), width)
 
 
 class HeadBlock(nn.Module):
@@ -185,9 +185,9 @@ class TransformerHead(Head):
         if self._tables is None or self._tables.key != key:
             codes = weights[0]
             places = [weight.unflatten(1, (-1, codes.shape[1])) for weight in weights[1:]]
-            said = torch.cat([torch.einsum("ke,wse->skw", codes, place) for place in places])
-            self._tables = Tables(key, weights, said.flatten(0, 1))
-        return self._tables.said
+            products = torch.cat([torch.einsum("ke,wse->skw", codes, place) for place in places])
+            self._tables = Tables(key, weights, products.flatten(0, 1))
+        return self._tables.products
 
     def _near(self, codes: Tensor, start: int, stop: int, tables: Tensor | None = None) -> Tensor:
         """What the neighbours say to the positions start … stop − 1: (B, stop − start, width)."""

@@ -64,23 +64,24 @@ class GatedLayer(nn.Module):
         up, left = self.condition(condition).chunk(2, -1)
         seen = padded[:, : padded.shape[1] - 1] if self.strict else padded
         x = self.dropout(gate(convolve(seen, self.vertical, self.rows) + up))
-        said = self.down(x) + left
+        from_above = self.down(x) + left
         if not self.strict and self.out is not None:
             x = x + padded[:, self.reach :, self.reach : padded.shape[2] - self.reach]
-        return x, said
+        return x, from_above
 
-    def look_left(self, padded: Tensor, said: Tensor) -> tuple[Tensor, Tensor]:
-        """The horizontal stack: columns with the ``reach`` ones before them (B, n, reach + w, inputs) and what the
-        vertical stack said (B, n, w, 2·width) → the next columns and the gated activations, both (B, n, w, width)."""
+    def look_left(self, padded: Tensor, from_above: Tensor) -> tuple[Tensor, Tensor]:
+        """The horizontal stack: columns with the ``reach`` ones before them (B, n, reach + w, inputs) and what
+        comes from the vertical stack (B, n, w, 2·width) → the next columns and the gated activations, both
+        (B, n, w, width)."""
         seen = padded[:, :, : padded.shape[2] - 1] if self.strict else padded
-        x = self.dropout(gate(convolve(seen, self.horizontal, 1) + said))
+        x = self.dropout(gate(convolve(seen, self.horizontal, 1) + from_above))
         if self.out is None:
             return x, x
         return (self.out(x) if self.strict else self.out(x) + padded[:, :, self.reach :]), x
 
-    def look_left_from(self, seen: Tensor, said: Tensor) -> tuple[Tensor, Tensor]:
+    def look_left_from(self, seen: Tensor, from_above: Tensor) -> tuple[Tensor, Tensor]:
         """:meth:`look_left` for one site, in few operations: (B, columns, inputs), (B, 2·width) → both (B, width)."""
-        x = gate(torch.addmm(said, seen.flatten(1), self.horizontal.weight.T))
+        x = gate(torch.addmm(from_above, seen.flatten(1), self.horizontal.weight.T))
         if self.out is None:
             return x, x
         y = F.linear(x, self.out.weight, self.out.bias)
@@ -100,7 +101,7 @@ class GridState:
     condition: Tensor  # (B, h, w, ·)
     above: list[Tensor]  # a layer: its input in the vertical stack, (B, reach + h, w + 2·reach, ·)
     left: list[Tensor]  # a layer: its input in the horizontal stack, (B, h, reach + w, ·)
-    said: list[Tensor]  # a layer: (B, h, w, 2·width), from the vertical stack to the horizontal one
+    from_above: list[Tensor]  # a layer: (B, h, w, 2·width), from the vertical stack to the horizontal one
     features: Tensor  # (B, h, w, outputs)
     known: int = 0  # sites whose features are final
 
@@ -143,22 +144,22 @@ class GatedPixelCNN(nn.Module):
         skips = []
         for layer in self.layers:
             reach = layer.reach
-            up, said = layer.look_up(F.pad(up, (0, 0, reach, reach, reach, 0)), condition)
-            left, skip = layer.look_left(F.pad(left, (0, 0, reach, 0)), said)
+            up, from_above = layer.look_up(F.pad(up, (0, 0, reach, reach, reach, 0)), condition)
+            left, skip = layer.look_left(F.pad(left, (0, 0, reach, 0)), from_above)
             skips.append(skip)
         return self.out(torch.cat(skips, -1))
 
     def begin(self, condition: Tensor) -> GridState:
         """The state of grids of which nothing is known, for their conditions (B, h, w, ·)."""
         batch, height, width = condition.shape[:3]
-        above, left, said = [], [], []
+        above, left, from_above = [], [], []
         for index, reach in enumerate(self.reaches):
             channels = self.width if index else self.inputs
             above.append(condition.new_zeros(batch, reach + height, width + 2 * reach, channels))
             left.append(condition.new_zeros(batch, height, reach + width, channels))
-            said.append(condition.new_zeros(batch, height, width, 2 * self.width))
+            from_above.append(condition.new_zeros(batch, height, width, 2 * self.width))
         features = condition.new_zeros(batch, height, width, self.out.out_features)
-        return GridState(condition, above, left, said, features)
+        return GridState(condition, above, left, from_above, features)
 
     def extend(self, state: GridState, x: Tensor, stop: int) -> None:
         """Computes the features of the sites up to ``stop`` that are not known, in place.
@@ -183,8 +184,8 @@ class GatedPixelCNN(nn.Module):
         if row >= end:
             return
         for index, (layer, reach) in enumerate(zip(self.layers, self.reaches, strict=True)):
-            up, said = layer.look_up(state.above[index][:, row : reach + end], state.condition[:, row:end])
-            state.said[index][:, row:end] = said
+            up, from_above = layer.look_up(state.above[index][:, row : reach + end], state.condition[:, row:end])
+            state.from_above[index][:, row:end] = from_above
             if index + 1 < len(self.layers):
                 into = self.reaches[index + 1]
                 state.above[index + 1][:, into + row : into + end, into : into + state.condition.shape[2]] = up
@@ -194,7 +195,7 @@ class GatedPixelCNN(nn.Module):
         skips = []
         for index, (layer, reach) in enumerate(zip(self.layers, self.reaches, strict=True)):
             seen = state.left[index][:, row:end, columns.start : reach + columns.stop]
-            left, skip = layer.look_left(seen, state.said[index][:, row:end, columns])
+            left, skip = layer.look_left(seen, state.from_above[index][:, row:end, columns])
             if index + 1 < len(self.layers):
                 into = self.reaches[index + 1]
                 state.left[index + 1][:, row:end, into + columns.start : into + columns.stop] = left
@@ -206,7 +207,7 @@ class GatedPixelCNN(nn.Module):
         skips = []
         for index, layer in enumerate(self.layers):
             seen = state.left[index][:, row, column : column + layer.columns]
-            left, skip = layer.look_left_from(seen, state.said[index][:, row, column])
+            left, skip = layer.look_left_from(seen, state.from_above[index][:, row, column])
             if index + 1 < len(self.layers):
                 state.left[index + 1][:, row, self.reaches[index + 1] + column] = left
             skips.append(skip)
@@ -228,5 +229,7 @@ class GatedPixelCNN(nn.Module):
     @staticmethod
     def select(state: GridState, rows: Tensor) -> GridState:
         """The state of some grids of the batch."""
-        above, left, said = ([part[rows] for part in parts] for parts in (state.above, state.left, state.said))
-        return GridState(state.condition[rows], above, left, said, state.features[rows], state.known)
+        above, left, from_above = (
+            [part[rows] for part in parts] for parts in (state.above, state.left, state.from_above)
+        )
+        return GridState(state.condition[rows], above, left, from_above, state.features[rows], state.known)

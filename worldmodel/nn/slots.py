@@ -77,8 +77,8 @@ class SlotClassifier(nn.Module):
         if last > 1 and self.earlier is not None:
             known = lookup(self.earlier[: last - 1], codes[:, : last - 1]).flatten(1)
             mixes = self.mix[max(first - 1, 0) : last - 1]
-            said = [mix(known[:, : mix.in_features]) for mix in mixes]
-            x = x + torch.stack(said if first else [torch.zeros_like(said[0]), *said], 1)
+            mixed = [mix(known[:, : mix.in_features]) for mix in mixes]
+            x = x + torch.stack(mixed if first else [torch.zeros_like(mixed[0]), *mixed], 1)
         for norm, up, down in zip(self.norms, self.up, self.down, strict=True):
             x = x + down(F.silu(up(norm(x))))
         return self.logits(x, first)

@@ -51,11 +51,13 @@ class ResidualQuantizer(Quantizer):
         dropout: Share = 0.0,
     ):
         super().__init__()
-        made = [quantizer() if num_codes is None else quantizer(num_codes=num_codes) for _ in range(num_codebooks)]
-        if made[0].soft or made[0].shape:
-            raise ValueError(f"a codebook makes a single code of a vector, and {type(made[0]).__name__} does not")
-        self.parts = module_list(made)
-        self.num_codes, self.width, self.dropout = made[0].num_codes, made[0].width, dropout
+        quantizers = [
+            quantizer() if num_codes is None else quantizer(num_codes=num_codes) for _ in range(num_codebooks)
+        ]
+        if quantizers[0].soft or quantizers[0].shape:
+            raise ValueError(f"a codebook makes a single code of a vector, and {type(quantizers[0]).__name__} does not")
+        self.parts = module_list(quantizers)
+        self.num_codes, self.width, self.dropout = quantizers[0].num_codes, quantizers[0].width, dropout
         self.shape = (num_codebooks,)
 
     def encode(self, vectors: Tensor) -> Tensor:
