@@ -164,7 +164,7 @@ class TestWithThePackage:
     @pytest.mark.parametrize(
         ("argv", "message"),
         [
-            (["agent.learner.policy=Transformer"], "agent.learner.policy is 'Transformer'; choose CnnPolicy or Mlp"),
+            (["agent.learner.policy=Transformer"], "agent.learner.policy is 'Transformer'; choose CnnPolicy, Mlp"),
             (["agent.learner.stack=0"], "agent.learner.stack is 0"),
             (["run=tiny", "agent.learner.dream.observations=codes"], "agent.learner.stack=1 agent.learner.policy=Mlp"),
             (["run=tiny", "agent.learner.dream.observations=smells"], "'smells'; choose pixels, codes"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class StageSettings(FitSettings):
 class TokenizerSettings(StageSettings):
     length: Count  # frames a window
     rewarded: Share = 0.0  # share of the windows from which a rare reward is near
-    augment: Any = None  # settings of an :class:`Augmentation`
+    augment: Mapping[str, Any] | None = None  # settings of an :class:`Augmentation`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
