@@ -262,7 +262,7 @@ def test_each_stage_goes_on_where_it_was_and_none_stands_on_lost_codes(tmp_path:
     folder = tmp_path / "runs/dmlab-27bits-1"
     second = load_file(folder / "second.safetensors")
     assert not (folder / "prior.safetensors").exists()
-    assert "the second stage is trained already" in say(train, *argv)
+    assert "the second tokenizer is trained already" in say(train, *argv)
     assert (folder / "prior.safetensors").is_file()
     (folder / "second.safetensors").unlink()
     say(train, *argv)  # from its checkpoint
