@@ -18,7 +18,7 @@ from worldmodel.config.cli import compose_config
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import Windows
 from worldmodel.errors import ConfigError, UnknownActionError
-from worldmodel.evaluation.stills import score
+from worldmodel.evaluation.images import score
 from worldmodel.heads import GridSpec
 from worldmodel.priors import CaptionTrunk, ConditionTrunk
 from worldmodel.runs.load import load_autoencoder, load_prior

@@ -106,14 +106,14 @@ def measure_images(
     args: argparse.Namespace, run: Path, model: Any, store: EpisodeStore, seed: int, command: str
 ) -> None:
     """Reconstruction, use of codes, bits per dimension."""
-    from worldmodel.evaluation import stills_report
+    from worldmodel.evaluation import images_report
+    from worldmodel.evaluation.images import evaluate_images
     from worldmodel.evaluation.report import table
-    from worldmodel.evaluation.stills import evaluate_stills
 
     console = Console()
     with progress_bars(console) as progress:
-        found = evaluate_stills(run, model, store, seed, command, progress)
-    console.print(table(found, stills_report.lines(found)))
+        found = evaluate_images(run, model, store, seed, command, progress)
+    console.print(table(found, images_report.lines(found)))
     report = run / "evaluation" / "report.html"
     console.print(f"{report}  (pictures.png, report.png, metrics.json beside it)", soft_wrap=True)
 

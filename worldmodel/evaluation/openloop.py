@@ -14,6 +14,7 @@ last_frame_coded    the same after the tokenizer: a baseline that shares the tok
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -34,7 +35,7 @@ def silent(name: str, done: int, total: int) -> None:
     """Progress that nobody watches."""
 
 
-DREAMS = ("dream", "dream_sampled", "shuffled")
+DREAMS = {"dream": 0.0, "dream_sampled": 1.0, "shuffled": 0.0}  # their temperatures
 COMPETITORS = ("reconstruction", *DREAMS, "last_frame", "last_frame_coded")
 
 
@@ -90,31 +91,19 @@ def open_loop(
     future = windows.actions[:, context:]
     shuffled = future[derangement(total, torch.Generator().manual_seed(seed))]
     generator = torch.Generator(world.device).manual_seed(seed)
-    how: dict[str, tuple[Tensor, dict[str, Any]]] = {
-        "dream": (future, {"temperature": 0.0}),
-        "dream_sampled": (future, {"temperature": 1.0, "top_k": top_k}),
-        "shuffled": (shuffled, {"temperature": 0.0}),
-    }
-    errors: dict[str, list[np.ndarray]] = {name: [] for name in COMPETITORS}
-    similar: dict[str, list[np.ndarray]] = {name: [] for name in COMPETITORS}
-    shown: dict[str, list[Tensor]] = {name: [] for name in COMPETITORS}
-    # Spread over the windows, which come in the order of the episodes.
-    chosen = torch.linspace(0, total - 1, min(pictures, total)).long()
+    errors, similar, shown = (collections.defaultdict[str, list[Any]](list) for _ in range(3))
+    chosen = torch.linspace(0, total - 1, min(pictures, total)).long()  # over all episodes, whose order windows have
     for start in range(0, total, batch):
         rows = slice(start, start + batch)
         seen, truth = frames[rows, :context], frames[rows, context:]
-        last = seen[:, -1:]
-        answers = {
-            "reconstruction": reconstruct(world, truth),
-            "last_frame": last.expand_as(truth),
-            "last_frame_coded": reconstruct(world, last).expand_as(truth),
-        }
-        for i, (name, (actions, options)) in enumerate(how.items()):
-            dream = world.imagine(
-                seen, actions[rows], seen_actions=windows.actions[rows, :context], generator=generator, **options
-            )
+        answers = _baselines(world, seen, truth)
+        for i, (name, temperature) in enumerate(DREAMS.items()):
+            actions = (shuffled if name == "shuffled" else future)[rows]
+            options: dict[str, Any] = {"seen_actions": windows.actions[rows, :context], "temperature": temperature}
+            options |= {"top_k": top_k} if name == "dream_sampled" else {}
+            dream = world.imagine(seen, actions, generator=generator, **options)
             answers[name] = dream.frames.cpu()
-            progress("open loop", start * len(how) + (i + 1) * len(seen), total * len(how))
+            progress("open loop", start * len(DREAMS) + (i + 1) * len(seen), total * len(DREAMS))
         for name, answer in answers.items():
             errors[name].append(mse(answer, truth).numpy())
             similar[name].append(ssim(answer, truth).numpy())
@@ -129,6 +118,16 @@ def open_loop(
         future,
         shuffled,
     )
+
+
+def _baselines(world: WorldModel, seen: Tensor, truth: Tensor) -> dict[str, Tensor]:
+    """The answers of the competitors that do not dream."""
+    last = seen[:, -1:]
+    return {
+        "reconstruction": reconstruct(world, truth),
+        "last_frame": last.expand_as(truth),
+        "last_frame_coded": reconstruct(world, last).expand_as(truth),
+    }
 
 
 def summary(result: OpenLoop, steps: tuple[int, ...], seed: int = 0) -> dict[str, Any]:

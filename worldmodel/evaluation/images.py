@@ -1,4 +1,4 @@
-"""Frames on their own, without a past: how well they are coded, and what they cost in bits.
+"""Images, frames without a past: how well they are coded, and what they cost in bits.
 
 For every held-out frame, with D sub-pixels of 8 bits, the bound on −log₂ p(frame) is the bits of the frame given its
 latents plus the bits of the latents: under the fixed prior with which the autoencoder was trained (uniform over the
@@ -22,7 +22,7 @@ from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import Windows
 from worldmodel.dreaming.images import ImageModel
 from worldmodel.errors import DataError
-from worldmodel.evaluation import stills_report
+from worldmodel.evaluation import images_report
 from worldmodel.evaluation.metrics import SSIM_WINDOW, CodeUsage, decibels, mean_interval, mse, ssim, usage_of
 from worldmodel.evaluation.openloop import Progress, silent
 from worldmodel.evaluation.report import heading
@@ -45,19 +45,52 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
-class Stills:
+class Scores:
     """What was measured of M held-out frames."""
 
-    squared_error: np.ndarray  # (M,) of the uint8 reconstruction, squared grey levels
+    squared_error: np.ndarray  # (M,) of the uint8 reconstruction, squared intensity values
     similarity: np.ndarray | None  # (M,) SSIM; None for frames too small for its window
     usage: tuple[CodeUsage, ...]  # of each codebook; none without codes
     rows: tuple[Row, ...]
     prior_nats: np.ndarray | None  # (M,) −log p(codes | condition); None without a prior over codes
-    grid_nats: np.ndarray | None = None  # (M,) −log p(grid of the first stage | codes); None without a second stage
-    told: np.ndarray | None = (
-        None  # (M,) nats by which the class lowers prior_nats: log p(codes | class) − log p(codes)
-    )
-    recognised: np.ndarray | None = None  # (M,) whether no other class makes the codes as likely
+    grid_nats: np.ndarray | None  # (M,) −log p(grid of the first tokenizer | codes); None without a second tokenizer
+    class_nats: np.ndarray | None  # (M,) log p(codes | class) − log p(codes): by how much the class lowers prior_nats
+    recognised: np.ndarray | None  # (M,) whether no other class makes the codes as likely
+
+
+class _Gathered:
+    """Figures of frames, batch by batch."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, list[Tensor]] = {}
+        self.bounds: dict[str, list[Bound]] = {}
+        self.usage: list[Tensor] = []
+
+    def add(self, **values: Tensor | None) -> None:
+        for name, value in values.items():
+            if value is not None:
+                self.values.setdefault(name, []).append(value.double().cpu())
+
+    def count(self, model: Tokenizer, codes: Tensor) -> None:
+        counts = [torch.bincount(book.flatten(), minlength=model.num_codes).cpu() for book in model.books(codes)]
+        self.usage = [a + b for a, b in zip(self.usage, counts, strict=True)] if self.usage else counts
+
+    def scores(self) -> Scores:
+        values = {name: torch.cat(parts).numpy() for name, parts in self.values.items()}
+        rows = [
+            Row(name, *(torch.cat([part.double().cpu() for part in parts]).numpy() for parts in zip(*of, strict=True)))
+            for name, of in self.bounds.items()
+        ]
+        return Scores(
+            squared_error=values["squared_error"],
+            similarity=values.get("similarity"),
+            usage=tuple(CodeUsage(counts.numpy()) for counts in self.usage),
+            rows=tuple(rows),
+            prior_nats=values.get("prior"),
+            grid_nats=values.get("grid"),
+            class_nats=values.get("class_nats"),
+            recognised=values.get("recognised"),
+        )
 
 
 def score(
@@ -67,64 +100,39 @@ def score(
     batch: int = 64,
     seed: int = 0,
     progress: Progress = silent,
-) -> Stills:
+) -> Scores:
     """Score every frame of ``frames`` (windows of length 1) once; nothing is left out."""
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
-    parts: dict[str, list[Tensor]] = {}
-    bounds: dict[str, list[tuple[Tensor, Tensor]]] = {}
-    usage: list[Tensor] = []
-
-    def keep(**values: Tensor | None) -> None:
-        for name, value in values.items():
-            if value is not None:
-                parts.setdefault(name, []).append(value.double().cpu())
-
-    done = 0
+    gathered, done = _Gathered(), 0
     with torch.inference_mode():
         for segment in frames.cover(batch):
-            raw, conditions = _still(segment, device)
+            raw, conditions = _frames(segment, device)
             x = raw.to(device)
             latents = model.encode(x)
             codes = latents if isinstance(model, Tokenizer) else None
             pictures = model.decode(latents).cpu()
-            keep(squared_error=mse(pictures, raw))
+            gathered.add(squared_error=mse(pictures, raw))
             if min(raw.shape[-2:]) >= SSIM_WINDOW:
-                keep(similarity=ssim(pictures, raw))
+                gathered.add(similarity=ssim(pictures, raw))
             nats = None
             if isinstance(model, Tokenizer) and codes is not None:
-                found = [torch.bincount(book.flatten(), minlength=model.num_codes).cpu() for book in model.books(codes)]
-                usage = [a + b for a, b in zip(usage, found, strict=True)] if usage else found
+                gathered.count(model, codes)
                 if prior is not None:
                     nats = -prior.log_likelihood(codes[:, None], conditions[:, None])[:, 0]
                     if prior.sees_actions and 1 < prior.num_actions <= MOST_CLASSES:
-                        keep(**_reading(prior, codes, conditions))
-                keep(prior=nats, grid=model.grid_nats(x))
+                        gathered.add(**_of_classes(prior, codes, conditions))
+                gathered.add(prior=nats, grid=model.grid_nats(x))
             if model.likelihood.exact:
                 for name, bound in _bounds(model, prior, x, conditions, codes, nats, generator):
-                    bounds.setdefault(name, []).append(
-                        (bound.total.double().cpu(), bound.reconstruction.double().cpu())
-                    )
+                    gathered.bounds.setdefault(name, []).append(bound)
             done += len(raw)
             progress("held-out frames", done, len(frames))
-    joined = {name: torch.cat(values).numpy() for name, values in parts.items()}
-    rows = [
-        Row(name, *(torch.cat(values).numpy() for values in zip(*found, strict=True))) for name, found in bounds.items()
-    ]
-    return Stills(
-        joined["squared_error"],
-        joined.get("similarity"),
-        tuple(CodeUsage(counts.numpy()) for counts in usage),
-        tuple(rows),
-        joined.get("prior"),
-        joined.get("grid"),
-        joined.get("told"),
-        joined.get("recognised"),
-    )
+    return gathered.scores()
 
 
-def _reading(prior: LatentPrior, codes: Tensor, conditions: Tensor) -> dict[str, Tensor]:
-    """What classes tell of codes (B, *grid): ``told`` and ``recognised`` of the frames whose class is known."""
+def _of_classes(prior: LatentPrior, codes: Tensor, conditions: Tensor) -> dict[str, Tensor]:
+    """``class_nats`` and ``recognised``, see :class:`Scores`, of codes (B, *grid) of frames whose class is known."""
     known = conditions >= 0
     each = [
         prior.log_likelihood(codes[known, None], torch.full_like(conditions[known, None], number))[:, 0].double()
@@ -133,12 +141,12 @@ def _reading(prior: LatentPrior, codes: Tensor, conditions: Tensor) -> dict[str,
     nats = torch.stack(each)  # (A, B)
     own = nats.gather(0, conditions[None, known])[0]
     return {
-        "told": own - (nats.logsumexp(0) - math.log(prior.num_actions)),
+        "class_nats": own - (nats.logsumexp(0) - math.log(prior.num_actions)),
         "recognised": nats.argmax(0) == conditions[known],
     }
 
 
-def _still(segment: Segment, device: torch.device) -> tuple[Tensor, Tensor]:
+def _frames(segment: Segment, device: torch.device) -> tuple[Tensor, Tensor]:
     """A window of one frame each → frames (B, C, H, W) uint8 on the host, conditions (B,)."""
     assert segment.frames is not None
     return segment.frames[:, 0], segment.actions[:, 0].to(device)
@@ -156,8 +164,7 @@ def _bounds(
     """Every bound that the model allows, by name; ``code_nats`` (B,): −log of the learned prior of the codes."""
     if not model.certain:
         for samples in SAMPLES:
-            found = model.bound(x, generator, samples)
-            yield f"fixed prior, {samples} sample{'s' * (samples > 1)}", found
+            yield f"fixed prior, {samples} sample{'s' * (samples > 1)}", model.bound(x, generator, samples)
     if codes is None and prior is not None:
         yield "learned prior, 1 sample", prior.bound(model, x, conditions, generator)
     if isinstance(model, Tokenizer) and codes is not None:
@@ -169,16 +176,16 @@ def _bounds(
             yield f"learned prior{point}", Bound(reconstruction + code_nats, reconstruction)
 
 
-def summary(found: Stills, model: Autoencoder, seed: int = 0, classes: int = 1) -> dict[str, Any]:
+def summary(scores: Scores, model: Autoencoder, seed: int = 0, classes: int = 1) -> dict[str, Any]:
     """The figures as plain numbers, with 95 % intervals (frames resampled); bits/dim are bits per sub-pixel."""
     dimensions = math.prod(model.frame_shape)
     unit = dimensions * math.log(2)
-    told: dict[str, Any] = {
-        "frames": len(found.squared_error),
+    figures: dict[str, Any] = {
+        "frames": len(scores.squared_error),
         "dimensions": dimensions,
-        "psnr": mean_interval(decibels(found.squared_error), seed).to_json(),
-        "psnr_of_mean_mse": float(decibels(found.squared_error.mean())),
-        "ssim": None if found.similarity is None else mean_interval(found.similarity, seed).to_json(),
+        "psnr": mean_interval(decibels(scores.squared_error), seed).to_json(),
+        "psnr_of_mean_mse": float(decibels(scores.squared_error.mean())),
+        "ssim": None if scores.similarity is None else mean_interval(scores.similarity, seed).to_json(),
         "bits_per_dim": [
             {
                 "name": row.name,
@@ -186,45 +193,49 @@ def summary(found: Stills, model: Autoencoder, seed: int = 0, classes: int = 1) 
                 "reconstruction": float(row.reconstruction.mean() / unit),
                 "latents": float((row.total - row.reconstruction).mean() / unit),
             }
-            for row in found.rows
+            for row in scores.rows
         ],
     }
-    if isinstance(model, Tokenizer):
-        count, each = math.prod(model.grid), math.log2(model.num_codes)
-        told["grid"] = {
+    return figures | (_of_codes(scores, model, seed, classes) if isinstance(model, Tokenizer) else {})
+
+
+def _of_codes(scores: Scores, model: Tokenizer, seed: int, classes: int) -> dict[str, Any]:
+    """The part of :func:`summary` that only a tokenizer has."""
+    count, each = math.prod(model.grid), math.log2(model.num_codes)
+    figures: dict[str, Any] = {
+        "grid": {
             "shape": list(model.grid),
             "levels": [list(level) for level in model.levels],
             "codes": model.num_codes,
             "bits": count * each,
-            "factor": 8 * dimensions / (count * each),
+            "factor": 8 * math.prod(model.frame_shape) / (count * each),
+        },
+        "usage": usage_of(scores.usage),
+    }
+    if scores.grid_nats is not None:
+        assert isinstance(model, Stacked)
+        positions = math.prod(model.first.grid)
+        figures["scene"] = {"bits_uniform": positions * math.log2(model.first.num_codes), "codes": positions}
+        costs = {"uniform": np.full_like(scores.grid_nats, model.uniform_nats()), "learned": scores.prior_nats}
+        for name, cost in costs.items():
+            if cost is not None:
+                total = (scores.grid_nats + cost) / math.log(2)
+                figures["scene"][name] = mean_interval(total, seed).to_json()
+    if scores.prior_nats is not None:
+        per_code = scores.prior_nats.mean() / math.log(2) / count
+        figures["prior"] = {
+            "bits_per_frame": mean_interval(scores.prior_nats / math.log(2), seed).to_json(),
+            "bits_per_code": float(per_code),
+            "saved_per_code": float(each - per_code),
+            "bits_per_code_uniform": each,
         }
-        told["usage"] = usage_of(found.usage)
-        if found.grid_nats is not None:
-            assert isinstance(model, Stacked)
-            first = model.first
-            told["scene"] = {
-                "bits_uniform": math.prod(first.grid) * math.log2(first.num_codes),
-                "codes": math.prod(first.grid),
-            }
-            costs = {"uniform": np.full_like(found.grid_nats, model.uniform_nats()), "learned": found.prior_nats}
-            for name, cost in costs.items():
-                if cost is not None:
-                    bits_of = (found.grid_nats + cost) / math.log(2)
-                    told["scene"][name] = mean_interval(bits_of, seed).to_json()
-        if found.prior_nats is not None:
-            told["prior"] = {
-                "bits_per_frame": mean_interval(found.prior_nats / math.log(2), seed).to_json(),
-                "bits_per_code": float(found.prior_nats.mean() / math.log(2) / count),
-                "saved_per_code": float(each - found.prior_nats.mean() / math.log(2) / count),
-                "bits_per_code_uniform": each,
-            }
-        if found.told is not None and found.recognised is not None and len(found.told):
-            told["classes"] = {
-                "bits": mean_interval(found.told / math.log(2), seed).to_json(),
-                "recognised": mean_interval(found.recognised, seed).to_json(),
-                "chance": 1 / classes,
-            }
-    return told
+    if scores.class_nats is not None and scores.recognised is not None and len(scores.class_nats):
+        figures["classes"] = {
+            "bits": mean_interval(scores.class_nats / math.log(2), seed).to_json(),
+            "recognised": mean_interval(scores.recognised, seed).to_json(),
+            "chance": 1 / classes,
+        }
+    return figures
 
 
 def triptych(
@@ -239,8 +250,7 @@ def triptych(
     every = max(1, len(frames) // count)
     chosen = list(itertools.islice(frames.cover(1), every // 2, None, every))[:count]
     with torch.inference_mode():
-        stills = [_still(segment, device) for segment in chosen]
-        raw, conditions = (torch.cat([still[part] for still in stills]) for part in range(2))
+        raw, conditions = map(torch.cat, zip(*(_frames(segment, device) for segment in chosen), strict=True))
         shown = model.reconstructions(raw.to(device), generator)
         rows = [("original", raw), *((name, part.cpu()) for name, part in shown)]
         if prior is not None:
@@ -248,7 +258,7 @@ def triptych(
     return rows
 
 
-def evaluate_stills(
+def evaluate_images(
     run: Path, images: ImageModel, store: EpisodeStore, seed: int = 0, command: str = "", progress: Progress = silent
 ) -> dict[str, Any]:
     """Measure a run of images on the held-out ones of ``store``; writes the report to its folder ``evaluation``.
@@ -265,5 +275,5 @@ def evaluate_stills(
         **heading(run.name, spec.env_id, images.device, command),
         **summary(score(model, prior, frames, seed=seed, progress=progress), model, seed, len(spec.action_names)),
     }
-    stills_report.save(found, triptych(spec, model, prior, frames, seed=seed), run / "evaluation")
+    images_report.save(found, triptych(spec, model, prior, frames, seed=seed), run / "evaluation")
     return found
