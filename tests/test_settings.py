@@ -29,7 +29,7 @@ class Setting(NamedTuple):
 
 def built(node: Any, name: str) -> Iterator[Setting]:
     """The settings of a node, or of those in a list, that are built."""
-    if checks._is_list(node):
+    if checks.is_list(node):
         for index, item in enumerate(node):
             yield from built(item, f"{name}[{index}]")
     elif "_target_" in node:

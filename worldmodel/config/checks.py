@@ -12,12 +12,12 @@ import functools
 import importlib
 import inspect
 import pkgutil
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
+from worldmodel.config.messages import is_list, message
 from worldmodel.errors import ConfigError, WorldModelError
-from worldmodel.util.ranges import MOST, PassedTo
+from worldmodel.util.ranges import PassedTo
 
 MISSING = "???"
 """How a setting that has to be given and was not yet looks; whoever needs it says so."""
@@ -29,28 +29,6 @@ HYDRA = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
 
 Kind = TypeVar("Kind")
 Function = TypeVar("Function", bound=Callable[..., Any])
-
-REASONS = {
-    "int_type": "it must be a whole number",
-    "int_from_float": "it must be a whole number",
-    "float_type": "it must be a finite number",
-    "finite_number": "it must be a finite number",
-    "bool_type": "choose true, false",
-    "string_type": "it must be a text",
-    "greater_than_equal": "it must be at least {ge}",
-    "greater_than": "it must be above {gt}",
-    "less_than_equal": "it must be at most {le}",
-    "less_than": "it must be below {lt}",
-    "too_short": "it must be a list of at least {min_length}, written [a,b]",
-    "too_long": "it must be a list of at most {max_length}, written [a,b]",
-    "sequence_str": "it must be a list, written [a,b]",
-    "missing": "it must be a longer list",
-    "multiple_of": "it must be a multiple of {multiple_of}",
-    "none_required": "it must be null",
-    "value_error": "{error}",
-}
-"""Pydantic's types of errors → the end of our sentence."""
-LISTS = ("list_type", "tuple_type", "is_instance_of", "sequence_type")
 
 
 class Parameters(NamedTuple):
@@ -66,7 +44,7 @@ def check(settings: Any, name: str) -> Any:
     ``name`` is the dotted name of the settings. Raises :class:`ConfigError` in one line for a value that is not
     possible and for a name that is not known.
     """
-    if _is_list(settings):
+    if is_list(settings):
         return [check(item, f"{name}[{index}]") for index, item in enumerate(settings)]
     if not isinstance(settings, Mapping):
         return settings
@@ -112,7 +90,7 @@ def check_value(name: str, annotation: Any, value: Any) -> Any:
     try:
         return value if adapter is None else adapter.validate_python(_plain(value))
     except ValidationError as error:
-        raise ConfigError(_message(name, value, error)) from None
+        raise ConfigError(message(name, value, error)) from None
 
 
 def check_groups(config: Any, *groups: str) -> None:
@@ -249,11 +227,7 @@ def _builds(value: Any) -> bool:
     """Whether there is something to build in a value."""
     if isinstance(value, Mapping):
         return "_target_" in value or any(map(_builds, value.values()))
-    return _is_list(value) and any(map(_builds, value))
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+    return is_list(value) and any(map(_builds, value))
 
 
 def _marks(annotation: Any) -> Iterator[Any]:
@@ -282,48 +256,6 @@ def _plain(value: Any) -> Any:
     """Whole numbers as integers, lists as tuples, which are both strict enough for pydantic."""
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return int(value)
-    if _is_list(value):
+    if is_list(value):
         return tuple(map(_plain, value))
     return {key: _plain(item) for key, item in value.items()} if isinstance(value, Mapping) else value
-
-
-def _message(name: str, value: Any, error: Any) -> str:
-    """One line on the error that says most: of the types that are possible, the one that fits best."""
-    errors = error.errors(include_url=False)
-    worst = max(errors, key=lambda each: (len(each["loc"]), not each["type"].endswith(("_type", "_str"))))
-    entry = False
-    place: Any = value
-    for step in worst["loc"]:  # which also names the members of unions
-        if isinstance(place, Mapping) and step in place:
-            name, place = (f"{name}.{step}", place[step])
-            value = place
-        elif _is_list(place) and isinstance(step, int) and step < len(place):
-            entry, place = True, place[step]
-    if worst["loc"] and worst["loc"][-1] == "[key]":
-        return f"there is no {name}; {_reason(worst)}"
-    inner = f"an entry is {_shown(worst['input'])}; " if entry else ""
-    return f"{name} is {_shown(value)}; {inner}{_reason(worst)}"
-
-
-def _reason(error: Mapping[str, Any]) -> str:
-    kind, context = error["type"], {name: _short(value) for name, value in error.get("ctx", {}).items()}
-    if kind == "literal_error":
-        words = re.findall(r"'([^']*)'", context["expected"]) or [context["expected"]]
-        return f"choose {', '.join(words)}"
-    if kind in ("dict_type", "mapping_type"):
-        return "it must be values by name, such as {a: 0.5}"
-    if kind in LISTS and context.get("class", "Sequence") == "Sequence":
-        return "it must be a list, written [a,b]"
-    if kind in ("callable_type", "is_instance_of", "is_subclass_of"):
-        return "it must be settings with a _target_"
-    return REASONS[kind].format(**context) if kind in REASONS else f"{error['msg'][0].lower()}{error['msg'][1:]}"
-
-
-def _shown(value: Any) -> str:
-    shown = "null" if value is None else repr(value) if isinstance(value, str) else str(value)
-    return f"{shown[:60]}{'…' * (len(shown) > 60)}"
-
-
-def _short(value: Any) -> Any:
-    """1.0 → 1, as the bound was written."""
-    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < MOST else value
