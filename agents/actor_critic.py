@@ -14,7 +14,7 @@ from worldmodel.nn.convnets import CONV
 from worldmodel.priors.outcomes import BINS, SPAN, symexp, two_hot
 from worldmodel.tokenizers import Tokenizer
 from worldmodel.types import NO_ACTION
-from worldmodel.util.ranges import Count
+from worldmodel.util.ranges import Count, Weights
 
 
 class Seen(NamedTuple):
@@ -136,6 +136,7 @@ class ActorCritic(nn.Module):
         tokenizer: of the codes. actions: A.
         history: frames that are looked at. width, layers: of the networks. reader: constructor of what reads the codes,
             :class:`CodeReader` or :class:`FrameReader`.
+        loss_weights: of the terms of training; 1 where none is given.
     """
 
     def __init__(
@@ -146,8 +147,10 @@ class ActorCritic(nn.Module):
         width: Count = 256,
         layers: Count = 2,
         reader: Callable[..., nn.Module] = CodeReader,
+        loss_weights: Weights | None = None,
     ):
         super().__init__()
+        self.loss_weights = dict(loss_weights or {})
         self.grid, self.actions, self.history = tokenizer.grid, actions, history
         self.policy, self.critic = (
             Tower(reader(tokenizer, history=history, width=width), actions, history, width, layers, outputs)

@@ -138,6 +138,7 @@ class ImaginationObjective(Objective):
     ):
         super().__init__()
         self.agent = agent
+        self.loss_weights = agent.loss_weights
         self.reuse, self.clip = reuse, clip
         self.horizon, self.discount, self.mix = horizon, discount, mix
         self._world = (world,)  # in a tuple, where PyTorch does not look for parameters

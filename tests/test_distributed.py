@@ -12,6 +12,7 @@ import torch
 import torch.multiprocessing as mp
 from lightning_fabric import Fabric
 from safetensors.torch import load_file, save_file
+from tiny import FIT
 
 from worldmodel.quantizers import VectorQuantizer
 from worldmodel.tokenizers import VQVAE
@@ -61,7 +62,9 @@ class Dump(Checkpoint):
 
 def train(fabric: Fabric, make, folder: Path, steps: int = STEPS) -> None:
     rank, world = fabric.global_rank, fabric.world_size
-    settings = FitSettings(steps=steps, learning_rate=3e-3, warmup_steps=2, log_every=4, decay="none", ema=0.9)
+    settings = FitSettings(
+        **{**FIT, "learning_rate": 3e-3, "warmup_steps": 2, "log_every": 4, "decay": "none", "ema": 0.9}, steps=steps
+    )
     path = folder / "c.safetensors"
     hooks = [JsonLines(folder / "metrics.jsonl"), Dump(path, 1e9)]
     fit(fabric, make(), lambda step: frames(step, rank, world), settings, path, hooks, "tokenizer")

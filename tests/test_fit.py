@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning_fabric import Fabric
+from tiny import FIT
 from torch import Tensor, nn
 
 from worldmodel.config.checks import read
@@ -87,11 +88,15 @@ def interrupt(fit: Fit) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def run(path: Path, hooks: list[Hook], stage: str = "toy", **settings) -> FitResult:
+def run(
+    path: Path, hooks: list[Hook], stage: str = "toy", weights: dict[str, float] | None = None, **settings
+) -> FitResult:
     torch.manual_seed(0)
-    chosen = {"steps": 12, "log_every": 1, "warmup_steps": 2, "weights": {"size": 0.1}, **settings}
+    chosen = {**FIT, "steps": 12, "log_every": 1, "warmup_steps": 2, **settings}
+    toy = Toy()
+    toy.loss_weights = {"size": 0.1} if weights is None else weights
     fabric = Fabric(accelerator="cpu", devices=1)
-    return fit(fabric, Toy(), batches, FitSettings(**chosen), path, hooks, stage)
+    return fit(fabric, toy, batches, FitSettings(**chosen), path, hooks, stage)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -317,7 +322,7 @@ def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
             self.extra = nn.Linear(2, 2)
 
     with pytest.raises(RunError, match=r"does not fit the model: .*extra.* remove it to train this stage again"):
-        fit(Fabric(accelerator="cpu", devices=1), Wider(), batches, FitSettings(steps=20), path)
+        fit(Fabric(accelerator="cpu", devices=1), Wider(), batches, FitSettings(**FIT, steps=20), path)
 
 
 @pytest.mark.parametrize(
@@ -326,8 +331,8 @@ def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
 def test_settings_that_cannot_be_honoured(wrong: dict) -> None:
     ((name, value),) = wrong.items()
     with pytest.raises(ConfigError, match=f"training.fit.{name} is {value}; it must be"):
-        read(FitSettings, {"steps": 1, **wrong}, "training.fit")
+        read(FitSettings, {**FIT, "steps": 1, **wrong}, "training.fit")
 
 
 def test_settings_know_their_fields() -> None:
-    assert {f.name for f in dataclasses.fields(FitSettings)} >= {"steps", "max_seconds", "ema", "precision", "weights"}
+    assert {f.name for f in dataclasses.fields(FitSettings)} >= {"steps", "max_seconds", "ema", "precision"}

@@ -156,9 +156,10 @@ def test_a_named_tokenizer_makes_its_grid_of_512_codes(name: str, size: int, gri
 def test_the_weights_of_loss_terms_are_those_of_its_terms(name: str) -> None:
     """The paper's β for every VQ-VAE; none for FSQ, which has no commitment: a weight would be an error there."""
     config = compose_config([f"tokenizer={name}"])
-    losses = build_tokenizer(config, SPEC)(frames(2)).losses
+    model = build_tokenizer(config, SPEC)
+    losses = model(frames(2)).losses
     own = {"fsq": set(), "gumbel": {"kl", "diversity"}, "vae": {"kl"}, "vimco": {"bound"}}.get(name, {"commitment"})
-    weights = dict(config.training.tokenizer.weights)
+    weights = model.loss_weights
     assert losses.keys() - {"reconstruction"} == own
     # What a bound is made of has no weight: the plain sum is what is reported.
     assert weights.keys() == (set() if name in ("vae", "vimco") else own)

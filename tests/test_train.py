@@ -15,9 +15,11 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
+from worldmodel.config.cli import compose_config
 from worldmodel.data.codes import encode_store
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError, DataError, RunError
+from worldmodel.runs.folder import load_config
 from worldmodel.runs.load import load_prior, load_tokenizer
 from worldmodel.runs.resume import essence
 from worldmodel.runs.training import train
@@ -29,7 +31,6 @@ from worldmodel.training.hooks import Checkpoint, read_json_lines
 from worldmodel.types import Segment
 from worldmodel.world import WorldModel
 
-ROOT = Path(__file__).parents[1]
 QUICK = {"steps": 30, "batch": 4, "precision": "fp32", "log_every": 5, "evaluate_every": 20, "evaluate_batches": 2}
 
 
@@ -66,13 +67,13 @@ def settings(data: Path, runs: Path, **changes) -> DictConfig:
                 "trunk": {"_target_": "worldmodel.priors.ConvTrunk", "width": 16, "blocks": 1, "history": 2, **partial},
                 "head": {"_target_": "worldmodel.heads.TransformerHead", "width": 16, "heads": 2, **partial},
             },
-            "training": OmegaConf.load(ROOT / "configs/training/default.yaml"),
+            "training": compose_config().training,
         }
     )
     for stage in ("tokenizer", "prior"):
         config.training[stage].update(QUICK)
-    config.training.tokenizer.weights = {"commitment": 0.25}
-    config.training.prior.weights = {"forecast": 0.2, "reward": 0.1, "end": 0.1}
+    config.tokenizer.loss_weights = {"commitment": 0.25}
+    config.prior.loss_weights = {"forecast": 0.2, "reward": 0.1, "end": 0.1}
     for name, value in changes.items():
         OmegaConf.update(config, name.replace("__", "."), value)
     return config
@@ -93,7 +94,7 @@ def test_a_prior_without_a_past_or_outcomes_is_trained_and_drawn_from(data: Path
         "head": {"_target_": "worldmodel.heads.PixelCNNHead", "width": 16, "layers": 2, **part},
     }
     config = settings(data, tmp_path)
-    config.prior, config.training.prior.weights = prior, {"forecast": 0.2}
+    config.prior = {**prior, "loss_weights": {"forecast": 0.2}}
     folder = train(config)
     lines = [line for line in read_json_lines(folder / "metrics.jsonl") if line["stage"] == "prior"]
     names = {name.rpartition("train_")[2] for line in lines for name in line}
@@ -101,7 +102,7 @@ def test_a_prior_without_a_past_or_outcomes_is_trained_and_drawn_from(data: Path
     world = WorldModel.load(folder, "cpu")
     frames = torch.zeros(1, *SPEC.frame_shape, dtype=torch.uint8)
     assert not world.imagine(frames, [0, 1]).rewards.any()
-    config.training.prior.weights = {"reward": 0.1}
+    config.prior.loss_weights = {"reward": 0.1}
     with pytest.raises(ConfigError, match="a weight for the loss term 'reward'; the terms are codes, forecast"):
         train(config)
 
@@ -235,6 +236,23 @@ def test_training_begins_with_the_weights_of_a_run(finished: Path, data: Path, t
     assert not (tmp_path / "four").exists()
 
 
+def test_a_run_whose_loss_weights_were_settings_of_its_training_goes_on(
+    finished: Path, data: Path, tmp_path: Path
+) -> None:
+    """As earlier versions wrote it, with weights for a stage that the settings do not have."""
+    folder = shutil.copytree(finished, tmp_path / "square-1")
+    config = OmegaConf.load(folder / "config.yaml")
+    for stage in ("tokenizer", "prior"):
+        config.training[stage].weights = config[stage].pop("loss_weights")
+    config.training.second.weights = {"commitment": 0.25, "forecast": 0.2}
+    OmegaConf.save(config, folder / "config.yaml")
+    known = load_config(folder)
+    assert known.tokenizer.loss_weights == {"commitment": 0.25}
+    assert known.prior.loss_weights == {"forecast": 0.2, "reward": 0.1, "end": 0.1}
+    assert not any("weights" in known.training[stage] for stage in known.training)
+    assert train(settings(data, tmp_path)) == folder
+
+
 def test_prior_needs_a_tokenizer(data: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"tokenizer\.safetensors is missing"):
         train(settings(data, tmp_path / "runs"), "prior")
@@ -360,7 +378,7 @@ def test_divergence_is_one_line(data: Path, tmp_path: Path) -> None:
 
 def test_weight_of_a_missing_term_names_the_terms(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="'perceptual'; the terms are reconstruction, commitment"):
-        train(settings(data, tmp_path, training__tokenizer__weights={"perceptual": 1.0}), "tokenizer")
+        train(settings(data, tmp_path, tokenizer__loss_weights={"perceptual": 1.0}), "tokenizer")
 
 
 @pytest.mark.parametrize(
@@ -374,7 +392,7 @@ def test_weight_of_a_missing_term_names_the_terms(data: Path, tmp_path: Path) ->
         ({"tokenizer__flavour": 1}, "there is no tokenizer.flavour; choose frame_shape, "),
         ({"prior__head__heads": 3}, "the prior does not work with these settings: "),
         ({"prior__head__order": "spiral"}, "prior.head.order is 'spiral'; choose checkerboard, quincunx, raster"),
-        ({"training__prior__weights": {"perceptual": 1}}, "'perceptual'; the terms are codes, "),
+        ({"prior__loss_weights": {"perceptual": 1}}, "'perceptual'; the terms are codes, "),
         ({"training__prior__steps": "many"}, "training.prior.steps is 'many'; it must be a whole number"),
         ({"training__prior__precision": "fp7"}, "training.prior.precision is 'fp7'; choose auto, fp32, bf16"),
         ({"training__prior__decay": "step"}, "training.prior.decay is 'step'; choose cosine, linear, none"),
@@ -382,8 +400,8 @@ def test_weight_of_a_missing_term_names_the_terms(data: Path, tmp_path: Path) ->
         ({"training__prior__ema": float("nan")}, "training.prior.ema is nan; it must be a finite number"),
         ({"training__prior__learning_rate": 1e300}, "training.prior.learning_rate is 1e.300; it must be at most 1e.30"),
         ({"training__prior__betas": [0.9] * 3}, r"training.prior.betas is \[.*\]; it must be a list of at most 2"),
-        ({"training__prior__weights": 3}, "training.prior.weights is 3; it must be values by name"),
-        ({"training__prior__weights": {"end": -1}}, "training.prior.weights.end is -1; it must be at least 0"),
+        ({"prior__loss_weights": 3}, "prior.loss_weights is 3; it must be values by name"),
+        ({"prior__loss_weights": {"end": -1}}, "prior.loss_weights.end is -1; it must be at least 0"),
         ({"training__prior__speed": 1}, "there is no training.prior.speed; choose steps, max_seconds, "),
         ({"training__tokenizer__length": 0}, "training.tokenizer.length is 0; it must be at least 1"),
         ({"training__tokenizer": None}, "the setting training.tokenizer.steps is missing"),

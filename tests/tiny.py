@@ -45,6 +45,19 @@ SMALLER = {
     "vimco": ("tokenizer.num_codes=16", "tokenizer.slots=3", "tokenizer.width=4", "tokenizer.samples=4"),
     "vqvae_8x8x10": ("tokenizer.num_codes=16", "tokenizer.quantizer.slots=3", "tokenizer.quantizer.quantizer.width=4"),
 }
+# What a fit is given where a test does not care.
+FIT = {
+    "max_seconds": None,
+    "learning_rate": 1e-3,
+    "warmup_steps": 100,
+    "decay": "cosine",
+    "weight_decay": 0.0,
+    "clip": 1.0,
+    "muon": 0.0,
+    "ema": 0.999,
+    "precision": "fp32",
+    "log_every": 50,
+}
 SMALL_PRIOR = ("prior.trunk.width=16", "prior.head.width=16")
 
 

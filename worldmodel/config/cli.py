@@ -115,13 +115,12 @@ def choices() -> dict[str, list[str]]:
 
     root = Path(str(files("worldmodel.configs")))
     entries = OmegaConf.load(root / "config.yaml").defaults
-    # As in "env: gym" or "optional training/weights@training.tokenizer.weights: …".
-    groups = [str(key).split()[-1].split("@")[0] for entry in entries if isinstance(entry, DictConfig) for key in entry]
+    # As in "env: gym" or "optional experiment: null".
+    groups = [str(key).split()[-1] for entry in entries if isinstance(entry, DictConfig) for key in entry]
     found = {}
     for group in groups:
-        inner = [other for other in groups if other.startswith(f"{group}/")]
-        names = [path.relative_to(root).with_suffix("").as_posix() for path in sorted((root / group).rglob("*.yaml"))]
-        found[group] = [name.removeprefix(f"{group}/") for name in names if not name.startswith(tuple(inner))]
+        paths = sorted((root / group).rglob("*.yaml"))
+        found[group] = [path.relative_to(root / group).with_suffix("").as_posix() for path in paths]
     return found
 
 

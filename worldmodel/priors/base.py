@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -74,6 +75,7 @@ class LatentPrior(nn.Module, abc.ABC):
     """p(latents of a frame | latents so far, actions so far): of codes, or of the numbers of a VAE."""
 
     grid: tuple[int, ...]  # the shape of the latents of a frame
+    loss_weights: Mapping[str, float] = MappingProxyType({})  # of the terms of training; 1 where none is given
     context: int = 0  # leading frames of a training segment that are seen but not predicted
 
     def __init__(self, action_names: Sequence[str]):

@@ -20,7 +20,7 @@ from worldmodel.priors.base import LatentPrior, PriorState, Step
 from worldmodel.tokenizers.base import Autoencoder, Bound
 from worldmodel.tokenizers.vae import VAE
 from worldmodel.types import Segment
-from worldmodel.util.ranges import Count
+from worldmodel.util.ranges import Count, Weights
 
 LEAST_LOG_SCALE = -6.0
 
@@ -32,6 +32,7 @@ class GaussianPrior(LatentPrior):
         tokenizer: the VAE; gives the shape of the latents, and is not kept.
         action_names: of the classes. condition: width of an embedded class.
         width, layers: of the PixelCNN. hidden: numbers a latent from which its mixture is read. components: of it.
+        loss_weights: of the terms of training; 1 where none is given.
     """
 
     remembers = False
@@ -46,8 +47,10 @@ class GaussianPrior(LatentPrior):
         condition: Count = 32,
         hidden: Count = 64,
         components: Count = 4,
+        loss_weights: Weights | None = None,
     ):
         super().__init__(action_names)
+        self.loss_weights = dict(loss_weights or {})
         if not isinstance(tokenizer, VAE):
             raise ConfigError("this prior is over the continuous latents of a VAE; choose tokenizer=…vae")
         self.grid, self.components = tokenizer.grid, components

@@ -14,7 +14,7 @@ from worldmodel.priors.base import LatentPrior, PriorOutput, PriorState, Step, T
 from worldmodel.priors.outcomes import OutcomeHead
 from worldmodel.tokenizers.base import Autoencoder, require_codes
 from worldmodel.types import Segment
-from worldmodel.util.ranges import Share, Whole
+from worldmodel.util.ranges import Share, Weights, Whole
 
 
 class Prior(LatentPrior):
@@ -31,6 +31,7 @@ class Prior(LatentPrior):
         corrupt: largest share of the seen codes of a training segment that are replaced by random ones (each segment
             draws its share from 0 to this), so that a dream survives its own mistakes; 0 for none.
         outcomes: whether frames have rewards and ends. Without, none are learnt, and a step's are zeros.
+        loss_weights: of the terms of training; 1 where none is given.
     """
 
     def __init__(
@@ -43,8 +44,10 @@ class Prior(LatentPrior):
         forget: Share = 0.0,
         corrupt: Share = 0.0,
         outcomes: bool = True,
+        loss_weights: Weights | None = None,
     ):
         super().__init__(action_names)
+        self.loss_weights = dict(loss_weights or {})
         tokenizer = require_codes(tokenizer)
         levels = tokenizer.levels if len(tokenizer.levels) > 1 else ()
         spec = GridSpec(tokenizer.grid, tokenizer.codebook(), self.action_names, levels)

@@ -61,6 +61,15 @@ SETTINGS: dict[str, str] = {
 """Renamed settings: ``<class of the node>.<old name>`` → new name."""
 
 
+WEIGHTED = {
+    "tokenizer": ("tokenizer",),
+    "second": ("second",),
+    "prior": ("prior",),
+    "agent": ("agent", "learner", "network"),
+}
+"""Where the settings of a run have the model of a training stage."""
+
+
 def present_target(name: str) -> str:
     """The present dotted name of a class or function that an earlier version called ``name``."""
     package, dot, rest = name.partition(".")
@@ -95,4 +104,17 @@ def migrate(settings: Any) -> Any:
         result["_target_"] = target
     if isinstance(result.get("id"), str):
         result["id"] = present_id(result["id"])
+    if isinstance(result.get("training"), dict):
+        move_loss_weights(result)
     return result
+
+
+def move_loss_weights(settings: dict[Any, Any]) -> None:
+    """``training.<stage>.weights`` of earlier versions → ``loss_weights`` of the model of that stage, in place."""
+    for stage, path in WEIGHTED.items():
+        weights = (settings["training"].get(stage) or {}).pop("weights", None)
+        node: Any = settings
+        for name in path:
+            node = node.get(name) if isinstance(node, dict) else None
+        if weights and isinstance(node, dict):
+            node.setdefault("loss_weights", weights)

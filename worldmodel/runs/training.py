@@ -92,14 +92,14 @@ def rehearse(fabric: Fabric, config: DictConfig, spec: Spec, stages: Sequence[St
     tokenizer: Autoencoder | None = None
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         for stage in (*prerequisites(config, stages), *stages):
-            settings = stage_settings(config, stage)
+            stage_settings(config, stage)  # reports what is wrong before a model is built
             model = stage.build(config, spec, tokenizer)
             objective = stage.objective(config, model, tokenizer).eval()
             try:
                 losses = objective(blank_window(stage.lead(model) + 1, spec, tokenizer), torch.Generator())
             except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError) as error:
                 raise ConfigError(f"the {stage.title} does not work with these settings: {one_line(error)}") from error
-            weighted_sum(losses.terms, settings.weights)
+            weighted_sum(losses.terms, objective.loss_weights)
             tokenizer = stage.extended(tokenizer, model)
 
 

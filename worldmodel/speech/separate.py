@@ -15,7 +15,7 @@ from worldmodel.nn.convnets import ConvDecoder, ConvEncoder, Encoder
 from worldmodel.quantizers import Quantizer
 from worldmodel.tokenizers.base import Reconstruction, Tokenizer
 from worldmodel.tokenizers.vqvae import VQVAE
-from worldmodel.util.ranges import Levels, NumCodes, Whole
+from worldmodel.util.ranges import Levels, NumCodes, Weights, Whole
 
 
 class SeparateLevels(Tokenizer):
@@ -34,6 +34,7 @@ class SeparateLevels(Tokenizer):
         widths: for every level, the finest first, the channels behind each of its halvings, from the observation on:
             3, 5 and 7 halvings are Jukebox's 8×, 32× and 128×.
         blocks, num_codes, likelihood, encoder, decoder, condition_width, num_actions: of every level, as of the VQ-VAE.
+        loss_weights: of the terms of training; 1 where none is given.
 
     The loss terms are means over the levels; the figures ``reconstruction_8x``, … are each level's own, named by how
     many places along an axis become one. A bound is that of the finest level's decoder with the codes of all levels
@@ -54,8 +55,10 @@ class SeparateLevels(Tokenizer):
         decoder: Callable[..., nn.Module] = ConvDecoder,
         condition_width: Whole = 0,
         num_actions: Whole = 0,
+        loss_weights: Weights | None = None,
     ):
         super().__init__()
+        self.loss_weights = dict(loss_weights or {})
         halvings = [len(level) for level in widths]
         if len(widths) < 2 or halvings != sorted(set(halvings)):
             raise ConfigError(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import abc
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -63,6 +65,7 @@ class Autoencoder(nn.Module, abc.ABC):
     frame_shape: tuple[int, ...]  # (C, *size)
     grid: tuple[int, ...]  # the shape of the latents of a frame
     likelihood: Likelihood
+    loss_weights: Mapping[str, float] = MappingProxyType({})  # of the terms of training; 1 where none is given
     certain: bool = True  # the posterior of the latents is a point; otherwise bounds are drawn
     condition_width: int = 0  # of the embedded condition that the decoder reads; 0 where it reads none
 

@@ -18,7 +18,7 @@ from worldmodel.nn.precision import dtype_of
 from worldmodel.quantizers import Quantizer
 from worldmodel.tokenizers.base import Reconstruction, Tokenizer
 from worldmodel.types import to_uint8
-from worldmodel.util.ranges import Levels, NumCodes, ShareBelowOne, Whole
+from worldmodel.util.ranges import Levels, NumCodes, ShareBelowOne, Weights, Whole
 
 
 class VQVAE2(Tokenizer):
@@ -37,6 +37,7 @@ class VQVAE2(Tokenizer):
         hide: share of the training frames of which the decoder sees the coarser grids alone (how many of them is
             drawn). Without it the fine grid says all, and the coarse one soon uses few of its codes. It is the
             quantiser dropout of SoundStream (Zeghidour et al., 2021, section III.C), over levels.
+        loss_weights: of the terms of training; 1 where none is given.
 
     Raises :class:`ConfigError` when the size of the frames cannot be halved that often.
     """
@@ -50,8 +51,10 @@ class VQVAE2(Tokenizer):
         num_codes: NumCodes = 512,
         likelihood: Callable[..., Likelihood] = SquaredError,
         hide: ShareBelowOne = 0.0,
+        loss_weights: Weights | None = None,
     ):
         super().__init__()
+        self.loss_weights = dict(loss_weights or {})
         self.hide = hide
         channels, *size = frame_shape
         halvings = sum(map(len, widths))

@@ -17,7 +17,7 @@ from worldmodel.likelihoods.squared_error import SquaredError
 from worldmodel.nn.convnets import CONV, ConvEncoder, ResidualBlock
 from worldmodel.quantizers import Quantizer
 from worldmodel.tokenizers.base import Reconstruction, Tokenizer
-from worldmodel.util.ranges import Count, Counts, NumCodes, Whole
+from worldmodel.util.ranges import Count, Counts, NumCodes, Weights, Whole
 
 
 class GridVQVAE(nn.Module):
@@ -30,6 +30,7 @@ class GridVQVAE(nn.Module):
         head: constructor of the decoder, as a prior's.
         num_codes: K of the second stage. widths: channels behind each halving of the grid. blocks: residual blocks.
         context: width of what the codes say to each position of the grid.
+        loss_weights: of the terms of training; 1 where none is given.
     """
 
     def __init__(
@@ -41,8 +42,10 @@ class GridVQVAE(nn.Module):
         widths: Counts = (128, 128, 256),
         blocks: Whole = 2,
         context: Count = 64,
+        loss_weights: Weights | None = None,
     ):
         super().__init__()
+        self.loss_weights = dict(loss_weights or {})
         self.observed = tokenizer.grid
         codebook = tokenizer.codebook()
         if codebook.dim() != 2 or len(self.observed) != 2:

@@ -13,7 +13,7 @@ from worldmodel.likelihoods.base import Likelihood
 from worldmodel.likelihoods.categorical import Categorical
 from worldmodel.tokenizers.base import Bound, Reconstruction, as_float, importance_weighted
 from worldmodel.tokenizers.convolutional import ConvolutionalAutoencoder, halved
-from worldmodel.util.ranges import Count, Counts, Whole
+from worldmodel.util.ranges import Count, Counts, Weights, Whole
 
 WIDEST = 10.0  # log standard deviations lie in (-10, 10): e^20 is far from the end of float32
 
@@ -50,6 +50,7 @@ class VAE(ConvolutionalAutoencoder):
         frame_shape, widths, blocks: as of the VQ-VAE.
         latents: numbers at each place of the grid; the grid is (*size / 2**len(widths), latents).
         likelihood: constructor of an exact :class:`~worldmodel.likelihoods.Likelihood`.
+        loss_weights: of the terms of training; 1 where none is given.
 
     Raises :class:`ConfigError` when the size of the frames cannot be halved that often or the likelihood is not exact.
     """
@@ -63,8 +64,10 @@ class VAE(ConvolutionalAutoencoder):
         latents: Count,
         blocks: Whole = 2,
         likelihood: Callable[..., Likelihood] = Categorical,
+        loss_weights: Weights | None = None,
     ):
         super().__init__()
+        self.loss_weights = dict(loss_weights or {})
         self.grid = (*halved(frame_shape, widths), latents)
         self._build(frame_shape, widths, blocks, 2 * latents, latents, likelihood)
         self.require_exact()

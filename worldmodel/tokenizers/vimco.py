@@ -17,7 +17,7 @@ from worldmodel.likelihoods.base import Likelihood, uniform
 from worldmodel.likelihoods.categorical import Categorical
 from worldmodel.tokenizers.base import Bound, Reconstruction, Tokenizer, importance_weighted
 from worldmodel.tokenizers.convolutional import ConvolutionalAutoencoder, halved
-from worldmodel.util.ranges import Count, Counts, NumCodes, Whole
+from worldmodel.util.ranges import Count, Counts, NumCodes, Weights, Whole
 
 NEGLIGIBLE = 1e-8  # a share of the gradient that is lost in the rounding of float32 anyway
 
@@ -38,6 +38,7 @@ class VIMCO(ConvolutionalAutoencoder, Tokenizer):
         samples: S of training, at least 2.
         likelihood: constructor of an exact :class:`~worldmodel.likelihoods.Likelihood`.
         chunk: grids that are decoded at a time; it changes memory and speed, and no result.
+        loss_weights: of the terms of training; 1 where none is given.
 
     Raises :class:`ConfigError` when the size of the frames cannot be halved that often or the likelihood is not exact.
     """
@@ -55,8 +56,10 @@ class VIMCO(ConvolutionalAutoencoder, Tokenizer):
         samples: Annotated[int, Ge(2)] = 50,
         likelihood: Callable[..., Likelihood] = Categorical,
         chunk: Count = 32,
+        loss_weights: Weights | None = None,
     ):
         super().__init__()
+        self.loss_weights = dict(loss_weights or {})
         self.slots, self.num_codes = (slots,), num_codes
         self.grid = (*halved(frame_shape, widths), slots)
         self.samples, self.chunk = samples, chunk

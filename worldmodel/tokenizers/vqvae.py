@@ -14,7 +14,7 @@ from worldmodel.quantizers import Quantizer
 from worldmodel.tokenizers.base import Reconstruction, Tokenizer, as_float
 from worldmodel.tokenizers.convolutional import ConvolutionalAutoencoder, halved, shrunk
 from worldmodel.types import NO_ACTION
-from worldmodel.util.ranges import Counts, NumCodes, Whole
+from worldmodel.util.ranges import Counts, NumCodes, Weights, Whole
 
 HIDDEN_CONDITIONS = 0.05
 """Share of the training examples whose condition is hidden from a decoder that reads one."""
@@ -36,6 +36,7 @@ class VQVAE(ConvolutionalAutoencoder, Tokenizer):
             an encoder states its ``factor``.
         condition_width: of the embedded condition (action, class, speaker) that the decoder reads beside the codes; 0:
             it reads none, and the codes must hold everything. num_actions: A, needed for it.
+        loss_weights: of the terms of training; 1 where none is given.
 
     Raises :class:`ConfigError` when the size of the frames cannot be halved that often.
     """
@@ -52,8 +53,10 @@ class VQVAE(ConvolutionalAutoencoder, Tokenizer):
         decoder: Callable[..., nn.Module] = ConvDecoder,
         condition_width: Whole = 0,
         num_actions: Whole = 0,
+        loss_weights: Weights | None = None,
     ):
         super().__init__()
+        self.loss_weights = dict(loss_weights or {})
         if encoder is ConvEncoder:
             halved(frame_shape, widths)  # tells what is wrong in the terms of the settings
         self.quantizer = quantizer() if num_codes is None else quantizer(num_codes=num_codes)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -21,6 +23,7 @@ class Losses(NamedTuple):
 class Objective(nn.Module, abc.ABC):
     """What a fit minimises. A module, so that its model is wrapped with it when several devices train together."""
 
+    loss_weights: Mapping[str, float] = MappingProxyType({})  # of the terms; 1 where none is given
     headline: tuple[str, ...] = ()  # metrics worth a place in the progress bar
     counters: tuple[str, ...] = ()  # buffers that only metrics need; a resumed fit starts them anew if they do not fit
 

@@ -24,7 +24,7 @@ from worldmodel.training.means import RunningMeans
 from worldmodel.training.optim import Decay, MasterOptimizer, WeightAverage, learning_rate_factor
 from worldmodel.types import Segment
 from worldmodel.util.interrupts import deferred
-from worldmodel.util.ranges import Count, Positive, Seed, ShareBelowOne, Weights, Whole
+from worldmodel.util.ranges import Count, Positive, Seed, ShareBelowOne, Whole
 
 Factor = Annotated[float, Ge(0), Le(1e6)]
 
@@ -34,21 +34,23 @@ AGREE_EVERY = 10
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FitSettings:
-    """The choices of one fit, which ends after ``steps`` or ``max_seconds``, whichever comes first."""
+    """The choices of one fit, which ends after ``steps`` or ``max_seconds``, whichever comes first.
+
+    The values that training takes for them are stated in ``configs/stage.yaml``.
+    """
 
     steps: Count
-    max_seconds: Positive | None = None
-    learning_rate: Annotated[float, Gt(0), Le(1e30)] = 1e-3  # more is no float32
-    warmup_steps: Whole = 100
-    decay: Decay = "cosine"
+    max_seconds: Positive | None
+    learning_rate: Annotated[float, Gt(0), Le(1e30)]  # more is no float32
+    warmup_steps: Whole
+    decay: Decay
     betas: tuple[ShareBelowOne, ShareBelowOne] = (0.9, 0.99)
-    weight_decay: Factor = 0.0  # on matrices and kernels only
-    clip: Positive | None = 1.0  # largest norm of the gradient
-    muon: Factor = 0.0  # Muon's learning rate for hidden weights, as a multiple of learning_rate; 0: AdamW for all
-    ema: ShareBelowOne = 0.999  # decay of the average of the weights; 0: none
-    precision: Precision = "fp32"
-    weights: Weights = dataclasses.field(default_factory=dict)  # of loss terms; 1 where none is given
-    log_every: Count = 50  # steps over which metrics are averaged
+    weight_decay: Factor  # on matrices and kernels only
+    clip: Positive | None  # largest norm of the gradient
+    muon: Factor  # Muon's learning rate for hidden weights, as a multiple of learning_rate; 0: AdamW for all
+    ema: ShareBelowOne  # decay of the average of the weights; 0: none
+    precision: Precision
+    log_every: Count  # steps over which metrics are averaged
     seed: Seed = 0
 
 
@@ -114,7 +116,7 @@ class Fit:
         torch.manual_seed(seed)  # for modules like nn.Dropout that cannot be handed a generator
         generator = torch.Generator(self.fabric.device).manual_seed(seed)
         losses = self.module(batch.to(self.fabric.device), generator)
-        loss = weighted_sum(losses.terms, self.settings.weights)
+        loss = weighted_sum(losses.terms, self.objective.loss_weights)
         self.fabric.backward(loss)
         self.learning_rate = self.settings.learning_rate * learning_rate_factor(
             self.step, self.progress, self.settings.warmup_steps, self.settings.decay

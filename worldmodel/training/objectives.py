@@ -36,6 +36,7 @@ class TokenizerObjective(Objective):
     def __init__(self, tokenizer: Autoencoder, window: int = 100, augment: Augmentation | None = None):
         super().__init__()
         self.tokenizer, self.augment = tokenizer, augment
+        self.loss_weights = tokenizer.loss_weights
         if isinstance(tokenizer, Tokenizer):
             books = len(tokenizer.books(torch.zeros((1, *tokenizer.grid))))
             uses = torch.zeros((window, books, tokenizer.num_codes), dtype=torch.int32)
@@ -91,6 +92,7 @@ class SecondObjective(Objective):
     def __init__(self, second: GridVQVAE):
         super().__init__()
         self.second = second
+        self.loss_weights = second.loss_weights
 
     def forward(self, batch: Segment, generator: torch.Generator) -> Losses:
         if batch.codes is None:
@@ -113,6 +115,7 @@ class PriorObjective(Objective):
     def __init__(self, prior: LatentPrior, model: Autoencoder | None = None):
         super().__init__()
         self.prior = prior
+        self.loss_weights = prior.loss_weights
         self._model = (model,)  # in a tuple, where PyTorch does not look for parameters
 
     def forward(self, batch: Segment, generator: torch.Generator) -> Losses:
