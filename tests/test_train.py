@@ -229,7 +229,7 @@ def test_training_begins_with_the_weights_of_a_run(finished: Path, data: Path, t
         assert parts and all(torch.allclose(here[key], there[key], atol=1e-6) for key in parts)
     fresh = load_file(train(settings(data, tmp_path, run="three", **still)) / "prior.safetensors")
     assert not all(torch.allclose(fresh[key], here[key], atol=1e-3) for key in parts)
-    with pytest.raises(ConfigError, match=r"begin with the weights of one: tokenizer\.codes was"):
+    with pytest.raises(ConfigError, match=r"begin with the weights of one: tokenizer\.num_codes was"):
         train(settings(data, tmp_path, run="four", **{"tokenizer.num_codes": 5}), weights_of="one")
     with pytest.raises(RunError, match="unknown run 'none'"):
         train(settings(data, tmp_path, run="four"), weights_of="none")
