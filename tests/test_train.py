@@ -454,7 +454,7 @@ def test_batches_are_a_function_of_step_and_rank() -> None:
     ("argv", "message"),
     [
         (["--steps", "0"], "--steps is 0; it must be at least 1"),
-        (["--minutes", "-1"], "--minutes is -1.0; it must be above 0"),
+        (["--minutes", "-1"], "--minutes is -1; it must be above 0"),
         (["device=tpu"], "device 'tpu' is not available here"),
         (["data=nowhere"], "nowhere"),
         (["training.tokenizer.precision=fp7"], "training.tokenizer.precision is 'fp7'; choose auto, fp32, bf16"),
