@@ -99,7 +99,7 @@ def test_a_planner_shows_what_it_imagined(say: Say, runs: Path, workers: int, mo
             played.append(one)
             yield one
 
-    monkeypatch.setattr("worldmodel.agents.evaluate.play", watched)
+    monkeypatch.setattr("worldmodel.agents.evaluation.play", watched)
     say(
         *(evaluate, *corridor.CHOOSE, "agent=mpc", "agent.candidates=8", "agent.horizon=5", "agent.iterations=1"),
         *("agent.repeat=2", f"runs={runs}", "episodes=2", "--name", f"mpc{workers}", f"collect.workers={workers}"),

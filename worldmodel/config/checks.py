@@ -219,7 +219,7 @@ def _environment(id: Any) -> Any:
             importlib.import_module(module)
         entry = gymnasium.spec(name).entry_point
         return _importable(str(entry).replace(":", ".") if isinstance(entry, str) else entry)
-    except (gymnasium.error.Error, ImportError):
+    except Exception:  # whatever a module raises that cannot be imported
         return None
 
 
