@@ -1,0 +1,58 @@
+"""Train a tokenizer with a quantizer of your own, on episodes that have been collected before::
+
+    python examples/own_tokenizer.py [key=value …]
+
+Other commands need its folder on Python's path: PYTHONPATH=examples python -m worldmodel.dream run=binary …
+"""
+
+import sys
+
+import torch
+
+from worldmodel import train
+from worldmodel.errors import ConfigError
+from worldmodel.quantizers import Quantized, Quantizer
+
+
+class BinaryQuantizer(Quantizer):
+    """Lookup-free quantization (Yu et al., ICLR 2024): the signs of the D numbers of a vector are the bits of its code.
+
+    ``num_codes`` is ``tokenizer.num_codes``, a power of two; the constructor chooses the width D of the vectors.
+    """
+
+    def __init__(self, num_codes):
+        super().__init__()
+        self.num_codes, self.width = num_codes, num_codes.bit_length() - 1
+        if num_codes != 2**self.width:
+            raise ConfigError(f"tokenizer.num_codes is {num_codes}; choose a power of two")
+        self.register_buffer("powers", 2 ** torch.arange(self.width), persistent=False)
+
+    def encode(self, vectors):
+        return ((vectors > 0) * self.powers).sum(-1)
+
+    def lookup(self, codes):
+        return (codes[..., None] // self.powers % 2) * 2.0 - 1.0
+
+    def forward(self, vectors, generator=None):
+        codes = self.encode(vectors)
+        signs = self.lookup(codes)
+        commitment = (vectors - signs).square().mean()  # training.tokenizer.weights.commitment is its weight
+        straight_through = vectors + (signs - vectors).detach()  # the gradient passes unchanged to the encoder
+        return Quantized(straight_through, codes, {"commitment": commitment})
+
+
+SETTINGS = [
+    "run=binary",
+    "tokenizer.quantizer._target_=own_tokenizer.BinaryQuantizer",
+    "~tokenizer.quantizer.width",  # two settings of the default quantizer that this one does not have
+    "~tokenizer.quantizer.update",
+]
+
+
+def main(*settings):
+    """Train tokenizer and prior for six minutes; the result is the run runs/binary."""
+    return train.main([*SETTINGS, "--minutes", "6", *settings])
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
