@@ -115,7 +115,7 @@ def test_signals_keep_their_size_at_the_start() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ConfigError, match="3 widths and 4 strides"):
         CausalEncoder(1, 1, (8, 8, 8), 1)
-    with pytest.raises(ConfigError, match="of rank 1, not for frames of rank 2"):
+    with pytest.raises(ConfigError, match=r"\(rank 1\), not for frames of rank 2"):
         CausalDecoder(2, 8, 3, (8, 8), 1, strides=(2, 2))
     with pytest.raises(ValueError, match="leaves out inputs at a stride of 4"):
         CausalConv(1, 1, 3, 4)

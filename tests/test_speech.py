@@ -64,7 +64,7 @@ SMALL = {
     "speech_spectra": [
         "tokenizer.widths=[8,8,8]", "tokenizer.num_codes=8", "tokenizer.condition_width=4",
         "tokenizer.quantizer.width=4",
-        "tokenizer.likelihood.rounds=2",
+        "tokenizer.likelihood.iterations=2",
     ],
     "phonemes": ["tokenizer.widths=[8,8,8]", "tokenizer.num_codes=8", "tokenizer.condition_width=4",
         "tokenizer.quantizer.width=4"],
@@ -211,21 +211,21 @@ def test_a_still_encoder_does_not_hear_the_level() -> None:
     frames = to_float(signal(4))
     loud = join(frames)
     quiet = torch.sign(loud) * torch.log1p(255 * expanded(loud).abs() * 0.3) / np.log(256)
-    for still, alike in ((True, True), (False, False)):
-        encoder = MelEncoder(1, 1, [8, 8], 1, strides=(2, 2), still=still).eval()
+    for subtract_mean, alike in ((True, True), (False, False)):
+        encoder = MelEncoder(1, 1, [8, 8], 1, strides=(2, 2), subtract_mean=subtract_mean).eval()
         assert torch.allclose(encoder(loud), encoder(quiet), atol=1e-3) is alike
 
 
 def test_a_wave_of_spectra_has_these_spectra() -> None:
-    likelihood = MelSpectra(1, rounds=50)
+    likelihood = MelSpectra(1, iterations=50)
     wave = torch.from_numpy(voice(0.48))[None, None]
     frames = to_float(torch.from_numpy(to_levels(wave.numpy())))
-    meant = likelihood._meant(frames)
+    meant = likelihood._target(frames)
     assert meant.shape == (1, 80, 48) and likelihood.loss(meant, frames) == 0
-    heard = likelihood._meant(likelihood.mean(meant))
+    heard = likelihood._target(likelihood.mean(meant))
     loud = meant > meant.max() - 1.0  # within 17 dB of the loudest
     assert (heard - meant)[loud].abs().mean() < 0.12  # 2 dB
-    error = (likelihood.study(meant, frames).frames - frames).square().mean() / frames.square().mean()
+    error = (likelihood.loss_and_frames(meant, frames).frames - frames).square().mean() / frames.square().mean()
     assert error < 0.05
     assert likelihood.log_prob(meant + 1, frames).mean().item() == pytest.approx(-1, abs=1e-5)
 

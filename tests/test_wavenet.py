@@ -119,7 +119,7 @@ def test_training_runs_the_network_once(monkeypatch: pytest.MonkeyPatch) -> None
     runs: list[object] = []
     whole = model.model.forward
     monkeypatch.setattr(model.model, "forward", lambda *given: runs.append(given) or whole(*given))
-    studied = model.study(outputs, frames)
+    studied = model.loss_and_frames(outputs, frames)
     assert len(runs) == 1 and studied.loss.requires_grad and not studied.frames.requires_grad
     assert torch.equal(studied.loss, loss) and torch.equal(studied.frames, expected)
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from worldmodel.heads.pixelcnn import SiteHead
 from worldmodel.heads.sampling import make_sampler
-from worldmodel.likelihoods.base import NUM_VALUES, Likelihood, Studied
+from worldmodel.likelihoods.base import NUM_VALUES, Likelihood, LossAndFrames
 from worldmodel.nn.embedding import centred
 from worldmodel.nn.pixelcnn import GatedPixelCNN
 from worldmodel.nn.slots import CodePixelCNN
@@ -72,12 +72,12 @@ class PixelCNNLikelihood(Likelihood):
         scaled = (frames.float() + 1) * ((self.num_values - 1) / 2)
         return scaled.round().clamp(0, self.num_values - 1).long().movedim(1, -1)
 
-    def study(self, outputs: Tensor, frames: Tensor) -> Studied:
+    def loss_and_frames(self, outputs: Tensor, frames: Tensor) -> LossAndFrames:
         codes = self._codes(frames)
         logits = self.model(codes, outputs.movedim(1, -1))
         values = torch.linspace(-1, 1, self.num_values, device=logits.device)
         expected = logits.detach().float().softmax(-1) @ values
-        return Studied(self._nats(logits, codes).mean(), expected.movedim(-1, 1))
+        return LossAndFrames(self._nats(logits, codes).mean(), expected.movedim(-1, 1))
 
     def mean(self, outputs: Tensor) -> Tensor:
         """outputs (B, outputs, H, W) → (B, C, H, W) in [-1, 1]: the frame without chance, in which every sub-pixel is

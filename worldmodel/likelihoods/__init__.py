@@ -1,6 +1,6 @@
 """Likelihoods: the distribution over the values of a frame that a decoder's outputs describe."""
 
-from worldmodel.likelihoods.base import NUM_VALUES, Likelihood, Studied, frames_of, values_of
+from worldmodel.likelihoods.base import NUM_VALUES, Likelihood, LossAndFrames, frames_of, values_of
 from worldmodel.likelihoods.categorical import Categorical
 from worldmodel.likelihoods.logistic import LogisticMixture
 from worldmodel.likelihoods.squared_error import SquaredError
@@ -11,7 +11,7 @@ __all__ = [
     "Likelihood",
     "LogisticMixture",
     "SquaredError",
-    "Studied",
+    "LossAndFrames",
     "frames_of",
     "values_of",
 ]

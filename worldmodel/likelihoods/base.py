@@ -19,11 +19,11 @@ NUM_VALUES = 256
 HALF = 1 / 255  # half the distance of two values
 
 
-class Studied(NamedTuple):
-    """A likelihood's answer to a training batch."""
+class LossAndFrames(NamedTuple):
+    """The loss of a training batch and its expected frames."""
 
     loss: Tensor  # (), as :meth:`Likelihood.loss`
-    frames: Tensor  # (B, C, *size) float32, without gradient: to be looked at and measured
+    frames: Tensor  # (B, C, *size) float32, without gradient, for logging and metrics
 
 
 class Likelihood(nn.Module, abc.ABC):
@@ -55,17 +55,17 @@ class Likelihood(nn.Module, abc.ABC):
         """Outputs (B, outputs, *size) → frames (B, C, *size) float32 in [-1, 1], drawn from the distribution, or from
         one that a ``temperature`` > 0 below 1 makes narrower."""
 
-    def study(self, outputs: Tensor, frames: Tensor) -> Studied:
-        """What training needs of outputs and true frames. Where the expected frames take many passes, those shown are
-        what one pass expects of each sub-pixel after the true ones before it."""
-        return Studied(self.loss(outputs, frames), self.mean(outputs.detach()))
+    def loss_and_frames(self, outputs: Tensor, frames: Tensor) -> LossAndFrames:
+        """The training loss and the expected frames. An autoregressive likelihood returns the expectation of each
+        sub-pixel given the true ones before it, which takes one pass."""
+        return LossAndFrames(self.loss(outputs, frames), self.mean(outputs.detach()))
 
     def loss(self, outputs: Tensor, frames: Tensor) -> Tensor:
         """Mean of −log_prob over the batch and the sub-pixels, (): nats per sub-pixel where the likelihood is exact."""
         return -self.log_prob(outputs, frames).mean()
 
-    def guides(self, outputs: Tensor, frames: Tensor) -> dict[str, Tensor]:
-        """Further terms of training, () each, that help the decoder to say what the likelihood should heed."""
+    def auxiliary_losses(self, outputs: Tensor, frames: Tensor) -> dict[str, Tensor]:
+        """Further named loss terms, () each, that train the features that the likelihood is conditioned on."""
         return {}
 
     def _by_subpixel(self, outputs: Tensor) -> Tensor:

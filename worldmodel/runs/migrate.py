@@ -1,6 +1,6 @@
-"""Settings of earlier versions: old names of classes and settings → the present ones.
+"""Mapping of the class and setting names of earlier versions to the present names.
 
-Runs keep the settings that they were made with, so every renamed class, function or setting needs a line here.
+A run stores the settings that it was trained with, so every renamed class, function or setting needs a line here.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ TARGETS = {
 SETTINGS: dict[str, str] = {
     "GridVQVAE.codes": "num_codes",
     "GumbelQuantizer.codes": "num_codes",
+    "MelEncoder.still": "subtract_mean",
+    "MelSpectra.rounds": "iterations",
     "PixelCNNLikelihood.levels": "num_values",
     "ProductQuantizer.codes": "num_codes",
     "ResidualQuantizer.codes": "num_codes",
@@ -45,6 +47,7 @@ SETTINGS: dict[str, str] = {
     "VQVAE.told": "condition_width",
     "VQVAE2.codes": "num_codes",
     "VectorQuantizer.codes": "num_codes",
+    "WaveNetLikelihood.forget": "history_dropout",
     "WaveNetLikelihood.levels": "sample_likelihood",
     **{
         f"{name}.{old}": new

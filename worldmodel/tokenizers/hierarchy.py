@@ -136,12 +136,12 @@ class VQVAE2(Tokenizer):
         self._walk(frames, choose)
         vectors = [found[level].vectors for level in sorted(found)]
         outputs = self._outputs(self._hidden(vectors, generator) if self.training and self.hide else vectors)
-        studied = self.likelihood.study(outputs, frames)
-        losses = {"reconstruction": studied.loss}
+        result = self.likelihood.loss_and_frames(outputs, frames)
+        losses = {"reconstruction": result.loss}
         for name in found[0].losses:
             losses[name] = torch.stack([part.losses[name] for part in found.values()]).mean()
         codes = torch.cat([found[level].codes.flatten(1) for level in sorted(found, reverse=True)], 1)
-        return Reconstruction(studied.frames, codes, losses, self.trained_nats(losses))
+        return Reconstruction(result.frames, codes, losses, self.trained_nats(losses))
 
     def _given(self, frames: Tensor, latents: Tensor, conditions: Tensor | None) -> Tensor:
         return -self.likelihood.log_prob(self._outputs(self._lookup(latents)), frames).flatten(1).sum(1)

@@ -99,10 +99,10 @@ class VAE(ConvolutionalAutoencoder):
     ) -> Reconstruction:
         posterior = self._posterior(frames)
         outputs = self._outputs(posterior.sample(generator))
-        studied = self.likelihood.study(outputs, frames)
-        losses = {"reconstruction": studied.loss, "kl": posterior.kl().mean() / self.subpixels}
+        result = self.likelihood.loss_and_frames(outputs, frames)
+        losses = {"reconstruction": result.loss, "kl": posterior.kl().mean() / self.subpixels}
         nats = (losses["reconstruction"] + losses["kl"]).detach()
-        return Reconstruction(studied.frames, None, losses, nats)
+        return Reconstruction(result.frames, None, losses, nats)
 
     def _bound(
         self, frames: Tensor, generator: torch.Generator | None, samples: int | None, conditions: Tensor | None

@@ -80,12 +80,12 @@ class VQVAE(ConvolutionalAutoencoder, Tokenizer):
             )
             conditions = conditions.masked_fill(hidden, NO_ACTION)
         outputs = self._outputs(self._with(quantized.vectors, conditions))
-        studied = self.likelihood.study(outputs, frames)
-        losses = {"reconstruction": studied.loss, **quantized.losses}
-        losses |= self.likelihood.guides(outputs, frames)
+        result = self.likelihood.loss_and_frames(outputs, frames)
+        losses = {"reconstruction": result.loss, **quantized.losses}
+        losses |= self.likelihood.auxiliary_losses(outputs, frames)
         mixed = self.training and self.quantizer.soft  # N ln K does not pay for a mixture of codes
         nats = None if mixed else self.trained_nats(losses)
-        return Reconstruction(studied.frames, quantized.codes, losses, nats)
+        return Reconstruction(result.frames, quantized.codes, losses, nats)
 
     def _given(self, frames: Tensor, latents: Tensor, conditions: Tensor | None) -> Tensor:
         return -self.log_likelihood(frames, self.read(latents, conditions))

@@ -1,12 +1,11 @@
-"""Causal convolutions of sound that can be streamed, and an encoder and a decoder made of them.
+"""Causal convolutions of sound for streaming, and an encoder and a decoder that consist of them.
 
-A module of this file has one computation, :meth:`Causal.step`: a chunk and the state before it → what the chunk gives
-and the state behind it. A whole signal is a single chunk, so that streamed and whole are the same sums; they differ by
-the rounding of a product of another size, and by nothing else.
+Every module computes :meth:`Causal.step`: a chunk and a state → the output and the next state. A whole signal is
+processed as a single chunk, so streaming gives the same output up to rounding.
 
-The networks are small ones after SEANet (Tagliasacchi et al., 2020) as used by Zeghidour et al., *SoundStream*, 2021,
-section III.A, and Défossez et al., *EnCodec*, 2022, section 3.1: strided convolutions of two strides' width between
-residual units of dilated ones. Left out is what is dear: layers at the full rate, and EnCodec's LSTM.
+The networks follow SEANet (Tagliasacchi et al., 2020) as used by Zeghidour et al., *SoundStream*, 2021, section III.A,
+and Défossez et al., *EnCodec*, 2022, section 3.1: strided convolutions, two strides wide, between residual units of
+dilated convolutions. Layers at the full sampling rate and EnCodec's LSTM are left out because they are slow.
 """
 
 from __future__ import annotations
@@ -27,16 +26,16 @@ State: TypeAlias = Any  # a Tensor, or a tuple of states; None before the first 
 
 STRIDES = (2, 4, 5, 8)
 GAIN = 1.68
-"""1 / √E[SiLU(x)²], x normal: with weights of this deviation times 1 / √(inputs summed), signals keep theirs."""
+"""1 / √E[SiLU(x)²] for normal x: weights of deviation GAIN / √(summed inputs) preserve the deviation of signals."""
 
 
 def _prepare(conv: nn.Conv1d | nn.ConvTranspose1d, gain: float = GAIN) -> None:
-    """Start weights so that signals keep their size from layer to layer, and biases at 0.
+    """Initialise weights so that the deviation of signals is the same after every layer, and biases at 0.
 
-    PyTorch's own start makes them smaller each time: behind the four strides of an encoder the places of an utterance
-    would differ by 5 % of what they have in common, and the wave be lost on the quantiser for hundreds of updates.
+    PyTorch's initialisation shrinks signals: after four strided layers the vectors of an utterance differ by 5 % of
+    their mean, and the codes carry no information for hundreds of updates.
     """
-    spread = conv.stride[0] if isinstance(conv, nn.ConvTranspose1d) else 1  # an output reads that part of the kernel
+    spread = conv.stride[0] if isinstance(conv, nn.ConvTranspose1d) else 1  # an output reads kernel / stride inputs
     summed = conv.in_channels * conv.kernel_size[0] / spread
     nn.init.normal_(conv.weight, std=gain / math.sqrt(summed))
     assert conv.bias is not None
@@ -44,13 +43,13 @@ def _prepare(conv: nn.Conv1d | nn.ConvTranspose1d, gain: float = GAIN) -> None:
 
 
 class Causal(nn.Module, abc.ABC):
-    """(B, C, n) → (B, C', n'): nothing that comes out depends on what comes in after it."""
+    """(B, C, n) → (B, C', n'): no output depends on later inputs."""
 
     @abc.abstractmethod
     def step(self, chunk: Tensor, state: State = None) -> tuple[Tensor, State]:
-        """The next chunk (B, C, n), n a multiple of the stride, after what led to ``state`` → its output and state.
+        """A chunk (B, C, n), n a multiple of the stride, and the state before it → its output and the next state.
 
-        None is the state of silence: zeros in front of every layer.
+        None is the initial state: every layer is padded with zeros.
         """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,8 +59,8 @@ class Causal(nn.Module, abc.ABC):
 class CausalConv(Causal):
     """Output t reads the ``(kernel - 1) · dilation + 1`` inputs that end with number (t + 1) · stride − 1.
 
-    The state is those of the inputs behind it that the next output reads too, (B, C, reach − stride).
-    Raises ValueError where outputs would leave inputs out.
+    The state is the last inputs, which the next output reads again, (B, C, reach − stride).
+    Raises ValueError when the stride is larger than the kernel's reach, so that inputs would be skipped.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1):
@@ -81,10 +80,10 @@ class CausalConv(Causal):
 
 
 class CausalUpsampling(Causal):
-    """A transposed convolution: input t adds to the ``kernel`` outputs that begin with number t · stride.
+    """A transposed convolution: input t contributes to ``kernel`` outputs, starting at index t · stride.
 
-    The state is the last inputs, as many as reach into the outputs to come. What they would give at first is computed
-    again with each chunk, which is simpler than to keep sums, and adds in the same order in both ways.
+    The state is the last inputs that contribute to later outputs. Their contribution is computed again with each chunk,
+    so that streaming adds in the same order as a whole pass.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int):
@@ -103,7 +102,7 @@ class CausalUpsampling(Causal):
 class CausalUnit(Causal):
     """x + conv₁(SiLU(conv₃(SiLU(x)))), the 3-wide one dilated and half as wide: (B, width, n) → the same shape.
 
-    It starts as little more than x. SiLU for SEANet's ELU: as smooth, and half its time on a CPU.
+    It is initialised close to the identity. SiLU replaces SEANet's ELU because it takes half the time on a CPU.
     """
 
     def __init__(self, width: int, dilation: int):
@@ -118,7 +117,7 @@ class CausalUnit(Causal):
 
 
 class CausalSequence(Causal):
-    """Modules one after another, each a :class:`Causal` or one that treats every place alike, as activations do."""
+    """A sequence of modules, each a :class:`Causal` or one that works element by element, such as an activation."""
 
     def __init__(self, modules: Sequence[nn.Module]):
         super().__init__()
@@ -136,7 +135,7 @@ class CausalSequence(Causal):
 
 def _checked(rank: int, widths: Sequence[int], strides: Sequence[int]) -> None:
     if rank != 1:
-        raise ConfigError(f"causal networks are for sound, of rank 1, not for frames of rank {rank}")
+        raise ConfigError(f"causal networks are for sound (rank 1), not for frames of rank {rank}")
     if len(widths) != len(strides):
         raise ConfigError(
             f"{len(widths)} widths and {len(strides)} strides; tokenizer.widths has one number for each stride"
@@ -154,9 +153,9 @@ class CausalEncoder(CausalSequence):
     Args:
         rank: 1.
         channels: C of the sound.
-        widths: channels behind each strided convolution.
-        blocks: residual units behind each of them, of dilations 1, 3, 9, …
-        strides: as many as there are widths; their product is ``factor``, samples a place.
+        widths: channels after each strided convolution.
+        blocks: residual units after each of them, of dilations 1, 3, 9, …
+        strides: one for each width; their product is ``factor``, the samples per position.
     """
 
     def __init__(self, rank: int, channels: int, widths: Counts, blocks: Whole, strides: Counts = STRIDES):
@@ -170,9 +169,9 @@ class CausalEncoder(CausalSequence):
 
 
 class CausalDecoder(CausalSequence):
-    """(B, width_in, n) → (B, outputs, n · factor); mirrors :class:`CausalEncoder`, whose arguments it takes.
+    """(B, width_in, n) → (B, outputs, n · factor): the mirror image of :class:`CausalEncoder`, with its arguments.
 
-    The last transposed convolution, of four strides' width, makes the ``outputs``, or ``channels`` if these are None.
+    The last transposed convolution, four strides wide, returns ``outputs`` channels, or ``channels`` if it is None.
     """
 
     def __init__(
@@ -192,6 +191,6 @@ class CausalDecoder(CausalSequence):
             width, stride = widths[level], strides[level]
             up = CausalUpsampling(width, widths[level - 1] if level else last, (2 if level else 4) * stride, stride)
             modules += [*_units(width, blocks), nn.SiLU(), up]
-        _prepare(up.conv, gain=GAIN / 4)  # the wave begins quieter than speech
+        _prepare(up.conv, gain=GAIN / 4)  # the initial output is quieter than speech
         super().__init__(modules)
         self.factor = math.prod(strides)

@@ -1,4 +1,4 @@
-"""What networks must know of sound: µ-law for tensors, mel spectra, and an encoder that begins with them."""
+"""µ-law for tensors, mel spectra, and an encoder whose input are mel spectra."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from worldmodel.speech.mulaw import MU
 from worldmodel.util.ranges import Count, Counts, ShareBelowOne, Whole
 
 FLOOR = 1e-6
-"""Mel power below which a band is silent. White noise of the rounding to 16 bits is at 1e-8 a bin, speech around 1."""
+"""Mel power below which a band counts as silent. Rounding to 16 bits has 1e-8 per bin, speech about 1."""
 
 
 def to_mel(hertz: np.ndarray) -> np.ndarray:
@@ -25,13 +25,13 @@ def to_mel(hertz: np.ndarray) -> np.ndarray:
 
 
 def companded(wave: Tensor) -> Tensor:
-    """Pressure in [-1, 1] → f in [-1, 1] of µ-law, of the same shape; what is louder is clipped."""
+    """Pressure in [-1, 1] → µ-law values in [-1, 1] of the same shape; louder samples are clipped."""
     wave = wave.clamp(-1, 1)
     return wave.sign() * (MU * wave.abs()).log1p() / math.log1p(MU)
 
 
 def expanded(values: Tensor) -> Tensor:
-    """Inverse of :func:`companded`: f in [-1, 1], what frames of sound hold, → pressure in [-1, 1]."""
+    """Inverse of :func:`companded`: µ-law values in [-1, 1], as in frames of sound, → pressure in [-1, 1]."""
     return values.sign() * (values.abs() * math.log1p(MU)).expm1() / MU
 
 
@@ -39,10 +39,10 @@ def expanded(values: Tensor) -> Tensor:
 def mel_filters(bands: int, fft: int, rate: int) -> Tensor:
     """(fft // 2 + 1, bands) triangles of height 1, equally spaced from 0 Hz to half the rate on the mel scale.
 
-    Weights are taken at the bins' frequencies on the mel scale, where the triangles are symmetric. Raises
-    ``ValueError`` where a band falls between two bins, so that it would always be silent.
+    The triangles are symmetric on the mel scale. Raises ``ValueError`` when a band lies between two bins and would
+    always be silent.
     """
-    with torch.inference_mode(False):  # it is kept, also for those who want gradients
+    with torch.inference_mode(False):  # the cached tensor is also used with gradients
         return _mel_filters(bands, fft, rate)
 
 
@@ -71,20 +71,19 @@ def mel_power(waves: Tensor, bands: int, hop: int, window: int, fft: int, rate: 
 
 
 def log_mels(waves: Tensor, bands: int, hop: int, window: int, fft: int, rate: int) -> Tensor:
-    """Pressure (..., n) → (..., n // hop, bands): logarithms, scaled so that those of speech are about N(0, 1)."""
+    """Pressure (..., n) → (..., n // hop, bands): log power, scaled to about N(0, 1) for speech."""
     with torch.autocast(waves.device.type, enabled=False):
         power = mel_power(waves.float(), bands, hop, window, fft, rate)
         return 0.25 * (power.clamp(min=FLOOR).log() + 4)
 
 
 def of_log_mels(values: Tensor) -> Tensor:
-    """Inverse of the scaling: → mel power."""
+    """Inverse of the scaling in :func:`log_mels`: values → mel power."""
     return (4 * values - 4).exp()
 
 
 def stretched(mels: Tensor, factors: Tensor) -> Tensor:
-    """Spectra (B, M, bands) read at band · factor, linearly between bands; factors (B,). What lies above the last band
-    is as that one."""
+    """Spectra (B, M, bands) interpolated linearly at band · factor, factors (B,); the last band is repeated."""
     count = mels.shape[-1]
     places = (torch.arange(count, device=mels.device) * factors[:, None]).clamp(max=count - 1)  # (B, bands)
     low = places.long().clamp(max=count - 2)
@@ -96,20 +95,18 @@ def stretched(mels: Tensor, factors: Tensor) -> Tensor:
 class MelEncoder(Encoder):
     """Frames of sound (B, 1, n) → log-mel spectra → strided convolutions: (B, widths[-1], n / factor).
 
-    Speech is heard by the power in bands, and not by its phase, which an encoder of the wave has to learn to ignore:
-    from minutes of speech it does not (Chorowski et al., *Unsupervised speech representation learning using WaveNet
-    autoencoders*, 2019, use such a front, too).
+    Mel spectra discard the phase, which an encoder of the wave does not learn to ignore from minutes of speech
+    (Chorowski et al., *Unsupervised speech representation learning using WaveNet autoencoders*, 2019, use them, too).
 
     Args:
-        rank, channels: 1. widths: channels of each convolution. blocks: residual blocks behind them.
-        strides: of each convolution, which is 2 strides wide, or 3 where the stride is 1.
-        bands, hop, window: of the spectra; samples, at ``rate`` a second. factor = hop · the strides.
-        still: whether the mean of each band over the signal is taken off: the microphone, the room, and some of the
-            voice go with it. In training the signal is a window, whose mean is not quite that of the utterance: the
-            longer the window, the nearer.
-        warp: in training the spectra are stretched along the mel scale by up to this share, as by a longer or shorter
-            vocal tract (Jaitly and Hinton, *Vocal tract length perturbation*, 2013), while the decoder, which knows the
-            speaker, has to say them as they were: what is left in the codes is less of the voice.
+        rank, channels: 1. widths: channels of each convolution. blocks: residual blocks after the convolutions.
+        strides: of each convolution; its kernel is twice as wide, or 3 for a stride of 1.
+        bands, hop, window: of the spectra; samples, at ``rate`` a second. factor = hop · the product of the strides.
+        subtract_mean: subtract the mean of each band over the signal. This removes the microphone, the room and part of
+            the voice. In training the mean is that of a window, which approximates that of the utterance.
+        warp: maximum share by which spectra are stretched along the mel scale in training, like a longer or shorter
+            vocal tract (Jaitly and Hinton, *Vocal tract length perturbation*, 2013). The decoder, which receives the
+            speaker, reconstructs the original spectra, so that the codes contain less of the voice.
     """
 
     def __init__(
@@ -123,7 +120,7 @@ class MelEncoder(Encoder):
         hop: Count = 160,
         window: Count = 400,
         rate: Count = 16_000,
-        still: bool = False,
+        subtract_mean: bool = False,
         warp: ShareBelowOne = 0.0,
     ):
         super().__init__()
@@ -141,7 +138,7 @@ class MelEncoder(Encoder):
             "fft": 1 << (window - 1).bit_length(),
             "rate": rate,
         }
-        self.still, self.warp = still, warp
+        self.subtract_mean, self.warp = subtract_mean, warp
         ins = [bands, *widths[:-1]]
         self.down = nn.ModuleList(
             CONV[1](i, o, max(2 * s, 3), stride=s, padding=(max(2 * s, 3) - s) // 2)
@@ -151,7 +148,7 @@ class MelEncoder(Encoder):
 
     def forward(self, x: Tensor) -> Tensor:
         mels = log_mels(expanded(x[:, 0].float()), **self.spectra)
-        if self.still:
+        if self.subtract_mean:
             mels = mels - mels.mean(1, keepdim=True)
         if self.training and self.warp:
             mels = stretched(mels, 1 + self.warp * (2 * torch.rand(len(mels), device=mels.device) - 1))

@@ -1,8 +1,8 @@
-"""The sample level of a WaveNet on a CPU: one sample after another in numpy, whose calls cost a third of torch's.
+"""The sample level of a WaveNet on a CPU, in numpy: a sample is some thirty operations on a few hundred numbers, and
+a call of numpy takes a third of the time of a call of torch.
 
-A sample is some thirty operations on a few hundred numbers; what takes time is not the arithmetic but the calls. It is
-the same network as :meth:`worldmodel.speech.nn.wavenet_network.WaveNet.sample_step` and the same choice as
-:meth:`worldmodel.speech.nn.wavenet.WaveNetLikelihood.choose`; a test draws by both.
+It computes the same as :meth:`worldmodel.speech.nn.wavenet_network.WaveNet.sample_step` and
+:meth:`worldmodel.speech.nn.wavenet.WaveNetLikelihood.choose`; a test compares them.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from worldmodel.likelihoods.logistic import LogisticMixture
 
 
 class SampleLevel:
-    """Fills in groups of samples. Arrays are in the precision of the model.
+    """Draws groups of samples. Arrays have the precision of the model.
 
     Args:
-        tables: (memory · 256, hidden), what each level says from each of the last places.
-        narrow, leave: the layers behind it. likelihood: of a sample.
-        waves: (256,) the value of each level. temperature: above 0, or 0 for what is expected.
+        tables: (memory · 256, hidden), the contribution of each sample value at each of the last positions.
+        narrow, leave: the layers after it. likelihood: of a sample.
+        waves: (256,) the amplitude of each sample value. temperature: ≥ 0; 0 gives the expected value.
     """
 
     def __init__(
@@ -51,12 +51,12 @@ class SampleLevel:
         weights: np.ndarray,
         noise: np.ndarray,
     ) -> None:
-        """Writes the samples of one group into ``samples`` (B, T) int64 and ``values`` (B, T), from place ``at`` on.
+        """Write the samples of one group into ``samples`` (B, T) int64 and ``values`` (B, T), starting at index ``at``.
 
-        ``contexts`` (B, group, hidden); ``weights`` (B, memory) of the linear guess; ``noise`` (B, group, numbers).
+        ``contexts`` (B, group, hidden); ``weights`` (B, memory) of the prediction; ``noise`` (B, group, numbers).
         """
         memory = len(self.places)
-        if self.mixture is not None:  # uniform noise as that of a standard logistic distribution
+        if self.mixture is not None:  # uniform noise → standard logistic noise
             chance = noise[..., 1].clip(1e-6, 1 - 1e-6)
             noise = np.stack([noise[..., 0], np.log(chance / (1 - chance))], -1)
         for n in range(contexts.shape[1]):
@@ -65,40 +65,40 @@ class SampleLevel:
             x += contexts[:, n]
             x = _silu(x) @ self.narrow
             x += self.narrow_bias
-            found = _silu(x) @ self.leave
-            found += self.leave_bias
+            parameters = _silu(x) @ self.leave
+            parameters += self.leave_bias
             if self.mixture is None:
-                chosen = self._of_softmax(found, noise[:, n])
+                chosen = self._draw_softmax(parameters, noise[:, n])
             else:
-                chosen = self._of_mixture(found, (values[:, here] * weights).sum(1), noise[:, n])
+                chosen = self._draw_mixture(parameters, (values[:, here] * weights).sum(1), noise[:, n])
             samples[:, at + n] = chosen
             values[:, at + n] = self.waves[chosen]
 
-    def _drawn(self, scores: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        """Scores (B, K), uniform noise (B,) → places (B,) by the inverse of the cumulative sum."""
-        scores = scores / self.temperature
-        scores -= scores.max(1, keepdims=True)
-        share = np.exp(scores, out=scores).cumsum(1)
-        found: np.ndarray = (share <= noise[:, None] * share[:, -1:]).sum(1)
-        return np.minimum(found, share.shape[1] - 1)
+    def _draw_index(self, logits: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        """Logits (B, K), uniform noise (B,) → indices (B,) by the inverse of the cumulative distribution."""
+        logits = logits / self.temperature
+        logits -= logits.max(1, keepdims=True)
+        share = np.exp(logits, out=logits).cumsum(1)
+        indices: np.ndarray = (share <= noise[:, None] * share[:, -1:]).sum(1)
+        return np.minimum(indices, share.shape[1] - 1)
 
-    def _of_softmax(self, found: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    def _draw_softmax(self, parameters: np.ndarray, noise: np.ndarray) -> np.ndarray:
         if self.temperature == 0:
-            share = np.exp(found - found.max(1, keepdims=True))
+            share = np.exp(parameters - parameters.max(1, keepdims=True))
             return _nearest(share @ self.waves / share.sum(1))
-        return self._drawn(found, noise[:, 0])
+        return self._draw_index(parameters, noise[:, 0])
 
-    def _of_mixture(self, found: np.ndarray, guess: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    def _draw_mixture(self, parameters: np.ndarray, prediction: np.ndarray, noise: np.ndarray) -> np.ndarray:
         assert self.mixture is not None and self.centres is not None
-        count, rows = self.mixture.components, np.arange(len(found))
+        count, rows = self.mixture.components, np.arange(len(parameters))
         if self.temperature == 0:
-            share = np.exp(found[:, :count] - found[:, :count].max(1, keepdims=True))
-            means = found[:, count : 2 * count] + self.centres
-            return _nearest((share * means).sum(1) / share.sum(1) + guess)
-        which = self._drawn(found[:, :count], noise[:, 0])
-        mean = found[rows, count + which] + self.centres[which] + guess
+            share = np.exp(parameters[:, :count] - parameters[:, :count].max(1, keepdims=True))
+            means = parameters[:, count : 2 * count] + self.centres
+            return _nearest((share * means).sum(1) / share.sum(1) + prediction)
+        which = self._draw_index(parameters[:, :count], noise[:, 0])
+        mean = parameters[rows, count + which] + self.centres[which] + prediction
         lowest = self.mixture.narrowest
-        scale = lowest + np.logaddexp(0, found[rows, 2 * count + which] + (self.mixture.start - lowest))
+        scale = lowest + np.logaddexp(0, parameters[rows, 2 * count + which] + (self.mixture.start - lowest))
         scale = np.exp(np.minimum(scale, self.mixture.widest))
         return _nearest(mean + self.temperature * scale * noise[:, 1])
 
@@ -110,6 +110,6 @@ def _silu(x: np.ndarray) -> np.ndarray:
 
 
 def _nearest(values: np.ndarray) -> np.ndarray:
-    """Values (B,) about [-1, 1] → the nearest samples (B,) int64."""
+    """Amplitudes (B,), about [-1, 1] → the nearest sample values (B,) int64."""
     samples = np.rint((values + 1) * 127.5)
     return np.minimum(np.maximum(samples, 0, out=samples), NUM_VALUES - 1, out=samples).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Mel spectra as what a decoder of sound has to say, and a wave that sounds like them."""
+"""A likelihood of sound whose outputs are mel spectra, and the conversion of mel spectra into a wave."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
-from worldmodel.likelihoods.base import Likelihood, Studied
+from worldmodel.likelihoods.base import Likelihood, LossAndFrames
 from worldmodel.speech.nn.mel import companded, expanded, log_mels, mel_filters, of_log_mels
 from worldmodel.util.ranges import Count, Whole
 
@@ -15,16 +15,15 @@ from worldmodel.util.ranges import Count, Whole
 class MelSpectra(Likelihood):
     """Outputs are log-mel spectra, one column for ``hop`` samples; the loss is their mean squared error.
 
-    Frames (B, 1, L) are waves as ever. What they sound like is kept and what they look like, their phases, is not; a
-    wave of the spectra is made after Griffin and Lim, *Signal estimation from modified short-time Fourier transform*,
-    1984: it is understood, and sounds hollow. Not exact: no bound on bits can be made of it.
+    Frames (B, 1, L) are waves; the loss ignores their phase. Waves are computed from the spectra by the algorithm of
+    Griffin and Lim, *Signal estimation from modified short-time Fourier transform*, 1984; they are intelligible but
+    sound hollow. The likelihood is not exact: it gives no bound on bits.
 
     Args:
         channels: 1. bands, hop, window: of the spectra; samples, at ``rate`` a second.
-        rounds: of Griffin and Lim's iteration.
-        cepstra: if not 0, the loss is that of so many coefficients of the cosine series of each spectrum, each in
-            shares of its variance in the batch: as shapes are told apart in speech recognition (Davis and Mermelstein,
-            1980), where a squared error of bands counts little but loudness.
+        iterations: of the Griffin-Lim algorithm.
+        cepstra: number of mel-cepstral coefficients that the loss compares, each divided by its variance in the batch
+            (Davis and Mermelstein, 1980); 0 compares bands, where differences in loudness dominate.
     """
 
     exact = False
@@ -36,13 +35,13 @@ class MelSpectra(Likelihood):
         hop: Count = 160,
         window: Count = 400,
         rate: Count = 16_000,
-        rounds: Whole = 32,
+        iterations: Whole = 32,
         cepstra: Whole = 0,
     ):
         super().__init__(channels)
         if channels != 1:
             raise ConfigError(f"spectra are of sound of one channel, not of {channels}")
-        self.outputs, self.stride, self.window, self.rounds = bands, hop, window, rounds
+        self.outputs, self.stride, self.window, self.iterations = bands, hop, window, iterations
         self.fft = 1 << (window - 1).bit_length()
         self.spectra = {"bands": bands, "hop": hop, "window": window, "fft": self.fft, "rate": rate}
         filters = mel_filters(bands, self.fft, rate)
@@ -59,39 +58,39 @@ class MelSpectra(Likelihood):
     hann: Tensor  # (fft,)
 
     def log_prob(self, outputs: Tensor, frames: Tensor) -> Tensor:
-        """The negative squared error of every band, as if it were spread over the samples of its hop: (B, 1, L)."""
-        error = (outputs.float() - self._meant(frames)).square().mean(1, keepdim=True)
+        """The negative mean squared error of the bands, repeated for the samples of a hop: (B, 1, L)."""
+        error = (outputs.float() - self._target(frames)).square().mean(1, keepdim=True)
         return -error.repeat_interleave(self.stride, -1)
 
     def loss(self, outputs: Tensor, frames: Tensor) -> Tensor:
-        meant = self._meant(frames)
+        target = self._target(frames)
         if not self.cepstra:
-            return F.mse_loss(outputs.float(), meant)
-        error = (outputs.float() - meant).movedim(1, -1) @ self.series
-        wanted = (meant.movedim(1, -1) @ self.series).flatten(0, 1)
-        return (error.flatten(0, 1).square().mean(0) / wanted.var(0, correction=0).clamp(min=1e-6)).mean()
+            return F.mse_loss(outputs.float(), target)
+        error = (outputs.float() - target).movedim(1, -1) @ self.series
+        target_cepstra = (target.movedim(1, -1) @ self.series).flatten(0, 1)
+        return (error.flatten(0, 1).square().mean(0) / target_cepstra.var(0, correction=0).clamp(min=1e-6)).mean()
 
-    def _meant(self, frames: Tensor) -> Tensor:
+    def _target(self, frames: Tensor) -> Tensor:
         return log_mels(expanded(frames[:, 0].float()), **self.spectra).movedim(1, -1)
 
     def mean(self, outputs: Tensor) -> Tensor:
         magnitudes = self._magnitudes(outputs)
         wave = self._wave(magnitudes, torch.zeros_like(magnitudes))
-        for _ in range(self.rounds):
+        for _ in range(self.iterations):
             wave = self._wave(magnitudes, self._transform(wave).angle())
         margin = (self.fft - self.stride) // 2
         return companded(wave[:, None, margin : margin + magnitudes.shape[1] * self.stride])
 
     def sample(self, outputs: Tensor, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
-        """The expected spectra as a wave: there is no distribution to draw from."""
+        """The same as :meth:`mean`: there is no distribution to draw from."""
         return self.mean(outputs)
 
-    def study(self, outputs: Tensor, frames: Tensor) -> Studied:
-        return Studied(self.loss(outputs, frames), self.with_phases_of(outputs.detach(), frames))
+    def loss_and_frames(self, outputs: Tensor, frames: Tensor) -> LossAndFrames:
+        return LossAndFrames(self.loss(outputs, frames), self.with_phases_of(outputs.detach(), frames))
 
     @torch.no_grad()
     def with_phases_of(self, outputs: Tensor, frames: Tensor) -> Tensor:
-        """The wave of the outputs with the phases of frames (B, 1, L), where they are known: one pass."""
+        """The wave of the outputs with the phases of the true frames (B, 1, L), in one pass."""
         margin = (self.fft - self.stride) // 2
         true = F.pad(expanded(frames[:, 0].float()), (margin, margin))
         wave = self._wave(self._magnitudes(outputs), self._transform(true).angle())
@@ -106,7 +105,7 @@ class MelSpectra(Likelihood):
         return torch.fft.rfft(wave.unfold(1, self.fft, self.stride) * self.hann)
 
     def _wave(self, magnitudes: Tensor, phases: Tensor) -> Tensor:
-        """The wave whose spectra are nearest to these: overlapping pieces are added, weighed by their windows."""
+        """Inverse STFT: the wave whose spectra are nearest to these, by overlap-add."""
         pieces = torch.fft.irfft(torch.polar(magnitudes, phases), self.fft) * self.hann
         length = self.fft + (pieces.shape[1] - 1) * self.stride
 

@@ -1,4 +1,4 @@
-"""The loss of a codec of sound: the wave itself, and its spectra at several resolutions."""
+"""The loss of a codec of sound: an error of the wave, and of its spectra at several resolutions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from worldmodel.likelihoods.base import Likelihood
 from worldmodel.speech.nn.mel import expanded, mel_filters
 from worldmodel.util.ranges import Count, Counts, NonNegative
 
-SHORTEST = 1e-4  # of magnitudes under a logarithm: the noise of µ-law near silence
+SHORTEST = 1e-4  # floor of magnitudes: the noise of µ-law near silence
 
 
 class SpectralLoss(Likelihood):
@@ -19,25 +19,25 @@ class SpectralLoss(Likelihood):
     loss = ``wave`` · mean |y − x| + ``spectra`` · mean over the windows of mean |log₁₀ M(y) − log₁₀ M(x)|, M the mel
     bands of STFT magnitudes, Hann windows, hops of a quarter. The multi-scale mel loss is EnCodec's (Défossez et al.,
     2022, section 3.4), in the form of DAC's (Kumar et al., 2023, section 3.4): logarithms only, short windows with few
-    bands. EnCodec's L2 term of the logarithms is left out, as there. The L1 of the wave, which DAC left out, keeps
-    the phase, by which an SI-SDR counts. There is no adversary, which both have: at low rates what is lost
-    sounds muffled instead of invented.
+    bands. EnCodec's L2 term of the logarithms is left out, as in DAC. The L1 of the wave, which DAC leaves out,
+    preserves the phase, which SI-SDR depends on. There is no adversarial loss, unlike in both: at low rates sound is
+    muffled instead of containing invented detail.
 
-    The wave is compared companded, as frames hold it: errors weigh as they are heard, against the loudness around them.
-    Magnitudes are of pressure: companding makes harmonics that nobody hears. They are scaled so that white noise has
-    those of its deviation, whatever the window.
+    The error of the wave is that of companded values, which weighs errors by the loudness around them. Magnitudes are
+    those of pressure, because companding adds harmonics. They are scaled so that those of white noise equal its
+    deviation for every window.
 
-    Not exact: ``log_prob`` is −|y − x|, a log density up to a scale and a constant that nobody fitted.
+    Not exact: ``log_prob`` is −|y − x|, a log density up to a scale and a constant.
 
     Args:
         channels: C of the frames.
-        windows: lengths in samples; one longer than the sound is left out. At 16,000 Hz 64 … 2048 are 4 … 128 ms.
-        bands: mel bands of each.
+        windows: lengths in samples; windows longer than the sound are skipped. At 16,000 Hz, 64 … 2048 are 4 … 128 ms.
+        bands: mel bands of each window.
         wave: weight of the L1 of the wave.
         spectra: weight of the mean over the windows.
         rate: samples a second, for the mel scale.
 
-    Raises ValueError when there is not a number of bands for each window, or a band too narrow for its window.
+    Raises ValueError when ``bands`` and ``windows`` differ in length, or a band is too narrow for its window.
     """
 
     exact = False
@@ -71,17 +71,17 @@ class SpectralLoss(Likelihood):
             return self.wave * F.l1_loss(outputs, frames) + self.spectra * self.distance(outputs, frames)
 
     def distance(self, outputs: Tensor, frames: Tensor) -> Tensor:
-        """Of the log-mel spectra, (): a mean over windows, bands and time, in powers of ten of magnitude."""
-        heard, meant = (expanded(values.clamp(-1, 1)).flatten(0, 1) for values in (outputs, frames))
-        windows = [window for window in self.windows if window <= heard.shape[-1]]
-        terms = [F.l1_loss(self._log_mels(heard, window), self._log_mels(meant, window)) for window in windows]
+        """Mean absolute difference of log₁₀ mel magnitudes over windows, bands and time, ()."""
+        decoded, target = (expanded(values.clamp(-1, 1)).flatten(0, 1) for values in (outputs, frames))
+        windows = [window for window in self.windows if window <= decoded.shape[-1]]
+        terms = [F.l1_loss(self._log_mels(decoded, window), self._log_mels(target, window)) for window in windows]
         return torch.stack(terms).mean() if terms else outputs.new_zeros(())
 
     def _log_mels(self, wave: Tensor, window: int) -> Tensor:
-        """Pressure (M, L) → (M, L // hop − 3, bands). No padding: its edges would be heard as clicks."""
+        """Pressure (M, L) → (M, L // hop − 3, bands). Without padding, whose edges would sound like clicks."""
         shape, filters = getattr(self, f"window{window}"), getattr(self, f"filters{window}")
         spectra = torch.stft(wave, window, window // 4, window=shape, center=False, return_complex=True)
-        # Not abs(): its gradient at nothing is undefined, and the floor has one.
+        # Not abs(), whose gradient at 0 is undefined.
         magnitudes = (spectra.real.square() + spectra.imag.square() + SHORTEST**2).sqrt()
         return (magnitudes.transpose(1, 2) @ filters).log10()
 
@@ -89,5 +89,5 @@ class SpectralLoss(Likelihood):
         return outputs.float().clamp(-1, 1)
 
     def sample(self, outputs: Tensor, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
-        """The frames themselves: there is no distribution to draw from."""
+        """The same as :meth:`mean`: there is no distribution to draw from."""
         return self.mean(outputs)

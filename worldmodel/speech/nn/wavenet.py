@@ -1,4 +1,4 @@
-"""A WaveNet as the likelihood of a signal: every sample is drawn by :class:`WaveNet` after those before it."""
+"""The likelihood of a signal under an autoregressive :class:`WaveNet`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
-from worldmodel.likelihoods.base import NUM_VALUES, Likelihood, Studied, frames_of, uniform, values_of
+from worldmodel.likelihoods.base import NUM_VALUES, Likelihood, LossAndFrames, frames_of, uniform, values_of
 from worldmodel.likelihoods.logistic import LogisticMixture
 from worldmodel.speech.mulaw import SILENCE
 from worldmodel.speech.nn.mel import expanded, log_mels
@@ -18,10 +18,10 @@ from worldmodel.speech.nn.sample_level import SampleLevel
 from worldmodel.speech.nn.wavenet_network import WaveNet, WaveNetState
 from worldmodel.util.ranges import Count, PassedTo, Whole
 
-WINDOW, FFT, RATE = 400, 512, 16_000  # of spectra
+WINDOW, FFT, RATE = 400, 512, 16_000  # of the auxiliary spectra
 
 
-class Drawn(NamedTuple):
+class Draw(NamedTuple):
     """A signal and the noise that it was drawn with."""
 
     samples: Tensor  # (B, L) int64
@@ -29,19 +29,19 @@ class Drawn(NamedTuple):
 
 
 class WaveNetLikelihood(Likelihood):
-    """p(signal | features) by a :class:`WaveNet`: a decoder that hears what it said. Frames are (B, 1, L).
+    """p(signal | features) by a :class:`WaveNet`. Frames are (B, 1, L).
 
     Args:
-        channels: 1. outputs: channels of the map that the decoder has to give, one column for ``group`` samples.
-        sample_likelihood: constructor of the likelihood of a sample given the WaveNet's parameters: the discretised
-            logistic mixture, or :class:`~worldmodel.likelihoods.Categorical` for the 256-way softmax of the paper.
-        bands: of the log-mel spectra that the map is taught to tell (term ``spectra``, the mean squared error of a
-            linear reading of it), so that from the start it says what is to be heard; 0: it finds out by itself.
+        channels: 1. outputs: channels of the features that the decoder returns, one column for ``group`` samples.
+        sample_likelihood: constructor of the likelihood of a sample: the discretised logistic mixture, or
+            :class:`~worldmodel.likelihoods.Categorical` for the 256-way softmax of the paper.
+        bands: if not 0, a linear layer predicts log-mel spectra of so many bands from the features; its mean squared
+            error is the loss term ``spectra``, which makes the features useful early in training.
         network: the other settings of :class:`WaveNet`.
     """
 
     exact = True
-    keep_float32 = True  # a mean in bfloat16 is off by as much as a quarter of a level
+    keep_float32 = True  # bfloat16 rounds a mean by up to a quarter of a sample value
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class WaveNetLikelihood(Likelihood):
     ):
         super().__init__(channels)
         if channels != 1:
-            raise ConfigError(f"a WaveNet draws signals of one channel, not of {channels}")
+            raise ConfigError(f"a WaveNet models signals of one channel, not of {channels}")
         self.outputs = outputs
         self.sample_likelihood = sample_likelihood(channels=1)
         if not self.sample_likelihood.exact:
@@ -61,9 +61,9 @@ class WaveNetLikelihood(Likelihood):
         self.model = WaveNet(outputs, self.sample_likelihood.outputs, **network)
         self.stride = self.model.group
         self.read = nn.Conv1d(outputs, bands, 1) if bands else None
-        self.guesses = isinstance(self.sample_likelihood, LogisticMixture)  # a softmax has no place that could be moved
+        self.shifts_means = isinstance(self.sample_likelihood, LogisticMixture)  # a softmax has no means to shift
         if isinstance(self.sample_likelihood, LogisticMixture):
-            with torch.no_grad():  # components close to the guess to begin with
+            with torch.no_grad():  # start with components close to the linear prediction
                 self.model.leave.bias.unflatten(0, (3, -1))[1].copy_(-0.8 * self.sample_likelihood.places)
 
     def log_prob(self, outputs: Tensor, frames: Tensor) -> Tensor:
@@ -72,29 +72,29 @@ class WaveNetLikelihood(Likelihood):
 
     def distribution(self, outputs: Tensor, frames: Tensor) -> Tensor:
         """outputs (B, outputs, M), frames (B, 1, L) → parameters of each sample given those before, (B, ·, L)."""
-        found, guesses = self.model(values_of(frames)[:, 0], outputs.movedim(1, -1).to(self.model.waves.dtype))
-        return self._moved(found, guesses).movedim(-1, 1)
+        parameters, predictions = self.model(values_of(frames)[:, 0], outputs.movedim(1, -1).to(self.model.waves.dtype))
+        return self._shifted(parameters, predictions).movedim(-1, 1)
 
-    def guides(self, outputs: Tensor, frames: Tensor) -> dict[str, Tensor]:
+    def auxiliary_losses(self, outputs: Tensor, frames: Tensor) -> dict[str, Tensor]:
         if self.read is None:
             return {}
         wave = expanded(frames[:, 0].float())
-        meant = log_mels(wave, self.read.out_channels, self.stride, WINDOW, FFT, RATE).movedim(1, -1)
-        return {"spectra": F.mse_loss(self.read(outputs.to(self.read.weight.dtype)), meant)}
+        target = log_mels(wave, self.read.out_channels, self.stride, WINDOW, FFT, RATE).movedim(1, -1)
+        return {"spectra": F.mse_loss(self.read(outputs.to(self.read.weight.dtype)), target)}
 
-    def _moved(self, parameters: Tensor, guesses: Tensor) -> Tensor:
-        """Parameters (..., P) whose means count from the guesses (...) → those of the distribution."""
-        if not self.guesses:
+    def _shifted(self, parameters: Tensor, predictions: Tensor) -> Tensor:
+        """Parameters (..., P) whose means are relative to the linear predictions (...) → absolute ones."""
+        if not self.shifts_means:
             return parameters
         weights, means, scales = parameters.chunk(3, -1)
-        return torch.cat([weights, means + guesses[..., None], scales], -1)
+        return torch.cat([weights, means + predictions[..., None], scales], -1)
 
-    def study(self, outputs: Tensor, frames: Tensor) -> Studied:
-        return self.sample_likelihood.study(self.distribution(outputs, frames), frames)
+    def loss_and_frames(self, outputs: Tensor, frames: Tensor) -> LossAndFrames:
+        return self.sample_likelihood.loss_and_frames(self.distribution(outputs, frames), frames)
 
     def mean(self, outputs: Tensor) -> Tensor:
-        """The signal in which every sample is the one expected after those before it. A WaveNet that is never surprised
-        often falls silent: to be listened to, :meth:`sample`."""
+        """The signal in which every sample is its expectation given those before it. It is often silent; use
+        :meth:`sample` for listening."""
         return frames_of(self.draw(outputs, temperature=0.0).samples)[:, None]
 
     def sample(self, outputs: Tensor, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
@@ -107,11 +107,11 @@ class WaveNetLikelihood(Likelihood):
         generator: torch.Generator | None = None,
         temperature: float = 1.0,
         progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> Drawn:
-        """outputs (B, outputs, M) → a signal of M · group samples, one after the other, from queues.
+    ) -> Draw:
+        """outputs (B, outputs, M) → a signal of M · group samples, sample by sample, with cached convolutions.
 
-        ``progress(groups done, groups)`` is called a hundred times. The noise is drawn beforehand; by :meth:`choose`
-        it decides on every sample alike, whether its parameters come from queues or from :meth:`log_prob`'s pass.
+        ``progress(groups done, groups)`` is called about a hundred times. The noise is drawn beforehand, so that
+        :meth:`choose` returns the same samples for parameters of a cached step and of a whole pass.
         """
         model, group, memory = self.model, self.model.group, self.model.memory
         features = outputs.movedim(1, -1).to(model.waves.dtype)
@@ -124,20 +124,21 @@ class WaveNetLikelihood(Likelihood):
         fast = None
         if samples.device.type == "cpu":
             parts = state.tables, model.narrow, model.leave, self.sample_likelihood, model.waves[:, 0].contiguous()
-            fast, heard, seen = SampleLevel(*parts, temperature), samples.numpy(), values.numpy()  # the same memory
+            fast = SampleLevel(*parts, temperature)
+            sample_array, value_array = samples.numpy(), values.numpy()  # views of the same memory
         every = max(1, steps // 100)
         for step in range(steps):
             at = lead + step * group
             contexts, weights = model.step(state, samples[:, at - group : at])
             drawn = noise[:, at - lead : at - lead + group]
             if fast is not None:
-                fast.group(heard, seen, at, contexts.numpy(), weights.numpy(), drawn.numpy())
+                fast.group(sample_array, value_array, at, contexts.numpy(), weights.numpy(), drawn.numpy())
             else:
                 self._draw_group(state, samples, values, at, contexts, weights, drawn, temperature)
             if step % every == 0:
                 progress(step, steps)
         progress(steps, steps)
-        return Drawn(samples[:, lead:], noise)
+        return Draw(samples[:, lead:], noise)
 
     def _draw_group(
         self,
@@ -154,20 +155,20 @@ class WaveNetLikelihood(Likelihood):
         memory = self.model.memory
         places = NUM_VALUES * torch.arange(memory, device=samples.device)
         for n in range(at, at + self.model.group):
-            found = self.model.sample_step(state, contexts[:, n - at], samples[:, n - memory : n] + places)
-            if self.guesses:
-                found = self._moved(found, torch.linalg.vecdot(values[:, n - memory : n], weights))
-            chosen = self.choose(found, noise[:, n - at], temperature)
+            parameters = self.model.sample_step(state, contexts[:, n - at], samples[:, n - memory : n] + places)
+            if self.shifts_means:
+                parameters = self._shifted(parameters, torch.linalg.vecdot(values[:, n - memory : n], weights))
+            chosen = self.choose(parameters, noise[:, n - at], temperature)
             samples[:, n] = chosen
             values[:, n] = self.model.waves[chosen, 0]
 
     @property
     def numbers(self) -> int:
-        """Numbers of noise a sample: one for a softmax, two for a mixture of logistics."""
+        """Noise values per sample: one for a softmax, two for a mixture of logistics."""
         return 1 if not isinstance(self.sample_likelihood, LogisticMixture) else 2
 
     def choose(self, parameters: Tensor, noise: Tensor, temperature: float = 1.0) -> Tensor:
-        """Parameters (B, parameters) of one sample each and uniform noise (B, numbers) → samples (B,) int64."""
+        """Parameters (B, parameters) of one sample each and uniform noise (B, numbers) → sample values (B,) int64."""
         if isinstance(self.sample_likelihood, LogisticMixture):
             weights, means, scales = self.sample_likelihood.mixture(parameters)
             if temperature == 0:
@@ -179,5 +180,5 @@ class WaveNetLikelihood(Likelihood):
         if temperature == 0:
             return values_of(parameters.softmax(-1) @ self.model.waves[:, 0])
         share = (parameters / temperature).softmax(-1).cumsum(-1)
-        found = torch.searchsorted(share, noise * share[:, -1:], right=True)
-        return found[:, 0].clamp_(max=NUM_VALUES - 1)
+        chosen = torch.searchsorted(share, noise * share[:, -1:], right=True)
+        return chosen[:, 0].clamp_(max=NUM_VALUES - 1)
