@@ -103,6 +103,9 @@ def test_a_prior_without_a_past_or_outcomes_is_trained_and_drawn_from(data: Path
     model = ImageModel.load(folder, "cpu")
     drawn = model.sample(torch.tensor([0, 1]), torch.Generator().manual_seed(0))
     assert drawn.frames.shape == (2, *SPEC.frame_shape)
+    config.prior.loss_weights = {"reward": 0.1}
+    with pytest.raises(ConfigError, match="a weight for the loss term 'reward'; the terms are codes, forecast"):
+        train(config)
 
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, stage: str, step: int) -> None:
