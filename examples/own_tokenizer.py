@@ -26,27 +26,26 @@ class BinaryQuantizer(Quantizer):
         if num_codes != 2**self.width:
             raise ConfigError(f"tokenizer.num_codes is {num_codes}; choose a power of two")
         self.register_buffer("powers", 2 ** torch.arange(self.width), persistent=False)
+        self.register_buffer("mean", torch.zeros(self.width))  # of the vectors; around 0 the bits would become constant
 
     def encode(self, vectors):
-        return ((vectors > 0) * self.powers).sum(-1)
+        return ((vectors > self.mean) * self.powers).sum(-1)
 
     def lookup(self, codes):
         return (codes[..., None] // self.powers % 2) * 2.0 - 1.0
 
     def forward(self, vectors, generator=None):
+        if self.training:
+            self.mean.lerp_(vectors.detach().flatten(0, -2).mean(0), 0.1)
         codes = self.encode(vectors)
-        signs = self.lookup(codes)
-        commitment = (vectors - signs).square().mean()  # training.tokenizer.weights.commitment is its weight
-        straight_through = vectors + (signs - vectors).detach()  # the gradient passes unchanged to the encoder
+        signs, centred = self.lookup(codes), vectors - self.mean
+        commitment = (centred - signs).square().mean()  # tokenizer.loss_weights.commitment is its weight
+        straight_through = centred + (signs - centred).detach()  # the gradient passes unchanged to the encoder
         return Quantized(straight_through, codes, {"commitment": commitment})
 
 
-SETTINGS = [
-    "run=binary",
-    "tokenizer.quantizer._target_=own_tokenizer.BinaryQuantizer",
-    "~tokenizer.quantizer.width",  # two settings of the default quantizer that this one does not have
-    "~tokenizer.quantizer.update",
-]
+SETTINGS = ["run=binary", "tokenizer.quantizer._target_=own_tokenizer.BinaryQuantizer"]
+SETTINGS += ["~tokenizer.quantizer.width", "~tokenizer.quantizer.update"]  # settings of the default quantizer alone
 
 
 def main(*settings):
