@@ -113,7 +113,7 @@ def test_ppo_learns_in_the_dream(run: str) -> None:
 def test_a_voice_is_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = compose_config(["experiment=vctk-spectra", "source.path=unused", f"runs={tmp_path / 'runs'}", "run=tiny",
                              "tokenizer.widths=[8,8,8]", "tokenizer.num_codes=8", "tokenizer.condition_width=4",
-                             "tokenizer.quantizer.width=4", "tokenizer.likelihood.rounds=2"])  # fmt: skip
+                             "tokenizer.quantizer.width=4", "tokenizer.likelihood.iterations=2"])  # fmt: skip
     spec = Spec("vctk", (1, 640), ("p225", "p226"), 25.0)
     torch.manual_seed(0)
     folder = new_run(config, spec)
