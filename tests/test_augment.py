@@ -7,7 +7,7 @@ import torch
 from test_speech import make
 from torch import Tensor
 
-from worldmodel.speech.augment import VariedSounds, played
+from worldmodel.speech.augment import VariedSounds, resampled
 from worldmodel.speech.nn.mel import expanded
 from worldmodel.training.objectives import TokenizerObjective
 from worldmodel.types import Segment, to_float, to_uint8
@@ -54,7 +54,7 @@ def test_speed_moves_every_frequency_by_as_much() -> None:
     time = torch.arange(3200) / 16_000
     waves = torch.sin(2 * torch.pi * 500 * time).expand(3, 1, -1)
     speeds = torch.tensor([0.9, 1.0, 1.1])
-    heard = played(waves, speeds)
+    heard = resampled(waves, speeds)
     wanted = torch.sin(2 * torch.pi * 500 * time * speeds[:, None])
     inner = slice(16, 2800)  # at a tenth faster the end is a mirror image
     assert torch.allclose(heard[:, 0, inner], wanted[:, inner], atol=2e-3)

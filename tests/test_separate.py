@@ -81,7 +81,7 @@ def test_rows_and_levels_are_the_same_codes(windows: int) -> None:
     codes = random_codes(tokenizer, windows).flatten()[None]
     apart = tokenizer.books(codes)
     assert [part.shape for part in apart] == [(1, windows * size) for (size,) in LEVELS]
-    assert torch.equal(tokenizer.lay(apart), codes)
+    assert torch.equal(tokenizer.merge(apart), codes)
     for number, part in enumerate(apart):  # a level decodes its codes of all windows at once
         own = tokenizer.level(number).decode(part, torch.tensor([1]))
         assert torch.equal(tokenizer.level(number).decode(tokenizer.part(codes, number), torch.tensor([1])), own)
@@ -96,7 +96,7 @@ def test_levels_do_not_see_each_other() -> None:
     for changed in range(3):
         apart = tokenizer.books(codes)
         apart[changed] = (apart[changed] + 1) % 8
-        other = tokenizer.lay(apart)
+        other = tokenizer.merge(apart)
         for number in range(3):
             same = torch.equal(tokenizer.level(number).expected_frames(tokenizer.part(other, number)), before[number])
             assert same is (number != changed)
@@ -252,7 +252,7 @@ def test_from_recordings_to_speech_by_levels(
     assert len(soundfile.read("other.wav")[0]) == round(0.35 * RATE)
     monkeypatch.setattr("worldmodel.speech.evaluation.voices.leakage", functools.partial(leakage, steps=2))
     told = say(evaluate, "experiment=jukebox")
-    assert "By 128x alone" in told and "prior, bits a code" in told
+    assert "From 128x only" in told and "prior, bits a code" in told
     found = json.loads((tmp_path / "runs/jukebox-1/evaluation/metrics.json").read_text())
     assert list(found["levels"]) == ["128x", "32x", "8x"] and len(found["codes"]["books"]) == 3
     assert found["codes"]["a_second"] == 2625 and found["leakage"]["speakers"] == 2

@@ -22,7 +22,7 @@ from worldmodel.data.windows import Windows
 from worldmodel.errors import ConfigError, UnknownActionError
 from worldmodel.nn.convnets import ConvEncoder
 from worldmodel.runs.build import build_tokenizer
-from worldmodel.speech.mulaw import to_levels
+from worldmodel.speech.mulaw import to_samples
 from worldmodel.speech.nn.mel import MelEncoder, expanded, mel_power, stretched
 from worldmodel.speech.nn.spectra import MelSpectra
 from worldmodel.speech.scores.classifier import Budget
@@ -219,7 +219,7 @@ def test_a_still_encoder_does_not_hear_the_level() -> None:
 def test_a_wave_of_spectra_has_these_spectra() -> None:
     likelihood = MelSpectra(1, iterations=50)
     wave = torch.from_numpy(voice(0.48))[None, None]
-    frames = to_float(torch.from_numpy(to_levels(wave.numpy())))
+    frames = to_float(torch.from_numpy(to_samples(wave.numpy())))
     meant = likelihood._target(frames)
     assert meant.shape == (1, 80, 48) and likelihood.loss(meant, frames) == 0
     heard = likelihood._target(likelihood.mean(meant))
@@ -257,7 +257,7 @@ def train_shortly(*parts: object, **more: object) -> PhoneClassifier:
 
 
 def test_conversions_are_judged(spoken: Path, say: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worldmodel.speech.evaluation.voices.ENOUGH", 0.0)
+    monkeypatch.setattr("worldmodel.speech.evaluation.voices.MIN_SECONDS", 0.0)
     shorter = functools.partial(Budget, steps=3, batch=4)
     monkeypatch.setattr("worldmodel.speech.scores.speakers.Budget", shorter)
     monkeypatch.setattr("worldmodel.speech.evaluation.voices.train_phone_classifier", train_shortly)
@@ -266,8 +266,8 @@ def test_conversions_are_judged(spoken: Path, say: Callable[..., str], monkeypat
     told = say(evaluate, f"runs={spoken / 'runs'}", "--timit", str(spoken / "timit"))
     for figure in (
         "converted, as the target",
-        "phones read otherwise",
-        "speaker read from the codes",
+        "other phones",
+        "speaker predicted from the codes",
         "prior, bits a code",
     ):
         assert figure in told
@@ -286,7 +286,7 @@ def test_conversions_are_judged(spoken: Path, say: Callable[..., str], monkeypat
 
 def test_codes_are_read_as_phonemes(tmp_path: Path, say: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worldmodel.speech.evaluation.phoneme_codes.train_phone_classifier", train_shortly)
-    monkeypatch.setattr("worldmodel.speech.evaluation.voices.ENOUGH", 0.01)  # but no speaker is in both halves
+    monkeypatch.setattr("worldmodel.speech.evaluation.voices.MIN_SECONDS", 0.01)  # but no speaker is in both halves
     write_timit(tmp_path / "set", ("fvmh0", "faem0", "mcpm0", "marc0"))
     say(collect, "experiment=timit-phonemes", "source.path=set")
     small = [*SMALL["phonemes"], *QUICK, "training.tokenizer.length=2"]

@@ -15,7 +15,7 @@ from test_take_in import take_in
 from worldmodel.data.fill import fill
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import DataError
-from worldmodel.speech.mulaw import SILENCE, to_levels, to_wave
+from worldmodel.speech.mulaw import SILENCE, to_samples, to_wave
 from worldmodel.speech.sources import TIMIT, VCTK
 from worldmodel.speech.sources.phones import (
     NO_PHONE,
@@ -170,7 +170,7 @@ def test_more_than_half_a_window_is_filled_up_with_silence(samples: int, count: 
     frames = to_frames(wave)
     assert frames.shape == (count, 1, 640) and frames.dtype == np.uint8
     flat = frames.reshape(-1)
-    assert (flat[:samples] == to_levels(np.float32(0.5))).all() and (flat[samples:] == SILENCE).all()
+    assert (flat[:samples] == to_samples(np.float32(0.5))).all() and (flat[samples:] == SILENCE).all()
     np.testing.assert_allclose(to_wave(frames).ravel()[: min(samples, len(flat))], 0.5, atol=0.02)
 
 

@@ -1,4 +1,4 @@
-"""All that only sound needs: sources, networks, codec, scores. An extra: ``pip install 'worldmodel[speech]'``."""
+"""Speech: sources, networks, codec and scores. An optional extra: ``pip install 'worldmodel[speech]'``."""
 
 from importlib.util import find_spec
 

@@ -1,4 +1,4 @@
-"""What a tokenizer is shown instead of the examples themselves, so that few are not learnt by heart."""
+"""Data augmentation for codecs of sound, against overfitting to small data sets."""
 
 from __future__ import annotations
 
@@ -12,18 +12,15 @@ from worldmodel.util.ranges import NonNegative, Share, ShareBelowOne
 
 
 class VariedSounds(Augmentation):
-    """Sounds faster or slower, upside down, louder or softer, and one laid over another.
+    """Random changes of speed, sign and gain of sounds, and mixtures of two sounds. Frames are (B, 1, n) uint8, µ-law.
 
-    Frames are (B, 1, n) uint8, companded as all sound is.
-
-    For a codec, which has to give back whatever it is given, and would learn minutes of speech by heart. The gains and
-    the mixtures are those of Défossez et al., *EnCodec*, 2022, section 4.2. It is not for decoders that are told who
-    speaks.
+    Gains and mixtures follow Défossez et al., *EnCodec*, 2022, section 4.2. It is not for decoders that receive the
+    speaker.
 
     Args:
-        share: of the sounds that get another one of the batch over them, in [0, 1].
-        gain: deviation of the loudness of each, in dB, ≥ 0.
-        speed: each is played faster or slower by up to this share, in [0, 1), so that its pitch and timbre change.
+        share: of the sounds that another one of the batch is added to.
+        gain: standard deviation of the gain, in dB.
+        speed: maximum change of the playback speed, as a share; pitch and timbre change with it.
     """
 
     def __init__(self, share: Share = 0.0, gain: NonNegative = 0.0, speed: ShareBelowOne = 0.0):
@@ -41,7 +38,7 @@ class VariedSounds(Augmentation):
         waves = expanded(to_float(frames)) * factors
         if self.speed:
             speeds = 1 + self.speed * (2 * torch.rand(count, generator=generator, device=device) - 1)
-            waves = played(waves, speeds.to(frames.device))
+            waves = resampled(waves, speeds.to(frames.device))
         waves = waves + waves[other.to(frames.device)] * mixed.to(frames.device)[:, None, None]
         return to_uint8(companded(waves))
 
@@ -49,10 +46,10 @@ class VariedSounds(Augmentation):
 TAPS = 16
 
 
-def played(waves: Tensor, speeds: Tensor) -> Tensor:
-    """Waves (B, 1, n) read at ``speeds`` (B,) by a windowed sinc; what lies behind their end is their mirror image.
+def resampled(waves: Tensor, speeds: Tensor) -> Tensor:
+    """Waves (B, 1, n) resampled at ``speeds`` (B,) by a windowed sinc, continued by reflection at the end.
 
-    Faster than 1, what would be above half the rate is not taken away first: at a tenth faster it is little of speech.
+    There is no low-pass filter for speeds above 1: a tenth faster, speech has little energy above half the rate.
     """
     length = waves.shape[-1]
     places = torch.arange(length, device=waves.device) * speeds[:, None]  # (B, n), in samples
@@ -63,5 +60,5 @@ def played(waves: Tensor, speeds: Tensor) -> Tensor:
     at = (first.long()[..., None] + offsets).abs()
     at = at % (2 * (length - 1))
     at = torch.minimum(at, 2 * (length - 1) - at)
-    taken = waves[:, 0].gather(1, at.flatten(1)).view_as(weights)
-    return (taken * weights).sum(-1)[:, None]
+    values = waves[:, 0].gather(1, at.flatten(1)).view_as(weights)
+    return (values * weights).sum(-1)[:, None]

@@ -1,4 +1,4 @@
-"""Sound that goes out: waves into files, and what is to be seen of them as a page of spectrograms and pitch."""
+"""Output of sound: wave files, and a page of spectrograms and pitch."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from worldmodel.util.output import SOUND_SUFFIXES, check_suffix
 
 HOP, WIDTH = 0.005, 0.025  # seconds between spectra, and of each
 BANDS = 80
-RANGE = 70.0  # dB that are shown, from the loudest of all waves down
+RANGE = 70.0  # dB below the loudest value of all waves that are shown
 TICKS_HERTZ = (250, 500, 1000, 2000, 4000, 8000)
-PITCH_HERTZ = (60.0, 400.0)  # shown of the pitch
+PITCH_HERTZ = (60.0, 400.0)  # range of the plot
 PITCH_TICKS = (75, 150, 300)
 MOST_INCHES, INCHES_A_SECOND, LEAST_INCHES = 16.0, 2.4, 7.0
 
 
 def save_sound(path: str | Path, wave: np.ndarray, rate: int) -> Path:
-    """Write a wave (n,) float of [-1, 1] with 16 bits a sample, by the suffix as WAV or FLAC; what is louder is
-    clipped. Written whole, then renamed; missing folders are made. Returns the path.
+    """Write a wave (n,) float in [-1, 1] as 16-bit WAV or FLAC, depending on the suffix; louder samples are clipped.
+    Folders are created. Returns the path.
 
-    Raises :class:`ConfigError` for another suffix, :class:`DataError` for what is no wave.
+    Raises :class:`ConfigError` for another suffix, :class:`DataError` for an array that is no wave.
     """
     path = check_suffix(path, SOUND_SUFFIXES)
     if wave.ndim != 1 or not len(wave) or not np.isfinite(wave).all():
@@ -62,10 +62,8 @@ def log_mels(wave: np.ndarray, rate: int) -> np.ndarray:
 
 
 def spectrogram(waves: Sequence[tuple[str, np.ndarray]], rate: int, title: str = "") -> np.ndarray:
-    """Labelled waves (n,) of one rate under each other as log-mel spectrograms, with their pitch below each and one
-    axis of time: one picture (height, width, 3) uint8, which :func:`worldmodel.media.save_png` writes.
-
-    All share one scale of colours, which begins at the loudest of all. Raises :class:`DataError` without a sound.
+    """Log-mel spectrograms of labelled waves (n,) of one rate, one below the other, each with its pitch, on a shared
+    time axis and colour scale: an image (height, width, 3) uint8. Raises :class:`DataError` without a sound.
     """
     if not waves or any(wave.ndim != 1 or not len(wave) for _, wave in waves):
         raise DataError("there is no sound to show")
@@ -102,18 +100,18 @@ def _draw_levels(axes: Axes, mel: np.ndarray, rate: int, loudest: float) -> None
     axes.set_yticks(mels[1 : 1 + len(names)], names)
     axes.set_ylabel("Hz")
     axes.grid(visible=False)
-    axes.set_facecolor("white")  # where a shorter wave has ended
+    axes.set_facecolor("white")  # after the end of a shorter wave
 
 
 def _draw_pitch(axes: Axes, wave: np.ndarray, rate: int) -> None:
-    found = pitch(wave, rate)
-    axes.plot(found.times, found.hertz, color=COLOURS[0], linewidth=1.8, solid_capstyle="round")
+    track = pitch(wave, rate)
+    axes.plot(track.times, track.hertz, color=COLOURS[0], linewidth=1.8, solid_capstyle="round")
     axes.set_yscale("log")
     axes.set_ylim(*PITCH_HERTZ)
     axes.yaxis.set_major_locator(FixedLocator(PITCH_TICKS))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda hertz, _: f"{hertz:g}"))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.set_ylabel("F0, Hz")
-    voiced = found.hertz[np.isfinite(found.hertz)]
+    voiced = track.hertz[np.isfinite(track.hertz)]
     label = f"median {np.median(voiced):.0f} Hz" if len(voiced) else "no voice"
     axes.text(0.995, 0.94, label, ha="right", va="top", fontsize=8, color=TEXT, transform=axes.transAxes)

@@ -1,8 +1,8 @@
-"""The pitch of a voice over time, by YIN.
+"""The pitch of a voice over time, estimated by YIN.
 
 A. de Cheveigné and H. Kawahara, YIN, a fundamental frequency estimator for speech and music, Journal of the Acoustical
-Society of America 111, 2002. Steps 1 to 5 are theirs; in place of step 6 (the best estimate nearby) octave slips are
-mended against the median of their neighbours. With numpy alone: scores and pictures both read it.
+Society of America 111, 2002, steps 1 to 5. Instead of step 6, octave errors are corrected towards the median of
+neighbouring estimates.
 """
 
 from __future__ import annotations
@@ -13,66 +13,65 @@ from typing import NamedTuple
 import numpy as np
 
 HOP = 0.01  # seconds between estimates
-WIDTH = 0.025  # seconds that are compared with themselves, later
-LOW, HIGH = 60.0, 450.0  # hertz; voices of grown-ups
-THRESHOLD = 0.25  # of aperiodicity, below which a dip is a period
-RUMBLE = 60.0  # hertz, below which rooms and microphones are heard, not voices
-RANGE = 35.0  # dB below the loudest, under which nothing is voiced
-SLIP = 0.6  # in octaves: an estimate as far from its neighbours' median is a slip
-NEIGHBOURS, LONE = 15, 3  # estimates; runs shorter than LONE are no voice
-CHUNK = 2048  # estimates at a time, for the memory's sake
+WIDTH = 0.025  # seconds, the window that is compared with a later one
+LOW, HIGH = 60.0, 450.0  # hertz; voices of adults
+THRESHOLD = 0.25  # aperiodicity below which a local minimum is a period
+CUTOFF = 60.0  # hertz, below which there is noise of rooms and microphones
+RANGE = 35.0  # dB below the loudest frame, below which no frame is voiced
+OCTAVE_ERROR = 0.6  # distance in octaves from the median of neighbours that is an octave error
+NEIGHBOURS, MIN_RUN = 15, 3  # estimates; voiced runs shorter than MIN_RUN are dropped
+CHUNK = 2048  # estimates at a time, to limit memory
 
 
 class Pitch(NamedTuple):
-    """F0 of N moments, :data:`HOP` apart."""
+    """F0 at N times, :data:`HOP` apart."""
 
     times: np.ndarray  # (N,) seconds
-    hertz: np.ndarray  # (N,) float64; NaN where there is no voice
+    hertz: np.ndarray  # (N,) float64; NaN where unvoiced
 
 
 def pitch(wave: np.ndarray, rate: int, low: float = LOW, high: float = HIGH, threshold: float = THRESHOLD) -> Pitch:
     """F0 of a wave (n,) of ``rate`` samples a second, between ``low`` and ``high`` hertz, every 10 ms.
 
-    A moment is voiced where the difference to itself a period later falls below ``threshold`` of what it is on average,
-    and where it is loud enough. A wave without sound has no voiced moment.
+    A time is voiced where the normalised difference has a minimum below ``threshold`` and the sound is loud enough.
     """
     longest, shortest, width = int(np.ceil(rate / low)) + 1, max(2, int(rate / high)), round(WIDTH * rate)
     hop, span = round(HOP * rate), width + longest
     count = 1 + len(wave) // hop
-    padded = np.pad(without_rumble(wave, rate), (span // 2, span))
-    frames = np.lib.stride_tricks.sliding_window_view(padded, span)[::hop][:count]  # (N, span), about their moment
+    padded = np.pad(high_pass(wave, rate), (span // 2, span))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, span)[::hop][:count]  # (N, span), centred at their times
     hertz, energy = np.empty(count), np.empty(count)
     for at in range(0, count, CHUNK):
         rows = frames[at : at + CHUNK]
         normal, energy[at : at + CHUNK] = _differences(rows - rows.mean(1, keepdims=True), width, longest)
         hertz[at : at + CHUNK] = rate / _periods(normal, shortest, threshold)
     hertz[(hertz > high) | (energy <= energy.max() * 10 ** (-RANGE / 10))] = np.nan
-    return Pitch(np.arange(count) * hop / rate, _without_slips(hertz))
+    return Pitch(np.arange(count) * hop / rate, _without_octave_errors(hertz))
 
 
 def mean_log_f0(tracks: Sequence[np.ndarray]) -> float:
-    """Mean of ln F0 over all voiced moments of tracks (N,) in hertz. Raises ``ValueError`` where none is voiced."""
+    """Mean of ln F0 over all voiced times of tracks (N,) in hertz. Raises ``ValueError`` when none is voiced."""
     hertz = np.concatenate(tracks)
     if not np.isfinite(hertz).any():
-        raise ValueError("no frame is voiced: there is no F0 to speak of")
+        raise ValueError("no frame is voiced, so there is no F0")
     return float(np.log(hertz[np.isfinite(hertz)]).mean())
 
 
 def log_f0_correlation(track: np.ndarray, other: np.ndarray) -> float | None:
-    """Pearson's correlation of ln F0 of two tracks (N,) in hertz over the moments at which both are voiced: whether the
-    intonation is the same, even an octave higher. None where it is not defined."""
+    """Pearson's correlation of ln F0 of two tracks (N,) in hertz where both are voiced, which compares
+    intonation independent of the register. None where it is undefined."""
     both = np.isfinite(track) & np.isfinite(other)
     a, b = np.log(track[both]), np.log(other[both])
     spread = a.std() * b.std() if both.sum() > 1 else 0.0
     return float(((a - a.mean()) * (b - b.mean())).mean() / spread) if spread else None
 
 
-def without_rumble(wave: np.ndarray, rate: int, below: float = RUMBLE) -> np.ndarray:
-    """A wave (n,) without what lies below some hertz, 24 dB an octave and without delay: (n,) float64."""
-    size = len(wave) + -len(wave) % 4096  # a length of small factors: one that is prime takes many times as long
+def high_pass(wave: np.ndarray, rate: int, below: float = CUTOFF) -> np.ndarray:
+    """A wave (n,) after a zero-phase high-pass filter of 24 dB an octave: (n,) float64."""
+    size = len(wave) + -len(wave) % 4096  # a length with small factors, for the FFT
     hertz = np.fft.rfftfreq(size, 1 / rate)
     gain = 1 / np.sqrt(1 + (below / np.maximum(hertz, 1e-3)) ** 8)
-    centred = wave - wave.mean(dtype=np.float64)  # an offset would be a step at the ends
+    centred = wave - wave.mean(dtype=np.float64)  # avoids a step at the ends
     return np.fft.irfft(np.fft.rfft(centred, size) * gain, size)[: len(wave)]
 
 
@@ -94,7 +93,7 @@ def _differences(frames: np.ndarray, width: int, longest: int) -> tuple[np.ndarr
 
 
 def _periods(normal: np.ndarray, shortest: int, threshold: float) -> np.ndarray:
-    """Steps 4 and 5: the first dip below the threshold, to a fraction of a sample; (N,), NaN without one."""
+    """Steps 4 and 5: the first minimum below the threshold, interpolated; (N,), NaN without one."""
     inner = normal[:, shortest:-1]
     dip = (inner < threshold) & (inner <= normal[:, shortest - 1 : -2]) & (inner <= normal[:, shortest + 1 :])
     lag = shortest + dip.argmax(1)
@@ -105,9 +104,9 @@ def _periods(normal: np.ndarray, shortest: int, threshold: float) -> np.ndarray:
     return np.where(dip.any(1), lag + np.clip(shift, -0.5, 0.5), np.nan)
 
 
-def _without_slips(hertz: np.ndarray) -> np.ndarray:
-    """Estimates (N,) an octave from their neighbours' median are mended where an octave does it, and dropped where not;
-    so are lone ones.
+def _without_octave_errors(hertz: np.ndarray) -> np.ndarray:
+    """Correct estimates (N,) that are whole octaves from the median of their neighbours; drop other outliers and short
+    runs.
     """
     octaves = np.log2(hertz)
     near = np.lib.stride_tricks.sliding_window_view(
@@ -117,11 +116,11 @@ def _without_slips(hertz: np.ndarray) -> np.ndarray:
     median = np.full(len(octaves), np.nan)
     median[known] = np.nanmedian(near[known], 1)
     off = octaves - median
-    slipped = np.abs(off) > SLIP
-    mended = np.where(slipped, octaves - np.round(off), octaves)
-    mended[slipped & (np.abs(mended - median) > 0.25)] = np.nan
-    voiced = np.concatenate([[False], np.isfinite(mended), [False]])
+    outlier = np.abs(off) > OCTAVE_ERROR
+    corrected = np.where(outlier, octaves - np.round(off), octaves)
+    corrected[outlier & (np.abs(corrected - median) > 0.25)] = np.nan
+    voiced = np.concatenate([[False], np.isfinite(corrected), [False]])
     edges = np.flatnonzero(voiced[1:] != voiced[:-1]).reshape(-1, 2)
-    for start, end in edges[edges[:, 1] - edges[:, 0] < LONE]:
-        mended[start:end] = np.nan
-    return 2**mended
+    for start, end in edges[edges[:, 1] - edges[:, 0] < MIN_RUN]:
+        corrected[start:end] = np.nan
+    return 2**corrected

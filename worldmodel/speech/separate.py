@@ -1,4 +1,4 @@
-"""Jukebox: VQ-VAEs of several rates, each of the whole observation and none in sight of another."""
+"""Independent VQ-VAEs of several rates, as in Jukebox."""
 
 from __future__ import annotations
 
@@ -19,26 +19,25 @@ from worldmodel.util.ranges import Levels, NumCodes, Weights, Whole
 
 
 class SeparateLevels(Tokenizer):
-    """The levels of *Jukebox* (Dhariwal et al., 2020, section 3): each a VQ-VAE by itself.
+    """The levels of *Jukebox* (Dhariwal et al., 2020, section 3): each level is an independent VQ-VAE.
 
-    In VQ-VAE-2 a coarse level says what the fine ones leave out, which is soon nothing where the fine ones are good.
-    Here every level says all it can. The finest alone makes the sound (or picture) that one gets; the coarser ones are
-    what a prior draws first, and the finer codes follow from theirs (:mod:`worldmodel.heads.hierarchy`).
+    In VQ-VAE-2, coarse levels become unused when the fine ones are good. Here each level codes the whole observation.
+    Only the finest one is decoded; a prior draws the coarser codes first and finer ones given them
+    (:mod:`worldmodel.heads.hierarchy`).
 
-    The codes of a window stand in one row, those of the coarsest level first: (B, N), N the sum of the levels' sizes.
-    A signal of m windows has m such rows one after another, (B, m · N), although each level codes it as a whole.
+    The codes of a window are one row, coarsest level first: (B, N), N the sum of the sizes of the levels. A signal of m
+    windows has m such rows, (B, m · N), although each level encodes the signal as a whole.
 
     Args:
         frame_shape: (C, *size) of the observations.
         quantizer: constructor of a :class:`~worldmodel.quantizers.Quantizer`, called with ``num_codes`` for each level.
-        widths: for every level, the finest first, the channels behind each of its halvings, from the observation on:
-            3, 5 and 7 halvings are Jukebox's 8×, 32× and 128×.
-        blocks, num_codes, likelihood, encoder, decoder, condition_width, num_actions: of every level, as of the VQ-VAE.
-        loss_weights: of the terms of training; 1 where none is given.
+        widths: for each level, finest first, the channels after each of its halvings; 3, 5 and 7 halvings are
+            Jukebox's 8×, 32× and 128×.
+        blocks, num_codes, likelihood, encoder, decoder, condition_width, num_actions: as for :class:`VQVAE`.
+        loss_weights: weights of the loss terms, 1 by default.
 
-    The loss terms are means over the levels; the figures ``reconstruction_8x``, … are each level's own, named by how
-    many places along an axis become one. A bound is that of the finest level's decoder with the codes of all levels
-    paid for: true, but not tight.
+    Loss terms are means over the levels; the figures ``reconstruction_8x``, … are those of each level, named by its
+    downsampling factor. A bound on bits counts the decoder of the finest level and the codes of all levels.
 
     Raises :class:`ConfigError` for levels that do not become coarser one by one, or frames that cannot be halved.
     """
@@ -78,7 +77,7 @@ class SeparateLevels(Tokenizer):
                 condition_width,
                 num_actions,
             )
-            for level in reversed(widths)  # from here on the coarsest first
+            for level in reversed(widths)  # coarsest first, unlike widths
         )
         self.frame_shape, self.num_codes, self.condition_width = tuple(frame_shape), num_codes, condition_width
         finest = self.level(-1)
@@ -100,19 +99,23 @@ class SeparateLevels(Tokenizer):
 
     @property
     def names(self) -> list[str]:
-        """By how many places along an axis become one, the coarsest first: 128x, 32x, 8x."""
+        """The downsampling factors, coarsest first: 128x, 32x, 8x."""
         return [f"{self.level(number).encoder.factor}x" for number in range(len(self.models))]
 
     def _reconstruction(
         self, frames: Tensor, generator: torch.Generator | None, conditions: Tensor | None
     ) -> Reconstruction:
-        made = [self.level(n)._reconstruction(frames, generator, conditions) for n in range(len(self.models))]
-        losses = {name: torch.stack([each.losses[name] for each in made]).mean() for name in made[0].losses}
-        own = [each.losses["reconstruction"].detach() for each in made]
+        results = [self.level(n)._reconstruction(frames, generator, conditions) for n in range(len(self.models))]
+        losses = {name: torch.stack([each.losses[name] for each in results]).mean() for name in results[0].losses}
+        own = [each.losses["reconstruction"].detach() for each in results]
         figures = {f"reconstruction_{name}": value for name, value in zip(self.names, own, strict=True)}
         nats = self.trained_nats({"reconstruction": own[-1]})
         return Reconstruction(
-            made[-1].frames, self.lay([each.codes for each in made if each.codes is not None]), losses, nats, figures
+            results[-1].frames,
+            self.merge([each.codes for each in results if each.codes is not None]),
+            losses,
+            nats,
+            figures,
         )
 
     def _given(self, frames: Tensor, latents: Tensor, conditions: Tensor | None) -> Tensor:
@@ -120,10 +123,10 @@ class SeparateLevels(Tokenizer):
 
     def _encode(self, frames: Tensor) -> Tensor:
         """Frames (B, C, *size) → (B, N); a signal of m windows (B, C, m · L) → (B, m · N)."""
-        return self.lay([self.level(number)._encode(frames) for number in range(len(self.models))])
+        return self.merge([self.level(number)._encode(frames) for number in range(len(self.models))])
 
     def expected_frames(self, latents: Tensor, conditions: Tensor | None = None) -> Tensor:
-        """Codes (B, m · N) → (B, C, *size), by the decoder of the finest level, which reads its own codes alone."""
+        """Codes (B, m · N) → (B, C, *size), by the decoder of the finest level."""
         return self.level(-1).expected_frames(self.part(latents, -1), conditions)
 
     def _draw(
@@ -132,17 +135,17 @@ class SeparateLevels(Tokenizer):
         return self.level(-1)._draw(self.part(codes, -1), conditions, generator, temperature)
 
     def reconstructions(self, frames: Tensor, generator: torch.Generator | None = None) -> list[tuple[str, Tensor]]:
-        """What each level makes of the frames by itself, the coarsest first."""
+        """The reconstruction of each level, coarsest first."""
         codes = self.encode(frames)
         return [(name, self.level(n).decode(self.part(codes, n))) for n, name in enumerate(self.names)]
 
-    def lay(self, parts: Sequence[Tensor]) -> Tensor:
-        """Codes of each level, the coarsest first, (B, m · n or the grid) → rows of windows one by one, (B, m · N)."""
+    def merge(self, parts: Sequence[Tensor]) -> Tensor:
+        """Codes of each level, coarsest first, (B, m · n or the grid) → rows of windows, (B, m · N)."""
         rows = [part.flatten(1).unflatten(1, (-1, size)) for part, size in zip(parts, self.sizes, strict=True)]
         return torch.cat(rows, 2).flatten(1)
 
     def part(self, codes: Tensor, level: int) -> Tensor:
-        """Of codes (B, m · N) those that a level decodes: of the whole signal, (B, m · n), or in a grid (B, *grid)."""
+        """Codes (B, m · N) → those of a level: (B, m · n) for a signal, else (B, *grid)."""
         own = self.books(codes)[level]
         return own if self.joined else own.unflatten(1, self.levels[level])
 

@@ -1,4 +1,4 @@
-"""Speech in several voices, as files of sound and a page of spectrograms."""
+"""Output of speech in several voices: sound files and a page of spectrograms."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Waves = list[tuple[str, np.ndarray]]
 
 
 def choose_speakers(script: str | None, model: VoiceModel) -> list[str]:
-    """The speakers that ``p225,p226`` names; without a script the first one.
+    """Parse names such as ``p225,p226``; the first speaker of the run by default.
 
     Raises :class:`UnknownActionError` for a speaker that the run does not have, :class:`ConfigError` for an empty name.
     """
@@ -28,7 +28,7 @@ def choose_speakers(script: str | None, model: VoiceModel) -> list[str]:
     speakers = [name.strip() for name in script.split(",")]
     if not all(speakers):
         example = model.spec.action_names[0]
-        raise ConfigError(f"a speaker is missing in {script!r}; write names parted by commas, such as {example!r}")
+        raise ConfigError(f"a speaker is missing in {script!r}; write names separated by commas, such as {example!r}")
     for speaker in speakers:
         model.spec.action_index(speaker)
     return list(dict.fromkeys(speakers))
@@ -44,10 +44,10 @@ def write_voices(
     name: str,
     before: Sequence[tuple[str, np.ndarray]] = (),
 ) -> None:
-    """Write the wave (n,) that ``speak`` returns for each speaker, and a page of their spectrograms; report.
+    """Write the wave (n,) that ``speak`` returns for each speaker and a page of their spectrograms; print a report.
 
-    ``output``: what ``--output`` says; ``before``: labelled waves at the top of the page. Raises :class:`ConfigError`
-    for one file and several speakers.
+    ``output``: the value of ``--output``; ``before``: labelled waves at the top of the page. Raises
+    :class:`ConfigError` for one file and several speakers.
     """
     place = output_of(output, run / "dreams", name, SOUND_SUFFIXES)
     if place.suffix and len(speakers) > 1:

@@ -1,4 +1,4 @@
-"""Speech from a run: a wave into codes, codes into a wave in the voice of a speaker, codes from the prior."""
+"""The model of a speech run: encodes waves, decodes codes in the voice of a speaker, draws codes from the prior."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from worldmodel.priors import Prior
 from worldmodel.runs.folder import PRIOR, load_spec
 from worldmodel.runs.kind import Kind, check_kind
 from worldmodel.runs.load import check_trained, load_prior, load_tokenizer, resolve_device
-from worldmodel.speech.mulaw import SILENCE, to_levels, to_wave
+from worldmodel.speech.mulaw import SILENCE, to_samples, to_wave
 from worldmodel.tokenizers import Tokenizer
 from worldmodel.types import Spec
 
 
 class VoiceModel:
-    """A trained tokenizer of sound, and its prior where there is one."""
+    """A trained tokenizer of sound and its prior, if any."""
 
     def __init__(self, spec: Spec, tokenizer: Tokenizer, prior: Prior | None = None):
         self.spec, self.tokenizer = spec, tokenizer.eval()
@@ -42,7 +42,7 @@ class VoiceModel:
 
     @classmethod
     def load(cls, run: str | Path, device: str = "auto") -> VoiceModel:
-        """The model of a run's folder, without a prior where none is trained yet.
+        """Load a run; the prior is None when it is not trained yet.
 
         Raises :class:`RunError` when the run is missing, damaged or of another kind.
         """
@@ -54,11 +54,11 @@ class VoiceModel:
         return cls(load_spec(folder), tokenizer, prior)
 
     def frames(self, wave: np.ndarray) -> Tensor:
-        """A wave (n,) float of [-1, 1] at :attr:`rate` → windows (T, 1, L) uint8, silence behind the last sample."""
+        """A wave (n,) float of [-1, 1] at :attr:`rate` → windows (T, 1, L) uint8, padded with silence."""
         if wave.ndim != 1 or not len(wave):
             raise ConfigError(f"a wave is one row of at least one number, not {wave.shape}")
         levels = np.full(-(-len(wave) // self.window) * self.window, SILENCE, np.uint8)
-        levels[: len(wave)] = to_levels(wave)
+        levels[: len(wave)] = to_samples(wave)
         return torch.from_numpy(levels).view(-1, 1, self.window)
 
     @torch.no_grad()
@@ -72,7 +72,7 @@ class VoiceModel:
     ) -> np.ndarray:
         """Codes (T, *grid) → a wave (T · L,) float32 in the voice of a speaker.
 
-        Raises :class:`UnknownActionError` for a name that the run does not know.
+        Raises :class:`UnknownActionError` for a name that the run does not have.
         """
         number = self.spec.action_index(speaker) if isinstance(speaker, str) else speaker
         frames = self.tokenizer.draw_episode(codes.to(self.device), number, generator, temperature)
@@ -81,19 +81,19 @@ class VoiceModel:
     def convert(
         self, wave: np.ndarray, speaker: str | int, generator: torch.Generator | None = None, temperature: float = 1.0
     ) -> np.ndarray:
-        """The same words, (n,) at :attr:`rate`, in the voice of a speaker."""
+        """Voice conversion: a wave (n,) at :attr:`rate` → the same length in the voice of a speaker."""
         return self.decode(self.encode(self.frames(wave)), speaker, generator, temperature)[: len(wave)]
 
     @torch.no_grad()
     def speak(
         self, speaker: str | int, windows: int, sampler: Sampler, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Codes of ``windows`` windows that the prior makes up for a speaker, (windows, *grid).
+        """Draw codes of ``windows`` windows from the prior for a speaker, (windows, *grid).
 
         Raises :class:`RunError` when the run has no prior yet.
         """
         if self.prior is None:
-            raise RunError("the run has no trained prior yet; go on with python -m worldmodel.train")
+            raise RunError("the run has no trained prior yet; continue with python -m worldmodel.train")
         number = self.spec.action_index(speaker) if isinstance(speaker, str) else speaker
         action, state = torch.tensor([number], device=self.device), self.prior.begin(1)
         drawn = []

@@ -1,4 +1,4 @@
-"""A codec at each of its bitrates: how near it comes, and how many bits models of the codes save."""
+"""Quality of a codec at each of its bitrates, and the bits that entropy models of the codes save."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from worldmodel.speech.scores.codec import wave_scores
 from worldmodel.speech.voice import VoiceModel
 from worldmodel.tokenizers import VQVAE
 
-CODED = 10  # held-out utterances, out of all speakers, whose codes are entropy-coded: a prior does it one by one
+CODED_UTTERANCES = 10  # held-out utterances that are entropy-coded; a prior codes one code at a time
 
 
 def codec_figures(
-    run: Path, world: VoiceModel, spoken: Sequence[Utterance], seed: int = 0, progress: Progress = silent
+    run: Path, world: VoiceModel, utterances: Sequence[Utterance], seed: int = 0, progress: Progress = silent
 ) -> dict[str, Any] | None:
-    """Scores of the held-out utterances among ``spoken`` by the first 1, 2, 4, … codebooks; None for no such codec.
+    """Scores of the held-out utterances with the first 1, 2, 4, … codebooks; None for a tokenizer that is no codec.
 
-    Models are fitted to the training utterances: counts of the codes, and the run's prior where it has one.
+    Entropy models are the counts of the codes of the training utterances, and the run's prior if it has one.
     """
     tokenizer = world.tokenizer
     if not isinstance(tokenizer, VQVAE) or not isinstance(tokenizer.quantizer, ResidualQuantizer):
@@ -36,14 +36,14 @@ def codec_figures(
     if tokenizer.condition_width:
         return None
     codec = Codec(tokenizer, world.rate)
-    held_out = [utterance for utterance in spoken if utterance.held_out]
+    held_out = [utterance for utterance in utterances if utterance.held_out]
     models: dict[str, CodeModel] = {}
-    training = [flat(utterance) for utterance in spoken if not utterance.held_out]
+    training = [flat(utterance) for utterance in utterances if not utterance.held_out]
     if training:
-        models["counts"] = CountModel(training, codec.num_codes)  # of these data, whatever the run was trained on
+        models["counts"] = CountModel(training, codec.num_codes)
     if (prior := prior_of(run, codec)) is not None:
         models["prior"] = prior
-    coded = held_out[:: -(-len(held_out) // CODED)]
+    coded = held_out[:: -(-len(held_out) // CODED_UTTERANCES)]
     rates = []
     choices = sorted({2**power for power in range(codec.num_codebooks.bit_length())} | {codec.num_codebooks})
     for place, used in enumerate(choices):
@@ -54,7 +54,7 @@ def codec_figures(
                 "codebooks": used,
                 "bits_a_second": codec.bits_per_second(used),
                 **wave_scores(real, decoded, seed),
-                "saved": saved(models, codec, coded, used, seed),
+                "saved": bits_saved(models, codec, coded, used, seed),
             }
         )
         progress("bitrates", place + 1, len(choices))
@@ -68,15 +68,15 @@ def codec_figures(
 
 
 def flat(utterance: Utterance) -> np.ndarray:
-    """The codes of all places, (T · n, Q)."""
+    """The codes of all positions, (T · n, Q)."""
     codes: np.ndarray = utterance.codes.flatten(0, 1).numpy()
     return codes
 
 
-def saved(
+def bits_saved(
     models: Mapping[str, CodeModel], codec: Codec, utterances: Sequence[Utterance], used: int, seed: int
 ) -> dict[str, Any]:
-    """By model, the share of the bits of fixed width that is saved, all utterances together."""
+    """The share of the bits of fixed-width codes that each model saves over all utterances."""
     shares = {}
     fixed = np.array([len(flat(u)) * codec.bits_per_second(used) * codec.factor / codec.rate for u in utterances])
     for name, model in models.items():
@@ -89,14 +89,14 @@ def saved(
     return shares
 
 
-def rows(found: dict[str, Any] | None) -> list[tuple[str, str]]:
+def rows(figures: dict[str, Any] | None) -> list[tuple[str, str]]:
     """(name, value) lines; an empty value heads a section."""
-    if found is None:
+    if figures is None:
         return []
-    streams = f", streams with {found['latency_ms']:g} ms" if found["causal"] else ""
-    lines = [(f"Codec, {found['utterances']} utterances{streams}", "")]
-    for rate in found["rates"]:
-        name = f"{rate['codebooks']} of {found['rates'][-1]['codebooks']} codebooks, "
+    streams = f", streaming with a latency of {figures['latency_ms']:g} ms" if figures["causal"] else ""
+    lines = [(f"Codec, {figures['utterances']} utterances{streams}", "")]
+    for rate in figures["rates"]:
+        name = f"{rate['codebooks']} of {figures['rates'][-1]['codebooks']} codebooks, "
         name += f"{rate['bits_a_second'] / 1000:.2f} kbit/s"
         sdr, distance = (f"{rate[key]['value']:.2f}" for key in ("si_sdr", "log_spectral_distance"))
         lines.append((name, f"SI-SDR {sdr} dB, log-spectral distance {distance} dB"))
@@ -109,19 +109,19 @@ def _percent(share: dict[str, Any]) -> str:
     return "{value:.1%} [{low:.1%}, {high:.1%}]".format(**share)
 
 
-def panels(found: dict[str, Any] | None) -> list[Panel]:
-    """What each bit buys: a line for fixed width, and one for each entropy model."""
-    if found is None:
+def panels(figures: dict[str, Any] | None) -> list[Panel]:
+    """Scores against the bitrate: a line for codes of fixed width, and one for each entropy model."""
+    if figures is None:
         return []
-    drawn = []
+    result = []
     names = {"si_sdr": "SI-SDR, dB (higher is better)", "log_spectral_distance": "log-spectral distance, dB (lower)"}
     for key, title in names.items():
-        rates = found["rates"]
+        rates = figures["rates"]
         value, low, high = ([rate[key][part] for rate in rates] for part in ("value", "low", "high"))
         kbps = np.array([rate["bits_a_second"] / 1000 for rate in rates])
         lines = {"fixed width": Line(kbps, value, low, high, colour=COLOURS[0])}
         for place, model in enumerate(rates[0]["saved"], 1):
             kept = np.array([1 - rate["saved"][model]["value"] for rate in rates])
             lines[model] = Line(kbps * kept, value, dashed=True, colour=COLOURS[place])
-        drawn.append(Panel(title, lines, "kbit/s"))
-    return drawn
+        result.append(Panel(title, lines, "kbit/s"))
+    return result

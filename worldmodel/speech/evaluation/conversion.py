@@ -1,4 +1,4 @@
-"""Is it the other voice, and are they the same words? Held-out utterances in every voice, judged by classifiers."""
+"""Scores of voice conversion: classifiers of speakers and of phones read held-out utterances in every voice."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from worldmodel.speech.scores.phonemes import PhoneClassifier, phoneme_errors
 from worldmodel.speech.scores.speakers import SpeakerClassifier, speaker_shares
 from worldmodel.speech.voice import VoiceModel
 
-COMMON = 24  # sentences of VCTK that all read
+COMMON_SENTENCES = 24  # sentences of VCTK that all speakers read
 
 
 @dataclasses.dataclass(frozen=True)
-class Judges:
-    """Classifiers that were trained on real speech; ``phones`` is None where no labelled speech was at hand."""
+class Classifiers:
+    """Classifiers that were trained on real speech; ``phones`` is None without labelled speech."""
 
-    voices: SpeakerClassifier
+    speakers: SpeakerClassifier
     phones: PhoneClassifier | None
 
 
@@ -39,8 +39,8 @@ class Conversion:
     """One utterance in one voice."""
 
     source: Utterance
-    target: int  # place among the speakers that are converted among
-    own: bool  # it is the voice of the source
+    target: int  # index in the list of target speakers
+    own: bool  # whether the target is the speaker of the source
     wave: np.ndarray  # (n,) float32
 
 
@@ -48,14 +48,14 @@ def conversion(
     world: VoiceModel,
     sources: Sequence[Utterance],
     speakers: Sequence[int],
-    judges: Judges,
+    classifiers: Classifiers,
     seed: int = 0,
     progress: Progress = silent,
 ) -> tuple[dict[str, Any], list[tuple[str, np.ndarray]]]:
-    """Every source in the voice of every one of ``speakers`` (numbers of the run), once, at temperature 1: no picking.
+    """Convert every source to each of ``speakers`` (indices of the run) once, at temperature 1, without selection.
 
-    Returns the figures, and waves to be looked at: the first source of each speaker, as it was, coded and decoded in
-    its own voice, and in that of the next speaker.
+    Returns the figures and example waves: the first source of each speaker, decoded in its own voice and in that of the
+    next speaker.
     """
     generator = torch.Generator(world.device).manual_seed(seed)
     conversions: list[Conversion] = []
@@ -70,23 +70,23 @@ def conversion(
         "speakers": [world.spec.action_names[number] for number in speakers],
         "sources": len(sources),
         "conversions": len(other),
-        "voice": voice_figures(judges.voices, sources, speakers, own, other, seed),
+        "voice": voice_figures(classifiers.speakers, sources, speakers, own, other, seed),
         "pitch": pitch_figures(world, sources, speakers, other),
         "mel_cepstral_distortion": distortion(sources, speakers, own, other, seed),
         "log_spectral_distance": mean_interval(
             np.array([log_spectral_distance(each.source.wave, each.wave) for each in own]), seed
         ).to_json(),
     }
-    if judges.phones is not None:
-        figures["phones"] = phone_figures(judges, own, other, seed)
-    return figures, to_be_seen(world, sources, speakers, conversions)
+    if classifiers.phones is not None:
+        figures["phones"] = phone_figures(classifiers.phones, own, other, seed)
+    return figures, example_waves(world, sources, speakers, conversions)
 
 
 @torch.no_grad()
 def in_voices(
     world: VoiceModel, source: Utterance, speakers: Sequence[int], generator: torch.Generator
 ) -> list[np.ndarray]:
-    """One utterance in several voices, (n,) each, drawn side by side."""
+    """One utterance in several voices, (n,) each, drawn as one batch."""
     codes = source.codes.flatten(0, 1)[None].to(world.device)
     conditions = torch.tensor(list(speakers), device=world.device)
     drawn: Tensor = world.tokenizer.draw(codes.expand(len(speakers), *codes.shape[1:]), conditions, generator)
@@ -94,18 +94,18 @@ def in_voices(
 
 
 def voice_figures(
-    judge: SpeakerClassifier,
+    classifier: SpeakerClassifier,
     sources: Sequence[Utterance],
     speakers: Sequence[int],
     own: Sequence[Conversion],
     other: Sequence[Conversion],
     seed: int,
 ) -> dict[str, Any]:
-    """Shares of crops of a second that are read as a speaker; means over utterances."""
+    """Shares of one-second crops that are classified as a speaker; means over utterances."""
     places = np.array([speakers.index(each.speaker) for each in sources])
-    real = speaker_shares(judge, [each.wave for each in sources])[np.arange(len(places)), places]
+    real = speaker_shares(classifier, [each.wave for each in sources])[np.arange(len(places)), places]
     targets = np.array([each.target for each in [*own, *other]])
-    shares = speaker_shares(judge, [each.wave for each in [*own, *other]])
+    shares = speaker_shares(classifier, [each.wave for each in [*own, *other]])
     rates = shares[np.arange(len(targets)), targets]
     resynthesised, as_target = rates[: len(own)], by_source(sources, other, rates[len(own) :])
     own_places = np.array([speakers.index(each.source.speaker) for each in other])
@@ -121,17 +121,18 @@ def voice_figures(
 
 
 def by_source(sources: Sequence[Utterance], conversions: Sequence[Conversion], values: np.ndarray) -> np.ndarray:
-    """Values of conversions (M,) → their mean for each source, (S,): those of one source are not independent."""
+    """Values of conversions (M,) → means over those of each source, which are not independent: (S,)."""
     numbers = {id(source): number for number, source in enumerate(sources)}
     places = np.array([numbers[id(conversion.source)] for conversion in conversions])
     return np.array([values[places == place].mean() for place in range(len(sources))])
 
 
-def phone_figures(judges: Judges, own: Sequence[Conversion], other: Sequence[Conversion], seed: int) -> dict[str, Any]:
-    """Share of frames whose phone, as read, is not that read in the real source at the same time."""
-    assert judges.phones is not None
+def phone_figures(
+    classifier: PhoneClassifier, own: Sequence[Conversion], other: Sequence[Conversion], seed: int
+) -> dict[str, Any]:
+    """Share of frames that are classified as another phone than the real source at the same time."""
     resynthesised, converted = (
-        phoneme_errors(judges.phones, [each.source.wave for each in group], [each.wave for each in group])
+        phoneme_errors(classifier, [each.source.wave for each in group], [each.wave for each in group])
         for group in (own, other)
     )
     rates = {"converted": by_source([each.source for each in own], other, converted), "resynthesised": resynthesised}
@@ -145,10 +146,10 @@ def phone_figures(judges: Judges, own: Sequence[Conversion], other: Sequence[Con
 def pitch_figures(
     world: VoiceModel, sources: Sequence[Utterance], speakers: Sequence[int], other: Sequence[Conversion]
 ) -> dict[str, Any]:
-    """Mean F0 of each real voice, in hertz; how far that of converted speech is from its target and its source; how
-    much of it is voiced, and whether it goes up and down with the source.
+    """Mean F0 of each real voice in hertz, the distance of that of converted speech from its target and its source, the
+    share of voiced frames, and the correlation of F0 with the source.
 
-    Pairs of voices between which nothing that is voiced was made count as ``silent``: of them no F0 can be told.
+    Pairs of voices whose conversions have no voiced frame count as ``silent``.
     """
 
     def track(wave: np.ndarray) -> np.ndarray:
@@ -188,7 +189,7 @@ def distortion(
     other: Sequence[Conversion],
     seed: int,
 ) -> dict[str, Any] | None:
-    """Against the target's own recording of the same sentence, in dB along the best path; None where there is none."""
+    """Mel-cepstral distortion in dB to the target's recording of the same sentence; None without such recordings."""
     recordings = {(each.speaker, sentence(each.key)): each.wave for each in sources}
     resynthesised = {(each.source.speaker, sentence(each.source.key)): each.wave for each in own}
     rows = []
@@ -207,13 +208,13 @@ def distortion(
 
 
 def sentence(key: str) -> str:
-    """p225_023 → 023: what all speakers of VCTK read under that number, up to 24; other numbers are other texts."""
+    """p225_023 → 023; numbers above 24 are different texts for each speaker of VCTK, so the key is returned."""
     parts = key.replace("/", "_").split("_")
-    common = len(parts) > 1 and (not parts[1].isdigit() or int(parts[1]) <= COMMON)
+    common = len(parts) > 1 and (not parts[1].isdigit() or int(parts[1]) <= COMMON_SENTENCES)
     return parts[1] if common else key
 
 
-def to_be_seen(
+def example_waves(
     world: VoiceModel, sources: Sequence[Utterance], speakers: Sequence[int], conversions: Sequence[Conversion]
 ) -> list[tuple[str, np.ndarray]]:
     shown = []

@@ -1,4 +1,4 @@
-"""What each of several separate levels of codes holds by itself: held-out utterances, decoded by it alone."""
+"""Scores of each level of :class:`SeparateLevels`: held-out utterances, decoded from the codes of one level."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ from worldmodel.speech.voice import VoiceModel
 def level_figures(
     world: VoiceModel, tokenizer: SeparateLevels, chosen: Sequence[Utterance], seed: int
 ) -> tuple[dict[str, Any], list[tuple[str, np.ndarray]]]:
-    """Figures of each level, the coarsest first, in the voices of the utterances; and waves to be looked at: the first
-    utterance, as it was and by each level."""
+    """Figures of each level, coarsest first, and the first utterance as decoded from each level."""
     generator = torch.Generator(world.device).manual_seed(seed)
     real = [each.wave for each in chosen]
-    figures, shown = {}, [(f"{chosen[0].key}, as it was", real[0])]
+    figures, shown = {}, [(f"{chosen[0].key}, real", real[0])]
     for place, (name, grid) in enumerate(zip(tokenizer.names, tokenizer.levels, strict=True)):
         decoded = []
         for each in chosen:
@@ -36,5 +35,5 @@ def level_figures(
             "bits_a_second": math.prod(grid) * world.spec.rate * math.log2(tokenizer.num_codes),
             **wave_scores(real, decoded, seed),
         }
-        shown.append((f"{chosen[0].key}, by {name} alone", decoded[0]))
+        shown.append((f"{chosen[0].key}, decoded from {name} only", decoded[0]))
     return figures, shown

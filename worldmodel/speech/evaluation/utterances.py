@@ -1,4 +1,4 @@
-"""The recordings of a store as a run takes them in, with their codes."""
+"""The utterances of a store with the codes of a run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from worldmodel.types import NO_ACTION
 
 @dataclasses.dataclass(frozen=True)
 class Utterance:
-    """One recording, as the run takes it in."""
+    """One utterance and its codes."""
 
     key: str
     speaker: int
@@ -37,28 +37,28 @@ class Utterance:
         return self.frames.numel() / RATE
 
 
-def take_in(world: VoiceModel, store: EpisodeStore, progress: Progress = silent) -> list[Utterance]:
+def load_utterances(world: VoiceModel, store: EpisodeStore, progress: Progress = silent) -> list[Utterance]:
     """All utterances with their codes."""
     held_out = set(store.split("held_out").tolist())
     trained = {store.episode(int(number)).condition for number in store.split("train")}
-    spoken = []
+    utterances = []
     for number, entry in enumerate(store.entries):
         episode = store.episode(number)
         frames = torch.from_numpy(np.array(episode.frames))
         codes = world.encode(frames).cpu()
-        speaker = episode.condition if episode.condition in trained else NO_ACTION  # whose voice nobody has learnt
-        spoken.append(Utterance(entry.key or str(number), speaker, number in held_out, frames, codes))
+        speaker = episode.condition if episode.condition in trained else NO_ACTION  # untrained embedding
+        utterances.append(Utterance(entry.key or str(number), speaker, number in held_out, frames, codes))
         progress("utterances", number + 1, len(store))
-    return spoken
+    return utterances
 
 
-def heard(spoken: Sequence[Utterance], speaker: int) -> float:
+def training_seconds(utterances: Sequence[Utterance], speaker: int) -> float:
     """Seconds of training speech of a speaker."""
-    return sum(each.seconds for each in spoken if each.speaker == speaker and not each.held_out)
+    return sum(each.seconds for each in utterances if each.speaker == speaker and not each.held_out)
 
 
 def flat_codes(world: VoiceModel, utterance: Utterance) -> np.ndarray:
-    """(T · n,); with several codebooks (T · n, S); with several levels each as often as the finest, (T · n, levels)."""
+    """(T · n,); (T · n, S) with several codebooks; (T · n, levels) with several levels, coarse codes repeated."""
     if len(world.tokenizer.levels) > 1:
         books = [book.flatten() for book in world.tokenizer.books(utterance.codes)]
         finest = max(map(len, books))

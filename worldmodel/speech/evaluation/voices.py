@@ -1,6 +1,6 @@
-"""Runs of sound: what speech costs, what its codes know of words and voices, and whether a voice can be changed.
+"""Evaluation of speech runs: bitrate and likelihood, phonemes and speakers in the codes, and voice conversion.
 
-Everything is measured on held-out utterances. Classifiers that judge are trained on real speech alone.
+All figures are of held-out utterances. Classifiers are trained on real speech only.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from worldmodel.evaluation.openloop import Progress, silent
 from worldmodel.evaluation.report import heading
 from worldmodel.runs.data import source_path
 from worldmodel.speech.evaluation import codecs, voices_report
-from worldmodel.speech.evaluation.conversion import Judges, conversion
+from worldmodel.speech.evaluation.conversion import Classifiers, conversion
 from worldmodel.speech.evaluation.levels import level_figures
 from worldmodel.speech.evaluation.phoneme_codes import phoneme_figures
-from worldmodel.speech.evaluation.utterances import Utterance, flat_codes, heard, take_in
+from worldmodel.speech.evaluation.utterances import Utterance, flat_codes, load_utterances, training_seconds
 from worldmodel.speech.scores.codec import wave_scores
 from worldmodel.speech.scores.features import HOP, RATE
 from worldmodel.speech.scores.leakage import leakage
@@ -35,10 +35,11 @@ from worldmodel.speech.sources.phones import NO_PHONE, PHONES39, frame_phones, p
 from worldmodel.speech.sources.sound import normalise, read_sound
 from worldmodel.speech.voice import VoiceModel
 from worldmodel.tokenizers.base import join
+from worldmodel.types import NO_ACTION
 
-ENOUGH = 15.0  # seconds of training speech of a speaker whose voice is to be spoken in
-FEW = 4  # held-out utterances of a speaker that are converted
-MOST = 8  # speakers that are converted among, the first ones
+MIN_SECONDS = 15.0  # of training speech of a target speaker
+SOURCES_PER_SPEAKER = 4  # held-out utterances that are converted
+MAX_SPEAKERS = 8  # the first speakers, which are converted to each other
 
 
 def evaluate_voices(
@@ -50,17 +51,16 @@ def evaluate_voices(
     command: str = "",
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Measure a run of sound on the held-out utterances of ``store``; writes the report to its folder ``evaluation``.
+    """Evaluate a speech run on the held-out utterances of ``store`` and write the report to its folder ``evaluation``.
 
-    ``timit``: the folder of TIMIT, whose alignments say what the codes of its own recordings stand for, and train the
-    classifier that reads what converted speech says. What it is needed for is left out without it. Raises
-    :class:`DataError` when the data do not fit.
+    ``timit``: the folder of TIMIT, whose alignments label the codes of its recordings and train the phone classifier;
+    figures that need it are left out without it. Raises :class:`DataError` when the data do not fit.
     """
     if (store.spec.frame_shape, store.spec.action_names) != (world.spec.frame_shape, world.spec.action_names):
-        raise DataError(f"{store.path} holds speakers or windows other than {run} knows; give another data=…")
+        raise DataError(f"{store.path} has other speakers or windows than {run}; give another data=…")
     check_rate(world.rate)
-    spoken = take_in(world, store, progress)
-    held_out = [each for each in spoken if each.held_out]
+    utterances = load_utterances(world, store, progress)
+    held_out = [each for each in utterances if each.held_out]
     if not held_out:
         raise DataError(f"{len(store)} utterances at {store.path}, none of them held out")
     figures: dict[str, Any] = {
@@ -70,48 +70,47 @@ def evaluate_voices(
         "codes": code_figures(world, held_out),
         "bits": bit_figures(world, held_out, seed),
     }
-    if (leakage := leakage_figures(world, spoken)) is not None:
+    if (leakage := leakage_figures(world, utterances)) is not None:
         figures["leakage"] = leakage
-    if timit is not None and (phonemes := phoneme_figures(run, world, spoken, timit, seed)) is not None:
+    if timit is not None and (phonemes := phoneme_figures(run, world, utterances, timit, seed)) is not None:
         figures["phonemes"] = phonemes
-    if (rates := codecs.codec_figures(run, world, spoken, seed, progress)) is not None:
+    if (rates := codecs.codec_figures(run, world, utterances, seed, progress)) is not None:
         figures["codec"] = rates
     shown: list[tuple[str, np.ndarray]] = []
-    held_out_speakers = {each.speaker for each in held_out}  # of TIMIT none whom the run was trained on
-    speakers = [n for n in range(len(world.spec.action_names)) if n in held_out_speakers and heard(spoken, n) >= ENOUGH]
-    speakers = speakers[:MOST]
+    held_out_speakers = sorted({each.speaker for each in held_out} - {NO_ACTION})  # TIMIT: all are untrained
+    speakers = [n for n in held_out_speakers if training_seconds(utterances, n) >= MIN_SECONDS][:MAX_SPEAKERS]
     if world.tokenizer.condition_width and len(speakers) > 1:
-        sources = [u for n in speakers for u in [u for u in held_out if u.speaker == n][:FEW]]
-        judges = make_judges(world, spoken, speakers, timit, seed, progress)
-        figures["conversion"], shown = conversion(world, sources, speakers, judges, seed, progress)
+        sources = [u for n in speakers for u in [u for u in held_out if u.speaker == n][:SOURCES_PER_SPEAKER]]
+        classifiers = train_classifiers(world, utterances, speakers, timit, seed, progress)
+        figures["conversion"], shown = conversion(world, sources, speakers, classifiers, seed, progress)
     else:
-        figures["resynthesis"], shown = resynthesis(world, held_out[: 4 * FEW], seed)
+        figures["resynthesis"], shown = resynthesis(world, held_out[: 4 * SOURCES_PER_SPEAKER], seed)
     if isinstance(world.tokenizer, SeparateLevels):
-        figures["levels"], more = level_figures(world, world.tokenizer, held_out[: 4 * FEW], seed)
+        figures["levels"], more = level_figures(world, world.tokenizer, held_out[: 4 * SOURCES_PER_SPEAKER], seed)
         shown = more + shown
     voices_report.save(figures, shown, run / "evaluation")
     return figures
 
 
 def find_timit(folder: str | None, store: EpisodeStore) -> Path | None:
-    """The folder of TIMIT: the one that is named, or where recordings of TIMIT were taken from, if that is still there.
+    """The folder of TIMIT: ``folder``, or the source of a store of TIMIT if it still exists.
 
-    Raises :class:`ConfigError` for a folder that is none.
+    Raises :class:`ConfigError` when ``folder`` is no folder.
     """
     if folder is not None:
         given = Path(folder).expanduser()
         if not given.is_dir():
-            raise ConfigError(f"--timit {folder} is no folder; it names that of TIMIT, with .phn beside recordings")
+            raise ConfigError(f"--timit {folder} is no folder; it names the folder of TIMIT, with .phn files")
         return given
     path = source_path(store) if store.spec.env_id == "timit" else None
     return path if path is not None and path.is_dir() else None
 
 
 def check_rate(rate: int) -> None:
-    """Raises :class:`ConfigError` for sound that the judges, and the spectra of networks, are not made for."""
+    """Raises :class:`ConfigError` for a rate that the classifiers and the spectra do not support."""
     if rate != RATE:
         raise ConfigError(
-            f"speech is scored at {RATE:,} samples a second, not {rate:,}; collect it anew: source.rate=16000"
+            f"speech is scored at {RATE:,} samples a second, not {rate:,}; collect it again with source.rate=16000"
         )
 
 
@@ -135,7 +134,7 @@ def code_figures(world: VoiceModel, held_out: Sequence[Utterance]) -> dict[str, 
 
 @torch.no_grad()
 def bit_figures(world: VoiceModel, held_out: Sequence[Utterance], seed: int) -> dict[str, Any]:
-    """Bits a sample of the wave and of its codes, means over utterances; what cannot be told is left out."""
+    """Bits per sample of the wave and bits per code, means over utterances; figures that are undefined are left out."""
     figures: dict[str, Any] = {}
     tokenizer, bit = world.tokenizer, math.log(2)
     samples = np.array([each.frames.numel() for each in held_out])
@@ -162,40 +161,40 @@ def bit_figures(world: VoiceModel, held_out: Sequence[Utterance], seed: int) -> 
     return figures
 
 
-def leakage_figures(world: VoiceModel, spoken: Sequence[Utterance]) -> dict[str, Any] | None:
-    """How well the codes give the speaker away; None where no two speakers are in both halves."""
-    known = sorted({u.speaker for u in spoken if not u.held_out} & {u.speaker for u in spoken if u.held_out})
-    if len(known) < 2:
+def leakage_figures(world: VoiceModel, utterances: Sequence[Utterance]) -> dict[str, Any] | None:
+    """How well probes predict the speaker from the codes; None without two speakers in both splits."""
+    common = sorted({u.speaker for u in utterances if not u.held_out} & {u.speaker for u in utterances if u.held_out})
+    if len(common) < 2:
         return None
     parts: dict[bool, tuple[list[np.ndarray], list[int]]] = {False: ([], []), True: ([], [])}
-    for each in spoken:
-        if each.speaker in known:
+    for each in utterances:
+        if each.speaker in common:
             rows, speakers = parts[each.held_out]
             rows.append(flat_codes(world, each))
-            speakers.append(known.index(each.speaker))
-    window = round(len(flat_codes(world, spoken[0])) / spoken[0].seconds)
+            speakers.append(common.index(each.speaker))
+    window = round(len(flat_codes(world, utterances[0])) / utterances[0].seconds)
     probes = leakage(*parts[False], *parts[True], world.tokenizer.num_codes, window)
-    return {**probes.to_json(), "speakers": len(known)}
+    return {**probes.to_json(), "speakers": len(common)}
 
 
-def make_judges(
+def train_classifiers(
     world: VoiceModel,
-    spoken: Sequence[Utterance],
+    utterances: Sequence[Utterance],
     speakers: Sequence[int],
     timit: Path | None,
     seed: int,
     progress: Progress,
-) -> Judges:
-    """Classifiers of voices, from the training utterances, and of phones, from TIMIT where it is there."""
-    training = [each for each in spoken if not each.held_out and each.speaker in speakers]
+) -> Classifiers:
+    """Train classifiers of speakers on the training utterances and of phones on TIMIT, if its folder is given."""
+    training = [each for each in utterances if not each.held_out and each.speaker in speakers]
     numbers = [speakers.index(each.speaker) for each in training]
     voices = train_speaker_classifier([each.wave for each in training], numbers, seed=seed, progress=progress)
     phones = None if timit is None else phone_classifier(timit, world.rate, seed, progress)
-    return Judges(voices, phones)
+    return Classifiers(voices, phones)
 
 
 def phone_classifier(timit: Path, rate: int, seed: int, progress: Progress) -> PhoneClassifier:
-    """Trained on all recordings of a folder of TIMIT, whoever speaks: none of them is judged by it."""
+    """A classifier trained on all recordings of TIMIT; it is used to score other recordings only."""
     waves, labels = [], []
     aligned = phone_files(timit)
     if not aligned:
@@ -204,14 +203,14 @@ def phone_classifier(timit: Path, rate: int, seed: int, progress: Progress) -> P
         if utterance.key in aligned:
             waves.append(normalise(read_sound(utterance.file, rate), rate))
             labels.append(frame_phones(read_phones(aligned[utterance.key]), len(waves[-1]) // HOP, HOP))
-    assert NO_PHONE == -1  # what the classifier takes for "none"
+    assert NO_PHONE == -1  # the classifier's label of a frame without a phone
     return train_phone_classifier(waves, labels, len(PHONES39.names), seed=seed, progress=progress)
 
 
 def resynthesis(
     world: VoiceModel, chosen: Sequence[Utterance], seed: int
 ) -> tuple[dict[str, Any], list[tuple[str, np.ndarray]]]:
-    """Held-out utterances coded and decoded in their own voices."""
+    """Scores of held-out utterances that are encoded and decoded in their own voices."""
     generator = torch.Generator(world.device).manual_seed(seed)
     real = [each.wave for each in chosen]
     decoded = [world.decode(each.codes, each.speaker, generator) for each in chosen]

@@ -1,5 +1,5 @@
-"""How good is speech: whose voice it is, what is said, how it sounds and what its codes hold.
+"""Scores of speech: speaker, phones, quality of sound and content of codes.
 
-Functions of waveforms, labels and codes; nothing here knows of a tokenizer. The classifiers are trained on real speech
-alone and are small, so that no model need be downloaded.
+They are functions of waves, labels and codes, independent of tokenizers. The classifiers are small and trained on real
+speech only, so that no model is downloaded.
 """

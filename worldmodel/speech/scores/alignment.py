@@ -1,4 +1,4 @@
-"""Two utterances of one sentence side by side: the distance of their spectra along the best alignment."""
+"""The distance of the spectra of two utterances of one sentence along their best alignment."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ ORDER = 24
 
 
 def dtw(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The path of least total Euclidean distance through two sequences: (S, D), (T, D) float → (L, 2) int64 rows (i, j)
-    from (0, 0) to (S - 1, T - 1), by steps of (1, 1), (1, 0) and (0, 1)."""
-    centre = a.mean(0)  # without it the difference of large squares loses the small distances
+    """Dynamic time warping under the Euclidean distance: (S, D), (T, D) float → (L, 2) int64 rows (i, j) from (0, 0)
+    to (S - 1, T - 1), by steps of (1, 1), (1, 0) and (0, 1)."""
+    centre = a.mean(0)  # avoids cancellation in the difference of squares
     a, b = a - centre, b - centre
     squares = (a * a).sum(1)[:, None] + (b * b).sum(1) - 2 * (a @ b.T)
     path: np.ndarray = librosa.sequence.dtw(C=np.sqrt(np.maximum(squares, 0)))[1][::-1]
@@ -24,9 +24,9 @@ def dtw(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def mel_cepstra(wave: Wave, order: int = ORDER) -> np.ndarray:
-    """(n,) → (n // 160, order) float64: mel-cepstrum without c₀, of bands no more than 60 dB below the loudest.
+    """(n,) → (n // 160, order) float64: mel-cepstrum without c₀, with bands clamped to 60 dB below the loudest one.
 
-    Thus neither the level nor low noise below the speech changes it much. Raises ``ValueError`` for digital silence.
+    It depends little on the loudness and on noise below the speech. Raises ``ValueError`` for digital silence.
     """
     power = mel_power(as_wave(wave))
     if not float(power.max()):
@@ -37,11 +37,9 @@ def mel_cepstra(wave: Wave, order: int = ORDER) -> np.ndarray:
 def mel_cepstral_distortion(a: Wave, b: Wave, order: int = ORDER) -> float:
     """Mel-cepstral distortion in dB: the mean over a path of (10 / ln 10) √(2 Σ_{d=1…order} (c_d − c'_d)²).
 
-    Kubichek, *Mel-cepstral distance measure for objective speech quality assessment*, 1993. c₀, the level, is left out;
-    the path is that of :func:`dtw` on the same coefficients. By the scale of :func:`mel_cepstrum` it is the root mean
-    square difference of two smoothed spectra in dB over the mel scale. The cepstra are cosine series of 80 log-mel
-    bands at 100 frames a second: values computed from the spectral envelopes of WORLD or SPTK are on another scale
-    and cannot be compared with these.
+    Kubichek, *Mel-cepstral distance measure for objective speech quality assessment*, 1993. c₀, the loudness, is left
+    out; the path is that of :func:`dtw` on the same coefficients. The cepstra are cosine series of 80 log-mel bands at
+    100 frames a second; values computed from the spectral envelopes of WORLD or SPTK are not comparable.
     """
     one, other = mel_cepstra(a, order), mel_cepstra(b, order)
     path = dtw(one, other)

@@ -1,5 +1,4 @@
-"""What the two classifiers of speech share: crops of utterances, and one loop that fits a network to batches of
-them."""
+"""Crops of utterances and the training loop, which both classifiers of speech use."""
 
 from __future__ import annotations
 
@@ -24,15 +23,15 @@ class Budget:
     crop: int = RATE  # samples of an example
 
 
-def layer(inside: int, outside: int, kernel: int, dilation: int) -> nn.Sequential:
-    """(B, inside, T) → (B, outside, T): convolution over time, normalised over the batch, rectified."""
+def layer(inputs: int, outputs: int, kernel: int, dilation: int) -> nn.Sequential:
+    """(B, inputs, T) → (B, outputs, T): convolution over time, batch normalisation, ReLU."""
     padding = dilation * (kernel // 2)
-    convolution = nn.Conv1d(inside, outside, kernel, padding=padding, dilation=dilation, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm1d(outside), nn.ReLU())
+    convolution = nn.Conv1d(inputs, outputs, kernel, padding=padding, dilation=dilation, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm1d(outputs), nn.ReLU())
 
 
 def checked(waves: Sequence[Wave], labels: Sequence[int] | np.ndarray, what: str) -> tuple[list[Tensor], np.ndarray]:
-    """Waves as tensors and one label each, (n,) int64. Raises ``ValueError`` where they do not pair up."""
+    """Waves as tensors and labels (n,) int64. Raises ``ValueError`` when their numbers differ."""
     numbers = np.asarray(labels)
     if numbers.shape != (len(waves),) or not len(waves):
         raise ValueError(f"{len(waves)} utterances need one {what} each, got {numbers.shape}")
@@ -42,13 +41,13 @@ def checked(waves: Sequence[Wave], labels: Sequence[int] | np.ndarray, what: str
 
 
 def crop(wave: Tensor, start: int, length: int) -> Tensor:
-    """(length,) from ``start`` on; a wave that is too short is repeated."""
+    """``length`` samples starting at ``start``; a wave that is too short is repeated."""
     part = wave[start : start + length]
     return part if len(part) == length else part.repeat(-(-length // len(part)))[:length]
 
 
 def windows(wave: Tensor, length: int) -> Tensor:
-    """(C, length): crops that cover the wave, half overlapping, the last one flush with its end; at least one."""
+    """(C, length): overlapping crops that cover the wave, half a crop apart, at least one."""
     last = max(0, len(wave) - length)
     count = -(-last // (length // 2)) + 1
     starts = np.linspace(0, last, count).astype(int)
@@ -63,9 +62,9 @@ def fit(
     name: str,
     progress: Progress,
 ) -> None:
-    """AdamW under a one-cycle rate on the loss of ``budget.steps`` batches; leaves the model ready for use.
+    """Train with AdamW and a one-cycle learning rate for ``budget.steps`` batches, then set the evaluation mode.
 
-    Call it inside :func:`torch.random.fork_rng`: dropout draws from the common generator, the batches from their own.
+    Call it inside :func:`torch.random.fork_rng`, because dropout draws from the global generator.
     """
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=budget.rate, weight_decay=0.02)

@@ -1,7 +1,4 @@
-"""How near decoded sound is to the original: the waveform (SI-SDR) and its spectrum (log-spectral distance).
-
-Each gives one value per utterance; :func:`wave_scores` computes means with intervals.
-"""
+"""Scores of decoded sound: SI-SDR of the waveform and log-spectral distance."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from torch import Tensor
 from worldmodel.evaluation.metrics import mean_interval
 from worldmodel.speech.scores.features import Wave, as_wave
 
-LIMIT = 100.0  # dB: SI-SDR of equal and of unrelated waves is infinite, which would make every mean so
+LIMIT = 100.0  # dB: the SI-SDR of equal and of unrelated waves is infinite
 LSD_WINDOW, LSD_HOP = 512, 128  # samples: 32 ms and 8 ms
 LSD_RANGE = 1e-7  # power, of the reference's loudest bin, below which a bin is silent: 70 dB
 
@@ -49,9 +46,8 @@ def log_spectral_distance(reference: Wave, estimate: Wave) -> float:
     """Log-spectral distance in dB, of two (n,) waves: per frame the root mean square over bins of the difference of
     10 log₁₀ power, then the mean over frames (Gray and Markel, *Distance measures for speech processing*, 1976).
 
-    Hann windows of 32 ms every 8 ms. Power of less than 70 dB below the *reference's* loudest bin counts as that, in
-    both, so that digital silence does not decide. It does see the level. Raises ``ValueError`` for a reference without
-    sound.
+    Hann windows of 32 ms every 8 ms. Power is clamped to 70 dB below the *reference's* loudest bin, so that digital
+    silence does not dominate. It depends on the loudness. Raises ``ValueError`` for a reference without sound.
     """
     waves = torch.stack(_pair(reference, estimate, LSD_WINDOW))
     window = torch.hann_window(LSD_WINDOW, dtype=waves.dtype)
@@ -64,7 +60,7 @@ def log_spectral_distance(reference: Wave, estimate: Wave) -> float:
 
 
 def wave_scores(references: Sequence[Wave], estimates: Sequence[Wave], seed: int = 0) -> dict[str, Any]:
-    """Both scores of pairs of waves: their means with intervals over utterances, as plain numbers."""
+    """Both scores of pairs of waves: means with intervals over utterances."""
     if len(references) != len(estimates) or not references:
         raise ValueError(f"{len(references)} references and {len(estimates)} estimates do not pair up")
     pairs = list(zip(references, estimates, strict=True))

@@ -1,7 +1,7 @@
-"""What the scores see of a waveform: log-mel spectra and mel-cepstra at 100 frames a second.
+"""Features of waves for the scores: log-mel spectra and mel-cepstra at 100 frames a second.
 
-Frame i is the spectrum of a 25 ms window in the *middle* of the samples [160 i, 160 (i + 1)), so that four frames lie
-exactly on each code of a tokenizer with hop 640, and a frame's phone is the one that those samples have.
+Frame i is the spectrum of a 25 ms window in the *middle* of the samples [160 i, 160 (i + 1)), so that four frames
+correspond to a code of 640 samples, and the phone of a frame is that of its samples.
 """
 
 from __future__ import annotations
@@ -63,16 +63,15 @@ def mel_cepstrum(log_mels: Tensor, order: int = 24) -> Tensor:
 
 
 def normalised(features: Tensor, variance: bool = True, least: float = 1e-3) -> Tensor:
-    """(T, D) → (T, D) with the mean of each dimension over the utterance removed, and its deviation divided out.
+    """(T, D) → (T, D) with the mean of each dimension over the utterance subtracted, divided by its deviation.
 
-    What a microphone and a room add to a log spectrum is constant: removing the mean removes it. ``least`` is the
-    deviation below which a dimension is constant.
+    Subtracting the mean of log spectra removes the response of microphone and room. ``least``: smallest divisor.
     """
     centred = features - features.mean(0)
     return centred / centred.square().mean(0).sqrt().clamp(min=least) if variance else centred
 
 
 def pooled(features: Tensor, frames: int = 4) -> Tensor:
-    """(T, D) → (T // frames, D): means of ``frames`` neighbours. Four are a 40 ms window, one code of hop 640."""
+    """(T, D) → (T // frames, D): means of ``frames`` consecutive frames; four are 40 ms, one code of 640 samples."""
     count = len(features) // frames
     return features[: count * frames].reshape(count, frames, *features.shape[1:]).mean(1)

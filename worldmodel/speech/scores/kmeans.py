@@ -1,4 +1,4 @@
-"""k-means: codes that need no network, the baseline that learnt codes must beat."""
+"""k-means: codes without a network, a baseline for learned codes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from worldmodel.quantizers import nearest
 def kmeans(points: Tensor, clusters: int, restarts: int = 4, iterations: int = 100, seed: int = 0) -> Tensor:
     """Centres (K, D) of points (N, D): Lloyd's algorithm from k-means++ seeds, the best of several restarts.
 
-    A centre without points moves to the point that is farthest from its own. Raises ``ValueError`` for fewer points
+    A centre without points moves to the point farthest from its centre. Raises ``ValueError`` for fewer points
     than clusters.
     """
     points = points.float()
@@ -58,8 +58,8 @@ def _lloyd(points: Tensor, centres: Tensor, iterations: int) -> Tensor:
 def kmeans_codes(features: Sequence[Tensor], clusters: int, fit_on: Sequence[bool], seed: int = 0) -> list[np.ndarray]:
     """Codes of n utterances of (T, D) features, (T,) int64 each, by the centres of those that ``fit_on`` selects.
 
-    The baseline of a tokenizer with as many codes at the same rate. Log-mels pooled to its rate are those of the
-    paper; :func:`mel_cepstrum` of them, with the mean over the utterance removed, is the stronger baseline.
+    A baseline for a tokenizer with as many codes at the same rate. Log-mels pooled to its rate are those of the
+    paper; their :func:`mel_cepstrum` with the mean over the utterance subtracted is stronger.
     """
     chosen = [row for row, fit in zip(features, fit_on, strict=True) if fit]
     if not chosen:

@@ -1,5 +1,4 @@
-"""How much of the speaker is left in the codes? Small probes learn to tell speakers by about a second of codes; codes
-that hold the words alone leave them at chance, and the decoder has to take the voice from its condition."""
+"""Information about the speaker in the codes: accuracy of small probes that classify about a second of codes."""
 
 from __future__ import annotations
 
@@ -16,8 +15,8 @@ from worldmodel.evaluation.metrics import Interval, mean_interval
 
 
 class Histogram(nn.Module):
-    """Logistic regression on how often each code occurs, (B, W, S) → (B, speakers); square roots, so that the most
-    frequent codes do not drown the rest."""
+    """Logistic regression on how often each code occurs, (B, W, S) → (B, speakers); square roots reduce the
+    weight of frequent codes."""
 
     def __init__(self, vocabulary: int, slots: int, speakers: int):
         super().__init__()
@@ -51,10 +50,10 @@ PROBES: dict[str, type[Histogram] | type[Embedded]] = {"histogram": Histogram, "
 
 @dataclasses.dataclass(frozen=True)
 class Leakage:
-    """How well held-out codes give their speaker away, window by window."""
+    """Accuracy of probes that predict the speaker from windows of held-out codes."""
 
-    rates: dict[str, np.ndarray]  # probe → (n,) share of the windows of each held-out utterance that is read rightly
-    chance: float  # accuracy of always naming the speaker who is right most often
+    rates: dict[str, np.ndarray]  # probe → (n,) share of each utterance's windows that are classified correctly
+    chance: float  # accuracy of always predicting the most frequent speaker
 
     def accuracy(self, probe: str, seed: int = 0) -> Interval:
         """Mean over utterances of one probe's rates, with an interval over utterances."""
@@ -78,7 +77,7 @@ def _checked(codes: Sequence[np.ndarray], speakers: Sequence[int] | np.ndarray, 
 
 
 def _windows(codes: Tensor, window: int) -> Tensor:
-    """(T, S) → (C, window, S): half overlapping, flush with the end; what is too short is repeated."""
+    """(T, S) → (C, window, S): overlapping windows, half a window apart; short rows are repeated."""
     codes = codes.repeat(-(-window // len(codes)), 1) if len(codes) < window else codes
     last = len(codes) - window
     starts = np.linspace(0, last, -(-last // max(1, window // 2)) + 1).astype(int)
@@ -86,10 +85,10 @@ def _windows(codes: Tensor, window: int) -> Tensor:
 
 
 def _fitted(model: nn.Module, rows: list[Tensor], labels: Tensor, window: int, steps: int, seed: int) -> None:
-    """AdamW on random windows, each speaker equally often: 64 a batch."""
+    """Train with AdamW on batches of 64 random windows, each speaker equally often."""
     generator = torch.Generator().manual_seed(seed)
     count = int(labels.max()) + 1
-    # One long row of codes a speaker: a window may cross two utterances, of which the probe need know nothing.
+    # One row of codes per speaker; a window may span two utterances.
     pairs = list(zip(rows, labels.tolist(), strict=True))
     long = [torch.cat([row for row, label in pairs if label == s]) for s in range(count)]
     long = [row.repeat(-(-window // len(row)), 1) for row in long]
@@ -121,8 +120,8 @@ def leakage(
     """Train each probe of :data:`PROBES` on the training utterances' codes, score it on the held-out ones'.
 
     ``codes``: per utterance (T,) or (T, S) integers in [0, K); ``window``: codes in about a second, 250 at hop 64, 25
-    at hop 640. Speakers are integers in [0, S), each with a training utterance. The stronger probe is the finding: what
-    a weaker one cannot read may still be there. Raises ``ValueError`` for codes and speakers that do not fit.
+    at hop 640. Speakers are integers in [0, S), each with a training utterance. Report the better probe.
+    Raises ``ValueError`` for codes and speakers that do not fit.
     """
     rows, held = _checked(codes, speakers, vocabulary), _checked(held_codes, held_speakers, vocabulary)
     labels, wanted = (torch.from_numpy(np.asarray(s).astype(np.int64)) for s in (speakers, held_speakers))

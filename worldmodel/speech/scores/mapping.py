@@ -1,6 +1,5 @@
-"""Do the codes know phonemes? Each code is mapped to the phoneme it most often stands for, as in van den Oord, Vinyals,
-Kavukcuoglu, *Neural Discrete Representation Learning*, 2017, but counted and scored on different speakers and
-sentences."""
+"""Accuracy of codes as phonemes: each code is mapped to its most frequent phoneme, as in van den Oord, Vinyals,
+Kavukcuoglu, *Neural Discrete Representation Learning*, 2017, but on other speakers and sentences than it is scored."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ import numpy as np
 from worldmodel.evaluation.metrics import Interval, bootstrap, ratio_of_sums
 
 UNKNOWN = -1
-"""Label of a frame that has none; it is neither counted nor scored."""
+"""Label of a frame without a phoneme, which is neither counted nor scored."""
 
 Rows = Sequence[np.ndarray]
 """One (T,) integer array an utterance."""
@@ -21,13 +20,13 @@ Rows = Sequence[np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Mapped:
-    """Frames of n utterances that a mapping names rightly."""
+    """Numbers of frames of n utterances whose phoneme a mapping predicts correctly."""
 
     right: np.ndarray  # (n,) int64, by the phoneme of the code
     baseline: np.ndarray  # (n,) int64, by the most frequent phoneme of the counted half
     frames: np.ndarray  # (n,) int64
-    unseen: int  # frames whose code the counted half has not
-    phonemes: int  # different ones that codes stand for
+    unseen: int  # frames whose code does not occur in the counted half
+    phonemes: int  # number of phonemes that codes are mapped to
 
     def accuracy(self, seed: int = 0) -> Interval:
         """Share of the frames, with an interval over utterances."""
@@ -53,7 +52,7 @@ class Mapped:
 
 
 def joined(first: Mapped, second: Mapped) -> Mapped:
-    """Both ways round as one score: the frames of both halves, each named by the mapping counted on the other."""
+    """The score of both directions together."""
     return Mapped(
         np.concatenate([first.right, second.right]),
         np.concatenate([first.baseline, second.baseline]),
@@ -89,12 +88,11 @@ def counted(codes: Rows, labels: Rows, vocabulary: int, phonemes: int, leave_out
 def phoneme_mapping(
     codes_a: Rows, labels_a: Rows, codes_b: Rows, labels_b: Rows, vocabulary: int, leave_out: int | None = None
 ) -> Mapped:
-    """Count on half A, map each code to its most frequent phoneme there, score half B. A code that A has not stands for
-    the phoneme that is the most frequent of all; of equally frequent ones, the lowest number.
+    """Map each code to its most frequent phoneme in half A and score half B. Codes that do not occur in A are mapped to
+    the most frequent phoneme of A; ties go to the lowest number.
 
-    ``leave_out``: a label, that of silence, whose frames are neither counted nor scored. That the halves share no
-    speaker and no sentence is the caller's affair: :func:`both_ways` sees to it. Raises ``ValueError`` for codes and
-    labels that do not fit, and where no frame has a label.
+    ``leave_out``: a label, such as silence, whose frames are neither counted nor scored. Raises ``ValueError`` for
+    codes and labels that do not fit, and when no frame has a label. See :func:`both_ways` for disjoint halves.
     """
     phonemes = 1 + max(int(np.max(p, initial=-1)) for p in (*labels_a, *labels_b))
     counts = counted(codes_a, labels_a, vocabulary, max(1, phonemes), leave_out)
@@ -103,17 +101,17 @@ def phoneme_mapping(
         raise ValueError("no frame to count has a label")
     common = int(counts.sum(0).argmax())
     seen = counts.sum(1) > 0
-    stands_for = np.where(seen, counts.argmax(1), common)
+    mapping = np.where(seen, counts.argmax(1), common)
     rows, unseen = [], 0
     for c, p in pairs:
         known = (p != UNKNOWN) & (p != (UNKNOWN if leave_out is None else leave_out))
         c, p = c[known], p[known]
-        rows.append(((stands_for[c] == p).sum(), (p == common).sum(), len(p)))
+        rows.append(((mapping[c] == p).sum(), (p == common).sum(), len(p)))
         unseen += int((~seen[c]).sum())
     right, baseline, frames = np.array(rows, dtype=np.int64).T
     if not frames.sum():
         raise ValueError("no frame to score has a label")
-    return Mapped(right, baseline, frames, unseen, len(set(stands_for[seen].tolist())))
+    return Mapped(right, baseline, frames, unseen, len(set(mapping[seen].tolist())))
 
 
 def both_ways(
@@ -124,17 +122,16 @@ def both_ways(
     vocabulary: int,
     leave_out: int | None = None,
 ) -> tuple[Mapped, Mapped]:
-    """Count on A and score B, and the other way round; :func:`joined` makes one score of them.
+    """Count on A and score B, and vice versa; :func:`joined` combines the two.
 
-    ``halves``: (n,) 0 for A or 1 for B, disjoint in speakers. A sentence that both halves have, such as TIMIT's sa1, is
-    not scored: its utterances are left out of the half that is. They are counted: what is counted is not scored
-    elsewhere.
+    ``halves``: (n,) 0 for A or 1 for B, disjoint in speakers. Utterances of sentences in both halves, such as TIMIT's
+    sa1, are counted but not scored.
     """
     halves = np.asarray(halves)
     if not len(codes) == len(labels) == len(halves) == len(sentences) or set(halves.tolist()) != {0, 1}:
         raise ValueError("every utterance needs codes, labels, a half (0 or 1, both present) and a sentence")
-    spoken = [{s for s, half in zip(sentences, halves, strict=True) if half == side} for side in (0, 1)]
-    shared = spoken[0] & spoken[1]
+    sentences_of = [{s for s, half in zip(sentences, halves, strict=True) if half == side} for side in (0, 1)]
+    shared = sentences_of[0] & sentences_of[1]
 
     def scored(side: int) -> Mapped:
         a = [i for i, half in enumerate(halves) if half == side]
@@ -147,6 +144,6 @@ def both_ways(
 
 
 def shuffled(codes: Rows, seed: int = 0) -> list[np.ndarray]:
-    """All codes of all utterances in random order, cut as they were: as frequent as before, and meaning nothing."""
+    """All codes of all utterances in random order, with the original lengths: a baseline without information."""
     generator = np.random.default_rng(seed)
     return np.split(generator.permutation(np.concatenate(codes)), np.cumsum([len(row) for row in codes])[:-1])

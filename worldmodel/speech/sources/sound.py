@@ -17,8 +17,8 @@ import soundfile
 import soxr
 
 from worldmodel.errors import DataError
-from worldmodel.speech.mulaw import to_levels
-from worldmodel.speech.pitch import without_rumble
+from worldmodel.speech.mulaw import to_samples
+from worldmodel.speech.pitch import high_pass
 
 SUFFIXES = (".wav", ".flac")
 WINDOW, RATE = 640, 16000
@@ -71,7 +71,7 @@ def read_sound(path: str | Path, rate: int = RATE) -> np.ndarray:
 def levels(wave: np.ndarray, rate: int) -> np.ndarray:
     """Levels of a wave (n,) above 60 Hz in dBFS: (ceil(n / 10 ms),); level i is of the 20 ms around its 10 ms."""
     hop = max(1, round(HOP * rate))
-    energy = np.square(without_rumble(wave, rate))
+    energy = np.square(high_pass(wave, rate))
     sums = np.add.reduceat(np.concatenate([energy, np.zeros(-len(energy) % hop)]), range(0, len(energy), hop))
     sums = np.pad(sums, 1)
     means = (0.5 * sums[:-2] + sums[1:-1] + 0.5 * sums[2:]) / (2 * hop)
@@ -122,7 +122,7 @@ def to_frames(wave: np.ndarray, window: int = WINDOW) -> np.ndarray:
     """
     count = len(wave) // window + (2 * (len(wave) % window) > window)
     filled = np.concatenate([wave[: count * window], np.zeros(max(0, count * window - len(wave)), np.float32)])
-    return to_levels(filled).reshape(count, 1, window)
+    return to_samples(filled).reshape(count, 1, window)
 
 
 def _promised(path: Path) -> int | None:
