@@ -16,7 +16,7 @@ from sounds import RATE, put, voice, write_vctk
 from test_speech import QUICK, SMALL, SMALL_LEVELS, make, signal
 from torch import Tensor
 
-from worldmodel import collect, dream, evaluate, train
+from worldmodel import collect, convert, evaluate, speak, train
 from worldmodel.errors import ConfigError
 from worldmodel.heads import Ancestral, Predictive, TransformerHead
 from worldmodel.heads.hierarchy import HierarchyHead
@@ -166,8 +166,8 @@ def test_levels_may_end_in_a_wavenet() -> None:
     assert tokenizer.draw(codes, said, torch.Generator().manual_seed(0)).shape == wave.shape
 
 
-@pytest.mark.parametrize("widths", [[[8, 8]], [[8, 8], [8]], [[8], [8]], [8, 8]])
-def test_levels_become_coarser(widths: list[object]) -> None:
+@pytest.mark.parametrize("widths", [[[8, 8]], [[8, 8], [8]], [[8], [8]]])
+def test_levels_become_coarser(widths: list[list[int]]) -> None:
     with pytest.raises(ConfigError, match="levels"):
         pictures(widths=widths)
 
@@ -246,9 +246,9 @@ def test_from_recordings_to_speech_by_levels(
     say(collect, "experiment=jukebox", "source.path=set")
     small = [*SMALL["jukebox"], *SMALL_LEVELS, *QUICK, "training.tokenizer.length=2", "training.prior.targets=3"]
     say(train, "experiment=jukebox", *small, "--steps", "2")
-    say(dream, "experiment=jukebox", "--actions", "p225", "--seconds", "0.1", "--output", "said.flac")
+    say(speak, "experiment=jukebox", "--speakers", "p225", "--seconds", "0.1", "--output", "said.flac")
     assert len(soundfile.read("said.flac")[0]) == 0.1 * RATE
-    say(dream, "experiment=jukebox", "--convert", "in.wav", "--actions", "p226", "--output", "other.wav")
+    say(convert, "experiment=jukebox", "in.wav", "--speakers", "p226", "--output", "other.wav")
     assert len(soundfile.read("other.wav")[0]) == round(0.35 * RATE)
     monkeypatch.setattr("worldmodel.speech.evaluation.voices.leakage", functools.partial(leakage, steps=2))
     told = say(evaluate, "experiment=jukebox")

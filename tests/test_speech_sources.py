@@ -86,8 +86,8 @@ def holding(value: float) -> Callable[[Path], object]:
 DAMAGES: list[tuple[str, Callable[[Path], object], str]] = [
     (".flac", cut, "is damaged or no sound"),
     (".flac", overwritten, "is damaged or no sound"),
-    (".wav", cut, r"is cut off: [\d,]+ of 4,800 samples lack"),
-    (".WAV", cut, r"is cut off: [\d,]+ of 4,800 samples lack"),
+    (".wav", cut, r"is cut off: [\d,]+ of 4,800 samples are missing"),
+    (".WAV", cut, r"is cut off: [\d,]+ of 4,800 samples are missing"),
     (".wav", lambda file: file.write_bytes(file.read_bytes()[:30]), "is damaged or no sound|is cut off"),
     (".WAV", lambda file: file.write_bytes(sphere(voice(), coding="pcm,embedded-shorten-v2.00")), "by shorten"),
     (".wav", lambda file: file.write_bytes(b""), "is empty"),
@@ -296,7 +296,7 @@ def test_the_foldings_are_those_of_lee_and_hon() -> None:
     for phone, name in some.items():
         assert PHONES39.names[PHONES39.index(phone)] == name
     assert PHONES39.index("q") == NO_PHONE
-    with pytest.raises(DataError, match="unknown phone 'xx'; TIMIT knows"):
+    with pytest.raises(DataError, match="unknown phone 'xx'; TIMIT has"):
         PHONES39.index("xx")
 
 

@@ -1,11 +1,10 @@
-"""A file of compressed sound: what is needed to decode it, the codes, and a checksum.
+"""The file format of compressed sound: a header, the codes and a checksum.
 
-Little-endian: magic, version, coding, codebooks used, sampling rate, number of samples, the fingerprints of the codec
-and of the entropy model, the gain, then the codes, then a CRC-32 of all before it: 38 bytes and the codes.
+Little-endian: magic, version, coding, number of codebooks, sampling rate, number of samples, fingerprints of the codec
+and of the entropy model, gain, codes, and a CRC-32 of everything before it: 38 bytes and the codes.
 
-Codes of fixed width lie place after place, in a place codebook after codebook, each in as many bits as the number of
-codes needs, the most significant first, zeros filling the last byte. Entropy-coded ones are in the same order; see
-:mod:`worldmodel.speech.codec.entropy`.
+Codes are ordered by position, then by codebook. Codes of fixed width have the most significant bit first, and zeros
+fill the last byte. For entropy-coded codes see :mod:`worldmodel.speech.codec.entropy`.
 """
 
 from __future__ import annotations
@@ -31,15 +30,15 @@ _CHECKSUM = struct.Struct("<I")
 
 @dataclasses.dataclass(frozen=True)
 class Bitstream:
-    """Compressed sound. Equal ones are equal byte for byte."""
+    """Compressed sound."""
 
     rate: int  # samples a second
-    samples: int  # of the sound; places are as many as cover them
-    codebooks: int  # used, the first ones of the codec
-    codec: bytes  # 8 bytes, which codec it was
-    model: bytes  # 8 bytes, which entropy model; NO_MODEL where codes have a fixed width
+    samples: int  # of the sound
+    codebooks: int  # number of codebooks that are used, the first ones of the codec
+    codec: bytes  # 8 bytes, fingerprint of the codec
+    model: bytes  # 8 bytes, fingerprint of the entropy model; NO_MODEL for codes of fixed width
     payload: bytes = dataclasses.field(repr=False)  # the codes
-    gain: int = 0  # hundredths of dB by which the sound was made louder before it was coded, within ±32767
+    gain: int = 0  # in hundredths of dB, applied to the sound before encoding, within ±32767
 
     @property
     def coding(self) -> int:
@@ -51,11 +50,11 @@ class Bitstream:
 
     @property
     def bits_per_second(self) -> float:
-        """Of the codes; :meth:`to_bytes` has 38 bytes more in all. 0 for no sound."""
+        """Bitrate of the codes without the header; 0 without samples."""
         return 8 * len(self.payload) / self.seconds if self.samples else 0.0
 
     def to_bytes(self) -> bytes:
-        """Raises :class:`DataError` for a sound that the header has no room for."""
+        """Raises :class:`DataError` for more samples than the header can state."""
         try:
             header = _HEADER.pack(
                 MAGIC, VERSION, self.coding, self.codebooks, self.rate, self.samples, self.codec, self.model, self.gain
@@ -67,7 +66,7 @@ class Bitstream:
 
     @classmethod
     def of_bytes(cls, data: bytes, name: str = "the bitstream") -> Bitstream:
-        """Inverse of :meth:`to_bytes`. Raises :class:`DataError` for what is foreign, newer, cut short or damaged."""
+        """Inverse of :meth:`to_bytes`. Raises :class:`DataError` for foreign, newer, truncated or damaged data."""
         if data[:4] != MAGIC:
             raise DataError(f"{name} is no bitstream of this codec; it does not begin with {MAGIC.decode()}")
         if len(data) < _HEADER.size + _CHECKSUM.size:
@@ -83,13 +82,13 @@ class Bitstream:
         return stream
 
     def save(self, path: str | Path) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file atomically."""
         with whole(Path(path)) as part:
             part.write_bytes(self.to_bytes())
 
     @classmethod
     def load(cls, path: str | Path) -> Bitstream:
-        """Raises :class:`DataError` when there is no such file, and as :meth:`of_bytes` does."""
+        """Raises :class:`DataError` for a missing file, and like :meth:`of_bytes`."""
         try:
             data = Path(path).read_bytes()
         except OSError as error:
@@ -98,7 +97,7 @@ class Bitstream:
 
 
 def width_of(codes: int) -> int:
-    """Bits of a code of fixed width, of K: ⌈log₂ K⌉."""
+    """Bits of a code of fixed width: ⌈log₂ K⌉."""
     return (codes - 1).bit_length()
 
 
@@ -111,7 +110,7 @@ def pack(codes: np.ndarray, size: int) -> bytes:
 
 
 def unpack(data: bytes, shape: tuple[int, ...], size: int) -> np.ndarray:
-    """Inverse of :func:`pack`: int64 of a shape. Raises :class:`DataError` when the bytes do not hold that."""
+    """Inverse of :func:`pack`: int64 of a shape. Raises :class:`DataError` when the bytes do not fit."""
     width, count = width_of(size), int(np.prod(shape))
     if len(data) != (count * width + 7) // 8:
         raise DataError(f"{count:,} codes of {width} bits need {(count * width + 7) // 8:,} bytes, not {len(data):,}")

@@ -1,8 +1,8 @@
-"""Speech in few bits: waves → codes → bitstreams and back, whole or as they come.
+"""A codec of sound: waves → codes → bitstreams and back, as a whole or streaming.
 
-A residual quantiser's first q codebooks are used, as the bits a second allow. The codec needs no more than the places
-that are already there: a place of ``factor`` samples is coded when the last of them has come, and decoded when
-its codes have, so that the delay of both together is ``factor`` samples.
+The bitrate determines the number of codebooks of a residual quantizer that are used. A position covers ``factor``
+samples; it is encoded when its last sample arrives and decoded when its codes arrive, so the latency is ``factor``
+samples.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class Codec:
     """A trained tokenizer of sound as a codec. Waves are (L,) float pressure in [-1, 1], codes (n, q) int64 in [0, K).
 
     Args:
-        tokenizer: a VQ-VAE of sound, with a residual quantiser where the number of codebooks is to be chosen.
+        tokenizer: a VQ-VAE of sound; only one with a residual quantizer has several bitrates.
         rate: samples a second.
-        condition: the speaker, for a decoder that reads one; unknown by default.
+        condition: the speaker, for a decoder with a condition; unknown by default.
 
-    Raises :class:`ConfigError` for a tokenizer that is none of one channel of sound.
+    Raises :class:`ConfigError` for a tokenizer of other data than one channel of sound.
     """
 
     def __init__(self, tokenizer: VQVAE, rate: int = 16_000, condition: int = NO_ACTION):
@@ -50,34 +50,34 @@ class Codec:
 
     @property
     def causal(self) -> bool:
-        """Whether waves can be coded as they come."""
+        """Whether the codec can stream."""
         return isinstance(self.tokenizer.encoder, Causal) and isinstance(self.tokenizer.decoder, Causal)
 
     @property
     def latency(self) -> int:
-        """Samples that go in before the first comes out, of a causal codec; computing takes time of its own."""
+        """Delay of a causal codec in samples, without the time of the computation."""
         return self.factor
 
     def bits_per_second(self, codebooks: int) -> float:
-        """Of codes of fixed width."""
+        """Bitrate of codes of fixed width."""
         return codebooks * width_of(self.num_codes) * self.rate / self.factor
 
     def codebooks_of(self, kbps: float) -> int:
-        """The most codebooks that fit into that many kilobits a second, of fixed width. Raises :class:`ConfigError`."""
-        found = min(int(1000 * kbps / self.bits_per_second(1) + 1e-9), self.num_codebooks)
-        if found < 1 or (found < self.num_codebooks and not self.scalable):
+        """The number of codebooks whose codes of fixed width fit into a bitrate. Raises :class:`ConfigError`."""
+        codebooks = min(int(1000 * kbps / self.bits_per_second(1) + 1e-9), self.num_codebooks)
+        if codebooks < 1 or (codebooks < self.num_codebooks and not self.scalable):
             least = 1 if self.scalable else self.num_codebooks
             raise ConfigError(f"{kbps:g} kbit/s are too few; this codec needs {self.bits_per_second(least) / 1000:g}")
-        return found
+        return codebooks
 
-    def places(self, samples: int) -> int:
-        """Of a wave; silence fills the last one."""
+    def positions(self, samples: int) -> int:
+        """Number of positions of a wave; silence fills the last one."""
         return -(-samples // self.factor)
 
     def encode(self, wave: np.ndarray, codebooks: int | None = None) -> np.ndarray:
-        """A wave (L,) → codes (places, q) of the first ``codebooks``, or of all. Raises :class:`ConfigError`."""
+        """A wave (L,) → codes (positions, q) of the first ``codebooks``, or of all. Raises :class:`ConfigError`."""
         used = self._used(codebooks)
-        filled = np.pad(wave, (0, self.places(len(wave)) * self.factor - len(wave)))
+        filled = np.pad(wave, (0, self.positions(len(wave)) * self.factor - len(wave)))
         return self._codes(self._frames(filled), lambda x: self.tokenizer.encoder(x), used)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
@@ -85,21 +85,21 @@ class Codec:
         return self._wave(codes, lambda x: self.tokenizer.decoder(x))
 
     def write(self, codes: np.ndarray, samples: int, model: CodeModel | None = None) -> Bitstream:
-        """Codes (places, q) of a wave of so many samples → a bitstream. Raises :class:`ConfigError`."""
+        """Codes (positions, q) of a wave of ``samples`` samples → a bitstream. Raises :class:`ConfigError`."""
         self._check(model)
         if model is None:
             payload, name = pack(codes, self.num_codes), NO_MODEL
         else:
             coder = EntropyEncoder(model, codes.shape[1])
             coder.push(codes)
-            payload, name = coder.finish() + _check_of(codes), model.fingerprint()
+            payload, name = coder.finish() + _checksum(codes), model.fingerprint()
         return Bitstream(self.rate, samples, codes.shape[1], self.fingerprint, name, payload)
 
     def read(self, stream: Bitstream, model: CodeModel | None = None) -> np.ndarray:
-        """The codes (places, q) of a bitstream; one of fixed width needs no model.
+        """The codes (positions, q) of a bitstream; codes of fixed width need no model.
 
-        Raises :class:`DataError` for a bitstream of another codec or model, or of none that could be, and where the
-        model does not come to the codes that were written: one in floating point may not, on another machine.
+        Raises :class:`DataError` for an invalid bitstream, one of another codec or model, and when the model decodes
+        other codes than were encoded, which rounding on another machine can cause.
         """
         if stream.codec != self.fingerprint:
             raise DataError(
@@ -111,7 +111,7 @@ class Codec:
                 f"the bitstream has {stream.codebooks} codebooks at {stream.rate:,} Hz, and its codec has "
                 f"{self.num_codebooks} at {self.rate:,} Hz"
             )
-        shape = self.places(stream.samples), stream.codebooks
+        shape = self.positions(stream.samples), stream.codebooks
         if stream.model == NO_MODEL:
             return unpack(stream.payload, shape, self.num_codes)
         if model is None or model.fingerprint() != stream.model:
@@ -119,10 +119,10 @@ class Codec:
             raise DataError(f"the bitstream is entropy-coded by the model {stream.model.hex()}, and {given}")
         self._check(model)
         codes = EntropyDecoder(model, shape[1], stream.payload[:-2]).pull(shape[0])
-        if _check_of(codes) != stream.payload[-2:]:
+        if _checksum(codes) != stream.payload[-2:]:
             raise DataError(
-                "the entropy model does not come to the codes that were written: this machine computes otherwise; "
-                "decode where the bitstream was made, or make it with --entropy counts or none"
+                "the entropy model does not reproduce the encoded codes, because this machine rounds differently; "
+                "decode it on the machine that encoded it, or encode with --entropy counts or none"
             )
         return codes
 
@@ -141,7 +141,7 @@ class Codec:
         return used
 
     def _frames(self, wave: np.ndarray) -> Tensor:
-        """Pressure (L,) → frames (1, 1, L), on the levels that the tokenizer was trained on."""
+        """Pressure (L,) → frames (1, 1, L), rounded to sample values as in training."""
         pressure = torch.as_tensor(wave, dtype=torch.float32, device=next(self.tokenizer.parameters()).device)
         return to_float(to_uint8(companded(pressure)))[None, None]
 
@@ -168,27 +168,26 @@ class Codec:
         return expanded(tokenizer.likelihood.mean(outputs).clamp(-1, 1))[0, 0].float().cpu().numpy()
 
 
-def _check_of(codes: np.ndarray) -> bytes:
-    """2 bytes by which codes (n, q) are told from those of a model that went astray."""
+def _checksum(codes: np.ndarray) -> bytes:
+    """A checksum of codes (n, q) of 2 bytes, which detects wrong entropy decoding."""
     return (zlib.crc32(codes.astype("<u4").tobytes()) & 0xFFFF).to_bytes(2, "little")
 
 
 class StreamingEncoder:
-    """Waves into codes as they come. Raises :class:`ConfigError` for a codec that is not causal.
+    """Encodes a wave chunk by chunk. Raises :class:`ConfigError` for a codec that is not causal.
 
-    The codes are those of the whole wave. Where two codes are as near to a vector as its rounding they may differ:
-    a chunk is a product of another size.
+    The codes equal those of the whole wave, except where rounding decides between two codes.
     """
 
     def __init__(self, codec: Codec, codebooks: int | None = None):
         _require_causal(codec)
         self.codec, self.used = codec, codec._used(codebooks)
-        self.samples = 0  # that have come
+        self.samples = 0  # received so far
         self._rest = np.zeros(0, np.float32)
         self._state: Any = None
 
     def push(self, wave: np.ndarray) -> np.ndarray:
-        """The next samples (L,), any number → the codes (n, q) of the places that are full with them, perhaps none."""
+        """The next samples (L,), any number → the codes (n, q) of the positions that they complete, n ≥ 0."""
         self.samples += len(wave)
         wave = np.concatenate([self._rest, wave]).astype(np.float32)
         ready = len(wave) // self.codec.factor * self.codec.factor
@@ -196,7 +195,7 @@ class StreamingEncoder:
         return self.codec._codes(self.codec._frames(wave[:ready]), self._step, self.used)
 
     def finish(self) -> np.ndarray:
-        """The codes of the last place, filled with silence, (1, q); (0, q) where nothing is left."""
+        """The codes of the last position, padded with silence, (1, q); (0, q) without remaining samples."""
         missing = -len(self._rest) % self.codec.factor
         samples = self.samples
         codes = self.push(np.zeros(missing, np.float32))
@@ -206,12 +205,12 @@ class StreamingEncoder:
     def _step(self, frames: Tensor) -> Tensor:
         encoder = self.codec.tokenizer.encoder
         assert isinstance(encoder, Causal)
-        places, self._state = encoder.step(frames, self._state)
-        return places
+        positions, self._state = encoder.step(frames, self._state)
+        return positions
 
 
 class StreamingDecoder:
-    """Codes into waves as they come. Raises :class:`ConfigError` for a codec that is not causal."""
+    """Decodes codes chunk by chunk. Raises :class:`ConfigError` for a codec that is not causal."""
 
     def __init__(self, codec: Codec):
         _require_causal(codec)
@@ -219,7 +218,7 @@ class StreamingDecoder:
         self._state: Any = None
 
     def pull(self, codes: np.ndarray) -> np.ndarray:
-        """The next codes (n, q), q as many as there are bits for, chunk by chunk → the next samples (n · factor,)."""
+        """The next codes (n, q) → the next samples (n · factor,)."""
         return self.codec._wave(codes, self._step)
 
     def _step(self, vectors: Tensor) -> Tensor:
@@ -232,6 +231,4 @@ class StreamingDecoder:
 def _require_causal(codec: Codec) -> None:
     if not codec.causal:
         names = f"{type(codec.tokenizer.encoder).__name__} and {type(codec.tokenizer.decoder).__name__}"
-        raise ConfigError(
-            f"{names} read ahead, so that waves are coded whole; choose CausalEncoder and CausalDecoder to stream"
-        )
+        raise ConfigError(f"{names} read ahead, so they cannot stream; choose CausalEncoder and CausalDecoder")

@@ -1,11 +1,9 @@
-"""Shorter streams of codes: arithmetic coding by a model that says how likely each next code is.
+"""Entropy coding of codes: arithmetic coding under a model of the next code.
 
-Codes come place after place, and in a place codebook after codebook (codebook after codebook, coarse to fine). A
-:class:`CodeModel` gives the distribution of the next one given all before it; a range coder (the library
-`constriction`, Bamler, 2022) spends −log₂ p bits on it. Encoder and decoder ask the model the same questions in the
-same order, so that the same machine gives the same answers: a model that computes in floating point must answer one by
-one in encoding too, not all at once. The coder rounds probabilities to integers of 24 bits, none of them 0, so that any
-code can be sent.
+Codes are ordered by position, then by codebook. A :class:`CodeModel` returns the distribution of the next code given
+all earlier ones; a range coder (the library `constriction`, Bamler, 2022) spends −log₂ p bits on it. Encoder and
+decoder evaluate the model in the same order, one code at a time, so that rounding is the same on one machine. The coder
+rounds probabilities to integers of 24 bits, at least 1, so that every code can be coded.
 """
 
 from __future__ import annotations
@@ -39,31 +37,31 @@ class CodeModel(abc.ABC):
 
     @abc.abstractmethod
     def probabilities(self, state: State) -> np.ndarray:
-        """(K,) float, of the next code; they need not sum to one. The same state gives the same bits."""
+        """(K,) float of the next code, not necessarily normalised, and deterministic."""
 
     @abc.abstractmethod
     def observe(self, state: State, code: int) -> State:
-        """The state behind that code. The old one is used up: it may be the same, changed."""
+        """The state after a code. The old state may be changed in place."""
 
     @abc.abstractmethod
     def fingerprint(self) -> bytes:
-        """8 bytes that differ between models that differ."""
+        """8 bytes that identify the model."""
 
 
 class EntropyEncoder:
-    """Codes, as they come → bytes, at the end."""
+    """Codes → bytes."""
 
     def __init__(self, model: CodeModel, num_codebooks: int):
         self._model, self._state = model, model.begin(num_codebooks)
         self._coder = constriction.stream.queue.RangeEncoder()
-        self.bits = 0.0  # −log₂ p of the codes so far; finish() makes up to 5 bytes more of them
+        self.bits = 0.0  # −log₂ p of the codes so far; finish() adds up to 5 bytes
 
     def push(self, codes: np.ndarray) -> None:
-        """Codes (n, q) of the next n places."""
+        """Encode the codes (n, q) of the next n positions."""
         for code in codes.reshape(-1).tolist():
-            chances = _chances(self._model, self._state)
-            self._coder.encode(code, _distribution(chances))
-            self.bits -= math.log2(max(chances[code] / chances.sum(), 2**-24))
+            probabilities = _probabilities(self._model, self._state)
+            self._coder.encode(code, _distribution(probabilities))
+            self.bits -= math.log2(max(probabilities[code] / probabilities.sum(), 2**-24))
             self._state = self._model.observe(self._state, code)
 
     def finish(self) -> bytes:
@@ -71,7 +69,7 @@ class EntropyEncoder:
 
 
 class EntropyDecoder:
-    """Bytes → codes, place after place. Raises :class:`DataError` for bytes that no encoder made."""
+    """Bytes → codes. Raises :class:`DataError` for bytes that no encoder returned."""
 
     def __init__(self, model: CodeModel, num_codebooks: int, data: bytes):
         if len(data) % 4:
@@ -79,39 +77,38 @@ class EntropyDecoder:
         self._model, self._state, self._num_codebooks = model, model.begin(num_codebooks), num_codebooks
         self._coder = constriction.stream.queue.RangeDecoder(np.frombuffer(data, "<u4").astype(np.uint32))
 
-    def pull(self, places: int) -> np.ndarray:
-        """(n, q) int64: the codes of the next n places."""
-        codes = np.empty(places * self._num_codebooks, np.int64)
+    def pull(self, positions: int) -> np.ndarray:
+        """(n, q) int64: the codes of the next n positions."""
+        codes = np.empty(positions * self._num_codebooks, np.int64)
         for index in range(len(codes)):
             try:
-                code = int(self._coder.decode(_distribution(_chances(self._model, self._state))))
-            except AssertionError:  # so the library says it
-                raise DataError("the entropy-coded codes make no sense; the bitstream is of another model") from None
+                code = int(self._coder.decode(_distribution(_probabilities(self._model, self._state))))
+            except AssertionError:  # raised by the library
+                raise DataError("the entropy-coded codes are invalid; the bitstream is of another model") from None
             codes[index], self._state = code, self._model.observe(self._state, code)
-        return codes.reshape(places, self._num_codebooks)
+        return codes.reshape(positions, self._num_codebooks)
 
 
-def _chances(model: CodeModel, state: State) -> np.ndarray:
+def _probabilities(model: CodeModel, state: State) -> np.ndarray:
     return np.asarray(model.probabilities(state), np.float64)
 
 
-def _distribution(chances: np.ndarray) -> Any:
-    return constriction.stream.model.Categorical(chances, perfect=False)
+def _distribution(probabilities: np.ndarray) -> Any:
+    return constriction.stream.model.Categorical(probabilities, perfect=False)
 
 
 class CountModel(CodeModel):
-    """Counts of training codes: how often a code is, and how often behind another. The baseline that needs no prior.
+    """Counts of training codes and of pairs of them, a model without a prior.
 
-    Of each codebook, a mixture of three distributions: of the code alone; given the code of the same codebook one place
-    before; given the code of the codebook before at the same place (of codebook 0: none, so the first one again). The
-    conditional ones are smoothed towards the first, p(k | a) = (n(a, k) + m p(k)) / (n(a) + m) (a Dirichlet prior of m
-    counts), and that towards the uniform one. The weights of the mixture and m maximise the likelihood of the
-    training codes with each of them left out of the counts that speak of it (deleted interpolation: Jelinek and
-    Mercer, 1980), by expectation maximisation, m from a few values.
+    For each codebook, it is a mixture of three distributions: of the code; given the code of the same codebook at the
+    previous position; given the code of the previous codebook at the same position (none for codebook 0). The
+    conditional ones are smoothed towards the first, p(k | a) = (n(a, k) + m p(k)) / (n(a) + m), and that towards the
+    uniform one. The mixture weights and m maximise the leave-one-out likelihood of the training codes (deleted
+    interpolation: Jelinek and Mercer, 1980), by expectation maximisation, m from a few values.
 
     Args:
-        streams: training codes, each (n, Q) ints in [0, codes).
-        codes: K.
+        streams: training codes, each (n, Q) ints in [0, num_codes).
+        num_codes: K.
 
     Raises :class:`DataError` without any codes.
     """
@@ -132,24 +129,24 @@ class CountModel(CodeModel):
             self._fit(codebook, joined[:, codebook], (earlier[:, codebook], coarser[:, codebook]))
 
     def save(self, path: str | Path) -> None:
-        """Write it as safetensors, whole or not at all."""
+        """Write it as safetensors, atomically."""
         with whole(Path(path)) as part:
             save_file(self._arrays(), part)
 
     @classmethod
     def load(cls, path: str | Path) -> CountModel:
-        """Raises :class:`DataError` when the file is missing or none of these."""
+        """Raises :class:`DataError` when the file is missing or invalid."""
         try:
-            found = load_file(path)
+            arrays = load_file(path)
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror or error}") from None
         except SafetensorError:
             raise DataError(f"{path} is no entropy model, or damaged; make it again") from None
         model = cls.__new__(cls)
         try:
-            model.single, model.smoothing, model.weights = (found[name] for name in ("single", "smoothing", "weights"))
+            model.single, model.smoothing, model.weights = (arrays[name] for name in ("single", "smoothing", "weights"))
             model.num_codebooks, model.num_codes = model.single.shape
-            model.pairs = [_Pairs(found[f"keys{i}"], found[f"counts{i}"], model.num_codes) for i in range(2)]
+            model.pairs = [_Pairs(arrays[f"keys{i}"], arrays[f"counts{i}"], model.num_codes) for i in range(2)]
         except (KeyError, ValueError):
             raise DataError(f"{path} is no entropy model, or damaged; make it again") from None
         return model
@@ -159,7 +156,7 @@ class CountModel(CodeModel):
         return {"single": self.single, "smoothing": self.smoothing, "weights": self.weights, **pairs}
 
     def begin(self, num_codebooks: int) -> State:
-        """A state is (codebook to come, codes used, the codes of the place before, those of this place)."""
+        """A state is (next codebook, number of codebooks, codes of the previous position, codes of this position)."""
         return 0, num_codebooks, (self.num_codes,) * num_codebooks, ()
 
     def observe(self, state: State, code: int) -> State:
@@ -174,20 +171,20 @@ class CountModel(CodeModel):
     def probabilities(self, state: State) -> np.ndarray:
         codebook, _, earlier, here = state
         total = self.single[codebook].sum()
-        alone = (self.single[codebook] + 0.5) / (total + 0.5 * self.num_codes)
+        marginal = (self.single[codebook] + 0.5) / (total + 0.5 * self.num_codes)
         m = self.smoothing[codebook]
-        chances = self.weights[codebook, 0] * alone
+        probabilities = self.weights[codebook, 0] * marginal
         for weight, pairs, context in zip(
             self.weights[codebook, 1:],
             self.pairs,
             (earlier[codebook], here[-1] if here else self.num_codes),
             strict=True,
         ):
-            found, counts = pairs.row(codebook, context)
+            codes, counts = pairs.row(codebook, context)
             scale = weight / (counts.sum() + m)
-            chances += scale * m * alone
-            chances[found] += scale * counts
-        return chances
+            probabilities += scale * m * marginal
+            probabilities[codes] += scale * counts
+        return probabilities
 
     def fingerprint(self) -> bytes:
         digest = hashlib.sha256()
@@ -196,27 +193,27 @@ class CountModel(CodeModel):
         return digest.digest()[:8]
 
     def _fit(self, codebook: int, codes: np.ndarray, contexts: tuple[np.ndarray, ...]) -> None:
-        """Choose m and the weights of a codebook by its training codes (n,) and their contexts."""
+        """Fit m and the weights of a codebook to its training codes (n,) and their contexts."""
         total = len(codes)
-        alone = (self.single[codebook][codes] - 1 + 0.5) / (total - 1 + 0.5 * self.num_codes)
+        marginal = (self.single[codebook][codes] - 1 + 0.5) / (total - 1 + 0.5 * self.num_codes)
         best = -math.inf
         for m in self.SMOOTHING:
-            columns = [alone]
+            columns = [marginal]
             for pairs, context in zip(self.pairs, contexts, strict=True):
                 together, before = pairs.of(codebook, context, codes)
-                columns.append((together - 1 + m * alone) / (before - 1 + m))
-            chances = np.stack(columns, 1)
+                columns.append((together - 1 + m * marginal) / (before - 1 + m))
+            probabilities = np.stack(columns, 1)
             weights = np.full(3, 1 / 3)
             for _ in range(50):
-                shares = chances * weights
+                shares = probabilities * weights
                 weights = (shares / shares.sum(1, keepdims=True)).mean(0)
-            likelihood = np.log(chances @ weights).sum()
+            likelihood = np.log(probabilities @ weights).sum()
             if likelihood > best:
                 best, self.smoothing[codebook], self.weights[codebook] = likelihood, m, weights
 
 
 class _Pairs:
-    """How often a code comes in a context, of each codebook; only those that were seen are stored."""
+    """Counts of pairs of a context and a code for each codebook, without zeros."""
 
     def __init__(self, keys: np.ndarray, counts: np.ndarray, size: int):
         self.keys, self.counts, self.size = keys, counts, size
@@ -224,17 +221,17 @@ class _Pairs:
 
     @classmethod
     def of_codes(cls, contexts: np.ndarray, codes: np.ndarray, size: int) -> _Pairs:
-        """Contexts and codes (n, Q); a context is in [0, size], the last being none."""
+        """Contexts and codes (n, Q); a context is in [0, size], ``size`` for none."""
         keys = _key(np.arange(codes.shape[1]), contexts, codes, size)
         return cls(*np.unique(keys, return_counts=True), size)
 
     def row(self, codebook: int, context: int) -> tuple[np.ndarray, np.ndarray]:
-        """The codes that were seen in a context, and their counts."""
+        """The codes with counts above 0 in a context, and the counts."""
         start, end = np.searchsorted(self.keys, [_key(codebook, context, code, self.size) for code in (0, self.size)])
         return self.keys[start:end] % self.size, self.counts[start:end]
 
     def of(self, codebook: int, contexts: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Counts of seen pairs, (n,), and of their contexts."""
+        """Counts of pairs, (n,), and of their contexts."""
         together = self.counts[np.searchsorted(self.keys, _key(codebook, contexts, codes, self.size))]
         first, last = (np.searchsorted(self.keys, _key(codebook, contexts, code, self.size)) for code in (0, self.size))
         return together, self.sums[last] - self.sums[first]

@@ -1,4 +1,4 @@
-"""Files of sound into bitstreams of a run's codec, and back; what the commands report of them."""
+"""Encoding of sound files to bitstreams, decoding of bitstreams, and the reports of both commands."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from worldmodel.speech.scores.codec import log_spectral_distance, si_sdr
 from worldmodel.speech.sources.sound import normalise, read_sound
 from worldmodel.util.output import Output
 
-CHUNK = 0.02  # seconds of sound that are coded at a time where it streams
+CHUNK = 0.02  # seconds of sound that streaming processes at a time
 
 
 def encode_file(run: Path, codec: Codec, file: Path, used: int, entropy: str, streaming: bool, output: Output) -> None:
-    """Write the bitstream of a file, what it decodes to, and both spectrograms; report.
+    """Write the bitstream of a file, the decoded sound and the spectrograms of both; print a report.
 
-    ``used``: codebooks; ``entropy``: the model of the codes, as ``--entropy`` says.
+    ``used``: number of codebooks; ``entropy``: the value of ``--entropy``.
     """
     nominal = codec.bits_per_second(used) / 1000
     wave = read_sound(file, codec.rate)
@@ -67,7 +67,7 @@ def encode_file(run: Path, codec: Codec, file: Path, used: int, entropy: str, st
 
 
 def decode_file(run: Path, codec: Codec, file: Path, streaming: bool, path: Path) -> None:
-    """Write the sound of a bitstream; report."""
+    """Write the sound of a bitstream; print a report."""
     stream = Bitstream.load(file)
     model = None if stream.codec != codec.fingerprint else model_named(run, codec, stream.model)
     started = time.perf_counter()
@@ -83,33 +83,33 @@ def decode_file(run: Path, codec: Codec, file: Path, streaming: bool, path: Path
 
 
 def stream_encode(codec: Codec, wave: np.ndarray, used: int) -> np.ndarray:
-    """The codes of a wave (L,) that is encoded chunk by chunk, as it would arrive. Raises :class:`ConfigError`."""
+    """Encode a wave (L,) chunk by chunk. Raises :class:`ConfigError`."""
     encoder = StreamingEncoder(codec, used)
     codes = in_chunks(wave, round(CHUNK * codec.rate), encoder.push)
     return np.concatenate([*codes, encoder.finish()])
 
 
 def stream_decode(codec: Codec, codes: np.ndarray) -> np.ndarray:
-    """The wave of codes (n, q) that are decoded chunk by chunk. Raises :class:`ConfigError`."""
-    decoder, places = StreamingDecoder(codec), round(CHUNK * codec.rate / codec.factor)
-    return np.concatenate(in_chunks(codes, max(1, places), decoder.pull))
+    """Decode codes (n, q) chunk by chunk. Raises :class:`ConfigError`."""
+    decoder, positions = StreamingDecoder(codec), round(CHUNK * codec.rate / codec.factor)
+    return np.concatenate(in_chunks(codes, max(1, positions), decoder.pull))
 
 
 def in_chunks(data: np.ndarray, size: int, step: Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:
-    """What ``step`` returns for each chunk; reports how long the chunks took."""
+    """Apply ``step`` to chunks and print the time that it takes."""
     parts, times = [], []
     for first in range(0, len(data), size):
         started = time.perf_counter()
         parts.append(step(data[first : first + size]))
         times.append(1000 * (time.perf_counter() - started))
     mean, most = np.mean(times), np.max(times)
-    took = f"computed in {mean:.1f} ms each, at most {most:.1f} ms"
+    took = f"{mean:.1f} ms of computation each, at most {most:.1f} ms"
     print(f"{'stream':<10}{len(times)} chunks of {1000 * CHUNK:g} ms, {took}")
     return parts
 
 
 def gain_of(wave: np.ndarray, rate: int) -> int:
-    """Hundredths of dB that bring a wave to the loudness of training; 0 where there is no speech in it."""
+    """The gain that brings a wave to the loudness of training, in hundredths of dB; 0 for a silent wave."""
     loud = normalise(wave, rate)
     before, after = (float(np.square(each - np.median(each)).mean()) for each in (wave, loud))
     return 0 if before == 0 or loud is wave else int(np.clip(round(1000 * np.log10(after / before)), -32767, 32767))
@@ -121,12 +121,12 @@ def sound_of(
     stream: Bitstream,
     decode: Callable[[Codec, np.ndarray], np.ndarray] = Codec.decode,
 ) -> np.ndarray:
-    """(samples,) float32, as loud as it was before it was coded."""
+    """Decode codes to (samples,) float32 and undo the gain."""
     return decode(codec, codes)[: stream.samples] * np.float32(10 ** (-stream.gain / 2000))
 
 
 def quality(wave: np.ndarray, decoded: np.ndarray) -> str:
-    """What is left of a wave, as far as that can be said of it."""
+    """The scores of a decoded wave as text."""
     try:
         distance = log_spectral_distance(wave, decoded)
         return f"SI-SDR {si_sdr(wave, decoded):.2f} dB, log-spectral distance {distance:.2f} dB"
@@ -136,5 +136,5 @@ def quality(wave: np.ndarray, decoded: np.ndarray) -> str:
 
 def latency(codec: Codec) -> str:
     if not codec.causal:
-        return "the whole sound: the networks read ahead"
-    return f"{codec.latency} samples, {1000 * codec.latency / codec.rate:g} ms, and the time to compute: it streams"
+        return "the whole sound, because the networks read ahead"
+    return f"{codec.latency} samples, {1000 * codec.latency / codec.rate:g} ms, plus the time of the computation"

@@ -1,4 +1,4 @@
-"""The codec of a run, and the entropy models that its bitstreams may be written by."""
+"""The codec of a run and its entropy models."""
 
 from __future__ import annotations
 
@@ -20,37 +20,37 @@ from worldmodel.speech.codec.entropy_prior import PriorModel
 from worldmodel.tokenizers import VQVAE
 
 COUNTS = "entropy-{}.safetensors"
-"""In a run's folder: the counts of its training codes, made when they are first asked for, of the codec of that
-fingerprint: a tokenizer that was trained anew has others."""
+"""File of the counts of the training codes in a run's folder, created on first use; it is named by the fingerprint of
+the codec, which changes with the tokenizer."""
 
 
 def load_codec(run: Path, device: str = "auto") -> Codec:
-    """The codec of a run. Raises :class:`ConfigError` for one whose tokenizer is none, :class:`RunError` as ever."""
+    """The codec of a run. Raises :class:`ConfigError` when its tokenizer is no codec, or :class:`RunError`."""
     tokenizer, spec = load_tokenizer(run, resolve_device(device)), load_spec(run)
     if not isinstance(tokenizer, VQVAE) or tokenizer.condition_width or not tokenizer.joined:
         raise ConfigError(
-            f"the run {run.name} is no codec: a codec decodes sound by its codes alone; train one: experiment=codec"
+            f"the run {run.name} is no codec: a codec decodes sound without a speaker; train one with experiment=codec"
         )
     return Codec(tokenizer, round(spec.rate * spec.frame_shape[1]))
 
 
 def counts_of(run: Path, codec: Codec, streams: Callable[[], list[np.ndarray]]) -> CountModel:
-    """The counts of a run's training codes: from its folder, or else of ``streams()``, each (n, Q), and kept there.
+    """The counts of a run's training codes from its folder, or computed from ``streams()``, each (n, Q), and saved.
 
     Raises :class:`DataError` without any codes, or for a damaged file.
     """
     file = run / COUNTS.format(codec.fingerprint.hex()[:8])
     if file.is_file():
-        found = CountModel.load(file)
-        if (found.num_codes, found.num_codebooks) == (codec.num_codes, codec.num_codebooks):
-            return found
-    made = CountModel(streams(), codec.num_codes)
-    made.save(file)
-    return made
+        model = CountModel.load(file)
+        if (model.num_codes, model.num_codebooks) == (codec.num_codes, codec.num_codebooks):
+            return model
+    model = CountModel(streams(), codec.num_codes)
+    model.save(file)
+    return model
 
 
 def prior_of(run: Path, codec: Codec) -> PriorModel | None:
-    """The prior of a run where it has one that goes place by place."""
+    """The entropy model of a run's prior; None without a suitable prior."""
     if not check_trained(run, PRIOR):
         return None
     prior = load_prior(run, codec.tokenizer)
@@ -61,9 +61,9 @@ def prior_of(run: Path, codec: Codec) -> PriorModel | None:
 
 
 def training_codes(run: Path, codec: Codec) -> list[np.ndarray]:
-    """The codes of the training utterances of a run's own data, each (n, Q); they are cached as ``train`` caches them.
+    """The codes of the training utterances of a run, each (n, Q), from the cache of ``train``.
 
-    Raises :class:`DataError` when the data are not there.
+    Raises :class:`DataError` when the data are missing.
     """
     store = EpisodeStore.open(str(load_config(run).data))
     tokenizer = codec.tokenizer
@@ -72,14 +72,14 @@ def training_codes(run: Path, codec: Codec) -> list[np.ndarray]:
 
 
 def models_of(run: Path, codec: Codec, wanted: str = "auto") -> dict[str, CodeModel | None]:
-    """By name, the entropy models that ``--entropy`` allows; None is that of fixed width.
+    """The entropy models that ``--entropy`` selects by name; None stands for codes of fixed width.
 
-    Raises :class:`DataError` or :class:`ConfigError` where the one that was asked for cannot be had.
+    Raises :class:`DataError` or :class:`ConfigError` when the selected one is not available.
     """
-    found: dict[str, CodeModel | None] = {"none": None} if wanted in ("auto", "none") else {}
+    models: dict[str, CodeModel | None] = {"none": None} if wanted in ("auto", "none") else {}
     if wanted in ("auto", "counts"):
         try:
-            found["counts"] = counts_of(run, codec, lambda: training_codes(run, codec))
+            models["counts"] = counts_of(run, codec, lambda: training_codes(run, codec))
         except DataError as error:
             if wanted == "counts":
                 raise
@@ -87,14 +87,14 @@ def models_of(run: Path, codec: Codec, wanted: str = "auto") -> dict[str, CodeMo
     if wanted in ("auto", "prior"):
         prior = prior_of(run, codec)
         if prior is None and wanted == "prior":
-            raise ConfigError(f"the run {run.name} has no prior that goes place by place; train one with prior=codec")
+            raise ConfigError(f"the run {run.name} has no prior that orders codes by position; train with prior=codec")
         if prior is not None:
-            found["prior"] = prior
-    return found
+            models["prior"] = prior
+    return models
 
 
 def model_named(run: Path, codec: Codec, name: bytes) -> CodeModel | None:
-    """The entropy model of a run that a bitstream was written by. Raises :class:`DataError` when the run has it not."""
+    """The entropy model of a run with a fingerprint. Raises :class:`DataError` when the run does not have it."""
     if name == NO_MODEL:
         return None
     for wanted in ("counts", "prior"):
@@ -105,6 +105,6 @@ def model_named(run: Path, codec: Codec, name: bytes) -> CodeModel | None:
         if model is not None and model.fingerprint() == name:
             return model
     raise DataError(
-        f"the bitstream is entropy-coded by the model {name.hex()}, which the run {run.name} does not have: it is of "
-        f"another prior, or {COUNTS} is gone and so are the data"
+        f"the bitstream is entropy-coded by the model {name.hex()}, which the run {run.name} does not have: its "
+        f"prior was trained again, or {COUNTS} and the data were deleted"
     )

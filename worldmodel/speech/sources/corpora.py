@@ -1,7 +1,6 @@
-"""Corpora of speech, VCTK and TIMIT: an utterance is an episode of windows of its wave, under its speaker.
+"""Corpora of speech, VCTK and TIMIT: an utterance is a terminated episode whose frames are windows of its wave.
 
-Every action of an episode and its condition are the speaker, so that ``action_names`` of the Spec are the speakers. An
-utterance ends by itself: it is terminated. No window crosses the end of one.
+Every action of an episode and its condition are the speaker, so ``action_names`` of the Spec are the speakers.
 """
 
 from __future__ import annotations
@@ -43,10 +42,10 @@ class Utterance:
 
 
 class Speech(Source):
-    """Utterances in the order given. A corpus finds them; the rest is here.
+    """Reads the utterances that a corpus lists, in their order.
 
-    ``window`` samples are a frame, ``rate`` samples a second; a file of another rate is resampled. ``loudness``: of the
-    active part of every utterance, dBFS RMS (see :mod:`worldmodel.speech.sources.sound`); None leaves it as it is.
+    A frame has ``window`` samples at ``rate`` samples a second; other files are resampled. ``loudness``: of the active
+    part of every utterance, dBFS RMS (see :mod:`worldmodel.speech.sources.sound`); None keeps the original loudness.
     """
 
     def __init__(
@@ -77,14 +76,14 @@ class Speech(Source):
 
 
 class VCTK(Speech):
-    """VCTK as it is published: ``wav48/p225/p225_001.wav`` (0.80), ``wav48_silence_trimmed/p225/p225_001_mic1.flac``
-    (0.92, of which one ``mic`` is read). Silence at both ends is cut off.
+    """VCTK as published: ``wav48/p225/p225_001.wav`` (0.80) or ``wav48_silence_trimmed/p225/p225_001_mic1.flac`` (0.92,
+    of which one ``mic`` is read). Silence at both ends is cut off.
 
-    ``speakers``: only these, by default all who have recordings. Texts are not needed, and so p315 is a speaker like
-    any other. A key is p225_001, or p225_001_mic2 of another microphone than the first. **Held out** are the sentences
-    whose number ends in 3 or 8, of every speaker: a fifth, and among them 023, which all speakers read.
+    ``speakers``: by default all that have recordings, including p315, which has no texts. A key is p225_001, or
+    p225_001_mic2 for the second microphone. **Held out** are the sentences of every speaker whose number ends in 3 or
+    8: a fifth, including 023, which all speakers read.
 
-    Raises :class:`DataError` for a folder without recordings and for a speaker who is not there.
+    Raises :class:`DataError` for a folder without recordings and for an unknown speaker.
     """
 
     def __init__(
@@ -99,24 +98,24 @@ class VCTK(Speech):
     ):
         folder = check_folder(path, f"the folder of VCTK, which holds {' or '.join(VCTK_FOLDERS)}")
         folder = next((below for own in VCTK_FOLDERS if (below := folder / own).is_dir()), folder)
-        found = _vctk(folder, mic)
-        if not found:
+        recordings = _vctk(folder, mic)
+        if not recordings:
             raise DataError(
                 f"there is no recording p225/p225_001_{mic}.flac or p225/p225_001.wav in {folder}; source.path=… names "
                 f"the folder of VCTK, which holds {' or '.join(VCTK_FOLDERS)}"
             )
-        known = sorted({utterance.speaker for utterance in found})
+        known = sorted({utterance.speaker for utterance in recordings})
         for speaker in speakers or ():
             if speaker not in known:
                 more = f" and {len(known) - MOST_NAMES:,} more" if len(known) > MOST_NAMES else ""
                 raise DataError(f"unknown speaker {speaker!r}; {folder} has {', '.join(known[:MOST_NAMES])}{more}")
-        chosen = [utterance for utterance in found if not speakers or utterance.speaker in speakers]
+        chosen = [utterance for utterance in recordings if not speakers or utterance.speaker in speakers]
         super().__init__(name, chosen, window, rate, loudness, trimmed=True)
 
 
 def _vctk(folder: Path, mic: str) -> list[Utterance]:
-    """The recordings in the folders of the speakers, one of each sentence, sorted."""
-    found: dict[str, Utterance] = {}
+    """The recordings in the folders of the speakers, sorted, one per key."""
+    recordings: dict[str, Utterance] = {}
     for own in sorted(path for path in folder.iterdir() if path.is_dir()):
         for file in sorted(own.iterdir()):
             match = VCTK_FILE.fullmatch(file.name)
@@ -124,18 +123,18 @@ def _vctk(folder: Path, mic: str) -> list[Utterance]:
                 continue
             key = match["key"] if mic == "mic1" or not match["mic"] else f"{match['key']}_{mic}"
             held_out = match["sentence"][-1] in HELD_OUT_DIGITS
-            found.setdefault(key, Utterance(file, own.name, held_out, key))
-    return list(found.values())
+            recordings.setdefault(key, Utterance(file, own.name, held_out, key))
+    return list(recordings.values())
 
 
 class TIMIT(Speech):
-    """TIMIT as it is published, ``TRAIN/DR1/FCJF0/SA1.WAV`` (NIST SPHERE) in upper or lower case, or in folders such as
-    ``dr1-fvmh0/sa1.flac``. Nothing is cut off, so that the alignments beside the recordings fit: at the usual window
-    and rate, frame t is samples [640 t, 640 (t + 1)). See :mod:`worldmodel.speech.sources.phones`.
+    """TIMIT as published, ``TRAIN/DR1/FCJF0/SA1.WAV`` (NIST SPHERE) in upper or lower case, or in folders such as
+    ``dr1-fvmh0/sa1.flac``. Silence is kept, so that the alignments fit: by default, frame t is samples
+    [640 t, 640 (t + 1)). See :mod:`worldmodel.speech.sources.phones`.
 
-    A speaker is known as fvmh0, a key is fvmh0/sa1, in either layout. **Held out** is every second speaker of either
-    sex (their first letter) in sorted order, from the second on: half of the women and half of the men, whatever stands
-    in TRAIN and TEST. Speakers are apart so, sentences are not: all read sa1 and sa2, and seven each sx sentence.
+    A speaker is named fvmh0 and a key fvmh0/sa1. **Held out** is every second speaker of each sex (the first letter) in
+    sorted order, independent of TRAIN and TEST. Speakers of the splits are disjoint, sentences are not: all read sa1
+    and sa2, and seven speakers read each sx sentence.
 
     Raises :class:`DataError` for a folder without recordings.
     """
@@ -166,12 +165,12 @@ class TIMIT(Speech):
 
 
 def timit_files(folder: str | Path, suffixes: Sequence[str]) -> dict[str, Path]:
-    """Files of some suffixes (in lower case) below a folder of TIMIT by key, sorted: fcjf0/sa1 →
-    TRAIN/DR1/FCJF0/SA1.WAV. Of several with one key (SA1.WAV, SA1.WAV.wav) the first.
+    """Files with one of the lower-case suffixes below a folder of TIMIT by key, sorted: fcjf0/sa1 →
+    TRAIN/DR1/FCJF0/SA1.WAV. Of several with one key (SA1.WAV, SA1.WAV.wav), the first one.
     """
-    found: dict[str, Path] = {}
+    recordings: dict[str, Path] = {}
     for file in sorted(Path(folder).rglob("*")):
         speaker = TIMIT_SPEAKER.fullmatch(file.parent.name)
         if speaker and file.suffix.lower() in suffixes and not file.name.startswith("."):
-            found.setdefault(f"{speaker['speaker']}/{file.name.partition('.')[0]}".lower(), file)
-    return dict(sorted(found.items()))
+            recordings.setdefault(f"{speaker['speaker']}/{file.name.partition('.')[0]}".lower(), file)
+    return dict(sorted(recordings.items()))

@@ -1,10 +1,9 @@
-"""Files of sound → waves → frames: read at any rate, trimmed, brought to one loudness, cut into windows of µ-law bytes.
+"""Sound files → waves → frames: resampling, trimming, normalisation of loudness, windows of µ-law samples.
 
-What counts as sound is judged by levels: RMS over 20 ms, every 10 ms, of what lies above 60 Hz (rooms rumble), in dBFS
-(a full square wave has 0). *Loud* is the level that an utterance has for 0.2 s in all. It is *active* where its level
-lies above a threshold: 35 dB below loud, or 12 dB above the background (the level that it has 95 % of the time) where
-that is higher, but never less than 25 dB below loud; and this for 80 ms at least, or within 0.25 s of such a stretch:
-so the burst that ends a word is active, and a click before it is not.
+Loudness is the RMS above 60 Hz over 20 ms, every 10 ms, in dBFS (a full-scale square wave has 0). The *loud* level of
+an utterance is exceeded for 0.2 s in all; the background is the 5th percentile. A time is *active* when its loudness is
+above a threshold for at least 80 ms, or within 0.25 s of such a stretch, so that the burst at the end of a word is
+active and an isolated click is not. The threshold is 12 dB above the background, clipped to 25 to 35 dB below loud.
 """
 
 from __future__ import annotations
@@ -25,35 +24,34 @@ WINDOW, RATE = 640, 16000
 """Samples of a frame, and samples a second: 25 frames a second."""
 
 LOUDNESS = -23.0  # dBFS RMS of the active part
-FLOOR = -60.0  # dBFS; nothing louder for 0.2 s: there is no sound
+FLOOR = -60.0  # dBFS; a wave with a lower loud level is silent
 RANGE, ABOVE_BACKGROUND, LEAST_RANGE = 35.0, 12.0, 25.0  # dB; see above
-MARGIN = 0.05  # seconds that are kept around what is active
-PEAK = 0.99  # no sample is made louder
-MOST_HERTZ = 768_000  # a rate above is no rate
+MARGIN = 0.05  # seconds that are kept around the active part
+PEAK = 0.99  # normalisation keeps all samples below
+MOST_HERTZ = 768_000  # higher rates are errors
 
 HOP = 0.01  # seconds between levels, each over two hops
 LOUD_HOPS, ACTIVE_HOPS, NEAR_HOPS = 20, 8, 25
 
 
 def read_sound(path: str | Path, rate: int = RATE) -> np.ndarray:
-    """The sound of a WAV (RIFF or NIST SPHERE), FLAC or other file of libsndfile at ``rate`` samples a second: (n,)
-    float32, about [-1, 1]. Channels are averaged.
+    """Read a WAV (RIFF or NIST SPHERE), FLAC or other file of libsndfile at ``rate`` samples a second: (n,) float32,
+    about [-1, 1]. Channels are averaged.
 
-    Raises :class:`DataError`, naming the file, for one that is missing, empty, damaged, cut off, compressed by
-    shorten, or that holds what is no number.
+    Raises :class:`DataError` for a file that is missing, empty, damaged, cut off, compressed by shorten, or not finite.
     """
     path = Path(path)
     try:
-        promised = _promised(path)
+        in_header = _samples_in_header(path)
         with soundfile.SoundFile(path) as file:
             own, wave = file.samplerate, file.read(dtype="float32", always_2d=True)
-            lacking = max(file.frames, promised or 0) - len(wave)
+            missing = max(file.frames, in_header or 0) - len(wave)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); remove it or restore it") from error
     except (soundfile.SoundFileError, RuntimeError, ValueError) as error:
         raise DataError(f"{path} {_reason(path, error)}") from error
-    if lacking > 0:
-        raise DataError(f"{path} is cut off: {lacking:,} of {lacking + len(wave):,} samples lack; restore it")
+    if missing > 0:
+        raise DataError(f"{path} is cut off: {missing:,} of {missing + len(wave):,} samples are missing; restore it")
     if not len(wave):
         raise DataError(f"{path} holds no sample; remove it or restore it")
     if not np.isfinite(wave).all():
@@ -79,14 +77,14 @@ def levels(wave: np.ndarray, rate: int) -> np.ndarray:
 
 
 def active(wave: np.ndarray, rate: int) -> np.ndarray:
-    """Where a wave is active (see above), one a level: (ceil(n / 10 ms),) bool. All False where there is no sound."""
+    """Where a wave is active (see above): (ceil(n / 10 ms),) bool, all False for a silent wave."""
     level = levels(wave, rate)
     loud = np.sort(level)[-min(LOUD_HOPS, -(-len(level) // 2))]
     if loud < FLOOR:
         return np.zeros(len(level), bool)
     background = np.percentile(level, 5)
     above = level > np.clip(background + ABOVE_BACKGROUND, loud - RANGE, loud - LEAST_RANGE)
-    run = min(ACTIVE_HOPS, max(1, len(level) // 2))  # a sound may be shorter than a stretch of speech
+    run = min(ACTIVE_HOPS, max(1, len(level) // 2))  # for short sounds
     starts = np.flatnonzero(np.lib.stride_tricks.sliding_window_view(above, run).all(1))
     near = np.zeros(len(level), bool)
     for start in starts:
@@ -95,7 +93,7 @@ def active(wave: np.ndarray, rate: int) -> np.ndarray:
 
 
 def trim(wave: np.ndarray, rate: int, margin: float = MARGIN) -> np.ndarray:
-    """A wave (n,) from the first to the last of what is active, and ``margin`` seconds around it; (0,) without any."""
+    """A wave (n,) from its first to its last active time, with a margin in seconds; (0,) for a silent wave."""
     on = np.flatnonzero(active(wave, rate))
     if not len(on):
         return wave[:0]
@@ -104,41 +102,41 @@ def trim(wave: np.ndarray, rate: int, margin: float = MARGIN) -> np.ndarray:
 
 
 def normalise(wave: np.ndarray, rate: int, loudness: float = LOUDNESS) -> np.ndarray:
-    """A wave (n,) about its median, its active part at ``loudness`` dBFS RMS, or less where a peak would pass
-    :data:`PEAK`. A wave without sound comes back as it is.
+    """Subtract the median of a wave (n,) and scale its active part to ``loudness`` dBFS RMS, or less where a peak would
+    exceed :data:`PEAK`. A silent wave is returned unchanged.
     """
     on = active(wave, rate)
     if not on.any():
         return wave
-    wave = wave - np.median(wave)  # an offset of the recorder; not the mean, which would move silence with the speech
+    wave = wave - np.median(wave)  # a constant offset; the mean would depend on the speech
     now = 10 * np.log10(np.mean(10 ** (levels(wave, rate)[on] / 10)))
     gain = min(10 ** ((loudness - now) / 20), PEAK / np.abs(wave).max())
     return (wave * np.float32(gain)).astype(np.float32)
 
 
 def to_frames(wave: np.ndarray, window: int = WINDOW) -> np.ndarray:
-    """A wave (n,) → frames (T, 1, window) uint8 of µ-law. What is left behind the last whole window is filled up with
-    silence where it is more than half of one, else dropped.
+    """A wave (n,) → frames (T, 1, window) uint8, µ-law. A last incomplete window is padded with silence if it is more
+    than half full, else dropped.
     """
     count = len(wave) // window + (2 * (len(wave) % window) > window)
     filled = np.concatenate([wave[: count * window], np.zeros(max(0, count * window - len(wave)), np.float32)])
     return to_samples(filled).reshape(count, 1, window)
 
 
-def _promised(path: Path) -> int | None:
-    """How many samples a channel a WAV file says it has; None where it does not say. Libsndfile takes what there is."""
+def _samples_in_header(path: Path) -> int | None:
+    """Samples per channel according to the header of a WAV file, or None. Libsndfile ignores missing samples."""
     with path.open("rb") as file:
         head = file.read(1024)
         if head.startswith(b"NIST_1A"):
-            said = re.search(rb"sample_count -i (\d+)", head)
-            return int(said[1]) if said else None
+            match = re.search(rb"sample_count -i (\d+)", head)
+            return int(match[1]) if match else None
         if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
             return None
         block = 1
         file.seek(12)
         while len(chunk := file.read(8)) == 8:
             size = int.from_bytes(chunk[4:], "little")
-            if chunk[:4] == b"data":  # what was written into a pipe has no length, or the greatest
+            if chunk[:4] == b"data":  # files written to a pipe have no length, or the greatest one
                 return size // block if 0 < size < 0xFFFFF000 else None
             content = file.read(min(size, 16)) if chunk[:4] == b"fmt " else b""
             block = int.from_bytes(content[12:14], "little") or block
@@ -147,12 +145,12 @@ def _promised(path: Path) -> int | None:
 
 
 def _reason(path: Path, error: Exception) -> str:
-    """Why libsndfile cannot read a file."""
+    """The reason why libsndfile cannot read a file."""
     with path.open("rb") as file:
         head = file.read(1024)
     if not head:
         return "is empty; remove it or restore it"
     if b"embedded-shorten" in head:
         return "is SPHERE compressed by shorten, which is not read; convert it with sph2pipe -f wav"
-    said = str(getattr(error, "error_string", error)).removeprefix("Error : ").rstrip(".")
-    return f"is damaged or no sound ({said}); remove it or restore it"
+    message = str(getattr(error, "error_string", error)).removeprefix("Error : ").rstrip(".")
+    return f"is damaged or no sound ({message}); remove it or restore it"
