@@ -1,4 +1,4 @@
-"""The agent that plays by a trained actor."""
+"""The agent that plays with a trained actor."""
 
 from __future__ import annotations
 
@@ -21,17 +21,16 @@ from worldmodel.util.ranges import Count, Share
 
 
 class ActorCriticAgent(Agent):
-    """Plays by a trained actor: the codes of what it sees are all that it needs of the world model.
+    """Plays with a trained actor, whose input is the codes of the frames.
 
     Args:
-        run: folder of a run with a trained actor; it is read at the first episode, by every process that plays.
-        greedy: the most probable action instead of one drawn.
-        random_action_probability: of a random action in the place of the policy's, repeated for up to
-            ``max_repeat`` steps.
-        runs: folder in which ``run`` is a name, or None the latest that has an actor.
+        run: folder of a run with a trained actor; every process loads it at its first episode.
+        greedy: take the most probable action instead of sampling.
+        random_action_probability: of a random action instead of the policy's, repeated for up to ``max_repeat`` steps.
+        runs: folder in which ``run`` is a name, or None for the latest run that has an actor.
 
-    Raises :class:`RunError` for a run that is not there, and at the first episode for one without an actor or with
-    other actions than the environment's.
+    Raises :class:`RunError` for a missing run and, at the first episode, for one without an actor or with other
+    actions.
     """
 
     needs = AGENT
@@ -57,29 +56,29 @@ class ActorCriticAgent(Agent):
     def begin(self, action_names: Sequence[str], rng: np.random.Generator) -> None:
         if self._loaded is None:
             self._loaded = load_actor(Path(self.run), self.device)
-        known = load_spec(Path(self.run)).action_names
-        if tuple(action_names) != known:
+        trained = load_spec(Path(self.run)).action_names
+        if tuple(action_names) != trained:
             raise RunError(
-                f"the actor of {self.run} knows the actions {', '.join(known)}, and this environment has "
+                f"the actor of {self.run} was trained with the actions {', '.join(trained)}, and this environment has "
                 f"{', '.join(action_names)}; choose another run=…"
             )
-        self._rng, self._action, self._held = rng, NO_ACTION, 0
-        self._seen = self._loaded[1].begin(1)
+        self._rng, self._action, self._repeats_left = rng, NO_ACTION, 0
+        self._recent = self._loaded[1].begin(1)
 
     @torch.no_grad()
     def act(self, frame: np.ndarray) -> int:
-        assert self._loaded is not None, "begin comes before act"
+        assert self._loaded is not None, "call begin before act"
         tokenizer, actor = self._loaded
-        device = self._seen.actions.device
+        device = self._recent.actions.device
         grids = tokenizer.encode(torch.from_numpy(frame)[None].to(device))
-        self._seen = self._seen.then(grids, torch.tensor([self._action], device=device))
-        if self._held:
-            self._held -= 1
+        self._recent = self._recent.appended(grids, torch.tensor([self._action], device=device))
+        if self._repeats_left:
+            self._repeats_left -= 1
             return self._action
-        probabilities = F.softmax(actor(self._seen).logits[0].double(), -1).cpu().numpy()
+        probabilities = F.softmax(actor(self._recent).logits[0].double(), -1).cpu().numpy()
         if self.random_action_probability and self._rng.random() < self.random_action_probability:
             self._action = int(self._rng.integers(len(probabilities)))
-            self._held = int(self._rng.integers(self.max_repeat))
+            self._repeats_left = int(self._rng.integers(self.max_repeat))
         elif self.greedy:
             self._action = int(probabilities.argmax())
         else:

@@ -17,31 +17,32 @@ from worldmodel.types import NO_ACTION
 from worldmodel.util.ranges import Count, Weights
 
 
-class Seen(NamedTuple):
-    """The last frames that an agent has seen, and the actions that led to them."""
+class RecentFrames(NamedTuple):
+    """The last frames that an agent observed, and the actions that led to them."""
 
-    grids: Tensor  # (B, history, *grid) int64, oldest first, −1 where nothing was seen yet
+    grids: Tensor  # (B, history, *grid) int64, oldest first, −1 before the first frame
     actions: Tensor  # (B, history) int64, NO_ACTION where it is unknown
 
-    def then(self, grids: Tensor, actions: Tensor) -> Seen:
-        """With the next grids (B, *grid) and the actions (B,) that led to them; the oldest are forgotten."""
+    def appended(self, grids: Tensor, actions: Tensor) -> RecentFrames:
+        """Append the next grids (B, *grid) and the actions (B,) that led to them; the oldest are dropped."""
         new = zip(self, (grids, actions), strict=True)
-        return Seen(*(torch.cat([old[:, 1:], value[:, None]], 1) for old, value in new))
+        return RecentFrames(*(torch.cat([old[:, 1:], value[:, None]], 1) for old, value in new))
 
 
-class Judged(NamedTuple):
-    """What an actor and its critic say of states."""
+class ActorCriticOutput(NamedTuple):
+    """Outputs of an actor and its critic for B states."""
 
     logits: Tensor  # (B, A) float32, of the actions
     value: Tensor  # (B, BINS) float32, logits of the bins of the value
 
 
 class CodeReader(nn.Module):
-    """Windows of grids → features (B, width): codes as vectors, a convolution or two, a linear layer.
+    """Windows of grids → features (B, width): embedded codes, two convolutions, a linear layer.
 
     Args:
-        tokenizer: gives the grid and the codebook; it is not kept.
-        history: grids of a window. width: of the features. embed: of a code's vector. channels: of the convolutions.
+        tokenizer: its grid and codebook are read.
+        history: grids per window. width: of the features. embed: width of an embedded code. channels: of the
+            convolutions.
     """
 
     def __init__(self, tokenizer: Tokenizer, history: int, width: int, embed: Count = 32, channels: Count = 64):
@@ -68,13 +69,12 @@ class CodeReader(nn.Module):
 
 
 class FrameReader(nn.Module):
-    """The same of the decoded frames: for worlds whose codes say little by themselves. Slower: every state is decoded.
-
-    What a real frame shows is seen through the tokenizer, too, so that dream and world look alike.
+    """Windows of grids → features of the decoded frames, for codes that are hard to learn from. Slower, because
+    every state is decoded. Real frames also pass through the tokenizer, so that they look like dreamt ones.
 
     Args:
-        tokenizer: decodes; it is used, and no part of what is trained.
-        history: frames of a window. width: of the features. channels: of the convolutions.
+        tokenizer: decodes; it is not trained.
+        history: frames per window. width: of the features. channels: of the convolutions.
     """
 
     def __init__(self, tokenizer: Tokenizer, history: int, width: int, channels: Count = 32):
@@ -93,23 +93,23 @@ class FrameReader(nn.Module):
 
     def forward(self, grids: Tensor) -> Tensor:
         tokenizer = self._tokenizer[0].to(grids.device)
-        known = (grids.flatten(2) >= 0).all(-1)
+        present = (grids.flatten(2) >= 0).all(-1)
         with torch.no_grad():
-            frames = tokenizer.expected_frames(grids.clamp(min=0).flatten(0, 1)).unflatten(0, known.shape)
-            frames = frames.masked_fill(~known.view(*known.shape, *[1] * (frames.dim() - 2)), 0)
+            frames = tokenizer.expected_frames(grids.clamp(min=0).flatten(0, 1)).unflatten(0, present.shape)
+            frames = frames.masked_fill(~present.view(*present.shape, *[1] * (frames.dim() - 2)), 0)
         return self.out(self.convs(frames.flatten(1, 2)).flatten(1))
 
 
 class Tower(nn.Module):
-    """What was seen lately → features (B, width) → outputs (B, outputs), which start at nothing.
+    """Recent frames → features (B, width) → outputs (B, outputs), which are 0 before training.
 
-    Every layer is normalised, since frames of one place differ in few codes, and that must not drown.
+    Every layer is normalised, because similar frames differ in few codes and the difference must stay visible.
     """
 
-    def __init__(self, reader: nn.Module, actions: int, history: int, width: int, layers: int, outputs: int):
+    def __init__(self, reader: nn.Module, num_actions: int, history: int, width: int, layers: int, outputs: int):
         super().__init__()
         self.reader = reader
-        self.act = nn.Embedding(actions + 1, 16)
+        self.act = nn.Embedding(num_actions + 1, 16)
         self.enter = nn.Linear(16 * history, width)
         blocks = [[nn.LayerNorm(width), nn.SiLU(), nn.Linear(width, width)] for _ in range(layers)]
         self.body = nn.Sequential(*(layer for block in blocks for layer in block), nn.LayerNorm(width), nn.SiLU())
@@ -118,23 +118,23 @@ class Tower(nn.Module):
         nn.init.zeros_(self.out.bias)
         self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
 
-    def forward(self, seen: Seen) -> Tensor:
-        parts = self.reader(seen.grids), self.enter(self.act(seen.actions + 1).flatten(1))
+    def forward(self, recent: RecentFrames) -> Tensor:
+        parts = self.reader(recent.grids), self.enter(self.act(recent.actions + 1).flatten(1))
         x = sum(norm(part) for norm, part in zip(self.norms, parts, strict=True))
         return self.out(self.body(x)).float()
 
 
 class ActorCritic(nn.Module):
-    """Policy and value of what was seen lately.
+    """Policy and value of recent frames.
 
     The value is a distribution over bins that are equally wide in symlog (Hafner et al., *DreamerV3*, 2023, section
-    "Critic learning"), as the world's rewards are: returns of any size need no scale. Both start at nothing: equally
-    likely actions, a value of 0. They share no weights: a critic that still finds out how large returns are moves all
-    features the same way, and left a policy that read with it blind to what it saw.
+    "Critic learning"), like the predicted rewards, so that returns of any size need no scaling. Initially all actions
+    have equal probability and the value is 0. The networks share no weights: while the critic learns the scale of the
+    returns, it shifts all features in the same way, and a policy on shared features stopped depending on its input.
 
     Args:
-        tokenizer: of the codes. actions: A.
-        history: frames that are looked at. width, layers: of the networks. reader: constructor of what reads the codes,
+        tokenizer: of the codes. num_actions: A.
+        history: number of recent frames. width, layers: of the networks. reader: constructor of the input network,
             :class:`CodeReader` or :class:`FrameReader`.
         loss_weights: of the terms of training; 1 where none is given.
     """
@@ -142,7 +142,7 @@ class ActorCritic(nn.Module):
     def __init__(
         self,
         tokenizer: Tokenizer,
-        actions: int,
+        num_actions: int,
         history: Count = 3,
         width: Count = 256,
         layers: Count = 2,
@@ -151,28 +151,28 @@ class ActorCritic(nn.Module):
     ):
         super().__init__()
         self.loss_weights = dict(loss_weights or {})
-        self.grid, self.actions, self.history = tokenizer.grid, actions, history
+        self.grid, self.num_actions, self.history = tokenizer.grid, num_actions, history
         self.policy, self.critic = (
-            Tower(reader(tokenizer, history=history, width=width), actions, history, width, layers, outputs)
-            for outputs in (actions, BINS)
+            Tower(reader(tokenizer, history=history, width=width), num_actions, history, width, layers, outputs)
+            for outputs in (num_actions, BINS)
         )
         self.register_buffer("bins", symexp(torch.linspace(-SPAN, SPAN, BINS)), persistent=False)
 
     bins: Tensor
     discount: float | None = None
-    """γ of a step, by which the values count; None: it is not known."""
+    """γ of a step with which the critic was trained; None if it was not saved."""
 
-    def begin(self, batch: int) -> Seen:
-        """Before anything was seen."""
+    def begin(self, batch: int) -> RecentFrames:
+        """The input before the first frame."""
         device = self.bins.device
         grids = torch.full((batch, self.history, *self.grid), -1, dtype=torch.int64, device=device)
-        return Seen(grids, torch.full((batch, self.history), NO_ACTION, dtype=torch.int64, device=device))
+        return RecentFrames(grids, torch.full((batch, self.history), NO_ACTION, dtype=torch.int64, device=device))
 
-    def forward(self, seen: Seen) -> Judged:
-        return Judged(self.policy(seen), self.critic(seen))
+    def forward(self, recent: RecentFrames) -> ActorCriticOutput:
+        return ActorCriticOutput(self.policy(recent), self.critic(recent))
 
     def expected(self, value: Tensor) -> Tensor:
-        """Logits of bins (..., BINS) → the value expected (...)."""
+        """Logits of bins (..., BINS) → the expected value (...)."""
         return value.softmax(-1) @ self.bins
 
     def value_loss(self, value: Tensor, returns: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What an agent is: it sees frames and chooses actions, one episode at a time."""
+"""The interface of agents: they receive frames and choose actions, one episode at a time."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What an agent imagined would come of its next H actions when it chose the first of them."""
+    """The next H actions that an agent planned, and the frames and rewards that it imagined for them."""
 
     actions: np.ndarray  # (H,) int64
-    rewards: np.ndarray  # (H,) float32, expected on arriving at each frame
+    rewards: np.ndarray  # (H,) float32, expected at each frame
     ends: np.ndarray  # (H,) float32, probability that the frame is terminal
-    value: float  # the return that the agent expects, discounted, with what lies behind the H steps
+    value: float  # expected discounted return, including the value after the H steps
     grids: np.ndarray  # (H, *grid) int64, codes of the frames
-    draw: Callable[[np.ndarray], np.ndarray] = dataclasses.field(repr=False)  # grids (M, *grid) → (M, C, *size) uint8
+    decode: Callable[[np.ndarray], np.ndarray] = dataclasses.field(repr=False)  # (M, *grid) → (M, C, *size) uint8
 
     def __len__(self) -> int:
         return len(self.actions)
 
     @property
     def frames(self) -> np.ndarray:
-        """(H, C, *size) uint8, decoded at every use."""
-        return self.draw(self.grids)
+        """(H, C, *size) uint8, decoded at every access."""
+        return self.decode(self.grids)
 
 
 class Agent(ABC):
-    """Chooses actions from frames. An explorer is an agent that plays while data is collected.
+    """Chooses actions from frames. An explorer is an agent that collects data.
 
-    It can be pickled before its first episode, so that every process that plays has its own.
+    An agent can be pickled before its first episode, so that every process can have a copy.
     """
 
     @abstractmethod
@@ -45,5 +45,5 @@ class Agent(ABC):
 
     @property
     def plan(self) -> Plan | None:
-        """What was imagined for the last action; None where nothing was, as for an action that is held."""
+        """The plan made at the last action; None if none was made, for example when an action is repeated."""
         return None

@@ -1,4 +1,4 @@
-"""What a command line means by an agent: its name, the run that it needs, the folder that is its own, its learner."""
+"""Finds the name, run, folder and learner of the agent that the settings describe, and builds the agent."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from worldmodel.errors import ConfigError, RunError
 from worldmodel.runs.folder import PRIOR, find_run, list_runs, load_spec
 from worldmodel.types import Spec
 
-AGENTS = "agents"  # folder, of a run or of all runs, with a folder for each agent and environment
-NOT_OF_THE_AGENT = ("learner",)  # settings of those who make it
+AGENTS = "agents"  # subfolder of a run or of runs/, with a folder per agent and environment
+LEARNER_SETTINGS = ("learner",)  # settings of the group agent that are not arguments of the agent
 
 
-def name_of(overrides: Sequence[str], config: DictConfig) -> str:
-    """What the agent of the settings is called: the choice of the group ``agent``, else by what is built."""
+def agent_name_of(overrides: Sequence[str], config: DictConfig) -> str:
+    """Name of the agent of the settings: the choice of the group ``agent``, else that with the same ``_target_``."""
     chosen = [word.partition("=")[2] for word in overrides if word.lstrip("+").startswith("agent=")]
     if chosen:
         return chosen[-1].strip("'\"")
@@ -33,55 +33,52 @@ def name_of(overrides: Sequence[str], config: DictConfig) -> str:
     return str(config.agent.get("_target_")).rpartition(".")[2].lower()
 
 
-def folder_of(config: DictConfig, name: str, run: Path | None) -> Path:
-    """Where what is known of an agent in an environment lies: in its run's folder, or in that of the runs."""
+def agent_folder(config: DictConfig, name: str, run: Path | None) -> Path:
+    """Folder for the results of an agent in an environment, below its run's folder or that of all runs."""
     seed = f"-seed{config.seed}" if config.seed else ""
     return (Path(str(config.runs)) if run is None else run) / AGENTS / f"{name}-{config.env.name}{seed}"
 
 
-def run_of(config: DictConfig, spec: Spec) -> Path | None:
-    """The run that an agent plays with: the one that is named, or the latest of the environment that has what the
-    agent needs (its attribute ``needs``, a file of the run); None for an agent that needs none and was given none.
+def find_agent_run(config: DictConfig, spec: Spec) -> Path | None:
+    """The run of an agent: the named one, or the latest one of the environment that has the file which the agent needs
+    (its attribute ``needs``); None for an agent that needs no run if none is named.
 
-    Raises :class:`RunError` when there is none, or when the one that is named knows other frames or actions.
+    Raises :class:`RunError` if there is no such run, or if the named run has other frames or actions.
     """
-    needs = "run" in config.agent.keys()  # noqa: SIM118 (a value that is missing is not "in" OmegaConf's nodes)
+    needs = "run" in config.agent.keys()  # noqa: SIM118 (OmegaConf's "in" ignores missing values)
     if config.run is None and not needs:
         return None
     holding = str(getattr(_target(config), "needs", PRIOR)) if needs else PRIOR
     runs = Path(str(config.runs))
     if config.run is None:
         for name in reversed(list_runs(runs)):
-            if (runs / name / holding).is_file() and _same_place(load_spec(runs / name), spec):
+            if (runs / name / holding).is_file() and _same_environment(load_spec(runs / name), spec):
                 return runs / name
     folder = find_run(runs, config.run, holding)
     if not (folder / holding).is_file():
         raise RunError(f"the run {folder} has no {holding}, which this agent needs; train it, or choose another run=…")
-    known = load_spec(folder)
-    if (known.frame_shape, known.action_names) != (spec.frame_shape, spec.action_names):
+    trained = load_spec(folder)
+    if (trained.frame_shape, trained.action_names) != (spec.frame_shape, spec.action_names):
         raise RunError(
-            f"the run {folder} is of {known.env_id} with frames {known.frame_shape} and actions "
-            f"{', '.join(known.action_names)}, not of {spec.env_id} with {spec.frame_shape} and "
+            f"the run {folder} is of {trained.env_id} with frames {trained.frame_shape} and actions "
+            f"{', '.join(trained.action_names)}, not of {spec.env_id} with {spec.frame_shape} and "
             f"{', '.join(spec.action_names)}; choose its environment with env=…, or another run=…"
         )
     return folder
 
 
-def _same_place(one: Spec, other: Spec) -> bool:
-    def facts(spec: Spec) -> tuple[Any, ...]:
+def _same_environment(one: Spec, other: Spec) -> bool:
+    def key(spec: Spec) -> tuple[Any, ...]:
         return spec.env_id, spec.env_kwargs, spec.frame_shape, spec.action_names
 
-    return facts(one) == facts(other)
+    return key(one) == key(other)
 
 
 def build_agent(config: DictConfig, run: Path | None, folder: Path) -> Agent:
-    """The agent of the settings; its ``run`` and its ``folder`` are filled in where it has them.
-
-    Raises :class:`ConfigError`.
-    """
+    """Build the agent of the settings, with its arguments ``run`` and ``folder``, if any. Raises ConfigError."""
     node = OmegaConf.to_container(config.agent, resolve=True)
     assert isinstance(node, dict)
-    settings = {str(key): value for key, value in node.items() if key not in NOT_OF_THE_AGENT}
+    settings = {str(key): value for key, value in node.items() if key not in LEARNER_SETTINGS}
     for key, value in (("run", run), ("folder", folder)):
         if key in settings:
             settings[key] = str(value)
@@ -91,21 +88,18 @@ def build_agent(config: DictConfig, run: Path | None, folder: Path) -> Agent:
     return agent
 
 
-def learner_of(config: DictConfig, name: str) -> Callable[[DictConfig], Path]:
-    """What trains the agent of the settings: the function that ``agent.learner._target_`` names.
-
-    Raises :class:`ConfigError` for an agent that learns nothing.
-    """
+def find_learner(config: DictConfig, name: str) -> Callable[[DictConfig], Path]:
+    """The training function, ``agent.learner._target_``. Raises :class:`ConfigError` for an agent without one."""
     target = OmegaConf.select(config, "agent.learner._target_")
     if target is None:
-        teachable = [each for each in choices()["agent"] if _learns(each)]
-        raise ConfigError(f"there is nothing to learn for agent={name}; choose agent={' or agent='.join(teachable)}")
+        trainable = [each for each in choices()["agent"] if _has_learner(each)]
+        raise ConfigError(f"agent={name} cannot be trained; choose agent={' or agent='.join(trainable)}")
     settings = check(OmegaConf.to_container(config.agent.learner, resolve=True), "agent.learner")
     learner: Callable[..., Path] = find(settings.pop("_target_"), "agent.learner._target_")
     return functools.partial(learner, **settings)
 
 
-def _learns(name: str) -> bool:
+def _has_learner(name: str) -> bool:
     return "learner" in OmegaConf.load(Path(str(files("worldmodel.configs"))) / "agent" / f"{name}.yaml")
 
 

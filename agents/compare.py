@@ -1,4 +1,4 @@
-"""``python -m worldmodel.agents.compare``: evaluations of agents side by side, the seeds of an agent taken together."""
+"""``python -m worldmodel.agents.compare``: compares evaluations of agents and pools the seeds of an agent."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from worldmodel.errors import WorldModelError
 from worldmodel.util.files import replace_text
 
 DESCRIPTION = """\
-Put evaluations of agents side by side: interquartile mean, mean and success over all episodes of
-all seeds, with 95 % intervals over seeds and episodes, and how likely an episode of one agent is
-better than one of another. Files of the same agent (its name in metrics.json) are its seeds. Where
-they learnt in the real environment, also their returns while they did. Writes comparison.json and
-comparison.png."""
+Compare evaluations of agents: interquartile mean, mean and success over all episodes of all seeds,
+with 95 % intervals over seeds and episodes, and the probability that an episode of one agent is
+better than one of another. Files of the same agent (its name in metrics.json) are its seeds. For
+agents trained in the real environment, returns during training are shown, too. Writes
+comparison.json and comparison.png."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,19 +29,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = parser.parse_args(argv)
 
-        from worldmodel.agents.comparison import compare, learning, lines, read, save_chart  # only now: torch
+        from worldmodel.agents.comparison import compare, learning, lines, read, save_chart  # slow: torch
 
         agents = read(args.files)
-        found = compare(agents) | {"learning": learning(agents)}
+        result = compare(agents) | {"learning": learning(agents)}
     except WorldModelError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return EXIT_USER_ERROR
     from worldmodel.evaluation.report import table
 
     console = Console()
-    console.print(table({"run": found["env"], "environment": found["environment"]}, lines(found)))
-    replace_text(args.to / "comparison.json", json.dumps(found, indent=1))
-    console.print(f"{save_chart(found, args.to / 'comparison.png')}  (comparison.json beside it)", soft_wrap=True)
+    console.print(table({"run": result["env"], "environment": result["environment"]}, lines(result)))
+    replace_text(args.to / "comparison.json", json.dumps(result, indent=1))
+    console.print(f"{save_chart(result, args.to / 'comparison.png')}  (comparison.json beside it)", soft_wrap=True)
     return 0
 
 

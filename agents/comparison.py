@@ -1,4 +1,4 @@
-"""Evaluations of agents side by side, the seeds of an agent taken together."""
+"""Compares evaluations of agents and pools the seeds of an agent."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from worldmodel.agents.run import RETURNS
-from worldmodel.agents.statistics import apart, interquartile_mean, probability_of_improvement, stratified
+from worldmodel.agents.statistics import disjoint, interquartile_mean, probability_of_improvement, stratified
 
 from worldmodel.errors import RunError
 from worldmodel.evaluation.metrics import Interval
@@ -18,51 +18,53 @@ from worldmodel.evaluation.report import number
 from worldmodel.media import plots
 from worldmodel.training.hooks import read_json_lines
 
-# name → title, what it is of, statistic of the pooled values
+# name → title, measured value of an episode, statistic of the pooled values
 MEASURES: dict[str, tuple[str, str, Callable[..., float]]] = {
     "return_iqm": ("return, interquartile mean", "return", interquartile_mean),
     "return": ("return, mean", "return", np.mean),
     "success": ("success", "success", np.mean),
 }
-LATELY = 20  # episodes that a return while learning is the mean of
+SMOOTHING = 20  # episodes over which returns during training are averaged
 POINTS = 100  # of a curve
-Found = dict[str, list[dict[str, Any]]]  # agent → what metrics.json holds, for each of its seeds
+Evaluations = dict[str, list[dict[str, Any]]]  # agent → content of metrics.json for each seed
 
 
-def read(paths: Sequence[Path]) -> Found:
-    """Evaluations by agent, in the order of the files; a folder stands for the metrics.json in it.
+def read(paths: Sequence[Path]) -> Evaluations:
+    """Read evaluations by agent, in the order of the files; a folder stands for the metrics.json in it.
 
-    Raises :class:`RunError` for a file that is none, that is given twice, or that is of another environment.
+    Raises :class:`RunError` for a file that is not an evaluation, is given twice, or is of another environment.
     """
-    agents: Found = {}
-    place: tuple[Any, ...] | None = None
+    agents: Evaluations = {}
+    environment: tuple[Any, ...] | None = None
     files = [path / "metrics.json" if path.is_dir() else path for path in paths]
     if twice := [path for path, other in itertools.combinations(files, 2) if path.resolve() == other.resolve()]:
         raise RunError(f"{twice[0]} is given twice; every file is another seed or another agent")
     for path in files:
         try:
-            found = json.loads(path.read_text())
-            agents.setdefault(str(found["agent"]), []).append(found)
-            mine = found["environment"], found["env_kwargs"], found["success_rule"]
-            scores(found, "return")
-            found["learning"] = returns_while_learning(path.resolve().parent, found)
+            metrics = json.loads(path.read_text())
+            agents.setdefault(str(metrics["agent"]), []).append(metrics)
+            own = metrics["environment"], metrics["env_kwargs"], metrics["success_rule"]
+            scores(metrics, "return")
+            metrics["learning"] = returns_while_learning(path.resolve().parent, metrics)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(
-                f"{path} is no evaluation of an agent; write one: python -m worldmodel.agents.evaluate"
+                f"{path} is not an evaluation of an agent; write one: python -m worldmodel.agents.evaluate"
             ) from error
-        if place not in (None, mine):
-            raise RunError(f"{path} is of {mine}, not of {place} as {files[0]}; compare what was measured alike")
-        place = mine
+        if environment not in (None, own):
+            raise RunError(
+                f"{path} is of {own}, and {files[0]} of {environment}; compare evaluations of the same environment"
+            )
+        environment = own
     return agents
 
 
-def scores(found: dict[str, Any], name: str) -> np.ndarray:
-    """A fact of each episode of an evaluation, (E,) float64."""
-    return np.array([episode[name] for episode in found["episodes"]], np.float64)
+def scores(metrics: dict[str, Any], name: str) -> np.ndarray:
+    """A measured value of each episode of an evaluation, (E,) float64."""
+    return np.array([episode[name] for episode in metrics["episodes"]], np.float64)
 
 
-def compare(agents: Found) -> dict[str, Any]:
-    """All figures: of every agent, and of every pair of them."""
+def compare(agents: Evaluations) -> dict[str, Any]:
+    """Figures of every agent and of every pair of agents."""
     sheets = {
         agent: {name: [scores(one, fact) for one in seeds] for name, (_, fact, _) in MEASURES.items()}
         for agent, seeds in agents.items()
@@ -79,11 +81,11 @@ def compare(agents: Found) -> dict[str, Any]:
                 "one": one,
                 "other": other,
                 "probability_of_improvement": better.to_json(),
-                "apart": {name: apart(intervals[one][name], intervals[other][name]) for name in MEASURES},
+                "apart": {name: disjoint(intervals[one][name], intervals[other][name]) for name in MEASURES},
             }
         )
     first = next(iter(agents.values()))[0]
-    told = {
+    results = {
         agent: {
             "seeds": [one["seed"] for one in seeds],
             "runs": [one["run"] for one in seeds],
@@ -92,28 +94,28 @@ def compare(agents: Found) -> dict[str, Any]:
         }
         for agent, seeds in agents.items()
     }
-    facts = {name: first[name] for name in ("env", "environment", "env_kwargs", "success_rule")}
-    return {**facts, "agents": told, "pairs": pairs}
+    common = {name: first[name] for name in ("env", "environment", "env_kwargs", "success_rule")}
+    return {**common, "agents": results, "pairs": pairs}
 
 
-def returns_while_learning(folder: Path, found: dict[str, Any]) -> list[dict[str, Any]]:
-    """Lines of the returns of an agent's training in the real environment, from where the evaluation lies; or none."""
-    if found.get("run") is None:  # it has a folder of its own
+def returns_while_learning(folder: Path, metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns of an agent's training episodes in the real environment, found from the folder of the evaluation."""
+    if metrics.get("run") is None:  # the agent has its own folder
         return read_json_lines(folder / RETURNS)
-    if found.get("choice") == "actor_critic":  # it learnt when its run did
+    if metrics.get("choice") == "actor_critic":  # the agent was trained with its run
         return read_json_lines(folder.parent.parent / RETURNS)
-    return []  # it learnt nothing, or in the dream
+    return []  # the agent was not trained, or in the dream
 
 
-def learning(agents: Found) -> dict[str, dict[str, list[float]]]:
-    """Of every agent that learnt in the real environment: returns while it did, over steps.
+def learning(agents: Evaluations) -> dict[str, dict[str, list[float]]]:
+    """Returns during training of every agent that was trained in the real environment.
 
-    Of those seeds whose returns were kept: at each of ``steps`` the mean over seeds of the mean of their last
-    ``LATELY`` episodes (``return``), and the lowest and highest of these (``low``, ``high``), up to where all got.
+    At each of ``steps``, up to the end of the shortest seed: ``return`` is the mean over seeds of the mean return of
+    the last ``SMOOTHING`` episodes, ``low`` and ``high`` are the lowest and the highest seed.
     """
-    told = {}
+    curves = {}
     for agent, evaluations in agents.items():
-        seeds = [_lately(found["learning"]) for found in evaluations if found["learning"]]
+        seeds = [_smoothed(one["learning"]) for one in evaluations if one["learning"]]
         if not seeds:
             continue
         first, last = (pick(float(steps[at]) for steps, _ in seeds) for pick, at in ((max, 0), (min, -1)))
@@ -121,61 +123,63 @@ def learning(agents: Found) -> dict[str, dict[str, list[float]]]:
             continue  # one seed stopped before the first episode of another
         grid = np.linspace(first, last, POINTS)
         values = np.stack([np.interp(grid, *seed) for seed in seeds])
-        told[agent] = {
+        curves[agent] = {
             "steps": grid.tolist(),
             "return": values.mean(0).tolist(),
             "low": values.min(0).tolist(),
             "high": values.max(0).tolist(),
         }
-    return told
+    return curves
 
 
-def _lately(records: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    """Steps, and at each the mean of the last ``LATELY`` returns."""
+def _smoothed(records: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """Steps, and the mean of the last ``SMOOTHING`` returns at each."""
     returns = np.array([record["return"] for record in records], np.float64)
-    means = [returns[max(0, last - LATELY) : last].mean() for last in range(1, len(returns) + 1)]
+    means = [returns[max(0, last - SMOOTHING) : last].mean() for last in range(1, len(returns) + 1)]
     return np.array([record["step"] for record in records]), np.array(means)
 
 
-def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
-    """Lines for :func:`worldmodel.evaluation.report.table`."""
-    told = []
-    for agent, row in found["agents"].items():
+def lines(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """Rows for :func:`worldmodel.evaluation.report.table`."""
+    rows = []
+    for agent, row in result["agents"].items():
         runs = len(row["runs"])
-        told.append((f"{agent}, {runs} {'run' if runs == 1 else 'runs'}, {row['episodes']} episodes", ""))
-        told += [(title, number(row[name])) for name, (title, _, _) in MEASURES.items()]
-    if found["pairs"]:
-        told.append(("Chance that an episode of the first returns more (ties by half); intervals apart?", ""))
-    for pair in found["pairs"]:
-        words = [title for name, (title, _, _) in MEASURES.items() if pair["apart"][name]]
-        verdict = f"apart: {'; '.join(words)}" if words else "not apart"
-        told.append((f"{pair['one']} over {pair['other']}", f"{number(pair['probability_of_improvement'])}  {verdict}"))
-    return told
+        rows.append((f"{agent}, {runs} {'run' if runs == 1 else 'runs'}, {row['episodes']} episodes", ""))
+        rows += [(title, number(row[name])) for name, (title, _, _) in MEASURES.items()]
+    if result["pairs"]:
+        rows.append(("Probability that the first agent returns more (ties count half); disjoint intervals", ""))
+    for pair in result["pairs"]:
+        measures = [title for name, (title, _, _) in MEASURES.items() if pair["apart"][name]]
+        comparison = f"disjoint: {'; '.join(measures)}" if measures else "none disjoint"
+        rows.append(
+            (f"{pair['one']} over {pair['other']}", f"{number(pair['probability_of_improvement'])}  {comparison}")
+        )
+    return rows
 
 
-def save_chart(found: dict[str, Any], path: Path) -> Path:
-    """A panel for each measure with a bar for each agent, and one of the chances to be better."""
+def save_chart(result: dict[str, Any], path: Path) -> Path:
+    """Plot a panel of bars for each measure, one of the probabilities of improvement, and one of the training."""
 
     panels = [
-        plots.Panel(title, {agent: plots.Bar.of(row[name]) for agent, row in found["agents"].items()})
+        plots.Panel(title, {agent: plots.Bar.of(row[name]) for agent, row in result["agents"].items()})
         for name, (title, _, _) in MEASURES.items()
-        if name != "success" or any(row["success"]["value"] for row in found["agents"].values())
+        if name != "success" or any(row["success"]["value"] for row in result["agents"].values())
     ]
-    if found["pairs"]:
-        chances = {
+    if result["pairs"]:
+        improvements = {
             f"{pair['one']}\nover {pair['other']}": plots.Bar.of(pair["probability_of_improvement"], plots.COLOURS[-1])
-            for pair in found["pairs"]
+            for pair in result["pairs"]
         }
-        panels.append(plots.Panel("chance to return more", chances, mark=0.5, mark_name="alike"))
-    if found["learning"]:
-        known = list(found["agents"])
+        panels.append(plots.Panel("probability of a higher return", improvements, mark=0.5, mark_name="equal"))
+    if result["learning"]:
+        names = list(result["agents"])
         curves = {
             agent: plots.Line(
                 curve["steps"], curve["return"], curve["low"], curve["high"],
-                colour=plots.COLOURS[known.index(agent) % len(plots.COLOURS)],
+                colour=plots.COLOURS[names.index(agent) % len(plots.COLOURS)],
             )
-            for agent, curve in found["learning"].items()
+            for agent, curve in result["learning"].items()
         }  # fmt: skip
-        title = f"return while learning, mean of {LATELY} episodes"
+        title = f"return during training, mean of {SMOOTHING} episodes"
         panels.append(plots.Panel(title, curves, xlabel="steps of the real environment"))
-    return plots.save_panels(path, panels, title=found["env"], columns=2)
+    return plots.save_panels(path, panels, title=result["env"], columns=2)

@@ -1,4 +1,4 @@
-"""``python -m worldmodel.agents.evaluate``: returns of an agent in the real environment, beside those of its dreams."""
+"""``python -m worldmodel.agents.evaluate``: evaluates an agent in the real environment and in its dreams."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 DESCRIPTION = """\
-Let an agent play in the real environment: return, length and success with 95 % intervals, plots
-and a video. With a world model (run=…, or the run that the agent plays with), also its dream of
-what the agent did, and how the dreamt return agrees with the obtained one.
+Evaluate an agent in the real environment: return, length and success with 95 % intervals, plots
+and a video. With a world model (run=…, or the run of the agent), also dreams under the actions of
+the agent, and the correlation of dreamt and obtained returns.
 
-Episode i is played under seeds that follow from seed and i alone, the same for every agent. Writes
-metrics.json, report.png, episodes.mp4, dream.mp4 (a short one also as a gif) and of a planner
-plan.mp4 (an episode, and what was imagined for each of its frames 1, 4 and 8 steps before) to
-<run>/agents/<agent>-<env>/, or runs/agents/… where there is no run."""
+The seeds of episode i depend only on seed and i, so they are the same for every agent. Writes
+metrics.json, report.png, episodes.mp4, dream.mp4 (a short one also as a GIF) and for a planner
+plan.mp4 (an episode, and the frames imagined 1, 4 and 8 steps before) to <run>/agents/<agent>-<env>/,
+or to runs/agents/… without a run."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -40,31 +40,31 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="RETURN",
         help="least return of a success (an episode that ended by itself, its last two rewards positive together)",
     )
-    add_number(parser, "--horizon", Count, "most steps of a stretch that is dreamt (50)", 50)
-    add_number(parser, "--starts", Count, "stretches of every episode that are dreamt (4)", 4)
-    add_number(parser, "--temperature", NonNegative, "of these dreams (1)", 1.0, "T")
-    add_number(parser, "--videos", Whole, "episodes in the videos (3); 0: none", 3)
-    parser.add_argument("--name", help="what the agent is called in files and tables (the choice of agent=)")
+    add_number(parser, "--horizon", Count, "largest number of steps of a dreamt window (50)", 50)
+    add_number(parser, "--starts", Count, "dreamt windows per episode (4)", 4)
+    add_number(parser, "--temperature", NonNegative, "temperature of these dreams (1)", 1.0, "T")
+    add_number(parser, "--videos", Whole, "episodes in the videos (3); 0: no videos", 3)
+    parser.add_argument("--name", help="name of the agent in files and tables (the choice of agent=)")
 
 
 def measure(args: argparse.Namespace, config: DictConfig, command: str) -> None:
-    """Play, measure, print, write."""
+    """Evaluate the agent and print the results."""
     if args.name is not None and not re.fullmatch(r"[\w.+@-]*\w[\w.+@-]*", args.name):
-        raise ConfigError(f"--name {args.name!r}: a folder is called that; use letters, digits and - _ . + @")
+        raise ConfigError(f"--name {args.name!r}: the name becomes that of a folder; use letters, digits and - _ . + @")
 
-    from worldmodel.agents import report  # only now, since it imports torch
-    from worldmodel.agents.choice import name_of
+    from worldmodel.agents import report  # slow: imports torch
+    from worldmodel.agents.choice import agent_name_of
     from worldmodel.agents.evaluation import Settings, evaluate
 
     from worldmodel.evaluation.report import table
 
     settings = Settings(args.success, args.horizon, args.starts, args.temperature, args.videos)
-    agent_name = name_of(args.overrides, config)
-    found = evaluate(config, settings, agent_name, args.name or agent_name, command)
+    agent_name = agent_name_of(args.overrides, config)
+    metrics = evaluate(config, settings, agent_name, args.name or agent_name, command)
     console = Console()
-    shown = {"run": found["agent"], "environment": found["environment"]}
-    console.print(table(shown, report.lines(found)))
-    console.print(f"{Path(found['folder']) / 'metrics.json'}  (report.png and videos beside it)", soft_wrap=True)
+    shown = {"run": metrics["agent"], "environment": metrics["environment"]}
+    console.print(table(shown, report.lines(metrics)))
+    console.print(f"{Path(metrics['folder']) / 'metrics.json'}  (report.png and videos beside it)", soft_wrap=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

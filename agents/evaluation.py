@@ -1,4 +1,4 @@
-"""Episodes that an agent plays in the real environment: what is measured of them, and the files that show it."""
+"""Evaluates an agent in the real environment: plays episodes, measures them, and writes the results."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from worldmodel.agents import report
-from worldmodel.agents.choice import NOT_OF_THE_AGENT, build_agent, folder_of, run_of
-from worldmodel.agents.foresight import Foresight, Window, foresee, windows
-from worldmodel.agents.kept import Kept
-from worldmodel.agents.playing import Match, Played, play
+from worldmodel.agents.choice import LEARNER_SETTINGS, agent_folder, build_agent, find_agent_run
+from worldmodel.agents.dreamt_returns import ReturnPairs, Window, dream_returns, episode_windows
+from worldmodel.agents.playing import PlayedEpisode, PlaySettings, play
 from worldmodel.agents.run import SETTINGS
 from worldmodel.agents.statistics import interquartile_mean, stratified
+from worldmodel.agents.unfinished import UnfinishedEvaluation
 
 from worldmodel.evaluation.metrics import mean_interval
 from worldmodel.runs.data import env_maker
@@ -29,11 +29,11 @@ from worldmodel.world import WorldModel
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What is measured and shown."""
+    """Settings of an evaluation."""
 
-    success: float | None  # return from which on an episode is a success; None: it ended with a reward
-    horizon: int  # most steps of a stretch that is dreamt
-    starts: int  # stretches of every episode
+    success: float | None  # least return of a success; None: the episode terminated with a reward
+    horizon: int  # largest number of steps of a dreamt window
+    starts: int  # dreamt windows per episode
     temperature: float  # of these dreams
     videos: int  # episodes in the videos
 
@@ -41,51 +41,51 @@ class Settings:
     def success_rule(self) -> str:
         if self.success is not None:
             return f"a return of {self.success:g} or more"
-        return "ended by itself, the last two rewards positive together"
+        return "ended by itself, the last two rewards positive together"  # part of metrics.json, which compare reads
 
     def succeeded(self, episode: Episode) -> bool:
-        """Whether an episode is a success."""
+        """Whether the episode is a success."""
         if self.success is not None:
             return bool(episode.rewards.sum() >= self.success)
-        # Of two, since what earned it may show a step before the end, as a shot does in ViZDoom's basic.
+        # Two rewards, because the rewarded event can be one step before the end, as in ViZDoom's scenario basic.
         return bool(episode.terminated and episode.rewards[-2:].sum() > 0)
 
 
 @dataclasses.dataclass
-class Gathered:
-    """Of episodes that are too large to be kept: what is measured of them. The first few are kept."""
+class EpisodeMeasurements:
+    """Measurements of all episodes. Only the episodes for the videos are kept, because they need much memory."""
 
     settings: Settings
     seed: int
-    context: int | None  # frames that the world model sees before a dream; None: there is no world model
-    facts: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)
-    shown: dict[int, Played] = dataclasses.field(default_factory=dict)
-    stretches: dict[int, list[Window]] = dataclasses.field(default_factory=dict)
-    planned: Played | None = None  # the first of which it is known what was imagined
+    context: int | None  # context frames of a dream; None without a world model
+    episode_facts: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    in_videos: dict[int, PlayedEpisode] = dataclasses.field(default_factory=dict)
+    windows: dict[int, list[Window]] = dataclasses.field(default_factory=dict)
+    planned_episode: PlayedEpisode | None = None  # the first episode with recorded plans
     seconds: float = 0.0
 
-    def take(self, played: Played) -> None:
+    def add(self, played: PlayedEpisode) -> None:
         number, episode = played.number, played.episode
         self.seconds += played.seconds
-        self.facts[number] = {
+        self.episode_facts[number] = {
             "return": float(episode.rewards.sum(dtype=np.float64)),
             "length": episode.steps,
             "terminated": episode.terminated,
             "success": self.settings.succeeded(episode),
         }
         if number < self.settings.videos:
-            self.shown[number] = played
-        if self.planned is None and any(played.plans):
-            self.planned = played
+            self.in_videos[number] = played
+        if self.planned_episode is None and any(played.plans):
+            self.planned_episode = played
         if self.context is not None:
             settings = self.settings
-            self.stretches[number] = windows(
+            self.windows[number] = episode_windows(
                 episode, number, self.context, settings.horizon, settings.starts, self.seed
             )
 
     def column(self, name: str) -> np.ndarray:
-        """One fact of every episode, in their order, (E,) float64."""
-        return np.array([self.facts[number][name] for number in sorted(self.facts)], np.float64)
+        """One measurement of every episode, in order, (E,) float64."""
+        return np.array([self.episode_facts[number][name] for number in sorted(self.episode_facts)], np.float64)
 
     def to_json(self) -> dict[str, Any]:
         returns, lengths = self.column("return"), self.column("length")
@@ -98,94 +98,109 @@ class Gathered:
             "success_rule": self.settings.success_rule,
             "steps": steps,
             "seconds_a_decision": self.seconds / max(steps, 1),
-            "episodes": [self.facts[number] for number in sorted(self.facts)],
+            "episodes": [self.episode_facts[number] for number in sorted(self.episode_facts)],
         }
 
 
-def gather(match: Match, episodes: int, workers: int, gathered: Gathered, kept: Kept, bars: Bars) -> None:
-    """Play what is not kept yet, under a bar that shows the mean return so far. Raises KeyboardInterrupt, with the
-    finished episodes kept, when asked to stop."""
-    task, under_way = bars.add_task("episodes", total=episodes), 0
+def play_episodes(
+    play_settings: PlaySettings,
+    episodes: int,
+    workers: int,
+    measurements: EpisodeMeasurements,
+    kept: UnfinishedEvaluation,
+    bars: Bars,
+) -> None:
+    """Play the episodes that are not stored yet and show the mean return in a progress bar. Raises KeyboardInterrupt
+    after an interruption; the finished episodes are stored."""
+    task, unfinished_steps = bars.add_task("episodes", total=episodes), 0
     for played in kept:
         if played.number < episodes:
-            gathered.take(played)
+            measurements.add(played)
     with deferred() as stopped:
 
-        def watch(more: int) -> bool:
-            nonlocal under_way
-            under_way += more
-            steps = int(gathered.column("length").sum()) + under_way
-            mean = f"mean return {gathered.column('return').mean():.4g}  " if gathered.facts else ""
-            bars.update(task, completed=len(gathered.facts), shown=f"{mean}{steps:,} steps")
+        def on_steps(more: int) -> bool:
+            nonlocal unfinished_steps
+            unfinished_steps += more
+            steps = int(measurements.column("length").sum()) + unfinished_steps
+            mean = f"mean return {measurements.column('return').mean():.4g}  " if measurements.episode_facts else ""
+            bars.update(task, completed=len(measurements.episode_facts), shown=f"{mean}{steps:,} steps")
             return not stopped()
 
-        left = [i for i in range(episodes) if i not in gathered.facts]
-        match = dataclasses.replace(match, planned=tuple(left[: min(gathered.settings.videos, 1)]))
-        for played in play(match, left, workers, watch):
-            kept.keep(played)
-            gathered.take(played)
-            under_way = max(0, under_way - played.episode.steps)
-            watch(0)
+        left = [i for i in range(episodes) if i not in measurements.episode_facts]
+        play_settings = dataclasses.replace(
+            play_settings, record_plans_of=tuple(left[: min(measurements.settings.videos, 1)])
+        )
+        for played in play(play_settings, left, workers, on_steps):
+            kept.add(played)
+            measurements.add(played)
+            unfinished_steps = max(0, unfinished_steps - played.episode.steps)
+            on_steps(0)
         if stopped():
             raise KeyboardInterrupt
-        watch(0)
+        on_steps(0)
 
 
-def dream(world: WorldModel, gathered: Gathered, bars: Bars) -> Foresight:
-    """What the world model expects of the stretches that were played."""
-    given = [window for number in sorted(gathered.stretches) for window in gathered.stretches[number]]
-    task = bars.add_task("dreams", total=len(given))
-    return foresee(
-        world, given, gathered.settings.temperature, gathered.seed, lambda done: bars.update(task, completed=done)
+def dream_windows(world: WorldModel, measurements: EpisodeMeasurements, bars: Bars) -> ReturnPairs:
+    """Dream the windows of all episodes."""
+    windows = [window for number in sorted(measurements.windows) for window in measurements.windows[number]]
+    task = bars.add_task("dreams", total=len(windows))
+    return dream_returns(
+        world,
+        windows,
+        measurements.settings.temperature,
+        measurements.seed,
+        lambda done: bars.update(task, completed=done),
     )
 
 
 def evaluate(config: DictConfig, settings: Settings, agent_name: str, name: str, command: str) -> dict[str, Any]:
-    """Play, measure, write; returns what ``metrics.json`` holds.
+    """Play, measure and write; returns the content of ``metrics.json``.
 
-    Raises what building the environment and the agent and what playing raises.
+    Raises the errors of building the environment and the agent and of playing.
     """
     make_env = env_maker(config)
     spec = spec_of(make_env)
-    run = run_of(config, spec)
-    folder = folder_of(config, name, run)
+    run = find_agent_run(config, spec)
+    folder = agent_folder(config, name, run)
     agent = build_agent(config, run, folder)
     world = None
     if run is not None and (run / PRIOR).is_file():
         world = WorldModel.load(run, device=str(config.device))
-    gathered = Gathered(settings, int(config.seed), None if world is None else max(1, world.prior.context))
-    match = Match(make_env, agent, int(config.seed), int(config.collect.longest))
+    measurements = EpisodeMeasurements(
+        settings, int(config.seed), None if world is None else max(1, world.prior.context)
+    )
+    play_settings = PlaySettings(make_env, agent, int(config.seed), int(config.collect.longest))
     bars = Bars()
-    with Kept(folder, spec, terms(config, run, folder)) as kept:
+    with UnfinishedEvaluation(folder, spec, episode_settings(config, run, folder)) as kept:
         with bars:
-            gather(match, int(config.episodes), int(config.collect.workers), gathered, kept, bars)
-            found = facts(config, spec, run, name, agent_name, command) | gathered.to_json()
+            play_episodes(play_settings, int(config.episodes), int(config.collect.workers), measurements, kept, bars)
+            metrics = evaluation_settings(config, spec, run, name, agent_name, command) | measurements.to_json()
             if world is not None:
-                found["dream"] = dream(world, gathered, bars).to_json(settings.horizon, int(config.seed))
-        found["folder"] = str(folder)
-        replace_text(folder / "metrics.json", json.dumps(found, indent=1))
-        save_pictures(folder, found, gathered, spec, world)
+                metrics["dream"] = dream_windows(world, measurements, bars).to_json(settings.horizon, int(config.seed))
+        metrics["folder"] = str(folder)
+        replace_text(folder / "metrics.json", json.dumps(metrics, indent=1))
+        save_report(folder, metrics, measurements, spec, world)
         kept.discard()
-    return found
+    return metrics
 
 
 def spec_of(make_env: Any) -> Spec:
-    """What an environment shows and takes."""
+    """The spec of an environment."""
     env = make_env()
     spec: Spec = env.data_spec
     env.close()
     return spec
 
 
-def terms(config: DictConfig, run: Path | None, folder: Path) -> dict[str, Any]:
-    """All that decides how episode i is played, but for the code: one that was kept under others is of no use."""
-    files = [path for place in (run, folder) if place is not None for path in place.glob("*.*")]
+def episode_settings(config: DictConfig, run: Path | None, folder: Path) -> dict[str, Any]:
+    """All settings and files that determine episode i; stored episodes with other values are not used."""
+    files = [path for parent in (run, folder) if parent is not None for path in parent.glob("*.*")]
     files = [path for path in files if path.suffix in (".safetensors", ".zip") or path.name == SETTINGS]
     agent = OmegaConf.to_container(config.agent, resolve=True)
     assert isinstance(agent, dict)
     return {
         "env": OmegaConf.to_container(config.env, resolve=True),
-        "agent": {name: value for name, value in agent.items() if name not in NOT_OF_THE_AGENT},
+        "agent": {name: value for name, value in agent.items() if name not in LEARNER_SETTINGS},
         "run": None if run is None else run.name,
         "seed": int(config.seed),
         "longest": int(config.collect.longest),
@@ -193,8 +208,10 @@ def terms(config: DictConfig, run: Path | None, folder: Path) -> dict[str, Any]:
     }
 
 
-def facts(config: DictConfig, spec: Spec, run: Path | None, name: str, agent_name: str, command: str) -> dict[str, Any]:
-    """What was evaluated."""
+def evaluation_settings(
+    config: DictConfig, spec: Spec, run: Path | None, name: str, agent_name: str, command: str
+) -> dict[str, Any]:
+    """The settings of an evaluation, as they are written into ``metrics.json``."""
     return {
         "agent": name,
         "choice": agent_name,
@@ -209,16 +226,16 @@ def facts(config: DictConfig, spec: Spec, run: Path | None, name: str, agent_nam
     }
 
 
-def save_pictures(
-    folder: Path, found: dict[str, Any], gathered: Gathered, spec: Spec, world: WorldModel | None
+def save_report(
+    folder: Path, metrics: dict[str, Any], measurements: EpisodeMeasurements, spec: Spec, world: WorldModel | None
 ) -> None:
-    """The plots and the videos."""
-    report.save_plots(folder / "report.png", found)
-    shown: list[Played] = [gathered.shown[number] for number in sorted(gathered.shown)]
+    """Write the plots and the videos."""
+    report.save_plots(folder / "report.png", metrics)
+    shown: list[PlayedEpisode] = [measurements.in_videos[number] for number in sorted(measurements.in_videos)]
     if shown:
         report.save_episodes(folder / "episodes.mp4", shown, spec)
     if shown and world is not None:
-        report.save_dreams(folder / "dream.mp4", shown, world, gathered.seed, gathered.settings.temperature)
+        report.save_dreams(folder / "dream.mp4", shown, world, measurements.seed, measurements.settings.temperature)
         (folder / "plan.mp4").unlink(missing_ok=True)
-        if gathered.planned is not None:
-            report.save_plans(folder / "plan.mp4", gathered.planned, world)
+        if measurements.planned_episode is not None:
+            report.save_plans(folder / "plan.mp4", measurements.planned_episode, world)

@@ -1,7 +1,7 @@
-"""Explorers that reach more of a world than a uniform random walk does.
+"""Explorers that reach more of an environment than uniform random actions do.
 
-A uniform walk in first person turns to and fro on the spot, or stands at a wall and pushes. :class:`StickyExplorer`
-holds every action for a run of steps and turns away when it walks but the picture stands still.
+Uniform actions in first person turn back and forth on the spot or push against a wall. :class:`StickyExplorer` repeats
+every action for a run of steps and turns away when it walks but the frame does not change.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class UniformExplorer(Agent):
 
 
 class StickyExplorer(Agent):
-    """Runs of weighted actions; turns away from walls where the environment has the actions for it.
+    """Runs of weighted actions; turns away from walls if the environment has the actions for it.
 
-    ``weights`` are relative odds of beginning a run of an action, ``runs`` the (shortest, longest) run of it in steps;
-    both go by name, names that the environment lacks are ignored and actions that are not named get the defaults.
+    ``weights`` are the relative probabilities of starting a run of an action, ``runs`` its (shortest, longest) length
+    in steps, both by action name. Names that the environment lacks are ignored; unnamed actions get the defaults.
     Instead of walking into a wall it takes a run of ``turn_away`` steps of one of ``turns``, and keeps to that side
-    until it walks freely again. A wall is where a step of ``walk`` changed the frame by less than ``min_frame_change``
-    (mean of absolute differences of intensity values, 0 to 255), or where the contrast of the frame is below
+    until it walks freely again. A wall is detected if a step of ``walk`` changed the frame by less than
+    ``min_frame_change`` (mean of absolute differences of intensity values, 0 to 255), or if the contrast is below
     ``low_contrast`` (standard deviation over the means of 8 × 8 patches, the largest of all channels). After
     ``patience`` runs away from frames of low contrast it walks until the contrast is higher again, so that it also
     moves in a world where the contrast is low everywhere.
@@ -78,30 +78,30 @@ class StickyExplorer(Agent):
 
     def begin(self, action_names: Sequence[str], rng: np.random.Generator) -> None:
         names = [name.lower() for name in action_names]
-        odds = np.array([self.weights.get(name, self.default_weight) for name in names], np.float64)
-        if odds.sum() <= 0:
+        probabilities = np.array([self.weights.get(name, self.default_weight) for name in names], np.float64)
+        if probabilities.sum() <= 0:
             raise ConfigError(f"no action of {', '.join(action_names)} has a weight above 0")
-        self._possible = np.flatnonzero(odds).tolist()
-        self._odds = odds / odds.sum()
-        self._bounds = np.cumsum(self._odds)  # as Generator.choice draws, which checks the odds every time
-        self._bounds /= self._bounds[-1]
+        self._possible = np.flatnonzero(probabilities).tolist()
+        self._probabilities = probabilities / probabilities.sum()
+        self._cumulative = np.cumsum(self._probabilities)  # as in Generator.choice, without its checks
+        self._cumulative /= self._cumulative[-1]
         self._run = [self.runs.get(name, self.default_run) for name in names]
         self._walk = names.index(self.walk) if self.walk in names else None
         self._turns = [names.index(name) for name in self.turns if name in names]
         self._rng = rng
         self._action = -1
-        self._left = 0  # steps left of the run
-        self._single = 0  # actions left of a sequence of single ones
-        self._side: int | None = None  # the turn that leads away from the present wall
+        self._left = 0  # remaining steps of the run
+        self._single = 0  # remaining actions of a sequence of single actions
+        self._side: int | None = None  # the turning direction at the current wall
         self._turned = 0  # runs of turning away from low contrast since the last frame of higher contrast
-        self._before: np.ndarray | None = None
+        self._last_frame: np.ndarray | None = None
 
     def act(self, frame: np.ndarray) -> int:
         walked = self._action == self._walk
         if not self._left:
             self._choose()
         if self._action == self._walk and self._turns:
-            stuck = walked and self._before is not None and self._difference(frame) < self.min_frame_change
+            stuck = walked and self._last_frame is not None and self._difference(frame) < self.min_frame_change
             low_contrast = self._has_low_contrast(frame)
             if stuck or (low_contrast and self._turned < self.patience):
                 self._turned += low_contrast
@@ -111,7 +111,7 @@ class StickyExplorer(Agent):
                 self._turned = 0
                 self._side = None if walked else self._side
         self._left -= 1
-        self._before = frame
+        self._last_frame = frame
         return self._action
 
     def _choose(self) -> None:
@@ -121,7 +121,7 @@ class StickyExplorer(Agent):
             self._single -= 1
             self._begin_run(self._possible[self._rng.integers(len(self._possible))], (1, 1))
         else:
-            action = int(self._bounds.searchsorted(self._rng.random(), side="right"))
+            action = int(self._cumulative.searchsorted(self._rng.random(), side="right"))
             self._begin_run(action, self._run[action])
 
     def _begin_run(self, action: int, run: Sequence[int]) -> None:
@@ -132,10 +132,10 @@ class StickyExplorer(Agent):
         return int(self._rng.integers(run[0], run[1] + 1))
 
     def _difference(self, frame: np.ndarray) -> float:
-        # Every other pixel is enough to tell a wall, and the explorer must be cheaper than the simulator.
-        assert self._before is not None
-        difference = np.maximum(frame, self._before)
-        difference -= np.minimum(frame, self._before)
+        # Every other pixel suffices to detect a wall, and the explorer must be cheaper than the simulator.
+        assert self._last_frame is not None
+        difference = np.maximum(frame, self._last_frame)
+        difference -= np.minimum(frame, self._last_frame)
         some = difference[..., ::2]
         return int(some.sum(dtype=np.int64)) / some.size
 

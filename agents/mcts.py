@@ -10,9 +10,9 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 from worldmodel.agents.base import Plan
-from worldmodel.agents.belief import Belief, Leap, Mind
-from worldmodel.agents.planner import Planner, key_of
-from worldmodel.agents.tree import Bounds, Move, Node, Outcome, Widening, back_up, depart, descend
+from worldmodel.agents.planner import Planner, grid_key
+from worldmodel.agents.planning_model import EpisodeState, PlanningModel, Transition
+from worldmodel.agents.tree import Bounds, Node, Outcome, PathStep, Widening, back_up, mark_pending, select_path
 
 from worldmodel.config.checks import checked
 from worldmodel.priors import join_rows, select_rows
@@ -20,24 +20,23 @@ from worldmodel.util.ranges import Count, Share
 
 
 class MCTSAgent(Planner):
-    """Grows a tree of what may come of every action, deepest where it looks best, and takes the action visited most.
+    """Searches a tree of actions and sampled outcomes, and takes the most visited action at the root.
 
-    The world is stochastic, so an action has several outcomes: grids drawn from the prior, more of them the more often
-    the action is visited (double progressive widening). A simulation then costs one imagined leap, since the beliefs
-    above it are kept; open loop, without them, it would cost one for every decision of its path. Simulations go in
-    batches, whose leaps are one pass through the prior. Returns are normalised by the least and the greatest of the
-    tree (*MuZero*), so that one constant explores rewards of any size.
+    The world is stochastic, so an action has several outcomes: grids drawn from the prior, the more of them the more
+    often the action is visited (double progressive widening). Nodes keep their states, so a simulation costs one
+    imagined transition; the transitions of a batch of simulations are one pass through the prior. Returns are scaled
+    by the lowest and highest return of the tree (*MuZero*), so that one exploration constant suits all rewards.
 
-    With an actor its policy is the prior of the search and its critic values the leaves; without one all actions are
-    alike, and a leaf is worth what a random walk from it brings. The part of the tree below what really came is kept,
-    where the codes that came are among those imagined.
+    With an actor, its policy is the prior of the search and its critic evaluates the leaves. Without one, the prior is
+    uniform and a leaf is evaluated by a random rollout. If the observed codes are among the imagined outcomes, the next
+    search continues with their subtree.
 
     Args:
-        simulations: a decision. parallel: how many of them are one batch.
+        simulations: per decision. parallel: size of a batch of simulations.
         widening, exponent: an action visited n times has widening · n^exponent outcomes.
-        explore: share of the search's prior that is uniform.
-        rollout: decisions of the random walk from a leaf, where there is no critic.
-        shared: what every :class:`worldmodel.agents.planner.Planner` takes.
+        explore: weight of the uniform distribution in the prior of the search.
+        rollout: number of decisions of a random rollout, used without a critic.
+        shared: arguments of :class:`worldmodel.agents.planner.Planner`.
     """
 
     @checked
@@ -59,102 +58,106 @@ class MCTSAgent(Planner):
     def _reset(self) -> None:
         self._tree: tuple[Node, Bounds] | None = None
 
-    def _decide(self, mind: Mind, belief: Belief, came: bytes) -> Plan:
-        root, bounds = self._root(mind, belief, came)
-        widening, done = Widening(self.widening, self.exponent), 0
+    def _decide(self, model: PlanningModel, state: EpisodeState, seen_key: bytes) -> Plan:
+        root, bounds = self._root(model, state, seen_key)
+        widening, done = Widening(self.widening, self.exponent), 0  # done: finished simulations
         while done < self.simulations:
-            paths: list[list[Move]] = []
+            paths: list[list[PathStep]] = []
             while len(paths) < min(self.parallel, self.simulations - done):
-                path = descend(root, bounds, widening, self._rng)
+                path = select_path(root, bounds, widening, self._rng)
                 if path is None:
                     break
-                depart(path)
+                mark_pending(path)
                 paths.append(path)
-            self._finish(mind, paths, bounds)
+            self._finish(model, paths, bounds)
             done += len(paths)
-            if self.late:
+            if self.out_of_time:
                 break
         self._tree = root, bounds
-        return self._plan_of(mind, root)
+        return self._plan_of(model, root)
 
-    def _root(self, mind: Mind, belief: Belief, came: bytes) -> tuple[Node, Bounds]:
-        """The node of what really came, where the last search imagined it, or a new one."""
+    def _root(self, model: PlanningModel, state: EpisodeState, seen_key: bytes) -> tuple[Node, Bounds]:
+        """The node of the last search that matches the observed codes, or a new one."""
         if self._tree is not None:
             node, bounds = self._tree
-            outcome = node.outcomes[self._action].get(came)
-            if outcome is not None and not outcome.over:
-                outcome.node.belief = belief
+            outcome = node.outcomes[self._action].get(seen_key)
+            if outcome is not None and not outcome.terminal:
+                outcome.node.state = state
                 return outcome.node, bounds
-        priors, values = self._estimate(mind, belief)
-        return Node(belief, priors[0], float(values[0])), Bounds()
+        priors, values = self._estimate(model, state)
+        return Node(state, priors[0], float(values[0])), Bounds()
 
-    def _finish(self, mind: Mind, paths: list[list[Move]], bounds: Bounds) -> None:
-        """Draw the outcomes that a batch of simulations lacks, value what lies behind, and bring it home."""
-        open_ends = [path for path in paths if path[-1].outcome is None]
-        values = dict.fromkeys(map(id, paths), 0.0)  # nothing follows an outcome that is over
-        if open_ends:
-            before = join_rows([path[-1].node.belief for path in open_ends])
-            actions = torch.tensor([path[-1].action for path in open_ends], device=mind.device)
-            leap, belief = mind.imagine(before, actions, self._generator)
-            priors, estimates = self._estimate(mind, belief)
-            outcomes = self._outcomes(leap, belief, priors, estimates)
-            for path, outcome, estimate in zip(open_ends, outcomes, estimates.tolist(), strict=True):
+    def _finish(self, model: PlanningModel, paths: list[list[PathStep]], bounds: Bounds) -> None:
+        """Draw the missing outcomes of a batch of simulations, estimate their values, and back them up."""
+        unfinished = [path for path in paths if path[-1].outcome is None]
+        values = dict.fromkeys(map(id, paths), 0.0)  # the value after a terminal outcome is 0
+        if unfinished:
+            before = join_rows([path[-1].node.state for path in unfinished])
+            actions = torch.tensor([path[-1].action for path in unfinished], device=model.device)
+            transition, state = model.imagine(before, actions, self._generator)
+            priors, estimates = self._estimate(model, state)
+            outcomes = self._outcomes(transition, state, priors, estimates)
+            for path, outcome, estimate in zip(unfinished, outcomes, estimates.tolist(), strict=True):
                 node, action, _ = path[-1]
-                known = node.outcomes[action].setdefault(key_of(outcome.grids), outcome)
-                if known is not outcome:  # it was drawn before
-                    known.draws += 1
-                path[-1] = Move(node, action, known)
+                stored = node.outcomes[action].setdefault(grid_key(outcome.grids), outcome)
+                if stored is not outcome:  # it was drawn before
+                    stored.draws += 1
+                path[-1] = PathStep(node, action, stored)
                 values[id(path)] = estimate
         for path in paths:
             back_up(path, values[id(path)], bounds)
 
-    def _outcomes(self, leap: Leap, belief: Belief, priors: np.ndarray, values: np.ndarray) -> list[Outcome]:
-        """One for every row of a batch of leaps."""
-        grids, rewards, ends = (torch.stack(part, 1).cpu().numpy() for part in list(zip(*leap.steps, strict=True))[:3])
-        facts = zip(leap.rewards.tolist(), leap.discounts.tolist(), strict=True)
+    def _outcomes(
+        self, transition: Transition, state: EpisodeState, priors: np.ndarray, values: np.ndarray
+    ) -> list[Outcome]:
+        """One outcome for every row of a batch of transitions."""
+        grids, rewards, ends = (
+            torch.stack(part, 1).cpu().numpy() for part in list(zip(*transition.steps, strict=True))[:3]
+        )
+        pairs = zip(transition.rewards.tolist(), transition.discounts.tolist(), strict=True)
         return [
             Outcome(
-                Node(select_rows(belief, slice(row, row + 1)), priors[row], float(values[row])),
+                Node(select_rows(state, slice(row, row + 1)), priors[row], float(values[row])),
                 reward, discount, grids[row], rewards[row], ends[row],
             )
-            for row, (reward, discount) in enumerate(facts)
+            for row, (reward, discount) in enumerate(pairs)
         ]  # fmt: skip
 
     @torch.no_grad()
-    def _estimate(self, mind: Mind, belief: Belief) -> tuple[np.ndarray, np.ndarray]:
-        """Priors (B, A) and values (B,) of new nodes."""
-        judged, rows = mind.judge(belief), len(belief.grids)
-        uniform = np.full((rows, mind.actions), 1 / mind.actions)
-        if judged is None:
-            return uniform, self._walk(mind, belief).cpu().numpy().astype(np.float64)
-        policy = judged.policy.cpu().numpy().astype(np.float64)
-        return (1 - self.explore) * policy + self.explore * uniform, judged.value.cpu().numpy().astype(np.float64)
+    def _estimate(self, model: PlanningModel, state: EpisodeState) -> tuple[np.ndarray, np.ndarray]:
+        """Action priors (B, A) and values (B,) of new nodes."""
+        estimate, rows = model.evaluate(state), len(state.grids)
+        uniform = np.full((rows, model.num_actions), 1 / model.num_actions)
+        if estimate is None:
+            return uniform, self._rollout_returns(model, state).cpu().numpy().astype(np.float64)
+        policy = estimate.policy.cpu().numpy().astype(np.float64)
+        return (1 - self.explore) * policy + self.explore * uniform, estimate.value.cpu().numpy().astype(np.float64)
 
-    def _walk(self, mind: Mind, belief: Belief) -> Tensor:
-        """The returns (B,) of random walks."""
-        returns = torch.zeros(len(belief.grids), device=mind.device)
-        counts = torch.ones_like(returns)
+    def _rollout_returns(self, model: PlanningModel, state: EpisodeState) -> Tensor:
+        """The returns (B,) of random rollouts."""
+        returns = torch.zeros(len(state.grids), device=model.device)
+        weights = torch.ones_like(returns)
         for _ in range(self.rollout):
-            actions = torch.randint(mind.actions, returns.shape, generator=self._generator, device=mind.device)
-            leap, belief = mind.imagine(belief, actions, self._generator)
-            returns = returns + counts * leap.rewards
-            counts = counts * leap.discounts
+            actions = torch.randint(model.num_actions, returns.shape, generator=self._generator, device=model.device)
+            transition, state = model.imagine(state, actions, self._generator)
+            returns = returns + weights * transition.rewards
+            weights = weights * transition.discounts
         return returns
 
-    def _plan_of(self, mind: Mind, root: Node) -> Plan:
-        """The way through the tree that was visited most."""
+    def _plan_of(self, model: PlanningModel, root: Node) -> Plan:
+        """The most visited path through the tree."""
         action = root.best(self._rng)
         value, node = float(root.returns()[action]), root
-        taken: list[int] = []
-        ways: list[Outcome] = []
+        actions: list[int] = []
+        outcomes: list[Outcome] = []
         while node.outcomes[action]:
             outcome = max(node.outcomes[action].values(), key=lambda one: one.visits)
-            taken += [action] * mind.repeat
-            ways.append(outcome)
+            actions += [action] * model.repeat
+            outcomes.append(outcome)
             node = outcome.node
             if not node.visits.any():
                 break
             action = node.best(self._rng)
-        parts = ([getattr(way, name) for way in ways] for name in ("grids", "rewards", "ends"))
+        parts = ([getattr(outcome, name) for outcome in outcomes] for name in ("grids", "rewards", "ends"))
         grids, rewards, ends = (np.concatenate(part) for part in parts)
-        return Plan(np.array(taken, np.int64), rewards, ends, value, grids, mind.draw)
+        return Plan(np.array(actions, np.int64), rewards, ends, value, grids, model.decode)

@@ -1,4 +1,4 @@
-"""An explorer that goes where its world model expects to see what was seldom seen."""
+"""An explorer that prefers actions for which its world model imagines novel frames."""
 
 from __future__ import annotations
 
@@ -21,38 +21,38 @@ from worldmodel.util.ranges import Count
 from worldmodel.world import WorldModel
 
 
-class SeenCodes:
-    """How often each code was seen at each place of the grid: a model of frames in which places know nothing of one
-    another. Its surprise at a frame is the frame's novelty, as with the densities of Bellemare et al., *Unifying
-    Count-Based Exploration and Intrinsic Motivation*, 2016."""
+class CodeCounts:
+    """Counts of each code at each position of the grid: a model of frames with independent positions. The novelty of a
+    frame is its negative log-likelihood, as with the densities of Bellemare et al., *Unifying Count-Based Exploration
+    and Intrinsic Motivation*, 2016."""
 
-    def __init__(self, positions: int, codes: int, prior: float = 0.02):
-        self.counts = torch.zeros(positions, codes)
+    def __init__(self, positions: int, num_codes: int, prior: float = 0.02):
+        self.counts = torch.zeros(positions, num_codes)
         self.frames, self.prior = 0, prior
 
     def add(self, codes: Tensor) -> None:
-        """Take in one grid, (N,) int64."""
+        """Count one grid, (N,) int64."""
         self.counts[torch.arange(len(codes)), codes] += 1
         self.frames += 1
 
     def bits(self, codes: Tensor) -> Tensor:
-        """Surprise at grids (..., N) int64, (...) bits a frame: Σ −log₂ p of the places; counts begin at ``prior``."""
-        positions, vocabulary = self.counts.shape
-        seen = self.counts[torch.arange(positions), codes] + self.prior
-        return -torch.log2(seen / (self.frames + self.prior * vocabulary)).sum(-1)
+        """Novelty of grids (..., N) int64, (...) bits per frame: Σ −log₂ p over positions; counts start at prior."""
+        positions, num_codes = self.counts.shape
+        counts = self.counts[torch.arange(positions), codes] + self.prior
+        return -torch.log2(counts / (self.frames + self.prior * num_codes)).sum(-1)
 
 
 class NoveltyExplorer(StickyExplorer):
-    """Walks as :class:`StickyExplorer` does, but imagines several ways on and takes the one of the most novel frames.
+    """A :class:`StickyExplorer` that imagines several sequences of runs and starts the first run of the most novel one.
 
-    A way is a sequence of the sticky explorer's weighted runs. Its frames are imagined by the world model of a trained
-    run; their novelty is their surprise, in bits a frame, under the codes that were seen so far, in all episodes. The
-    first run of the best way is begun. Spells and walls stay the sticky explorer's.
+    The sequences consist of the sticky explorer's weighted runs; random action sequences and walls are handled as
+    there. The world model of a trained run imagines the frames. Their novelty is measured in bits per frame under the
+    counts of the codes observed so far, in all episodes.
 
     Args:
-        run: name or folder of the trained run; the latest when not given. folder: of the runs.
-        ways: imagined at every choice. horizon: their steps.
-        options: what the sticky explorer takes.
+        run: name or folder of the trained run; None: the latest. folder: of the runs.
+        num_sequences: sequences imagined at every choice. horizon: their number of steps.
+        options: arguments of :class:`StickyExplorer`.
     """
 
     @checked
@@ -60,14 +60,14 @@ class NoveltyExplorer(StickyExplorer):
         self,
         run: str | Path | None = None,
         folder: str | Path = "runs",
-        ways: Count = 8,
+        num_sequences: Count = 8,
         horizon: Count = 8,
         device: str = "cpu",
         **options: Any,
     ):
         super().__init__(**options)
         self.trained = find_run(folder, run, PRIOR)
-        self.ways, self.horizon, self.device = ways, horizon, device
+        self.num_sequences, self.horizon, self.device = num_sequences, horizon, device
         self._sampler = make_sampler("auto", 1.0, None)
         self._world: WorldModel | None = None
 
@@ -78,45 +78,46 @@ class NoveltyExplorer(StickyExplorer):
         super().begin(action_names, rng)
         if self._world is None:
             self._world = WorldModel.load(self.trained, self.device)
-            self.seen = SeenCodes(self._world.prior.positions, self._world.prior.num_codes)
+            self.code_counts = CodeCounts(self._world.prior.positions, self._world.prior.num_codes)
         if tuple(action_names) != self._world.spec.action_names:
             raise ConfigError(
-                f"the run {self.trained} knows the actions {', '.join(self._world.spec.action_names)}, and this "
-                f"environment has {', '.join(action_names)}; choose another with explorer.run=…"
+                f"the run {self.trained} was trained with the actions {', '.join(self._world.spec.action_names)}, and "
+                f"this environment has {', '.join(action_names)}; choose another with explorer.run=…"
             )
         self._state = self._world.prior.begin(1)
         self._noise = torch.Generator().manual_seed(int(rng.integers(2**63)))
 
     @torch.no_grad()
     def act(self, frame: np.ndarray) -> int:
-        assert self._world is not None, "begin comes before act"
+        assert self._world is not None, "call begin before act"
         codes = self._world.tokenizer.encode(torch.tensor(frame)[None].to(self._world.device))
-        led = torch.tensor([self._action if self._action >= 0 else NO_ACTION], device=self._world.device)
-        self._state = self._world.prior.observe(self._state, codes, led)
-        self.seen.add(codes.flatten().cpu())
+        action = torch.tensor([self._action if self._action >= 0 else NO_ACTION], device=self._world.device)
+        self._state = self._world.prior.observe(self._state, codes, action)
+        self.code_counts.add(codes.flatten().cpu())
         return super().act(frame)
 
     def _choose(self) -> None:
         super()._choose()
         if self._single or self._left == 0:
             return
-        ways = [self._way() for _ in range(self.ways)]
-        action, length = ways[int(self.novelty([_unrolled(way, self.horizon) for way in ways]).argmax())][0]
+        sequences = [self._random_sequence() for _ in range(self.num_sequences)]
+        best = int(self.novelty([_unroll(runs, self.horizon) for runs in sequences]).argmax())
+        action, length = sequences[best][0]
         self._begin_run(action, (length, length))
 
-    def _way(self) -> list[tuple[int, int]]:
-        """Runs (action, steps) that are together as long as the horizon, or longer."""
-        way, steps = [], 0
+    def _random_sequence(self) -> list[tuple[int, int]]:
+        """Runs (action, steps) whose total length is at least the horizon."""
+        runs, steps = [], 0
         while steps < self.horizon:
-            action = int(self._rng.choice(len(self._odds), p=self._odds))
+            action = int(self._rng.choice(len(self._probabilities), p=self._probabilities))
             length = int(self._rng.integers(self._run[action][0], self._run[action][1] + 1))
-            way.append((action, length))
+            runs.append((action, length))
             steps += length
-        return way
+        return runs
 
     @torch.no_grad()
     def novelty(self, actions: list[list[int]]) -> Tensor:
-        """Mean surprise of the frames imagined under sequences of actions, (ways,) bits a frame."""
+        """Mean novelty of the frames imagined under sequences of actions, (sequences,) bits per frame."""
         assert self._world is not None
         device = self._world.device
         acts = torch.tensor(actions, device=device)
@@ -124,9 +125,9 @@ class NoveltyExplorer(StickyExplorer):
         bits = torch.zeros(len(acts))
         for action in acts.unbind(1):
             step, state = self._world.step(state, action, self._sampler, self._noise)
-            bits += self.seen.bits(step.codes.flatten(1).cpu())
+            bits += self.code_counts.bits(step.codes.flatten(1).cpu())
         return bits / acts.shape[1]
 
 
-def _unrolled(way: list[tuple[int, int]], horizon: int) -> list[int]:
-    return [action for action, length in way for _ in range(length)][:horizon]
+def _unroll(runs: list[tuple[int, int]], horizon: int) -> list[int]:
+    return [action for action, length in runs for _ in range(length)][:horizon]

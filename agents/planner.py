@@ -1,4 +1,4 @@
-"""What planners share: the run that they imagine with, the episode so far, decisions that are held, a time budget."""
+"""The base class of planners: loads the model, tracks the episode, repeats actions, limits the time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from worldmodel.agents.base import Agent, Plan
-from worldmodel.agents.belief import Belief, Mind, load_mind
+from worldmodel.agents.planning_model import EpisodeState, PlanningModel, load_planning_model
 
 from worldmodel.config.checks import checked
 from worldmodel.errors import RunError
@@ -23,15 +23,15 @@ clock = time.perf_counter
 
 
 class Planner(Agent):
-    """Chooses every action by what the world model of a run says would come of it.
+    """Chooses actions by imagining their results with the world model of a run.
 
     Args:
-        run: folder of a trained run; it is read at the first episode, by every process that plays.
-        discount: γ of a step of the environment; None: that of the run's critic, or 0.985 where it has none.
-        repeat: steps that every decision is held for, imagined and taken, so that a plan reaches farther.
-        temperature: of the dream; 0 imagines what is expected.
-        value: ``auto`` trusts the run's actor and critic where it has them, ``none`` knows imagined rewards alone.
-        seconds: a decision ends after the first round that goes beyond them; None: after all rounds.
+        run: folder of a trained run; every process loads it at its first episode.
+        discount: γ of a step of the environment; None: that of the run's critic, or 0.985 without one.
+        repeat: number of steps for which every action is repeated, so that a plan covers more steps.
+        temperature: of the dream; 0 makes it deterministic.
+        value: ``auto`` uses the run's actor and critic if it has them, ``none`` only imagined rewards.
+        seconds: time limit of a decision, checked after every round; None: no limit.
         device, precision: as :meth:`WorldModel.load` takes them.
     """
 
@@ -50,44 +50,44 @@ class Planner(Agent):
         self.run, self.device, self.precision = str(run), device, precision
         self.discount, self.repeat, self.temperature = discount, repeat, temperature
         self.value, self.seconds = value, seconds
-        self._mind: Mind | None = None
+        self._model: PlanningModel | None = None
         self._plan: Plan | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**{name: value for name, value in vars(self).items() if name[0] != "_"}, "_mind": None, "_plan": None}
+        return {**{name: value for name, value in vars(self).items() if name[0] != "_"}, "_model": None, "_plan": None}
 
-    def adopt(self, mind: Mind) -> None:
-        """Imagine with this, instead of what the run has."""
-        self._mind = mind
+    def use_model(self, model: PlanningModel) -> None:
+        """Use this model instead of loading that of the run."""
+        self._model = model
 
     def begin(self, action_names: Sequence[str], rng: np.random.Generator) -> None:
-        if self._mind is None:
-            self._mind = load_mind(
+        if self._model is None:
+            self._model = load_planning_model(
                 self.run, self.value, self.device, self.precision, self.discount, self.repeat, self.temperature
             )
-        known = self._mind.world.spec.action_names
-        if tuple(action_names) != tuple(known):
+        trained = self._model.world.spec.action_names
+        if tuple(action_names) != tuple(trained):
             raise RunError(
-                f"the environment has the actions {', '.join(action_names)}, and the run {self.run} knows "
-                f"{', '.join(known)}; choose a run of this environment"
+                f"the environment has the actions {', '.join(action_names)}, and the run {self.run} was trained with "
+                f"{', '.join(trained)}; choose a run of this environment"
             )
-        self._generator = torch.Generator(self._mind.device).manual_seed(int(rng.integers(2**63)))
-        self._rng, self._action, self._held, self._plan = rng, NO_ACTION, 0, None
-        self._belief = self._mind.begin()
-        self._came: list[bytes] = []
+        self._generator = torch.Generator(self._model.device).manual_seed(int(rng.integers(2**63)))
+        self._rng, self._action, self._repeats_left, self._plan = rng, NO_ACTION, 0, None
+        self._state = self._model.begin()
+        self._seen_keys: list[bytes] = []
         self._reset()
 
     def act(self, frame: np.ndarray) -> int:
-        assert self._mind is not None, "begin comes before act"
+        assert self._model is not None, "call begin before act"
         self._started = clock()
-        self._belief = self._mind.see(self._belief, frame, self._action)
-        self._came.append(key_of(self._belief.grids[0].cpu().numpy()))
+        self._state = self._model.observe(self._state, frame, self._action)
+        self._seen_keys.append(grid_key(self._state.grids[0].cpu().numpy()))
         self._plan = None
-        if self._held:
-            self._held -= 1
+        if self._repeats_left:
+            self._repeats_left -= 1
             return self._action
-        self._plan = self._decide(self._mind, self._belief, b"".join(self._came))
-        self._action, self._held, self._came = int(self._plan.actions[0]), self.repeat - 1, []
+        self._plan = self._decide(self._model, self._state, b"".join(self._seen_keys))
+        self._action, self._repeats_left, self._seen_keys = int(self._plan.actions[0]), self.repeat - 1, []
         return self._action
 
     @property
@@ -95,19 +95,19 @@ class Planner(Agent):
         return self._plan
 
     @property
-    def late(self) -> bool:
-        """Whether the seconds of the decision are over."""
+    def out_of_time(self) -> bool:
+        """Whether the decision has exceeded ``seconds``."""
         return self.seconds is not None and clock() - self._started >= self.seconds
 
     @abstractmethod
     def _reset(self) -> None:
-        """Forget the episode before."""
+        """Clear the state of the previous episode."""
 
     @abstractmethod
-    def _decide(self, mind: Mind, belief: Belief, came: bytes) -> Plan:
-        """What to do at a belief of one row; ``came``: the key of the grids seen since the last decision."""
+    def _decide(self, model: PlanningModel, state: EpisodeState, seen_key: bytes) -> Plan:
+        """Plan at a state of one row; ``seen_key``: the key of the grids observed since the last decision."""
 
 
-def key_of(grids: np.ndarray) -> bytes:
-    """What tells grids of codes apart from others of their shape."""
+def grid_key(grids: np.ndarray) -> bytes:
+    """Bytes that identify grids among those of the same shape."""
     return np.ascontiguousarray(grids, np.int32).tobytes()

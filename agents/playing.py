@@ -1,4 +1,4 @@
-"""Episodes that an agent plays in the real environment, each under a seed of its own, in one or several processes."""
+"""Plays episodes of an agent in the real environment, each with its own seed, in one or several processes."""
 
 from __future__ import annotations
 
@@ -28,39 +28,39 @@ from worldmodel.recording.recorder import (
 from worldmodel.types import Episode
 
 SECONDS = 1.0
-"""Between two words on how many steps were played: an episode of a planner may take many minutes."""
+"""Interval of the progress reports; an episode of a planner can take many minutes."""
 
-Watch = Callable[[int], bool]
-"""Is told of so many steps more, and says whether to go on."""
+OnSteps = Callable[[int], bool]
+"""A callback that receives the number of steps since the last call and returns whether to continue."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Match:
-    """What is played."""
+class PlaySettings:
+    """The environment, the agent and the seed of the episodes."""
 
     make_env: Callable[[], FrameSource]  # picklable
     agent: ActionSource  # picklable
     seed: int
-    longest: int  # steps after which an episode is cut
-    planned: tuple[int, ...] = ()  # the episodes of which it is told what the agent imagined
+    longest: int  # steps after which an episode is truncated
+    record_plans_of: tuple[int, ...] = ()  # numbers of the episodes whose plans are recorded
 
 
 @dataclasses.dataclass(frozen=True)
-class Played:
-    """One episode, and what the agent thought."""
+class PlayedEpisode:
+    """One episode and the agent's plans."""
 
-    number: int  # i; its seeds follow from (seed, i) alone, whoever plays
+    number: int  # i; the seeds of the episode depend only on (seed, i)
     episode: Episode
-    seconds: float  # in the agent's ``act``, all steps together
-    plans: tuple[Plan | None, ...] = ()  # (T - 1,): what was imagined for each action, undrawn; () where it is not told
+    seconds: float  # total time in the agent's ``act``
+    plans: tuple[Plan | None, ...] = ()  # (T - 1,): the plan of each action; () if not recorded
 
 
-class Clocked:
-    """An agent whose decisions are timed, and whose plans are noted where they are wanted."""
+class RecordingAgent:
+    """An agent whose decisions are timed and whose plans can be recorded."""
 
     def __init__(self, agent: ActionSource):
         self.agent, self.seconds = agent, 0.0
-        self.noting, self.plans = False, list[Plan | None]()
+        self.record_plans, self.plans = False, list[Plan | None]()
 
     def begin(self, action_names: tuple[str, ...], rng: np.random.Generator) -> None:
         self.seconds = 0.0
@@ -71,97 +71,105 @@ class Clocked:
         started = time.perf_counter()
         action = self.agent.act(frame)
         self.seconds += time.perf_counter() - started
-        if self.noting:
+        if self.record_plans:
             plan = getattr(self.agent, "plan", None)
-            self.plans.append(plan and dataclasses.replace(plan, draw=undrawn))
+            self.plans.append(plan and dataclasses.replace(plan, decode=no_decoder))
         return action
 
 
-def undrawn(grids: np.ndarray) -> np.ndarray:
-    """Stands for a plan's ``draw``, which holds a world model, where plans go from process to process."""
-    raise AssertionError("whoever shows a plan gives it a draw")
+def no_decoder(grids: np.ndarray) -> np.ndarray:
+    """Replaces a plan's ``decode``, which holds a world model, when plans are sent to another process."""
+    raise AssertionError("replace the plan's decode before its frames are decoded")
 
 
-def play(match: Match, numbers: Sequence[int], workers: int = 1, watch: Watch = lambda steps: True) -> Iterator[Played]:
-    """The episodes of these numbers, as they are finished. ``watch`` is asked about once a second whether to go on.
+def play(
+    settings: PlaySettings, numbers: Sequence[int], workers: int = 1, on_steps: OnSteps = lambda steps: True
+) -> Iterator[PlayedEpisode]:
+    """The episodes with these numbers, in the order in which they finish; ``on_steps`` is called about once a second.
 
-    With one worker they are played here. Raises :class:`EnvError` when the environment keeps failing or a process
-    dies, and what the agent raises on purpose; of another process it is told as a :class:`WorldModelError`.
+    One worker plays in this process. Raises :class:`EnvError` if the environment fails repeatedly or a process dies,
+    and the errors of the agent; those of another process are raised as :class:`WorldModelError`.
     """
     if min(workers, len(numbers)) > 1:
-        yield from _play_in_processes(match, numbers, min(workers, len(numbers)), watch)
+        yield from _play_in_processes(settings, numbers, min(workers, len(numbers)), on_steps)
         return
-    pace, env, agent = Pace(watch), match.make_env(), Clocked(match.agent)
+    reporter, env, agent = StepReporter(on_steps), settings.make_env(), RecordingAgent(settings.agent)
     try:
         for number in numbers:
-            if not watch(0):
+            if not on_steps(0):
                 return
-            agent.noting = number in match.planned
-            recording = _one(match, env, agent, number, pace.step)
-            if not pace.go_on and not recording.episode.terminated:  # it was cut
+            agent.record_plans = number in settings.record_plans_of
+            recording = _play_one(settings, env, agent, number, reporter.step)
+            if not reporter.keep_going and not recording.episode.terminated:  # it was interrupted
                 return
-            yield Played(number, recording.episode, agent.seconds, tuple(agent.plans))
+            yield PlayedEpisode(number, recording.episode, agent.seconds, tuple(agent.plans))
     finally:
         env.close()
 
 
-class Pace:
-    """Counts steps, and tells of them every ``SECONDS``."""
+class StepReporter:
+    """Counts steps and reports them every ``SECONDS``."""
 
-    def __init__(self, tell: Watch):
-        self._tell, self._steps, self._told_at = tell, 0, time.monotonic()
-        self.go_on = True
+    def __init__(self, report: OnSteps):
+        self._report, self._steps, self._reported_at = report, 0, time.monotonic()
+        self.keep_going = True
 
     def step(self) -> bool:
-        """One more was played. Says whether to go on."""
+        """Count one step; returns whether to continue."""
         self._steps += 1
         now = time.monotonic()
-        if now - self._told_at >= SECONDS:
-            self.go_on = self._tell(self._steps)
-            self._steps, self._told_at = 0, now
-        return self.go_on
+        if now - self._reported_at >= SECONDS:
+            self.keep_going = self._report(self._steps)
+            self._steps, self._reported_at = 0, now
+        return self.keep_going
 
 
-def _one(match: Match, env: FrameSource, agent: Clocked, number: int, tick: Callable[[], bool]) -> Recording:
-    """Episode ``number``. An environment that says that a reset helps gets some, under the same seed."""
+def _play_one(
+    settings: PlaySettings, env: FrameSource, agent: RecordingAgent, number: int, tick: Callable[[], bool]
+) -> Recording:
+    """Play episode ``number``. After an :class:`EnvError` it is repeated a few times with the same seed."""
     reason = ""
     for _ in range(MOST_BROKEN):
         try:
-            found = record_episode(env, agent, np.random.default_rng((match.seed, number)), match.longest, tick)
+            recording = record_episode(
+                env, agent, np.random.default_rng((settings.seed, number)), settings.longest, tick
+            )
         except EnvError as error:
             reason = str(error)
             continue
-        assert found is not None  # told to stop, it ends behind a step
-        if found.broken is None:
-            return found
-        reason = found.broken
+        assert recording is not None  # an interrupted episode ends after a step
+        if recording.broken is None:
+            return recording
+        reason = recording.broken
     raise EnvError(reason)
 
 
-def _play_in_processes(match: Match, numbers: Sequence[int], workers: int, watch: Watch) -> Iterator[Played]:
+def _play_in_processes(
+    settings: PlaySettings, numbers: Sequence[int], workers: int, on_steps: OnSteps
+) -> Iterator[PlayedEpisode]:
     spawn = multiprocessing.get_context("spawn")  # engines and threads do not survive a fork
     pipes: dict[Connection, Any] = {}
     left = iter(numbers)
     try:
         for _ in range(workers):
-            ours, theirs = spawn.Pipe()
-            process = spawn.Process(target=_work, args=(match, theirs, workers), daemon=True)
+            parent_end, child_end = spawn.Pipe()
+            process = spawn.Process(target=_run_worker, args=(settings, child_end, workers), daemon=True)
             process.start()
-            theirs.close()  # so that its death ends the pipe
-            pipes[ours] = process
-            ours.send(next(left))
+            child_end.close()  # so that the pipe closes if the process dies
+            pipes[parent_end] = process
+            parent_end.send(next(left))
         while pipes:
             ready = wait(list(pipes), 0.5)
-            if not ready and not watch(0):
+            if not ready and not on_steps(0):
                 return
             for pipe in ready:
                 assert isinstance(pipe, Connection)
-                heard = _heard(pipe, pipes[pipe])
-                if isinstance(heard, int):
-                    if not watch(heard):
+                received = _receive(pipe, pipes[pipe])
+                if isinstance(received, int):
+                    if not on_steps(received):
                         return
                     continue
-                yield heard
+                yield received
                 if (number := next(left, None)) is None:
                     pipe.close()
                     pipes.pop(pipe).join()
@@ -174,8 +182,8 @@ def _play_in_processes(match: Match, numbers: Sequence[int], workers: int, watch
             pipe.close()
 
 
-def _heard(pipe: Connection, process: Any) -> Played | int:
-    """The episode that a process sends, or how many steps more it played. Raises what it failed by."""
+def _receive(pipe: Connection, process: Any) -> PlayedEpisode | int:
+    """The episode or the number of steps that a process sends. Raises the error that it reports."""
     try:
         message = pipe.recv()
         if message[0] == "failed":
@@ -183,38 +191,38 @@ def _heard(pipe: Connection, process: Any) -> Played | int:
         if message[0] == "steps":
             return int(message[1])
         number, seconds, plans = message[1:]
-        return Played(number, receive(pipe.recv(), pipe).episode, seconds, plans)
+        return PlayedEpisode(number, receive(pipe.recv(), pipe).episode, seconds, plans)
     except (EOFError, ConnectionResetError) as error:
         process.join(1)
-        raise EnvError(f"a process that plays ended with exit code {process.exitcode}; fewer collect.workers need "
+        raise EnvError(f"a worker process ended with exit code {process.exitcode}; fewer collect.workers need "
                        "less memory") from error  # fmt: skip
 
 
-def _work(match: Match, pipe: Connection, workers: int) -> None:
-    """Body of the process: plays the episodes whose numbers it is sent, until the pipe ends."""
-    os.setpgrp()  # Ctrl-C goes to the one that asked
+def _run_worker(settings: PlaySettings, pipe: Connection, workers: int) -> None:
+    """Body of a worker process: plays the episodes whose numbers it receives, until the pipe closes."""
+    os.setpgrp()  # Ctrl-C goes to the parent process only
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if "torch" in sys.modules:  # as agents with a network need it: all processes together use the cores once
+    if "torch" in sys.modules:  # loaded by agents with a network; the processes share the cores
         sys.modules["torch"].set_num_threads(max(1, (os.cpu_count() or 1) // workers))
     env = None
 
-    def tell(steps: int) -> bool:
+    def report(steps: int) -> bool:
         pipe.send(("steps", steps))
         return True
 
     try:
-        pace, env, agent = Pace(tell), match.make_env(), Clocked(match.agent)
+        reporter, env, agent = StepReporter(report), settings.make_env(), RecordingAgent(settings.agent)
         while True:
             number = pipe.recv()
-            agent.noting = number in match.planned
-            recording = _one(match, env, agent, number, pace.step)
+            agent.record_plans = number in settings.record_plans_of
+            recording = _play_one(settings, env, agent, number, reporter.step)
             pipe.send(("played", number, agent.seconds, tuple(agent.plans)))
             send(pipe, recording)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass
     except WorldModelError as error:
         pipe.send(("failed", str(error)))
-    except Exception as error:  # of the environment or the agent: told by the process that asked
+    except Exception as error:  # of the environment or the agent; the parent process reports it
         pipe.send(("failed", f"an episode failed: {type(error).__name__}: {error}"))
     finally:
         if env is not None:

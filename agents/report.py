@@ -1,4 +1,4 @@
-"""What the evaluation of an agent shows: lines of a table, a page of plots, videos of what it did and dreamt."""
+"""Output of an agent's evaluation: rows of a table, plots, and videos of episodes, dreams and plans."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from worldmodel.agents.plan_view import save_plan
-from worldmodel.agents.playing import Played
+from worldmodel.agents.playing import PlayedEpisode
 from worldmodel.agents.returns import reach
 
 from worldmodel import media
@@ -20,35 +20,35 @@ from worldmodel.types import Episode, Spec
 from worldmodel.world import WorldModel
 
 LONGEST = 400  # frames of a video
-LONGEST_GIF = 100  # of a video that is written as a gif, too
+LONGEST_GIF = 100  # frames of a video that is also written as a GIF
 CORRELATIONS = {
-    "all": "rank correlation of {} stretches",
-    "first": "  {} from the first frame on",
+    "all": "rank correlation of {} windows",
+    "first": "  {} from the first frame",
     "full_length": "  {} of full length",
 }
 
 
-def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
-    """Lines for :func:`worldmodel.evaluation.report.table`."""
-    told = [
-        (f"{len(found['episodes'])} episodes, {found['steps']:,} steps, seed {found['seed']}", ""),
-        ("return, mean", number(found["return"])),
-        ("return, interquartile mean", number(found["return_iqm"])),
-        ("length", number(found["length"], 1)),
-        ("success", f"{number(found['success'])}  ({found['success_rule']})"),
-        ("decision", f"{1000 * found['seconds_a_decision']:.1f} ms"),
+def lines(metrics: dict[str, Any]) -> list[tuple[str, str]]:
+    """Rows for :func:`worldmodel.evaluation.report.table`."""
+    rows = [
+        (f"{len(metrics['episodes'])} episodes, {metrics['steps']:,} steps, seed {metrics['seed']}", ""),
+        ("return, mean", number(metrics["return"])),
+        ("return, interquartile mean", number(metrics["return_iqm"])),
+        ("length", number(metrics["length"], 1)),
+        ("success", f"{number(metrics['success'])}  ({metrics['success_rule']})"),
+        ("decision", f"{1000 * metrics['seconds_a_decision']:.1f} ms"),
     ]
-    if dream := found.get("dream"):
-        told.append((f"Return dreamt against return obtained, up to {dream['horizon']} steps", ""))
+    if dream := metrics.get("dream"):
+        rows.append((f"Dreamt return against obtained return, up to {dream['horizon']} steps", ""))
         for name, label in CORRELATIONS.items():
             rho = dream[name]["rank_correlation"]
-            told.append((label.format(dream[name]["windows"]), "nothing to rank" if rho is None else number(rho)))
-    return told
+            rows.append((label.format(dream[name]["windows"]), "all values equal" if rho is None else number(rho)))
+    return rows
 
 
-def save_plots(path: Path, found: dict[str, Any]) -> Path:
-    """Returns and lengths of the episodes; with a world model, return dreamt against obtained."""
-    returns, lengths = (np.array([episode[key] for episode in found["episodes"]]) for key in ("return", "length"))
+def save_plots(path: Path, metrics: dict[str, Any]) -> Path:
+    """Plot returns and lengths of the episodes and, with a world model, dreamt against obtained returns."""
+    returns, lengths = (np.array([episode[key] for episode in metrics["episodes"]]) for key in ("return", "length"))
     shares = (np.arange(len(returns)) + 0.5) / len(returns)
     panels = [
         plots.Panel(
@@ -64,40 +64,40 @@ def save_plots(path: Path, found: dict[str, Any]) -> Path:
             "return",
         ),
     ]
-    if dream := found.get("dream"):
+    if dream := metrics.get("dream"):
         rho = dream["all"]["rank_correlation"]
-        title = "return dreamt, return obtained" + ("" if rho is None else f": ρ = {rho['value']:.2f}")
+        title = "dreamt and obtained return" + ("" if rho is None else f": ρ = {rho['value']:.2f}")
         x, y = dream["pairs"]["obtained"], dream["pairs"]["dreamt"]
         ends = [min(*x, *y), max(*x, *y)]
         cloud = {
-            "stretches of episodes": plots.Line(x, y, points=True, colour=plots.COLOURS[5]),
+            "windows of episodes": plots.Line(x, y, points=True, colour=plots.COLOURS[5]),
             "equal": plots.Line(ends, ends, dashed=True, colour=plots.GREY),
         }
         panels.append(plots.Panel(title, cloud, "obtained", "dreamt"))
-    return plots.save_panels(path, panels, title=f"{found['agent']} · {found['env']}")
+    return plots.save_panels(path, panels, title=f"{metrics['agent']} · {metrics['env']}")
 
 
-def save_episodes(path: Path, played: Sequence[Played], spec: Spec) -> Path:
-    """A video of episodes side by side."""
+def save_episodes(path: Path, played: Sequence[PlayedEpisode], spec: Spec) -> Path:
+    """Write a video of episodes side by side."""
     length = min(LONGEST, max(len(one.episode.frames) for one in played))
     return media.save(path, [_real(one.episode, spec, length) for one in played], spec.rate)
 
 
-def save_plans(path: Path, played: Played, world: WorldModel) -> Path:
-    """A video of an episode whose plans are told, and beside each frame what was imagined for it before."""
+def save_plans(path: Path, played: PlayedEpisode, world: WorldModel) -> Path:
+    """Write a video of an episode with recorded plans, and next to each frame those imagined for it before."""
 
-    def draw(grids: np.ndarray) -> np.ndarray:
+    def decode(grids: np.ndarray) -> np.ndarray:
         return world.tokenizer.decode(torch.from_numpy(grids).to(world.device)).cpu().numpy()
 
-    plans = [plan and dataclasses.replace(plan, draw=draw) for plan in played.plans]
+    plans = [plan and dataclasses.replace(plan, decode=decode) for plan in played.plans]
     return save_plan(path, played.episode, plans, world.spec.action_names, world.spec.rate)
 
 
-def save_dreams(path: Path, played: Sequence[Played], world: WorldModel, seed: int, temperature: float) -> Path:
-    """A video of episodes, and below each the dream of it: from its first frames, under the actions really taken.
+def save_dreams(path: Path, played: Sequence[PlayedEpisode], world: WorldModel, seed: int, temperature: float) -> Path:
+    """Write a video of episodes, and below each its dream from the first frames under the recorded actions.
 
-    Of episodes that are not long also a gif, for pages and mails. Dreamt returns are counted as
-    :func:`worldmodel.agents.foresight.foresee` does, from the same frame as those of the episode beside.
+    Short videos are also written as a GIF. Dreamt returns are computed as in
+    :func:`worldmodel.agents.dreamt_returns.dream_returns`, real ones from the same frame on.
     """
     spec = world.spec
     context = max(1, world.prior.context)
@@ -117,10 +117,10 @@ def save_dreams(path: Path, played: Sequence[Played], world: WorldModel, seed: i
         )
         names = media.action_names(actions, spec.action_names)
         both = np.concatenate([frames[:context].numpy(), dream.frames[0].cpu().numpy()])
-        behind = episode.rewards[context:length].sum()
-        above.append(_strip(frames.numpy(), f"real · return {behind:.4g}", names, length, context))
-        earned = float((reach(1 - dream.ends) * dream.rewards).sum())
-        below.append(_strip(both, f"dream · return {earned:.4g}", names, length, context, True))
+        obtained = episode.rewards[context:length].sum()
+        above.append(_strip(frames.numpy(), f"real · return {obtained:.4g}", names, length, context))
+        dreamt = float((reach(1 - dream.ends) * dream.rewards).sum())
+        below.append(_strip(both, f"dream · return {dreamt:.4g}", names, length, context, True))
     path.with_suffix(".gif").unlink(missing_ok=True)
     if length <= LONGEST_GIF:
         media.save(path.with_suffix(".gif"), [*above, *below], spec.rate, across=len(above))
@@ -129,7 +129,7 @@ def save_dreams(path: Path, played: Sequence[Played], world: WorldModel, seed: i
 
 def _real(episode: Episode, spec: Spec, length: int) -> media.Strip:
     names = media.action_names(episode.actions, spec.action_names)
-    how = "ended" if episode.terminated else "cut"
+    how = "terminated" if episode.terminated else "truncated"
     caption = f"return {episode.rewards.sum():.4g} · {episode.steps} steps, {how}"
     return _strip(episode.frames, caption, names, length)
 
@@ -137,8 +137,8 @@ def _real(episode: Episode, spec: Spec, length: int) -> media.Strip:
 def _strip(
     frames: np.ndarray, caption: str, names: Sequence[str | None], length: int, seen: int = 0, dreamt: bool = False
 ) -> media.Strip:
-    """Frames and the actions that led to them, cut to ``length`` or standing still at the end until then."""
+    """Frames and the actions that led to them, cut to ``length`` or padded with the last frame."""
     frames, names = frames[:length], names[:length]
-    still = length - len(frames)
-    frames = np.concatenate([frames, np.repeat(frames[-1:], still, 0)])
-    return media.Strip(frames, caption, (*names, *[None] * still), seen, dreamt)
+    missing = length - len(frames)
+    frames = np.concatenate([frames, np.repeat(frames[-1:], missing, 0)])
+    return media.Strip(frames, caption, (*names, *[None] * missing), seen, dreamt)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 DISCOUNT = 0.985
-"""γ of a step where neither settings nor a critic say another."""
+"""Default γ of a step."""
 
 
 def lambda_returns(rewards: Tensor, values: Tensor, discounts: Tensor, mix: float) -> Tensor:
@@ -16,21 +16,21 @@ def lambda_returns(rewards: Tensor, values: Tensor, discounts: Tensor, mix: floa
     Hafner et al., *Dreamer*, 2020, eq. 6).
 
     Args:
-        rewards: (B, H), r_t is received on arriving at state t + 1.
+        rewards: (B, H), r_t is received at state t + 1.
         values: (B, H + 1), of the states 0 to H.
-        discounts: (B, H), γ_t = γ · P(state t + 1 is no end).
+        discounts: (B, H), γ_t = γ · P(state t + 1 is not terminal).
         mix: λ; 0 bootstraps after one step, 1 sums all rewards.
 
     Returns (B, H), of the states 0 to H − 1.
     """
-    following, found = values[:, -1], []
+    following, returns = values[:, -1], []
     for t in range(rewards.shape[1] - 1, -1, -1):
         following = rewards[:, t] + discounts[:, t] * ((1 - mix) * values[:, t + 1] + mix * following)
-        found.append(following)
-    return torch.stack(found[::-1], 1)
+        returns.append(following)
+    return torch.stack(returns[::-1], 1)
 
 
 def reach(discounts: Tensor) -> Tensor:
-    """How much the states 0 to H − 1 of a trajectory count, (B, H): the product of the discounts before each."""
+    """Weights of the states 0 to H − 1 of a trajectory, (B, H): the product of the discounts before each."""
     first = torch.ones_like(discounts[:, :1])
     return torch.cat([first, discounts[:, :-1]], 1).cumprod(1)

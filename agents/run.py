@@ -1,4 +1,4 @@
-"""What a run knows of its agent: the settings and the weights of an actor, beside those of the world."""
+"""Saves and loads the settings and weights of a run's actor and critic."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ AGENT = "agent.safetensors"
 """The file of a run with the weights of its actor and critic."""
 SETTINGS = "agent.yaml"
 RETURNS = "returns.jsonl"
-"""A line for every episode of a training in the real environment: the steps up to its end, and its return."""
+"""A line for every training episode in the real environment: the steps up to its end, and its return."""
 TRAIN_FIRST = "train one: python -m worldmodel.agents.train agent=actor_critic env=…"
 
 
-def build_actor(network: DictConfig, tokenizer: Tokenizer, actions: int) -> ActorCritic:
-    """The actor and critic of the settings, untrained. Raises :class:`ConfigError`."""
-    found: ActorCritic = build_module(network, "agent", ActorCritic, tokenizer=tokenizer, actions=actions)
-    return found
+def build_actor(network: DictConfig, tokenizer: Tokenizer, num_actions: int) -> ActorCritic:
+    """The untrained actor and critic of the settings. Raises :class:`ConfigError`."""
+    actor: ActorCritic = build_module(network, "agent", ActorCritic, tokenizer=tokenizer, num_actions=num_actions)
+    return actor
 
 
 def save_network(folder: Path, network: DictConfig, discount: float) -> None:
-    """Writes the settings that the actor of a run is built by, and the γ by which its critic learns."""
+    """Write the settings of a run's actor and the γ of its critic."""
     settings = {"network": OmegaConf.to_container(network, resolve=True), "discount": discount}
     replace_text(folder / SETTINGS, OmegaConf.to_yaml(settings))
 
 
 def load_actor(folder: Path, device: str | torch.device = "cpu") -> tuple[Tokenizer, ActorCritic]:
-    """The tokenizer and the trained actor of a run. Raises :class:`RunError` where there is none."""
+    """Load the tokenizer and the trained actor of a run. Raises :class:`RunError` if there is no actor."""
     if not (folder / SETTINGS).is_file():
         raise RunError(f"the run {folder} has no actor; {TRAIN_FIRST}")
     settings = OmegaConf.load(folder / SETTINGS)
     if not isinstance(settings, DictConfig):
         raise RunError(f"{folder / SETTINGS} is damaged; {TRAIN_FIRST}")
     settings = OmegaConf.create(migrate(OmegaConf.to_container(settings)))
-    network, discount = settings.get("network", settings), settings.get("discount")  # older runs: the network alone
+    network, discount = settings.get("network", settings), settings.get("discount")  # older runs have the network only
     tokenizer = load_tokenizer(folder, device)
     actor = build_actor(network, tokenizer, len(load_spec(folder).action_names)).to(device)
     actor.discount = discount

@@ -1,4 +1,4 @@
-"""The training stage of an actor and its critic, behind those of the world model in whose dream they learn."""
+"""The training stage of an actor and its critic, which follows those of the world model."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from worldmodel.world import WorldModel
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AgentSettings(StageSettings):
-    rewarded: Share = 0.0  # share of the starts from which a rare reward is near
+    rewarded: Share = 0.0  # fraction of start states shortly before a rare reward
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Learner:
+class LearnerSettings:
     """The settings ``agent.learner``."""
 
-    network: Any  # what builds an :class:`ActorCritic`
+    network: Any  # settings of an :class:`ActorCritic`
     dream: Annotated[Mapping[str, Any], PassedTo(ImaginationObjective)]
-    rounds: Count = 1  # of collecting, learning the world and learning in its dream
+    rounds: Count = 1  # of collecting, training the world model and training the agent in its dream
     random_action_probability: Share = 0.0  # of the actor that collects, see :class:`ActorCriticAgent`
     max_repeat: Count = 1
 
 
 class AgentStage(Stage):
-    """Windows of codes, whose last frames dreams start from → an actor and its critic. All episodes are trained on."""
+    """Trains an actor and its critic in dreams that start from the last frames of windows of codes, of all episodes."""
 
     name, title, file, needs = "agent", "agent", AGENT, ("tokenizer", "second", "prior")
     settings = AgentSettings

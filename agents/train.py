@@ -1,4 +1,4 @@
-"""Train an agent, by what its settings name as its learner."""
+"""``python -m worldmodel.agents.train``: trains an agent with the learner of its settings."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 DESCRIPTION = """\
-Train an agent. agent=actor_critic: in rounds, collect steps in the environment (with the explorer
-at first, then with the actor), train the world model on all of them, and train the actor and its
-critic in its dream.
+Train an agent. agent=actor_critic: every round collects steps in the environment (the first round
+with the explorer, the others with the actor), trains the world model on all steps, and trains the
+actor and its critic in its dream.
 
-Every round is a run of its own, <run>-round1, …, the last one <run>; its episodes lie in
-data/<run>. The budgets of training.tokenizer, training.prior and training.agent are those of each
-round. With steps=0 run=… nothing is collected: the actor learns in the dream of that run.
+Every round is a run, <run>-round1, …, the last one <run>; the episodes are in data/<run>. The
+budgets of training.tokenizer, training.prior and training.agent apply to each round. With steps=0
+run=… no steps are collected: the actor is trained in the dream of that run.
 
-agent=sb3_ppo run=…: Stable-Baselines3's PPO inside the dream of a run. Without run=, in the real
-environment, for as many steps as steps= says: the yardstick.
+agent=sb3_ppo run=…: Stable-Baselines3's PPO in the dream of a run. Without run=, it is trained in
+the real environment for steps= steps, as a baseline.
 
-What is finished is kept: after an interruption the same command goes on."""
+The same command resumes an interrupted training."""
 
 
 def run(args: argparse.Namespace, config: DictConfig) -> None:
-    """Choose the learner of the agent and let it learn."""
-    from worldmodel.agents.choice import learner_of, name_of  # only now, since what it names imports torch
+    """Find the learner of the agent and run it."""
+    from worldmodel.agents.choice import agent_name_of, find_learner  # slow: imports torch
 
-    learn = learner_of(config, name_of(args.overrides, config))
+    learn = find_learner(config, agent_name_of(args.overrides, config))
     if config.source.name != config.env.name and "_target_" in config.source:
-        raise RunError("an agent learns in an environment; choose source=env env=…")
+        raise RunError("an agent is trained in an environment; choose source=env env=…")
     learn(config)
 
 

@@ -1,14 +1,14 @@
-"""Planning: seconds of one decision, from a frame to an action, by the settings that users get."""
+"""Planning: seconds of one decision, from a frame to an action, with the default settings."""
 
 from __future__ import annotations
 
 import functools
 
 import numpy as np
-from worldmodel.agents.belief import Mind
 from worldmodel.agents.mcts import MCTSAgent
 from worldmodel.agents.mpc import MPCAgent
 from worldmodel.agents.planner import Planner
+from worldmodel.agents.planning_model import PlanningModel
 
 from benchmarks.subject import Subject
 from benchmarks.timing import Contender, Figure, Plan, peak_memory, reset_peak, rounds, seconds
@@ -19,7 +19,7 @@ ITERATIONS, SIMULATIONS = 4, 128
 
 
 def planners() -> dict[str, Planner]:
-    """Without an actor: an untrained run has none."""
+    """The planners, without an actor, because an untrained run has none."""
     return {
         f"cross-entropy, {ITERATIONS} rounds": MPCAgent("", CANDIDATES, HORIZON, iterations=ITERATIONS),
         f"tree search, {SIMULATIONS} simulations": MCTSAgent("", simulations=SIMULATIONS),
@@ -27,7 +27,7 @@ def planners() -> dict[str, Planner]:
 
 
 def measure(subject: Subject, plan: Plan) -> list[Figure]:
-    """Figures of every planner; precisions and planners take turns."""
+    """Figures of every planner; precisions and planners are measured in turn."""
     reset_peak(subject.device)
     contenders: dict[tuple[str, Precision], Contender] = {}
     for precision, world in subject.worlds(plan.precisions).items():
@@ -42,11 +42,11 @@ def measure(subject: Subject, plan: Plan) -> list[Figure]:
 
 
 def _decide(subject: Subject, world: WorldModel, planner: Planner, number: int) -> float:
-    """The second decision of an episode, which has a last plan to go on from."""
+    """Time the second decision of an episode, which starts from the plan of the first."""
     seen = subject.windows(2).fixed(1, seed=number)
     assert seen.frames is not None
     first, second = seen.frames[0].numpy()
-    planner.adopt(Mind(world))
+    planner.use_model(PlanningModel(world))
     planner.begin(world.spec.action_names, np.random.default_rng(number))
     planner.act(first)
     return seconds(lambda: planner.act(second), subject.device)

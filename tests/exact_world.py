@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from worldmodel.agents.actor_critic import Judged, Seen
+from worldmodel.agents.actor_critic import ActorCriticOutput, RecentFrames
 
 from worldmodel.priors import PriorState, Step
 from worldmodel.types import NO_ACTION, Spec
@@ -71,14 +71,14 @@ class Opinion(nn.Module):
         self.values = torch.zeros(CODES)
         self.values[list(values)] = torch.tensor(list(values.values()))
         self.logits = torch.zeros(actions).index_fill(0, torch.tensor([liked]), liking)
-        self.asked: list[Seen] = []
+        self.asked: list[RecentFrames] = []
 
-    def begin(self, batch: int) -> Seen:
-        return Seen(torch.full((batch, 2, 1), -1), torch.full((batch, 2), NO_ACTION))
+    def begin(self, batch: int) -> RecentFrames:
+        return RecentFrames(torch.full((batch, 2, 1), -1), torch.full((batch, 2), NO_ACTION))
 
-    def forward(self, seen: Seen) -> Judged:
-        self.asked.append(seen)
-        return Judged(self.logits.expand(len(seen.actions), -1), self.values[seen.grids[:, -1]])
+    def forward(self, recent: RecentFrames) -> ActorCriticOutput:
+        self.asked.append(recent)
+        return ActorCriticOutput(self.logits.expand(len(recent.actions), -1), self.values[recent.grids[:, -1]])
 
     def expected(self, value: Tensor) -> Tensor:
         return value[:, 0]

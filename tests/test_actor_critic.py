@@ -18,7 +18,7 @@ from tiny import tiny_tokenizer
 from torch import Tensor
 from worldmodel.agents import evaluate, train
 from worldmodel.agents.actor_critic import ActorCritic, FrameReader
-from worldmodel.agents.imagination import ImaginationObjective, imagine, log_of
+from worldmodel.agents.imagination import ImaginationObjective, imagine, log_probability
 from worldmodel.agents.loop import plan
 from worldmodel.agents.returns import lambda_returns, reach
 from worldmodel.agents.run import build_actor
@@ -64,8 +64,8 @@ def test_an_actor_may_read_decoded_frames() -> None:
     read: list[Tensor] = []
     actor.policy.reader.convs.register_forward_pre_hook(lambda module, given: read.append(given[0]))
     grids = torch.randint(tokenizer.num_codes, (4, *tokenizer.grid), generator=torch.Generator().manual_seed(0))
-    judged = actor(actor.begin(4).then(grids, torch.zeros(4, dtype=torch.int64)))
-    assert judged.logits.shape == (4, 3) and torch.allclose(actor.expected(judged.value), torch.zeros(4), atol=1e-4)
+    output = actor(actor.begin(4).appended(grids, torch.zeros(4, dtype=torch.int64)))
+    assert output.logits.shape == (4, 3) and torch.allclose(actor.expected(output.value), torch.zeros(4), atol=1e-4)
     assert read[0][:, :3].eq(0).all() and torch.allclose(read[0][:, 3:], tokenizer.expected_frames(grids), atol=1e-5)
     assert not {id(p) for p in tokenizer.parameters()} & {id(p) for p in actor.parameters()}
 
@@ -95,10 +95,10 @@ def test_states_count_as_probably_as_they_are_reached() -> None:
 def test_a_dream_of_an_actor_is_what_the_world_says() -> None:
     world, actor = exact_world(clock(0.25), 2), actor_for(2)
     objective = ImaginationObjective(world, actor, horizon=3)
-    state, seen = objective.recall(seen_at(torch.tensor([3, 10])))
+    state, seen = objective.start_states(seen_at(torch.tensor([3, 10])))
     dream = imagine(world, actor, state, seen, 3, make_sampler("auto", 1.0, None), torch.Generator().manual_seed(0))
     assert dream.rewards.tolist() == [[4, 5, 6], [11, 12, 13]]
-    assert dream.goes_on.tolist() == [[0.75] * 3] * 2
+    assert dream.continues.tolist() == [[0.75] * 3] * 2
     assert dream.grids[..., 0].tolist() == [[-1, 3, 4, 5, 6], [-1, 10, 11, 12, 13]]
     assert dream.actions[:, :2].eq(NO_ACTION).all() and dream.actions[:, 2:].ge(0).all()
     windows = dream.windows(2)
@@ -154,20 +154,20 @@ def test_a_policy_that_has_gone_far_is_not_drawn_farther() -> None:
     objective(seen_at(torch.arange(6)), generator)
     with torch.no_grad():  # action 2 alone is taken now, far more probably than when it was dreamt
         objective.agent.policy.out.bias.copy_(torch.tensor([-5.0, -5.0, 5.0]))
-    lesson = objective._lesson
-    assert lesson is not None
+    policy_batch = objective._batch
+    assert policy_batch is not None
     losses = objective(seen_at(torch.arange(6)), generator)
     (grad,) = torch.autograd.grad(losses.terms["policy"], objective.agent.policy.out.bias)
     # Where it was good to do what is done more now, or bad to do what is done less, nothing pulls any more.
-    pulled = torch.where(lesson.actions == 2, lesson.advantages < 0, lesson.advantages > 0)
+    pulled = torch.where(policy_batch.actions == 2, policy_batch.advantages < 0, policy_batch.advantages > 0)
     assert pulled.any() and not pulled.all()
-    judged = objective.agent(lesson.seen).logits.unflatten(0, (-1, 4))[:, :-1]
-    now = log_of(judged, lesson.actions)
-    loss = -(lesson.weights * (now - lesson.log_policy).exp() * lesson.advantages * pulled).sum()
+    output = objective.agent(policy_batch.recent).logits.unflatten(0, (-1, 4))[:, :-1]
+    now = log_probability(output, policy_batch.actions)
+    loss = -(policy_batch.weights * (now - policy_batch.log_policy).exp() * policy_batch.advantages * pulled).sum()
     assert torch.allclose(grad, torch.autograd.grad(loss, objective.agent.policy.out.bias)[0], atol=1e-6)
-    good = lesson.advantages * torch.where(lesson.actions == 2, 1.2, 0.8)
-    ratio = torch.where(lesson.actions == 2, 3.0, 0.0) * lesson.advantages
-    expected = -(lesson.weights * torch.minimum(good, ratio)).sum()
+    good = policy_batch.advantages * torch.where(policy_batch.actions == 2, 1.2, 0.8)
+    ratio = torch.where(policy_batch.actions == 2, 3.0, 0.0) * policy_batch.advantages
+    expected = -(policy_batch.weights * torch.minimum(good, ratio)).sum()
     assert losses.terms["policy"].item() == pytest.approx(expected.item(), abs=1e-3)
 
 
@@ -185,10 +185,10 @@ def test_an_actor_finds_the_far_reward_of_an_exact_world() -> None:
         sum(weights.get(name, 1.0) * term for name, term in losses.terms.items()).backward()  # type: ignore[union-attr]
         optimiser.step()
     places = torch.arange(7)
-    judged = actor(objective.recall(seen_at(places))[1])
-    assert judged.logits.argmax(-1).tolist() == [2] * 7
+    output = actor(objective.start_states(seen_at(places))[1])
+    assert output.logits.argmax(-1).tolist() == [2] * 7
     exact = 5 * 0.97 ** (6 - places)
-    assert torch.allclose(actor.expected(judged.value), exact, atol=0.6), actor.expected(judged.value) - exact
+    assert torch.allclose(actor.expected(output.value), exact, atol=0.6), actor.expected(output.value) - exact
 
 
 def test_steps_are_shared_among_rounds() -> None:
@@ -224,7 +224,7 @@ def test_experiments_of_agents_make_what_they_name(name: str) -> None:
         (["agent.learner.dream.clip=a"], "agent.learner.dream.clip is 'a'; it must be a finite number"),
         (["agent.learner.max_repeat=0"], "agent.learner.max_repeat is 0; it must be at least 1"),
         (["+agent.learner.dream.speed=1"], "there is no agent.learner.dream.speed; choose world, agent, horizon"),
-        (["steps=0"], "steps=0 trains an actor in a world that is there: name it with run="),
+        (["steps=0"], "steps=0 trains an actor in the world model of an existing run: name it with run="),
         (["steps=0", "run=gone"], "there are no runs in runs"),
     ],
 )
@@ -273,16 +273,16 @@ def test_the_loop_learns_a_corridor_to_optimality(say: Say, tmp_path: Path) -> N
 
     names = "env.action_names=[west,east]"
     err = say(collect, *corridor.CHOOSE, names, "explorer=actor", "run=walk", "data=data/other", "--steps", "5", code=2)
-    assert "knows the actions left, right, and this environment has west, east; choose another run=" in err
+    assert "was trained with the actions left, right, and this environment has west, east; choose another run=" in err
 
     frames = EpisodeStore.open(tmp_path / "data" / "walk").steps
     (tmp_path / "runs/walk-round1/agent.safetensors").unlink()
     shutil.rmtree(tmp_path / "runs/walk-round1/checkpoints")
     inside = say(train, *corridor.CHOOSE, *SMALL, "agent=actor_critic", "run=walk-round1", "steps=0",
                  "training.agent.steps=2")  # fmt: skip
-    assert "learning in the dream of walk-round1" in inside
+    assert "training the actor in the dream of walk-round1" in inside
     assert (tmp_path / "runs/walk-round1/agent.safetensors").is_file()
     assert EpisodeStore.open(tmp_path / "data" / "walk").steps == frames  # no step was taken
     (tmp_path / "runs/walk-round1/prior.safetensors").unlink()
     err = say(train, *corridor.CHOOSE, "agent=actor_critic", "run=walk-round1", "steps=0", code=2)
-    assert "walk-round1 has no trained world to learn in; train it: python -m worldmodel.train run=walk-round1" in err
+    assert "walk-round1 has no trained world model; train it: python -m worldmodel.train run=walk-round1" in err

@@ -17,11 +17,11 @@ import pytest
 from corridor_run import save_run
 from PIL import Image
 from worldmodel.agents import compare, evaluate, evaluation, playing, train
-from worldmodel.agents.choice import name_of
+from worldmodel.agents.choice import agent_name_of
 from worldmodel.agents.explorers import UniformExplorer
-from worldmodel.agents.kept import Kept
-from worldmodel.agents.playing import Match, play
+from worldmodel.agents.playing import PlaySettings, play
 from worldmodel.agents.run import RETURNS
+from worldmodel.agents.unfinished import UnfinishedEvaluation
 from worldmodel.envs import make_frames
 
 from worldmodel.config.cli import compose_config
@@ -76,7 +76,7 @@ def test_an_actor_and_the_dream_of_its_world(say: Say, runs: Path) -> None:
     told = say(evaluate, *corridor.CHOOSE, "agent=actor_critic", f"runs={runs}", "episodes=5", "--horizon", "4")
     folder = runs / "tiny" / "agents" / "actor_critic-corridor-corridor-v0"
     found = json.loads((folder / "metrics.json").read_text())
-    assert found["run"] == "tiny" and "return obtained, up to 4 steps" in " ".join(told.split())
+    assert found["run"] == "tiny" and "obtained return, up to 4 steps" in " ".join(told.split())
     dream = found["dream"]
     assert dream["first"]["windows"] == 5 and dream["all"]["windows"] == len(dream["pairs"]["dreamt"])
     for i, number in enumerate(dream["pairs"]["episodes"]):
@@ -94,7 +94,7 @@ def test_a_planner_shows_what_it_imagined(say: Say, runs: Path, workers: int, mo
     """Plans are those of the first episode alone, whoever played it, and the video is as long as it."""
     played = []
 
-    def watched(*args: Any) -> Iterator[playing.Played]:
+    def watched(*args: Any) -> Iterator[playing.PlayedEpisode]:
         for one in play(*args):
             played.append(one)
             yield one
@@ -116,16 +116,16 @@ def test_a_planner_shows_what_it_imagined(say: Say, runs: Path, workers: int, mo
 
 
 def test_episodes_depend_on_their_number_alone() -> None:
-    match = Match(ACT, UniformExplorer(), 7, 8)
-    alone = list(play(match, range(5)))
-    together = sorted(play(match, range(5), workers=2), key=lambda one: one.number)
+    play_settings = PlaySettings(ACT, UniformExplorer(), 7, 8)
+    alone = list(play(play_settings, range(5)))
+    together = sorted(play(play_settings, range(5), workers=2), key=lambda one: one.number)
     for one, other in zip(alone, together, strict=True):
         assert one.number == other.number and one.episode.steps <= 8
         assert np.array_equal(one.episode.frames, other.episode.frames)
         assert np.array_equal(one.episode.actions, other.episode.actions)
     starts = {one.episode.frames[0].tobytes() for one in alone}
     assert len(starts) > 1
-    others = list(play(Match(ACT, corridor.Right(), 7, 8), range(5)))
+    others = list(play(PlaySettings(ACT, corridor.Right(), 7, 8), range(5)))
     assert [one.episode.frames[0].tobytes() for one in others] == [one.episode.frames[0].tobytes() for one in alone]
 
 
@@ -133,17 +133,17 @@ def test_episodes_depend_on_their_number_alone() -> None:
 def test_one_may_stop_in_the_middle(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever watches is told of all steps, and no is no: an episode half played is none."""
     monkeypatch.setattr(playing, "SECONDS", 0.0)  # processes have a second
-    match, told = Match(ACT, corridor.Right(), 7, 8), []
-    alone = list(play(match, range(3), watch=lambda steps: told.append(steps) or True))
+    play_settings, told = PlaySettings(ACT, corridor.Right(), 7, 8), []
+    alone = list(play(play_settings, range(3), on_steps=lambda steps: told.append(steps) or True))
     assert sum(told) == sum(one.episode.steps for one in alone)
     played, asked = [], 0
 
-    def watch(steps: int) -> bool:
+    def on_steps(steps: int) -> bool:
         nonlocal asked
         asked += steps > 0
         return asked < (12 if workers == 1 else 1)
 
-    for one in play(match, range(100_000), workers, watch):
+    for one in play(play_settings, range(100_000), workers, on_steps):
         played.append(one.number)
     assert 0 < len(played) < 100_000
 
@@ -153,9 +153,11 @@ def test_an_interrupted_evaluation_goes_on(say: Say, tmp_path: Path, monkeypatch
     other settings all are played."""
     numbers: list[list[int]] = []
 
-    def stopping(match: Match, wanted: list[int], workers: int, watch: playing.Watch) -> Iterator[playing.Played]:
+    def stopping(
+        play_settings: PlaySettings, wanted: list[int], workers: int, on_steps: playing.OnSteps
+    ) -> Iterator[playing.PlayedEpisode]:
         numbers.append(wanted)
-        for one in play(match, wanted, workers, watch):
+        for one in play(play_settings, wanted, workers, on_steps):
             yield one
             if len(numbers) in (1, 4) and one.number == 2:
                 signal.raise_signal(signal.SIGINT)
@@ -184,17 +186,20 @@ def test_an_interrupted_evaluation_goes_on(say: Say, tmp_path: Path, monkeypatch
 
 
 def test_what_was_kept_of_another_agent_is_of_no_use(tmp_path: Path) -> None:
-    match, folder = Match(ACT, corridor.Right(), 7, 8), tmp_path / "agents" / "right"
+    play_settings, folder = PlaySettings(ACT, corridor.Right(), 7, 8), tmp_path / "agents" / "right"
     spec = evaluation.spec_of(ACT)
-    (one,) = play(match, [4])
-    with Kept(folder, spec, {"seed": 7}) as kept:
-        kept.keep(one)
-        with pytest.raises(BusyError, match=r"another process plays the same for .*right; wait for it, or .* --name"):
-            Kept(folder, spec, {"seed": 7})
-        with Kept(folder, spec, {"seed": 8}) as other:
+    (one,) = play(play_settings, [4])
+    with UnfinishedEvaluation(folder, spec, {"seed": 7}) as kept:
+        kept.add(one)
+        with pytest.raises(
+            BusyError,
+            match=r"another process runs the same evaluation for .*right; wait for it, or choose another --name",
+        ):
+            UnfinishedEvaluation(folder, spec, {"seed": 7})
+        with UnfinishedEvaluation(folder, spec, {"seed": 8}) as other:
             assert not list(other)
             other.discard()
-    with Kept(folder, spec, {"seed": 7}) as kept:
+    with UnfinishedEvaluation(folder, spec, {"seed": 7}) as kept:
         (again,) = kept
         assert (again.number, again.seconds, again.episode.terminated) == (4, one.seconds, one.episode.terminated)
         assert np.array_equal(again.episode.frames, one.episode.frames)
@@ -204,28 +209,28 @@ def test_what_was_kept_of_another_agent_is_of_no_use(tmp_path: Path) -> None:
 
 
 def test_a_kept_episode_that_is_damaged_is_played_again(tmp_path: Path) -> None:
-    match, folder = Match(ACT, corridor.Right(), 7, 8), tmp_path / "agents" / "right"
+    play_settings, folder = PlaySettings(ACT, corridor.Right(), 7, 8), tmp_path / "agents" / "right"
     spec = evaluation.spec_of(ACT)
-    with Kept(folder, spec, {}) as kept:
-        for one in play(match, range(3)):
-            kept.keep(one)
+    with UnfinishedEvaluation(folder, spec, {}) as kept:
+        for one in play(play_settings, range(3)):
+            kept.add(one)
     frames = kept.folder / "shard-00000.frames"
     frames.write_bytes(bytes(10) + frames.read_bytes()[10:])
-    with Kept(folder, spec, {}) as kept:
+    with UnfinishedEvaluation(folder, spec, {}) as kept:
         assert [one.number for one in kept] == [1, 2]
 
 
 def test_what_fails_in_another_process_is_told() -> None:
     with pytest.raises(WorldModelError, match="an episode failed: ZeroDivisionError: nothing to do"):
-        list(play(Match(ACT, corridor.Right(fails=True), 0, 8), range(4), workers=2))
+        list(play(PlaySettings(ACT, corridor.Right(fails=True), 0, 8), range(4), workers=2))
 
 
 def test_an_environment_that_fails_now_and_then_is_reset() -> None:
     env = Flaky(2)
-    (played,) = play(Match(lambda: env, corridor.Right(), 0, 8), range(1))
+    (played,) = play(PlaySettings(lambda: env, corridor.Right(), 0, 8), range(1))
     assert env.resets == 3 and played.episode.terminated
     with pytest.raises(EnvError, match="engine died"):
-        list(play(Match(lambda: Flaky(3), corridor.Right(), 0, 8), range(1)))
+        list(play(PlaySettings(lambda: Flaky(3), corridor.Right(), 0, 8), range(1)))
 
 
 class Flaky:
@@ -256,7 +261,7 @@ class Flaky:
         (["agent=actor_critic", "run=bare"], "has no agent.safetensors, which this agent needs"),
         (["episodes=0"], "episodes is 0; it must be at least 1"),
         (["--horizon", "0"], "--horizon 0: it must be at least 1"),
-        (["--name", "a/b"], "--name 'a/b': a folder is called that"),
+        (["--name", "a/b"], "--name 'a/b': the name becomes that of a folder"),
         (["agent._target_=worldmodel.agents.nothing.Here"], "agents.nothing"),
     ],
 )
@@ -274,7 +279,7 @@ def test_what_cannot_be_is_one_line(argv: list[str], message: str, say: Say, run
 
 def test_who_cannot_learn_is_told(say: Say) -> None:
     err = say(train, *corridor.CHOOSE, code=2)
-    assert err.startswith("error: there is nothing to learn for agent=random; choose agent=actor_critic or agent=sb3_")
+    assert err.startswith("error: agent=random cannot be trained; choose agent=actor_critic or agent=sb3_")
     err = say(
         train, *corridor.CHOOSE, "agent=actor_critic", "agent.learner._target_=worldmodel.agents.nothing.learn", code=2
     )
@@ -284,9 +289,9 @@ def test_who_cannot_learn_is_told(say: Say) -> None:
 
 def test_agents_are_called_by_their_choice() -> None:
     for words, name in ((["agent=actor_critic"], "actor_critic"), ([], "random"), (["seed=3"], "random")):
-        assert name_of(words, compose_config(words)) == name
+        assert agent_name_of(words, compose_config(words)) == name
     other = ["agent._target_=worldmodel.agents.explorers.StickyExplorer"]
-    assert name_of(other, compose_config(other)) == "stickyexplorer"
+    assert agent_name_of(other, compose_config(other)) == "stickyexplorer"
 
 
 def told_of(folder: Path, agent: str, returns: list[float], seed: int = 0, env: str = "here") -> str:
@@ -303,7 +308,7 @@ def test_evaluations_are_compared(say: Say, tmp_path: Path) -> None:
     good = [told_of(tmp_path, "good", [5, 6, 7, 8], seed) for seed in range(3)]
     bad, same = told_of(tmp_path, "bad", [-1, 0, 0, 1]), told_of(tmp_path, "same", [0, 0, 1, -1])
     told = say(compare, *good, f"{bad}/metrics.json", same, "--to", str(tmp_path / "out"))
-    assert "good, 3 runs, 12 episodes" in told and "not apart" in told
+    assert "good, 3 runs, 12 episodes" in told and "none disjoint" in told
     found = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert found["agents"]["good"]["return_iqm"]["value"] == 6.5 and found["agents"]["good"]["seeds"] == [0, 1, 2]
     pairs = {(pair["one"], pair["other"]): pair for pair in found["pairs"]}
@@ -346,6 +351,6 @@ def test_returns_while_learning_are_compared(say: Say, tmp_path: Path) -> None:
 
 def test_only_what_was_measured_alike_is_compared(say: Say, tmp_path: Path) -> None:
     one, other = told_of(tmp_path, "one", [1]), told_of(tmp_path, "one", [1], env="there")
-    assert "compare what was measured alike" in say(compare, one, other, code=2)
+    assert "compare evaluations of the same environment" in say(compare, one, other, code=2)
     assert "is given twice" in say(compare, one, f"{one}/metrics.json", code=2)
     assert "gone/metrics.json is no evaluation" in say(compare, one, "gone/metrics.json", code=2)

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 from worldmodel.agents.statistics import (
-    apart,
+    disjoint,
     interquartile_mean,
     probability_of_improvement,
     rank_correlation,
@@ -67,8 +67,8 @@ def test_intervals_apart() -> None:
     def interval(low: float, high: float) -> Interval:
         return Interval(np.array(low), np.array(low), np.array(high), 1)
 
-    assert apart(interval(0, 1), interval(1.1, 2)) and apart(interval(1.1, 2), interval(0, 1))
-    assert not apart(interval(0, 1), interval(1, 2)) and not apart(interval(0, 9), interval(1, 2))
+    assert disjoint(interval(0, 1), interval(1.1, 2)) and disjoint(interval(1.1, 2), interval(0, 1))
+    assert not disjoint(interval(0, 1), interval(1, 2)) and not disjoint(interval(0, 9), interval(1, 2))
 
 
 def test_rank_correlation() -> None:

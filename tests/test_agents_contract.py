@@ -11,7 +11,7 @@ import torch
 from hydra.utils import instantiate
 from tiny import SMALL_PRIOR, SMALL_TOKENIZER, SPEC, frames
 from worldmodel.agents.base import Agent
-from worldmodel.agents.choice import NOT_OF_THE_AGENT
+from worldmodel.agents.choice import LEARNER_SETTINGS
 from worldmodel.agents.mpc import MPCAgent
 from worldmodel.agents.planner import Planner
 from worldmodel.agents.returns import DISCOUNT
@@ -51,7 +51,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     network = config.agent.learner.network
     save_network(folder, network, 0.9)
     save_weights(folder / AGENT, build_actor(network, tokenizer, len(SPEC.action_names)).state_dict())
-    assert (load_actor(folder)[1].actions, load_actor(folder)[1].discount) == (3, 0.9)
+    assert (load_actor(folder)[1].num_actions, load_actor(folder)[1].discount) == (3, 0.9)
     return folder
 
 
@@ -60,7 +60,7 @@ def made(name: str, run: Path) -> Agent:
     node = compose_config([f"agent={name}", *SMALL.get(name, ())]).agent
     if "run" in node.keys():  # noqa: SIM118 (a value that is missing is not "in" OmegaConf's nodes)
         node.run = str(run)
-    return instantiate({key: value for key, value in node.items() if key not in NOT_OF_THE_AGENT})
+    return instantiate({key: value for key, value in node.items() if key not in LEARNER_SETTINGS})
 
 
 def episode(agent: Agent, seed: int, steps: int = 5) -> list[int]:

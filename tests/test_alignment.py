@@ -19,7 +19,7 @@ from gymnasium.spaces import Box, Discrete
 from recordings import numbered
 from torch import Tensor, nn
 from worldmodel.agents.base import Agent
-from worldmodel.agents.foresight import windows as foresight_windows
+from worldmodel.agents.dreamt_returns import episode_windows
 from worldmodel.envs import dream as dream_module
 from worldmodel.envs.dream import DreamEnv
 from worldmodel.envs.dreams import Dreams
@@ -194,7 +194,7 @@ def test_scenes_starts_and_foresight_lead_to_dreams_that_come_true(store: Episod
 
     check(*Starts(store, "train", 3).read([(0, 4), (1, 0)]))
 
-    for window in foresight_windows(store.episode(0), 0, context=3, horizon=4, count=6, seed=0):
+    for window in episode_windows(store.episode(0), 0, context=3, horizon=4, count=6, seed=0):
         frames = torch.from_numpy(window.seen)
         check(frames, window.seen_actions)
         dream = world.imagine(frames, torch.from_numpy(window.actions), seen_actions=window.seen_actions)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from corridor_run import save_run
-from worldmodel.agents.novelty import NoveltyExplorer, SeenCodes
+from worldmodel.agents.novelty import CodeCounts, NoveltyExplorer
 
 from worldmodel import collect
 from worldmodel.data.store import EpisodeStore
@@ -28,7 +28,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_surprise_falls_with_what_was_seen() -> None:
-    seen = SeenCodes(positions=2, codes=4, prior=1.0)
+    seen = CodeCounts(positions=2, num_codes=4, prior=1.0)
     assert seen.bits(torch.tensor([0, 3])) == pytest.approx(4)  # nothing seen: 2 bits a place
     for grid in ([0, 1], [0, 2], [0, 1], [0, 1]):
         seen.add(torch.tensor(grid))
@@ -38,7 +38,7 @@ def test_surprise_falls_with_what_was_seen() -> None:
 
 
 def explorer(runs: Path, **options: Any) -> NoveltyExplorer:
-    made = NoveltyExplorer(folder=runs, weights={"left": 1, "right": 1}, default_run=(2, 2), horizon=4, ways=6,
+    made = NoveltyExplorer(folder=runs, weights={"left": 1, "right": 1}, default_run=(2, 2), horizon=4, num_sequences=6,
                            turns=(), **options)  # fmt: skip
     made.begin(("left", "right"), np.random.default_rng(0))
     return made
@@ -65,19 +65,19 @@ def test_imagined_frames_are_judged_by_what_was_seen(runs: Path) -> None:
     made = explorer(runs)
     frame = np.zeros(corridor.SPEC.frame_shape, np.uint8)
     made.act(frame)
-    assert made.seen.frames == 1 and made.seen.counts.sum() == 16
+    assert made.code_counts.frames == 1 and made.code_counts.counts.sum() == 16
     ways = [[0] * 4, [1] * 4, [0, 1, 0, 1]]
     before = made.novelty(ways)
     assert before.shape == (3,) and (before > 0).all() and before.unique().numel() > 1
-    made.seen.counts += 1000  # all codes alike: log₂ 16 = 4 bits a place, whatever is imagined
-    made.seen.frames += 16000
+    made.code_counts.counts += 1000  # all codes alike: log₂ 16 = 4 bits a place, whatever is imagined
+    made.code_counts.frames += 16000
     assert made.novelty(ways).tolist() == pytest.approx([64] * 3, rel=1e-3)
     made.begin(("left", "right"), np.random.default_rng(1))
-    assert made.seen.frames > 16000  # other episodes count
+    assert made.code_counts.frames > 16000  # other episodes count
 
 
 def test_it_collects_through_the_command(say: Say, runs: Path, tmp_path: Path) -> None:
-    words = (*corridor.CHOOSE, "explorer=novelty", f"runs={runs}", "explorer.ways=2", "explorer.horizon=3")
+    words = (*corridor.CHOOSE, "explorer=novelty", f"runs={runs}", "explorer.num_sequences=2", "explorer.horizon=3")
     assert "distinct places" in say(collect, *words, "--steps", "40")
     assert EpisodeStore.open(tmp_path / "data" / "corridor-corridor-v0").steps == 40
 
@@ -87,8 +87,8 @@ def test_it_collects_through_the_command(say: Say, runs: Path, tmp_path: Path) -
     [
         (["runs=nothing"], "there are no runs in nothing"),
         (["explorer.run=gone"], "unknown run 'gone'"),
-        (["explorer.ways=0"], "explorer.ways is 0; it must be at least 1"),
-        (["env.action_names=[up,down]"], "knows the actions left, right, and this environment has up, down"),
+        (["explorer.num_sequences=0"], "explorer.num_sequences is 0; it must be at least 1"),
+        (["env.action_names=[up,down]"], "was trained with the actions left, right, and this environment has up, down"),
     ],
 )
 def test_what_cannot_be_is_one_line(argv: list[str], message: str, say: Say, runs: Path) -> None:

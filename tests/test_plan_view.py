@@ -1,4 +1,4 @@
-"""What was imagined beside what came: the right frames under the right actions."""
+"""What is imagined next to the real frames: the right frames under the right actions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from worldmodel.agents.base import Plan
-from worldmodel.agents.plan_view import NOTHING, foresight_strips, plan_strips, save_plan
+from worldmodel.agents.plan_view import BLANK, lagged_strips, plan_strips, save_plan
 
 from worldmodel.errors import ConfigError
 from worldmodel.types import Episode
@@ -39,25 +39,25 @@ def levels(frames: np.ndarray) -> list[int]:
     return [int(frame[0, 0, 0]) for frame in frames]
 
 
-def test_a_plan_stands_beside_what_came() -> None:
+def test_a_plan_is_shown_next_to_the_real_frames() -> None:
     real, dream = plan_strips(EPISODE, PLANS, NAMES, 1)
     assert levels(real.frames) == [1, 2, 3, 4, 5] and levels(dream.frames) == [1, 102, 103, 104, 105]
     assert real.actions == dream.actions == (None, "left", "right", "stay", "left")
-    assert real.caption == "came: reward 10.00" and dream.caption == "imagined: reward 2.00"
+    assert real.caption == "real: reward 10.00" and dream.caption == "imagined: reward 2.00"
     real, dream = plan_strips(EPISODE, PLANS, NAMES, 4)  # the episode ends sooner than the plan
     assert levels(real.frames) == [4, 5, 6] and levels(dream.frames) == [4, 105, 106]
-    assert real.caption == "came: reward 9.00" and dream.caption == "imagined: reward 1.00"
+    assert real.caption == "real: reward 9.00" and dream.caption == "imagined: reward 1.00"
 
 
 def test_an_episode_stands_beside_what_was_foreseen() -> None:
-    came, one, four = foresight_strips(EPISODE, PLANS, NAMES, lags=(1, 4, 8))
-    assert levels(came.frames) == list(range(7)) and came.actions == (None, *(NAMES[t % 3] for t in range(6)))
-    assert levels(one.frames) == [NOTHING, 101, 102, 103, 104, 105, 106]
+    real, one, four = lagged_strips(EPISODE, PLANS, NAMES, lags=(1, 4, 8))
+    assert levels(real.frames) == list(range(7)) and real.actions == (None, *(NAMES[t % 3] for t in range(6)))
+    assert levels(one.frames) == [BLANK, 101, 102, 103, 104, 105, 106]
     assert one.actions == (None, "stay", "left", "right", "stay", "left", "right")
-    assert levels(four.frames) == [NOTHING] * 4 + [104, 105, NOTHING]
+    assert levels(four.frames) == [BLANK] * 4 + [104, 105, BLANK]
     nothing = [None, *PLANS[1:]]  # at first nothing was imagined
-    came, one, *_ = foresight_strips(EPISODE, nothing, NAMES)
-    assert levels(one.frames) == [NOTHING, NOTHING, 102, 103, 104, 105, 106]
+    real, one, *_ = lagged_strips(EPISODE, nothing, NAMES)
+    assert levels(one.frames) == [BLANK, BLANK, 102, 103, 104, 105, 106]
 
 
 def test_it_is_written(tmp_path: Path) -> None:
@@ -70,9 +70,9 @@ def test_it_is_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("plans", "step", "message"),
     [
-        (PLANS, 2, "there is no plan at step 2; one of 0 to 5 has one"),
-        (PLANS, 9, "there is no plan at step 9; one of 0 to 5 has one"),
-        ([None] * 6, 0, "there is no plan at step 0; this agent makes none"),
+        (PLANS, 2, "there is no plan at step 2; some of the steps 0 to 5 have one"),
+        (PLANS, 9, "there is no plan at step 9; some of the steps 0 to 5 have one"),
+        ([None] * 6, 0, "there is no plan at step 0; this agent makes no plans"),
     ],
 )
 def test_a_step_without_a_plan_is_named(plans: list[Plan | None], step: int, message: str) -> None:

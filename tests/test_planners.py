@@ -15,10 +15,10 @@ from exact_world import Arrival, Opinion, Rule, clock, corridor, doors, exact_wo
 from tiny import tiny_prior
 from torch import Tensor
 from worldmodel.agents import planner as planning
-from worldmodel.agents.belief import Mind
 from worldmodel.agents.mcts import MCTSAgent
 from worldmodel.agents.mpc import MPCAgent
 from worldmodel.agents.planner import Planner
+from worldmodel.agents.planning_model import PlanningModel
 from worldmodel.agents.tree import Node, Widening
 
 from worldmodel.errors import ConfigError, RunError
@@ -26,12 +26,12 @@ from worldmodel.heads import make_sampler
 from worldmodel.priors import join_rows, select_rows
 
 
-def ready(agent: Planner, rule: Rule, actions: int, seed: int = 0, actor: Any = None) -> Mind:
+def ready(agent: Planner, rule: Rule, actions: int, seed: int = 0, actor: Any = None) -> PlanningModel:
     """A planner at the beginning of an episode, in an exact world."""
-    mind = Mind(exact_world(rule, actions), actor, agent.discount, agent.repeat)
-    agent.adopt(mind)
-    agent.begin(mind.world.spec.action_names, np.random.default_rng(seed))
-    return mind
+    model = PlanningModel(exact_world(rule, actions), actor, agent.discount, agent.repeat)
+    agent.use_model(model)
+    agent.begin(model.world.spec.action_names, np.random.default_rng(seed))
+    return model
 
 
 def play(agent: Planner, rule: Rule, start: int, steps: int) -> list[int]:
@@ -117,16 +117,16 @@ def test_search_decides_when_chance_has_spoken(seed: int) -> None:
 def test_the_return_of_a_sequence_is_that_of_its_steps(repeat: int) -> None:
     """Rewards name their steps: r_t = t counts γ^(t − 1) times the probability that none of the t − 1 before ended."""
     agent, steps = MPCAgent("", discount=0.9, repeat=repeat, samples=2), 4 * repeat
-    mind = ready(agent, clock(end=0.2), 2)
-    belief = mind.see(mind.begin(), picture(0))
-    outlook = agent.look_ahead(mind, belief, torch.tensor([[0, 1, 1, 0], [1, 1, 0, 0]]))
+    model = ready(agent, clock(end=0.2), 2)
+    state = model.observe(model.begin(), picture(0))
+    candidates = agent.evaluate_candidates(model, state, torch.tensor([[0, 1, 1, 0], [1, 1, 0, 0]]))
     by_hand = sum((0.9 * 0.8) ** (t - 1) * t for t in range(1, steps + 1))
-    assert outlook.returns.tolist() == pytest.approx([by_hand] * 2)
+    assert candidates.returns.tolist() == pytest.approx([by_hand] * 2)
     critic = Opinion({steps: 7.0}, 2)
-    mind = ready(agent, clock(end=0.2), 2, actor=critic)
-    belief = mind.see(mind.begin(), picture(0))
-    outlook = agent.look_ahead(mind, belief, torch.tensor([[0, 1, 1, 0]]))
-    assert outlook.returns.tolist() == pytest.approx([by_hand + (0.9 * 0.8) ** steps * 7])
+    model = ready(agent, clock(end=0.2), 2, actor=critic)
+    state = model.observe(model.begin(), picture(0))
+    candidates = agent.evaluate_candidates(model, state, torch.tensor([[0, 1, 1, 0]]))
+    assert candidates.returns.tolist() == pytest.approx([by_hand + (0.9 * 0.8) ** steps * 7])
     last = critic.asked[-1]  # what the critic sees: the last grids, and the actions that led to them
     before = 0 if repeat > 1 else 1
     assert last.grids[0, :, 0].tolist() == [steps - 1, steps] and last.actions[0].tolist() == [before, 0]
@@ -189,9 +189,9 @@ def test_the_actor_guides() -> None:
 
 def test_a_plan_goes_on_in_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     rounds: list[torch.Tensor] = []
-    look = MPCAgent.look_ahead
+    look = MPCAgent.evaluate_candidates
     monkeypatch.setattr(
-        MPCAgent, "look_ahead", lambda self, *given: rounds.append(given[2].clone()) or look(self, *given)
+        MPCAgent, "evaluate_candidates", lambda self, *given: rounds.append(given[2].clone()) or look(self, *given)
     )
     agent = MPCAgent("", candidates=16, horizon=6, iterations=2)
     ready(agent, corridor, 3)
@@ -200,7 +200,7 @@ def test_a_plan_goes_on_in_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     before = agent.plan.actions
     odds = agent._last[1]  # type: ignore[index]
     rounds.clear()
-    first, *_ = agent._first_round(agent._mind)  # type: ignore[arg-type]
+    first, *_ = agent._first_round(agent._model)  # type: ignore[arg-type]
     assert torch.allclose(first[:-1], 0.5 * odds[1:] + 0.5 / 3) and torch.allclose(first[-1], torch.tensor(1 / 3))
     agent.act(picture(0))
     assert rounds[0][0, :-1].tolist() == before[1:].tolist()
@@ -229,7 +229,7 @@ def test_simulations_under_way_spread_and_all_come_back() -> None:
     root, _ = agent._tree  # type: ignore[misc]
     nodes: list[Node] = [root]
     for node in nodes:
-        assert not node.under_way.any()
+        assert not node.pending.any()
         for action, outcomes in enumerate(node.outcomes):
             assert node.visits[action] == sum(outcome.visits for outcome in outcomes.values())
             assert node.draws[action] == sum(outcome.draws for outcome in outcomes.values())
@@ -250,7 +250,7 @@ def test_outcomes_widen_with_the_visits() -> None:
     assert drawn == [int(np.ceil(2 * np.sqrt(n))) for n in range(1, 21)]
 
 
-@pytest.mark.parametrize(("make", "work"), [(MPCAgent, "look_ahead"), (MCTSAgent, "_finish")])
+@pytest.mark.parametrize(("make", "work"), [(MPCAgent, "evaluate_candidates"), (MCTSAgent, "_finish")])
 def test_a_decision_ends_with_its_seconds(make: type[Planner], work: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every round takes a second of a clock that is ours."""
     now, rounds, done = [0.0], [], getattr(make, work)
@@ -325,9 +325,11 @@ def test_what_a_planner_cannot_imagine_with(tmp_path: Path) -> None:
         MPCAgent("nowhere").begin(names, np.random.default_rng(0))
     agent = MCTSAgent("square")
     ready(agent, corridor, 3)
-    with pytest.raises(RunError, match="the environment has the actions stay, go, and the run square knows a0, a1, a2"):
+    with pytest.raises(
+        RunError, match="the environment has the actions stay, go, and the run square was trained with a0, a1, a2"
+    ):
         agent.begin(("stay", "go"), np.random.default_rng(0))
     agent.begin(names, np.random.default_rng(0))
     agent.act(picture(0))
     again = pickle.loads(pickle.dumps(agent))  # of what it played, nothing goes along
-    assert again.plan is None and again._mind is None and again.simulations == agent.simulations
+    assert again.plan is None and again._model is None and again.simulations == agent.simulations

@@ -18,7 +18,7 @@ import torch
 from corridor_run import save_run
 from worldmodel.agents import evaluate, train
 from worldmodel.agents.sb3 import SB3Agent
-from worldmodel.agents.sb3_policy import SETTINGS, WEIGHTS, Knowledge
+from worldmodel.agents.sb3_policy import SETTINGS, WEIGHTS, PolicyInfo
 
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import RunError
@@ -60,7 +60,7 @@ class TestWithThePackage:
     def test_it_learns_in_the_real_environment_and_is_played(self, say: Say, tmp_path: Path) -> None:
         folder = tmp_path / "runs" / "agents" / OWN
         assert "real environment: 100 steps" in say(train, *PLAIN, "steps=100")
-        known = Knowledge.load(folder)
+        known = PolicyInfo.load(folder)
         assert (known.steps, known.done, known.view, known.stack) == (
             128,
             True,
@@ -81,23 +81,23 @@ class TestWithThePackage:
         with monkeypatch.context() as patch:
             patch.setattr(sb3_training, "deferred", Stopped)
             say(train, *PLAIN, "steps=128", code=130)
-        cut = Knowledge.load(folder)
+        cut = PolicyInfo.load(folder)
         assert (cut.steps, cut.done) == (70, False) and cut.reward is not None and cut.reward[2] > 70
         kept = weights_of(folder)
         with (folder / "returns.jsonl").open("a") as file:
             file.write('{"step": 71, "return": 5.0}\n')  # of what the interruption took back
         seen: list[Any] = []
         with monkeypatch.context() as patch:
-            first = sb3_training.take_up
+            first = sb3_training.restore
 
             def watched(model: Any, *args: Any) -> None:
                 first(model, *args)
                 seen.extend([model.num_timesteps, {k: v.clone() for k, v in model.policy.state_dict().items()}])
 
-            patch.setattr(sb3_training, "take_up", watched)
+            patch.setattr(sb3_training, "restore", watched)
             say(train, *PLAIN, "steps=128")
         assert seen[0] == 70 and all(torch.equal(seen[1][name], value) for name, value in kept.items())
-        assert Knowledge.load(folder).steps == 134 and Knowledge.load(folder).done  # 70 and two rollouts of 32
+        assert PolicyInfo.load(folder).steps == 134 and PolicyInfo.load(folder).done  # 70 and two rollouts of 32
         assert '"return": 5.0' not in (folder / "returns.jsonl").read_text()
 
     @pytest.mark.parametrize("kind", ["pixels", "codes"])
@@ -106,7 +106,7 @@ class TestWithThePackage:
         words = (*PLAIN, "run=tiny", f"agent.learner.dream.observations={kind}", f"agent.learner.stack={stack}")
         assert "in the dream of tiny: 64 steps" in say(train, *words)
         folder = world / "agents" / OWN
-        assert Knowledge.load(folder).steps == 64 and Knowledge.load(folder).view == kind
+        assert PolicyInfo.load(folder).steps == 64 and PolicyInfo.load(folder).view == kind
         say(evaluate, *words, "episodes=2", "--videos", "0")
         assert json.loads((folder / "metrics.json").read_text())["dream"]["first"]["windows"] == 2
         agent = SB3Agent(folder)
@@ -182,8 +182,10 @@ class TestWithThePackage:
         assert "there is no trained PPO in runs/agents" in say(evaluate, *PLAIN, "episodes=1", code=2)
         say(train, *PLAIN, "steps=32")
         folder = tmp_path / "runs" / "agents" / OWN
-        assert "holds a PPO of other settings" in say(train, *PLAIN, "agent.learner.stack=2", code=2)
-        with pytest.raises(RunError, match="was trained on the actions left, right, and this environment has up, down"):
+        assert "holds a PPO with other settings" in say(train, *PLAIN, "agent.learner.stack=2", code=2)
+        with pytest.raises(
+            RunError, match="was trained with the actions left, right, and this environment has up, down"
+        ):
             SB3Agent(folder).begin(("up", "down"), np.random.default_rng(0))
         shutil.copy(folder / SETTINGS, tmp_path / "kept")
         (folder / SETTINGS).write_text("[]")

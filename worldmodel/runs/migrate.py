@@ -36,6 +36,7 @@ SETTINGS: dict[str, str] = {
     "GumbelQuantizer.codes": "num_codes",
     "MelEncoder.still": "subtract_mean",
     "MelSpectra.rounds": "iterations",
+    "NoveltyExplorer.ways": "num_sequences",
     "PixelCNNLikelihood.levels": "num_values",
     "ProductQuantizer.codes": "num_codes",
     "ResidualQuantizer.codes": "num_codes",

@@ -1,4 +1,4 @@
-"""Return dreamt against return obtained: what a world model expects of the actions that an agent really took."""
+"""Compares dreamt returns, which a world model predicts for the actions of recorded episodes, with obtained returns."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from worldmodel.types import Episode
 DREAMS_AT_ONCE = 32
 
 
-class Imagines(Protocol):
-    """What is asked of a world model: :meth:`worldmodel.world.WorldModel.imagine`."""
+class SupportsImagine(Protocol):
+    """The interface of :meth:`worldmodel.world.WorldModel.imagine`."""
 
     def imagine(
         self,
@@ -33,54 +33,54 @@ class Imagines(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """Up to H steps of an episode, and what was seen before the first of them."""
+    """Up to H steps of an episode, and the context frames before them."""
 
     episode: int
-    start: int  # number of the last frame that is seen; the first reward is that of the step that leaves it
+    start: int  # index of the last context frame; the first reward is that of the frame after it
     seen: np.ndarray  # (T0, C, *size) uint8
-    seen_actions: np.ndarray  # (T0,) int64: the action that led to each seen frame
-    actions: np.ndarray  # (h,) int64: what was done from the last seen frame on
-    obtained: float  # the sum of the rewards of these actions
+    seen_actions: np.ndarray  # (T0,) int64: the action that led to each context frame
+    actions: np.ndarray  # (h,) int64: the actions after the last context frame
+    obtained: float  # sum of the rewards of these actions
 
 
 @dataclasses.dataclass(frozen=True)
-class Foresight:
-    """Sums of rewards, dreamt and obtained, of n windows."""
+class ReturnPairs:
+    """Dreamt and obtained sums of rewards of n windows."""
 
-    episodes: np.ndarray  # (n,) int64: the episode that each is of
+    episodes: np.ndarray  # (n,) int64: the episode of each window
     starts: np.ndarray  # (n,) int64
     lengths: np.ndarray  # (n,) int64: steps
     dreamt: np.ndarray  # (n,) float64
     obtained: np.ndarray  # (n,) float64
 
     def to_json(self, horizon: int, seed: int = 0) -> dict[str, Any]:
-        """Rank correlations with intervals over episodes: of all windows, of those with which episodes begin, and of
-        those of full length, which do not agree merely because both sums end where the episode does."""
+        """Rank correlations with intervals over episodes, for all windows, those at the start of an episode, and those
+        of full length, for which a common end of the episode cannot cause the correlation."""
         kinds = {
             "all": np.ones(len(self.starts), bool),
             "first": self.starts == 0,
             "full_length": self.lengths == horizon,
         }
-        found = {}
+        results = {}
         for name, rows in kinds.items():
             pairs = self.dreamt[rows], self.obtained[rows], self.episodes[rows]
             rho = rank_interval(*pairs, seed) if rows.any() else None
-            found[name] = {"windows": int(rows.sum()), "rank_correlation": None if rho is None else rho.to_json()}
+            results[name] = {"windows": int(rows.sum()), "rank_correlation": None if rho is None else rho.to_json()}
         columns = {field.name: getattr(self, field.name).tolist() for field in dataclasses.fields(self)}
-        return {"horizon": horizon, **found, "pairs": columns}
+        return {"horizon": horizon, **results, "pairs": columns}
 
 
-def windows(episode: Episode, number: int, context: int, horizon: int, count: int, seed: int) -> list[Window]:
-    """``count`` windows of an episode: one at its first frame, the others from frames drawn among all the rest.
+def episode_windows(episode: Episode, number: int, context: int, horizon: int, count: int, seed: int) -> list[Window]:
+    """``count`` windows of an episode: one at its first frame, the others at random frames.
 
-    ``context``: most frames that are seen. A window ends with the episode, or after ``horizon`` steps.
+    ``context``: largest number of context frames. A window ends with the episode or after ``horizon`` steps.
     """
     rng = np.random.default_rng((seed, number, 1))
     others = rng.permutation(np.arange(1, episode.steps))[: count - 1]
-    found = []
+    windows = []
     for start in [0, *sorted(int(start) for start in others)]:
         first, last = max(0, start + 1 - context), min(start + horizon, episode.steps)
-        found.append(
+        windows.append(
             Window(
                 episode=number,
                 start=start,
@@ -90,23 +90,23 @@ def windows(episode: Episode, number: int, context: int, horizon: int, count: in
                 obtained=float(episode.rewards[start + 1 : last + 1].sum(dtype=np.float64)),
             )
         )
-    return found
+    return windows
 
 
-def foresee(
-    world: Imagines,
-    given: Sequence[Window],
+def dream_returns(
+    world: SupportsImagine,
+    windows: Sequence[Window],
     temperature: float = 1.0,
     seed: int = 0,
-    told: Callable[[int], None] = lambda done: None,
-) -> Foresight:
-    """Dream every window under its own actions, many at once, and sum up what is expected of them: each reward times
-    the probability that none of the frames before it was the end, as planners count it."""
-    dreamt = np.zeros(len(given))
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> ReturnPairs:
+    """Dream every window under its recorded actions, in batches. The dreamt return is the sum of the expected rewards,
+    each weighted by the probability that no earlier frame was the end, as in planning."""
+    dreamt = np.zeros(len(windows))
     generator = torch.Generator().manual_seed(seed)
     done = 0
-    for rows in _alike(given):
-        part = [given[row] for row in rows]
+    for rows in _batches(windows):
+        part = [windows[row] for row in rows]
         actions = np.zeros((len(part), max(len(window.actions) for window in part)), np.int64)
         taken = np.zeros(actions.shape, bool)
         for row, window in enumerate(part):
@@ -123,17 +123,17 @@ def foresee(
         earned = (dream.rewards.double() * reach(1 - dream.ends.double())).cpu().numpy()
         dreamt[rows] = np.where(taken, earned, 0).sum(1)
         done += len(rows)
-        told(done)
-    facts = [(window.episode, window.start, len(window.actions)) for window in given]
-    episodes, starts, lengths = np.array(facts, np.int64).reshape(-1, 3).T
-    return Foresight(episodes, starts, lengths, dreamt, np.array([window.obtained for window in given]))
+        on_progress(done)
+    origins = [(window.episode, window.start, len(window.actions)) for window in windows]
+    episodes, starts, lengths = np.array(origins, np.int64).reshape(-1, 3).T
+    return ReturnPairs(episodes, starts, lengths, dreamt, np.array([window.obtained for window in windows]))
 
 
-def _alike(given: Sequence[Window]) -> Iterator[list[int]]:
-    """Windows that see the same number of frames, the longest first, in handfuls."""
-    order = sorted(range(len(given)), key=lambda row: (len(given[row].seen), -len(given[row].actions)))
+def _batches(windows: Sequence[Window]) -> Iterator[list[int]]:
+    """Indices of windows in batches of equally many context frames, the longest windows first."""
+    order = sorted(range(len(windows)), key=lambda row: (len(windows[row].seen), -len(windows[row].actions)))
     while order:
-        seen = len(given[order[0]].seen)
-        part = [row for row in order[:DREAMS_AT_ONCE] if len(given[row].seen) == seen]
+        seen = len(windows[order[0]].seen)
+        part = [row for row in order[:DREAMS_AT_ONCE] if len(windows[row].seen) == seen]
         yield part
         order = order[len(part) :]

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from worldmodel.agents.evaluation import Gathered, Settings
-from worldmodel.agents.foresight import DREAMS_AT_ONCE, foresee
-from worldmodel.agents.playing import Match, play
+from worldmodel.agents.dreamt_returns import DREAMS_AT_ONCE, dream_returns
+from worldmodel.agents.evaluation import EpisodeMeasurements, Settings
+from worldmodel.agents.playing import PlaySettings, play
 
 from worldmodel.types import NO_ACTION, Spec
 
@@ -74,33 +74,33 @@ class Knower:
         return SimpleNamespace(rewards=rewards, ends=0.5 * (ahead + 1).eq(-1 if self.end is None else self.end).float())
 
 
-def played(context: int, horizon: int, starts: int = 4) -> Gathered:
-    gathered = Gathered(Settings(None, horizon, starts, temperature=1.0, videos=3), 0, context)
-    for one in play(Match(Steps, InTurn(), 0, 1000), range(30)):
-        gathered.take(one)
-    return gathered
+def played(context: int, horizon: int, starts: int = 4) -> EpisodeMeasurements:
+    measurements = EpisodeMeasurements(Settings(None, horizon, starts, temperature=1.0, videos=3), 0, context)
+    for one in play(PlaySettings(Steps, InTurn(), 0, 1000), range(30)):
+        measurements.add(one)
+    return measurements
 
 
 @pytest.mark.parametrize(("context", "horizon"), [(1, 5), (4, 5), (4, 1000)])
 def test_a_world_that_knows_foresees_exactly(context: int, horizon: int) -> None:
-    gathered, world = played(context, horizon), Knower()
-    stretches = [window for number in range(30) for window in gathered.stretches[number]]
-    found = foresee(world, stretches)
+    measurements, world = played(context, horizon), Knower()
+    stretches = [window for number in range(30) for window in measurements.windows[number]]
+    found = dream_returns(world, stretches)
     assert np.array_equal(found.dreamt, found.obtained)
     wanted = [sum((k + 1) ** 2 for k in range(w.start, w.start + len(w.actions))) for w in stretches]
     assert found.obtained.tolist() == wanted
-    lengths = gathered.column("length")
+    lengths = measurements.column("length")
     ends = np.minimum(lengths[found.episodes], found.starts + horizon)
     assert np.array_equal(found.starts + found.lengths, ends)  # to the end of the episode, or of the horizon
     assert world.calls < len(stretches) / 3  # many in one pass
     for late in (-1, 1):
-        assert not np.array_equal(foresee(Knower(late), stretches).dreamt, found.obtained)
+        assert not np.array_equal(dream_returns(Knower(late), stretches).dreamt, found.obtained)
 
 
 def test_nothing_is_earned_behind_an_end() -> None:
-    gathered = played(1, 1000, starts=1)
-    stretches = [gathered.stretches[number][0] for number in range(30)]
-    found = foresee(Knower(end=4), stretches)
+    measurements = played(1, 1000, starts=1)
+    stretches = [measurements.windows[number][0] for number in range(30)]
+    found = dream_returns(Knower(end=4), stretches)
     before = sum((k + 1) ** 2 for k in range(4))
     assert found.dreamt.tolist() == [
         min(before, found.obtained[row]) + 0.5 * max(0, found.obtained[row] - before) for row in range(30)
@@ -109,9 +109,9 @@ def test_nothing_is_earned_behind_an_end() -> None:
 
 
 def test_every_episode_is_dreamt_from_its_beginning_and_from_elsewhere() -> None:
-    gathered = played(4, 5, starts=6)
-    found = foresee(Knower(), [window for number in range(30) for window in gathered.stretches[number]])
-    counts = np.minimum(gathered.column("length"), 6)  # a short episode has fewer frames to start from
+    measurements = played(4, 5, starts=6)
+    found = dream_returns(Knower(), [window for number in range(30) for window in measurements.windows[number]])
+    counts = np.minimum(measurements.column("length"), 6)  # a short episode has fewer frames to start from
     assert np.array_equal(np.bincount(found.episodes), counts) and (found.starts == 0).sum() == 30
     assert len(set(zip(found.episodes, found.starts, strict=True))) == len(found.starts)
     told = found.to_json(5)
@@ -121,8 +121,8 @@ def test_every_episode_is_dreamt_from_its_beginning_and_from_elsewhere() -> None
 
 
 def test_nothing_to_rank_is_told_as_such() -> None:
-    found = foresee(Knower(), played(1, 2).stretches[0])
-    constant = foresee(Knower(), [played(1, 2).stretches[0][0]] * 3)
+    found = dream_returns(Knower(), played(1, 2).windows[0])
+    constant = dream_returns(Knower(), [played(1, 2).windows[0][0]] * 3)
     assert found.to_json(2)["all"]["rank_correlation"] is not None
     assert constant.to_json(2)["all"]["rank_correlation"] is None
     assert constant.to_json(99)["full_length"] == {"windows": 0, "rank_correlation": None}
