@@ -136,7 +136,7 @@ class ActorCritic(nn.Module):
         tokenizer: of the codes. num_actions: A.
         history: number of recent frames. width, layers: of the networks. reader: constructor of the input network,
             :class:`CodeReader` or :class:`FrameReader`.
-        loss_weights: of the terms of training; 1 where none is given.
+        loss_weights: of the terms of the loss; 1 if not given.
     """
 
     def __init__(

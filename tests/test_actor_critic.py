@@ -19,7 +19,7 @@ from torch import Tensor
 from worldmodel.agents import evaluate, train
 from worldmodel.agents.actor_critic import ActorCritic, FrameReader
 from worldmodel.agents.imagination import ImaginationObjective, imagine, log_probability
-from worldmodel.agents.loop import plan
+from worldmodel.agents.loop import plan_rounds
 from worldmodel.agents.returns import lambda_returns, reach
 from worldmodel.agents.run import build_actor
 
@@ -192,11 +192,11 @@ def test_an_actor_finds_the_far_reward_of_an_exact_world() -> None:
 
 
 def test_steps_are_shared_among_rounds() -> None:
-    rounds = plan("walk", 1000, 3)
+    rounds = plan_rounds("walk", 1000, 3)
     assert [(turn.run, turn.steps) for turn in rounds] == [
         ("walk-round1", 333), ("walk-round2", 666), ("walk", 1000)]  # fmt: skip
     with pytest.raises(ConfigError, match=r"rounds is 5; choose from 1 to the number of steps, 4"):
-        plan("walk", 4, 5)
+        plan_rounds("walk", 4, 5)
 
 
 @pytest.mark.parametrize("name", ["agent-basic", "agent-health", "agent-minigrid"])

@@ -260,7 +260,7 @@ class Flaky:
         (["agent=actor_critic", "run=tiny", "env.size=32"], "not of corridor:Corridor-v0 with (3, 32, 32)"),
         (["agent=actor_critic", "run=bare"], "has no agent.safetensors, which this agent needs"),
         (["episodes=0"], "episodes is 0; it must be at least 1"),
-        (["--horizon", "0"], "--horizon 0: it must be at least 1"),
+        (["--horizon", "0"], "--horizon is 0; it must be at least 1"),
         (["--name", "a/b"], "--name 'a/b': the name becomes that of a folder"),
         (["agent._target_=worldmodel.agents.nothing.Here"], "agents.nothing"),
     ],
@@ -353,4 +353,4 @@ def test_only_what_was_measured_alike_is_compared(say: Say, tmp_path: Path) -> N
     one, other = told_of(tmp_path, "one", [1]), told_of(tmp_path, "one", [1], env="there")
     assert "compare evaluations of the same environment" in say(compare, one, other, code=2)
     assert "is given twice" in say(compare, one, f"{one}/metrics.json", code=2)
-    assert "gone/metrics.json is no evaluation" in say(compare, one, "gone/metrics.json", code=2)
+    assert "gone/metrics.json is not an evaluation" in say(compare, one, "gone/metrics.json", code=2)

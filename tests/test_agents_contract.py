@@ -117,4 +117,4 @@ def test_a_planner_counts_as_the_critic_does_that_it_trusts(run: Path) -> None:
     for settings, wanted in (({}, 0.9), ({"discount": 0.5}, 0.5), ({"value": "none"}, DISCOUNT)):
         agent = MPCAgent(run, **settings)
         agent.begin(SPEC.action_names, np.random.default_rng(0))
-        assert agent._mind is not None and agent._mind.discount == wanted
+        assert agent._model is not None and agent._model.discount == wanted

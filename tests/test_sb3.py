@@ -113,7 +113,7 @@ class TestWithThePackage:
         agent.begin(("left", "right"), np.random.default_rng(0))
         model = WorldModel.load(world, "cpu", "fp32")
         frames = np.random.default_rng(1).integers(0, 256, (3, 3, 16, 16), dtype=np.uint8)
-        views = [agent._view(frame) for frame in frames]
+        views = [agent._observation(frame) for frame in frames]
         codes = model.tokenizer.encode(torch.from_numpy(frames))
         if kind == "codes":
             assert [view.tolist() for view in views] == codes.flatten(1).tolist()
@@ -168,7 +168,7 @@ class TestWithThePackage:
             (["agent.learner.stack=0"], "agent.learner.stack is 0"),
             (["run=tiny", "agent.learner.dream.observations=codes"], "agent.learner.stack=1 agent.learner.policy=Mlp"),
             (["run=tiny", "agent.learner.dream.observations=smells"], "'smells'; choose pixels, codes"),
-            (["steps=0"], "steps is 0; PPO needs some, in the real environment as in the dream of a run"),
+            (["steps=0"], "steps is 0; PPO needs steps in the real environment or in the dream of a run"),
             (["agent.learner.policy=CnnPolicy"], "PPO does not work with agent.learner"),
             (["+agent.learner.ppo.speed=9"], "there is no agent.learner.ppo.speed; choose policy, env, "),
             (["run=gone"], "unknown run 'gone'"),
