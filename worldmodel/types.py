@@ -12,11 +12,11 @@ A     number of named actions
 D     width of a vector
 ====  =====================================================================
 
-Alignment, stated once and used everywhere: everything at index ``t`` belongs to ``frames[t]``. ``actions[t]`` is the
-action that led to it, ``rewards[t]`` the reward received on arriving at it, ``terminated[t]`` and ``truncated[t]`` say
-whether the episode ended with it. At an episode's first frame the action is its condition (the class of an image, the
-speaker of a recording) or :data:`NO_ACTION`, and the reward is 0. Environments and files of others, where
-``actions[t]`` is taken at ``frames[t]``, are converted when they are read (:meth:`Episode.from_steps`) and written.
+Alignment: everything at index ``t`` belongs to ``frames[t]``. ``actions[t]`` is the action that led to it,
+``rewards[t]`` the reward received on arriving at it, and ``terminated[t]`` and ``truncated[t]`` state whether the
+episode ended with it. At an episode's first frame the action is its condition (the class of an image, the speaker of a
+recording) or :data:`NO_ACTION`, and the reward is 0. Environments and foreign files, where ``actions[t]`` is taken at
+``frames[t]``, are converted when they are read (:meth:`Episode.from_steps`) and written.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ NO_ACTION = -1
 """The action of a frame that no known action led to, such as the first frame of an episode without a condition."""
 
 DEFAULT_RATE = 15.0
-"""Frames a second of environments and recordings that do not say."""
+"""Frames a second of environments and recordings that do not state a rate."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What is known of a source of data; it travels with the data into the run and to the command line."""
+    """The properties of a source of data, which are stored with the data and with each run."""
 
     env_id: str  # the gymnasium id, or the name of the source
     frame_shape: tuple[int, ...]  # (C, *size)
@@ -59,17 +59,17 @@ class Spec:
         return self.action_names.index(name)
 
     def to_json(self) -> str:
-        facts = dataclasses.asdict(self)
-        return json.dumps({**facts, "crc32": _checksum(facts)}, indent=1)
+        fields = dataclasses.asdict(self)
+        return json.dumps({**fields, "crc32": _checksum(fields)}, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Spec:
         """Inverse of :meth:`to_json`. Raises :class:`DataError` when the text is not a Spec."""
         try:
             raw = json.loads(text)
-            # A single wrong digit of a shape would make all data look damaged. Older files have no checksum.
+            # A wrong digit of a shape would make all data appear damaged. Older files have no checksum.
             if (crc := raw.pop("crc32", None)) is not None and crc != _checksum(raw):
-                raise ValueError("wrong checksum; if you edited it, take out its line crc32")
+                raise ValueError("wrong checksum; if you edited it, remove its line crc32")
             spec = cls(
                 env_id=re.sub(r"^envs:", "worldmodel.envs:", str(raw["env_id"])),  # as versions before 0.2 wrote it
                 frame_shape=tuple(int(n) for n in raw["frame_shape"]),
@@ -84,8 +84,8 @@ class Spec:
             raise DataError(f"not a data specification: {error!r}") from error
 
 
-def _checksum(facts: dict[str, Any]) -> str:
-    return f"{zlib.crc32(json.dumps(facts).encode()):08x}"
+def _checksum(fields: dict[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(fields).encode()):08x}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,9 +110,9 @@ class Episode:
     ) -> Episode:
         """From T frames and T - 1 steps as environments count them: ``actions[t]`` was taken at ``frames[t]`` and led
         to ``frames[t + 1]`` with the reward ``rewards[t]``."""
-        led_by = np.concatenate([[condition], actions]).astype(np.int64)
-        received = np.concatenate([[0], rewards]).astype(np.float32)
-        return cls(frames, led_by, received, terminated, truncated)
+        aligned_actions = np.concatenate([[condition], actions]).astype(np.int64)
+        aligned_rewards = np.concatenate([[0], rewards]).astype(np.float32)
+        return cls(frames, aligned_actions, aligned_rewards, terminated, truncated)
 
     @property
     def steps(self) -> int:
@@ -130,7 +130,7 @@ class Segment:
     """A batch of windows cut from episodes; a window never crosses an episode's end.
 
     Exactly one of ``frames`` and ``codes`` is given. Steps with ``valid`` false are padding, before the first
-    step or behind the last.
+    step or after the last.
     """
 
     actions: Tensor  # (B, T) int64: the action that led to the frame; NO_ACTION where there was none
@@ -157,10 +157,10 @@ def to_float(frames: Tensor) -> Tensor:
 
 
 def to_uint8(frames: Tensor) -> Tensor:
-    """Inverse of :func:`to_float`: clamps, rounds to the nearest level."""
+    """Inverse of :func:`to_float`: clamps and rounds."""
     return frames.float().add(1).mul_(255 / 2).round_().clamp_(0, 255).byte()
 
 
 def plain_name(text: str) -> str:
-    """A text as a name: spaces, commas and stars part the actions of a script, so an underscore stands for them."""
+    """A text as an action name: spaces, commas and stars, which scripts use as separators, become underscores."""
     return re.sub(r"[\s,*]+", "_", text).strip("_")

@@ -1,4 +1,4 @@
-"""Several evaluated runs side by side: the table of bits per dimension, and its bar chart."""
+"""Comparison of the bits per dimension of several evaluated runs: a table and a bar chart."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Table = dict[str, list[dict[str, Any]]]  # stem → the rows of its runs, flat
 
 
 def read(runs: Sequence[Path]) -> Table:
-    """The bounds of evaluated runs; runs that differ in their number alone (seeds) stand together.
+    """The bounds of evaluated runs; runs whose names differ only in their number (seeds) are grouped.
 
     Raises :class:`RunError` for a run that was not evaluated, or that has no exact likelihood.
     """
@@ -25,28 +25,28 @@ def read(runs: Sequence[Path]) -> Table:
     for run in runs:
         path = run / "evaluation" / "metrics.json"
         try:
-            found = json.loads(path.read_text())
+            figures = json.loads(path.read_text())
         except (OSError, ValueError) as error:
             raise RunError(
                 f"{path} cannot be read; measure the run: python -m worldmodel.evaluate run={run.name}"
             ) from error
-        if not found.get("bits_per_dim"):
-            raise RunError(f"{run.name} has no bits per dimension to compare; its decoder gives no exact likelihood")
-        mine = tuple(found.get(name) for name in ("environment", "frames", "dimensions"))
+        if not figures.get("bits_per_dim"):
+            raise RunError(f"{run.name} has no bits per dimension, because its decoder has no exact likelihood")
+        mine = tuple(figures.get(name) for name in ("environment", "frames", "dimensions"))
         if facts not in (None, mine):
             raise RunError(f"{run.name} was measured on other frames than {runs[0].name}: {mine}, not {facts}")
         facts = mine
         stem = re.sub(r"-\d+$", "", run.name)
-        table.setdefault(stem, []).extend(found["bits_per_dim"])
+        table.setdefault(stem, []).extend(figures["bits_per_dim"])
     return table
 
 
 def rows(table: Table) -> list[tuple[str, str, list[float], list[float]]]:
-    """(system, bound, total of each run, reconstruction of each run), the systems and bounds as they come."""
+    """(system, bound, total of each run, reconstruction of each run) in the order of the runs."""
     return [
-        (stem, name, *([pick(row) for row in found if row["name"] == name] for pick in (_total, _reconstruction)))
-        for stem, found in table.items()
-        for name in dict.fromkeys(row["name"] for row in found)
+        (stem, name, *([pick(row) for row in figures if row["name"] == name] for pick in (_total, _reconstruction)))
+        for stem, figures in table.items()
+        for name in dict.fromkeys(row["name"] for row in figures)
     ]
 
 
@@ -60,13 +60,13 @@ def _reconstruction(row: dict[str, Any]) -> float:
 
 def lines(table: Table) -> list[tuple[str, str]]:
     """Lines for :func:`worldmodel.evaluation.report.table`; ± is the standard deviation over runs."""
-    told = [("Bits per dimension, held out", "")]
+    result = [("Bits per dimension, held out", "")]
     for stem, name, totals, parts in rows(table):
         spread = f" ± {statistics.stdev(totals):.3f}" if len(totals) > 1 else ""
         mean, part = statistics.mean(totals), statistics.mean(parts)
         runs = f" ({len(totals)} runs)" if len(totals) > 1 else ""
-        told.append((f"{stem}, {name}", f"{mean:.3f}{spread} = {part:.3f} + {mean - part:.3f} latents{runs}"))
-    return told
+        result.append((f"{stem}, {name}", f"{mean:.3f}{spread} = {part:.3f} + {mean - part:.3f} latents{runs}"))
+    return result
 
 
 def save_chart(table: Table, path: Path) -> Path:
@@ -74,7 +74,7 @@ def save_chart(table: Table, path: Path) -> Path:
     bars = {}
     stems = list(table)
     for stem, name, totals, _ in rows(table):
-        if "likeliest" in name:  # so loose a bound, where codes are random, that all others would look alike beside it
+        if "likeliest" in name:  # too loose a bound for the scale of the chart
             continue
         label = f"{stem}\n{name.replace(', ', chr(10))}"
         low, high = (min(totals), max(totals)) if len(totals) > 1 else (None, None)

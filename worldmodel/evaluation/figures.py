@@ -1,4 +1,4 @@
-"""What an evaluation found as panels, which :mod:`worldmodel.media.plots` draws."""
+"""The panels of an evaluation, which :mod:`worldmodel.media.plots` draws."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ SHADES = {
     "last_frame": GREY,
     "last_frame_coded": "#bbbbbb",
 }
-REFERENCES = ("reconstruction", "last_frame", "last_frame_coded")  # dashed: they are no dreams
+REFERENCES = ("reconstruction", "last_frame", "last_frame_coded")  # drawn dashed
 
 
 FEW_EVENTS = 10
-"""Of fewer a score is an accident: the table says so, and no bar shows it."""
+"""Scores of fewer events are unreliable: the table notes it and the plot leaves them out."""
 
 
-def panels(found: dict[str, Any]) -> list[Panel]:
+def panels(figures: dict[str, Any]) -> list[Panel]:
     """The page of plots of one evaluation."""
-    loop, one, inverse = found["open_loop"], found["one_step"], found.get("inverse")
-    codes = found["codes"]
-    drawn = [
+    loop, one, inverse = figures["open_loop"], figures["one_step"], figures.get("inverse")
+    codes = figures["codes"]
+    result = [
         _curves(loop, "psnr", f"Open-loop PSNR, dB, {loop['windows']} windows"),
         _curves(loop, "ssim", "Open-loop SSIM"),
         _gains(loop),
@@ -47,9 +47,9 @@ def panels(found: dict[str, Any]) -> list[Panel]:
     ]
     if inverse:
         dreamt, heat = inverse["dreamt"], inverse["headline"]
-        drawn.append(_confusion(inverse["real"], found["actions"], "Actions read from real pairs"))
-        drawn.append(_confusion(dreamt[heat], found["actions"], f"From dreams, temperature {heat}"))
-    return drawn
+        result.append(_confusion(inverse["real"], figures["actions"], "Actions read from real pairs"))
+        result.append(_confusion(dreamt[heat], figures["actions"], f"From dreams, temperature {heat}"))
+    return result
 
 
 def _curves(loop: dict[str, Any], figure: str, title: str) -> Panel:
@@ -72,7 +72,7 @@ def _gains(loop: dict[str, Any]) -> Panel:
 
 
 def _events(one: dict[str, Any]) -> list[Panel]:
-    """How rare events are foretold; nothing where there were none, or too few to draw a bar of."""
+    """Detection of rare events; empty without enough events."""
     bars, counts = {}, []
     for name, events in (("rewards", one["rewards"]["events"]), ("ends", one["ends"])):
         for label, key, colour in (("AUROC", "auroc", 0), ("avg. prec.", "average_precision", 1)):
@@ -81,7 +81,7 @@ def _events(one: dict[str, Any]) -> list[Panel]:
         counts.append(f"{events['positives']:,} {name} in {events['of']:,} steps" if events else f"no usual {name}")
     if all(math.isnan(bar.value) for bar in bars.values()):
         return []
-    return [Panel("Rare events foretold, one step ahead", bars, ", ".join(counts))]
+    return [Panel("Rare events predicted one step ahead", bars, ", ".join(counts))]
 
 
 def _bits(prior: dict[str, Any]) -> Panel:

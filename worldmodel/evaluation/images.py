@@ -1,4 +1,4 @@
-"""Images, frames without a past: how well they are coded, and what they cost in bits.
+"""Evaluation of images runs: reconstruction and bits per sub-pixel.
 
 For every held-out frame, with D sub-pixels of 8 bits, the bound on −log₂ p(frame) is the bits of the frame given its
 latents plus the bits of the latents: under the fixed prior with which the autoencoder was trained (uniform over the
@@ -31,7 +31,7 @@ from worldmodel.tokenizers import Autoencoder, Bound, Tokenizer
 from worldmodel.tokenizers.scene import Stacked
 from worldmodel.types import Segment, Spec
 
-MOST_CLASSES = 32  # with more, a frame is not scored under each of them
+MAX_CLASSES = 32  # with more classes, frames are not scored under each of them
 SAMPLES = (1, 50)  # importance samples of systems with a random posterior
 
 
@@ -46,7 +46,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """What was measured of M held-out frames."""
+    """Scores of M held-out frames."""
 
     squared_error: np.ndarray  # (M,) of the uint8 reconstruction, squared intensity values
     similarity: np.ndarray | None  # (M,) SSIM; None for frames too small for its window
@@ -58,8 +58,8 @@ class Scores:
     recognised: np.ndarray | None  # (M,) whether no other class makes the codes as likely
 
 
-class _Gathered:
-    """Figures of frames, batch by batch."""
+class _Accumulator:
+    """Collects the scores of batches."""
 
     def __init__(self) -> None:
         self.values: dict[str, list[Tensor]] = {}
@@ -104,7 +104,7 @@ def score(
     """Score every frame of ``frames`` (windows of length 1) once; nothing is left out."""
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
-    gathered, done = _Gathered(), 0
+    accumulator, done = _Accumulator(), 0
     with torch.inference_mode():
         for segment in frames.cover(batch):
             raw, conditions = _frames(segment, device)
@@ -112,26 +112,26 @@ def score(
             latents = model.encode(x)
             codes = latents if isinstance(model, Tokenizer) else None
             pictures = model.decode(latents).cpu()
-            gathered.add(squared_error=mse(pictures, raw))
+            accumulator.add(squared_error=mse(pictures, raw))
             if min(raw.shape[-2:]) >= SSIM_WINDOW:
-                gathered.add(similarity=ssim(pictures, raw))
+                accumulator.add(similarity=ssim(pictures, raw))
             nats = None
             if isinstance(model, Tokenizer) and codes is not None:
-                gathered.count(model, codes)
+                accumulator.count(model, codes)
                 if prior is not None:
                     nats = -prior.log_likelihood(codes[:, None], conditions[:, None])[:, 0]
-                    if prior.sees_actions and 1 < prior.num_actions <= MOST_CLASSES:
-                        gathered.add(**_of_classes(prior, codes, conditions))
-                gathered.add(prior=nats, grid=model.grid_nats(x))
+                    if prior.sees_actions and 1 < prior.num_actions <= MAX_CLASSES:
+                        accumulator.add(**_class_scores(prior, codes, conditions))
+                accumulator.add(prior=nats, grid=model.grid_nats(x))
             if model.likelihood.exact:
                 for name, bound in _bounds(model, prior, x, conditions, codes, nats, generator):
-                    gathered.bounds.setdefault(name, []).append(bound)
+                    accumulator.bounds.setdefault(name, []).append(bound)
             done += len(raw)
             progress("held-out frames", done, len(frames))
-    return gathered.scores()
+    return accumulator.scores()
 
 
-def _of_classes(prior: LatentPrior, codes: Tensor, conditions: Tensor) -> dict[str, Tensor]:
+def _class_scores(prior: LatentPrior, codes: Tensor, conditions: Tensor) -> dict[str, Tensor]:
     """``class_nats`` and ``recognised``, see :class:`Scores`, of codes (B, *grid) of frames whose class is known."""
     known = conditions >= 0
     each = [
@@ -168,7 +168,7 @@ def _bounds(
     if codes is None and prior is not None:
         yield "learned prior, 1 sample", prior.bound(model, x, conditions, generator)
     if isinstance(model, Tokenizer) and codes is not None:
-        # The most probable codes of a random posterior are a point, too, and so a bound of their own.
+        # The most probable codes of a random posterior give another valid bound.
         point = "" if model.certain else ", likeliest codes"
         reconstruction = model.given(x, codes)
         yield f"fixed prior{point}", Bound(reconstruction + model.uniform_nats(), reconstruction)
@@ -196,11 +196,11 @@ def summary(scores: Scores, model: Autoencoder, seed: int = 0, classes: int = 1)
             for row in scores.rows
         ],
     }
-    return figures | (_of_codes(scores, model, seed, classes) if isinstance(model, Tokenizer) else {})
+    return figures | (_code_figures(scores, model, seed, classes) if isinstance(model, Tokenizer) else {})
 
 
-def _of_codes(scores: Scores, model: Tokenizer, seed: int, classes: int) -> dict[str, Any]:
-    """The part of :func:`summary` that only a tokenizer has."""
+def _code_figures(scores: Scores, model: Tokenizer, seed: int, classes: int) -> dict[str, Any]:
+    """The figures of :func:`summary` for tokenizers."""
     count, each = math.prod(model.grid), math.log2(model.num_codes)
     figures: dict[str, Any] = {
         "grid": {
@@ -243,7 +243,7 @@ def triptych(
 ) -> list[tuple[str, Tensor]]:
     """Rows of pictures for :func:`worldmodel.media.gallery`: originals, reconstructions, samples of the same classes.
 
-    Frames are taken evenly over the held-out ones, not chosen.
+    Frames are evenly spaced among the held-out ones.
     """
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
@@ -261,19 +261,19 @@ def triptych(
 def evaluate_images(
     run: Path, images: ImageModel, store: EpisodeStore, seed: int = 0, command: str = "", progress: Progress = silent
 ) -> dict[str, Any]:
-    """Measure a run of images on the held-out ones of ``store``; writes the report to its folder ``evaluation``.
+    """Evaluate an images run on the held-out frames of ``store`` and write the report to its folder ``evaluation``.
 
-    A model whose prior is not trained yet is measured without one. Raises :class:`DataError` when the data do not fit.
+    A model without a trained prior is evaluated without one. Raises :class:`DataError` when the data do not fit.
     """
     spec, model, prior = images.spec, images.model, images.prior
     if (store.spec.frame_shape, store.spec.action_names) != (spec.frame_shape, spec.action_names):
-        raise DataError(f"{store.path} holds frames or classes of another kind than {run} knows; give another data=…")
+        raise DataError(f"{store.path} has other frames or classes than {run}; give another data=…")
     frames = Windows(store, "held_out")
     if not len(frames):
         raise DataError(f"{len(store)} episodes at {store.path}, none of them held out")
-    found = {
+    figures = {
         **heading(run.name, spec.env_id, images.device, command),
         **summary(score(model, prior, frames, seed=seed, progress=progress), model, seed, len(spec.action_names)),
     }
-    images_report.save(found, triptych(spec, model, prior, frames, seed=seed), run / "evaluation")
-    return found
+    images_report.save(figures, triptych(spec, model, prior, frames, seed=seed), run / "evaluation")
+    return figures

@@ -1,4 +1,4 @@
-"""What was found of frames on their own, for eyes: a table, a page of plots, rows of pictures, one HTML file."""
+"""The report of an images run: a table, plots, rows of pictures and one HTML page."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from worldmodel.media import gallery
 from worldmodel.media.plots import COLOURS, Bar, Panel
 
 DEFINITIONS = {
-    "held out": "Every frame that was never trained on, each scored once; none is left out.",
-    "bits/dim": "A bound on -log2 p(frame) over the number of sub-pixels, from exact probabilities of the 256 levels: "
-    "the bits of the frame given its latents (reconstruction) plus those of the latents. A VQ-VAE's posterior is a "
-    "point of no entropy: N log2 K bits under the uniform prior. A random posterior counts KL(q, prior); with S "
+    "held out": "All frames that are not used for training, each scored once.",
+    "bits/dim": "A bound on -log2 p(frame) over the number of sub-pixels, from exact probabilities of the 256 values: "
+    "the bits of the frame given its latents (reconstruction) plus those of the latents. The posterior of "
+    "a VQ-VAE is deterministic: N log2 K bits under the uniform prior. A random posterior counts KL(q, prior); with S "
     "samples the bound is the importance-weighted one, -log2 of the mean of p(x, z) / q(z | x) over S draws of z.",
     "learned prior": "An autoregressive prior, fitted to the latents of training frames only, in place of the fixed "
-    "one. It is told the class where there are classes; that is worth log2(classes) bits a frame at most.",
-    "likeliest codes": "Of a system with a random posterior: a point instead, so that the bound is that of a VQ-VAE.",
-    "grid": "Of a second stage: -log2 p(grid of the first | its few codes) plus the bits of these.",
-    "class": "Each frame's codes are scored under every class. What its own tells is log2 p(codes | class) minus log2 "
-    "of the mean over classes; it is log2(classes) at most. Recognised: no other class makes the codes likelier.",
+    "one. It is conditioned on the class, if any, which saves at most log2(classes) bits a frame.",
+    "likeliest codes": "The most probable codes instead of a random posterior; the bound is that of a VQ-VAE.",
+    "grid": "With a second tokenizer: -log2 p(grid of the first | codes of the second) plus the bits of these.",
+    "class": "The codes of each frame are scored under every class. The information of its class is "
+    "log2 p(codes | class) minus log2 of the mean over classes, at most log2(classes). Recognised: its class has the "
+    "highest likelihood.",
     "psnr": "10 log10(255² / MSE) of each uint8 frame, then the mean over frames.",
     "factor": "Bits of the raw frame over N log2 K, the bits of its codes under the uniform prior.",
     "codes used": "Share of the codes that occur in the held-out frames, and exp of the entropy of their frequencies; "
@@ -34,79 +35,79 @@ DEFINITIONS = {
 }
 
 
-def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
+def lines(figures: dict[str, Any]) -> list[tuple[str, str]]:
     """(name, value); an empty value heads a section."""
-    told = [
-        (f"{found['frames']:,} held-out frames of {found['dimensions']:,} sub-pixels", ""),
-        ("reconstruction PSNR (mean over frames)", number(found["psnr"]) + " dB"),
+    result = [
+        (f"{figures['frames']:,} held-out frames of {figures['dimensions']:,} sub-pixels", ""),
+        ("reconstruction PSNR (mean over frames)", number(figures["psnr"]) + " dB"),
     ]
-    if found["ssim"]:
-        told.append(("reconstruction SSIM", number(found["ssim"], 3)))
-    if grid := found.get("grid"):
+    if figures["ssim"]:
+        result.append(("reconstruction SSIM", number(figures["ssim"], 3)))
+    if grid := figures.get("grid"):
         shape = " + ".join("×".join(map(str, level)) for level in grid["levels"])
-        told.append(
+        result.append(
             ("codes of a frame", f"{shape} of {grid['codes']}: {grid['bits']:,.0f} bits, a factor {grid['factor']:.2f}")
         )
-        usage = found["usage"]
-        told.append(("codes used", f"{usage['share']:.1%}, perplexity {usage['perplexity']:.0f}"))
-    if prior := found.get("prior"):
-        told.append(("prior, bits per frame", number(prior["bits_per_frame"], 1)))
-        told.append(
+        usage = figures["usage"]
+        result.append(("codes used", f"{usage['share']:.1%}, perplexity {usage['perplexity']:.0f}"))
+    if prior := figures.get("prior"):
+        result.append(("prior, bits per frame", number(prior["bits_per_frame"], 1)))
+        result.append(
             (
                 "prior, bits per code",
                 f"{prior['bits_per_code']:.3f}, {prior['saved_per_code']:.3f} saved of "
                 f"{prior['bits_per_code_uniform']:.2f}",
             )
         )
-    if classes := found.get("classes"):
-        told.append(("bits of a frame that its class (or caption) tells", number(classes["bits"])))
-        told.append(
+    if classes := figures.get("classes"):
+        result.append(("information of the class (or caption), bits a frame", number(classes["bits"])))
+        result.append(
             (
-                "class that makes the codes likeliest is the right one",
+                "class with the highest likelihood is correct",
                 f"{number(classes['recognised'])}, chance {classes['chance']:.2f}",
             )
         )
-    if scene := found.get("scene"):
-        told.append(
+    if scene := figures.get("scene"):
+        result.append(
             (
-                f"The first stage's grid of {scene['codes']} codes: {scene['bits_uniform']:,.0f} bits if all are equal",
+                f"Grid of the first tokenizer, {scene['codes']} codes: {scene['bits_uniform']:,.0f} bits uniform",
                 "",
             )
         )
-        for name, what in (("uniform", "few codes at their full price"), ("learned", "few codes under their prior")):
+        for name, what in (("uniform", "fixed prior"), ("learned", "learned prior")):
             if name in scene:
                 each = scene[name]["value"] / scene["codes"]
-                told.append((f"bits of the grid, {what}", f"{number(scene[name], 1)}, {each:.3f} a code"))
-    if found["bits_per_dim"]:
-        told.append(("Bits per dimension", ""))
-        for row in found["bits_per_dim"]:
+                result.append((f"bits of the grid, {what}", f"{number(scene[name], 1)}, {each:.3f} a code"))
+    if figures["bits_per_dim"]:
+        result.append(("Bits per dimension", ""))
+        for row in figures["bits_per_dim"]:
             parts = f"{row['reconstruction']:.3f} reconstruction + {row['latents']:.3f} latents"
-            told.append((row["name"], f"{number(row['total'], 3)} = {parts}"))
-    return told
+            result.append((row["name"], f"{number(row['total'], 3)} = {parts}"))
+    return result
 
 
-def panels(found: dict[str, Any]) -> list[Panel]:
+def panels(figures: dict[str, Any]) -> list[Panel]:
     """Bars of the bounds and of their parts, use of the codes."""
-    drawn = []
-    if found["bits_per_dim"]:
+    result = []
+    if figures["bits_per_dim"]:
         bars: dict[str, Bar] = {}
         parts: dict[str, Bar] = {}
-        for row, colour in zip(found["bits_per_dim"], itertools.cycle(COLOURS), strict=False):
+        for row, colour in zip(figures["bits_per_dim"], itertools.cycle(COLOURS), strict=False):
             name = row["name"].replace(", ", "\n")
             bars[name] = Bar.of(row["total"], colour)
             parts |= {f"{part}\n{name}": Bar(row[part], colour=colour) for part in ("reconstruction", "latents")}
-        drawn += [Panel("Bits per dimension", bars), Panel("Its parts", parts)]
-    if prior := found.get("prior"):
+        result += [Panel("Bits per dimension", bars), Panel("Its parts", parts)]
+    if prior := figures.get("prior"):
         bar = {"learned prior": Bar(prior["bits_per_code"])}
-        drawn.append(Panel("Bits per code", bar, mark=prior["bits_per_code_uniform"], mark_name="uniform"))
-    if usage := found.get("usage"):
+        result.append(Panel("Bits per code", bar, mark=prior["bits_per_code_uniform"], mark_name="uniform"))
+    if usage := figures.get("usage"):
         of = f", {len(usage['books'])} codebooks" if len(usage["books"]) > 1 else ""
         title = f"Codes used: {usage['share']:.0%}{of}, perplexity {usage['perplexity']:.0f}"
-        drawn.append(usage_panel(title, usage["books"]))
-    return drawn
+        result.append(usage_panel(title, usage["books"]))
+    return result
 
 
-def save(found: dict[str, Any], rows: Sequence[tuple[str, Tensor]], folder: Path) -> None:
+def save(figures: dict[str, Any], rows: Sequence[tuple[str, Tensor]], folder: Path) -> None:
     """Write ``metrics.json``, ``report.png``, ``pictures.png`` and ``report.html``."""
-    pictures = {"pictures": gallery(rows, title=f"{found['run']} · {found['environment']}")}
-    write_report(folder, {**found, "definitions": DEFINITIONS}, lines(found), panels(found), pictures)
+    pictures = {"pictures": gallery(rows, title=f"{figures['run']} · {figures['environment']}")}
+    write_report(folder, {**figures, "definitions": DEFINITIONS}, lines(figures), panels(figures), pictures)

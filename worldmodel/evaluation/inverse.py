@@ -1,5 +1,5 @@
-"""Actions obeyed: a small classifier learns, on real frame pairs only, which action lies between two frames; then it
-reads dreamt pairs. A dream that obeys its actions is read as well as reality."""
+"""Whether dreams follow their actions: a classifier, trained on real pairs of consecutive frames only, predicts the
+action between dreamt frames; its accuracy is compared with that on real frames."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from worldmodel.training.checkpoint import check_fit, load_tensors, save_tensors
 from worldmodel.types import Episode, to_float
 from worldmodel.world import WorldModel
 
-UNCHANGED = 1.0  # grey levels of mean absolute difference below which a pair shows no motion at all
+UNCHANGED = 1.0  # mean absolute difference in intensity values below which a pair counts as unchanged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Pairs:
     actions: Tensor  # (n,) int64
 
     def fingerprint(self) -> str:
-        """Of every byte: a classifier trained on other pairs is another classifier."""
+        """A hash of all pairs, which identifies the training data of a classifier."""
         digest = hashlib.sha256()
         for part in (self.before, self.after, self.actions):
             digest.update(part.contiguous().numpy().tobytes())
@@ -53,15 +53,14 @@ class Budget:
 
 
 def balanced_pairs(episodes: Sequence[Episode], actions: int, count: int, generator: np.random.Generator) -> Pairs:
-    """About ``count`` pairs, every action that occurs equally often, and among its pairs every action before it.
+    """About ``count`` pairs, balanced over actions and, for each action, over the previous action.
 
-    So they are as the dreams are whose actions are drawn independently: a body keeps moving for some steps under
-    whatever follows, and a recording that holds every action for a while shows little of that. Drawn without
-    replacement where there are enough; the first step of an episode, which no action precedes, is left out.
+    Dreams have independent random actions, so the previous action, whose motion continues for some steps, is balanced
+    as well. Pairs are drawn without replacement if there are enough; the first step of an episode is left out.
 
     Raises ``ValueError`` when no episode has a second step.
     """
-    frames = [np.arange(2, len(episode.frames)) for episode in episodes]  # those with two actions behind them
+    frames = [np.arange(2, len(episode.frames)) for episode in episodes]  # with two actions before them
     places = np.concatenate([np.stack([np.full(len(t), i), t], 1) for i, t in enumerate(frames)])
     led_by = np.concatenate([episode.actions[t] for episode, t in zip(episodes, frames, strict=True)])
     before = np.concatenate([episode.actions[t - 1] for episode, t in zip(episodes, frames, strict=True)])
@@ -86,16 +85,16 @@ class InverseDynamics(nn.Module):
     def __init__(self, channels: int, actions: int, width: int = 32):
         super().__init__()
 
-        def block(inside: int, outside: int, kernel: int, stride: int) -> list[nn.Module]:
-            convolution = nn.Conv2d(inside, outside, kernel, stride, kernel // 2, bias=False)
-            return [convolution, nn.BatchNorm2d(outside), nn.ReLU()]
+        def block(inputs: int, outputs: int, kernel: int, stride: int) -> list[nn.Module]:
+            convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+            return [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
 
         self.body = nn.Sequential(
             *block(3 * channels, width, 5, 2),
             *block(width, 2 * width, 3, 2),
             *block(2 * width, 4 * width, 3, 2),
             *block(4 * width, 4 * width, 3, 1),
-            nn.AdaptiveAvgPool2d(4),  # keeps where in the picture the motion is
+            nn.AdaptiveAvgPool2d(4),  # keeps the location of the motion
             nn.Flatten(),
             nn.Dropout(0.3),
             nn.Linear(16 * 4 * width, actions),
@@ -174,7 +173,7 @@ def cached_classifier(
 
 
 def balanced_actions(starts: int, steps: int, present: Sequence[int], generator: np.random.Generator) -> Tensor:
-    """(starts, steps) int64: a shuffled deck in which every action of ``present`` is equally frequent (±1)."""
+    """(starts, steps) int64: random actions, all of ``present`` equally frequent (±1)."""
     deck = np.resize(np.array(present, dtype=np.int64), starts * steps)
     return torch.from_numpy(generator.permutation(deck).reshape(starts, steps))
 
@@ -192,7 +191,7 @@ def dream_pairs(
 ) -> Pairs:
     """Pairs of a dream under ``actions`` (S, H), flattened start by start.
 
-    The first pair begins at the tokenizer's picture of the last seen frame, so that both of its frames are decoded.
+    The first pair starts at the reconstruction of the last seen frame, so that both of its frames are decoded.
     ``seen`` (S, T0, C, *size) uint8; ``seen_actions`` (S, T0).
     """
     generator = torch.Generator(world.device).manual_seed(seed)
@@ -212,15 +211,15 @@ def dream_pairs(
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """What the classifier read from pairs."""
+    """Predictions of the classifier for pairs."""
 
     correct: np.ndarray  # (n,) float64, 0 or 1
-    confusion: np.ndarray  # (A, A) int64, rows: the true action, columns: the action read
-    unchanged: np.ndarray  # (A,) share of the pairs of each action that show no motion
+    confusion: np.ndarray  # (A, A) int64, rows: the true action, columns: the predicted action
+    unchanged: np.ndarray  # (A,) share of the pairs of each action that are unchanged
 
     @property
     def accuracy_by_action(self) -> list[float | None]:
-        """Share of the pairs of each action that is read rightly; None where there are none."""
+        """Accuracy for each action; None without pairs."""
         given = self.confusion.sum(1)
         return [float(self.confusion[a, a] / count) if count else None for a, count in enumerate(given)]
 
@@ -235,17 +234,17 @@ class Reading:
 
 
 def read(model: InverseDynamics, pairs: Pairs, actions: int) -> Reading:
-    """Let the classifier read every pair."""
-    said = model.read(pairs.before, pairs.after)
-    confusion = torch.bincount(pairs.actions * actions + said, minlength=actions**2).reshape(actions, actions)
-    still = (pairs.after.float() - pairs.before.float()).abs().flatten(1).mean(1) < UNCHANGED
+    """Predict the action of every pair."""
+    predicted = model.read(pairs.before, pairs.after)
+    confusion = torch.bincount(pairs.actions * actions + predicted, minlength=actions**2).reshape(actions, actions)
+    unchanged = (pairs.after.float() - pairs.before.float()).abs().flatten(1).mean(1) < UNCHANGED
     counts = torch.bincount(pairs.actions, minlength=actions).clamp(min=1)
-    shares = torch.bincount(pairs.actions, weights=still.double(), minlength=actions) / counts
-    return Reading((said == pairs.actions).double().numpy(), confusion.numpy(), shares.numpy())
+    shares = torch.bincount(pairs.actions, weights=unchanged.double(), minlength=actions) / counts
+    return Reading((predicted == pairs.actions).double().numpy(), confusion.numpy(), shares.numpy())
 
 
 def obeyed(dreamt: Reading, real: Reading, steps: int, seed: int = 0) -> dict[str, Any]:
-    """The ratio of accuracies, dreamt over real, resampling starts of dreams and real pairs apart."""
+    """The accuracy on dreamt pairs over that on real pairs; starts and real pairs are resampled independently."""
     by_start = dreamt.correct.reshape(-1, steps)
     ratio = ratio_of_means(by_start, real.correct, paired=False, seed=seed)
     return {**dreamt.to_json(), "accuracy_by_step": by_start.mean(0).tolist(), "ratio_to_real": ratio.to_json()}

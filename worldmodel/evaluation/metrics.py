@@ -1,4 +1,4 @@
-"""Figures of merit: nearness of pictures, use of codes, how well rare events are foretold, and how sure that is."""
+"""Metrics: similarity of frames, use of codes, detection of rare events, and bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor
 
 PEAK = 255.0  # data range of uint8 frames
 MSE_FLOOR = 1 / 12
-"""Mean squared error below which frames count as equal: the variance of rounding to 8 bits. Without a floor one pair of
-identical frames, as when an agent stands still, makes every mean infinite. It caps the PSNR at 58.92 dB."""
+"""Lower limit of mean squared errors, the variance of rounding to 8 bits. It limits the PSNR of
+identical frames to 58.92 dB."""
 
 RESAMPLES, CONFIDENCE = 1000, 0.95  # of the bootstrap
 
@@ -22,12 +22,12 @@ SSIM_WINDOW, SSIM_SIGMA, SSIM_K1, SSIM_K2 = 11, 1.5, 0.01, 0.03
 
 
 def mse(frames: Tensor, others: Tensor) -> Tensor:
-    """Mean squared error of each frame: two (..., C, H, W) uint8 → (...) float64 in squared grey levels."""
+    """Mean squared error of each frame: two (..., C, H, W) uint8 → (...) float64 in squared intensity values."""
     return (frames.float() - others.float()).square().flatten(-3).mean(-1).double()
 
 
 def decibels(error: Tensor | np.ndarray | float) -> np.ndarray:
-    """PSNR in dB of mean squared errors in squared grey levels: 10 log₁₀(255² / MSE), with :data:`MSE_FLOOR`."""
+    """PSNR in dB of mean squared errors in squared intensity values: 10 log₁₀(255² / MSE), with :data:`MSE_FLOOR`."""
     return 10 * np.log10(PEAK**2 / np.maximum(np.asarray(error, dtype=np.float64), MSE_FLOOR))
 
 
@@ -40,21 +40,21 @@ def ssim(frames: Tensor, others: Tensor) -> Tensor:
     """Structural similarity of each frame: two (..., C, H, W) uint8 → (...) float64 in [-1, 1].
 
     Wang, Bovik, Sheikh, Simoncelli, *Image quality assessment: from error visibility to structural similarity*, 2004:
-    Gaussian window 11 × 11 with σ = 1.5, K1 = 0.01, K2 = 0.03, data range 255, mean over the positions where the window
-    lies wholly inside; each channel alone, then the mean over channels. Raises ``ValueError`` for smaller frames.
+    Gaussian window 11 × 11 with σ = 1.5, K1 = 0.01, K2 = 0.03, data range 255, mean over the positions of the window
+    inside the frame and over channels. Raises ``ValueError`` for smaller frames.
     """
     if min(frames.shape[-2:]) < SSIM_WINDOW:
         raise ValueError(f"SSIM needs frames of at least {SSIM_WINDOW}×{SSIM_WINDOW}, got {tuple(frames.shape[-2:])}")
     lead, (channels, height, width) = frames.shape[:-3], frames.shape[-3:]
     x = frames.reshape(-1, height, width).float() / PEAK
     y = others.reshape(-1, height, width).float() / PEAK
-    # In chunks, so that the memory of a long evaluation stays flat.
+    # In chunks, to limit memory.
     values = [_ssim_planes(*planes) for planes in zip(x.split(256), y.split(256), strict=True)]
     return torch.cat(values).reshape(*lead, channels).mean(-1)
 
 
 def _window(extent: int, device: torch.device) -> Tensor:
-    """(extent, extent - 10): the Gaussian window along one axis as a matrix; much faster than a convolution."""
+    """(extent, extent - 10): the Gaussian window along one axis as a matrix, which is faster than a convolution."""
     offsets = torch.arange(extent, device=device)[:, None] - torch.arange(extent - SSIM_WINDOW + 1, device=device)
     weights = torch.exp(-(offsets - SSIM_WINDOW // 2).square() / (2 * SSIM_SIGMA**2))
     weights = weights.masked_fill((offsets < 0) | (offsets >= SSIM_WINDOW), 0.0)
@@ -76,7 +76,7 @@ def _ssim_planes(x: Tensor, y: Tensor) -> Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class CodeUsage:
-    """How often each code of the vocabulary occurred."""
+    """Counts of each code."""
 
     counts: np.ndarray  # (K,) int64
 
@@ -103,7 +103,7 @@ class CodeUsage:
 
 
 def usage_of(books: Sequence[CodeUsage]) -> dict[str, Any]:
-    """Use of several codebooks: means, and each of them."""
+    """Use of several codebooks: means and the figures of each."""
     return {
         "share": float(np.mean([book.used / len(book.counts) for book in books])),
         "perplexity": float(np.mean([book.perplexity for book in books])),
@@ -117,7 +117,7 @@ def bits(nats: np.ndarray) -> np.ndarray:
 
 
 def auroc(scores: np.ndarray, labels: np.ndarray) -> float | None:
-    """Chance that a positive scores above a negative, ties counted half (Mann-Whitney); None without both kinds."""
+    """Probability that a positive scores above a negative, ties counted half (Mann-Whitney), or None."""
     positives, negatives = int(labels.sum()), int((~labels).sum())
     if not positives or not negatives:
         return None
@@ -130,7 +130,7 @@ def auroc(scores: np.ndarray, labels: np.ndarray) -> float | None:
 def average_precision(scores: np.ndarray, labels: np.ndarray) -> float | None:
     """Area under precision over recall as a step function, Σ (Rₙ - Rₙ₋₁) Pₙ over thresholds; None without positives.
 
-    By chance it is the share of positives, so it must be read beside their count.
+    Chance level is the share of positives.
     """
     positives = int(labels.sum())
     if not positives:
@@ -143,7 +143,7 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> float | None:
 
 
 def detection(scores: np.ndarray, labels: np.ndarray, threshold: float) -> dict[str, Any]:
-    """How well ``scores > threshold`` finds the positives, with the counts that say how much to trust it."""
+    """Precision, recall and ranking metrics of ``scores > threshold``, with the number of positives."""
     chosen = scores > threshold
     hits = int((chosen & labels).sum())
     return {
@@ -159,12 +159,12 @@ def detection(scores: np.ndarray, labels: np.ndarray, threshold: float) -> dict[
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """A statistic with a percentile interval; arrays when the statistic is one, of the same shape."""
+    """A statistic with a percentile interval; three arrays of the shape of the statistic."""
 
     value: np.ndarray
     low: np.ndarray
     high: np.ndarray
-    samples: int  # what was resampled: windows, episodes or pairs
+    samples: int  # number of resampled units: windows, episodes or pairs
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -209,7 +209,7 @@ def mean_interval(values: np.ndarray, seed: int = 0) -> Interval:
 
 
 def ratio_of_sums(sums: np.ndarray, counts: np.ndarray, seed: int = 0) -> Interval:
-    """Mean of values that lie in clusters (episodes) of unequal size, resampling whole clusters.
+    """Mean of values in clusters (episodes) of unequal size, resampling whole clusters.
 
     ``sums``, ``counts``: (n,) sum of the values and number of values in each cluster.
     """

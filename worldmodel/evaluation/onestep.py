@@ -1,4 +1,4 @@
-"""One step ahead with the true past: reconstruction, use of codes, exact likelihood, rewards, ends; whole episodes."""
+"""Evaluation one step ahead, given the true past: reconstruction, codes, likelihood, rewards and ends."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from worldmodel.world import WorldModel
 
 @dataclasses.dataclass(frozen=True)
 class OneStep:
-    """What was measured on n frames, in the order of the episodes; index 0 of an episode is the frame of its reset."""
+    """Scores of n frames in the order of the episodes; index 0 of an episode is the frame of its reset."""
 
-    window: np.ndarray  # (n,) int64: number of the window in which a frame was scored; the unit that is resampled
+    window: np.ndarray  # (n,) int64: the window in which a frame was scored, the unit of resampling
     step: np.ndarray  # (n,) int64: index of the frame in its episode
-    squared_error: np.ndarray  # (n,) of the reconstruction, squared grey levels
+    squared_error: np.ndarray  # (n,) of the reconstruction, squared intensity values
     similarity: np.ndarray  # (n,) SSIM of the reconstruction
     nats: np.ndarray  # (n,) -log p(codes | true past, actions)
     nats_shuffled: np.ndarray  # (n,) the same with the episode's actions in another order
     rewards: np.ndarray  # (n,) received on arriving at the frame
-    rewards_said: np.ndarray  # (n,)
+    predicted_rewards: np.ndarray  # (n,)
     terminated: np.ndarray  # (n,) bool
-    ends_said: np.ndarray  # (n,) probability
+    end_probabilities: np.ndarray  # (n,) probability
     truncated: int  # episodes that were cut off instead of ended
     code_counts: np.ndarray  # (K,)
 
@@ -54,8 +54,8 @@ def one_step(
 ) -> OneStep:
     """Score the frames of ``episodes`` until ``total_frames`` are done, each once.
 
-    Episodes are covered by windows of ``length`` frames of which the first ``context`` are only seen (but at an
-    episode's start, where there is nothing before). So every other frame is predicted from at least ``context`` frames.
+    Episodes are covered by windows of ``length`` frames whose first ``context`` frames are context only, except at the
+    start of an episode. Thus all later frames are predicted from at least ``context`` frames.
     """
     generator = torch.Generator().manual_seed(seed)
     parts: list[dict[str, np.ndarray]] = []
@@ -87,7 +87,7 @@ def one_step(
 
 @torch.inference_mode()
 def _tokenize(world: WorldModel, episode: Episode) -> tuple[Tensor, dict[str, np.ndarray]]:
-    """Codes (T, *grid) int64 on the host, and how well they picture the frames."""
+    """Codes (T, *grid) int64 on the host, and the errors of the reconstruction."""
     codes, errors, similar = [], [], []
     for part in torch.from_numpy(np.array(episode.frames)).split(256):
         grid = world.tokenizer.encode(part.to(world.device))
@@ -99,7 +99,7 @@ def _tokenize(world: WorldModel, episode: Episode) -> tuple[Tensor, dict[str, np
 
 
 def _tiles(total: int, context: int, length: int) -> Iterator[tuple[int, int, int]]:
-    """(start, first scored, end) of windows that score each of ``total`` frames once; all as long as can be."""
+    """(start, first scored, end) of windows that score each of ``total`` frames once, as long as possible."""
     done = 0
     while done < total:
         end = min(total, max(done - context, 0) + length)
@@ -114,14 +114,14 @@ def _predict(
     """Scores of each frame of one episode from its codes (T, *grid), under ``actions`` and under ``shuffled``, (T,)."""
     tiles = list(_tiles(len(codes), context, length))
     size = min(length, len(codes))
-    names = ("nats", "nats_shuffled", "rewards_said", "ends_said")
-    found: dict[str, np.ndarray] = {name: np.zeros(len(codes)) for name in names}
-    found["window"] = np.zeros(len(codes), dtype=np.int64)
+    names = ("nats", "nats_shuffled", "predicted_rewards", "end_probabilities")
+    scores: dict[str, np.ndarray] = {name: np.zeros(len(codes)) for name in names}
+    scores["window"] = np.zeros(len(codes), dtype=np.int64)
 
     def cut(values: Tensor, group: list[tuple[int, int, int]]) -> Tensor:
         return torch.stack([values[start : start + size] for start, _, _ in group]).to(world.device)
 
-    for first in range(0, len(tiles), 16):  # 16 windows at once: the logits of more would not fit a small machine
+    for first in range(0, len(tiles), 16):  # 16 windows at once, to limit the memory of logits
         group = tiles[first : first + 16]
         grids, acts = cut(codes, group), cut(actions, group)
         rewards, ends = world.prior.predict_outcomes(grids, acts)
@@ -134,16 +134,16 @@ def _predict(
         for name, value in zip(names, values, strict=True):
             rows = value.double().cpu().numpy()
             for row, (start, scored, end) in zip(rows, group, strict=True):
-                found[name][scored:end] = row[scored - start : end - start]
+                scores[name][scored:end] = row[scored - start : end - start]
         for i, (_, scored, end) in enumerate(group):
-            found["window"][scored:end] = first + i
-    return found
+            scores["window"][scored:end] = first + i
+    return scores
 
 
 def reward_events(rewards: np.ndarray) -> tuple[float, np.ndarray] | None:
-    """The usual reward, and which rewards are events: anything else. None when no value is usual (fewer than half).
+    """The usual reward, and a mask of events, which are all other rewards. None when no value makes up half of them.
 
-    Values are compared to a thousandth of their range, for environments that add up small costs.
+    Values are compared to a thousandth of their range, for environments with small varying costs.
     """
     unit = max(float(np.ptp(rewards)), 1e-6) * 1e-3
     rounded = np.round(rewards / unit)
@@ -185,30 +185,30 @@ def summary(result: OneStep, context: int, vocabulary: int, positions: int, seed
             "bits_per_code_actions_are_worth": over((shuffled_bits - frame_bits) / positions, past).to_json(),
             "bits_per_code_uniform": float(np.log2(vocabulary)),
         },
-        "rewards": _reward_summary(result.rewards[reached], result.rewards_said[reached]),
+        "rewards": _reward_summary(result.rewards[reached], result.predicted_rewards[reached]),
         "ends": {
             "truncated_episodes": result.truncated,
-            "mean_probability": float(result.ends_said[reached].mean()),
-            **detection(result.ends_said[reached], result.terminated[reached], 0.5),
+            "mean_probability": float(result.end_probabilities[reached].mean()),
+            **detection(result.end_probabilities[reached], result.terminated[reached], 0.5),
         },
     }
 
 
-def _reward_summary(true: np.ndarray, said: np.ndarray) -> dict[str, Any]:
-    error = np.abs(said - true)
-    found: dict[str, Any] = {
+def _reward_summary(true: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
+    error = np.abs(predicted - true)
+    scores: dict[str, Any] = {
         "mean_absolute_error": float(error.mean()),
         "mean_absolute_error_of_a_constant": float(np.abs(true - np.median(true)).mean()),
         "events": None,
     }
     split = reward_events(true)
     if split is None:
-        return found
+        return scores
     usual, events = split
     size = float(np.median(np.abs(true[events] - usual))) if events.any() else 0.0
-    return found | {
+    return scores | {
         "usual_reward": usual,
         "mean_absolute_error_at_events": float(error[events].mean()) if events.any() else None,
-        # Said to be an event: nearer to one of the usual size than to the usual reward.
-        "events": detection(np.abs(said - usual), events, size / 2),
+        # Predicted event: nearer to an event of median size than to the usual reward.
+        "events": detection(np.abs(predicted - usual), events, size / 2),
     }

@@ -1,14 +1,14 @@
-"""Open loop: some frames are seen, then only actions; how far from the recording is the dream, and from what else?
+"""Open-loop evaluation: errors of a dream from context frames and recorded actions, compared with baselines.
 
-Every competitor answers for the same windows of held-out episodes:
+The competitors predict the same windows of held-out episodes:
 
 ==================  ============================================================================================
-reconstruction      the tokenizer's own picture of the true frame: what a perfect prior would reach
-dream               the codes nearest to what is expected, at every step (temperature 0)
-dream_sampled       one sample at temperature 1; blurs nothing, so its squared error is larger by nature
-shuffled            as ``dream``, but under the actions of another window: what it lacks is what actions are worth
-last_frame          the last seen frame, raw, repeated
-last_frame_coded    the same after the tokenizer: a baseline that shares the tokenizer's own error
+reconstruction      the reconstruction of the true frame, an upper limit for the dream
+dream               the dream at temperature 0
+dream_sampled       one sample at temperature 1; its squared error is larger because samples are not averages
+shuffled            as ``dream``, but with the actions of another window, to measure the effect of actions
+last_frame          the last seen frame, repeated
+last_frame_coded    the reconstruction of the last seen frame, repeated
 ==================  ============================================================================================
 """
 
@@ -28,11 +28,11 @@ from worldmodel.types import Segment
 from worldmodel.world import WorldModel
 
 Progress = Callable[[str, int, int], None]
-"""Called with the name of the work, how much is done, and how much there is."""
+"""Called with the name of the work, the amount done, and the total."""
 
 
 def silent(name: str, done: int, total: int) -> None:
-    """Progress that nobody watches."""
+    """Ignore progress."""
 
 
 DREAMS = {"dream": 0.0, "dream_sampled": 1.0, "shuffled": 0.0}  # their temperatures
@@ -41,11 +41,11 @@ COMPETITORS = ("reconstruction", *DREAMS, "last_frame", "last_frame_coded")
 
 @dataclasses.dataclass(frozen=True)
 class OpenLoop:
-    """Errors of each competitor, and the pictures of some windows."""
+    """Errors of each competitor, and the frames of some windows."""
 
-    squared_error: dict[str, np.ndarray]  # (W, H) mean squared error of a frame, in squared grey levels
+    squared_error: dict[str, np.ndarray]  # (W, H) mean squared error of a frame, in squared intensity values
     similarity: dict[str, np.ndarray]  # (W, H) SSIM
-    shown: Tensor  # (P,) int64: the windows of which there are pictures
+    shown: Tensor  # (P,) int64: the windows whose frames are kept
     seen: Tensor  # (P, T0, C, *size) uint8
     truth: Tensor  # (P, H, C, *size) uint8
     pictures: dict[str, Tensor]  # each (P, H, C, *size) uint8
@@ -63,7 +63,7 @@ def derangement(count: int, generator: torch.Generator) -> Tensor:
 
 
 def reconstruct(world: WorldModel, frames: Tensor) -> Tensor:
-    """Frames (..., C, *size) uint8 → the tokenizer's pictures of them, of the same shape, uint8 on the host."""
+    """Frames (..., C, *size) uint8 → their reconstructions, of the same shape, uint8 on the host."""
     flat = frames.flatten(0, -len(world.spec.frame_shape) - 1).to(world.device)
     return world.tokenizer.decode(world.tokenizer.encode(flat)).cpu().reshape(frames.shape)
 
@@ -81,8 +81,8 @@ def open_loop(
 ) -> OpenLoop:
     """Compare on ``windows`` (W ≥ 2 windows of context + H valid frames). The first ``context`` frames are seen.
 
-    ``shuffled`` gives every window the future actions of another (a derangement of the windows); the actions between
-    the seen frames stay true. ``top_k`` applies to ``dream_sampled`` alone.
+    ``shuffled`` gives every window the future actions of another (a derangement of the windows); the actions of
+    the seen frames are not shuffled. ``top_k`` applies to ``dream_sampled`` only.
     """
     assert windows.frames is not None
     frames, total = windows.frames, len(windows.actions)
@@ -92,22 +92,22 @@ def open_loop(
     shuffled = future[derangement(total, torch.Generator().manual_seed(seed))]
     generator = torch.Generator(world.device).manual_seed(seed)
     errors, similar, shown = (collections.defaultdict[str, list[Any]](list) for _ in range(3))
-    chosen = torch.linspace(0, total - 1, min(pictures, total)).long()  # over all episodes, whose order windows have
+    chosen = torch.linspace(0, total - 1, min(pictures, total)).long()  # spread over all episodes
     for start in range(0, total, batch):
         rows = slice(start, start + batch)
         seen, truth = frames[rows, :context], frames[rows, context:]
-        answers = _baselines(world, seen, truth)
+        predictions = _baselines(world, seen, truth)
         for i, (name, temperature) in enumerate(DREAMS.items()):
             actions = (shuffled if name == "shuffled" else future)[rows]
             options: dict[str, Any] = {"seen_actions": windows.actions[rows, :context], "temperature": temperature}
             options |= {"top_k": top_k} if name == "dream_sampled" else {}
             dream = world.imagine(seen, actions, generator=generator, **options)
-            answers[name] = dream.frames.cpu()
+            predictions[name] = dream.frames.cpu()
             progress("open loop", start * len(DREAMS) + (i + 1) * len(seen), total * len(DREAMS))
-        for name, answer in answers.items():
-            errors[name].append(mse(answer, truth).numpy())
-            similar[name].append(ssim(answer, truth).numpy())
-            shown[name].append(answer[chosen[(chosen >= start) & (chosen < start + batch)] - start].clone())
+        for name, prediction in predictions.items():
+            errors[name].append(mse(prediction, truth).numpy())
+            similar[name].append(ssim(prediction, truth).numpy())
+            shown[name].append(prediction[chosen[(chosen >= start) & (chosen < start + batch)] - start].clone())
     return OpenLoop(
         {name: np.concatenate(parts) for name, parts in errors.items()},
         {name: np.concatenate(parts) for name, parts in similar.items()},
@@ -121,7 +121,7 @@ def open_loop(
 
 
 def _baselines(world: WorldModel, seen: Tensor, truth: Tensor) -> dict[str, Tensor]:
-    """The answers of the competitors that do not dream."""
+    """The frames of the baselines."""
     last = seen[:, -1:]
     return {
         "reconstruction": reconstruct(world, truth),

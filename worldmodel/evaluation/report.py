@@ -1,4 +1,4 @@
-"""What an evaluation found, for eyes: a table on the terminal, a page of plots, strips of pictures, one HTML file."""
+"""The report of an evaluation: a table for the terminal, plots, strips of frames and one HTML page."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def number(interval: dict[str, Any], digits: int = 2, index: int | None = None) 
     return "{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(*parts, d=digits)
 
 
-def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+def rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
     """The figures of one evaluation as (name, value) lines; an empty value heads a section."""
-    one, codes = found["one_step"], found["codes"]
+    one, codes = figures["one_step"], figures["codes"]
     picture, prior = one["reconstruction"], one["prior"]
     lines = [
         (f"One step, {one['frames']} held-out frames of {one['episodes']} episodes", ""),
@@ -55,7 +55,7 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("reward events", _events_line(one["rewards"]["events"])),
         ("ends", _events_line(one["ends"])),
     ]
-    loop = found["open_loop"]
+    loop = figures["open_loop"]
     lines.append((f"Open loop, {loop['windows']} held-out windows, PSNR in dB at step", ""))
     lines.append(("step", _cells(str(step) for step in loop["steps"])))
     for name, label in LABELS.items():
@@ -66,8 +66,8 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         spread = _cells(f"{low:.1f}…{high:.1f}" for low, high in zip(gain["low"], gain["high"], strict=True))
         lines.append((label, _cells(f"{value:+.1f}" for value in gain["value"])))
         lines.append(("  95 %", spread))
-    if found.get("inverse"):
-        inverse = found["inverse"]
+    if figures.get("inverse"):
+        inverse = figures["inverse"]
         title = f"Actions obeyed, {inverse['starts']} starts × {inverse['steps']} steps"
         lines.append((f"{title}, chance {inverse['chance']:.0%}", ""))
         lines.append(("classifier on real pairs", f"{inverse['real']['accuracy']:.1%}"))
@@ -78,7 +78,7 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         readings = {"real": inverse["real"], "coded": inverse["real_coded"]}
         readings |= {f"dream, {name}": reading for name, reading in inverse["dreamt"].items()}
         lines.append(("accuracy by action", _cells(readings)))
-        for action, label in enumerate(found["actions"]):
+        for action, label in enumerate(figures["actions"]):
             shares = (reading["accuracy_by_action"][action] for reading in readings.values())
             lines.append((f"  {label}", _cells(_percent(share) for share in shares)))
     return lines
@@ -99,21 +99,21 @@ def _reward_line(rewards: dict[str, Any]) -> str:
 
 def _events_line(events: dict[str, Any] | None) -> str:
     if events is None:
-        return "rewards have no usual value"
+        return "there is no usual reward"
     if not events["positives"]:
-        return f"none among {events['of']} steps: nothing to measure"
+        return f"none in {events['of']} steps"
     few = ", too few to trust" if events["positives"] < FEW_EVENTS else ""
     return (
         f"AUROC {events['auroc']:.3f}, average precision {events['average_precision']:.2f}, "
         f"precision {_percent(events['precision'])}, recall {_percent(events['recall'])} "
         f"({events['positives']} of {events['of']} steps{few})"
         if events["auroc"] is not None
-        else f"every one of {events['of']} steps"
+        else f"all {events['of']} steps"
     )
 
 
-def table(found: dict[str, Any], lines: Sequence[tuple[str, str]]) -> Group:
-    """Lines for a terminal, a borderless table for each section: 80 columns do."""
+def table(figures: dict[str, Any], lines: Sequence[tuple[str, str]]) -> Group:
+    """Lines as a table without borders for each section, for a terminal of at least 80 columns."""
     parts: list[Table] = []
     for name, value in lines:
         if not value:
@@ -124,11 +124,11 @@ def table(found: dict[str, Any], lines: Sequence[tuple[str, str]]) -> Group:
         else:
             parts[-1].add_row(name, Text(value))
     spaced = [part for table in parts for part in (Text(""), table)]
-    return Group(Text(f"{found['run']} · {found['environment']}", style="bold"), *spaced)
+    return Group(Text(f"{figures['run']} · {figures['environment']}", style="bold"), *spaced)
 
 
 def strips(result: OpenLoop, names: Sequence[str], windows: int = 4) -> np.ndarray:
-    """A picture (height, width, 3) uint8: for some windows the truth, its reconstruction and the dreams, row by row."""
+    """An image (height, width, 3) uint8: rows of the truth, its reconstruction and the dreams of some windows."""
 
     def strip(window: int, name: str, frames: Tensor) -> Strip:
         given = result.shuffled_actions if name == "shuffled" else result.actions
@@ -145,7 +145,7 @@ def strips(result: OpenLoop, names: Sequence[str], windows: int = 4) -> np.ndarr
 
 
 def plain(value: Any) -> Any:
-    """A copy in which numbers that JSON does not know (inf, nan) are null."""
+    """A copy in which inf and nan, which JSON lacks, are None."""
     if isinstance(value, dict):
         return {key: plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -153,8 +153,8 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def page(found: dict[str, Any], pictures: dict[str, Path], lines: Sequence[tuple[str, str]]) -> str:
-    """One HTML file without outside references: the table, the pictures, the definitions."""
+def page(figures: dict[str, Any], pictures: dict[str, Path], lines: Sequence[tuple[str, str]]) -> str:
+    """A self-contained HTML page: the table, the pictures, the definitions."""
     cells = "".join(
         f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>"
         if value
@@ -167,10 +167,10 @@ def page(found: dict[str, Any], pictures: dict[str, Path], lines: Sequence[tuple
         for title, path in pictures.items()
     )
     meaning = "".join(
-        f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>" for name, text in found["definitions"].items()
+        f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>" for name, text in figures["definitions"].items()
     )
-    title = html.escape(f"{found['run']} · {found['environment']}")
-    about = html.escape(f"{found['date']} · {found['machine']} · {found['command']}")
+    title = html.escape(f"{figures['run']} · {figures['environment']}")
+    about = html.escape(f"{figures['date']} · {figures['machine']} · {figures['command']}")
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
 <style>
@@ -186,7 +186,7 @@ dt {{ font-weight: 600 }} .about {{ color: #666 }}
 
 
 def heading(run: str, environment: str, device: torch.device, command: str) -> dict[str, Any]:
-    """What was measured, when, how and on which kind of machine: the first entries of ``metrics.json``."""
+    """The first entries of ``metrics.json``: run, environment, date, command and machine."""
     if device.type == "cuda":
         machine = torch.cuda.get_device_name(device)
     else:
@@ -202,20 +202,20 @@ def heading(run: str, environment: str, device: torch.device, command: str) -> d
 
 def write_report(
     folder: Path,
-    found: dict[str, Any],
+    figures: dict[str, Any],
     lines: Sequence[tuple[str, str]],
     plots: Sequence[Panel],
     pictures: Mapping[str, np.ndarray],
     note: str = "",
     columns: int = 3,
 ) -> None:
-    """Write ``metrics.json``, the plots to ``report.png``, each picture (height, width, 3) to the PNG of its name, and
-    all of them to ``report.html``."""
-    replace_text(folder / "metrics.json", json.dumps(plain(found), indent=1, allow_nan=False))
-    title = f"{found['run']} · {found['environment']}"
+    """Write ``metrics.json``, the plots to ``report.png``, each of ``pictures`` (height, width, 3) to a PNG, and all of
+    them to ``report.html``."""
+    replace_text(folder / "metrics.json", json.dumps(plain(figures), indent=1, allow_nan=False))
+    title = f"{figures['run']} · {figures['environment']}"
     shown = {name.capitalize(): folder / f"{name}.png" for name in pictures}
     for path, picture in zip(shown.values(), pictures.values(), strict=True):
         save_png(path, picture)
     if plots:
         shown["Plots"] = save_panels(folder / "report.png", plots, title + note, columns=columns)
-    replace_text(folder / "report.html", page(found, shown, lines))
+    replace_text(folder / "report.html", page(figures, shown, lines))

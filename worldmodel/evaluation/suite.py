@@ -1,4 +1,4 @@
-"""The whole evaluation of a world model on the held-out episodes of a store."""
+"""The complete evaluation of a world model on the held-out episodes of a store."""
 
 from __future__ import annotations
 
@@ -20,50 +20,49 @@ from worldmodel.types import Segment
 from worldmodel.world import WorldModel
 
 DEFINITIONS = {
-    "held out": "Episodes never trained on: about one in ten, chosen by its checksum. All competitors answer for "
-    "the same windows.",
-    "psnr": "10 log10(255² / MSE) of each uint8 frame, then the mean over frames: the headline. An MSE below 1/12, the "
-    "variance of rounding to 8 bits, counts as 1/12 (58.9 dB).",
+    "held out": "Episodes that are not used for training, about one in ten, chosen by checksum. All competitors "
+    "predict the same windows.",
+    "psnr": "10 log10(255² / MSE) of each uint8 frame, then the mean over frames; the main figure. An MSE below 1/12, "
+    "the variance of rounding to 8 bits, counts as 1/12 (58.9 dB).",
     "psnr_of_mean_mse": "The same formula once, of the mean MSE over frames; always the lower of the two.",
-    "ssim": "Wang et al. 2004: Gaussian window 11×11, σ 1.5, K1 0.01, K2 0.03, each channel alone, then the mean.",
-    "intervals": "95 %, percentile bootstrap, 1000 resamples of whole windows (of pairs and of starts for obedience). "
-    "Windows of one episode are not independent, so the truth is somewhat wider. Gains are paired by window.",
+    "ssim": "Wang et al. 2004: Gaussian window 11×11, σ 1.5, K1 0.01, K2 0.03, mean over channels.",
+    "intervals": "95 %, percentile bootstrap, 1000 resamples of whole windows (pairs and starts for actions). "
+    "Windows of one episode are not independent, so intervals are slightly too narrow. Gains are paired by window.",
     "codes": "Codes of the whole vocabulary that occur in the scored frames; perplexity is exp of their entropy.",
     "bits": "Exact -log2 p(codes of a frame | true past, actions), frames with at least the context before them; "
     "bits per code divide by the positions of the grid. Shuffled: the episode's own actions in another order in time.",
-    "rewards": "One step ahead with the true past. An event is any reward but the usual one; it is said when the "
-    "prediction is nearer to an event of median size. The rival is a constant, the median reward.",
-    "ends": "Probability that a frame is terminal (truncation does not count); said above 0.5.",
-    "open loop": "The context is seen, then only the recorded actions. Dream: temperature 0. Shuffled: the future "
-    "actions of another window (a derangement of the windows). Last frame: the last seen frame, raw, repeated.",
-    "obeyed": "A classifier trained on real training pairs only reads the action between two dreamt frames, decoded "
-    "both. Actions are random, every one equally often. Ratio: its accuracy there over that on real held-out pairs in "
-    "which every action follows every other equally often, as in the dreams; the first temperature is the headline. "
-    "Coded: the same real pairs through the tokenizer. Unchanged: pairs that differ by less than one grey level; a "
-    "blocked forward then cannot be told from standing still.",
+    "rewards": "One step ahead with the true past. An event is any reward but the usual one; it is predicted when "
+    "the prediction is nearer to an event of median size. The baseline is a constant, the median reward.",
+    "ends": "Probability that a frame is terminal (truncation does not count); predicted above 0.5.",
+    "open loop": "The model receives context frames, then only the recorded actions. Dream: temperature 0. Shuffled: "
+    "the future actions of another window (a derangement). Last frame: the last seen frame, repeated.",
+    "obeyed": "A classifier, trained on real training pairs only, predicts the action between two dreamt frames. "
+    "Actions are random and equally frequent. Ratio: its accuracy over that on real held-out pairs with equally "
+    "frequent pairs of actions, as in the dreams; the first temperature is the main figure. Coded: reconstructions of "
+    "the same real pairs. Unchanged: pairs that differ by less than one intensity value, such as a blocked step.",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How much is measured. The defaults are those of the published figures."""
+    """Extent of the evaluation. The defaults are those of the published figures."""
 
     windows: int = 384  # held-out windows of the open loop
-    context: int = 0  # frames seen; 0: as many as the prior was trained to see
+    context: int = 0  # context frames; 0: the context that the prior was trained with
     horizon: int = 30  # steps dreamt; fewer where held-out episodes are shorter
     steps: tuple[int, ...] = (1, 5, 10, 15, 30)  # of the table
     top_k: int | None = None  # of the dream at temperature 1
-    frames: int = 20000  # at most so many are scored one step ahead, in whole episodes
-    budget: inverse.Budget | None = dataclasses.field(default_factory=inverse.Budget)  # None: obedience is not read
+    frames: int = 20000  # maximum number scored one step ahead, in whole episodes
+    budget: inverse.Budget | None = dataclasses.field(default_factory=inverse.Budget)  # None: no action classifier
     starts: int = 200
     dream_steps: int = 8
-    temperatures: tuple[float, ...] = (1.0, 0.0)  # at which obedience is read
+    temperatures: tuple[float, ...] = (1.0, 0.0)  # of the dreams for the action classifier
     batch: int = 64
     seed: int = 0
 
 
 QUICK = Settings(windows=48, horizon=15, frames=1000, budget=None)
-"""Some seconds: open loop to 15 steps on 48 windows, a few episodes one step ahead, no classifier."""
+"""Takes some seconds: open loop to 15 steps on 48 windows, a few episodes one step ahead, no classifier."""
 
 
 def evaluate(
@@ -76,10 +75,10 @@ def evaluate(
     command: str = "",
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Measure ``world`` on the held-out episodes of ``store``; everything found as plain numbers.
+    """Evaluate ``world`` on the held-out episodes of ``store``; returns the figures as plain numbers.
 
-    With ``folder`` the report is written there (metrics.json, report.png, strips.png, report.html) and the classifier
-    of actions is kept there. Raises :class:`DataError` when the data do not fit the model or hold nothing out.
+    The report (metrics.json, report.png, strips.png, report.html) and the classifier of actions are written to
+    ``folder``, if given. Raises :class:`DataError` when the data do not fit the model or no episode is held out.
     """
     settings = settings or Settings()
     held_out = _held_out(world, store)
@@ -96,20 +95,20 @@ def evaluate(
     )
     loop = openloop.open_loop(world, windows, settings.context, top_k=settings.top_k, batch=settings.batch, **kinds)
     positions = int(np.prod(world.tokenizer.grid))
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         **heading(run, world.spec.env_id, world.device, command),
         "actions": list(world.spec.action_names),
         "settings": dataclasses.asdict(settings),
         "one_step": onestep.summary(one, settings.context, world.tokenizer.num_codes, positions, settings.seed),
         "codes": CodeUsage(one.code_counts).to_json(),
         "open_loop": openloop.summary(loop, settings.steps, settings.seed),
-        "inverse": _obedience(world, store, held_out, settings, folder, progress) if settings.budget else None,
+        "inverse": _action_figures(world, store, held_out, settings, folder, progress) if settings.budget else None,
         "definitions": DEFINITIONS,
     }
     if folder is not None:
-        pictures, columns = {"strips": strips(loop, found["actions"])}, 4 if found["inverse"] else 3
-        write_report(folder, found, rows(found), panels(found), pictures, " · bands and whiskers: 95 %", columns)
-    return found
+        pictures, columns = {"strips": strips(loop, figures["actions"])}, 4 if figures["inverse"] else 3
+        write_report(folder, figures, rows(figures), panels(figures), pictures, " · bands and whiskers: 95 %", columns)
+    return figures
 
 
 def _held_out(world: WorldModel, store: EpisodeStore) -> np.ndarray:
@@ -127,23 +126,23 @@ def _held_out(world: WorldModel, store: EpisodeStore) -> np.ndarray:
 
 
 def _context(world: WorldModel, store: EpisodeStore, held_out: np.ndarray) -> int:
-    """Frames that the prior was trained to see; no more than a third of what the usual held-out episode has."""
+    """The context that the prior was trained with, at most a third of the median held-out episode."""
     return max(1, min(world.prior.context, int(np.median(store.frame_counts[held_out])) // 3))
 
 
 def _windows(store: EpisodeStore, settings: Settings, held_out: np.ndarray) -> Segment:
-    """The windows of the open loop, shorter than asked where half of the held-out episodes are shorter."""
+    """The windows of the open loop, at most as long as the median held-out episode."""
     reach = int(np.median(store.frame_counts[held_out]))
     length = min(settings.context + settings.horizon, reach)
     if length <= settings.context:
-        raise DataError(f"held-out episodes of {reach} frames are too short to see {settings.context} and dream on")
+        raise DataError(f"held-out episodes of {reach} frames are too short to dream after {settings.context}")
     windows = Windows(store, held_out).fixed(settings.windows, length, settings.seed)
     if len(windows.actions) < 2:
         raise DataError(f"only one window of {length} held-out frames at {store.path}; collect more")
     return windows
 
 
-def _obedience(
+def _action_figures(
     world: WorldModel,
     store: EpisodeStore,
     held_out: np.ndarray,
@@ -151,7 +150,7 @@ def _obedience(
     folder: Path | None,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Train or fetch the classifier of actions, then let it read real, coded and dreamt pairs."""
+    """Train or load the classifier of actions and apply it to real, coded and dreamt pairs."""
     assert settings.budget is not None
     count, seed = len(world.spec.action_names), settings.seed
     generator = np.random.default_rng(seed)

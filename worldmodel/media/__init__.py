@@ -1,6 +1,6 @@
-"""Frames → mp4, gif and contact sheet; waves → wav, flac and spectrogram. The only room that knows moviepy and pillow.
+"""Output of frames as mp4, gif and contact sheet, galleries and plots.
 
-A :class:`Strip` is a row of moving pictures with its actions; :func:`save` writes one or several side by side::
+A :class:`Strip` is a sequence of frames with its actions; :func:`save` writes several side by side::
 
     save("dream.mp4", [dream_strip(seen, frames, names)], rate=8.75)
     save("beside.gif", triptych(truth, reconstruction, dream), rate=8.75, labels="names")

@@ -1,4 +1,4 @@
-"""How it is shown: a canvas for every moment of a video, and one contact sheet of all moments."""
+"""Layout of strips: the canvases of a video, and a contact sheet of all steps."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from worldmodel.media.strip import Strip
 
 Labels = Literal["arrows", "names", "none"]
 
-EDGE = 3  # coloured line around a picture of the video; 2 on the sheet
+EDGE = 3  # coloured line around a frame of the video; 2 on the sheet
 GAP = 12
-CAPTION, BAR, TIMELINE = 24, 34, 4  # heights in pixels: above a picture, under it, at the foot
-ACROSS = 4  # most pictures side by side in a video; more stand in rows
-SHEET_CELLS = 120  # most pictures on a contact sheet; of a longer dream every second, third, … moment is shown
+CAPTION, BAR, TIMELINE = 24, 34, 4  # heights in pixels: above a frame, below it, at the bottom
+ACROSS = 4  # maximum number of strips side by side in a video
+SHEET_CELLS = 120  # maximum number of frames on a contact sheet; longer dreams are subsampled
 SHEET_COLUMNS = 10
 
 
@@ -33,12 +33,11 @@ def check_labels(labels: str) -> None:
 def canvases(
     strips: Sequence[Strip], labels: Labels = "arrows", size: int = 256, across: int | None = None
 ) -> Iterator[np.ndarray]:
-    """The video: one (height, width, 3) uint8 canvas a step, height and width even, all alike.
+    """The frames of a video: a (height, width, 3) uint8 canvas per step, of one even height and width.
 
-    The strips stand side by side, ``across`` in a row (default: as fits), pictures enlarged by a whole number (nearest
-    neighbour) to at least ``size`` pixels.
-    Under each picture a bar tells the step (0 is the last seen frame), the action that led to it, and whether the
-    frame was seen or dreamt; the line at the foot shows how far the video has come.
+    The strips are side by side, ``across`` in a row, with frames enlarged by an integer factor to at least ``size``
+    pixels. Below each frame are its step (0 is the last seen frame), the action that led to it, and whether it was seen
+    or dreamt; the line at the bottom shows the progress.
     """
     steps = _steps(strips)
     check_labels(labels)
@@ -55,10 +54,10 @@ def canvases(
 def contact_sheet(
     strips: Sequence[Strip], labels: Labels = "arrows", size: int = 96, title: str = "", columns: int = SHEET_COLUMNS
 ) -> np.ndarray:
-    """All moments on one picture (height, width, 3) uint8: time runs to the right and then down, a row for each strip.
+    """All steps in one image (height, width, 3) uint8: time runs to the right and then down, with a row for each strip.
 
-    Above each moment stand its step (0 is the last seen frame) and the action that led to it. Of more moments than
-    fit into :data:`SHEET_CELLS` pictures every second, third, … is shown, so that step 0 is among them.
+    Above each step are its number (0 is the last seen frame) and the action that led to it. If there are more than
+    :data:`SHEET_CELLS` frames, every second, third, … step is shown, including step 0.
     """
     steps = _steps(strips)
     check_labels(labels)
@@ -68,8 +67,8 @@ def contact_sheet(
     scale, edge, gap, line = _scale(strips, size), 2, 6, 22
     height, width = (n * scale + 2 * edge for n in strips[0].frames.shape[1:3])
     shared = all(strip.actions == strips[0].actions for strip in strips)
-    lines = [row == 0 or not shared for row in range(len(strips))]  # rows with a line of labels above them
-    captions = [strip.caption if len(strips) > 1 else "" for strip in strips]  # alone, the title says what it is
+    lines = [row == 0 or not shared for row in range(len(strips))]  # whether a row has labels above it
+    captions = [strip.caption if len(strips) > 1 else "" for strip in strips]  # the title describes a single strip
     left = GAP + (max(text_width(caption, 13) for caption in captions) + GAP if any(captions) else 0)
     head = 30
     block = sum(lines) * line + len(strips) * (height + gap) + gap
@@ -96,12 +95,12 @@ def contact_sheet(
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-    """Where the panels of a video stand, in pixels."""
+    """Positions of the panels of a video, in pixels."""
 
     scale: int
-    panel: tuple[int, int]  # width and height of a picture with its edge
+    panel: tuple[int, int]  # width and height of a frame with its edge
     across: int
-    caption: int  # height above a picture
+    caption: int  # height above a frame
     width: int
     height: int
 
@@ -110,7 +109,7 @@ class _Layout:
         scale = _scale(strips, size)
         height, width = (n * scale + 2 * EDGE for n in strips[0].frames.shape[1:3])
         down = math.ceil(len(strips) / (across or ACROSS))
-        across = across or math.ceil(len(strips) / down)  # six stand as 3 + 3, not as 4 + 2
+        across = across or math.ceil(len(strips) / down)  # six are 3 + 3, not 4 + 2
         caption = CAPTION if any(strip.caption for strip in strips) else GAP
         total_width = across * (width + GAP) + GAP
         total_height = down * (caption + height + BAR) + TIMELINE + 8
@@ -119,7 +118,7 @@ class _Layout:
         )
 
     def corner(self, index: int) -> tuple[int, int]:
-        """Upper left corner of the picture of a strip."""
+        """Upper left corner of the frame of a strip."""
         row, column = divmod(index, self.across)
         width, height = self.panel
         return GAP + column * (width + GAP), row * (self.caption + height + BAR) + self.caption
@@ -157,7 +156,7 @@ def _picture(
 
 
 def _kind(strip: Strip, t: int) -> tuple[str, Colour]:
-    """Tag and colour of a frame: what the model was shown, what it dreamt, or neither."""
+    """Label and colour of a frame: seen, dreamt, or neither."""
     if t < strip.seen:
         return "seen", SEEN
     return ("dreamt", DREAMT) if strip.dreamt else ("", RAIL)
@@ -172,7 +171,7 @@ def _action(
     size: int,
     width: float,
 ) -> None:
-    """The action's arrow, or its name where names are asked for or no arrow fits it."""
+    """Draw the icon of an action, or its name if labels are names or there is no icon."""
     if name is None or labels == "none":
         return
     mask = icon(name, size) if labels == "arrows" else None
@@ -196,7 +195,7 @@ def _timeline(draw: ImageDraw.ImageDraw, layout: _Layout, t: int, length: int, s
 
 
 def _legend(draw: ImageDraw.ImageDraw, strips: Sequence[Strip], right: int) -> int:
-    """Explain the colours that occur, ending at ``right``; returns where the legend starts."""
+    """Draw the colours that occur, ending at ``right``; returns the left end of the legend."""
     kinds = [("seen", SEEN, any(s.seen for s in strips)), ("dreamt", DREAMT, any(s.dreamt for s in strips))]
     for text, colour, occurs in reversed(kinds):
         if occurs:
@@ -209,7 +208,7 @@ def _legend(draw: ImageDraw.ImageDraw, strips: Sequence[Strip], right: int) -> i
 
 
 def _steps(strips: Sequence[Strip]) -> list[int]:
-    """Number of each moment: 0 is the last seen frame, or the first frame where none was seen."""
+    """Step numbers: 0 is the last seen frame, or the first frame if none was seen."""
     if not strips:
         raise DataError("nothing to show; give at least one strip of frames")
     shapes = {strip.frames.shape for strip in strips}

@@ -1,4 +1,4 @@
-"""Small drawing: the colours of the house, its letters, and the icons of actions."""
+"""Drawing: colours, text, and the icons of actions."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 Colour = tuple[int, int, int]
 
-PAPER: Colour = (20, 22, 27)  # behind everything
-RAIL: Colour = (48, 52, 61)  # lines that wait to be filled
-DIM: Colour = (136, 143, 156)  # small print
-INK: Colour = (232, 235, 240)  # letters and icons
-SEEN: Colour = (94, 176, 239)  # frames that the model was shown
-DREAMT: Colour = (250, 172, 72)  # frames that the model dreamt
+PAPER: Colour = (20, 22, 27)  # background
+RAIL: Colour = (48, 52, 61)  # unfilled part of the progress line
+DIM: Colour = (136, 143, 156)  # secondary text
+INK: Colour = (232, 235, 240)  # text and icons
+SEEN: Colour = (94, 176, 239)  # seen frames
+DREAMT: Colour = (250, 172, 72)  # dreamt frames
 
-OVERSAMPLE = 8  # icons are drawn this much larger and reduced, for smooth edges
+OVERSAMPLE = 8  # factor by which icons are drawn larger and then reduced, for smooth edges
 TURNS = ("turn", "rotate")
 FILLERS = ("move", "go", "walk", "look", "step")
 FIRE = ("fire", "shoot", "attack")
@@ -37,7 +37,7 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 def write(
     draw: ImageDraw.ImageDraw, xy: tuple[float, float], text: str, size: int, colour: Colour, anchor: str, width: float
 ) -> None:
-    """Write one line at ``xy`` (Pillow's anchors), cut with … so that it is at most ``width`` pixels wide."""
+    """Write one line at ``xy`` (Pillow's anchors), shortened with … to at most ``width`` pixels."""
     kept = text
     while kept and draw.textlength(kept, font(size)) > width:
         kept = kept[:-2] + "…" if len(kept) > 2 else ""
@@ -51,7 +51,7 @@ def text_width(text: str, size: int) -> int:
 
 @functools.cache
 def icon(name: str, size: int) -> Image.Image | None:
-    """Mask (mode L, ``size`` × ``size``) of the icon of an action; None when the name suggests no picture.
+    """Mask (mode L, ``size`` × ``size``) of the icon of an action; None when there is no icon for the name.
 
     Arrows for directions (``forward``, ``left``, ``UPRIGHT``, ``move_back``), bent arrows for turns (``turn_left``),
     a dot for doing nothing, a ring for firing, an arrow with a ring for both (``UPFIRE``).
@@ -71,13 +71,13 @@ def icon(name: str, size: int) -> Image.Image | None:
         mask = mask.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if right > 0 else mask
     else:
         _arrow(draw, big, math.atan2(down, right))
-        if fires:  # in the lower corner that the arrow leaves free
+        if fires:  # in the free lower corner
             _ring(draw, big, (0.16 if right * down > 0 else 0.84, 0.84), 0.13)
     return mask.resize((size, size), Image.Resampling.LANCZOS)
 
 
 def _words(name: str) -> list[str] | None:
-    """The known words that a name is made of (``UPRIGHTFIRE``, ``turn_left``), or None when anything else is in it."""
+    """The known words of a name (``UPRIGHTFIRE``, ``turn_left``), or None when it contains anything else."""
     vocabulary = sorted((*DIRECTIONS, *TURNS, *FILLERS, *FIRE, *IDLE), key=len, reverse=True)
     rest = "".join(letter for letter in name.lower() if letter.isalnum())
     words = []
@@ -99,7 +99,7 @@ def _arrow(draw: ImageDraw.ImageDraw, big: int, angle: float) -> None:
 
 
 def _bent_arrow(draw: ImageDraw.ImageDraw, big: int) -> None:
-    """An arc over the top that comes down in a head at the left."""
+    """An arc over the top with an arrow head at the left."""
     thick = round(0.17 * big)
     draw.arc([0.2 * big, 0.16 * big, 0.92 * big, 0.88 * big], 180, 20, fill=255, width=thick)
     draw.polygon([(0.02 * big, 0.48 * big), (0.285 * big, 0.86 * big), (0.55 * big, 0.48 * big)], fill=255)

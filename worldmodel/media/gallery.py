@@ -1,4 +1,4 @@
-"""Pictures side by side in labelled rows: originals over reconstructions, samples of one class in a row."""
+"""Images in labelled rows, such as originals above reconstructions."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ GAP, LETTERS = 6, 13
 
 
 def gallery(rows: Sequence[tuple[str, Tensor]], size: int = 96, title: str = "") -> np.ndarray:
-    """Rows of (label, pictures (n, C, H, W) uint8, C 1 or 3) → one picture (height, width, 3) uint8.
+    """Rows of (label, images (n, C, H, W) uint8, C 1 or 3) → one image (height, width, 3) uint8.
 
-    Pictures are enlarged by a whole number (nearest neighbour) to at least ``size`` pixels, never reduced. Raises
-    :class:`DataError` when there is nothing to show.
+    Images are enlarged by an integer factor to at least ``size`` pixels. Raises :class:`DataError` without images.
     """
     if not rows or not all(len(pictures) for _, pictures in rows):
         raise DataError("there is no picture to show")

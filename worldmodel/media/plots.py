@@ -1,6 +1,6 @@
-"""Plots in the house style: say what is to be seen as panels of lines, bars or shares; :func:`save_panels` draws.
+"""Plots of panels of lines, bars or shares, drawn by :func:`save_panels`.
 
-Without the global state of pyplot: nothing here opens a window or needs a display.
+They do not use the global state of pyplot and need no display.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from matplotlib.figure import Figure
 from worldmodel.errors import ConfigError
 from worldmodel.util.files import whole
 
-# Apart in lightness as well as in hue: they stay apart in print and for colour-blind eyes (Okabe and Ito, 2008).
+# Different in lightness and hue, for print and colour blindness (Okabe and Ito, 2008).
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#5b5b5b", "#b8a900")
 GREY = "#8a8f98"
 TEXT = "#444444"
 STYLE: Any = {  # keys of matplotlib's rcParams
-    "font.family": "DejaVu Sans",  # shipped with matplotlib: the same page on every machine
+    "font.family": "DejaVu Sans",  # shipped with matplotlib
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
@@ -43,9 +43,9 @@ STYLE: Any = {  # keys of matplotlib's rcParams
     "legend.frameon": False,
     "legend.fontsize": 8,
     "figure.facecolor": "white",
-    "svg.hashsalt": "worldmodel",  # the same figure gives the same file
+    "svg.hashsalt": "worldmodel",  # deterministic files
 }
-UNDATED = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}  # a date would make every file differ
+UNDATED = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}  # deterministic files
 SUFFIXES = (".png", ".svg", ".pdf")
 RAW_POINTS = 60  # a noisy line of more points is smoothed
 MOST_WRITTEN = 8
@@ -53,7 +53,7 @@ MOST_WRITTEN = 8
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One line of a panel. With ``low`` and ``high`` the band between them is shaded."""
+    """One line of a panel. The band between ``low`` and ``high`` is shaded."""
 
     x: Sequence[float] | np.ndarray  # (P,)
     y: Sequence[float] | np.ndarray  # (P,); NaN where there is no value
@@ -61,15 +61,15 @@ class Line:
     high: Sequence[float] | np.ndarray | None = None  # (P,)
     dashed: bool = False  # for baselines and bounds
     colour: str | None = None  # None: the next of COLOURS
-    noisy: bool = False  # a line of many points is shown smoothed, over its raw self
-    points: bool = False  # a cloud of points instead of a line
+    noisy: bool = False  # a line of many points is smoothed, and the raw line is drawn lightly
+    points: bool = False  # points instead of a line
 
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
-    """One bar of a panel, with a whisker from ``low`` to ``high`` where both are given."""
+    """One bar of a panel, with an optional whisker from ``low`` to ``high``."""
 
-    value: float  # NaN: nothing was measured, and the panel says so
+    value: float  # NaN: not measured
     low: float | None = None
     high: float | None = None
     colour: str | None = None  # None: the next of COLOURS
@@ -82,7 +82,7 @@ class Bar:
 
 @dataclasses.dataclass(frozen=True)
 class Shares:
-    """Shares in [0, 1] as a table of shades; up to :data:`MOST_WRITTEN` names a side they are written out, too."""
+    """Shares in [0, 1] as a shaded table; up to :data:`MOST_WRITTEN` rows and columns, values are written, too."""
 
     values: np.ndarray  # (R, C)
     rows: Sequence[str]
@@ -91,7 +91,7 @@ class Shares:
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """One plot: named lines over x, or a bar a name, or a table of shares."""
+    """One plot: named lines over x, named bars, or a table of shares."""
 
     title: str
     content: Mapping[str, Line] | Mapping[str, Bar] | Shares
@@ -150,10 +150,10 @@ def _shared_names(panels: Sequence[Panel]) -> tuple[str, ...]:
 
 
 def metrics_panels(records: Iterable[Mapping[str, Any]], names: Sequence[str] | None = None) -> list[Panel]:
-    """A panel for every named value that training has logged, stage by stage, over its steps.
+    """A panel for every value that training has logged, by training stage, over its steps.
 
-    ``records``: the lines of ``metrics.jsonl``, each with ``stage``, ``step`` and values; ``names`` picks and orders
-    the values, by default all but the clock and the learning rate, in the order in which they first occur.
+    ``records``: the lines of ``metrics.jsonl``, each with ``stage``, ``step`` and values; ``names`` selects and orders
+    the values, by default all but the time and the learning rate, in the order of their first occurrence.
     """
     curves: dict[tuple[str, str], tuple[list[float], list[float]]] = {}
     for record in records:
@@ -172,7 +172,7 @@ def metrics_panels(records: Iterable[Mapping[str, Any]], names: Sequence[str] | 
 
 
 def smooth(values: Sequence[float] | np.ndarray, width: int) -> np.ndarray:
-    """Centred mean over ``width`` neighbours (odd); at the ends over those that there are. NaNs are left out."""
+    """Centred mean over ``width`` neighbours (odd); fewer at the ends. NaNs are ignored."""
     y = np.asarray(values, dtype=float)
     known = np.isfinite(y)
     kernel = np.ones(width)

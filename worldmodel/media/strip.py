@@ -1,4 +1,4 @@
-"""What is shown: strips of frames that run side by side."""
+"""Strips of frames, the input of :func:`worldmodel.media.save`."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from worldmodel.errors import DataError
 
 @dataclasses.dataclass(frozen=True)
 class Strip:
-    """Moving pictures of one source: the truth, a reconstruction, a dream. Checked and converted when built.
+    """Frames of one source: the truth, a reconstruction or a dream.
 
-    ``frames`` may be given as an array or a tensor of 1 (grey), 3 or 4 (the alpha is dropped) channels. Raises
-    :class:`DataError` when they are no pictures.
+    ``frames`` is an array or a tensor with 1 (grey), 3 or 4 (alpha is dropped) channels. Raises :class:`DataError` for
+    other shapes.
     """
 
     frames: np.ndarray  # (T, C, H, W) uint8; stored as (T, H, W, 3)
     caption: str = ""
-    actions: tuple[str | None, ...] = ()  # name of the action that led to frame t, None where none is known
-    seen: int = 0  # the first frames, which the model was shown
-    dreamt: bool = False  # the frames after the seen ones are the model's
+    actions: tuple[str | None, ...] = ()  # name of the action that led to frame t, None if unknown
+    seen: int = 0  # number of leading seen frames
+    dreamt: bool = False  # whether the frames after the seen ones are dreamt
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "frames", pictures(self.frames))
@@ -51,17 +51,17 @@ def action_names(actions: Sequence[int] | np.ndarray | Tensor, names: Sequence[s
 
 
 def dream_strip(seen: Any, frames: Any, actions: Sequence[str | None] = (), caption: str = "dream") -> Strip:
-    """A dream after the frames that it started from.
+    """The seen frames, followed by the dream.
 
     ``seen`` (T0, C, H, W) and ``frames`` (H, C, H, W) uint8; ``actions`` the names of the actions that led to each of
-    the T0 + H frames, None where they are unknown.
+    the T0 + H frames, None if unknown.
     """
     both = np.concatenate([_host(seen), _host(frames)])
     return Strip(both, caption, tuple(actions), seen=len(seen), dreamt=True)
 
 
 def triptych(truth: Any, reconstruction: Any, dream: Strip) -> list[Strip]:
-    """Truth | reconstruction | dream under the same actions; all of the length of the dream, seen frames included."""
+    """Strips of truth, reconstruction and dream with the same actions; all include the seen frames."""
     if not len(truth) == len(reconstruction) == len(dream):
         raise DataError(
             f"strips of {len(truth)}, {len(reconstruction)} and {len(dream)} frames cannot run side by side"

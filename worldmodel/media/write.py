@@ -1,4 +1,4 @@
-"""How it is kept: mp4, gif and png, each written to a temporary name and renamed when whole."""
+"""Writing of mp4, gif and png files; each is written to a temporary name and renamed when complete."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from worldmodel.media.strip import Strip
 from worldmodel.util.files import whole
 from worldmodel.util.output import VIDEO_SUFFIXES, check_suffix
 
-GIF_SIZE = 192  # pixels that a picture measures at least in a gif, which is for pages and mails
+GIF_SIZE = 192  # minimum size of frames in a gif
 
 
 def save(
@@ -29,10 +29,10 @@ def save(
     title: str = "",
     across: int | None = None,
 ) -> Path:
-    """Write strips by the suffix of the path: ``.mp4`` and ``.gif`` move at ``rate`` frames a second with ``across``
-    strips in a row, ``.png`` is a contact sheet headed by ``title``. Missing folders are made. Returns the path.
+    """Write strips by suffix: ``.mp4`` and ``.gif`` are videos of ``rate`` frames a second with ``across`` strips
+    in a row, ``.png`` is a contact sheet with a ``title``. Missing folders are created. Returns the path.
 
-    Raises :class:`ConfigError` for another suffix, a kind of label that does not exist or a missing encoder.
+    Raises :class:`ConfigError` for another suffix, unknown labels or a missing encoder.
     """
     path = check_suffix(path, VIDEO_SUFFIXES)
     match path.suffix.lower():
@@ -46,54 +46,54 @@ def save(
 
 
 def save_png(path: str | Path, picture: np.ndarray) -> None:
-    """Write one picture, (H, W, 3) or (H, W) uint8."""
+    """Write an image, (H, W, 3) or (H, W) uint8."""
     with whole(Path(path)) as part:
         Image.fromarray(picture).save(part)
 
 
 def save_gif(path: str | Path, frames: Sequence[np.ndarray], rate: float, colours: Image.Image) -> None:
-    """Write an endless gif. ``frames`` (H, W, 3) uint8, ``colours`` a palette image as :func:`palette` makes it.
+    """Write an endless gif. ``frames`` (H, W, 3) uint8, ``colours`` the palette image of :func:`palette`.
 
-    All frames share the palette and are not dithered: then what does not move costs nothing.
+    All frames share the palette without dithering, so that unchanged regions compress well.
     """
     indexed = [Image.fromarray(frame).quantize(palette=colours, dither=Image.Dither.NONE) for frame in frames]
-    # Gifs count time in 1/100 s, and viewers slow down what is shorter than 2/100 s.
+    # Gifs count time in 1/100 s, and viewers slow down durations below 2/100 s.
     duration = max(20, 10 * round(100 / rate))
     with whole(Path(path)) as part:
         indexed[0].save(part, save_all=True, append_images=indexed[1:], duration=duration, loop=0, optimize=False)
 
 
 def palette(strips: Sequence[Strip]) -> Image.Image:
-    """256 colours: those of the frame's furniture as they are, the others picked from the pictures by median cut.
+    """256 colours: those of the layout, and others that are selected from the frames by median cut.
 
-    Half of these are picked from all pixels, half from every colour once: a monster of ten pixels keeps its own.
+    Half of the latter are selected from all pixels, half from the distinct colours, so that small objects keep theirs.
     """
-    furniture = [draw.PAPER, draw.RAIL, draw.DIM, draw.INK, draw.SEEN, draw.DREAMT]
-    blends = [  # the soft edges of letters
-        tuple(round(0.5 * (a + b)) for a, b in zip(draw.PAPER, ink, strict=True)) for ink in furniture[2:]
+    fixed = [draw.PAPER, draw.RAIL, draw.DIM, draw.INK, draw.SEEN, draw.DREAMT]
+    blends = [  # smooth edges of text
+        tuple(round(0.5 * (a + b)) for a, b in zip(draw.PAPER, ink, strict=True)) for ink in fixed[2:]
     ]
     pictures = np.concatenate([strip.frames[:: max(1, len(strip) // 32)] for strip in strips])  # (n, H, W, 3)
     pixels = pictures.reshape(-1, 3)
     shades = np.unique(pixels >> 3, axis=0) << 3 | 4
-    own = [*furniture, *blends]
-    half = (256 - len(own)) // 2
-    picked = [*_picked(pixels, half), *_picked(shades, 256 - len(own) - half)]
-    colours = [*(channel for colour in own for channel in colour), *picked]
+    reserved = [*fixed, *blends]
+    half = (256 - len(reserved)) // 2
+    selected = [*_median_cut(pixels, half), *_median_cut(shades, 256 - len(reserved) - half)]
+    colours = [*(channel for colour in reserved for channel in colour), *selected]
     result = Image.new("P", (1, 1))
     result.putpalette(colours)
     return result
 
 
-def _picked(pixels: np.ndarray, count: int) -> list[int]:
+def _median_cut(pixels: np.ndarray, count: int) -> list[int]:
     """Up to ``count`` colours of pixels (N, 3) uint8 by median cut, channel by channel."""
     chosen = Image.fromarray(pixels[None]).quantize(count, Image.Quantize.MEDIANCUT).getpalette() or []
     return chosen[: 3 * count]
 
 
 def save_mp4(path: str | Path, frames: Iterator[np.ndarray], rate: float) -> None:
-    """Write H.264 in an mp4, frame by frame as they come. ``frames`` (H, W, 3) uint8, H and W even.
+    """Write an mp4 (H.264) frame by frame. ``frames`` (H, W, 3) uint8, H and W even.
 
-    Raises :class:`ConfigError` when the encoder is missing or gives up.
+    Raises :class:`ConfigError` when the encoder is missing or fails.
     """
     from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter  # slow to import, and only needed here
 
@@ -116,11 +116,11 @@ def save_mp4(path: str | Path, frames: Iterator[np.ndarray], rate: float) -> Non
         except OSError as error:  # what ffmpeg said, or a broken pipe to it
             raise _failed(path, str(error), remedy) from error
         if process.returncode != 0:
-            raise _failed(path, f"ffmpeg gave up (code {process.returncode})", remedy)
+            raise _failed(path, f"ffmpeg failed (code {process.returncode})", remedy)
 
 
 def _failed(path: Path, reason: str, remedy: str) -> Exception:
-    """The error of a video that was not written: of the disk when it is full, which ffmpeg blames on the codec."""
+    """The error of a video that was not written; ffmpeg does not report a full disk."""
     if shutil.disk_usage(path.parent).free < 2**16:
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     return ConfigError(f"cannot write {path}: {reason}; {remedy}")

@@ -23,7 +23,7 @@ from worldmodel.util.ranges import Count, Positive, Seed
 
 @dataclasses.dataclass(frozen=True)
 class Collected:
-    """What one call recorded."""
+    """Statistics of a recording."""
 
     steps: int
     episodes: int
@@ -31,19 +31,19 @@ class Collected:
     frame_bytes: int
     seconds: float
     actions: tuple[int, ...]  # (A,) how often each was taken
-    places: int  # distinct poses, or coarse pictures where the environment tells no pose
+    places: int  # distinct poses, or coarse frames if the environment has no pose
     warnings: tuple[str, ...]
-    recording: float  # of the seconds, those from the first step to the last episode: without starting and ending
+    recording: float  # seconds from the first step to the last episode
 
     def describe(self, action_names: tuple[str, ...]) -> str:
-        """Some lines for the user."""
+        """Lines for the terminal."""
         total = max(sum(self.actions), 1)
         rate = self.steps / max(self.seconds, 1e-9)
         shares = ", ".join(
             f"{name} {count / total:.0%}" for name, count in zip(action_names, self.actions, strict=True)
         )
         return (
-            f"recorded  {self.steps:,} steps, {self.episodes:,} episodes ({self.terminated:,} ended by themselves), "
+            f"recorded  {self.steps:,} steps, {self.episodes:,} episodes ({self.terminated:,} terminated), "
             f"{self.frame_bytes / 1e6:,.0f} MB in {self.seconds:.1f} s, {rate:,.0f} steps/s\n"
             f"coverage  {self.places:,} distinct places\n"
             f"actions   {shares}"
@@ -64,13 +64,13 @@ def collect(
 ) -> Collected:
     """Record exactly ``steps`` steps into a store that is open for writing.
 
-    ``make_env`` and ``explorer`` are sent to ``workers`` processes and must be picklable. The seeds follow from
-    ``seed`` and the number of episodes already in the store, so a second call continues with others. The last episode
-    of every process is cut when its share of the steps is done, and flagged as truncated; so is one after ``longest``
-    steps. A process that dies, or says nothing for ``timeout`` seconds, is replaced.
+    ``make_env`` and ``explorer`` are sent to ``workers`` processes and must be picklable. The seeds depend on
+    ``seed`` and the number of episodes in the store, so another call records other episodes. Episodes are truncated
+    after ``longest`` steps, and when the share of a process is recorded. A process that dies, or sends nothing for
+    ``timeout`` seconds, is replaced.
 
     Raises :class:`ConfigError` for numbers below their minimum, :class:`EnvError` when the environment keeps failing,
-    OSError when the disk is full, KeyboardInterrupt after keeping what was half recorded.
+    OSError when the disk is full, KeyboardInterrupt after saving unfinished episodes.
     """
     tally = _Tally(store, steps)
     order = Order(make_env, explorer, steps, longest, (seed, store.next_number))
@@ -84,7 +84,7 @@ def collect(
             tally.take(report, bar.console)
             rate = tally.seen / max(tally.seconds, 1e-9)
             bar.update(task, completed=tally.seen, shown=f"{rate:,.0f} steps/s  {tally.episodes:,} episodes")
-            if stopped():  # here, and not in the middle of a message or of a file
+            if stopped():  # not in the middle of a message or of a file
                 for rest in pool.stop():
                     tally.take(rest, bar.console)
                 raise KeyboardInterrupt
@@ -92,19 +92,19 @@ def collect(
 
 
 class _Tally:
-    """Writes the episodes that come in and counts them."""
+    """Writes the received episodes and counts them."""
 
     def __init__(self, store: EpisodeStore, steps: int):
         self.store = store
         self.target = steps
         self.steps = self.episodes = self.terminated = self.frame_bytes = 0
-        self.under_way = 0  # steps reported of episodes that are not finished
+        self.under_way = 0  # reported steps of unfinished episodes
         self.actions = np.zeros(len(store.spec.action_names), np.int64)
         self.places: set[int] = set()
         self.warnings: list[str] = []
         self.start = time.monotonic()
-        self.first: float | None = None  # when the first step was heard of: starting processes is not recording
-        self.last = self.start  # when the last episode was written: nor is ending them
+        self.first: float | None = None  # time of the first reported step
+        self.last = self.start  # time at which the last episode was written
 
     @property
     def seconds(self) -> float:

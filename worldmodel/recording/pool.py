@@ -1,4 +1,4 @@
-"""Recorders under supervision: one that dies or hangs is replaced, and what it owed is recorded by the next."""
+"""A pool of recorder processes; one that dies or hangs is replaced by another that records the remaining steps."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from types import TracebackType
 from worldmodel.errors import EnvError
 from worldmodel.recording.recorder import RESCUE, STOP, Order, Recording, receive, work
 
-MOST_FAILURES = 5  # recorders that may fail one after another without an episode between them
+MOST_FAILURES = 5  # consecutive failures without a recorded episode
 STOP_SECONDS = 5.0
-PIPE_BYTES = 2**20  # the most that Linux grants to everyone
-START_SECONDS = 120.0  # to start an interpreter on a busy machine
+PIPE_BYTES = 2**20  # the limit of Linux for unprivileged users
+START_SECONDS = 120.0  # for the start of an interpreter on a busy machine
 
 
 @dataclasses.dataclass
 class _Recorder:
-    """The writer's end of one process."""
+    """The state of one process in the pool."""
 
     process: BaseProcess
     results: Connection
     control: Connection
-    order: Order  # what it still has to do when all that it sent is counted
-    place: int  # which of the pool's places it fills
-    life: int  # how many filled that place before
-    deadline: float  # time.monotonic() by which it has to show a sign of life
-    hung: bool = False  # it missed that, and was asked for what there is of its episode
-    saved: bool = False  # which it sent
+    order: Order  # with the remaining steps
+    place: int  # its index in the pool
+    life: int  # number of earlier processes with this index
+    deadline: float  # time.monotonic() by which it has to send a message
+    hung: bool = False  # whether it missed the deadline and was asked for its unfinished episode
+    saved: bool = False  # whether it sent that
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Something that happened: steps taken, an episode received, or a line to tell the user."""
+    """New steps, a received episode, or a warning."""
 
     steps: int = 0
     recording: Recording | None = None
@@ -46,7 +46,7 @@ class Report:
 
 
 class RecorderPool:
-    """Processes that share the steps of an order; a context manager that leaves none of them behind.
+    """Processes that share the steps of an order; a context manager that ends all of them.
 
     ``timeout`` is the seconds of silence after which a recorder counts as hung.
     """
@@ -55,7 +55,7 @@ class RecorderPool:
         self._spawn = multiprocessing.get_context("spawn")  # engines and threads do not survive a fork
         self._timeout = timeout
         self._failures = 0
-        self._stepped = False  # whether any step was ever taken
+        self._stepped = False  # whether any step was recorded
         self._recorders: list[_Recorder] = []
         self._shares = [
             dataclasses.replace(order, steps=share, seed=(*order.seed, place))
@@ -75,7 +75,7 @@ class RecorderPool:
             self._remove(recorder)
 
     def reports(self) -> Iterator[Report]:
-        """What happens, until every step is recorded; an empty report at least every half second.
+        """Reports until every step is recorded; an empty one at least every half second.
 
         Raises :class:`EnvError` when recorders keep failing, and at once when the first cannot take a single step.
         """
@@ -87,7 +87,7 @@ class RecorderPool:
                 yield self._replace(recorder, self._silent()) if recorder.hung else self._rescue(recorder)
 
     def stop(self) -> Iterator[Report]:
-        """Ask for what is half recorded, flagged as truncated; wait some seconds for it."""
+        """Request the unfinished episodes, flagged as truncated, and wait some seconds for them."""
         for recorder in self._recorders:
             try:
                 recorder.control.send_bytes(STOP)
@@ -100,7 +100,7 @@ class RecorderPool:
     def _start(self, order: Order, place: int, life: int) -> None:
         results, their_results = self._spawn.Pipe(duplex=False)
         their_control, control = self._spawn.Pipe(duplex=False)
-        if hasattr(fcntl, "F_SETPIPE_SZ"):  # on Linux: fewer changes of turn while an episode comes
+        if hasattr(fcntl, "F_SETPIPE_SZ"):  # on Linux: fewer context switches
             with contextlib.suppress(OSError):
                 fcntl.fcntl(results.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         order_now = dataclasses.replace(order, seed=(*order.seed, life))
@@ -135,7 +135,7 @@ class RecorderPool:
                         recorder.order = dataclasses.replace(recorder.order, steps=left)
                         self._stepped = True
                         recorder.saved = recorder.hung
-                        if recording.broken is None:  # else a simulator that always dies would never be given up on
+                        if recording.broken is None:  # a simulator that always dies counts as failing
                             self._failures = 0
                         yield Report(recording=recording, warning=_cut(recording))
                     case "lost":
@@ -155,7 +155,7 @@ class RecorderPool:
         return f"silent for {self._timeout:g} s"
 
     def _rescue(self, recorder: _Recorder) -> Report:
-        """Ask one that hangs for what there is of its episode; a simulator that died may leave its client waiting."""
+        """Request the unfinished episode of a recorder that hangs, for instance because its simulator died."""
         recorder.hung, recorder.deadline = True, time.monotonic() + STOP_SECONDS
         with contextlib.suppress(OSError):
             recorder.control.send_bytes(RESCUE)
@@ -166,7 +166,7 @@ class RecorderPool:
         return Report()
 
     def _replace(self, recorder: _Recorder, reason: str) -> Report:
-        """A new process for what the old one still had to do, with other seeds."""
+        """Start another process for the remaining steps, with other seeds."""
         self._remove(recorder)
         self._failures += 1
         if self._failures >= MOST_FAILURES:
@@ -178,7 +178,7 @@ class RecorderPool:
 
 
 def _cut(recording: Recording) -> str | None:
-    """What to tell of an episode that its environment could not play to its end."""
+    """A warning about an episode that the environment did not finish."""
     if recording.broken is None:
         return None
     return f"an episode was cut after {recording.episode.steps:,} steps and marked truncated: {recording.broken}"

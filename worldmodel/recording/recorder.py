@@ -1,8 +1,7 @@
-"""A process that plays an environment and sends what it saw to the one process that writes.
+"""A process that runs an environment and sends episodes to the writer process.
 
-Messages to the writer are small tuples, ``(kind, …)``: ``steps`` (taken since the last, also the sign of life),
-``episode`` (followed by the bytes of its arrays), ``lost`` (one that broke before its first step, with the reason),
-``failed``, ``done``.
+Messages to the writer are tuples ``(kind, …)``: ``steps`` (number since the last message), ``episode`` (followed by the
+bytes of its arrays), ``lost`` (an episode that failed before its first step, with the reason), ``failed``, ``done``.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ from worldmodel.types import NO_ACTION, Episode, Spec
 
 REPORT_SECONDS = 0.2
 STOP, RESCUE = b"stop", b"rescue"
-"""What a recorder is told: end this episode; or send what there is of it from beside the environment, which hangs."""
-MOST_BROKEN = 3  # episodes that broke in a row after which a recorder gives up and is replaced
+"""Messages to a recorder: end the episode; or, while the environment hangs, send the unfinished episode."""
+MOST_BROKEN = 3  # consecutive failed episodes after which a recorder is replaced
 
 
 class FrameSource(Protocol):
-    """What is recorded: a gymnasium environment whose observations are (C, *size) uint8 frames, with a Spec."""
+    """A gymnasium environment whose observations are (C, *size) uint8 frames, with a Spec."""
 
     @property
     def data_spec(self) -> Spec: ...
@@ -41,7 +40,7 @@ class FrameSource(Protocol):
 
 
 class ActionSource(Protocol):
-    """What chooses the actions; see :class:`worldmodel.agents.base.Agent`."""
+    """Chooses the actions; see :class:`worldmodel.agents.base.Agent`."""
 
     def begin(self, action_names: tuple[str, ...], rng: np.random.Generator) -> None: ...
     def act(self, frame: np.ndarray) -> int: ...
@@ -49,7 +48,7 @@ class ActionSource(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """What one recorder has to do."""
+    """The task of one recorder."""
 
     make_env: Callable[[], FrameSource]  # picklable
     explorer: ActionSource  # picklable
@@ -60,16 +59,16 @@ class Order:
 
 @dataclasses.dataclass(frozen=True)
 class Recording:
-    """One episode, and the places it visited."""
+    """One episode and the places that it visited."""
 
     episode: Episode
     places: frozenset[int]
-    broken: str | None = None  # why the environment could not play it to its end
+    broken: str | None = None  # why the environment did not finish it
 
 
 @dataclasses.dataclass
 class Draft:
-    """An episode that is being recorded. Another thread may read it while the environment is at work."""
+    """An episode that is being recorded. Another thread may read it meanwhile."""
 
     frames: list[np.ndarray] = dataclasses.field(default_factory=list)
     actions: list[int] = dataclasses.field(default_factory=list)  # that led to each frame
@@ -81,14 +80,14 @@ class Draft:
         return len(self.rewards) - 1
 
     def add(self, frame: np.ndarray, info: Mapping[str, Any], action: int = NO_ACTION, reward: float = 0.0) -> None:
-        """One frame more, and the action that led to it."""
+        """Append a frame and the action that led to it."""
         self.frames.append(frame)
         self.actions.append(action)
         self.places.add(place_of(frame, info))
         self.rewards.append(reward)  # last: another thread takes as many frames as there are rewards
 
     def recording(self, terminated: bool, truncated: bool, broken: str | None = None) -> Recording | None:
-        """What there is of it; None before its first step."""
+        """The episode so far; None before its first step."""
         count = len(self.rewards)
         if count < 2:
             return None
@@ -110,51 +109,51 @@ def record_episode(
     tick: Callable[[], bool],
     draft: Draft | None = None,
 ) -> Recording | None:
-    """Play one episode of at most ``longest`` steps, written to ``draft`` as it goes.
+    """Record one episode of at most ``longest`` steps into ``draft``.
 
-    ``tick`` is called after every step and says whether to go on. An episode that is cut, by it, for its length or by
-    an :class:`EnvError`, is flagged as truncated; one that was cut before its first step is None. Raises what else the
-    environment raises, and the :class:`EnvError` of one that did not get to a step.
+    ``tick`` is called after every step and returns whether to continue. An episode that ends by it, by its length or by
+    an :class:`EnvError` is flagged as truncated; one without a step is None. Raises other errors of the environment,
+    and an :class:`EnvError` before the first step.
     """
     draft = Draft() if draft is None else draft
     frame, info = env.reset(seed=int(rng.integers(2**31)))
     explorer.begin(env.data_spec.action_names, np.random.default_rng(int(rng.integers(2**63))))
     draft.add(frame, info)
     terminated = truncated = False
-    go_on = True
-    while not terminated and not truncated and go_on and draft.steps < longest:
+    running = True
+    while not terminated and not truncated and running and draft.steps < longest:
         action = explorer.act(frame)
         try:
             frame, reward, terminated, truncated, info = env.step(action)
-        except EnvError as error:  # the simulator died: what it showed until then is good
+        except EnvError as error:  # the simulator died; the frames so far are valid
             if not draft.steps:
                 raise
             return draft.recording(False, True, broken=str(error))
         draft.add(frame, info, action, reward)
-        go_on = tick()
+        running = tick()
     return draft.recording(terminated, truncated)
 
 
 def place_of(frame: np.ndarray, info: Mapping[str, Any]) -> int:
-    """A number for where one is: the cell of ``info["pose"]``, 64 units × 64 units × 30°, or else a coarse picture."""
+    """An id of the place: the cell of ``info["pose"]``, 64 units × 64 units × 30°, or else a hash of a coarse frame."""
     if "pose" in info:
-        x, y, angle = map(float, info["pose"])  # of a few numbers Python is faster than numpy
+        x, y, angle = map(float, info["pose"])  # for a few numbers, Python is faster than numpy
         return zlib.crc32(struct.pack("<3i", int(x // 64), int(y // 64), int(angle // 30)))
     sums = frame.sum(0, dtype=np.int32)
-    for axis, size in enumerate(sums.shape):  # 4 × 4 tiles, the first ones larger where they cannot be alike
+    for axis, size in enumerate(sums.shape):  # 4 × 4 tiles
         sums = np.add.reduceat(sums, [-(-size * tile // 4) for tile in range(min(size, 4))], axis)
     return zlib.crc32((sums // (32 * frame.size // sums.size)).tobytes())
 
 
 def work(order: Order, results: Connection, control: Connection) -> None:
-    """Body of the process. Ends when its steps are recorded, when told to, and when the writer is gone."""
-    os.setpgrp()  # Ctrl-C goes to the writer alone, which then asks for what is half recorded
+    """Body of the process. It ends when its steps are recorded, on request, and when the writer has ended."""
+    os.setpgrp()  # Ctrl-C reaches only the writer, which then requests unfinished episodes
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    desk = _Desk()
-    threading.Thread(target=_watch, args=(control, results, desk), daemon=True).start()
+    shared = _Shared()
+    threading.Thread(target=_watch, args=(control, results, shared), daemon=True).start()
     try:
-        results.send(("steps", 0))  # awake: from now on silence has a meaning
-        _record(order, results, desk)
+        results.send(("steps", 0))  # from now on, the timeout applies
+        _record(order, results, shared)
         results.send(("done",))
     except (BrokenPipeError, ConnectionResetError):
         os._exit(1)
@@ -163,33 +162,32 @@ def work(order: Order, results: Connection, control: Connection) -> None:
 
 
 @dataclasses.dataclass
-class _Desk:
-    """What the thread that plays and the one that listens share."""
+class _Shared:
+    """State that the recording thread shares with the thread that waits for messages."""
 
     stopped: threading.Event = dataclasses.field(default_factory=threading.Event)
     draft: Draft = dataclasses.field(default_factory=Draft)
 
 
-def _watch(control: Connection, results: Connection, desk: _Desk) -> None:
-    """Wait for the word to stop, or to save what there is of an episode whose environment does not come back.
-
-    A writer that died says it by closing the pipe; then nothing here is of use.
+def _watch(control: Connection, results: Connection, shared: _Shared) -> None:
+    """Wait for the message to stop, or to send the unfinished episode of an environment that hangs. End the process
+    when the writer has closed the pipe.
     """
     try:
         while control.recv_bytes() != RESCUE:
-            desk.stopped.set()
-        recording = desk.draft.recording(False, True, broken="the environment did not answer any more")
+            shared.stopped.set()
+        recording = shared.draft.recording(False, True, broken="the environment did not answer any more")
         if recording is not None:
             send(results, recording)
     finally:
         os._exit(1)
 
 
-def _record(order: Order, results: Connection, desk: _Desk) -> None:
+def _record(order: Order, results: Connection, shared: _Shared) -> None:
     rng = np.random.default_rng(order.seed)
     env = order.make_env()
     left, failures = order.steps, 0
-    unreported, reported_at = 0, -math.inf  # the first step is told at once: it says that the environment works
+    unreported, reported_at = 0, -math.inf  # the first step is reported at once
 
     def tick() -> bool:
         nonlocal unreported, reported_at
@@ -198,19 +196,19 @@ def _record(order: Order, results: Connection, desk: _Desk) -> None:
         if now - reported_at >= REPORT_SECONDS:
             results.send(("steps", unreported))
             unreported, reported_at = 0, now
-        return not desk.stopped.is_set()
+        return not shared.stopped.is_set()
 
     try:
-        while left > 0 and not desk.stopped.is_set():
+        while left > 0 and not shared.stopped.is_set():
             try:
-                desk.draft = Draft()
-                recording = record_episode(env, order.explorer, rng, min(order.longest, left), tick, desk.draft)
+                shared.draft = Draft()
+                recording = record_episode(env, order.explorer, rng, min(order.longest, left), tick, shared.draft)
                 broken = recording and recording.broken
-            except EnvError as error:  # the environment says that a reset helps
+            except EnvError as error:  # the environment may recover after a reset
                 recording, broken = None, str(error)
                 if failures + 1 < MOST_BROKEN:
                     results.send(("lost", broken))
-            desk.draft = Draft()
+            shared.draft = Draft()
             if recording is not None:
                 left -= recording.episode.steps
                 send(results, recording)
@@ -246,7 +244,7 @@ def receive(message: tuple[Any, ...], results: Connection) -> Recording:
     return Recording(episode, places, broken)
 
 
-# Connection.send_bytes and recv_bytes would copy the frames thrice and allocate all of them for every part that comes.
+# Connection.send_bytes and recv_bytes would copy the frames three times.
 def _write(pipe: int, data: memoryview) -> None:
     while data:
         data = data[os.write(pipe, data) :]
