@@ -58,7 +58,7 @@ class EpisodeMeasurements:
     settings: Settings
     seed: int
     context: int | None  # context frames of a dream; None without a world model
-    episode_facts: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    facts: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)
     in_videos: dict[int, PlayedEpisode] = dataclasses.field(default_factory=dict)
     windows: dict[int, list[Window]] = dataclasses.field(default_factory=dict)
     planned_episode: PlayedEpisode | None = None  # the first episode with recorded plans
@@ -67,7 +67,7 @@ class EpisodeMeasurements:
     def add(self, played: PlayedEpisode) -> None:
         number, episode = played.number, played.episode
         self.seconds += played.seconds
-        self.episode_facts[number] = {
+        self.facts[number] = {
             "return": float(episode.rewards.sum(dtype=np.float64)),
             "length": episode.steps,
             "terminated": episode.terminated,
@@ -85,7 +85,7 @@ class EpisodeMeasurements:
 
     def column(self, name: str) -> np.ndarray:
         """One measurement of every episode, in order, (E,) float64."""
-        return np.array([self.episode_facts[number][name] for number in sorted(self.episode_facts)], np.float64)
+        return np.array([self.facts[number][name] for number in sorted(self.facts)], np.float64)
 
     def to_json(self) -> dict[str, Any]:
         returns, lengths = self.column("return"), self.column("length")
@@ -98,7 +98,7 @@ class EpisodeMeasurements:
             "success_rule": self.settings.success_rule,
             "steps": steps,
             "seconds_a_decision": self.seconds / max(steps, 1),
-            "episodes": [self.episode_facts[number] for number in sorted(self.episode_facts)],
+            "episodes": [self.facts[number] for number in sorted(self.facts)],
         }
 
 
@@ -106,7 +106,7 @@ def play_episodes(
     play_settings: PlaySettings,
     episodes: int,
     workers: int,
-    measurements: EpisodeMeasurements,
+    measured: EpisodeMeasurements,
     kept: UnfinishedEvaluation,
     bars: Bars,
 ) -> None:
@@ -115,24 +115,23 @@ def play_episodes(
     task, unfinished_steps = bars.add_task("episodes", total=episodes), 0
     for played in kept:
         if played.number < episodes:
-            measurements.add(played)
+            measured.add(played)
     with deferred() as stopped:
 
         def on_steps(more: int) -> bool:
             nonlocal unfinished_steps
             unfinished_steps += more
-            steps = int(measurements.column("length").sum()) + unfinished_steps
-            mean = f"mean return {measurements.column('return').mean():.4g}  " if measurements.episode_facts else ""
-            bars.update(task, completed=len(measurements.episode_facts), shown=f"{mean}{steps:,} steps")
+            steps = int(measured.column("length").sum()) + unfinished_steps
+            mean = f"mean return {measured.column('return').mean():.4g}  " if measured.facts else ""
+            bars.update(task, completed=len(measured.facts), shown=f"{mean}{steps:,} steps")
             return not stopped()
 
-        left = [i for i in range(episodes) if i not in measurements.episode_facts]
-        play_settings = dataclasses.replace(
-            play_settings, record_plans_of=tuple(left[: min(measurements.settings.videos, 1)])
-        )
+        left = [i for i in range(episodes) if i not in measured.facts]
+        planned = tuple(left[: min(measured.settings.videos, 1)])
+        play_settings = dataclasses.replace(play_settings, record_plans_of=planned)
         for played in play(play_settings, left, workers, on_steps):
             kept.add(played)
-            measurements.add(played)
+            measured.add(played)
             unfinished_steps = max(0, unfinished_steps - played.episode.steps)
             on_steps(0)
         if stopped():
@@ -140,17 +139,12 @@ def play_episodes(
         on_steps(0)
 
 
-def dream_windows(world: WorldModel, measurements: EpisodeMeasurements, bars: Bars) -> ReturnPairs:
+def dream_windows(world: WorldModel, measured: EpisodeMeasurements, bars: Bars) -> ReturnPairs:
     """Dream the windows of all episodes."""
-    windows = [window for number in sorted(measurements.windows) for window in measurements.windows[number]]
+    windows = [window for number in sorted(measured.windows) for window in measured.windows[number]]
     task = bars.add_task("dreams", total=len(windows))
-    return dream_returns(
-        world,
-        windows,
-        measurements.settings.temperature,
-        measurements.seed,
-        lambda done: bars.update(task, completed=done),
-    )
+    temperature, seed = measured.settings.temperature, measured.seed
+    return dream_returns(world, windows, temperature, seed, lambda done: bars.update(task, completed=done))
 
 
 def evaluate(config: DictConfig, settings: Settings, agent_name: str, name: str, command: str) -> dict[str, Any]:
@@ -166,20 +160,19 @@ def evaluate(config: DictConfig, settings: Settings, agent_name: str, name: str,
     world = None
     if run is not None and (run / PRIOR).is_file():
         world = WorldModel.load(run, device=str(config.device))
-    measurements = EpisodeMeasurements(
-        settings, int(config.seed), None if world is None else max(1, world.prior.context)
-    )
+    context = None if world is None else max(1, world.prior.context)
+    measured = EpisodeMeasurements(settings, int(config.seed), context)
     play_settings = PlaySettings(make_env, agent, int(config.seed), int(config.collect.longest))
     bars = Bars()
     with UnfinishedEvaluation(folder, spec, episode_settings(config, run, folder)) as kept:
         with bars:
-            play_episodes(play_settings, int(config.episodes), int(config.collect.workers), measurements, kept, bars)
-            metrics = evaluation_settings(config, spec, run, name, agent_name, command) | measurements.to_json()
+            play_episodes(play_settings, int(config.episodes), int(config.collect.workers), measured, kept, bars)
+            metrics = evaluation_settings(config, spec, run, name, agent_name, command) | measured.to_json()
             if world is not None:
-                metrics["dream"] = dream_windows(world, measurements, bars).to_json(settings.horizon, int(config.seed))
+                metrics["dream"] = dream_windows(world, measured, bars).to_json(settings.horizon, int(config.seed))
         metrics["folder"] = str(folder)
         replace_text(folder / "metrics.json", json.dumps(metrics, indent=1))
-        save_report(folder, metrics, measurements, spec, world)
+        save_report(folder, metrics, measured, spec, world)
         kept.discard()
     return metrics
 
@@ -227,15 +220,15 @@ def evaluation_settings(
 
 
 def save_report(
-    folder: Path, metrics: dict[str, Any], measurements: EpisodeMeasurements, spec: Spec, world: WorldModel | None
+    folder: Path, metrics: dict[str, Any], measured: EpisodeMeasurements, spec: Spec, world: WorldModel | None
 ) -> None:
     """Write the plots and the videos."""
     report.save_plots(folder / "report.png", metrics)
-    shown: list[PlayedEpisode] = [measurements.in_videos[number] for number in sorted(measurements.in_videos)]
+    shown: list[PlayedEpisode] = [measured.in_videos[number] for number in sorted(measured.in_videos)]
     if shown:
         report.save_episodes(folder / "episodes.mp4", shown, spec)
     if shown and world is not None:
-        report.save_dreams(folder / "dream.mp4", shown, world, measurements.seed, measurements.settings.temperature)
+        report.save_dreams(folder / "dream.mp4", shown, world, measured.seed, measured.settings.temperature)
         (folder / "plan.mp4").unlink(missing_ok=True)
-        if measurements.planned_episode is not None:
-            report.save_plans(folder / "plan.mp4", measurements.planned_episode, world)
+        if measured.planned_episode is not None:
+            report.save_plans(folder / "plan.mp4", measured.planned_episode, world)

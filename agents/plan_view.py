@@ -54,10 +54,10 @@ def lagged_strips(
     for lag in (lag for lag in lags if any(plan is not None and len(plan) >= lag for plan in plans)):
         frames = np.full_like(episode.frames, BLANK)
         actions: list[str | None] = [None] * len(frames)
-        last, made = None, 0  # the current plan, and the step at which it was made
+        last, made_at = None, 0  # the current plan, and the step at which it was made
         for step, plan in enumerate(plans[: episode.steps - lag + 1]):
-            last, made = (last, made) if plan is None else (plan, step)
-            ahead = step + lag - made
+            last, made_at = (last, made_at) if plan is None else (plan, step)
+            ahead = step + lag - made_at
             if last is not None and len(last) >= ahead:
                 frames[step + lag] = last.decode(last.grids[ahead - 1 : ahead])[0]
                 actions[step + lag] = media.action_names(last.actions[ahead - 1 : ahead], names)[0]

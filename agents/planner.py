@@ -11,13 +11,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from worldmodel.agents.base import Agent, Plan
-from worldmodel.agents.planning_model import EpisodeState, PlanningModel, load_planning_model
+from worldmodel.agents.planning_model import EpisodeState, PlanningModel
+from worldmodel.agents.run import AGENT, load_actor
 
 from worldmodel.config.checks import checked
 from worldmodel.errors import RunError
 from worldmodel.types import NO_ACTION
 from worldmodel.util.ranges import Count, NonNegative, Positive, Share
-from worldmodel.world import Precision
+from worldmodel.world import Precision, WorldModel
 
 clock = time.perf_counter
 
@@ -62,9 +63,11 @@ class Planner(Agent):
 
     def begin(self, action_names: Sequence[str], rng: np.random.Generator) -> None:
         if self._model is None:
-            self._model = load_planning_model(
-                self.run, self.value, self.device, self.precision, self.discount, self.repeat, self.temperature
-            )
+            folder = Path(self.run)
+            world = WorldModel.load(folder, self.device, self.precision)
+            trained_actor = self.value == "auto" and (folder / AGENT).is_file()
+            actor = load_actor(folder, world.device)[1] if trained_actor else None
+            self._model = PlanningModel(world, actor, self.discount, self.repeat, self.temperature)
         trained = self._model.world.spec.action_names
         if tuple(action_names) != tuple(trained):
             raise RunError(

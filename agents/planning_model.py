@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -10,12 +9,11 @@ import torch
 from torch import Tensor
 from worldmodel.agents.actor_critic import ActorCritic, RecentFrames
 from worldmodel.agents.returns import DISCOUNT
-from worldmodel.agents.run import AGENT, load_actor
 
 from worldmodel.heads import make_sampler
 from worldmodel.priors import PriorState, Step
 from worldmodel.types import NO_ACTION
-from worldmodel.world import Precision, WorldModel
+from worldmodel.world import WorldModel
 
 
 class EpisodeState(NamedTuple):
@@ -118,23 +116,3 @@ class PlanningModel:
     def decode(self, grids: np.ndarray) -> np.ndarray:
         """Grids (M, *grid) int64 → frames (M, C, *size) uint8."""
         return self.world.tokenizer.decode(torch.from_numpy(grids).to(self.device)).cpu().numpy()
-
-
-def load_planning_model(
-    run: str | Path,
-    value: str,
-    device: str,
-    precision: Precision,
-    discount: float | None,
-    repeat: int,
-    temperature: float,
-) -> PlanningModel:
-    """Load the model of a run's folder. ``value``: ``auto`` uses the run's actor if it has one, ``none`` does not.
-
-    Raises what :meth:`WorldModel.load` raises.
-    """
-    folder = Path(run)
-    world = WorldModel.load(folder, device, precision)
-    trained = value == "auto" and (folder / AGENT).is_file()
-    actor = load_actor(folder, world.device)[1] if trained else None
-    return PlanningModel(world, actor, discount, repeat, temperature)

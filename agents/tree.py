@@ -113,11 +113,11 @@ def select_path(root: Node, bounds: Bounds, widening: Widening, rng: np.random.G
         action = node.select(bounds, rng)
         if widening.allows(node, action):
             return [*path, PathStep(node, action, None)]
-        known = node.outcomes[action].values()
-        if not known:
+        drawn = node.outcomes[action].values()
+        if not drawn:
             return None
         # All draws are equally probable, so they get equally many visits.
-        outcome = min(known, key=lambda one: one.visits / one.draws)
+        outcome = min(drawn, key=lambda one: one.visits / one.draws)
         path.append(PathStep(node, action, outcome))
         if outcome.terminal:
             return path

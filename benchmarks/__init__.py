@@ -1,1 +1,1 @@
-"""Speeds and peak memory of a run, or of any configuration without training: ``python -m benchmarks.run --help``."""
+"""Speeds and peak memory of a run or of an untrained configuration: ``python -m benchmarks.run --help``."""

@@ -1,8 +1,8 @@
-"""What recording costs beside playing: ``python -m benchmarks.collect``, or with any ``env=…``.
+"""The cost of recording compared with playing: ``python -m benchmarks.collect``, or with any ``env=…``.
 
-The bare environment is stepped in this process under the actions that were just recorded; recording it the same
-number of steps, with one process and with several, is :func:`worldmodel.recording.collect.collect` from its first step
-to the last episode on the disk. All take turns, and ratios are formed in every round.
+The bare environment is stepped in this process under the actions that were just recorded. Recording as many steps is
+:func:`worldmodel.recording.collect.collect`, with one process and with several, from the first step to the last episode
+on disk. The contenders are measured in turn, and ratios are computed per round.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from worldmodel.runs.data import env_maker
 from worldmodel.util.files import replace_text
 
 DESCRIPTION = """\
-Measure what recording adds to the time of the bare environment, and what several processes gain. Figures mean something
-only where nobody else is at work: the load stands in the heading."""
+Measure the overhead of recording over the bare environment and the gain of several processes. Figures are only
+meaningful on an idle machine; its load is printed in the heading."""
 
 CPU = torch.device("cpu")
 
@@ -41,9 +41,13 @@ CPU = torch.device("cpu")
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of this command."""
     parser.prog = "python -m benchmarks.collect"
-    parser.add_argument("--steps", type=int, default=4000, metavar="N", help="of each contender a round (%(default)s)")
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes of the second (%(default)s)")
-    parser.add_argument("--repeat", type=int, default=5, metavar="N", help="rounds that count (%(default)s)")
+    parser.add_argument(
+        "--steps", type=int, default=4000, metavar="N", help="steps per contender and round (%(default)s)"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=2, metavar="N", help="processes of the parallel contender (%(default)s)"
+    )
+    parser.add_argument("--repeat", type=int, default=5, metavar="N", help="measured rounds (%(default)s)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures and the machine as JSON")
 
 
@@ -53,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace, config: DictConfig) -> None:
-    """The command, behind the parsing."""
+    """Run the benchmark and print the figures."""
     for flag, least in (("steps", 1), ("workers", 2), ("repeat", 1)):
         if getattr(args, flag) < least:
             raise ConfigError(f"--{flag} {getattr(args, flag)}: give at least {least}")
@@ -64,13 +68,13 @@ def run(args: argparse.Namespace, config: DictConfig) -> None:
         figures = measure(config, args.steps, args.workers, args.repeat)
     console.print(table("collecting", figures))
     if args.out is not None:
-        facts = {"machine": where, "env": OmegaConf.to_container(config.env), "steps": args.steps}
+        setup = {"machine": where, "env": OmegaConf.to_container(config.env), "steps": args.steps}
         shown = [dataclasses.asdict(figure) for figure in figures]
-        replace_text(args.out, json.dumps({**facts, "figures": shown}, indent=1) + "\n")
+        replace_text(args.out, json.dumps({**setup, "figures": shown}, indent=1) + "\n")
 
 
 def measure(config: DictConfig, steps: int, workers: int, repeat: int) -> list[Figure]:
-    """Microseconds a step of each contender, and the ratios that count."""
+    """Microseconds per step of each contender, and the ratios."""
     make_env = env_maker(config)
     env = make_env()
     longest = int(config.collect.longest)
@@ -103,15 +107,15 @@ def measure(config: DictConfig, steps: int, workers: int, repeat: int) -> list[F
 
 
 def play(env: FrameSource, actions: Sequence[int], longest: int, seed: int) -> None:
-    """Take the actions, with a new episode where one ends and after ``longest`` steps."""
+    """Take the actions; a new episode starts after an end and after ``longest`` steps."""
     env.reset(seed=seed)
-    left = longest
+    remaining = longest
     for action in actions:
         *_, terminated, truncated, _ = env.step(action)
-        left -= 1
-        if terminated or truncated or not left:
+        remaining -= 1
+        if terminated or truncated or not remaining:
             env.reset()
-            left = longest
+            remaining = longest
 
 
 if __name__ == "__main__":

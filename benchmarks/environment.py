@@ -1,4 +1,4 @@
-"""The dream as an environment: steps a second of all rows together, with what an agent sees and with new beginnings."""
+"""The dream environment: steps per second of all rows together, including observations and resets."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from benchmarks.timing import Contender, Figure, Plan, peak_memory, rates, reset
 from worldmodel.world import Precision
 
 KINDS = ("codes", "pixels")
-HORIZON = 25  # steps a dream, and a measurement: every row begins anew once
+HORIZON = 25  # steps per dream and per measurement, so that every row is reset once
 
 
 def measure(subject: Subject, plan: Plan) -> list[Figure]:
-    """Figures at every batch: precisions and kinds of observations take turns."""
+    """Figures for every batch size; precisions and kinds of observations are measured in turn."""
     figures = []
     for batch in plan.batches:
         reset_peak(subject.device)
@@ -39,7 +39,7 @@ def _stepping(subject: Subject, kind: str, precision: Precision, batch: int) -> 
         split="all",
         observations=kind,
         horizon=HORIZON,
-        end_threshold=1.0,  # untrained weights would end every other dream at once
+        end_threshold=1.0,  # untrained weights would end half of the dreams at once
         device=str(subject.device),
         precision=precision,
         autoreset_mode="SameStep",

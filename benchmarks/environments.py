@@ -1,4 +1,4 @@
-"""Every environment that is installed: actions, speed, pictures: ``python -m benchmarks.environments``."""
+"""Actions, speed and frames of every installed environment: ``python -m benchmarks.environments``."""
 
 from __future__ import annotations
 
@@ -21,17 +21,19 @@ from worldmodel.media.write import save_png
 from worldmodel.runs.data import env_maker
 
 DESCRIPTION = """\
-Play every environment that is installed, or those of --only, under uniform actions in one process. Prints a line of
-Markdown for each: its name, frames, actions, and the frames a second with all that wraps it, the median of the parts of
-the play and the fastest; of those that cannot be made, why."""
-PICTURES = 8  # of an environment on the sheet
+Play every installed environment, or those of --only, with uniform actions in one process. Prints a row of Markdown for
+each: its name, frame shape, actions, and frames per second with all wrappers (median and highest of the parts), or the
+reason why it cannot be made."""
+SHEET_FRAMES = 8  # per environment
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of this command."""
     parser.prog = "python -m benchmarks.environments"
-    parser.add_argument("--only", type=listed(choices()["env"]), metavar="A,B", help="of configs/env (default: all)")
-    parser.add_argument("--steps", type=int, default=400, metavar="N", help="of each (%(default)s)")
+    parser.add_argument(
+        "--only", type=listed(choices()["env"]), metavar="A,B", help="names in configs/env (default: all)"
+    )
+    parser.add_argument("--steps", type=int, default=400, metavar="N", help="steps per environment (%(default)s)")
     parser.add_argument("--sheet", type=Path, metavar="FILE", help="write some frames of each as one PNG")
 
 
@@ -41,13 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace, config: DictConfig) -> None:
-    """The command, behind the parsing. Overrides hold for every environment: ``env.size=48``."""
-    if args.steps < PICTURES:
-        raise ConfigError(f"--steps {args.steps}: give at least {PICTURES}")
+    """Run the benchmark. Overrides such as ``env.size=48`` apply to every environment."""
+    if args.steps < SHEET_FRAMES:
+        raise ConfigError(f"--steps {args.steps}: give at least {SHEET_FRAMES}")
     console, rows = Console(), []
     for name in args.only or choices()["env"]:
         try:
-            line, frames = played([f"env={name}", *args.overrides], args.steps)
+            line, frames = measure([f"env={name}", *args.overrides], args.steps)
         except WorldModelError as error:
             line = f"| `{name}` | – | {error} | – |"
         else:
@@ -55,17 +57,17 @@ def run(args: argparse.Namespace, config: DictConfig) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if args.sheet is not None and rows:
         size = max(frames.shape[-1] for _, frames in rows)
-        save_png(args.sheet, gallery([(name, enlarged(frames, size)) for name, frames in rows]))
+        save_png(args.sheet, gallery([(name, padded(frames, size)) for name, frames in rows]))
 
 
-def played(overrides: Sequence[str], steps: int) -> tuple[str, np.ndarray]:
-    """A line on the environment of some settings, and frames spread over its steps, (PICTURES, C, H, W) uint8."""
+def measure(overrides: Sequence[str], steps: int) -> tuple[str, np.ndarray]:
+    """The row of an environment, and frames spread over its steps, (SHEET_FRAMES, C, H, W) uint8."""
     env = env_maker(compose_config(overrides))()
     spec = env.data_spec
     actions = np.random.default_rng(0).integers(len(spec.action_names), size=steps)
     env.reset(seed=0)
     frames, rates = [], []
-    for part in np.array_split(actions, PICTURES):
+    for part in np.array_split(actions, SHEET_FRAMES):
         started = time.perf_counter()
         for action in part.tolist():
             frame, _, terminated, truncated, _ = env.step(action)
@@ -80,8 +82,8 @@ def played(overrides: Sequence[str], steps: int) -> tuple[str, np.ndarray]:
     return line, np.stack(frames)
 
 
-def enlarged(frames: torch.Tensor, size: int) -> torch.Tensor:
-    """Frames of one size on the sheet: black around those that are smaller."""
+def padded(frames: torch.Tensor, size: int) -> torch.Tensor:
+    """Frames padded with black to the size of the sheet."""
     canvas = frames.new_zeros(len(frames), 3, size, size)
     canvas[..., : frames.shape[-2], : frames.shape[-1]] = frames.expand(-1, 3, -1, -1)
     return canvas

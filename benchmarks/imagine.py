@@ -1,4 +1,4 @@
-"""Imagination: dreamt frames a second of the samplers, in codes alone and with decoding, and the passes they need."""
+"""Imagination: dreamt frames per second of the samplers, with and without decoding, and their number of passes."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from worldmodel.heads import Ancestral, Head, Predictive, Randomness, Sampler
 from worldmodel.priors import PriorState
 from worldmodel.world import Precision, WorldModel
 
-LONGEST = 32  # frames a dream
+LONGEST = 32  # frames per dream
 SAMPLERS: dict[str, Callable[[], Sampler]] = {
-    "one by one": lambda: Ancestral(together=False),  # the ancestral sampler of the textbooks, with what the head keeps
+    "one by one": lambda: Ancestral(together=False),  # plain ancestral sampling with the head's cache
     "ancestral": Ancestral,
     "predictive": Predictive,
 }
 
 
 def measure(subject: Subject, plan: Plan) -> list[Figure]:
-    """Figures at every batch: precisions, samplers and the decoder take turns."""
+    """Figures for every batch size; precisions, samplers and the decoder are measured in turn."""
     worlds = subject.worlds(plan.precisions)
     return [figure for batch in plan.batches for figure in _at_batch(subject, worlds, batch, plan.repeat)]
 
 
 def _at_batch(subject: Subject, worlds: Mapping[Precision, WorldModel], batch: int, repeat: int) -> list[Figure]:
-    horizon = max(2, min(LONGEST, 256 // batch))  # frames a dream: enough to average over, few enough to wait for
+    horizon = max(2, min(LONGEST, 256 // batch))  # frames per dream
     reset_peak(subject.device)
     contenders: dict[tuple[Precision, str], Contender] = {}
-    kept: dict[Precision, dict[str, list[Watched]]] = {p: {name: [] for name in SAMPLERS} for p in worlds}
+    used: dict[Precision, dict[str, list[TimedSampler]]] = {p: {name: [] for name in SAMPLERS} for p in worlds}
     for precision, world in worlds.items():
         windows = subject.windows(max(1, world.prior.context))
-        for name, contender in _contenders(world, windows, batch, horizon, kept[precision]).items():
+        for name, contender in _contenders(world, windows, batch, horizon, used[precision]).items():
             contenders[precision, name] = contender
     spent = rounds(contenders, repeat)
     figures = []
     for precision in worlds:
         conditions = {"batch": batch, "precision": precision}
         whole = {name: spent[precision, name] for name in SAMPLERS}
-        watched = {name: rounds_of[1:] for name, rounds_of in kept[precision].items()}  # round 0 warms up
-        inside = {name: [sum(one.seconds) for one in found] for name, found in watched.items()}
+        timed = {name: samplers[1:] for name, samplers in used[precision].items()}  # round 0 warms up
+        inside = {name: [sum(one.seconds) for one in samplers] for name, samplers in timed.items()}
         for name, times in whole.items():
             both = [sum(pair) for pair in zip(times, spent[precision, "decode"], strict=True)]
             for what, total in ((f"{name}, codes alone", times), (f"{name}, with decoding", both)):
@@ -56,13 +56,13 @@ def _at_batch(subject: Subject, worlds: Mapping[Precision, WorldModel], batch: i
                 Figure.of(f"one by one / predictive, {what}", [slow / fast for slow, fast in pairs], "×", **conditions)
             )
         for name in ("ancestral", "predictive"):
-            counts = [statistics.fmean(one.passes) for one in watched[name]]
+            counts = [statistics.fmean(one.passes) for one in timed[name]]
             figures.append(Figure.of(f"{name}, passes a frame", counts, "", **conditions))
     return [*figures, peak_memory(subject.device, batch)]
 
 
-class Watched(Sampler):
-    """Another sampler; what it takes itself, without the trunk, and its passes are kept."""
+class TimedSampler(Sampler):
+    """Wraps a sampler and records its time, without the trunk, and its passes."""
 
     def __init__(self, sampler: Sampler, device: torch.device):
         super().__init__(sampler.temperature, sampler.top_k)
@@ -81,11 +81,11 @@ class Watched(Sampler):
 
 
 def _contenders(
-    world: WorldModel, windows: Windows, batch: int, horizon: int, kept: Mapping[str, list[Watched]]
+    world: WorldModel, windows: Windows, batch: int, horizon: int, used: Mapping[str, list[TimedSampler]]
 ) -> dict[str, Contender]:
-    """The samplers and the decoder, each for ``horizon`` frames; ``kept`` gets every sampler that ran.
+    """The samplers and the decoder, each for ``horizon`` frames; every sampler that ran is appended to ``used``.
 
-    In a round the samplers start from the same seen frames under the same actions and noise, so they dream the same.
+    In a round the samplers have the same context frames, actions and noise, so their dreams are equal.
     """
     device = world.device
 
@@ -93,19 +93,19 @@ def _contenders(
     def start(number: int) -> PriorState:
         seen = windows.fixed(batch, seed=number)
         assert seen.frames is not None
-        rows = torch.arange(batch) % len(seen.frames)  # few data repeat themselves
+        rows = torch.arange(batch) % len(seen.frames)  # repeated if there are too few
         return world.observe(seen.frames[rows].to(device), seen.actions[rows].to(device))
 
     def dreaming(name: str, number: int) -> float:
-        sampler, state = Watched(SAMPLERS[name](), device), start(number)
-        kept[name].append(sampler)
+        sampler, state = TimedSampler(SAMPLERS[name](), device), start(number)
+        used[name].append(sampler)
         generator = torch.Generator(device).manual_seed(number)
         actions = torch.randint(world.prior.num_actions, (horizon, batch), generator=generator, device=device)
 
         def dream() -> None:
-            now = state
+            current = state
             for action in actions:
-                _, now = world.step(now, action, sampler, generator)
+                _, current = world.step(current, action, sampler, generator)
 
         return seconds(dream, device)
 

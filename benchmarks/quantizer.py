@@ -1,4 +1,4 @@
-"""The vector quantiser beside vector-quantize-pytorch: ``python -m benchmarks.quantizer``. Needs ``.[benchmarks]``."""
+"""The quantizer compared with vector-quantize-pytorch: ``python -m benchmarks.quantizer``. Needs ``.[benchmarks]``."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from worldmodel.quantizers import VectorQuantizer
 from worldmodel.util.files import replace_text
 
 DESCRIPTION = """\
-Time and memory of worldmodel's vector quantiser beside that of vector-quantize-pytorch, with the same codebook on the
-same vectors: a training step (forward, moving averages, commitment term, backward) and encoding. Both take turns in
-one process; a ratio is that of one round. Memory is by how much a process of its own grows during three calls. The exit
-code is 1 when the two choose different codes."""
+Compare time and memory of worldmodel's vector quantizer with those of vector-quantize-pytorch, with the same codebook
+and vectors: a training step (forward, moving averages, commitment term, backward) and encoding. Both are measured in
+turn in one process, and ratios are computed per round. Memory is the growth of a separate process during three calls.
+The exit code is 1 if the two choose different codes."""
 
 OURS, THEIRS = "worldmodel", "vector-quantize-pytorch"
 DEVICE = torch.device("cpu")
@@ -34,26 +34,26 @@ DECAY, BETA = 0.99, 0.25
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What is quantised."""
+    """Shape of the vectors and of the codebook."""
 
     batch: int
     length: int
     width: int  # D
-    codes: int  # K
+    num_codes: int  # K
     threads: int
 
     def vectors(self) -> Tensor:
-        """(batch, length, D) standard normal, with a gradient to come."""
+        """(batch, length, D) standard normal, requiring a gradient."""
         shape = (self.batch, self.length, self.width)
         return torch.randn(shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
 
 
-Step = Callable[[nn.Module, Tensor], Tensor]  # one call of a quantiser, of which the codes come back
+Step = Callable[[nn.Module, Tensor], Tensor]  # one call of a quantizer, which returns the codes
 
 
 def contenders(problem: Problem, vectors: Tensor) -> dict[str, nn.Module]:
-    """Both quantisers with one codebook, laid on these vectors. Raises :class:`ConfigError`."""
-    ours = VectorQuantizer(problem.codes, problem.width, decay=DECAY)
+    """Both quantizers with the same codebook, initialised from these vectors. Raises :class:`ConfigError`."""
+    ours = VectorQuantizer(problem.num_codes, problem.width, decay=DECAY)
     with torch.no_grad():
         ours(vectors, torch.Generator().manual_seed(1))
     try:
@@ -62,9 +62,9 @@ def contenders(problem: Problem, vectors: Tensor) -> dict[str, nn.Module]:
         raise ConfigError(
             f"{THEIRS} cannot be imported ({error}); install it with pip install -e '.[benchmarks]'"
         ) from None
-    # Its defaults, but for the gradient: straight through, as in the paper, and not by rotation. It restarts no codes.
+    # Its defaults, except for the straight-through gradient as in the paper. It does not restart codes.
     theirs = VectorQuantize(
-        dim=problem.width, codebook_size=problem.codes, decay=DECAY, commitment_weight=BETA, rotation_trick=False
+        dim=problem.width, codebook_size=problem.num_codes, decay=DECAY, commitment_weight=BETA, rotation_trick=False
     )
     state = theirs._codebook
     for target, source in ((state.embed, ours.table), (state.embed_avg, ours.sums), (state.cluster_size, ours.counts)):
@@ -96,18 +96,18 @@ STEPS: dict[str, Step] = {"step": train_step, "encode": encode}
 
 
 def different_codes(problem: Problem) -> dict[str, int]:
-    """How many codes differ: when encoding, and in a step of training."""
+    """Number of codes that differ, in encoding and in a training step."""
     vectors = problem.vectors()
     both = contenders(problem, vectors)
-    found = {}
-    for what in reversed(STEPS):  # encoding first: a step moves the codebooks
+    counts = {}
+    for what in reversed(STEPS):  # encoding first, because a training step changes the codebooks
         ours, theirs = (STEPS[what](quantizer, vectors) for quantizer in both.values())
-        found[what] = int((ours != theirs).sum())
-    return found
+        counts[what] = int((ours != theirs).sum())
+    return counts
 
 
 def speeds(problem: Problem, repeat: int) -> list[Figure]:
-    """Milliseconds of each, and how many times as fast ours is."""
+    """Milliseconds of each contender, and the ratio of theirs to ours."""
     vectors = problem.vectors()
     both = contenders(problem, vectors)
 
@@ -123,13 +123,13 @@ def speeds(problem: Problem, repeat: int) -> list[Figure]:
     return figures
 
 
-def grown(problem: Problem, what: str, name: str) -> float:
-    """MiB by which this process grows at most in three calls; for a fresh process."""
+def memory_growth(problem: Problem, what: str, name: str) -> float:
+    """MiB by which this process, a new one, grows at most in three calls."""
     torch.set_num_threads(problem.threads)
     vectors = problem.vectors()
     few = vectors[:1, :8].detach().clone().requires_grad_()
     quantizer = contenders(problem, few)[name]
-    STEPS[what](quantizer, few)  # what libraries set up once does not count, nor what was freed before
+    STEPS[what](quantizer, few)  # excludes the initialisation of libraries
     reset_peak(DEVICE)
     before = peak_memory(DEVICE).value
     for _ in range(3):
@@ -138,24 +138,24 @@ def grown(problem: Problem, what: str, name: str) -> float:
 
 
 def memory(problem: Problem) -> list[Figure]:
-    """Growth of each contender in a process of its own, and the share that ours takes."""
+    """Memory growth of each contender in a separate process, and the ratio of ours to theirs."""
     figures = []
     for what in STEPS:
         sizes = {}
         for name in (OURS, THEIRS):
             with multiprocessing.get_context("spawn").Pool(1) as pool:
-                sizes[name] = pool.apply(grown, (problem, what, name))
+                sizes[name] = pool.apply(memory_growth, (problem, what, name))
             figures.append(Figure.of(f"{what}, {name}", [sizes[name]], "MiB"))
         figures.append(Figure.of(f"{what}, share of memory", [sizes[OURS] / max(sizes[THEIRS], 1 / 256)], ""))
     return figures
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code: 1 when codes differ, 2 when nothing can be measured."""
+    """The command line; returns the exit code: 1 if codes differ, 2 for a user error."""
     parser = argparse.ArgumentParser("python -m benchmarks.quantizer", description=DESCRIPTION)
     for flag, default in (("batch", 64), ("length", 1024), ("width", 64), ("codes", 512), ("threads", 2)):
         parser.add_argument(f"--{flag}", type=_count, default=default, metavar="N", help="(%(default)s)")
-    parser.add_argument("--repeat", type=_count, default=11, metavar="N", help="rounds that count (%(default)s)")
+    parser.add_argument("--repeat", type=_count, default=11, metavar="N", help="measured rounds (%(default)s)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures and the machine as JSON")
     args = parser.parse_args(argv)
     problem = Problem(args.batch, args.length, args.width, args.codes, args.threads)
@@ -170,23 +170,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.print(
         f"{where['date']}  {where['cpu']}, {where['threads']} threads of {where['cores']} cores, "
         f"load {where['load']:g}, torch {where['torch']}\n"
-        f"{problem.batch}×{problem.length} vectors of {problem.width}, {problem.codes} codes; {differences}",
+        f"{problem.batch}×{problem.length} vectors of {problem.width}, {problem.num_codes} codes; {differences}",
         highlight=False,
         soft_wrap=True,
     )
     figures = {"time": speeds(problem, args.repeat), "memory": memory(problem)}
-    for name, found in figures.items():
-        console.print(table(name, found))
+    for name, group in figures.items():
+        console.print(table(name, group))
     if args.out is not None:
         report: dict[str, Any] = {"machine": where, "problem": dataclasses.asdict(problem), "different": different}
-        report["figures"] = {name: [dataclasses.asdict(figure) for figure in found] for name, found in figures.items()}
+        report["figures"] = {name: [dataclasses.asdict(figure) for figure in group] for name, group in figures.items()}
         replace_text(args.out, json.dumps(report, indent=1) + "\n")
     return 1 if any(different.values()) else 0
 
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
 
 

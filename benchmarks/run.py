@@ -1,4 +1,4 @@
-"""Measure speeds and peak memory: ``python -m benchmarks.run run=my_way_home-1``, or any settings without a run."""
+"""Measures speeds and peak memory: ``python -m benchmarks.run run=my_way_home-1``, or any settings without a run."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from worldmodel.nn.precision import PRECISIONS
 from worldmodel.util.files import replace_text
 
 DESCRIPTION = """\
-Measure speeds and peak memory of a run (run=name), or of the untrained model that the settings describe, on recorded
-episodes (data=folder). Contenders take turns; a figure is the median of the rounds, beside it the lowest and the
-highest. Prints tables, writes JSON. docs/benchmarks.md tells how to read them."""
+Measure speeds and peak memory of a run (run=name), or of the untrained model of the settings, on recorded episodes
+(data=folder). Contenders are measured in turn; a figure is the median of the rounds, with the lowest and the highest.
+Prints tables and writes JSON, which docs/benchmarks.md explains."""
 
 MEASURES: dict[str, Callable[[Subject, Plan], list[Figure]]] = {
-    "store": store.measure,  # first: what the others read and keep mapped cannot be forgotten for a cold read
+    "store": store.measure,  # first, because files that others have mapped cannot be dropped from the cache
     "tokenizer": tokenizer.measure,
     "imagination": imagine.measure,
     "environment": environment.measure,
@@ -49,20 +49,20 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     for flag, choices, default in (("--only", MEASURES, None), ("--precision", PRECISIONS, list(PRECISIONS))):
         parser.add_argument(flag, type=listed(choices), default=default, metavar="A,B", help=f"of {', '.join(choices)}")
     parser.add_argument("--batches", type=listed(), default=[1, 64, 512], metavar="N,N", help="default: 1,64,512")
-    parser.add_argument("--repeat", type=int, default=5, metavar="N", help="rounds that count (%(default)s)")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: as many as torch takes)")
+    parser.add_argument("--repeat", type=int, default=5, metavar="N", help="measured rounds (%(default)s)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: that of torch)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures and the machine as JSON")
 
 
 def listed(choices: Iterable[str] | None = None) -> Callable[[str], list[Any]]:
-    """How a flag reads names of ``choices``, or numbers from 1 on, with commas between them."""
+    """Parser of a flag with comma-separated names of ``choices``, or numbers of at least 1."""
 
     def read(text: str) -> list[Any]:
         words = list(dict.fromkeys(text.split(",")))
         for word in words:
             if word not in choices if choices is not None else not word.isdecimal() or int(word) < 1:
-                wanted = "numbers from 1 on" if choices is None else ", ".join(choices)
-                raise argparse.ArgumentTypeError(f"{word!r} is none of {wanted}")
+                allowed = "numbers of at least 1" if choices is None else ", ".join(choices)
+                raise argparse.ArgumentTypeError(f"{word!r} is none of {allowed}")
         return words if choices is not None else [int(word) for word in words]
 
     return read
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace, config: DictConfig) -> None:
-    """The command, behind the parsing."""
+    """Run the benchmark and print the figures."""
     for flag, value in (("--repeat", args.repeat), ("--threads", args.threads)):
         if value is not None and value < 1:
             raise ConfigError(f"{flag} {value}: give at least 1")
@@ -103,14 +103,14 @@ def run(args: argparse.Namespace, config: DictConfig) -> None:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What a figure depends on besides the code, as plain JSON."""
+    """The hardware and software that figures depend on, as plain JSON."""
     return {
         "date": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
         "cpu": cpu_model(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "load": round(os.getloadavg()[0], 2),  # above about 0 somebody else is at work
+        "load": round(os.getloadavg()[0], 2),  # above about 0 the machine is not idle
         "device": str(device),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "system": platform.platform(),
@@ -121,7 +121,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def cpu_model() -> str:
-    """The name of the processor, as far as the system tells it."""
+    """The name of the processor, if the system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -135,7 +135,7 @@ def heading(report: dict[str, Any]) -> str:
     where, model = report["machine"], report["model"]
     shape, grid = "×".join(map(str, model["frame"])), "×".join(map(str, model["grid"]))
     sizes = ", ".join(f"{part} {count / 1e6:.2f} M" for part, count in model["parameters"].items())
-    name = model["run"] or "untrained (passes and the speed of predictive sampling tell nothing of a trained model)"
+    name = model["run"] or "untrained (passes and the speed of predictive sampling are not those of a trained model)"
     return (
         f"{where['date']}  {where['gpu'] or where['cpu']}, {where['threads']} threads of {where['cores']} cores, "
         f"load {where['load']:g}, torch {where['torch']}\n"
@@ -145,7 +145,7 @@ def heading(report: dict[str, Any]) -> str:
 
 
 def table(title: str, figures: Sequence[Figure]) -> Table:
-    """The figures of one subject for a terminal."""
+    """The figures of one group as a table."""
     shown = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for name in ("what", "batch", "precision"):
         shown.add_column(name)
@@ -167,7 +167,7 @@ def table(title: str, figures: Sequence[Figure]) -> Table:
 
 
 def number(value: float) -> str:
-    """Three digits or more: nobody compares speeds by the fourth."""
+    """A number with three significant digits, or all digits before the decimal point."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 

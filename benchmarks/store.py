@@ -1,4 +1,4 @@
-"""The store: random windows a second, read by one thread as training reads them, from the disk and from memory."""
+"""The store: random windows per second, read by one thread as in training, from disk and from memory."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from benchmarks.timing import Figure, Plan, peak_memory, rates, reset_peak, roun
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import Windows
 
-LENGTH = 16  # frames a window
-BATCH, CALLS = 32, 4  # windows a call, calls a measurement
+LENGTH = 16  # frames per window
+BATCH, CALLS = 32, 4  # windows per call, calls per measurement
 
 
 def measure(subject: Subject, plan: Plan) -> list[Figure]:
-    """Cold: after the system was asked to forget the files. Warm: the same windows at once again."""
+    """Cold: after the files were dropped from the system's cache. Warm: the same windows again."""
     device = torch.device("cpu")
     reset_peak(device)
     opened: list[Windows] = []
@@ -26,8 +26,8 @@ def measure(subject: Subject, plan: Plan) -> list[Figure]:
         return seconds(lambda: [windows.sample(BATCH, generator) for _ in range(CALLS)], device)
 
     def cold(number: int) -> float:
-        opened.clear()  # pages that a process has mapped stay
-        forget(subject.store)
+        opened.clear()  # mapped pages would stay in the cache
+        drop_cache(subject.store)
         opened.append(Windows(EpisodeStore.open(subject.store.path), "train", LENGTH))
         return read(opened[0], number)
 
@@ -42,8 +42,8 @@ def measure(subject: Subject, plan: Plan) -> list[Figure]:
     return [*figures, peak_memory(device)]
 
 
-def forget(store: EpisodeStore) -> None:
-    """Ask the system to drop the frames of a store from its cache; where it cannot, cold reads are warm ones."""
+def drop_cache(store: EpisodeStore) -> None:
+    """Ask the system to drop the frames of a store from its cache; if it cannot, cold reads are warm."""
     if not hasattr(os, "posix_fadvise"):
         return
     for file in store.path.glob("shard-*.frames"):

@@ -1,4 +1,4 @@
-"""What is measured: a run, trained or made up on the spot, the data that it is measured on, and the device."""
+"""The subject of a benchmark: a trained or untrained run, its data, and the device."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from worldmodel.types import Spec
 from worldmodel.world import Precision, WorldModel
 
 BESIDE_A_RUN = ("run", "runs", "data", "device")
-"""Settings that do not change what a trained run is."""
+"""Settings that do not change a trained run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,15 +44,15 @@ class Subject:
     device: torch.device
 
     def worlds(self, precisions: Sequence[Precision]) -> dict[Precision, WorldModel]:
-        """The world model in each precision, as anybody would load it."""
+        """The world model in each precision."""
         return {precision: WorldModel.load(self.folder, str(self.device), precision) for precision in precisions}
 
     def windows(self, length: int) -> Windows:
-        """Held-out windows; of all episodes where none is held out."""
+        """Held-out windows, or those of all episodes if none is held out."""
         return Windows(self.store, "held_out" if len(self.store.split("held_out")) else "all", length)
 
     def facts(self) -> dict[str, Any]:
-        """What identifies the model and its data, as plain JSON."""
+        """Description of the model and its data, as plain JSON."""
         world = WorldModel.load(self.folder, "cpu", "fp32")
         sizes = {part: sum(p.numel() for p in getattr(world, part).parameters()) for part in ("tokenizer", "prior")}
         settings = OmegaConf.masked_copy(self.config, ["tokenizer", "prior", "training"])
@@ -68,10 +68,10 @@ class Subject:
 
 
 def open_subject(config: DictConfig, overrides: Sequence[str], scratch: Path) -> Subject:
-    """The run that ``run=…`` names, or one with the untrained weights of these settings, made in ``scratch``.
+    """The run that ``run=…`` names, or a new one in ``scratch`` with untrained weights.
 
     Raises :class:`ConfigError` for a setting that cannot change a run, :class:`RunError` for an unknown run,
-    :class:`DataError` for data that are missing or of another kind.
+    :class:`DataError` for data that are missing or do not fit.
     """
     device = resolve_device(str(config.device))
     if config.run is None:
@@ -90,7 +90,7 @@ def open_subject(config: DictConfig, overrides: Sequence[str], scratch: Path) ->
 
 
 def _untrained(config: DictConfig, spec: Spec, runs: Path) -> Path:
-    """A run as training would leave it, but for the training."""
+    """A run folder with untrained weights."""
     torch.manual_seed(config.seed)
     tokenizer = build_tokenizer(config, spec)
     prior = build_prior(config, spec, tokenizer)

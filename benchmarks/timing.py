@@ -1,4 +1,4 @@
-"""How things are timed: contenders take turns in rounds, and what counts is the median over the rounds."""
+"""Timing: contenders are measured in turn in rounds, and figures are medians over the rounds."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ import torch
 from worldmodel.world import Precision
 
 Key = TypeVar("Key", bound=Hashable)
-Contender = Callable[[int], float]  # the number of the round → the seconds that it wants counted
+Contender = Callable[[int], float]  # number of the round → measured seconds
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How much is measured."""
+    """Sizes of the measurements."""
 
     batches: Sequence[int]
     precisions: Sequence[Precision]
-    repeat: int  # rounds that count; one more comes before them and does not
+    repeat: int  # measured rounds, after one for warming up
 
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """One measured value: the median over the rounds, and the extremes that tell how quiet the machine was."""
+    """One measured value: the median and the extremes over the rounds."""
 
     what: str
     value: float
@@ -39,23 +39,23 @@ class Figure:
     low: float
     high: float
     batch: int | None = None
-    length: int | None = None  # frames a window, where a batch is one of windows
+    length: int | None = None  # frames per window, for a batch of windows
     precision: str | None = None
 
     @classmethod
     def of(cls, what: str, values: Sequence[float], unit: str, **conditions: Any) -> Figure:
-        """From the values of all rounds; ``conditions`` are batch, length, precision."""
+        """Make a figure from the values of all rounds; ``conditions`` are batch, length, precision."""
         return cls(what, statistics.median(values), unit, min(values), max(values), **conditions)
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what was asked of it; a CPU always has."""
+    """Wait for the pending work of a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Wall time of one call, the device's queue drained on both sides."""
+    """Wall time of one call, with the device synchronised before and after."""
     synchronize(device)
     started = time.perf_counter()
     call()
@@ -64,37 +64,36 @@ def seconds(call: Callable[[], object], device: torch.device) -> float:
 
 
 def rounds(contenders: Mapping[Key, Contender], repeat: int) -> dict[Key, list[float]]:
-    """What each contender returns in rounds 1 … ``repeat``, one entry a round.
+    """The times of each contender in rounds 1 … ``repeat``, after an unmeasured round 0 that warms up.
 
-    In every round each has its turn, so that a machine that slows down slows all of them. Round 0 warms up and is not
-    reported.
+    Every round measures all contenders, so that a slower machine affects all of them.
     """
-    found: dict[Key, list[float]] = {name: [] for name in contenders}
+    times: dict[Key, list[float]] = {name: [] for name in contenders}
     for number in range(repeat + 1):
         for name, contender in contenders.items():
             spent = contender(number)
             if number:
-                found[name].append(spent)
-    return found
+                times[name].append(spent)
+    return times
 
 
 def rates(work: float, spent: Sequence[float]) -> list[float]:
-    """Work a second, in every round."""
+    """Work per second in every round."""
     return [work / time for time in spent]
 
 
 def reset_peak(device: torch.device) -> None:
-    """Peak memory counts from now on."""
+    """Start a new measurement of peak memory."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        # Linux forgets the peak of a process that asks for it; elsewhere it stays the peak since the process began.
+        # Linux can reset the peak of a process; elsewhere it is the peak since the start of the process.
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory(device: torch.device, batch: int | None = None) -> Figure:
-    """Since :func:`reset_peak`: the tensors on a GPU, or the whole process (libraries and mapped data too) on a CPU."""
+    """Peak since :func:`reset_peak`: of the tensors on a GPU, or of the process (with libraries and mapped data)."""
     if device.type == "cuda":
         what, peak = "peak GPU memory", torch.cuda.max_memory_allocated(device)
     else:
@@ -103,8 +102,8 @@ def peak_memory(device: torch.device, batch: int | None = None) -> Figure:
 
 
 def _peak_resident() -> int:
-    """Bytes that this process had resident at most. Linux is asked first how it counts since the last reset: its
-    ``ru_maxrss`` begins with the size of the process that started this one.
+    """Peak resident bytes of this process. On Linux they are read from /proc, because ``ru_maxrss`` cannot be reset and
+    starts with the size of the parent process.
     """
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():

@@ -1,4 +1,4 @@
-"""The tokenizer at work: frames a second that are encoded and decoded, uint8 frames on the device on either side."""
+"""The tokenizer: frames per second in encoding and decoding, from and to uint8 frames on the device."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from benchmarks.subject import Subject
 from benchmarks.timing import Contender, Figure, Plan, peak_memory, rates, reset_peak, rounds, seconds
 from worldmodel.world import Precision
 
-FRAMES = 128  # that a measurement works on at least
+FRAMES = 128  # least number of frames per measurement
 
 
 def measure(subject: Subject, plan: Plan) -> list[Figure]:
-    """Figures at every batch: precisions and both directions take turns."""
+    """Figures for every batch size; precisions and directions are measured in turn."""
     worlds, windows = subject.worlds(plan.precisions), subject.windows(1)
     figures = []
     for batch in plan.batches:
@@ -24,7 +24,7 @@ def measure(subject: Subject, plan: Plan) -> list[Figure]:
         calls = max(2, FRAMES // batch)
         seen = windows.fixed(batch).frames
         assert seen is not None
-        frames = seen[torch.arange(batch) % len(seen), 0].to(subject.device)  # few data repeat themselves
+        frames = seen[torch.arange(batch) % len(seen), 0].to(subject.device)  # repeated if there are too few
         contenders: dict[tuple[str, Precision], Contender] = {}
         for precision, world in worlds.items():
             codes = world.tokenizer.encode(frames)

@@ -1,4 +1,4 @@
-"""Training: frames a second of both stages, through the loop, the objectives and the settings that training uses."""
+"""Training: frames per second of both training stages, with the loop, objectives and settings of training."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from worldmodel.training.batches import make_batches
 from worldmodel.training.fit import Fit, Hook, fit
 from worldmodel.world import Precision
 
-WARM_UP, STEPS = 3, 10  # steps of a measurement that do not count (the optimizer makes its moments), and that do
+WARM_UP, STEPS = 3, 10  # unmeasured steps (the optimizer allocates its state), and measured ones
 COUNTED = {"tokenizer": "tokenizer, frames", "prior": "prior, predicted frames"}
 
 
 class Stopwatch(Hook):
-    """The seconds of the steps behind the warm-up."""
+    """Measures the seconds of the steps after the warm-up."""
 
     def __init__(self) -> None:
         self.started = self.seconds = 0.0
@@ -38,9 +38,9 @@ class Stopwatch(Hook):
 
 
 def measure(subject: Subject, plan: Plan) -> list[Figure]:
-    """Figures of both stages at the batch and with the optimizer of their settings; precisions and stages take turns.
+    """Figures of both training stages with the batch size and optimizer of their settings, measured in turn.
 
-    The models start untrained, since a run that is measured must not change.
+    The models start untrained, because a measured run must not change.
     """
     reset_peak(subject.device)
     stages = {(name, precision): _stage(subject, name, precision) for precision in plan.precisions for name in COUNTED}
@@ -53,13 +53,13 @@ def measure(subject: Subject, plan: Plan) -> list[Figure]:
 
 
 def _stage(subject: Subject, name: str, precision: Precision) -> tuple[Contender, int]:
-    """What trains one stage for a moment, and the frames that it learns to reconstruct or to predict meanwhile."""
+    """A contender that trains one stage for some steps, and its number of reconstructed or predicted frames."""
     config, stage = subject.config, STAGES[name]
     tokenizer = None if name == "tokenizer" else require_codes(build_tokenizer(config, subject.spec))
     model = stage.build(config, subject.spec, tokenizer)
     source: Source = subject.store
     if tokenizer is not None:
-        # Random codes in the place of the run's own: what the codes are does not change the work.
+        # Random codes instead of encoded frames; the values do not change the cost.
         rows = subject.store.frames, *tokenizer.grid
         codes = np.random.default_rng(0).integers(0, tokenizer.num_codes, rows, np.uint32)
         source = CodeStore(subject.store, codes, tokenizer.num_codes)
@@ -70,7 +70,7 @@ def _stage(subject: Subject, name: str, precision: Precision) -> tuple[Contender
         stage_settings(config, stage), steps=WARM_UP + STEPS, max_seconds=None, precision=precision
     )
     fabric = make_fabric(config)
-    no_checkpoint = subject.folder / "none"  # every measurement begins anew
+    no_checkpoint = subject.folder / "none"  # every measurement starts without a checkpoint
 
     def contender(number: int) -> float:
         watch = Stopwatch()

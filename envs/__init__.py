@@ -1,7 +1,7 @@
 """Gymnasium environments and wrappers of this project.
 
-Importing the package registers the environments, so the id ``worldmodel.envs:worldmodel/Vizdoom-v0`` works with
-``gymnasium.make`` anywhere: gymnasium imports what stands before the colon first.
+Importing the package registers the environments. The id ``worldmodel.envs:worldmodel/Vizdoom-v0`` works everywhere,
+because ``gymnasium.make`` first imports the module before the colon.
 """
 
 import gymnasium

@@ -1,8 +1,8 @@
-"""Atari 2600 games by the field's protocol, directly on ALE.
+"""Atari 2600 games with the standard protocol, directly on ALE.
 
-As Machado et al. (2018, arXiv:1709.06009) and gymnasium's AtariPreprocessing have it: an action is held for
-``frame_skip`` frames, a picture is the maximum of the last two (sprites flicker), an episode starts after up to
-``noops`` frames of doing nothing. The 100k benchmark is this without sticky actions, for 100,000 steps.
+As in Machado et al. (2018, arXiv:1709.06009) and gymnasium's AtariPreprocessing, an action is repeated for
+``frame_skip`` frames, an observation is the maximum of the last two (sprites flicker), and an episode starts after up
+to ``noops`` no-op frames. The 100k benchmark uses no sticky actions and 100,000 steps.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ FRAMES_PER_SECOND = 60
 
 
 class AtariEnv(gymnasium.Env[np.ndarray, Any]):
-    """One game. Observations are (210, 160, 3) uint8, or (210, 160) in gray; actions are Discrete, called as ALE does.
+    """One game. Observations are (210, 160, 3) uint8, or (210, 160) in gray; actions are Discrete, with ALE's names.
 
-    ``info["lives"]`` are those left, ``info["life_lost"]`` whether the step cost one. With ``life_loss="end"`` that
-    step is terminal, although the game goes on: the next :meth:`reset` then does nothing for one step, whatever its
-    seed, and only after the last life begins a new game (as in OpenAI's baselines, and IRIS's training; gymnasium's
-    AtariPreprocessing resets the game instead). ``options={"new_game": True}`` begins one at any time.
+    ``info["lives"]`` is the number of remaining lives, ``info["life_lost"]`` whether the step lost one. With
+    ``life_loss="end"`` that step is terminal, although the game continues: the next :meth:`reset` takes one no-op step,
+    whatever its seed, and starts a new game only after the last life (as in OpenAI's baselines and IRIS; gymnasium's
+    AtariPreprocessing resets the game instead). ``options={"new_game": True}`` always starts a new game.
 
     Raises :class:`EnvError` for an unknown game and for settings out of their range.
     """
@@ -37,18 +37,18 @@ class AtariEnv(gymnasium.Env[np.ndarray, Any]):
     @checked
     def __init__(
         self,
-        game: str,  # ALE's name of it: pong, ms_pacman
+        game: str,  # ALE's name, such as pong or ms_pacman
         frame_skip: Count = 4,
-        sticky: ShareBelowOne = 0.0,  # chance that a frame repeats the action before: Machado et al. have 0.25
-        noops: Whole = 30,  # most frames of doing nothing at the start of a game; 0: none
-        life_loss: Literal["info", "end"] = "info",  # end: a lost life ends the episode, the game goes on in the next
-        full_action_space: bool = False,  # all 18 actions instead of those that the game uses
+        sticky: ShareBelowOne = 0.0,  # probability that a frame repeats the previous action; Machado et al.: 0.25
+        noops: Whole = 30,  # largest number of no-op frames at the start of a game
+        life_loss: Literal["info", "end"] = "info",  # end: a lost life ends the episode but not the game
+        full_action_space: bool = False,  # all 18 actions instead of those of the game
         gray: bool = False,
         max_frames: Count = 108_000,  # frames, 30 minutes, after which an episode is truncated
         render_mode: str | None = None,
     ):
-        if game not in (known := sorted(roms.get_all_rom_ids())):
-            raise EnvError(f"unknown Atari game {game!r}; ALE has {', '.join(known)}")
+        if game not in (games := sorted(roms.get_all_rom_ids())):
+            raise EnvError(f"unknown Atari game {game!r}; ALE has {', '.join(games)}")
         ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
         self._ale = ale_py.ALEInterface()
         self._ale.setFloat("repeat_action_probability", sticky)
@@ -71,7 +71,7 @@ class AtariEnv(gymnasium.Env[np.ndarray, Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Begin an episode: a new game, or after a life that was lost the same one."""
+        """Begin an episode: a new game, or the same game after a lost life."""
         super().reset(seed=seed)
         new = self.life_loss == "info" or self._lives == 0 or bool((options or {}).get("new_game"))
         if not new:
@@ -82,7 +82,7 @@ class AtariEnv(gymnasium.Env[np.ndarray, Any]):
         return self._screen.copy(), self._info(False)
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Hold one action for ``frame_skip`` frames, or until the game is over. The reward is the game's own score."""
+        """Repeat one action for ``frame_skip`` frames or until the game is over. The reward is the game's score."""
         reward = self._play(self._actions[int(action)], self.frame_skip)
         over, truncated = self._ale.game_over(with_truncation=False), self._ale.game_truncated()
         lost = self._ale.lives() < self._lives
@@ -97,21 +97,21 @@ class AtariEnv(gymnasium.Env[np.ndarray, Any]):
     def _begin(self, reseed: bool) -> None:
         if reseed:
             self._ale.setInt("random_seed", int(self.np_random.integers(2**31)))
-            self._ale.loadROM(self._rom)  # which is when ALE reads its seed
+            self._ale.loadROM(self._rom)  # ALE reads the seed when it loads the game
         self._ale.reset_game()
         self._grab(self._screen)
         if self.noops:
             self._play(ale_py.Action.NOOP, int(self.np_random.integers(1, self.noops + 1)))
-            if self._ale.game_over():  # of a game that does not wait so long
+            if self._ale.game_over():  # some games end during the no-ops
                 self._ale.reset_game()
                 self._grab(self._screen)
 
     def _play(self, action: ale_py.Action, frames: int) -> float:
-        """Hold an action; the picture is then the maximum of the last two frames."""
+        """Repeat an action; the screen is then the maximum of the last two frames."""
         reward, before = 0.0, None
-        for left in reversed(range(frames)):
+        for remaining in reversed(range(frames)):
             reward += self._ale.act(action)
-            if left == 1:
+            if remaining == 1:
                 before = self._grab(np.empty_like(self._screen))
             if self._ale.game_over():
                 break

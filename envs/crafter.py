@@ -1,4 +1,4 @@
-"""Crafter (Hafner 2021, arXiv:2109.06780): survival in a world of tiles, seen from above."""
+"""Crafter (Hafner 2021, arXiv:2109.06780): a survival game on a grid of tiles, seen from above."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from worldmodel.config.checks import checked
 from worldmodel.util.ranges import Count
 
 SMALLEST = 18
-"""Pixels; below, a tile of the inventory has none."""
+"""Pixels; with fewer, a tile of the inventory has no pixels."""
 
 
 class _InOrder(dict[Any, None]):
-    """A set that remembers the order in which things came."""
+    """A set that keeps the order of insertion."""
 
     def add(self, item: Any) -> None:
         self[item] = None
@@ -29,7 +29,7 @@ class _InOrder(dict[Any, None]):
 
 
 class _World(crafter.engine.World):
-    """Crafter's creatures lie in sets, whose order follows addresses in memory; here a seed decides alone."""
+    """Crafter keeps creatures in sets, whose order depends on memory addresses; here it depends only on the seed."""
 
     def reset(self, seed: int | None = None) -> None:
         super().reset(seed)
@@ -37,11 +37,11 @@ class _World(crafter.engine.World):
 
 
 class CrafterEnv(gymnasium.Env[np.ndarray, Any]):
-    """Crafter behind gymnasium's interface. Observations are (size, size, 3) uint8 with the inventory at the foot.
+    """Crafter with gymnasium's interface. Observations are (size, size, 3) uint8 with the inventory at the bottom.
 
-    Death is terminal, the end of ``length`` steps a truncation, which Crafter itself does not tell apart. The same
-    seed and actions give the same frames, which in Crafter itself they do not. Raises :class:`EnvError` for a size or
-    a length that is too small.
+    Death is terminal and the end after ``length`` steps a truncation; Crafter itself does not distinguish them. The
+    same seed and actions give the same frames, unlike in Crafter itself. Raises :class:`EnvError` for a size or a
+    length that is too small.
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012 (gymnasium's own declaration)
@@ -61,7 +61,7 @@ class CrafterEnv(gymnasium.Env[np.ndarray, Any]):
         self.render_mode = render_mode
         self.length = length
         self._game = crafter.Env(size=(size, size), length=None, reward=reward, seed=0)
-        self._game._world.__class__ = _World  # its views hold on to the world that they were made with
+        self._game._world.__class__ = _World  # its views keep a reference to this object
         self.observation_space = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
         self.action_space = gymnasium.spaces.Discrete(len(ACTIONS))
 
@@ -75,11 +75,11 @@ class CrafterEnv(gymnasium.Env[np.ndarray, Any]):
         return self._game.reset(), {}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """One action; ``info`` is Crafter's, with inventory and achievements."""
+        """Take one action; ``info`` is Crafter's, with inventory and achievements."""
         frame, reward, dead, info = self._game.step(int(action))
         self._steps += 1
         return frame, float(reward), bool(dead), not dead and self._steps >= self.length, info
 
     def render(self) -> Any:
-        """The picture at 512×512, (H, W, 3) uint8."""
+        """The frame at 512×512, (H, W, 3) uint8."""
         return self._game.render(np.array([512, 512])) if self.render_mode == "rgb_array" else None

@@ -1,7 +1,7 @@
-"""DeepMind Lab as a gymnasium environment: named actions, honest ends of episodes, no trap of the module left open.
+"""DeepMind Lab as a gymnasium environment with named actions and separate terminations and truncations.
 
-``deepmind_lab`` is on no package index; it is imported when an environment is made, and its engine starts at the first
-reset. So a process may make an environment, fork, and the children may play.
+``deepmind_lab`` is on no package index. It is imported when an environment is made, and its engine starts at the first
+reset, so that a process can make an environment and fork before it is used.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from annotated_types import Ge, MultipleOf
 from gymnasium.utils import EzPickle
 from worldmodel.envs.dmlab_actions import checked_actions, vectors
-from worldmodel.envs.dmlab_engine import Engine, Launch, load_module
+from worldmodel.envs.dmlab_engine import Engine, EngineSettings, load_module
 from worldmodel.envs.level_cache import LevelCache, default_folder
 
 from worldmodel.config.checks import checked
@@ -23,24 +23,24 @@ from worldmodel.errors import EnvError
 from worldmodel.util.ranges import Count, Text
 
 FPS = 60
-"""Frames a second of the simulator; FRAMES_REMAINING_AT_60 counts in them."""
+"""Frames per second of the simulator, the unit of FRAMES_REMAINING_AT_60."""
 Scalar = bool | int | float | str
 MultipleOfFour = Annotated[int, Ge(4), MultipleOf(4)]
 _OWN = {"width": "width", "height": "height", "fps": "frame_skip", "minimalUI": "minimal_ui"}  # config → argument
-_RESETS = 10  # episodes that may be over before they begin, one after another
+_RESETS = 10  # attempts at a reset whose first no-op does not end the episode
 
 
 class DeepMindLabEnv(gymnasium.Env[np.ndarray, Any], EzPickle):
-    """One level. Observations are (height, width, 3) uint8, actions are Discrete, one a name of ``actions``.
+    """One level. Observations are (height, width, 3) uint8, actions are Discrete, one per name of ``actions``.
 
-    Every episode begins with one no-op of ``frame_skip`` frames, because the first picture may be the last episode's;
-    its reward, no doing of the agent's, is only told, as ``info["discarded_reward"]``. Lab shows nothing at the end of
-    an episode: the observation is then the last picture again. An end is a truncation where the level's clock had no
-    more than ``frame_skip`` frames left, and terminal otherwise; so is every end of a level without a clock.
+    Every episode begins with one no-op of ``frame_skip`` frames, because the first frame may be the previous episode's;
+    its reward is only reported as ``info["discarded_reward"]``. Lab has no observation at the end of an episode: the
+    last one is returned again. An end is a truncation if the level's clock had at most ``frame_skip`` frames left, and
+    terminal otherwise, as in levels without a clock.
 
-    Raises :class:`EnvError` for settings that cannot be and a module that is missing, :meth:`reset` for a level,
-    observation or setting that Lab refuses, :meth:`step` when the engine fails; the next :meth:`reset` starts another.
-    Pickled and copied by its arguments: the copy has an engine of its own, and begins with a reset.
+    Raises :class:`EnvError` for invalid settings and a missing module, :meth:`reset` for a level, observation or
+    setting that Lab rejects, :meth:`step` if the engine fails; the next :meth:`reset` starts a new one. Pickling and
+    copying use the arguments: the copy has its own engine and starts with a reset.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012 (gymnasium's own declaration)
@@ -51,13 +51,13 @@ class DeepMindLabEnv(gymnasium.Env[np.ndarray, Any], EzPickle):
         level: Text = "seekavoid_arena_01",  # path below game_scripts/levels, without .lua
         width: MultipleOfFour = 84,
         height: MultipleOfFour = 84,
-        frame_skip: Count = 4,  # frames that an action is held; the simulator has 60 a second
+        frame_skip: Count = 4,  # frames for which an action is repeated; the simulator has 60 per second
         actions: str | Mapping[str, Sequence[int]] = "recorded",  # recorded, impala, or vectors by name
-        minimal_ui: bool = False,  # without score and clock in the picture; the recordings have them
+        minimal_ui: bool = False,  # without score and clock in the frame; the recordings have them
         renderer: Literal["software", "hardware"] = "software",  # EGL or GLX, as built; one thread only
-        observation: Text = "RGB_INTERLEAVED",  # any other picture of the level's
-        strict: bool = False,  # a new engine for every episode: only then a seed fixes every frame
-        level_cache: bool | str = True,  # compiled maps in the user's cache, in a folder, or not kept
+        observation: Text = "RGB_INTERLEAVED",  # or another image observation of the level
+        strict: bool = False,  # a new engine for every episode, without which a seed does not determine all frames
+        level_cache: bool | str = True,  # cache of compiled maps: the user's (True), a folder, or none
         config: Mapping[str, Scalar] | None = None,  # further settings of the level, such as episodeLengthSeconds
         render_mode: str | None = None,
     ):
@@ -70,16 +70,18 @@ class DeepMindLabEnv(gymnasium.Env[np.ndarray, Any], EzPickle):
             texts["minimalUI"] = True
         cache = _cache(level_cache)
         self._actions = checked_actions(actions)
-        self._launch = Launch(level, observation, {key: _text(value) for key, value in texts.items()}, renderer, cache)
+        self._settings = EngineSettings(
+            level, observation, {key: _text(value) for key, value in texts.items()}, renderer, cache
+        )
         self.render_mode = render_mode
         self.frame_skip = frame_skip
         self.strict = strict
-        load_module()  # told now, while the engine waits for the first reset
+        load_module()  # reports a missing module now; the engine starts at the first reset
         self._engine: Engine | None = None
         self._closed = False
         self._picture = np.zeros((height, width, 3), np.uint8)
-        self._remaining: float | None = None  # frames until the time limit, as last seen; None if the level is silent
-        self._limited = False  # the present episode has a time limit
+        self._remaining: float | None = None  # frames until the time limit; None if not reported
+        self._limited = False  # whether the current episode has a time limit
         self.metadata = {
             **type(self).metadata,
             "render_fps": FPS / frame_skip,
@@ -91,7 +93,7 @@ class DeepMindLabEnv(gymnasium.Env[np.ndarray, Any], EzPickle):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Begin an episode; starts the engine where there is none. Raises :class:`EnvError` if it cannot."""
+        """Begin an episode and start the engine if necessary. Raises :class:`EnvError` if it does not start."""
         super().reset(seed=seed)
         if self._closed:
             raise EnvError("this DeepMind Lab environment is closed; make a new one")
@@ -102,16 +104,16 @@ class DeepMindLabEnv(gymnasium.Env[np.ndarray, Any], EzPickle):
                 break
         else:
             raise EnvError(
-                f"level {self._launch.level!r} is over within {self.frame_skip} frames, {_RESETS} times in a row; "
+                f"level {self._settings.level!r} is over within {self.frame_skip} frames, {_RESETS} times in a row; "
                 "choose a smaller frame_skip or longer episodes"
             )
-        self._look(engine)
-        # Levels with the observation but without a time limit have a clock that stands at 0.
+        self._read(engine)
+        # In levels that report the clock but have no time limit it stays at 0.
         self._limited = self._remaining is not None and self._remaining > 0
         return self._picture.copy(), {"discarded_reward": discarded}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Hold one action for ``frame_skip`` frames."""
+        """Repeat one action for ``frame_skip`` frames."""
         engine = self._engine
         if engine is None or not engine.alive or not engine.running:
             raise EnvError(f"{'closed' if self._closed else 'no episode is under way'}: call reset before step")
@@ -122,27 +124,27 @@ class DeepMindLabEnv(gymnasium.Env[np.ndarray, Any], EzPickle):
             )
         reward = engine.step(self._vectors[number], self.frame_skip)
         if engine.running:
-            self._look(engine)
+            self._read(engine)
             return self._picture.copy(), reward, False, False, {}
-        # Half a frame of tolerance: the clock counts in fractions of a second.
+        # Half a frame of tolerance, because the clock counts in fractions of a second.
         truncated = self._limited and self._remaining is not None and self._remaining <= self.frame_skip + 0.5
         return self._picture.copy(), reward, not truncated, truncated, {}
 
     def render(self) -> Any:
-        """The last picture, (height, width, 3) uint8."""
+        """The last frame, (height, width, 3) uint8."""
         return self._picture.copy() if self.render_mode == "rgb_array" else None
 
     def close(self) -> None:
-        """End the engine; again is harmless, a reset afterwards is not."""
+        """Close the engine; the environment cannot be reset afterwards."""
         self._closed = True
         self._stop()
 
     def _ready_engine(self) -> Engine:
-        """The engine for the next episode: a new one where there is none, and for every episode if ``strict``."""
+        """The engine for the next episode, a new one if necessary or ``strict``."""
         if self._engine is not None and self._engine.alive and not (self.strict and self._engine.episodes):
             return self._engine
         self._stop()
-        engine = Engine(self._launch)
+        engine = Engine(self._settings)
         try:
             self._vectors = vectors(self._actions, engine.action_spec)
         except EnvError:
@@ -156,7 +158,7 @@ class DeepMindLabEnv(gymnasium.Env[np.ndarray, Any], EzPickle):
             self._engine.close()
         self._engine = None
 
-    def _look(self, engine: Engine) -> None:
+    def _read(self, engine: Engine) -> None:
         view = engine.view()
         self._picture, self._remaining = view.picture, view.remaining
 
@@ -175,5 +177,5 @@ def _checked_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _text(value: Scalar) -> str:
-    """A setting as Lab wants it, which knows texts only."""
+    """A setting as text, the only type that Lab accepts."""
     return str(value).lower() if isinstance(value, bool) else str(value)

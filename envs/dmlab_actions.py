@@ -1,6 +1,6 @@
-"""The actions of DeepMind Lab: names for vectors of whole numbers, one number an axis of the level's ``action_spec()``.
+"""The actions of DeepMind Lab: named integer vectors with one number per axis of the level's ``action_spec()``.
 
-The axes are look left/right and down/up (pixels a frame; negative looks left), strafe left/right, move back/forward,
+The axes are look left/right and down/up (pixels per frame; negative looks left), strafe left/right, move back/forward,
 fire, jump and crouch.
 """
 
@@ -24,13 +24,13 @@ _MOVES = {
     "forward_right": (20, 0, 0, 1, 0, 0, 0),
 }
 ACTION_SETS: dict[str, dict[str, tuple[int, ...]]] = {
-    "recorded": {"noop": (0,) * 7, **_MOVES},  # of the recordings that source=dmlab takes in, in their order
-    "impala": {**_MOVES, "fire": (0, 0, 0, 0, 1, 0, 0)},  # of Espeholt et al. 2018; fires in laser tag
+    "recorded": {"noop": (0,) * 7, **_MOVES},  # of the recordings that source=dmlab imports, in their order
+    "impala": {**_MOVES, "fire": (0, 0, 0, 0, 1, 0, 0)},  # Espeholt et al. 2018; fire is for laser tag
 }
 
 
 def checked_actions(actions: str | Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
-    """The vectors of a set, or of a mapping from names. Raises :class:`EnvError` for anything else."""
+    """The vectors of a named set or of a mapping. Raises :class:`EnvError` for other values."""
     if isinstance(actions, str):
         if actions not in ACTION_SETS:
             raise EnvError(
@@ -45,9 +45,9 @@ def checked_actions(actions: str | Mapping[str, Sequence[int]]) -> dict[str, tup
 
 
 def vectors(actions: Mapping[str, tuple[int, ...]], spec: Sequence[Mapping[str, Any]]) -> list[np.ndarray]:
-    """Each action clipped to what the level takes, (n,) np.intc. Raises :class:`EnvError` for another length.
+    """Each action clipped to the ranges of the level, (n,) np.intc. Raises :class:`EnvError` for another length.
 
-    One array each: Lab reads the memory behind the first number, so that a slice could be read wrongly.
+    The arrays are contiguous, because Lab reads the memory after the first number.
     """
     for name, vector in actions.items():
         if len(vector) != len(spec):

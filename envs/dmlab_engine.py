@@ -1,7 +1,7 @@
-"""One ``deepmind_lab.Lab`` behind guards: what crashes or hangs the process is an error before it is tried.
+"""Wraps a ``deepmind_lab.Lab`` so that calls which would crash or hang the process raise an error instead.
 
-As observed on the real module: ``reset()`` and ``action_spec()`` after ``close()`` crash the process, use in a process
-that was forked after the first use hangs, and what was looked or walked last goes on through a reset.
+Observed with the real module: ``reset()`` and ``action_spec()`` after ``close()`` crash the process, calls in a process
+that was forked after the first use hang, and the last look or move action continues after a reset.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ from worldmodel.errors import EnvError
 
 MODULE = "deepmind_lab"
 REMAINING = "FRAMES_REMAINING_AT_60"
-"""An observation, (1,) float64: frames until the time limit. Levels without the usual decorators lack it."""
+"""An observation, (1,) float64: frames until the time limit. Some levels lack it."""
 _DOCS = "docs/environments.md, section DeepMind Lab"
 _inherited: list[Any] = []
 _used_in: int | None = None  # the process that made the first Lab; a forked child inherits the number
 
 
 @dataclasses.dataclass(frozen=True)
-class Launch:
-    """What a ``Lab`` is made with."""
+class EngineSettings:
+    """The arguments of a ``Lab``."""
 
     level: str
-    observation: str  # the picture, (H, W, 3) uint8
+    observation: str  # name of the frame's observation, (H, W, 3) uint8
     config: dict[str, str]
     renderer: str
     cache: LevelCache | None
 
 
 @dataclasses.dataclass(frozen=True)
-class View:
-    """What the engine shows."""
+class EngineObservation:
+    """The frame and the clock of the engine."""
 
     picture: np.ndarray  # (H, W, 3) uint8
-    remaining: float | None  # frames until the time limit; None where the level does not say
+    remaining: float | None  # frames until the time limit; None if the level does not report it
 
 
 def load_module() -> Any:
-    """The module ``deepmind_lab``. Raises :class:`EnvError` where it is missing or does not load, with the remedy."""
+    """Import ``deepmind_lab``. Raises :class:`EnvError` with a remedy if it is missing or does not load."""
     if MODULE not in sys.modules and find_spec(MODULE) is None:
         raise EnvError(
             f"DeepMind Lab needs the Python module {MODULE!r}, which is on no package index: "
@@ -61,20 +61,17 @@ def load_module() -> Any:
 
 
 class Engine:
-    """A running ``Lab`` with its specifications read once.
+    """A running ``Lab``. Its errors are raised as :class:`EnvError` and end it (:attr:`alive` is then False)."""
 
-    Whatever it raises comes out as :class:`EnvError` and ends it (:attr:`alive` is False then).
-    """
-
-    def __init__(self, launch: Launch):
+    def __init__(self, settings: EngineSettings):
         self._lab: Any = None
         self._check_process()
-        self._level = launch.level
-        self._picture = launch.observation
-        self._lab, self._timed = _start(launch)
+        self._level = settings.level
+        self._picture = settings.observation
+        self._lab, self._timed = _start(settings)
         self.episodes = 0  # resets so far
         self.action_spec: list[dict[str, Any]] = self._call(lambda lab: lab.action_spec())
-        self._moving = False  # whether the last action was something else than no-op
+        self._moving = False  # whether the last action was not the no-op
         self._noop = np.zeros(len(self.action_spec), np.intc)
 
     @property
@@ -83,46 +80,46 @@ class Engine:
 
     @property
     def running(self) -> bool:
-        """Whether the episode goes on; without it there is nothing to see and no step to take."""
+        """Whether the episode continues; observations and steps are only possible while it does."""
         return self._call(lambda lab: bool(lab.is_running()))
 
     def begin(self, seed: int, frames: int) -> float:
-        """Begin an episode and take one no-op of ``frames``; returns its reward. It may already end the episode."""
-        self._still(seed, frames)
+        """Begin an episode and take one no-op of ``frames``, which may end it; returns the reward."""
+        self._release_action(seed, frames)
         self._reset(seed)
-        # The picture shown now may be the last episode's, and the no-op's reward a difference to its score.
+        # The current frame may be the previous episode's, and the reward of the no-op a difference to its score.
         return self.step(self._noop, frames)
 
     def step(self, action: np.ndarray, frames: int) -> float:
-        """Hold an action, (n,) contiguous np.intc, for some frames; returns the reward."""
+        """Repeat an action, (n,) contiguous np.intc, for some frames; returns the reward."""
         reward = self._call(lambda lab: float(lab.step(action, num_steps=frames)))
         self._moving = bool(action.any())
         return reward
 
-    def view(self) -> View:
-        """What there is to see; only while :attr:`running`."""
+    def view(self) -> EngineObservation:
+        """The current observation; only while :attr:`running`."""
         seen = self._call(lambda lab: lab.observations())
-        return View(seen[self._picture], float(seen[REMAINING][0]) if self._timed else None)
+        return EngineObservation(seen[self._picture], float(seen[REMAINING][0]) if self._timed else None)
 
     def close(self) -> None:
-        """End it; again is harmless."""
+        """Close the engine; repeated calls have no effect."""
         lab, self._lab = self._lab, None
         if lab is None:
             return
         if _used_in == os.getpid():
             lab.close()
         else:
-            _inherited.append(lab)  # the last reference would close it, which hangs in a forked process
+            _inherited.append(lab)  # deleting the last reference would close it, which hangs in a forked process
 
-    def _still(self, seed: int, frames: int) -> None:
-        """Let go of the last action: the engine holds it through a reset, so an episode would begin with a turn."""
+    def _release_action(self, seed: int, frames: int) -> None:
+        """Take a no-op if the last action was another one, because the engine continues it after a reset."""
         if self._moving and not self.running:
-            self._reset(seed)  # an episode that is over takes no step; a fresh one does
+            self._reset(seed)  # steps are only possible in a running episode
         if self._moving:
             self.step(self._noop, frames)
 
     def _reset(self, seed: int) -> None:
-        # The number of the episode is fixed: counted by the engine, it would tell a reused one from a fresh one.
+        # A fixed episode number, so that a reused engine behaves like a new one.
         self._call(lambda lab: lab.reset(episode=0, seed=seed))
         self.episodes += 1
 
@@ -147,42 +144,42 @@ class Engine:
             )
 
 
-def _start(launch: Launch) -> tuple[Any, bool]:
-    """A ``Lab``, and whether it tells the frames that remain. Raises :class:`EnvError`."""
+def _start(settings: EngineSettings) -> tuple[Any, bool]:
+    """A ``Lab``, and whether it reports the remaining frames. Raises :class:`EnvError`."""
     global _used_in
     lab_class = load_module().Lab
     _used_in = os.getpid()
 
     def make(*observations: str) -> Any:
-        settings = {"config": dict(launch.config), "renderer": launch.renderer, "level_cache": launch.cache}
-        return lab_class(launch.level, list(observations), **settings)
+        options = {"config": dict(settings.config), "renderer": settings.renderer, "level_cache": settings.cache}
+        return lab_class(settings.level, list(observations), **options)
 
     try:
         try:
-            lab, timed = make(launch.observation, REMAINING), True
-        except ValueError:  # one of the two is unknown to the level
-            asked = make()
-            _check_picture(asked, launch)
-            asked.close()
-            lab, timed = make(launch.observation), False
-        _check_picture(lab, launch)
+            lab, timed = make(settings.observation, REMAINING), True
+        except ValueError:  # the level lacks one of the two
+            probe = make()
+            _check_picture(probe, settings)
+            probe.close()
+            lab, timed = make(settings.observation), False
+        _check_picture(lab, settings)
         return lab, timed
     except (RuntimeError, ValueError, TypeError, OSError) as error:
         raise EnvError(
-            f"DeepMind Lab cannot start level {launch.level!r}: {_reason(error)}; levels are paths such as "
+            f"DeepMind Lab cannot start level {settings.level!r}: {_reason(error)}; levels are paths such as "
             "seekavoid_arena_01 or contributed/dmlab30/explore_goal_locations_small, config holds a level's settings"
         ) from error
 
 
-def _check_picture(lab: Any, launch: Launch) -> None:
-    """Raises :class:`EnvError`, naming the pictures that would do, unless the level shows the one that is asked for."""
+def _check_picture(lab: Any, settings: EngineSettings) -> None:
+    """Raise :class:`EnvError` with the available names unless the level has the requested observation."""
     shapes = {spec["name"]: (np.dtype(spec["dtype"]), tuple(spec["shape"])) for spec in lab.observation_spec()}
-    size = (int(launch.config["height"]), int(launch.config["width"]), 3)
+    size = (int(settings.config["height"]), int(settings.config["width"]), 3)
     fitting = [name for name, shape in shapes.items() if shape == (np.dtype(np.uint8), size)]
-    if launch.observation not in fitting:
+    if settings.observation not in fitting:
         lab.close()
         raise EnvError(
-            f"level {launch.level!r} has no observation {launch.observation!r} of {size} uint8; "
+            f"level {settings.level!r} has no observation {settings.observation!r} of {size} uint8; "
             f"choose {', '.join(fitting)}"
         )
 

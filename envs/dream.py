@@ -18,14 +18,15 @@ class DreamEnv(gymnasium.Env[np.ndarray, Any]):
     """One dream. Actions are those of the run; rewards are the prior's expectation.
 
     Observations are ``pixels``, (H, W, C) uint8 as the tokenizer decodes them, or ``codes``, (N,) int64, the grid in
-    raster order (its shape is ``metadata["grid"]``). A dream starts from frames of a recorded episode, terminates where
-    the prior says so and is truncated at the horizon. ``settings``: see :func:`~worldmodel.envs.dreams.open_dreams`.
+    raster order (its shape is ``metadata["grid"]``). A dream starts from frames of a recorded episode, terminates as
+    predicted by the prior and is truncated at the horizon. ``settings``: see
+    :func:`~worldmodel.envs.dreams.open_dreams`.
 
-    ``info`` says where the dream began (``episode``, ``frame``: the last that was seen), then the
-    ``end_probability`` of every step. Everything that is random is drawn from ``np_random``.
+    ``info`` has the start of the dream (``episode``, ``frame``: the last context frame), then the ``end_probability``
+    of every step. All random numbers come from ``np_random``.
 
-    Raises what :func:`~worldmodel.envs.dreams.open_dreams` raises, and :class:`EnvError` for an action out of range,
-    for a step before the first reset or behind the end.
+    Raises the errors of :func:`~worldmodel.envs.dreams.open_dreams`, and :class:`EnvError` for an action out of range
+    and for a step before the first reset or after the end.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012 (gymnasium's own declaration)
@@ -42,30 +43,30 @@ class DreamEnv(gymnasium.Env[np.ndarray, Any]):
         self.metadata = {**type(self).metadata, **self._dreams.metadata}
         self.observation_space = self._dreams.observation_space(observations)
         self.action_space = self._dreams.action_space
-        self._going: bool | None = None  # None: not begun yet
+        self._running: bool | None = None  # None before the first reset
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Begin a dream from a recorded place that ``np_random`` draws."""
+        """Begin a dream at a recorded frame drawn by ``np_random``."""
         super().reset(seed=seed)
-        place = self._dreams.begin(ROW, [self.np_random])
-        self._going = True
-        return self._dreams.observe(self._kind)[0], {name: int(value[0]) for name, value in place.items()}
+        start = self._dreams.begin(ROW, [self.np_random])
+        self._running = True
+        return self._dreams.observe(self._kind)[0], {name: int(value[0]) for name, value in start.items()}
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        if not self._going:
-            why = "before the first reset" if self._going is None else "behind the end of the dream"
-            raise EnvError(f"step {why}; call reset to begin one")
-        arrival = self._dreams.step(ROW, self._dreams.action(action), [self.np_random])
-        rewards, ends, terminated, truncated = (value.item() for value in arrival)
-        self._going = not (terminated or truncated)
+        if not self._running:
+            when = "before the first reset" if self._running is None else "after the end of the dream"
+            raise EnvError(f"step {when}; call reset to begin one")
+        result = self._dreams.step(ROW, self._dreams.action(action), [self.np_random])
+        rewards, ends, terminated, truncated = (value.item() for value in result)
+        self._running = not (terminated or truncated)
         return self._dreams.observe(self._kind)[0], rewards, terminated, truncated, {"end_probability": ends}
 
     def render(self) -> Any:
         """The decoded frame, (H, W, 3) uint8."""
         if self.render_mode is None:
             return None
-        if self._going is None:
+        if self._running is None:
             raise EnvError("render before the first reset; call reset to begin a dream")
         return self._dreams.render()[0]

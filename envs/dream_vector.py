@@ -1,4 +1,4 @@
-"""Many dreams of a run as one gymnasium vector environment: a step of all of them is one pass through the prior."""
+"""Many dreams of a run as one gymnasium vector environment, stepped in one pass through the prior."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Infos = dict[str, Any]
 class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """``num_envs`` dreams: ``gymnasium.make_vec("worldmodel/Dream-v0", num_envs=64, run=…)``.
 
-    Row i does under seed s what :class:`worldmodel.envs.dream.DreamEnv` does under s + i: it has a generator of its
-    own. What the two compute differs by rounding alone, since products of other shapes add up in another order.
+    Every row has its own generator: row i with seed s equals :class:`worldmodel.envs.dream.DreamEnv` with seed s + i,
+    up to rounding.
 
-    ``autoreset_mode`` is one of gymnasium's: ``NextStep`` (rows that have ended begin anew in the next step, whose
-    action is ignored), ``SameStep`` (at once; what they came to is in ``final_obs`` and ``final_info``), ``Disabled``
-    (``reset(options={"reset_mask": …})`` begins some rows anew). The rest is as
-    :class:`worldmodel.envs.dream.DreamEnv` has it.
+    ``autoreset_mode`` is one of gymnasium's: ``NextStep`` (ended rows restart in the next step, whose action is
+    ignored), ``SameStep`` (ended rows restart at once; their last results are in ``final_obs`` and ``final_info``),
+    ``Disabled`` (``reset(options={"reset_mask": …})`` restarts rows). Everything else is as in
+    :class:`worldmodel.envs.dream.DreamEnv`.
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012 (gymnasium's own declaration)
@@ -57,7 +57,7 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._rngs: list[np.random.Generator] = []
         self._seeds: list[int] = []
-        self._done: np.ndarray | None = None  # (B,) bool: rows that have ended; None: not begun yet
+        self._done: np.ndarray | None = None  # (B,) bool: ended rows; None before the first reset
 
     @property  # type: ignore[misc]
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
@@ -74,7 +74,7 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, Infos]:
-        """Begin all rows, or those of ``options["reset_mask"]``, (num_envs,) bool. A seed s gives row i s + i."""
+        """Start all rows or those of ``options["reset_mask"]``, (num_envs,) bool. With seed s, row i has s + i."""
         mask = self._mask((options or {}).get("reset_mask"))
         self._seed(seed, mask)
         infos: Infos = {}
@@ -83,27 +83,27 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         return self._dreams.observe(self._kind), infos
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Infos]:
-        """One frame further under actions (num_envs,)."""
+        """Step all rows under actions (num_envs,)."""
         if self._done is None:
             raise EnvError("step before the first reset; call reset to begin the dreams")
         if self._mode is AutoresetMode.DISABLED and self._done.any():
             over = ", ".join(map(str, np.flatnonzero(self._done)))
-            raise EnvError(f"step behind the end of the dreams {over}; reset them with options={{'reset_mask': …}}")
-        acts, ended = self._dreams.action(actions), self._done  # of dreams that begin anew only in NextStep
+            raise EnvError(f"step after the end of the dreams {over}; reset them with options={{'reset_mask': …}}")
+        acts, ended = self._dreams.action(actions), self._done  # only in NextStep can dreams have ended here
         infos: Infos = {}
         rewards = np.zeros(self.num_envs)
         terminated, truncated = np.zeros((2, self.num_envs), bool)
         rows = np.flatnonzero(~ended)
         if len(rows):
-            arrival = self._dreams.step(rows, acts[rows], [self._rngs[row] for row in rows])
-            rewards[rows], terminated[rows], truncated[rows] = arrival.rewards, arrival.terminated, arrival.truncated
-            _tell(infos, {"end_probability": arrival.ends}, rows, self.num_envs)
+            result = self._dreams.step(rows, acts[rows], [self._rngs[row] for row in rows])
+            rewards[rows], terminated[rows], truncated[rows] = result.rewards, result.terminated, result.truncated
+            _add_infos(infos, {"end_probability": result.ends}, rows, self.num_envs)
         if ended.any():
             self._begin(ended, infos)
         self._done = terminated | truncated
         seen = self._dreams.observe(self._kind)
         if self._mode is AutoresetMode.SAME_STEP and self._done.any():
-            infos = self._renew(self._done, seen, infos)
+            infos = self._restart_ended(self._done, seen, infos)
             self._done = np.zeros(self.num_envs, bool)
         return seen, rewards, terminated, truncated, infos
 
@@ -117,19 +117,19 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     def _begin(self, mask: np.ndarray, infos: Infos) -> None:
         rows = np.flatnonzero(mask)
-        _tell(infos, self._dreams.begin(rows, [self._rngs[row] for row in rows]), rows, self.num_envs)
+        _add_infos(infos, self._dreams.begin(rows, [self._rngs[row] for row in rows]), rows, self.num_envs)
 
-    def _renew(self, done: np.ndarray, seen: np.ndarray, infos: Infos) -> Infos:
-        """Begin the rows that have just ended; ``seen`` is changed in place. What they came to goes into the infos."""
+    def _restart_ended(self, done: np.ndarray, seen: np.ndarray, infos: Infos) -> Infos:
+        """Restart the rows that have just ended, in ``seen`` in place; their last results go into the infos."""
         final = np.full(self.num_envs, None, object)
         for row in np.flatnonzero(done):
             final[row] = seen[row].copy()
-        told: Infos = {"final_obs": final, "_final_obs": done.copy()}
-        told["final_info"], told["_final_info"] = _split(infos, done), done.copy()
-        told |= _split(infos, ~done)
-        self._begin(done, told)
+        new_infos: Infos = {"final_obs": final, "_final_obs": done.copy()}
+        new_infos["final_info"], new_infos["_final_info"] = _infos_of(infos, done), done.copy()
+        new_infos |= _infos_of(infos, ~done)
+        self._begin(done, new_infos)
         seen[done] = self._dreams.observe(self._kind, np.flatnonzero(done))
-        return told
+        return new_infos
 
     def _mask(self, given: Any) -> np.ndarray:
         if given is None:
@@ -137,38 +137,38 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if not isinstance(given, np.ndarray) or given.dtype != bool or given.shape != (self.num_envs,):
             raise EnvError(f"reset_mask is {given!r:.60}; give a numpy array of ({self.num_envs},) bool")
         if not given.any() or (self._done is None and not given.all()):
-            raise EnvError("reset_mask begins no row; choose one" if not given.any() else
-                           "reset_mask leaves rows out that never began; reset all of them first")  # fmt: skip
+            raise EnvError("reset_mask selects no row; choose one" if not given.any() else
+                           "reset_mask leaves out rows that were never reset; reset all of them first")  # fmt: skip
         return given.copy()
 
     def _seed(self, seed: int | Sequence[int | None] | None, mask: np.ndarray | None = None) -> None:
-        """New generators for the rows that get a seed, and at first for all."""
+        """New generators for the rows with a seed, and initially for all rows."""
         count = self.num_envs
         if seed is None or isinstance(seed, int | np.integer):
             seeds: Sequence[int | None] = [None if seed is None else int(seed) + row for row in range(count)]
         else:
             seeds = seed
         if len(seeds) != count:
-            raise EnvError(f"{len(seeds)} seeds for num_envs={count}; give one for each, or one number")
+            raise EnvError(f"{len(seeds)} seeds for num_envs={count}; give one per environment, or one number")
         if not self._rngs:
-            made = [seeding.np_random() for _ in range(count)]
-            self._rngs, self._seeds = [rng for rng, _ in made], [number for _, number in made]
+            seeded = [seeding.np_random() for _ in range(count)]
+            self._rngs, self._seeds = [rng for rng, _ in seeded], [number for _, number in seeded]
         for row, one in enumerate(seeds):
             if one is not None and (mask is None or mask[row]):
                 self._rngs[row], self._seeds[row] = seeding.np_random(one)
 
 
-def _tell(infos: Infos, values: Mapping[str, np.ndarray], rows: np.ndarray, count: int) -> None:
-    """Values (n,) of some rows as gymnasium's infos: zeros elsewhere, and under ``_name`` which rows have one."""
+def _add_infos(infos: Infos, values: Mapping[str, np.ndarray], rows: np.ndarray, count: int) -> None:
+    """Add values (n,) of some rows in gymnasium's format: zeros elsewhere, and a mask of the rows as ``_name``."""
     for name, value in values.items():
         infos[name], infos[f"_{name}"] = np.zeros(count, value.dtype), np.zeros(count, bool)
         infos[name][rows], infos[f"_{name}"][rows] = value, True
 
 
-def _split(infos: Infos, rows: np.ndarray) -> Infos:
-    """What infos say of the rows (B,) bool alone; nothing where they say nothing of them."""
-    told: Infos = {}
+def _infos_of(infos: Infos, rows: np.ndarray) -> Infos:
+    """The infos of the rows (B,) bool only, without names that none of them has."""
+    new_infos: Infos = {}
     for name, value in infos.items():
-        if not name.startswith("_") and (known := infos[f"_{name}"] & rows).any():
-            told[name], told[f"_{name}"] = np.where(known, value, 0).astype(value.dtype), known
-    return told
+        if not name.startswith("_") and (present := infos[f"_{name}"] & rows).any():
+            new_infos[name], new_infos[f"_{name}"] = np.where(present, value, 0).astype(value.dtype), present
+    return new_infos

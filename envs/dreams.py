@@ -1,4 +1,4 @@
-"""Dreams that go on under actions, a batch in one pass through the prior: what both dream environments stand on."""
+"""A batch of dreams that are stepped together, the base of both dream environments."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from worldmodel.world import Precision, WorldModel
 OBSERVATIONS = ("pixels", "codes")
 
 
-class Arrival(NamedTuple):
-    """What n dreams came to by one step."""
+class StepResult(NamedTuple):
+    """Results of one step of n dreams."""
 
     rewards: np.ndarray  # (n,) float64, as expected by the prior
     ends: np.ndarray  # (n,) float64, probability that the frame is terminal
     terminated: np.ndarray  # (n,) bool
-    truncated: np.ndarray  # (n,) bool; never where terminated
+    truncated: np.ndarray  # (n,) bool; False where terminated
 
 
-class Dreams:
-    """B dreams side by side, each of which begins and goes on by itself.
+class DreamBatch:
+    """B independent dreams.
 
-    Rows are told by their indices (n,) int64, in ascending order; ``rngs`` has a generator for every one of them, which
-    alone decides where the row begins, what it dreams and when it ends.
+    Rows are given by their indices (n,) int64 in ascending order. ``rngs`` has one generator per row, which determines
+    the start of the dream, its frames and its end.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Dreams:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What environments say of themselves. ``grid``: how the codes of an observation lie, raster order."""
+        """Metadata of the environments. ``grid``: shape of the codes of an observation, in raster order."""
         spec = self.world.spec
         return {"render_fps": spec.rate, "action_names": spec.action_names, "grid": tuple(self.world.prior.grid)}
 
@@ -74,16 +74,16 @@ class Dreams:
         return Box(0, 255, (*size, channels), np.uint8)
 
     def begin(self, rows: np.ndarray, rngs: Sequence[np.random.Generator]) -> dict[str, np.ndarray]:
-        """Begin rows anew, wherever they are. → the episode and the last seen frame of each, (n,) int64."""
-        places = [self.starts.draw(rng) for rng in rngs]
-        begun = self.world.observe(*(tensor.to(self.world.device) for tensor in self.starts.read(places)))
+        """Start rows again; returns the episode and the last context frame of each, (n,) int64."""
+        starts = [self.starts.draw(rng) for rng in rngs]
+        begun = self.world.observe(*(tensor.to(self.world.device) for tensor in self.starts.read(starts)))
         self.state = begun if len(rows) == self.batch else replace_rows(self.state, self._index(rows), begun)
         self.ages[rows] = 0
-        episodes, firsts = np.array(places, np.int64).T
+        episodes, firsts = np.array(starts, np.int64).T
         return {"episode": episodes, "frame": firsts + self.starts.context - 1}
 
-    def step(self, rows: np.ndarray, actions: np.ndarray, rngs: Sequence[np.random.Generator]) -> Arrival:
-        """Rows go one frame further under actions (n,) int64; the others stay where they are."""
+    def step(self, rows: np.ndarray, actions: np.ndarray, rngs: Sequence[np.random.Generator]) -> StepResult:
+        """Step rows under actions (n,) int64; the other rows are unchanged."""
         every = len(rows) == self.batch
         state = self.state if every else select_rows(self.state, self._index(rows))
         led_by = torch.from_numpy(actions).to(self.world.device)
@@ -95,10 +95,10 @@ class Dreams:
             terminated = np.array([rng.random() for rng in rngs]) < ends
         else:
             terminated = ends >= self.end_threshold
-        return Arrival(rewards, ends, terminated, (self.ages[rows] >= self.horizon) & ~terminated)
+        return StepResult(rewards, ends, terminated, (self.ages[rows] >= self.horizon) & ~terminated)
 
     def observe(self, kind: str, rows: np.ndarray | None = None) -> np.ndarray:
-        """What every row sees, or some do: codes (B, N) int64 in raster order, or pixels (B, H, W, C) uint8."""
+        """Observations of all rows or of some: codes (B, N) int64 in raster order, or pixels (B, H, W, C) uint8."""
         grids = self.state.previous if rows is None else self.state.previous[self._index(rows)]
         if kind == "codes":
             return grids.flatten(1).cpu().numpy().copy()
@@ -110,14 +110,14 @@ class Dreams:
         return frames[..., :3] if frames.shape[-1] >= 3 else frames[..., :1].repeat(3, -1)
 
     def action(self, action: Any) -> np.ndarray:
-        """An action or (B,) of them as (B,) int64. Raises :class:`EnvError` for what is none of the actions."""
+        """One action or (B,) actions as (B,) int64. Raises :class:`EnvError` for invalid actions."""
         acts, count = np.atleast_1d(np.asarray(action)), len(self.world.spec.action_names)
         if acts.shape != (self.batch,) or not np.issubdtype(acts.dtype, np.integer):
             raise EnvError(f"actions are {acts.dtype} of shape {acts.shape}; give ({self.batch},) integers")
         wrong = acts[(acts < 0) | (acts >= count)]
         if len(wrong):
             names = ", ".join(self.world.spec.action_names)
-            raise EnvError(f"unknown action {wrong[0]}; this run knows 0 to {count - 1} ({names})")
+            raise EnvError(f"unknown action {wrong[0]}; this run has 0 to {count - 1} ({names})")
         return acts.astype(np.int64)
 
     def _index(self, rows: np.ndarray) -> torch.Tensor:
@@ -138,31 +138,31 @@ def open_dreams(
     end_threshold: Share | None = None,
     device: str = "auto",
     precision: Precision = "auto",
-) -> Dreams:
-    """The dreams of a trained run.
+) -> DreamBatch:
+    """Open the dreams of a trained run.
 
     Args:
-        run: its name in ``runs``, or its folder; the latest when not given.
-        batch: dreams side by side.
-        data: folder of the episodes that dreams start from; those that the run was trained on when not given.
-        split: which of them, ``train``, ``held_out`` or ``all``.
-        context: frames that are seen before a dream; as many as the prior learnt with when not given.
+        run: its name in ``runs`` or its folder; None: the latest.
+        batch: number of dreams.
+        data: folder of the episodes that dreams start from; None: those that the run was trained on.
+        split: of these episodes, ``train``, ``held_out`` or ``all``.
+        context: context frames of a dream; None: as many as in the training of the prior.
         horizon: steps after which a dream is truncated.
-        temperature, top_k: of the samples; temperature 0 takes what is expected.
-        end_threshold: the probability of an end from which on a frame is terminal; ends are drawn when not given.
+        temperature, top_k: of the samples; temperature 0 makes dreams deterministic.
+        end_threshold: least probability of an end at which a frame is terminal; None: ends are sampled.
         device, precision: as :meth:`WorldModel.load` takes them.
 
-    Raises :class:`RunError` when the run is missing, damaged or none of an environment, :class:`EnvError` for a number
-    out of its range, :class:`DataError` for its episodes, :class:`ConfigError` for another setting.
+    Raises :class:`RunError` when the run is missing, damaged or not of an environment, :class:`EnvError` for a number
+    out of range, :class:`DataError` for its episodes, :class:`ConfigError` for another setting.
     """
     for name, value in (("num_envs", batch), ("horizon", horizon), ("context", 1 if context is None else context)):
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise EnvError(f"{name}={value}: give a whole number from 1 on")
+            raise EnvError(f"{name}={value}: give a whole number of at least 1")
     if end_threshold is not None and not 0 < end_threshold <= 1:
-        raise EnvError(f"end_threshold={end_threshold}: give a probability above 0, at most 1, or None to draw ends")
-    make_sampler("auto", temperature, top_k)  # before anything slow
+        raise EnvError(f"end_threshold={end_threshold}: give a probability above 0, at most 1, or None to sample it")
+    make_sampler("auto", temperature, top_k)  # checks the settings before anything slow
     folder = find_run(runs, run, holding=PRIOR)
     world = WorldModel.load(folder, device, precision)
     seen = max(1, world.prior.context) if context is None else context
     starts = Starts(open_episodes(folder, world.spec, data), split, seen)
-    return Dreams(world, starts, batch, horizon, temperature, top_k, end_threshold)
+    return DreamBatch(world, starts, batch, horizon, temperature, top_k, end_threshold)

@@ -1,10 +1,10 @@
-"""A ViZDoom engine that dies with its owner and leaves nothing behind.
+"""Starts ViZDoom's engine so that it ends with its parent process and leaves no files.
 
-ViZDoom runs its engine as a child process. Left alone, that process survives the death of its parent by SIGKILL or
-SIGTERM (and ignores SIGTERM itself), writes ``_vizdoom/`` and ``_vizdoom.ini`` into the working directory, and leaves
-its shared memory behind when it is killed. So the engine is started through a small guard, which asks the kernel to
-kill it as soon as its parent dies and moves it to a temporary directory; directory and names of the shared memory
-are removed as soon as both sides hold them open. (Killed in the fraction of a second before that, they stay: 20 kB.)
+ViZDoom runs its engine as a child process. By itself, it survives the death of its parent by SIGKILL or SIGTERM (and
+ignores SIGTERM), writes ``_vizdoom/`` and ``_vizdoom.ini`` into the working directory, and leaves its shared memory
+when it is killed. So the engine is started by a small guard, which asks the kernel to kill it when its parent dies and
+moves it to a temporary directory. The directory and the names of the shared memory are removed as soon as both
+processes have opened them. (If the process is killed before that, 20 kB remain.)
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from pathlib import Path
 
 import vizdoom
 
-_MULTIPLAYER = {"cig", "multi_duel"}  # started alone, ViZDoom brings down the process: there is no start for one player
+_MULTIPLAYER = {"cig", "multi_duel"}  # without a start for one player: ViZDoom ends the process
 
-# Runs in the child between fork and exec, in an isolated interpreter: 1 is PR_SET_PDEATHSIG, 9 is SIGKILL. The thread
-# of the parent that the signal waits for is ViZDoom's own, which lives exactly as long as the engine should. A parent
-# that died before the call is noticed by its number.
+# Runs in the child before exec, in an isolated interpreter: 1 is PR_SET_PDEATHSIG, 9 is SIGKILL. The signal is sent
+# when the parent's thread ends, which is ViZDoom's own and lives as long as the engine should. The process number
+# shows whether the parent died before the call.
 _GUARD = """
 import ctypes, os, sys
 folder, parent, engine = sys.argv[1:4]
@@ -39,7 +39,7 @@ os.execv(engine, [engine, *sys.argv[4:]])
 def start(game: vizdoom.DoomGame) -> None:
     """Initialise a configured game with a guarded engine. Raises what ``DoomGame.init`` raises.
 
-    The guard needs Linux to tie the engine to its parent; elsewhere it only keeps the working directory clean.
+    Only on Linux the guard ends the engine with its parent; elsewhere it only keeps the working directory clean.
     """
     engine = Path(vizdoom.__file__).with_name("vizdoom")
     with tempfile.TemporaryDirectory(prefix="worldmodel-vizdoom-") as folder:
@@ -48,31 +48,31 @@ def start(game: vizdoom.DoomGame) -> None:
         guard.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
         guard.chmod(0o700)
         game.set_vizdoom_path(str(guard))
-        game.set_doom_config_path(os.devnull)  # settings of the user's own Doom must not change the pictures
+        game.set_doom_config_path(os.devnull)  # the user's Doom settings must not change the frames
         game.init()
     _unlink_shared_memory(game.get_instance_id())
 
 
 def stop(game: vizdoom.DoomGame) -> None:
-    """Close the game, also one whose engine is dead or was never started."""
+    """Close the game, even if its engine died or was never started."""
     game.close()
 
 
 def _unlink_shared_memory(instance: str) -> None:
-    """Remove the names of the shared memory; the memory itself stays until both sides are gone, however they go."""
+    """Remove the names of the shared memory; the memory is freed when both processes have ended."""
     for kind in ("SM", "MQCtr", "MQDoom"):
         Path("/dev/shm", f"ViZDoom{kind}{instance}").unlink(missing_ok=True)
 
 
 def scenarios() -> dict[str, Path]:
-    """The scenarios for one player that ship with ViZDoom and need nothing else: name → WAD, the file of its maps."""
+    """The bundled scenarios for one player: name → WAD, the file of its maps."""
     folder, games = Path(vizdoom.scenarios_path), Path(vizdoom.__file__).parent
     wads = {path.stem: path for path in [*folder.glob("*.wad"), *games.glob("freedoom*.wad")]}
     return {name: wads[name] for name in sorted(wads) if (folder / f"{name}.cfg").exists() and name not in _MULTIPLAYER}
 
 
 def maps(wad: Path) -> list[str]:
-    """Names of the maps in a WAD, in its order. Asked for a map that is not there, the engine waits for ever."""
+    """Names of the maps in a WAD, in its order. With an unknown map the engine would wait forever."""
     with wad.open("rb") as file:
         _, count, offset = struct.unpack("<4sii", file.read(12))
         file.seek(offset)

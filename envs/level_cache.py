@@ -1,4 +1,4 @@
-"""Compiled maps of DeepMind Lab on disk: a level that compiles maps at its resets compiles each but once."""
+"""Caches compiled maps of DeepMind Lab on disk, so that every map is compiled once."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ log = logging.getLogger(__name__)
 def default_folder() -> Path:
     """The user's cache: ``$XDG_CACHE_HOME/worldmodel/dmlab``, or ``~/.cache/worldmodel/dmlab``."""
     given = os.environ.get("XDG_CACHE_HOME", "")
-    # The specification of XDG says to ignore a relative path.
+    # According to the XDG specification, a relative path is ignored.
     root = given if os.path.isabs(given) else os.path.expanduser("~/.cache")
     return Path(root, "worldmodel", "dmlab")
 
 
 class LevelCache:
-    """What ``deepmind_lab.Lab(level_cache=…)`` asks for: one file a key in ``folder``, which any process may share.
+    """The interface of ``deepmind_lab.Lab(level_cache=…)``: one file per key in ``folder``, shared by all processes.
 
-    A cache that cannot be read or written costs time, never an episode: an exception in here would come out of
-    ``Lab.reset``. Files may be deleted at any moment.
+    A cache that cannot be read or written only costs time: no exception is raised, because it would end ``Lab.reset``.
+    Files can be deleted at any time.
     """
 
     def __init__(self, folder: Path):
@@ -34,23 +34,23 @@ class LevelCache:
         self._warned = False
 
     def fetch(self, key: str, path: str) -> bool:
-        """Copy the map of a key to ``path``; False where there is none, or a damaged one."""
-        kept = self._file(key)
+        """Copy the map of a key to ``path``; False if it is missing or damaged."""
+        file = self._file(key)
         try:
-            if not zipfile.is_zipfile(kept):  # a map is a pk3, which is a zip: half of one has no table of contents
+            if not zipfile.is_zipfile(file):  # a map is a pk3, a zip file; a partial one has no directory
                 return False
-            shutil.copyfile(kept, path)
+            shutil.copyfile(file, path)
             return True
         except OSError as error:
             self._warn(error)
             return False
 
     def write(self, key: str, path: str) -> None:
-        """Keep the map at ``path`` under a key, whole or not at all."""
+        """Store the map at ``path`` under a key, atomically."""
         part: str | None = None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            # A name of its own for every write: two environments of one process may compile the same map.
+            # A unique name for every write, because two environments of a process may compile the same map.
             descriptor, part = tempfile.mkstemp(prefix=".", suffix=".part", dir=self.folder)
             os.close(descriptor)
             shutil.copyfile(path, part)
@@ -63,7 +63,7 @@ class LevelCache:
                 Path(part).unlink(missing_ok=True)
 
     def _file(self, key: str) -> Path:
-        # Keys are a map's name and a checksum. One that is no plain name must not lead out of the folder.
+        # A key is a map's name and a checksum. Other keys are hashed so that no file is outside the folder.
         plain = re.fullmatch(r"\w[\w.-]{0,200}", key, re.ASCII)
         return self.folder / (key if plain else hashlib.sha256(key.encode()).hexdigest())
 

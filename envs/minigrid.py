@@ -1,4 +1,4 @@
-"""MiniGrid in pictures: the whole grid from above, or what the agent sees of it."""
+"""MiniGrid with image observations: the whole grid from above, or the agent's view."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def make(
 ) -> gymnasium.Env[Any, Any]:
     """An environment of MiniGrid or BabyAI by its own id; observations are (H, W, 3) uint8, at least ``size`` wide.
 
-    ``view``: ``full``, all of the grid, or ``agent``, the tiles (7×7 unless ``agent_view_size`` says otherwise) in
-    front of the agent, who looks up. Tiles are drawn as small as the size allows, so that none is enlarged: of a size
-    that is a multiple of the number of tiles each stays a sharp square. Further settings are the environment's own.
+    ``view``: ``full``, the whole grid, or ``agent``, the tiles (7×7 by default, see ``agent_view_size``) in front of
+    the agent, which looks up. Tiles are rendered as small as the size allows, so that frames are not enlarged; with a
+    size that is a multiple of the number of tiles, they stay sharp. Further settings are those of the environment.
     """
     env = gymnasium.make(task, disable_env_checker=True, **settings)
     grid = env.unwrapped
     if not isinstance(grid, MiniGridEnv):
-        raise EnvError(f"{task} is no environment of MiniGrid; env=gym takes others")
+        raise EnvError(f"{task} is not an environment of MiniGrid; env=gym accepts others")
     tiles = grid.agent_view_size if view == "agent" else min(grid.width, grid.height)
     return ImgObsWrapper(VIEWS[view](env, tile_size=max(4, math.ceil(size / tiles))))

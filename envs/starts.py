@@ -1,4 +1,4 @@
-"""Recorded places that dreams start from."""
+"""Recorded frames that dreams start from."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from worldmodel.errors import DataError
 
 
 class Starts:
-    """Places in a store where a dream may begin, all equally likely: ``context`` frames that are seen, and at least one
-    recorded step behind them, so that no dream begins where the episode ended.
+    """Start positions of dreams in a store, all equally probable: ``context`` frames followed by at least one recorded
+    step, so that no dream starts at the end of an episode.
 
-    Raises :class:`DataError` when no episode of the split is long enough, or for an unknown split.
+    Raises :class:`DataError` if no episode of the split is long enough, or for an unknown split.
     """
 
     def __init__(self, store: EpisodeStore, split: Split, context: int):
@@ -23,7 +23,7 @@ class Starts:
         self._count()
 
     def draw(self, rng: np.random.Generator) -> tuple[int, int]:
-        """An episode and its first frame that is seen. A damaged episode is set aside, and another drawn."""
+        """Draw an episode and its first context frame. Damaged episodes are excluded and another one is drawn."""
         while True:
             number = int(rng.integers(self._ends[-1]))
             index = int(np.searchsorted(self._ends, number, side="right"))
@@ -35,9 +35,9 @@ class Starts:
                 self.store.verify([episode])
                 self._count()
 
-    def read(self, places: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    def read(self, starts: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """→ frames (B, T0, C, H, W) uint8 and the actions that led to them, (B, T0) int64."""
-        parts = [self.store.read(episode, first, first + self.context) for episode, first in places]
+        parts = [self.store.read(episode, first, first + self.context) for episode, first in starts]
         frames, records = (np.stack(part) for part in zip(*parts, strict=True))
         return torch.from_numpy(frames), torch.from_numpy(records["action"].astype(np.int64))
 

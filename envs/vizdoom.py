@@ -1,7 +1,7 @@
-"""ViZDoom as a gymnasium environment: headless, software rendering, named actions, honest ends of episodes.
+"""ViZDoom as a gymnasium environment: headless, software rendering, named actions, terminations and truncations.
 
-It stands directly on ``DoomGame`` because ViZDoom's own gymnasium classes return a black frame at the end of an
-episode, report a timeout as a terminal state too, and number their buttons backwards.
+It uses ``DoomGame`` directly because ViZDoom's own gymnasium classes return a black frame at the end of an episode,
+report a timeout as terminal, and number the buttons in reverse order.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import vizdoom
 from annotated_types import Ge, Len, Lt
 from vizdoom import GameVariable, ScreenFormat, ScreenResolution
 from worldmodel.envs import engine
-from worldmodel.envs.buttons import presses
+from worldmodel.envs.buttons import make_actions
 
 from worldmodel.config.checks import checked
 from worldmodel.data.pictures import resize
@@ -24,10 +24,10 @@ from worldmodel.errors import EnvError
 from worldmodel.util.ranges import Count, Pixels, Positive
 
 _POSE = (GameVariable.POSITION_X, GameVariable.POSITION_Y, GameVariable.ANGLE)
-# Strafing looks much like turning and is not needed to reach every place, so the default scenario goes without it.
+# Strafing looks similar to turning and is not needed to reach every position, so the default scenario omits it.
 _BUTTONS: dict[str, tuple[str, ...]] = {"my_way_home": ("MOVE_FORWARD", "TURN_LEFT", "TURN_RIGHT")}
 _GAUGES = ((255, 72, 72), (255, 208, 64), (80, 160, 255), (255, 255, 255))  # colours of the first, the second, …
-_GAUGE_HEIGHT = 8  # of them fill a height, as of Doom's own status bar: it is a row of 8 × 8 codes by itself
+_GAUGE_HEIGHT = 8  # a gauge has 1/8 of the height, like Doom's status bar and one row of 8 × 8 codes
 _RESOLUTIONS = (
     (120, ScreenResolution.RES_160X120),
     (240, ScreenResolution.RES_320X240),
@@ -36,15 +36,15 @@ _RESOLUTIONS = (
 
 
 class VizdoomEnv(gymnasium.Env[np.ndarray, Any]):
-    """One scenario of ViZDoom. Observations are (size, size, 3) uint8, actions are Discrete: no-op, then one a button,
-    then combinations. The picture is the view alone, without status bar, numbers, crosshair and messages, and where
-    ``gauges`` are given, a bar at its foot for each: as long a part of the width as the variable is of its full value.
-    At a terminal state they are, as the view is, those of the step before.
+    """One scenario of ViZDoom. Observations are (size, size, 3) uint8, actions are Discrete: no-op, then one per
+    button, then combinations. A frame is the view without status bar, numbers, crosshair and messages. Each of
+    ``gauges`` adds a bar at the bottom, whose length is the variable's fraction of its full value. At a terminal state
+    the frame and the gauges are those of the previous step.
 
     ``info["pose"]`` is (x, y, angle): the position in map units and the heading in degrees.
 
-    Raises :class:`EnvError` for an unknown scenario, button or variable, and from :meth:`step` when the engine died;
-    the next :meth:`reset` starts a new engine.
+    Raises :class:`EnvError` for an unknown scenario, button or variable, and from :meth:`step` if the engine died; the
+    next :meth:`reset` starts a new engine.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012 (gymnasium's own declaration)
@@ -54,14 +54,14 @@ class VizdoomEnv(gymnasium.Env[np.ndarray, Any]):
         self,
         scenario: str = "my_way_home",
         size: Pixels = 64,
-        frame_skip: Count = 4,  # tics that an action is held; Doom has 35 a second
-        turn_degrees: Annotated[float, Ge(0), Lt(180)] = 15.0,  # of a turn; 0 keeps Doom's own turning
-        buttons: Sequence[str] | None = None,  # names of ViZDoom's buttons; None: the scenario's
-        combine: bool | Sequence[Annotated[Sequence[str], Len(2)]] | None = None,  # to hold together; True: all
-        weapon: bool = True,  # show the weapon in one's hand
+        frame_skip: Count = 4,  # tics for which an action is repeated; Doom has 35 per second
+        turn_degrees: Annotated[float, Ge(0), Lt(180)] = 15.0,  # per action; 0 keeps Doom's own turning
+        buttons: Sequence[str] | None = None,  # names of ViZDoom's buttons; None: those of the scenario
+        combine: bool | Sequence[Annotated[Sequence[str], Len(2)]] | None = None,  # pressed together; True: all
+        weapon: bool = True,  # show the player's weapon
         gauges: Mapping[str, Positive]
         | None = None,  # ViZDoom's game variables, each with its full value: {HEALTH: 100}
-        map: str | None = None,  # of a scenario of many, such as E1M2 of freedoom1; None: its first
+        map: str | None = None,  # of a scenario with several maps, such as E1M2 of freedoom1; None: the first
         render_mode: str | None = None,
     ):
         self.render_mode = render_mode
@@ -69,16 +69,16 @@ class VizdoomEnv(gymnasium.Env[np.ndarray, Any]):
         self.frame_skip = frame_skip
         self._game = _configured_game(scenario, size, map)
         self._game.set_render_weapon(weapon)
-        self._gauges = tuple(_full_values(gauges or {}))
-        # Doom's own timeout would replace the last picture by nothing; counted here, the picture is kept.
+        self._gauges = tuple(_gauge_maxima(gauges or {}))
+        # With Doom's own timeout there would be no last frame, so it is counted here.
         self._timeout = self._game.get_episode_timeout()
         self._game.set_episode_timeout(0)
         names = buttons or _BUTTONS.get(scenario) or [button.name for button in self._game.get_available_buttons()]
-        actions = presses(names, turn_degrees / frame_skip, combine)
+        actions = make_actions(names, turn_degrees / frame_skip, combine)
         self._actions = actions.values
         self._game.set_available_buttons(actions.buttons)
         self._screen = np.zeros((1, 1, 3), np.uint8)
-        self._shares: tuple[float, ...] = ()
+        self._gauge_fractions: tuple[float, ...] = ()
         self.metadata = {
             **type(self).metadata,
             "render_fps": vizdoom.DEFAULT_TICRATE / frame_skip,
@@ -103,14 +103,11 @@ class VizdoomEnv(gymnasium.Env[np.ndarray, Any]):
         except _ENGINE_ERRORS as error:
             raise EnvError(f"ViZDoom's engine does not start: {_reason(error)}") from error
         if state is None:
-            raise EnvError("ViZDoom's engine starts but shows no picture")
+            raise EnvError("ViZDoom's engine starts but returns no frame")
         return self._observe(state), self._info(state)
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Hold one action for ``frame_skip`` tics.
-
-        At a terminal state Doom shows nothing; the observation is then the last picture that was seen.
-        """
+        """Repeat one action for ``frame_skip`` tics. At a terminal state the last frame is returned."""
         try:
             reward = self._game.make_action(self._actions[int(action)], self.frame_skip)
             terminated = self._game.is_episode_finished()
@@ -119,30 +116,30 @@ class VizdoomEnv(gymnasium.Env[np.ndarray, Any]):
             engine.stop(self._game)
             raise EnvError(f"ViZDoom's engine died: {_reason(error)}; reset starts a new one") from error
         if state is None:
-            return self._picture(resize(self._screen, self.size)), reward, True, False, {}
+            return self._draw_gauges(resize(self._screen, self.size)), reward, True, False, {}
         truncated = 0 < self._timeout <= self._game.get_episode_time()
         return self._observe(state), reward, False, truncated, self._info(state)
 
     def render(self) -> Any:
-        """The picture of the last state at the engine's resolution, (H, W, 3) uint8."""
-        return self._picture(self._screen.copy()) if self.render_mode == "rgb_array" else None
+        """The last frame at the engine's resolution, (H, W, 3) uint8."""
+        return self._draw_gauges(self._screen.copy()) if self.render_mode == "rgb_array" else None
 
     def close(self) -> None:
         engine.stop(self._game)
 
     def _observe(self, state: vizdoom.GameState) -> np.ndarray:
         self._screen = state.screen_buffer
-        self._shares = tuple(self._game.get_game_variable(variable) / full for variable, full in self._gauges)
-        return self._picture(resize(self._screen, self.size))
+        self._gauge_fractions = tuple(self._game.get_game_variable(variable) / full for variable, full in self._gauges)
+        return self._draw_gauges(resize(self._screen, self.size))
 
-    def _picture(self, view: np.ndarray) -> np.ndarray:
-        """The view, (H, W, 3) uint8, with the gauges drawn into it, the first lowest."""
-        if not self._shares:
+    def _draw_gauges(self, view: np.ndarray) -> np.ndarray:
+        """The view, (H, W, 3) uint8, with the gauges drawn into it from the bottom upwards."""
+        if not self._gauge_fractions:
             return view
         height, width, _ = view.shape
         thick = max(1, height // _GAUGE_HEIGHT)
         view = np.array(view)
-        for i, share in enumerate(self._shares):
+        for i, share in enumerate(self._gauge_fractions):
             rows = slice(height - (i + 1) * thick, height - i * thick)
             view[rows] = 0
             view[rows, : round(width * min(max(share, 0), 1))] = _GAUGES[i % len(_GAUGES)]
@@ -167,26 +164,26 @@ def _reason(error: Exception) -> str:
     return str(error).strip().rstrip(".") or type(error).__name__
 
 
-def _full_values(gauges: Mapping[str, float]) -> Iterator[tuple[GameVariable, float]]:
-    """Each gauge's variable and the value at which its bar is full."""
-    known = GameVariable.__members__
+def _gauge_maxima(gauges: Mapping[str, float]) -> Iterator[tuple[GameVariable, float]]:
+    """Each gauge's variable and its full value."""
+    variables = GameVariable.__members__
     for name, full in gauges.items():
-        if str(name).upper() not in known:
+        if str(name).upper() not in variables:
             some = "HEALTH, ARMOR, AMMO2, SELECTED_WEAPON_AMMO, KILLCOUNT"
-            raise EnvError(f"gauges: unknown game variable {name!r}; choose of vizdoom.GameVariable: {some}, …")
-        yield known[name.upper()], full
+            raise EnvError(f"gauges: unknown game variable {name!r}; choose from vizdoom.GameVariable: {some}, …")
+        yield variables[name.upper()], full
     if len(gauges) > _GAUGE_HEIGHT // 2:
         raise EnvError(f"gauges: {len(gauges)} would hide the view; {_GAUGE_HEIGHT // 2} fit")
 
 
 def _configured_game(scenario: str, size: int, map: str | None) -> vizdoom.DoomGame:
-    """A game with everything set but the buttons and the weapon, not yet running."""
-    known = engine.scenarios()
-    if scenario not in known:
-        raise EnvError(f"unknown ViZDoom scenario {scenario!r}; the bundled ones are {', '.join(known)}")
+    """A configured game without buttons and weapon, not yet running."""
+    scenarios = engine.scenarios()
+    if scenario not in scenarios:
+        raise EnvError(f"unknown ViZDoom scenario {scenario!r}; the bundled ones are {', '.join(scenarios)}")
     game = vizdoom.DoomGame()
     game.load_config(str(Path(vizdoom.scenarios_path, f"{scenario}.cfg")))
-    maps = engine.maps(known[scenario])
+    maps = engine.maps(scenarios[scenario])
     if map is not None and map.upper() not in maps:
         raise EnvError(f"the scenario {scenario} has no map {map!r}; it has {', '.join(maps)}")
     game.set_doom_map(map or next((name for name in maps if name == game.get_doom_map().upper()), maps[0]))
@@ -194,13 +191,13 @@ def _configured_game(scenario: str, size: int, map: str | None) -> vizdoom.DoomG
     game.set_window_visible(False)
     game.set_sound_enabled(False)
     game.set_screen_format(ScreenFormat.RGB24)
-    game.set_render_hud(False)  # what a game variable says would stand there in digits
+    game.set_render_hud(False)  # it would show game variables as digits
     game.set_render_crosshair(False)
     game.set_render_messages(False)
-    game.set_audio_buffer_enabled(False)  # these, which some scenarios turn on, cost time and are not recorded
+    game.set_audio_buffer_enabled(False)  # some scenarios enable these buffers; they cost time and are not recorded
     game.set_automap_buffer_enabled(False)
     game.set_notifications_buffer_enabled(False)
-    # The smallest picture that is not enlarged; a larger one only costs time.
+    # The smallest resolution that need not be enlarged; a larger one only costs time.
     game.set_screen_resolution(next((mode for height, mode in _RESOLUTIONS if height >= size), _RESOLUTIONS[-1][1]))
     game.set_available_game_variables([*game.get_available_game_variables(), *_POSE])
     return game

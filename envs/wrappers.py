@@ -1,4 +1,4 @@
-"""Any gymnasium environment with pictures as a source of (C, H, W) uint8 frames under numbered actions."""
+"""Wraps any gymnasium environment with images as a source of (C, H, W) uint8 frames with numbered actions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from worldmodel.errors import EnvError, WorldModelError
 from worldmodel.types import DEFAULT_RATE, Spec
 from worldmodel.util.ranges import Names, PassedTo, Pixels, Text
 
-_PACKAGES = {  # beginnings of ids → who registers them
+_PACKAGES = {  # prefix of an id → package that registers it
     "ALE/": "ale_py",
     "MiniGrid-": "minigrid",
     "BabyAI-": "minigrid",
@@ -31,11 +31,10 @@ _INSTALLED_AS = {"ale_py": "ale-py", "minigrid": "minigrid", "miniworld": "miniw
 class FrameEnv(gymnasium.Wrapper[np.ndarray, int, Any, Any]):
     """An environment whose observations are (C, size, size) uint8 frames; :attr:`data_spec` describes its data.
 
-    ``source`` says where a frame comes from: the ``"observation"`` (an image, or a dict that holds one) or the
-    ``"render"`` of the environment, for environments that observe something else. Actions are numbers, whatever the
-    environment's are: ``actions`` says which, see :mod:`worldmodel.envs.discrete`. Raises :class:`EnvError` for
-    actions that
-    cannot be numbered, for a source without a picture and for a size below 1.
+    ``source`` is the ``"observation"`` (an image or a dict that holds one) or the ``"render"`` of the environment, for
+    environments with other observations. Actions are numbered; ``actions`` selects them, see
+    :mod:`worldmodel.envs.discrete`. Raises :class:`EnvError` for actions that cannot be numbered, a source without an
+    image and a size below 1.
     """
 
     @checked
@@ -45,8 +44,8 @@ class FrameEnv(gymnasium.Wrapper[np.ndarray, int, Any, Any]):
         size: Pixels,
         source: Literal["observation", "render"] = "observation",
         action_names: Names | None = None,
-        env_id: str | None = None,  # the id that the environment was made by, with the module before the colon
-        env_kwargs: Mapping[str, Any] | None = None,  # and the settings; None: those that gymnasium remembers
+        env_id: str | None = None,  # id passed to gymnasium.make, with the module before the colon
+        env_kwargs: Mapping[str, Any] | None = None,  # settings passed to it; None: those of env.spec
         actions: Mapping[str, Any] | None = None,
     ):
         super().__init__(env)
@@ -62,7 +61,7 @@ class FrameEnv(gymnasium.Wrapper[np.ndarray, int, Any, Any]):
             channels = shape[0] if self._channels_first else (*shape, 1)[2]
         else:
             if env.render_mode != "rgb_array":
-                raise EnvError(f"{env_id} cannot render pictures; choose an environment with render_mode rgb_array")
+                raise EnvError(f"{env_id} cannot render images; choose an environment with render_mode rgb_array")
             channels = 3
         self.observation_space = Box(0, 255, (channels, size, size), np.uint8)
         self.action_space = Discrete(len(self._actions))  # type: ignore[assignment]
@@ -96,9 +95,9 @@ class FrameEnv(gymnasium.Wrapper[np.ndarray, int, Any, Any]):
         if self._channels_first and picture.ndim == 3:
             picture = picture.transpose(1, 2, 0)
         if picture.ndim != 3 or picture.shape[2] != self.data_spec.frame_shape[0] or not picture.size:
-            raise ValueError(  # and no EnvError, after which a reset is tried
-                f"{self.data_spec.env_id} shows a picture of shape {shape} where its spaces promise "
-                f"{self.data_spec.frame_shape[0]} channels; mend it, or wrap it"
+            raise ValueError(  # not EnvError, after which a reset would be tried
+                f"{self.data_spec.env_id} returned an image of shape {shape}, but its space has "
+                f"{self.data_spec.frame_shape[0]} channels; fix it, or wrap it"
             )
         return np.ascontiguousarray(resize(picture, self.size).transpose(2, 0, 1))
 
@@ -113,26 +112,26 @@ def make_frames(
 ) -> FrameEnv:
     """Make an environment by its gymnasium id and wrap it in :class:`FrameEnv`.
 
-    ``action_names`` (one per action) replaces the environment's own, ``actions`` chooses among what it can do. Raises
-    :class:`EnvError` in one line for an id that gymnasium does not know, a package that is not installed, settings that
-    the environment refuses, and for what :class:`FrameEnv` refuses.
+    ``action_names`` (one per action) replaces the environment's names, ``actions`` selects actions. Raises
+    :class:`EnvError` in one line for an unknown id, a missing package, settings that the environment rejects, and as
+    :class:`FrameEnv` does.
     """
     settings = dict(kwargs or {})
-    os.environ.setdefault("PYGLET_HEADLESS", "True")  # MiniWorld draws into memory; read when it is imported
+    os.environ.setdefault("PYGLET_HEADLESS", "True")  # MiniWorld renders without a display; read at import
     if source == "render":
         settings.setdefault("render_mode", "rgb_array")
-        # Pictures need no window; looking for one, SDL reports an error on a machine without a screen.
+        # Without this, SDL reports an error on a machine without a display.
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     module = next((module for start, module in _PACKAGES.items() if id.startswith(start)), None)
     full_id = f"{module}:{id}" if module else id
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # gymnasium advises of newer versions; the caller chose this one
+            warnings.simplefilter("ignore")  # gymnasium warns about newer versions of the environment
             env = gymnasium.make(full_id, disable_env_checker=True, **settings)
     except WorldModelError:
         raise
     except ModuleNotFoundError as error:
-        package = error.name or full_id.partition(":")[0]  # gymnasium replaces the error and loses the name
+        package = error.name or full_id.partition(":")[0]  # gymnasium's own error lacks the name
         hint = f": pip install {_INSTALLED_AS[package]}" if package in _INSTALLED_AS else ""
         raise EnvError(
             f"environment {id!r} needs the Python package {package!r}, which is not installed{hint}"
@@ -150,16 +149,16 @@ def make_frames(
 
 
 def _find_picture(space: gymnasium.Space[Any], env_id: str) -> tuple[str | None, tuple[int, ...]]:
-    """Where the picture is in an observation (the key of a dict, or None for the whole), and its shape."""
+    """The key of the image in a dict observation, or None if the observation is the image, and its shape."""
     spaces = space.spaces if isinstance(space, Dict) else {None: space}
     pictures = [(key, part.shape) for key, part in spaces.items() if isinstance(part, Box) and _is_picture(part)]
     if not pictures:
         raise EnvError(
-            f"{env_id} observes {' '.join(str(space).split())[:160]}, no picture of 8-bit pixels, "
-            f"{SMALLEST}×{SMALLEST} or more; env.source=render records what it renders instead"
+            f"{env_id} observes {' '.join(str(space).split())[:160]}, no image of 8-bit pixels, "
+            f"{SMALLEST}×{SMALLEST} or more; env.source=render records the rendered frames instead"
         )
     if len(pictures) > 1:
-        raise EnvError(f"{env_id} observes several pictures ({', '.join(str(key) for key, _ in pictures)}); wrap it")
+        raise EnvError(f"{env_id} observes several images ({', '.join(str(key) for key, _ in pictures)}); wrap it")
     return pictures[0]
 
 
@@ -170,15 +169,15 @@ def _is_picture(box: Box) -> bool:
 def _action_names(
     env: gymnasium.Env[Any, Any], actions: Actions, given: Sequence[str] | None, env_id: str
 ) -> tuple[str, ...]:
-    """Names given, or the environment's metadata, its ``get_action_meanings`` (Atari), its enum (MiniGrid), numbers.
+    """The given names, or those of the metadata, ``get_action_meanings`` (Atari) or an enum (MiniGrid), or numbers.
 
-    The environment's own are of its own actions; where it is asked for others, these bring their names.
+    The environment's names apply only to its own actions; other actions have their own names.
     """
     count = len(actions)
     names: list[str] = []
     if given is not None:
         names = [str(name) for name in given]
-    elif not actions.own:
+    elif not actions.native:
         names = list(actions.names)
     elif env.metadata.get("action_names"):
         names = [str(name) for name in env.metadata["action_names"]]

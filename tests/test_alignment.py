@@ -22,7 +22,7 @@ from worldmodel.agents.base import Agent
 from worldmodel.agents.dreamt_returns import episode_windows
 from worldmodel.envs import dream as dream_module
 from worldmodel.envs.dream import DreamEnv
-from worldmodel.envs.dreams import Dreams
+from worldmodel.envs.dreams import DreamBatch
 from worldmodel.envs.starts import Starts
 from worldmodel.envs.wrappers import FrameEnv
 
@@ -206,7 +206,7 @@ def test_scenes_starts_and_foresight_lead_to_dreams_that_come_true(store: Episod
 
 
 def test_the_dream_environment(store: EpisodeStore, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    dreams = Dreams(world, Starts(store, "train", 3), 1, 50, 1.0, None, 0.5)
+    dreams = DreamBatch(world, Starts(store, "train", 3), 1, 50, 1.0, None, 0.5)
     monkeypatch.setattr(dream_module, "open_dreams", lambda run: dreams)
     env = DreamEnv(observations="codes")
     (index, led_by), info = env.reset(seed=3)

@@ -23,7 +23,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from worldmodel.envs import dmlab_engine, make_frames
 from worldmodel.envs.dmlab import DeepMindLabEnv
-from worldmodel.envs.dmlab_engine import Engine, Launch
+from worldmodel.envs.dmlab_engine import Engine, EngineSettings
 from worldmodel.envs.level_cache import LevelCache, default_folder
 
 from worldmodel import collect
@@ -667,7 +667,7 @@ def check_contract(settings: dict[str, Any]) -> None:
     env.close()
     with pytest.raises(EnvError, match="closed"):
         env.reset()
-    launch = Launch("seekavoid_arena_01", "NOTHING", {"width": "16", "height": "12"}, "software", None)
+    launch = EngineSettings("seekavoid_arena_01", "NOTHING", {"width": "16", "height": "12"}, "software", None)
     with pytest.raises(EnvError, match="RGB_INTERLEAVED"):
         Engine(launch)
 

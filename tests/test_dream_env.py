@@ -316,14 +316,14 @@ def test_the_data_of_a_dream_can_be_collected(run: Path) -> None:
     [
         ({"run": "nowhere"}, RunError, "unknown run 'nowhere'"),
         ({"observations": "sounds"}, EnvError, "observations='sounds'; choose pixels or codes"),
-        ({"horizon": 0}, EnvError, "horizon=0: give a whole number from 1 on"),
-        ({"context": 1.5}, EnvError, "context=1.5: give a whole number from 1 on"),
+        ({"horizon": 0}, EnvError, "horizon=0: give a whole number of at least 1"),
+        ({"context": 1.5}, EnvError, "context=1.5: give a whole number of at least 1"),
         ({"end_threshold": 0}, EnvError, "end_threshold=0: give a probability above 0"),
         ({"split": "test"}, DataError, "unknown split 'test'; choose train, held_out or all"),
         ({"temperature": -1}, ConfigError, "temperature -1 is no finite number"),
         ({"device": "abacus"}, ConfigError, "device 'abacus' is not available here"),
         ({"data": "nowhere"}, DataError, "no data at nowhere"),
-        ({"num_envs": 0}, EnvError, "num_envs=0: give a whole number from 1 on"),
+        ({"num_envs": 0}, EnvError, "num_envs=0: give a whole number of at least 1"),
         ({"num_envs": 2, "autoreset_mode": "Never"}, EnvError, "'Never'; choose NextStep, SameStep, Disabled"),
     ],
 )
@@ -358,13 +358,13 @@ def test_steps_out_of_turn_are_refused(run: Path) -> None:
             call()
     env.reset(seed=0)
     for wrong in (3, -1):
-        with pytest.raises(EnvError, match=rf"unknown action {wrong}; this run knows 0 to 2 \(noop, forward, left\)"):
+        with pytest.raises(EnvError, match=rf"unknown action {wrong}; this run has 0 to 2 \(noop, forward, left\)"):
             env.step(wrong)
     for unfit in (1.0, np.zeros(2, np.int64)):
         with pytest.raises(EnvError, match=r"give \(1,\) integers"):
             env.step(unfit)
     env.step(0)
-    with pytest.raises(EnvError, match="behind the end of the dream; call reset"):
+    with pytest.raises(EnvError, match="after the end of the dream; call reset"):
         env.step(0)
     env.close()
     env.close()
@@ -374,7 +374,7 @@ def test_steps_of_many_out_of_turn_are_refused(run: Path) -> None:
     env = vector(run, "Disabled", observations="codes", end_threshold=1.0)
     with pytest.raises(EnvError, match="before the first reset"):
         env.step(np.zeros(4, np.int64))
-    with pytest.raises(EnvError, match="leaves rows out that never began"):
+    with pytest.raises(EnvError, match="leaves out rows that were never reset"):
         env.reset(options={"reset_mask": np.array([True, False, True, True])})
     env.reset(seed=0)
     for mask, message in ((np.ones(4), "give a numpy array"), ([True] * 4, "give a numpy array"),
@@ -388,5 +388,5 @@ def test_steps_of_many_out_of_turn_are_refused(run: Path) -> None:
     for _ in range(5):
         env.step(np.zeros(4, np.int64))
     env.reset(options={"reset_mask": np.array([True, False, True, False])})
-    with pytest.raises(EnvError, match=r"behind the end of the dreams 1, 3; reset them"):
+    with pytest.raises(EnvError, match=r"after the end of the dreams 1, 3; reset them"):
         env.step(np.zeros(4, np.int64))

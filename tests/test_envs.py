@@ -191,9 +191,12 @@ def test_other_scenarios_have_their_own_actions() -> None:
         ({"map": "E1M1"}, "the scenario my_way_home has no map 'E1M1'; it has MAP01"),
         ({"scenario": "deathmatch", "combine": True}, "combine=true makes .* more than 64; choose fewer buttons"),
         ({"combine": [["MOVE_FORWARD", "ATTACK"]]}, "combine: there is no button 'ATTACK' in use; choose MOVE_FORWARD"),
-        ({"combine": [["left", "TURN_RIGHT"]]}, "combine: left and right cannot be held together"),
+        ({"combine": [["left", "TURN_RIGHT"]]}, "combine: left and right cannot be pressed together"),
         ({"combine": ["forward"]}, "combine is .*; an entry is 'forward'; it must be a list"),
-        ({"gauges": {"HELTH": 100}}, "gauges: unknown game variable 'HELTH'; choose of vizdoom.GameVariable: HEALTH, "),
+        (
+            {"gauges": {"HELTH": 100}},
+            "gauges: unknown game variable 'HELTH'; choose from vizdoom.GameVariable: ",
+        ),
         ({"gauges": {"HEALTH": 0}}, "gauges.HEALTH is 0; it must be above 0"),
         ({"gauges": {"HEALTH": True}}, "gauges.HEALTH is True; it must be a finite number"),
         ({"gauges": ["HEALTH"]}, "gauges is .'HEALTH'.; it must be values by name"),
@@ -323,7 +326,7 @@ def test_what_it_renders_can_be_the_frame() -> None:
     env = FrameEnv(Painted(Box(0, 1, (2,)), render_mode="rgb_array"), size=16, source="render")
     env.reset()
     assert (env.step(0)[0] == 10).all() and env.data_spec.frame_shape == (3, 16, 16)
-    with pytest.raises(EnvError, match="cannot render pictures"):
+    with pytest.raises(EnvError, match="cannot render images"):
         FrameEnv(Painted(Box(0, 1, (2,))), size=16, source="render")
     with pytest.raises(ConfigError, match="source is 'screen'; choose observation, render"):
         FrameEnv(Painted(image(16, 16)), size=16, source="screen")
@@ -335,9 +338,9 @@ def test_what_it_renders_can_be_the_frame() -> None:
         (image(32, 32, 3), Text(3), "wrap it so that they are Discrete, MultiDiscrete, MultiBinary or Box"),
         (image(32, 32, 3), Box(-np.inf, 1, (2,)), "actions without bounds, .* env.actions={left: .* names the actions"),
         (image(32, 32, 3), Box(-1, 1, (400,)), "801 one at a time; env.actions={left: "),
-        (Box(0, 1, (32, 32, 3)), None, r"no picture of 8-bit pixels, 16×16 or more; env\.source=render"),
-        (Dict(image=image(7, 7, 3)), None, "no picture"),
-        (Dict(left=image(32, 32), right=image(32, 32)), None, r"several pictures \(left, right\)"),
+        (Box(0, 1, (32, 32, 3)), None, r"no image of 8-bit pixels, 16×16 or more; env\.source=render"),
+        (Dict(image=image(7, 7, 3)), None, "no image"),
+        (Dict(left=image(32, 32), right=image(32, 32)), None, r"several images \(left, right\)"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(space: Any, actions: Any, message: str) -> None:
@@ -429,8 +432,8 @@ def test_names_of_actions_come_from_the_best_source() -> None:
         ("nopackage:Nowhere-v0", {}, "needs the Python package 'nopackage'"),
         ("worldmodel.envs:worldmodel/Vizdoom-v0", {"colour": 1}, "unexpected keyword argument 'colour'"),
         ("worldmodel.envs:worldmodel/Vizdoom-v0", {"scenario": "nowhere"}, "unknown ViZDoom scenario"),
-        ("CartPole-v1", {}, "no picture"),
-        ("Pendulum-v1", {}, "no picture"),
+        ("CartPole-v1", {}, "no image"),
+        ("Pendulum-v1", {}, "no image"),
     ],
 )
 def test_environments_that_cannot_be_made_are_named(id: str, kwargs: dict[str, Any], message: str) -> None:
