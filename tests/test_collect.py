@@ -328,10 +328,10 @@ def test_an_interruption_keeps_what_was_recorded(tmp_path: Path, number: signal.
     ("arguments", "message"),
     [
         (["env=gym", "env.id=Nowhere-v0"], "cannot make environment 'Nowhere-v0'"),
-        (["env=gym", "env.id=Pendulum-v1"], "no picture"),
+        (["env=gym", "env.id=Pendulum-v1"], "no image"),
         (["env=gym", "env.id=Pendulum-v1", "env.actions={bins: 1}"], "cut into 2 or more"),
         (["env=vizdoom/any"], "the environment needs env.kwargs.scenario=…\n"),
-        (["env=gym", "env.id=CartPole-v1"], "no picture"),
+        (["env=gym", "env.id=CartPole-v1"], "no image"),
         (["env=gym"], "the environment needs env.id=…\n"),
         (["env=doom"], "doom"),
         (["env.kwargs.scenario=nowhere"], "unknown ViZDoom scenario 'nowhere'"),

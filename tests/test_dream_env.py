@@ -378,7 +378,7 @@ def test_steps_of_many_out_of_turn_are_refused(run: Path) -> None:
         env.reset(options={"reset_mask": np.array([True, False, True, True])})
     env.reset(seed=0)
     for mask, message in ((np.ones(4), "give a numpy array"), ([True] * 4, "give a numpy array"),
-                          (np.zeros(4, bool), "begins no row")):  # fmt: skip
+                          (np.zeros(4, bool), "selects no row")):  # fmt: skip
         with pytest.raises(EnvError, match=message):
             env.reset(options={"reset_mask": mask})
     with pytest.raises(EnvError, match="3 seeds for num_envs=4"):
