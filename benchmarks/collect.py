@@ -53,7 +53,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    return run_entry_point(run, "benchmarks", DESCRIPTION, add_flags, argv)
+    return run_entry_point(run, "benchmarks.collect", DESCRIPTION, add_flags, argv)
 
 
 def run(args: argparse.Namespace, config: DictConfig) -> None:

@@ -70,7 +70,7 @@ def listed(choices: Iterable[str] | None = None) -> Callable[[str], list[Any]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    return run_entry_point(run, "benchmarks", DESCRIPTION, add_flags, argv)
+    return run_entry_point(run, "benchmarks.run", DESCRIPTION, add_flags, argv)
 
 
 def run(args: argparse.Namespace, config: DictConfig) -> None:
