@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from worldmodel.dreaming.actions import HOLD, MAX_STEPS, parse_script
+from worldmodel.dreaming.actions import MAX_STEPS, REPEAT, parse_script
 from worldmodel.errors import ConfigError, UnknownActionError
 from worldmodel.types import Spec
 
@@ -19,8 +19,8 @@ NOOP, FORWARD, LEFT, RIGHT = range(4)
         ("forward*3,left*2", [FORWARD] * 3 + [LEFT] * 2),
         ("forward*2,left", [FORWARD] * 2 + [LEFT]),  # one count is enough to play as written
         (" forward * 2 , noop*1", [FORWARD] * 2 + [NOOP]),
-        ("forward,left", [FORWARD] * HOLD + [LEFT] * HOLD),
-        ("right", [RIGHT] * HOLD),
+        ("forward,left", [FORWARD] * REPEAT + [LEFT] * REPEAT),
+        ("right", [RIGHT] * REPEAT),
     ],
 )
 def test_a_script_is_played_once_without_a_horizon(text: str, expected: list[int]) -> None:
@@ -34,8 +34,8 @@ def test_a_script_is_played_once_without_a_horizon(text: str, expected: list[int
     [
         ("forward*2,left", 7, [FORWARD, FORWARD, LEFT, FORWARD, FORWARD, LEFT, FORWARD]),
         ("forward*9", 2, [FORWARD] * 2),
-        ("forward,left", HOLD + 1, [FORWARD] * HOLD + [LEFT]),
-        ("left,right", 2 * HOLD + 3, [LEFT] * HOLD + [RIGHT] * HOLD + [LEFT] * 3),
+        ("forward,left", REPEAT + 1, [FORWARD] * REPEAT + [LEFT]),
+        ("left,right", 2 * REPEAT + 3, [LEFT] * REPEAT + [RIGHT] * REPEAT + [LEFT] * 3),
     ],
 )
 def test_a_script_is_repeated_and_cut_to_the_horizon(text: str, horizon: int, expected: list[int]) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from worldmodel import dream, media
 from worldmodel.data.store import EpisodeStore
-from worldmodel.dreaming.scenes import LOOKS, random_place
+from worldmodel.dreaming.scenes import CANDIDATES, random_place
 from worldmodel.errors import RunError
 from worldmodel.media import Strip
 from worldmodel.types import Episode, Spec
@@ -123,7 +123,7 @@ def test_a_replay_stands_beside_the_truth_and_the_reconstruction(
         assert strip.seen == 4
     assert [strip.dreamt for strip in strips[0]] == [False, False, True]
     told = capsys.readouterr().out
-    assert "episode 4 (the model was trained on it), frames 10 to 13 seen" in told
+    assert "episode 4 (training data), frames 10 to 13 seen" in told
     assert "PSNR      58.9 at 1, 58.9 at 5, 58.9 at 10, 58.9 at 15, 58.9 at 30 dB" in told
 
 
@@ -236,7 +236,7 @@ def test_a_damaged_episode_is_set_aside_for_another(
             file.write(b"garbage")
     assert call(run, f"data={copy}") == 0  # a held-out episode, as long as there is one that is sound
     assert f"episode {HELD_OUT} in" in caplog.text and caplog.text.count("left out") == 1
-    assert len(strips) == 3 and "the model was trained on it" in capsys.readouterr().out
+    assert len(strips) == 3 and "training data" in capsys.readouterr().out
     assert call(run, f"data={copy}", "--replay", "3") == 2  # the fourth, now that another has gone
     assert "episode 3 is damaged and was set aside; choose another" in capsys.readouterr().err
     assert [entry.episode for entry in EpisodeStore.open(copy).entries] == [
@@ -251,7 +251,7 @@ def test_data_of_another_kind_is_refused(
     with EpisodeStore.writer(tmp_path / "other", other) as store:
         store.append(record(0))
     assert call(run, "--replay", "0", f"data={tmp_path / 'other'}") == 2
-    assert "of another kind" in capsys.readouterr().err
+    assert "other frames or actions" in capsys.readouterr().err
 
 
 def test_a_run_that_cannot_be_loaded_is_named(
@@ -314,5 +314,5 @@ def test_a_dream_starts_where_there_are_colours_not_contrasts(tmp_path: Path) ->
 def looked_at(seed: int) -> np.ndarray:
     """The frames between which the place above is chosen."""
     rng = np.random.default_rng(seed)
-    rng.choice(np.array([0]), LOOKS)
-    return np.array([rng.integers(40) for _ in range(LOOKS)])
+    rng.choice(np.array([0]), CANDIDATES)
+    return np.array([rng.integers(40) for _ in range(CANDIDATES)])

@@ -195,10 +195,10 @@ def put(folder: Path, shape: tuple[int, ...], steps: int) -> None:
     ("argv", "message"),
     [
         (["data=nowhere", "--to", "npz"], "no data at nowhere; python -m worldmodel.collect data=nowhere records some"),
-        (["data=sound", "--to", "npz"], "sound holds frames (1, 640); only pictures are exported"),
+        (["data=sound", "--to", "npz"], "sound holds frames (1, 640); only images are exported"),
         (
             ["data=still", "--to", "minari"],
-            "still holds episodes without a step, which Minari has not; --to npz takes them",
+            "still holds episodes without a step, which Minari does not support; use --to npz",
         ),
         (["data=still", "--to", "npz", "--split", "held_out"], "still holds no episode of --split held_out"),
         (["data=still", "--to", "npz", "--id", "x-v0"], "--id and --storage are for --to minari"),

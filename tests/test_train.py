@@ -22,7 +22,7 @@ from worldmodel.dreaming.images import ImageModel
 from worldmodel.errors import ConfigError, DataError, RunError
 from worldmodel.runs.folder import load_config
 from worldmodel.runs.load import load_prior, load_tokenizer
-from worldmodel.runs.resume import essence
+from worldmodel.runs.resume import fixed_settings
 from worldmodel.runs.training import train
 from worldmodel.train import main
 from worldmodel.training.batches import make_batches
@@ -230,7 +230,7 @@ def test_training_begins_with_the_weights_of_a_run(finished: Path, data: Path, t
         assert parts and all(torch.allclose(here[key], there[key], atol=1e-6) for key in parts)
     fresh = load_file(train(settings(data, tmp_path, run="three", **still)) / "prior.safetensors")
     assert not all(torch.allclose(fresh[key], here[key], atol=1e-3) for key in parts)
-    with pytest.raises(ConfigError, match=r"begin with the weights of one: tokenizer\.num_codes was"):
+    with pytest.raises(ConfigError, match=r"start from the weights of one: tokenizer\.num_codes was"):
         train(settings(data, tmp_path, run="four", **{"tokenizer.num_codes": 5}), weights_of="one")
     with pytest.raises(RunError, match="unknown run 'none'"):
         train(settings(data, tmp_path, run="four"), weights_of="none")
@@ -299,7 +299,7 @@ def test_damaged_weights_come_back_from_the_checkpoint(
     whole, before = path.read_bytes(), load_tensors(finished / name, "")[0]
     path.write_bytes(whole[:-9] if damage == "cut" else whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
     for use in (lambda: train(settings(data, tmp_path)), lambda: WorldModel.load(path.parent, device="cpu")):
-        with pytest.raises(RunError, match=rf"{name} is damaged .*; remove it and go on training, from the last") as e:
+        with pytest.raises(RunError, match=rf"{name} is damaged .*; remove it and continue from the last") as e:
             use()
     assert "run=square-1" in str(e.value) and "\n" not in str(e.value)
     path.unlink()
@@ -350,7 +350,7 @@ def test_a_tokenizer_is_not_trained_anew_for_a_prior_of_other_codes(finished: Pa
     with pytest.raises(RunError, match=r"no checkpoint of it; remove it and \S*square-1/prior\.safetensors and ") as e:
         train(settings(data, tmp_path))
     (folder / "tokenizer.safetensors").unlink()
-    with pytest.raises(RunError, match=r"prior\.safetensors was trained on the codes of .*was trained behind it"):
+    with pytest.raises(RunError, match=r"prior\.safetensors was trained on the codes of .*later stages"):
         train(settings(data, tmp_path))
     for name in ("prior.safetensors", "checkpoints/prior.safetensors"):
         assert name in str(e.value)
@@ -433,9 +433,9 @@ def test_a_run_goes_on_when_an_episode_more_or_less_changes_the_window_of_its_me
 
 
 def test_essence_leaves_out_budgets_and_machines(data: Path, tmp_path: Path) -> None:
-    base = essence(settings(data, tmp_path))
-    assert base == essence(settings(data, tmp_path, training__prior__steps=7, device="cuda"))
-    assert base != essence(settings(data, tmp_path, training__prior__batch=7))
+    base = fixed_settings(settings(data, tmp_path))
+    assert base == fixed_settings(settings(data, tmp_path, training__prior__steps=7, device="cuda"))
+    assert base != fixed_settings(settings(data, tmp_path, training__prior__batch=7))
     assert base["tokenizer.num_codes"] == 16
 
 

@@ -126,7 +126,7 @@ def test_windows_keep_to_their_episodes(store: EpisodeStore) -> None:
         Windows(store, [4])
     with pytest.raises(DataError, match="length 0"):
         Windows(store, "all", 0)
-    with pytest.raises(DataError, match="behind the 4 that lead to it; got length 4"):
+    with pytest.raises(DataError, match="after a lead of 4; got length 4"):
         Windows(store, "all", 4, lead=4)
 
 

@@ -16,7 +16,7 @@ from annotated_types import Ge, Le
 
 from worldmodel.config.cli import run_entry_point
 from worldmodel.config.flags import Few, add_number, add_output, add_sampling, add_seed
-from worldmodel.dreaming.actions import HOLD, MAX_STEPS
+from worldmodel.dreaming.actions import MAX_STEPS, REPEAT
 from worldmodel.errors import ConfigError
 from worldmodel.util.output import VIDEO_SUFFIXES, check_output, output_of
 
@@ -28,7 +28,7 @@ Dream a video: the model sees a few recorded frames, then only actions. Without 
 --replay, a held-out episode is replayed. Writes an mp4, a gif and a contact sheet; seen frames
 have a blue edge, dreamt ones an orange edge; step 0 is the last seen frame.
 
-A script of actions is 'forward*12,left*4', or 'forward,left' for {HOLD} steps of each action.
+A script of actions is 'forward*12,left*4', or 'forward,left' for {REPEAT} steps of each action.
 With --horizon it is repeated until the horizon is filled, and cut there."""
 
 MOVED = {

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from worldmodel.config.cli import run_entry_point
-from worldmodel.data.export import Storage, check_id, check_pictures, default_folder, to_minari, to_npz
+from worldmodel.data.export import Storage, check_exportable, check_id, default_folder, to_minari, to_npz
 from worldmodel.data.store import EpisodeStore, Split
 from worldmodel.errors import ConfigError
 from worldmodel.util.files import whole_folder
@@ -53,7 +53,7 @@ def export(args: argparse.Namespace, config: DictConfig) -> None:
     default = default_folder(dataset_id) if dataset_id else Path("exports") / store.path.resolve().name
     folder = (Path(args.out).expanduser() if args.out else default).absolute()
     _check_free(folder, args.to, args.overwrite)
-    check_pictures(store, least=1 if dataset_id else 0)
+    check_exportable(store, least=1 if dataset_id else 0)
     started = time.monotonic()
     with deferred() as stopped, Bars() as bar, whole_folder(folder) as part:
         task = bar.add_task("writing", total=len(indices))

@@ -82,7 +82,7 @@ def choose_classes(script: str | None, known: Sequence[str]) -> list[str]:
         return list(known[:: max(1, len(known) // MOST_CLASSES)][:MOST_CLASSES])
     words = [plain_name(word) for word in script.split(",")]
     if not all(words):
-        raise ConfigError(f"a class is missing in {script!r}; write names parted by commas, such as {known[0]!r}")
+        raise ConfigError(f"a class is missing in {script!r}; write names separated by commas, such as {known[0]!r}")
     return words
 
 

@@ -40,7 +40,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights-of",
         metavar="RUN",
-        help="begin with the weights of a run of the same settings",
+        help="start from the weights of a run with the same settings",
     )
     add_number(parser, "--steps", Count, "most steps of each stage")
     add_number(parser, "--minutes", Positive, "time: twice as much for the prior as for each stage before it")

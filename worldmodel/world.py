@@ -88,7 +88,7 @@ class WorldModel:
             raise RunError(f"there is no run at {str(run)!r}; train one: python -m worldmodel.train")
         check_kind(folder, Kind.WORLD)
         if not (folder / TOKENIZER).is_file():
-            raise RunError(f"the run {folder} has no trained tokenizer yet; go on with python -m worldmodel.train")
+            raise RunError(f"the run {folder} has no trained tokenizer yet; continue with python -m worldmodel.train")
         where = resolve_device(device)
         tokenizer = load_tokenizer(folder, where)
         prior = load_prior(folder, tokenizer, where)

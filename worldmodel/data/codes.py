@@ -1,8 +1,8 @@
-"""The codes of a whole store, computed once and kept beside the run that they belong to.
+"""The codes of a store, computed once and cached in the folder of a run.
 
-``<run>/codes/codes.npy`` holds the codes of all frames of all episodes, one after another; ``codes.json`` says of which
-episodes and by which tokenizer, with their checksum. What no longer fits is computed again: everything for another
-tokenizer or after damage, only the new episodes when the store has grown; those of an episode set aside go with it.
+``<run>/codes/codes.npy`` holds the codes of all frames of all episodes; ``codes.json`` states the episodes, the
+tokenizer and a checksum. All codes are computed again for another tokenizer or after damage, and those of new episodes
+when the store has grown.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from worldmodel.util.files import as_bytes, replace_text, reserve
 
 
 class CodeStore:
-    """Codes of all episodes of a store: those of episode e begin at row ``starts[e]``."""
+    """Codes of all episodes of a store: those of episode e start at row ``starts[e]``."""
 
     def __init__(self, store: EpisodeStore, codes: np.ndarray, size: int):
         self.store = store
@@ -52,10 +52,10 @@ def encode_store(
     batch: int = 256,
     progress: Callable[[int, int], None] | None = None,
 ) -> CodeStore:
-    """The codes of every frame, from the cache in ``folder`` as far as it fits, else computed and cached there.
+    """The codes of every frame, from the cache in ``folder``, or computed and cached there.
 
     ``progress(frames done, frames to encode)`` is called after every batch of frames. The tokenizer is moved to
-    ``device`` and back into the mode it was in. Raises :class:`DataError` for a damaged episode, OSError
+    ``device``. Raises :class:`DataError` for a damaged episode, OSError
     when the disk is full.
     """
     folder = Path(folder)
@@ -66,7 +66,7 @@ def encode_store(
     known = cached[1] if cached is not None and cached[0].get("tokenizer") == key["tokenizer"] else None
     old_names = cached[0]["episodes"] if cached is not None and known is not None else []
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "codes.npy.tmp"  # one name, so that the leftover of a crash is overwritten
+    temporary = folder / "codes.npy.tmp"  # a fixed name, overwritten after a crash
     dtype = np.uint16 if tokenizer.num_codes <= 2**16 else np.uint32
     try:
         out = open_memmap(temporary, "w+", dtype, (store.frames, *tokenizer.grid))
@@ -76,7 +76,7 @@ def encode_store(
         out.flush()
         crc = zlib.crc32(as_bytes(out))
         del out
-        (folder / "codes.json").unlink(missing_ok=True)  # never a key beside codes that it does not describe
+        (folder / "codes.json").unlink(missing_ok=True)  # no key may describe other codes
         os.replace(temporary, folder / "codes.npy")
     finally:
         temporary.unlink(missing_ok=True)
@@ -85,8 +85,7 @@ def encode_store(
 
 
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 over everything that decides a tokenizer's codes: its class, its sizes and all of its tensors. A prior
-    has one, too."""
+    """SHA-256 over the class, the sizes and all tensors of a tokenizer or a prior."""
     digest = hashlib.sha256(f"{type(model).__name__} {model.grid} {getattr(model, 'num_codes', None)}".encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -99,33 +98,33 @@ def _starts(store: EpisodeStore) -> np.ndarray:
 
 
 def _names(store: EpisodeStore) -> list[list[int]]:
-    """What an episode is known by: number, steps, checksum."""
+    """Identifiers of episodes: number, steps, checksum."""
     return [[entry.episode, entry.length, entry.crc] for entry in store.entries]
 
 
 def _open_cache(folder: Path) -> tuple[dict[str, Any], np.ndarray] | None:
-    """Key and codes of a cache that is whole in itself; None for any other."""
+    """Key and codes of a valid cache, or None."""
     try:
         key = json.loads((folder / "codes.json").read_text())
         codes = np.load(folder / "codes.npy", mmap_mode="r", allow_pickle=False)
         frames = sum(length + 1 for _, length, _ in key["episodes"])
-        sound = len(codes) == frames and key.get("crc") in (None, zlib.crc32(as_bytes(codes)))  # older ones have none
+        valid = len(codes) == frames and key.get("crc") in (None, zlib.crc32(as_bytes(codes)))  # older caches have none
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return (key, codes) if sound else None
+    return (key, codes) if valid else None
 
 
 def _copy_known(
     out: np.ndarray, store: EpisodeStore, known: np.ndarray | None, old_names: list[list[int]]
 ) -> list[int]:
-    """Take over the codes of episodes that are in the old cache; returns the indices of the others."""
+    """Copy the codes of episodes in the old cache; returns the indices of the others."""
     if known is None or known.shape[1:] != out.shape[1:] or known.dtype != out.dtype:
         return list(range(len(store)))
     rows = np.cumsum([0, *(length + 1 for _, length, _ in old_names)])
-    found = {tuple(name): int(row) for name, row in zip(old_names, rows[:-1], strict=True)}
+    old_rows = {tuple(name): int(row) for name, row in zip(old_names, rows[:-1], strict=True)}
     missing = []
     for index, (name, start) in enumerate(zip(_names(store), _starts(store), strict=True)):
-        row, size = found.get(tuple(name)), name[1] + 1
+        row, size = old_rows.get(tuple(name)), name[1] + 1
         if row is None:
             missing.append(index)
         else:
@@ -143,7 +142,7 @@ def _encode(
     batch: int,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Encode whole episodes into their rows, with evaluation-mode statistics."""
+    """Encode episodes into their rows, in evaluation mode."""
     total = int(store.frame_counts[episodes].sum())
     done = 0
     training = tokenizer.training
@@ -170,21 +169,21 @@ def _episodes(store: EpisodeStore, episodes: list[int]) -> Iterator[tuple[np.nda
 
 
 def _batches(store: EpisodeStore, episodes: list[int], batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """All frames of some episodes, ``batch`` at a time over their borders: rows (n,) and frames (n, C, *size)."""
+    """All frames of some episodes, ``batch`` at a time across episodes: rows (n,) and frames (n, C, *size)."""
     starts = _starts(store)
     rows: list[np.ndarray] = []
     parts: list[np.ndarray] = []
-    room = batch
+    free = batch
     for index in episodes:
         frames = store.episode(index).frames
         at = 0
         while at < len(frames):
-            part = frames[at : at + room]
+            part = frames[at : at + free]
             rows.append(np.arange(starts[index] + at, starts[index] + at + len(part)))
             parts.append(part)
-            at, room = at + len(part), room - len(part)
-            if not room:
+            at, free = at + len(part), free - len(part)
+            if not free:
                 yield np.concatenate(rows), np.concatenate(parts)
-                rows, parts, room = [], [], batch
+                rows, parts, free = [], [], batch
     if parts:
         yield np.concatenate(rows), np.concatenate(parts)

@@ -1,4 +1,4 @@
-"""A store as files that others read: a Minari data set, or an npz file an episode. Nothing is lost on the way."""
+"""Lossless export of a store as a Minari data set or as npz files."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from worldmodel.util.files import replace_text
 
 Storage = Literal["hdf5", "arrow", "parquet"]
 Progress = Callable[[int], None]
-"""Is told how many episodes are written."""
+"""Called with the number of written episodes."""
 
 
-def check_pictures(store: EpisodeStore, least: int = 0) -> None:
-    """Raises :class:`DataError` for a store of sound, and where an episode has fewer than ``least`` steps."""
+def check_exportable(store: EpisodeStore, least: int = 0) -> None:
+    """Raises :class:`DataError` for a store of sound and for episodes with fewer than ``least`` steps."""
     if len(store.spec.frame_shape) != 3:
-        raise DataError(f"{store.path} holds frames {store.spec.frame_shape}; only pictures are exported")
+        raise DataError(f"{store.path} holds frames {store.spec.frame_shape}; only images are exported")
     if (store.frame_counts <= least).any():
-        raise DataError(f"{store.path} holds episodes without a step, which Minari has not; --to npz takes them")
+        raise DataError(f"{store.path} holds episodes without a step, which Minari does not support; use --to npz")
 
 
 def to_npz(store: EpisodeStore, indices: Sequence[int], folder: Path, progress: Progress = lambda done: None) -> None:
-    """Episodes into an empty folder as ``ep00000.npz``, … by their numbers in the store, and its ``spec.json``.
+    """Write episodes into an empty folder as ``ep00000.npz``, … by their numbers in the store, and ``spec.json``.
 
-    Of an episode of S steps: ``obs`` (S + 1, H, W, C) uint8; ``action`` (S,) int64, which leads from ``obs[t]`` to
+    For S steps: ``obs`` (S + 1, H, W, C) uint8; ``action`` (S,) int64, which leads from ``obs[t]`` to
     ``obs[t + 1]``; ``reward`` (S,) float32; ``terminated`` and ``truncated`` (S,) bool; ``held_out`` bool and
     ``condition`` int64, -1 for none.
     """
-    check_pictures(store)
+    check_exportable(store)
     for done, index in enumerate(indices, 1):
         episode, entry = store.episode(index), store.entries[index]
         arrays: dict[str, np.ndarray | np.bool_ | np.int64] = {
@@ -55,7 +55,7 @@ def to_npz(store: EpisodeStore, indices: Sequence[int], folder: Path, progress: 
 
 
 def _write_npz(file: Path, arrays: Mapping[str, np.ndarray | np.bool_ | np.int64]) -> None:
-    """As numpy.savez_compressed, but twice as fast for little more bytes, and with no copy of an array."""
+    """Like numpy.savez_compressed, but twice as fast for slightly larger files, and without copies."""
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as part:
@@ -70,12 +70,12 @@ def to_minari(
     storage: Storage = "hdf5",
     progress: Progress = lambda done: None,
 ) -> None:
-    """Episodes into an empty folder as the Minari data set ``dataset_id``, pictures (H, W, C) without loss.
+    """Write episodes into an empty folder as the Minari data set ``dataset_id``, with lossless frames (H, W, C).
 
-    One episode is in memory at a time. The data set holds the store's Spec under :data:`SPEC`, and of every episode
-    whether it is held out, its condition and its key. Raises :class:`DataError` without Minari, or one that is too old.
+    One episode is in memory at a time. The data set contains the Spec under :data:`SPEC`, and the split, condition and
+    key of every episode. Raises :class:`DataError` without Minari, or when it is too old.
     """
-    check_pictures(store, 1)
+    check_exportable(store, 1)
     minari = package()
     channels, height, width = store.spec.frame_shape
     try:
@@ -91,14 +91,14 @@ def to_minari(
         raise DataError(
             f"this Minari cannot write {storage} without loss ({error}): pip install 'minari[{extra}]>=0.5.4'"
         ) from error
-    facts = {"dataset_id": dataset_id, "minari_version": minari.__version__, SPEC: json.loads(store.spec.to_json())}
-    data.update_metadata(facts)
+    metadata = {"dataset_id": dataset_id, "minari_version": minari.__version__, SPEC: json.loads(store.spec.to_json())}
+    data.update_metadata(metadata)
     data.update_episodes(_buffers(store, indices, progress))
-    data.update_episode_metadata([_facts(store, index) for index in indices])
+    data.update_episode_metadata([_metadata(store, index) for index in indices])
 
 
 def _buffers(store: EpisodeStore, indices: Sequence[int], progress: Progress) -> Iterator[Any]:
-    """Episodes as Minari takes them, made when they are asked for."""
+    """Episodes as Minari buffers, created lazily."""
     buffer = package("minari.data_collector").EpisodeBuffer
     for done, index in enumerate(indices):
         progress(done)
@@ -113,22 +113,22 @@ def _buffers(store: EpisodeStore, indices: Sequence[int], progress: Progress) ->
     progress(len(indices))
 
 
-def _facts(store: EpisodeStore, index: int) -> dict[str, Any]:
-    """What the arrays of an episode do not say, in plain values."""
+def _metadata(store: EpisodeStore, index: int) -> dict[str, Any]:
+    """Metadata of an episode."""
     entry = store.entries[index]
     condition = store.episode(index).condition
     return {"held_out": entry.held_out, "condition": condition, "key": entry.key or str(entry.episode)}
 
 
 def _last(episode: Episode, flag: bool) -> np.ndarray:
-    """(S,) bool, one a step: false but for the last, which is as the flag says."""
+    """(S,) bool, one per step: false except for the last one, which is ``flag``."""
     flags = np.zeros(episode.steps, bool)
     flags[-1:] = flag
     return flags
 
 
 def check_id(dataset_id: str) -> str:
-    """The id itself where Minari takes it. Raises :class:`ConfigError`."""
+    """Return a valid id of a Minari data set. Raises :class:`ConfigError`."""
     try:
         package("minari.dataset.minari_dataset").parse_dataset_id(dataset_id)
     except (ValueError, TypeError) as error:
@@ -140,5 +140,5 @@ def check_id(dataset_id: str) -> str:
 
 
 def default_folder(dataset_id: str) -> Path:
-    """Where Minari looks for a data set: below MINARI_DATASETS_PATH, or .minari/datasets at home."""
+    """The folder of a data set in Minari: below MINARI_DATASETS_PATH, or .minari/datasets at home."""
     return Path(package("minari.storage").get_dataset_path(dataset_id))

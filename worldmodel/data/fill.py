@@ -1,4 +1,4 @@
-"""Fill a store from a source: what is there already stays, what is missing comes in."""
+"""Import the items of a source that a store does not have yet."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from worldmodel.data.sources.base import Source
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import DataError
 
-CHUNK = 16  # items that are read between two looks at whether to stop
-BATCH_BYTES = 16 * 2**20  # of frames that are written at once; what an interruption may cost
+CHUNK = 16  # items that are read between checks for interruptions
+BATCH_BYTES = 16 * 2**20  # of frames that are written at once
 
 
 @dataclasses.dataclass(frozen=True)
 class Filled:
-    """What one call did."""
+    """Statistics of an import."""
 
-    added: int  # items that are new
-    known: int  # items that were there
-    unreadable: tuple[str, ...]  # one line for each that could not be read
+    added: int  # new items
+    known: int  # items that were in the store
+    unreadable: tuple[str, ...]  # one line for each unreadable item
 
 
 def fill(
@@ -31,14 +31,14 @@ def fill(
     progress: Callable[[int, int], None] = lambda done, total: None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Filled:
-    """Append every item of a source whose key is not in the store, which is open for writing; in the source's order.
+    """Append every item of a source whose key is not in the store, in the order of the source.
 
-    ``workers`` threads read; an item that cannot be read is left out. ``progress(done, total)`` counts the items that
-    were missing. When ``stopped()`` says so, what was read is written and KeyboardInterrupt raised. Raises
-    :class:`DataError` when the source is of another Spec than the store; OSError when the disk is full.
+    ``workers`` threads read; unreadable items are left out. ``progress(done, total)`` counts the new items. When
+    ``stopped()`` returns true, the items read so far are written and KeyboardInterrupt is raised. Raises
+    :class:`DataError` when the Spec of the source differs from that of the store; OSError when the disk is full.
     """
     if source.spec != store.spec:
-        raise DataError(f"{store.path} holds data of another kind than the source; choose another folder with data=…")
+        raise DataError(f"{store.path} has another Spec than the source; choose another folder with data=…")
     known = store.keys
     missing = [index for index, key in enumerate(source.keys) if key not in known]
     unreadable: list[str] = []
@@ -53,11 +53,11 @@ def fill(
     progress(0, len(missing))
     with ThreadPoolExecutor(workers) as pool:
         for at in range(0, len(missing), CHUNK):
-            for got in pool.map(read, missing[at : at + CHUNK]):
-                if isinstance(got, str):
-                    unreadable.append(got)
+            for item in pool.map(read, missing[at : at + CHUNK]):
+                if isinstance(item, str):
+                    unreadable.append(item)
                 else:
-                    pending.append(got)
+                    pending.append(item)
             if sum(item.episode.frames.nbytes for item in pending) >= BATCH_BYTES or stopped():
                 store.extend(pending)
                 pending.clear()

@@ -1,4 +1,4 @@
-"""The text files of a store: its index, one JSON line an episode, and its Spec."""
+"""The text files of a store: its index, with a JSON line per episode, and its Spec."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from worldmodel.errors import DataError
 from worldmodel.types import Spec
 
 HELD_OUT_EVERY = 10
-"""One episode in so many is held out, on the average."""
+"""One episode in so many is held out, on average."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
     """One line of the index."""
 
-    episode: int  # number of the episode, never given twice
+    episode: int  # number of the episode, unique
     shard: int
     offset: int  # frames of the shard before this episode's first
-    length: int  # steps, 0 for an image; the shard holds one frame more, and a record of each frame
+    length: int  # steps, 0 for an image; the shard has length + 1 frames and records
     terminated: bool
     truncated: bool
     crc: int  # CRC-32 of the episode's frames, then its records
-    held_out: bool  # never trained on; decided once, when the episode is written
-    key: str | None = None  # what its source calls it; none for an episode that was played
+    held_out: bool  # not used for training; decided when the episode is written
+    key: str | None = None  # in its source; None for recorded episodes
 
     @property
     def frames(self) -> int:
@@ -35,21 +35,21 @@ class Entry:
 
     @property
     def end(self) -> int:
-        """Frames of the shard up to this episode's last, included."""
+        """Offset in frames after this episode."""
         return self.offset + self.frames
 
     def to_line(self) -> str:
         """Inverse of :meth:`from_line`, without a line break."""
-        facts = {name: getattr(self, name) for name in _FIELDS}
+        fields = {name: getattr(self, name) for name in _FIELDS}
         if self.key is None:
-            del facts["key"]
-        return json.dumps(facts)
+            del fields["key"]
+        return json.dumps(fields)
 
     @classmethod
     def from_line(cls, line: str) -> Entry:
-        """Raises ValueError, KeyError or TypeError for a line that is not a whole entry."""
+        """Raises ValueError, KeyError or TypeError for an invalid line."""
         raw = json.loads(line)
-        # Stores without this field held out every tenth episode, and runs were trained on the others.
+        # Stores without this field held out every tenth episode.
         raw.setdefault("held_out", raw["episode"] % HELD_OUT_EVERY == HELD_OUT_EVERY - 1)
         raw.setdefault("key", None)
         entry = cls(**{name: raw[name] for name in _FIELDS})
@@ -59,7 +59,7 @@ class Entry:
         if not isinstance(entry.held_out, bool):
             raise ValueError("held_out is neither true nor false")
         if not isinstance(entry.key, (str, type(None))):
-            raise ValueError("the key is no text")
+            raise ValueError("the key is not a text")
         return entry
 
 
@@ -67,7 +67,7 @@ _FIELDS = tuple(field.name for field in dataclasses.fields(Entry))
 
 
 def parse_index(index: bytes) -> tuple[list[Entry], list[str]]:
-    """The entries of an index, and the lines that are none."""
+    """The entries of an index, and its invalid lines."""
     entries: list[Entry] = []
     unreadable: list[str] = []
     for line in index.decode("utf-8", "replace").splitlines():

@@ -1,4 +1,4 @@
-"""Pictures as environments and recordings have them, grey or in colour, channels first or last: what they become."""
+"""Conversion of images of environments and recordings, grey or colour, channels first or last, to frames."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import numpy as np
 from PIL import Image
 
 SMALLEST = 16
-"""Pixels. Arrays that are smaller are encodings of a state (MiniGrid's 7×7×3), not pictures."""
+"""Minimum size in pixels; smaller arrays are encodings of a state (MiniGrid's 7×7×3), not images."""
 
 
 def channels_first(shape: tuple[int, ...]) -> bool:
-    """Whether a picture of this shape is (C, H, W)."""
+    """Whether an image of this shape is (C, H, W)."""
     return len(shape) == 3 and shape[0] <= 4 < shape[2]
 
 
 def frame_shape(shape: tuple[int, ...], size: int | None = None) -> tuple[int, int, int] | None:
-    """(H, W), (H, W, C) or (C, H, W) → (C, H, W), or (C, size, size); None for what is no picture."""
+    """(H, W), (H, W, C) or (C, H, W) → (C, H, W), or (C, size, size); None for other shapes."""
     if len(shape) not in (2, 3) or sorted(shape)[-2] < SMALLEST:
         return None
     if channels_first(shape):
@@ -26,10 +26,10 @@ def frame_shape(shape: tuple[int, ...], size: int | None = None) -> tuple[int, i
 
 
 def resize(picture: np.ndarray, size: int) -> np.ndarray:
-    """(H, W) or (H, W, C) uint8 → (size, size[, C]), antialiased: every new pixel is the mean of the area it covers."""
+    """(H, W) or (H, W, C) uint8 → (size, size[, C]), by averaging the area of each new pixel."""
     if picture.shape[:2] == (size, size):
         return picture
-    if picture.ndim == 3 and picture.shape[2] not in (1, 3):  # Pillow would weigh four channels by the last, as opacity
+    if picture.ndim == 3 and picture.shape[2] not in (1, 3):  # Pillow would use the last channel as opacity
         return np.stack([resize(picture[..., channel], size) for channel in range(picture.shape[2])], axis=-1)
     flat = picture[..., 0] if picture.ndim == 3 and picture.shape[2] == 1 else picture
     resized = np.asarray(Image.fromarray(flat).resize((size, size), Image.Resampling.BOX))
@@ -37,7 +37,7 @@ def resize(picture: np.ndarray, size: int) -> np.ndarray:
 
 
 def to_frames(pictures: np.ndarray, size: int | None = None) -> np.ndarray:
-    """(n, H, W), (n, H, W, C) or (n, C, H, W) uint8 → (n, C, H, W), or squeezed to (n, C, size, size)."""
+    """(n, H, W), (n, H, W, C) or (n, C, H, W) uint8 → (n, C, H, W), or resized to (n, C, size, size)."""
     shape = pictures.shape[1:]
     last = pictures[..., None] if len(shape) == 2 else pictures
     if channels_first(shape):

@@ -1,4 +1,4 @@
-"""An episode as its bytes in a store: what it must be, its records, its checksum."""
+"""The stored form of an episode: validation, records, checksum."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from worldmodel.types import NO_ACTION, Episode, Spec
 from worldmodel.util.files import as_bytes
 
 STEP = np.dtype([("action", "<i4"), ("reward", "<f4")])
-"""The record of a frame: the action that led to it, of the first the episode's condition; the reward on arriving."""
+"""The record of a frame: the action that led to it (at index 0 the condition) and the reward received on arriving."""
 
 
 class Item(NamedTuple):
-    """An episode to append, and what its source says of it."""
+    """An episode to append, with its split and key."""
 
     episode: Episode
-    held_out: bool | None = None  # None: its checksum decides
-    key: str | None = None  # by which :attr:`EpisodeStore.keys` knows it
+    held_out: bool | None = None  # None: depends on its checksum
+    key: str | None = None  # in :attr:`EpisodeStore.keys`
 
 
 def check_fits(episode: Episode, spec: Spec) -> None:
@@ -48,7 +48,7 @@ def to_records(episode: Episode) -> np.ndarray:
 
 
 def joined(arrays: list[np.ndarray]) -> np.ndarray:
-    """One behind another; a single one is not copied."""
+    """Concatenate arrays; a single one is not copied."""
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
@@ -58,6 +58,6 @@ def checksum(frames: np.ndarray, records: np.ndarray) -> int:
 
 
 def short(value: Any) -> str:
-    """A value or a text in no more characters than a line of an error bears."""
+    """A value or a text, shortened for error messages."""
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 120 else text[:117] + "…"

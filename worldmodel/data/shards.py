@@ -1,4 +1,4 @@
-"""The binary files of a store: frames and records of episodes, one behind another, read through memory maps."""
+"""The binary files of a store: consecutive frames and records of episodes, read through memory maps."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ class Shards:
         return maps[0][part], maps[1][part]
 
     def write(self, shard: int, offset: int, frames: list[np.ndarray], records: list[np.ndarray]) -> None:
-        """Episodes that lie one behind another, from ``offset`` on."""
+        """Write consecutive episodes, starting at ``offset``."""
         write_at(self.file(shard, "frames"), offset * self.frame_bytes, joined(frames))
         write_at(self.file(shard, "steps"), offset * STEP.itemsize, joined(records))
 
     def forget(self, shard: int) -> None:
-        """Map a shard anew at the next read: an older map may cover bytes that were a crash's leftover until now."""
+        """Map a shard again at the next read, because an older map may cover overwritten bytes."""
         self._maps.pop(shard, None)
 
     def place(self, last: Entry | None, sizes: Sequence[int]) -> tuple[int, int, int]:
-        """Shard and offset for episodes of ``sizes`` bytes of frames, and how many of them fit there, one at least.
+        """Shard and offset for episodes of ``sizes`` bytes of frames, and how many of them fit there, at least one.
 
-        They follow the ``last`` episode of the store, or begin a new shard where not even the first would fit.
+        They follow the ``last`` episode of the store, or begin a new shard if the first one does not fit.
         """
         shard, offset = (0, 0) if last is None else (last.shard, last.end)
         if last is not None and offset * self.frame_bytes + sizes[0] > SHARD_BYTES:
@@ -54,9 +54,9 @@ class Shards:
         return shard, offset, max(1, int(np.searchsorted(ends, SHARD_BYTES, side="right")))
 
     def missing(self, entries: Iterable[Entry]) -> dict[Entry, str]:
-        """Those whose bytes are not all there, and why, from the sizes of their files alone: one look at each file."""
+        """Entries whose files are missing or too short, with the reason."""
         missing: dict[Entry, str] = {}
-        frames: dict[tuple[int, str], int] = {}  # how many are whole in each file; -1 where there is none
+        frames: dict[tuple[int, str], int] = {}  # number in each file; -1 for a missing file
         sizes = {"frames": self.frame_bytes, "steps": STEP.itemsize}
         for entry in entries:
             for kind, size in sizes.items():

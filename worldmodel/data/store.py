@@ -1,22 +1,21 @@
-"""Episodes on disk, as raw memory-mapped shards that survive being killed at any moment.
+"""Episodes on disk in memory-mapped shards; writing may be interrupted at any time.
 
 A store is a folder::
 
     spec.json            the Spec of the data
     shard-00000.frames   uint8 frames of all episodes of the shard, one after another
     shard-00000.steps    one record a frame: the action that led to it and the reward on arriving; at the first frame
-                         the action is the episode's condition, -1 where there is none
-    index.jsonl          one line an episode: where it lies, its length, flags and checksum; written last
-    damaged.jsonl        index lines that were set aside, with the reason
+                         the action is the episode's condition, or -1
+    index.jsonl          one line per episode: location, length, flags and checksum; written last
+    damaged.jsonl        index lines of damaged episodes, with the reason
     lock                 held by the one writer
 
-An episode exists when its index line does. Bytes behind the last indexed episode are the leftover of a crash and are
-overwritten by the next append, so an interruption costs at most the episode, or the batch of them, then being written.
+An episode exists when it has an index line. Bytes after the last indexed episode are overwritten by the next append, so
+an interruption loses at most the batch that is being written.
 
-Whether an episode is held out may be said by its source. Else it follows from its own checksum, about one in ten, and
-is written into its line: nothing that happens to other episodes moves it, and a copy in another store is held out there
-too. Only where this would leave a store of three episodes or more with none, the one being appended is held out
-whatever its checksum.
+The source may state whether an episode is held out. Otherwise its checksum determines it, for about one in ten, so that
+it does not depend on other episodes or on the store. Only if a store of three episodes or more would have none, the
+appended one is held out.
 """
 
 from __future__ import annotations
@@ -41,30 +40,30 @@ from worldmodel.types import Episode, Spec
 from worldmodel.util.files import append_line, replace_text, take_lock
 
 ASIDE = "damaged.jsonl"
-MOST_NAMED = 10  # damaged episodes at once, one line each; a lost shard may hold a thousand
-HELD_OUT_FROM = 3  # episodes from which on at least one is held out
-SOURCE = "source.yaml"  # settings of the source that a store was filled from, where it was
+MOST_NAMED = 10  # maximum number of damaged episodes that are reported by line
+HELD_OUT_FROM = 3  # number of episodes from which at least one is held out
+SOURCE = "source.yaml"  # settings of the source of an imported store
 Split = Literal["train", "held_out", "all"]
 
 log = logging.getLogger(__name__)
 
 
 class EpisodeStore:
-    """Episodes in a folder. Many may read while one writes; a reader sees what was there when it was opened.
+    """Episodes in a folder. Several processes may read while one writes; a reader sees the state at opening.
 
     Use :meth:`open` to read, :meth:`writer` to append (as a context manager, it holds the lock until closed).
-    Episodes are counted from 0 in the order of the index; damaged ones are left out of the count.
+    Episodes are numbered from 0 in the order of the index, without damaged ones.
     """
 
     def __init__(self, path: Path, spec: Spec, lock: IO[str] | None = None):
         self.path = path
         self.spec = spec
         self.entries: list[Entry] = []
-        self.damaged: list[str] = []  # what this object left out, one line each
+        self.damaged: list[str] = []  # reports of episodes that were left out
         self._lock = lock
         self._shards = Shards(path, spec.frame_shape)
-        self.next_number = 0  # of the next episode that is appended; damaged ones are counted, too
-        self._sound: set[Entry] = set()  # whose checksum was found right
+        self.next_number = 0  # of the next episode, counting damaged ones
+        self._verified: set[Entry] = set()  # with verified checksum
         self._load()
 
     @classmethod
@@ -75,20 +74,20 @@ class EpisodeStore:
 
     @classmethod
     def writer(cls, path: str | Path, spec: Spec) -> EpisodeStore:
-        """The store at ``path``, to append to; created if there is none.
+        """Open or create the store at ``path`` for appending.
 
-        Raises :class:`DataError` when the store there holds data of another Spec, :class:`BusyError` when another
+        Raises :class:`DataError` when the store has another Spec, :class:`BusyError` when another
         process is writing.
         """
         path = Path(path)
         if path.exists() and not path.is_dir():
-            raise DataError(f"{path} is no folder, where episodes could be kept; choose another with data=…")
+            raise DataError(f"{path} is no folder; choose another with data=…")
         path.mkdir(parents=True, exist_ok=True)
         lock = take_lock(path)
         if lock is None:
             raise BusyError(f"another process is writing to {path}; wait for it or choose another folder with data=…")
         try:
-            if (path / "index.jsonl").exists():  # else it holds nothing yet
+            if (path / "index.jsonl").exists():  # else it is empty
                 check_same_spec(path, read_spec(path), spec)
             else:
                 replace_text(path / "spec.json", spec.to_json())
@@ -106,7 +105,7 @@ class EpisodeStore:
         self.close()
 
     def close(self) -> None:
-        """Give back the lock, if it is held. Reading stays possible."""
+        """Release the lock. Reading remains possible."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -121,17 +120,17 @@ class EpisodeStore:
 
     @property
     def frames(self) -> int:
-        """Frames in all episodes together."""
+        """Number of frames in all episodes."""
         return sum(entry.frames for entry in self.entries)
 
     @property
     def steps(self) -> int:
-        """Steps in all episodes together: each has one less than frames."""
+        """Number of steps in all episodes."""
         return self.frames - len(self)
 
     @property
     def keys(self) -> set[str]:
-        """What the sources of the episodes call them; those that were played have no key."""
+        """The keys of imported episodes; recorded ones have none."""
         return {entry.key for entry in self.entries if entry.key is not None}
 
     def split(self, name: Split) -> np.ndarray:
@@ -145,18 +144,18 @@ class EpisodeStore:
     def episode(self, index: int) -> Episode:
         """Episode ``index``; its frames are a read-only view of the memory map.
 
-        Raises :class:`DataError` for an index that does not exist and for an episode whose checksum is wrong.
+        Raises :class:`DataError` for an unknown index and for an episode whose checksum is wrong.
         """
         if not 0 <= index < len(self):
             raise DataError(f"there is no episode {index} in {self.path}; it holds 0 to {len(self) - 1}")
         entry = self.entries[index]
         frames, records = self.read(index, 0, entry.frames)
-        if entry not in self._sound:
+        if entry not in self._verified:
             if checksum(frames, records) != entry.crc:
                 raise DataError(
                     f"{self._describe(entry)} is damaged (wrong checksum); EpisodeStore.verify sets it aside"
                 )
-            self._sound.add(entry)
+            self._verified.add(entry)
         return Episode(
             frames=frames,
             actions=records["action"].astype(np.int64),
@@ -168,20 +167,19 @@ class EpisodeStore:
     def read(self, index: int, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
         """Frames ``first`` to ``last`` (excluded) of an episode and their records, as views of the memory map.
 
-        (n, C, *size) uint8 and (n,) of dtype :data:`STEP`. Only what is then read of the view is read from disk.
+        (n, C, *size) uint8 and (n,) of dtype :data:`STEP`. Data are read from disk on access.
         """
         return self._shards.read(self.entries[index], first, last)
 
     def append(self, episode: Episode, held_out: bool | None = None, key: str | None = None) -> int:
-        """Write one episode; returns its index. Raises as :meth:`extend` does, whose batch of one it is."""
+        """Write one episode; returns its index. Raises as :meth:`extend` does."""
         return self.extend([Item(episode, held_out, key)])[0]
 
     def extend(self, items: Sequence[Item]) -> range:
-        """Write a batch of episodes, as fast as the disk takes their bytes; returns their indices.
+        """Write a batch of episodes; returns their indices.
 
-        An interruption costs at most the batch. After any error nothing earlier is lost and appending may go on.
-        Raises :class:`DataError`, before anything is written, for an episode that does not fit the Spec; OSError as the
-        system raises it.
+        An error or interruption loses at most the batch, and appending may continue. Raises :class:`DataError`, before
+        anything is written, for an episode that does not fit the Spec; OSError for errors of the system.
         """
         if self._lock is None:
             raise DataError(f"{self.path} is open for reading; EpisodeStore.writer opens it for writing")
@@ -195,7 +193,7 @@ class EpisodeStore:
         return range(before, len(self))
 
     def _write(self, items: Sequence[Item], shard: int, offset: int) -> None:
-        """Frames, then records, then index lines of episodes that lie one behind another in a shard."""
+        """Write frames, then records, then index lines of consecutive episodes in a shard."""
         frames = [np.ascontiguousarray(item.episode.frames) for item in items]
         records = [to_records(item.episode) for item in items]
         crcs = [checksum(*parts) for parts in zip(frames, records, strict=True)]
@@ -203,8 +201,8 @@ class EpisodeStore:
         any_held_out = any(entry.held_out for entry in self.entries)
         for item, crc in zip(items, crcs, strict=True):
             count = len(self) + len(entries) + 1
-            lacking = count >= HELD_OUT_FROM and not any_held_out
-            held_out = crc % HELD_OUT_EVERY == 0 or lacking if item.held_out is None else item.held_out
+            needed = count >= HELD_OUT_FROM and not any_held_out
+            held_out = crc % HELD_OUT_EVERY == 0 or needed if item.held_out is None else item.held_out
             any_held_out |= held_out
             entry = Entry(
                 episode=self.next_number + len(entries),
@@ -225,16 +223,16 @@ class EpisodeStore:
         self.next_number += len(entries)
 
     def verify(self, indices: Sequence[int] | None = None) -> list[str]:
-        """Check sizes and checksums, of all episodes or of some; set the damaged ones aside.
+        """Check sizes and checksums of all or some episodes; set the damaged ones aside.
 
-        Returns a line for each, none if all is well. The indices of the episodes behind a damaged one move up. It reads
-        at the speed of the disk; commands that go through a whole store do so first.
+        Returns a line for each damaged episode. The indices of later episodes decrease. Commands that read a whole
+        store call it first.
         """
         wanted = range(len(self)) if indices is None else indices
         damaged = self._shards.missing(self.entries[index] for index in wanted)
         for index in wanted:
             entry = self.entries[index]
-            self._sound.discard(entry)
+            self._verified.discard(entry)
             if entry in damaged:
                 continue
             try:
@@ -249,11 +247,11 @@ class EpisodeStore:
         return f"episode {entry.episode} in {self._shards.file(entry.shard, 'frames')}"
 
     def _load(self) -> None:
-        """Read the index; leave out the entries whose bytes are not all there."""
+        """Read the index; leave out the entries with missing bytes."""
         index = self.path / "index.jsonl"
         raw = index.read_bytes() if index.exists() else b""
         whole = raw.rfind(b"\n") + 1
-        if whole < len(raw) and self._lock is not None:  # a line cut by a crash: its episode was never there
+        if whole < len(raw) and self._lock is not None:  # a line that was cut by a crash
             os.truncate(index, whole)
         self.entries, unreadable = parse_index(raw[:whole])
         aside = self.path / ASIDE
@@ -263,7 +261,7 @@ class EpisodeStore:
         self._set_aside(self._shards.missing(self.entries), len(unreadable))
 
     def _set_aside(self, damaged: dict[Entry, str], unreadable: int) -> None:
-        """Leave damaged entries out, say so, and move their lines to damaged.jsonl where the folder lets us."""
+        """Leave damaged entries out, log them, and move their lines to damaged.jsonl if the folder is writable."""
         if not damaged and not unreadable:
             return
         reports = [f"{self._describe(entry)}: {reason}" for entry, reason in damaged.items()]
@@ -275,9 +273,9 @@ class EpisodeStore:
             log.warning("damaged data left out: %d more; %s lists them", len(reports) - MOST_NAMED, self.path / ASIDE)
         self.damaged += reports
         self.entries = [entry for entry in self.entries if entry not in damaged]
-        with contextlib.suppress(OSError):  # a folder that may only be read stays as it is
+        with contextlib.suppress(OSError):  # the folder may be read-only
             lock = self._lock or take_lock(self.path)
-            if lock is None:  # someone is writing: the next writer sets them aside
+            if lock is None:  # another process is writing
                 return
             try:
                 self._move_lines(damaged)
@@ -286,7 +284,7 @@ class EpisodeStore:
                     lock.close()
 
     def _move_lines(self, damaged: dict[Entry, str]) -> None:
-        """Under the lock: the index as it is now, without the damaged entries, which go to damaged.jsonl first."""
+        """Under the lock, move the lines of damaged entries from the index to damaged.jsonl."""
         index = self.path / "index.jsonl"
         entries, unreadable = parse_index(index.read_bytes())
         lines = [

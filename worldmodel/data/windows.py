@@ -15,7 +15,7 @@ from worldmodel.errors import DataError
 from worldmodel.types import NO_ACTION, Segment
 
 REACH = 20
-"""Steps before a rare reward that are worth a special look."""
+"""Number of steps before a rare reward that count as near it."""
 
 
 class Codes(Protocol):
@@ -29,13 +29,11 @@ class Codes(Protocol):
 class Windows:
     """Windows of ``length`` frames over some episodes of a store, or over its cached codes.
 
-    ``episodes`` is a split's name or the indices of episodes. ``lead``: leading frames of a window that are only looked
-    back at; near the beginning of an episode they are missing, and padding stands in their place. ``whole``: windows
-    are not to hang over the ends of an episode; what is shorter than one is left out. ``rewarded``: share of the drawn
-    windows that hold, behind the lead, a frame that comes up to ``REACH`` steps before a rare reward: one that is
-    farther from the median than half of what the farthest is. The action of an episode's first frame is its condition:
-    the class of an image. The actions and rewards of all frames are held in memory (14 bytes a frame); of the frames
-    themselves only those of the windows are read.
+    ``episodes``: a split's name or the indices of episodes. ``lead``: number of leading frames that are context only;
+    near the beginning of an episode they are padding. ``whole``: windows do not extend beyond an episode, and shorter
+    episodes are left out. ``rewarded``: share of the drawn windows that contain, after the lead, a frame at most
+    ``REACH`` steps before a rare reward, whose distance from the median is more than half of the maximum. Actions and
+    rewards of all frames are held in memory (14 bytes a frame); frames are read when needed.
     """
 
     def __init__(
@@ -48,7 +46,7 @@ class Windows:
         rewarded: float = 0.0,
     ):
         if not 0 <= lead < length:
-            raise DataError(f"windows need at least one frame behind the {lead} that lead to it; got length {length}")
+            raise DataError(f"windows need at least one frame after a lead of {lead}; got length {length}")
         self.store = source if isinstance(source, EpisodeStore) else source.store
         self.source = source
         self.length, self.lead, self.whole = length, lead, whole
@@ -56,7 +54,7 @@ class Windows:
         if self.episodes.size and not 0 <= self.episodes.min() <= self.episodes.max() < len(self.store):
             raise DataError(f"there are episodes 0 to {len(self.store) - 1} in {self.store.path}")
         self.sizes = self.store.frame_counts[self.episodes]  # (n,) frames of each episode
-        self._first = np.concatenate([[0], np.cumsum(self.sizes)])  # (n + 1,) where each begins in the arrays below
+        self._first = np.concatenate([[0], np.cumsum(self.sizes)])  # (n + 1,) offset of each in the arrays below
         records = [self.store.read(int(e), 0, int(size))[1] for e, size in zip(self.episodes, self.sizes, strict=True)]
         steps = np.concatenate([np.empty(0, STEP), *records])
         self._actions = torch.from_numpy(steps["action"].astype(np.int64))
@@ -65,13 +63,13 @@ class Windows:
         self._terminated = self._at_the_end([entry.terminated for entry in entries])
         self._truncated = self._at_the_end([entry.truncated for entry in entries])
         self._rewarded = 0.0 if whole else rewarded
-        self._promising = self._before_rewards() if self._rewarded else np.empty(0, np.int64)
+        self._near_rewards = self._rows_near_rewards() if self._rewarded else np.empty(0, np.int64)
 
-    def _before_rewards(self) -> np.ndarray:
-        """Rows of the frames from which a rare reward is near, the frame of the reward itself among them."""
+    def _rows_near_rewards(self) -> np.ndarray:
+        """Rows of the frames near a rare reward, including the frame of the reward."""
         rewards = self._rewards.numpy()
         first = np.zeros(len(self), bool)
-        first[self._first[:-1]] = True  # nothing is received at a first frame
+        first[self._first[:-1]] = True  # first frames have no reward
         if first.all():
             return np.empty(0, np.int64)
         distance = np.where(first, 0, np.abs(rewards - np.median(rewards[~first])))
@@ -81,13 +79,13 @@ class Windows:
         return np.unique(np.concatenate([np.empty(0, np.int64), *near]))
 
     def _at_the_end(self, flags: list[bool]) -> Tensor:
-        """A flag of each episode (n,) → one of each frame, false for all but the last of an episode."""
+        """Flags of episodes (n,) → flags of frames, false except for the last frame of an episode."""
         frames = np.zeros(len(self), bool)
         frames[self._first[1:] - 1] = flags
         return torch.from_numpy(frames)
 
     def __len__(self) -> int:
-        """Frames in all episodes together."""
+        """Number of frames in all episodes."""
         return int(self._first[-1])
 
     @property
@@ -96,39 +94,39 @@ class Windows:
         return bool((self.sizes >= self.length).any()) if self.whole else len(self) > 0
 
     def sample(self, batch: int, generator: torch.Generator) -> Segment:
-        """``batch`` random windows; behind the ``lead`` every frame is equally likely to be at every place of one.
+        """``batch`` random windows; after the ``lead``, every frame is equally likely at every position.
 
-        For that, windows may hang over both ends of an episode. What hangs over is padding. Raises :class:`DataError`
-        when there is no episode.
+        For that, windows may extend beyond both ends of an episode, with padding. Raises :class:`DataError` when there
+        is no episode.
         """
         self._check_any()
         if self.whole:
             return self._sample_whole(batch, generator)
-        # Of an episode of F frames, F + overlap windows hold a frame behind the lead; starts are counted through all.
+        # In an episode of F frames, F + overlap windows contain a frame after the lead.
         overlap = self.length - 1 - self.lead
         ends = np.cumsum(self.sizes + overlap)
         drawn = torch.randint(int(ends[-1]), (batch,), generator=generator).numpy()
         which = np.searchsorted(ends, drawn, side="right")
         start = drawn - (ends[which] - self.sizes[which] - overlap) - (self.length - 1)
-        if len(self._promising):
-            which, start = self._some_promising(which, start, generator)
+        if len(self._near_rewards):
+            which, start = self._replace_some(which, start, generator)
         first = np.maximum(start, 0)
         count = np.minimum(start + self.length, self.sizes[which]) - first
         return self._cut(which, first, count, self.length, first - start)
 
-    def _some_promising(
+    def _replace_some(
         self, which: np.ndarray, start: np.ndarray, generator: torch.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Episodes and starts of windows, a share of them replaced by some that hold a frame with a reward near."""
+        """Episodes and starts of windows, a share of them replaced by windows near rare rewards."""
         batch = len(which)
         instead = torch.rand(batch, generator=generator).numpy() < self._rewarded
-        rows = self._promising[torch.randint(len(self._promising), (batch,), generator=generator).numpy()]
+        rows = self._near_rewards[torch.randint(len(self._near_rewards), (batch,), generator=generator).numpy()]
         place = torch.randint(self.lead, self.length, (batch,), generator=generator).numpy()
         episode = np.searchsorted(self._first, rows, side="right") - 1
         return np.where(instead, episode, which), np.where(instead, rows - self._first[episode] - place, start)
 
     def _sample_whole(self, batch: int, generator: torch.Generator) -> Segment:
-        """``batch`` windows without padding, every one equally likely."""
+        """``batch`` windows without padding, all equally likely."""
         ends = np.cumsum(np.maximum(self.sizes - self.length + 1, 0))
         if not ends[-1]:
             longest = int(self.sizes.max(initial=0))
@@ -142,27 +140,27 @@ class Windows:
         return self._cut(which, first, np.full(batch, self.length), self.length)
 
     def fixed(self, count: int, length: int | None = None, seed: int = 0) -> Segment:
-        """The same ``count`` windows for the same ``seed``: whole ones only, spread evenly over the episodes.
+        """The same ``count`` windows for the same ``seed``: without padding, spread evenly over the episodes.
 
-        There are fewer when the episodes do not hold that many different ones. Raises :class:`DataError` when no
+        There are fewer when the episodes contain fewer different windows. Raises :class:`DataError` when no
         episode has ``length`` frames (default: the length of these windows).
         """
         length = self.length if length is None else length
-        room = self.sizes - length + 1  # (n,) whole windows in each episode
-        eligible = np.flatnonzero(room > 0)
+        available = self.sizes - length + 1  # (n,) whole windows in each episode
+        eligible = np.flatnonzero(available > 0)
         if not len(eligible):
             longest = int(self.sizes.max(initial=0))
             raise DataError(f"no episode in {self.store.path} has {length} frames; the longest has {longest}")
         rng = np.random.default_rng(seed)
         share = np.zeros(len(self.sizes), np.int64)
-        left = min(count, int(room[eligible].sum()))
-        while left:  # a round gives every episode that has room one window more
+        left = min(count, int(available[eligible].sum()))
+        while left:  # each pass adds one window to every episode that has more
             for episode in rng.permutation(eligible)[:left]:
-                if share[episode] < room[episode]:
+                if share[episode] < available[episode]:
                     share[episode] += 1
                     left -= 1
         which = np.repeat(np.arange(len(share)), share)
-        starts = [rng.choice(room[episode], share[episode], replace=False) for episode in np.flatnonzero(share)]
+        starts = [rng.choice(available[episode], share[episode], replace=False) for episode in np.flatnonzero(share)]
         first = np.concatenate(starts).astype(np.int64)
         return self._cut(which, first, np.full(len(which), length), length)
 
@@ -188,11 +186,11 @@ class Windows:
     ) -> Segment:
         """Windows of ``count`` frames from frame ``first`` of the ``which``-th episodes, padded to ``length``.
 
-        The first ``missing`` places are padding, too.
+        The first ``missing`` positions are padding, too.
         """
         place = np.arange(length) - np.broadcast_to(missing, len(which))[:, None]  # (B, T)
         valid = torch.from_numpy((place >= 0) & (place < count[:, None]))
-        # Padding points at the window's first or last frame, so that every index exists; it is overwritten below.
+        # Padding refers to the first or last frame of the window and is overwritten below.
         inside = np.clip(place, 0, count[:, None] - 1) + first[:, None]  # (B, T) frames of the episode
         rows = torch.from_numpy(self._first[which][:, None] + inside)
         frames = codes = None
@@ -211,7 +209,7 @@ class Windows:
         )
 
     def _frames(self, which: np.ndarray, first: np.ndarray, valid: Tensor) -> Tensor:
-        # One contiguous copy a window is as fast as memory allows; gathering frame by frame is not.
+        # One contiguous copy per window is faster than gathering frames.
         frames = np.zeros((*valid.shape, *self.store.spec.frame_shape), np.uint8)
         for row, (episode, begin, mask) in enumerate(zip(self.episodes[which], first, valid.numpy(), strict=True)):
             frames[row, mask] = self.store.read(int(episode), int(begin), int(begin + mask.sum()))[0]

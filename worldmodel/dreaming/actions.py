@@ -1,10 +1,10 @@
-"""The little language of ``--actions``: ``forward,left`` or ``forward*12,left*4,forward*8``.
+"""The syntax of ``--actions``: ``forward,left`` or ``forward*12,left*4,forward*8``.
 
-A script is a list of action names, parted by commas, each with or without a count ``*n``. How it fills time:
+A script is a list of action names, separated by commas, each with an optional count ``*n``:
 
-- as soon as one count is given, the script is played as written (a name without a count is one step);
-- without any count, each action is held for :data:`HOLD` steps: ``forward,left`` is 8 steps forward, then 8 left;
-- with a horizon, the script is repeated until the horizon is filled, and cut there; without one it is played once.
+- if any count is given, a name without a count is one step;
+- without counts, each action is repeated for :data:`REPEAT` steps: ``forward,left`` is 8 steps forward, then 8 left;
+- with a horizon, the script is repeated or cut to the horizon.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ import numpy as np
 from worldmodel.errors import ConfigError
 from worldmodel.types import Spec
 
-HOLD = 8
-"""Steps for which each action of a script without counts is held."""
+REPEAT = 8
+"""Number of steps of each action in a script without counts."""
 
 MAX_STEPS = 100_000
-"""Longest script or horizon; a longer one is taken for a slip of the finger."""
+"""Maximum length of a script or horizon."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Script:
-    """A parsed script: actions and for how many steps each is held, in the order of play."""
+    """A parsed script: actions and their numbers of steps, in order."""
 
     steps: tuple[tuple[int, int], ...]  # (index of the action, count >= 1)
 
     def __len__(self) -> int:
-        """Steps of the script played once."""
+        """Number of steps of the script."""
         return sum(count for _, count in self.steps)
 
     def play(self, horizon: int | None = None) -> np.ndarray:
@@ -44,7 +44,7 @@ class Script:
 
 
 def parse_script(text: str, spec: Spec) -> Script:
-    """Parse an action script against the names that ``spec`` knows.
+    """Parse an action script with the action names of ``spec``.
 
     Raises :class:`UnknownActionError` for a name that the spec lacks, :class:`ConfigError` for an empty script, an
     empty entry, or a count that is not a whole number of at least 1.
@@ -52,8 +52,8 @@ def parse_script(text: str, spec: Spec) -> Script:
     if not text.strip():
         raise ConfigError(f"empty action script; give names such as {_example(spec)}")
     entries = [_parse_entry(entry, text, spec) for entry in text.split(",")]
-    held = HOLD if all(count is None for _, count in entries) else 1
-    script = Script(tuple((action, held if count is None else count) for action, count in entries))
+    repeat = REPEAT if all(count is None for _, count in entries) else 1
+    script = Script(tuple((action, repeat if count is None else count) for action, count in entries))
     if len(script) > MAX_STEPS:
         raise ConfigError(f"action script of {len(script)} steps; the longest is {MAX_STEPS}")
     return script
@@ -69,7 +69,7 @@ def check_horizon(horizon: int) -> int:
 def _parse_entry(entry: str, text: str, spec: Spec) -> tuple[int, int | None]:
     name, star, count = (part.strip() for part in entry.partition("*"))
     if not name:
-        raise ConfigError(f"an action is missing in {text!r}; write names parted by commas, such as {_example(spec)}")
+        raise ConfigError(f"an action is missing in {text!r}; separate names by commas, such as {_example(spec)}")
     action = spec.action_index(name)
     if not star:
         return action, None

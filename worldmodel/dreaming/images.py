@@ -1,4 +1,4 @@
-"""Images from a run: each is drawn on its own, under a class or a caption."""
+"""The model of an images run, which draws images under a class or a caption."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from worldmodel.types import Spec
 
 
 class Samples(NamedTuple):
-    """Images, each drawn on its own."""
+    """Independent samples of images."""
 
     frames: Tensor  # (B, C, *size) uint8, on the host
     passes: float  # of the prior a frame, mean over the batch
 
 
 class ImageModel:
-    """A trained autoencoder of images, and its prior where there is one."""
+    """A trained autoencoder of images and its prior, if any."""
 
     def __init__(self, spec: Spec, model: Autoencoder, prior: LatentPrior | None = None):
         self.spec, self.model = spec, model.eval()
@@ -40,12 +40,12 @@ class ImageModel:
 
     @property
     def sees_classes(self) -> bool:
-        """Whether images of different classes differ: there are several, and the prior is given them."""
+        """Whether there are several classes and the prior is conditioned on them."""
         given = True if self.prior is None else self.prior.sees_actions
         return given and len(self.spec.action_names) > 1
 
     def condition(self, name: str) -> int:
-        """What stands for a class, or for a caption, which may be new where the prior reads words.
+        """The index of a class or of a caption; a prior that reads words accepts new captions.
 
         Raises :class:`UnknownActionError` for a name, or a word of a caption, that the data do not have.
         """
@@ -53,7 +53,7 @@ class ImageModel:
 
     @classmethod
     def load(cls, run: str | Path, device: str = "auto") -> ImageModel:
-        """The model of a run's folder, without a prior where none is trained yet.
+        """Load a run; the prior is None when it is not trained yet.
 
         Raises as :meth:`WorldModel.load` does.
         """
@@ -78,7 +78,7 @@ class ImageModel:
         :class:`ConfigError` for ``top_k`` without codes.
         """
         if self.prior is None:
-            raise RunError("the run has no trained prior yet; go on with python -m worldmodel.train")
+            raise RunError("the run has no trained prior yet; continue with python -m worldmodel.train")
         if not isinstance(conditions, Tensor):
             conditions = torch.tensor([self.condition(name) for name in conditions])
         conditions = conditions.to(self.device)

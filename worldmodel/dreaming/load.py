@@ -1,4 +1,4 @@
-"""The model of a run, whatever its kind."""
+"""Loading of the model of a run of any kind."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 def load_model(
     run: str | Path, device: str = "auto", precision: Precision = "auto"
 ) -> WorldModel | ImageModel | VoiceModel:
-    """The world model, the model of images or the model of speech of a run's folder, by the kind of the run.
+    """Load the model of a run.
 
-    ``precision``: of a world model; the others compute in float32. Raises what :meth:`WorldModel.load` raises.
+    ``precision``: of a world model; other models compute in float32. Raises what :meth:`WorldModel.load` raises.
     """
     folder = Path(run)
     match kind_of_run(folder):
@@ -27,6 +27,6 @@ def load_model(
         case Kind.IMAGES:
             return ImageModel.load(folder, device)
         case Kind.SPEECH:
-            from worldmodel.speech.voice import VoiceModel  # the extra that only speech needs
+            from worldmodel.speech.voice import VoiceModel  # an optional extra
 
             return VoiceModel.load(folder, device)

@@ -1,4 +1,4 @@
-"""Videos of dreams: the scene that is asked for, its dreams, and the rows of frames that are shown of them."""
+"""Videos of dreams: selection of the scene, dreaming, and output."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ REPORTED_STEPS = (1, 5, 10, 15, 30, 60)
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What a user asks to be dreamt."""
+    """The options of a dream."""
 
     actions: str | None  # a script; None: a replay
-    replay: str | None  # EPISODE[:FRAME]; None: where the seed falls
+    replay: str | None  # EPISODE[:FRAME]; None: a random place
     start: str | None  # the same for a script
     horizon: int | None
     context: int  # seen frames
@@ -38,24 +38,25 @@ class Choice:
 
 
 def choose_scene(chosen: Choice, spec: Spec, store: EpisodeStore) -> Scene:
-    """The seen frames and the actions that are asked for. A damaged episode is set aside for another.
+    """The scene that the options select. A random place in a damaged episode is replaced by another.
 
     Raises what :func:`~worldmodel.dreaming.actions.parse_script` and :mod:`worldmodel.dreaming.scenes` raise, and
-    :class:`DataError` when the very episode that was asked for is damaged.
+    :class:`DataError` when the selected episode is damaged.
     """
     rng, context = np.random.default_rng(chosen.seed), chosen.context
     script = None if chosen.actions is None else parse_script(chosen.actions, spec).play(chosen.horizon)
     steps = REPLAY_STEPS if chosen.horizon is None else chosen.horizon
-    asked = chosen.replay if script is None else chosen.start
+    selected = chosen.replay if script is None else chosen.start
     while True:
-        behind = (0, 0) if script is not None else (1, steps)
-        place = Place.parse(asked) if asked is not None else random_place(store, context, *behind, rng)
-        check_place(store, place, context, behind[0])
+        least, wanted = (0, 0) if script is not None else (1, steps)
+        place = Place.parse(selected) if selected is not None else random_place(store, context, least, wanted, rng)
+        check_place(store, place, context, least)
         if not store.verify([place.episode]):
             break
-        if asked is not None:
+        if selected is not None:
             raise DataError(
-                f"episode {place.episode} is damaged and was set aside; choose another (those behind it move up by one)"
+                f"episode {place.episode} is damaged and was set aside; choose another "
+                "(indices of later episodes decrease by one)"
             )
     if script is not None:
         return scripted_scene(store, place, context, script)
@@ -82,7 +83,7 @@ def imagine(
 
 
 def reconstruction(world: WorldModel, scene: Scene) -> Tensor | None:
-    """What the tokenizer makes of the recorded frames, (T0 + H, C, H, W) uint8; None under a user's own actions."""
+    """The reconstruction of the recorded frames, (T0 + H, C, H, W) uint8; None for chosen actions."""
     return None if scene.truth is None else reconstruct(world, torch.cat([scene.seen, scene.truth]))
 
 
@@ -95,7 +96,7 @@ def save(
     labels: media.Labels,
     chosen: Choice,
 ) -> None:
-    """Write dreams, frames (N, H, C, H, W) uint8, below the recorded frames and their reconstruction if there are."""
+    """Write dreams, frames (N, H, C, H, W) uint8, next to the recorded frames and their reconstruction, if any."""
     title = f"{spec.env_id} · {chosen.actions or f'actions of episode {scene.place.episode}'} · seed {chosen.seed}"
     strips = make_strips(spec, scene, frames, reconstruction)
     for path in paths:
@@ -103,7 +104,7 @@ def save(
 
 
 def make_strips(spec: Spec, scene: Scene, frames: Tensor, reconstruction: Tensor | None) -> list[media.Strip]:
-    """One strip a dream; before them the truth and its reconstruction where there is a truth.
+    """A strip for each dream, after the truth and its reconstruction, if any.
 
     ``frames`` (N, H, C, H, W) uint8 dreamt, ``reconstruction`` (T0 + H, C, H, W) uint8.
     """
@@ -119,7 +120,7 @@ def make_strips(spec: Spec, scene: Scene, frames: Tensor, reconstruction: Tensor
 
 
 def file_name(chosen: Choice, scene: Scene, *options: tuple[str, float | None, float | None]) -> str:
-    """A name that tells dreams apart: what is dreamt, where it starts, and every option that is not the default."""
+    """A unique file name: actions, place, and every option that is not the default."""
     what = words_in_name(chosen.actions or "replay")
     place = f"ep{scene.place.episode}.{scene.place.first}"
     return f"{what}-{place}-h{len(scene.actions)}-seed{chosen.seed}{options_in_name(*options)}"
@@ -128,9 +129,9 @@ def file_name(chosen: Choice, scene: Scene, *options: tuple[str, float | None, f
 def describe(
     scene: Scene, dreamt: Dream, frames: Tensor, reconstruction: Tensor | None, seconds: float
 ) -> Iterator[str]:
-    """What was dreamt, how fast, and how near the truth it came, in a few lines."""
+    """A report in a few lines: start, speed, and PSNR."""
     seen, steps = len(scene.seen), len(scene.actions)
-    of = "held out" if scene.held_out else "the model was trained on it"
+    of = "held out" if scene.held_out else "training data"
     place = scene.place
     yield f"start     episode {place.episode} ({of}), frames {place.first} to {place.first + seen - 1} seen"
     count = f"{len(frames)} × {steps} frames" if len(frames) > 1 else f"{steps} frames"
@@ -140,4 +141,4 @@ def describe(
         near = psnr(frames, scene.truth.expand_as(frames)).mean(0)  # (H,) dB
         bound = psnr(reconstruction[seen:], scene.truth).mean()
         figures = [f"{near[step - 1]:.1f} at {step}" for step in sorted({*REPORTED_STEPS, steps}) if step <= steps]
-        yield f"PSNR      {', '.join(figures)} dB; the tokenizer's own reconstruction {bound:.1f} dB"
+        yield f"PSNR      {', '.join(figures)} dB; reconstruction {bound:.1f} dB"

@@ -1,4 +1,4 @@
-"""Models built from the settings of a run, untrained."""
+"""Construction of untrained models from the settings of a run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from worldmodel.types import Spec
 
 
 def build_tokenizer(config: DictConfig, spec: Spec) -> Autoencoder:
-    """The tokenizer of the settings for the frames of a source, untrained; it may be an autoencoder without codes.
+    """The untrained tokenizer of the settings, which may be an autoencoder without codes.
 
     Raises :class:`ConfigError`.
     """
@@ -31,35 +31,35 @@ def build_tokenizer(config: DictConfig, spec: Spec) -> Autoencoder:
 
 
 def build_augmentation(config: DictConfig) -> Augmentation | None:
-    """What the tokenizer of the settings is shown instead of the examples; None for the examples themselves."""
+    """The data augmentation of the tokenizer, if any."""
     node = config.training.tokenizer.get("augment")
     return None if node is None else build_module(node, "augmentation", Augmentation)
 
 
 def build_second(config: DictConfig, tokenizer: Autoencoder) -> GridVQVAE | None:
-    """The second stage of the settings over the codes of a tokenizer, untrained; None where there is to be none."""
+    """The untrained second tokenizer of the settings, if any, over the codes of the first one."""
     if config.get("second") is None:
         return None
     return build_module(config.second, "second", GridVQVAE, tokenizer=require_codes(tokenizer))
 
 
 def build_prior(config: DictConfig, spec: Spec, tokenizer: Autoencoder) -> LatentPrior:
-    """The prior of the settings over the latents of a tokenizer and the actions of a source, untrained.
+    """The untrained prior of the settings over the latents of a tokenizer.
 
-    Raises :class:`ConfigError`, also for a prior that is not over such latents.
+    Raises :class:`ConfigError`, also for a prior that does not support such latents.
     """
     facts = {"tokenizer": tokenizer, "action_names": spec.action_names}
     return build_module(config.prior, "prior", LatentPrior, **facts)
 
 
 def build_module(node: DictConfig, name: str, kind: Any, **facts: Any) -> Any:
-    """The module of type ``kind`` that a node of the settings describes, called ``name`` where it fails.
+    """Build the module of type ``kind`` that a node of the settings describes.
 
-    Raises :class:`ConfigError`.
+    Raises :class:`ConfigError`, which calls the module ``name``.
     """
     try:
         for target in _targets(node):
-            # A run may come from elsewhere: its YAML may name modules to build, not functions to call.
+            # For safety, the YAML of a foreign run may name modules, but not functions.
             if not (isinstance(found := find(target, f"{name}._target_"), type) and issubclass(found, nn.Module)):
                 raise ConfigError(f"{name}: {target} is not a module of PyTorch; _target_ may name nothing else here")
         model = instantiate(check(OmegaConf.to_container(node, resolve=True), name), **facts)

@@ -1,4 +1,4 @@
-"""The data of settings: the environment or the source that they name, and the folder where its episodes lie."""
+"""The data of a configuration: its environment or source, and the folder of its episodes."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from worldmodel.util.ranges import Text
 
 
 def env_maker(config: DictConfig) -> Callable[[], FrameSource]:
-    """What builds the environment of the settings, here or in another process.
+    """A picklable constructor of the environment of the settings.
 
-    Raises :class:`ConfigError` for a setting that has to be given and was not.
+    Raises :class:`ConfigError` for a missing setting.
     """
     missing = sorted(OmegaConf.missing_keys(config.env))
-    if missing := [key for key in missing if key != "env.name"] or missing:  # it mostly follows from the others
+    if missing := [key for key in missing if key != "env.name"] or missing:  # it usually depends on the others
         raise ConfigError(f"the environment needs {', '.join(f'{key}=…' for key in missing)}")
     settings = OmegaConf.to_container(config.env, resolve=True)
     assert isinstance(settings, dict)
@@ -32,7 +32,7 @@ def env_maker(config: DictConfig) -> Callable[[], FrameSource]:
 
 
 def build_source(config: DictConfig) -> Source:
-    """The source that the settings name. Raises :class:`ConfigError` for a setting that has to be given and was not."""
+    """The source of the settings. Raises :class:`ConfigError` for a missing setting."""
     if missing := sorted(OmegaConf.missing_keys(config.source)):
         given = ", ".join(f"{key}=…" for key in missing)
         raise ConfigError(f"the source {config.source.name} needs {given}, the folder to take it from")
@@ -43,7 +43,7 @@ def build_source(config: DictConfig) -> Source:
 
 
 def record_steps(config: DictConfig, explorer: ActionSource, steps: int) -> None:
-    """Let ``explorer`` play so many steps more in the environment of the settings, into their store, and say so.
+    """Record ``steps`` more steps of ``explorer`` in the environment of the settings, and print a report.
 
     Raises what :func:`collect` raises.
     """
@@ -70,7 +70,7 @@ def record_steps(config: DictConfig, explorer: ActionSource, steps: int) -> None
 
 
 def recorded(config: DictConfig) -> int:
-    """Steps that the data folder holds already."""
+    """Number of recorded steps in the data folder."""
     if not (Path(config.data) / "spec.json").is_file():
         return 0
     try:
@@ -80,7 +80,7 @@ def recorded(config: DictConfig) -> int:
 
 
 def source_path(store: EpisodeStore) -> Path | None:
-    """The folder that the episodes of a store were taken from; None where they were recorded."""
+    """The folder that the episodes of a store were imported from; None for recorded ones."""
     if not (store.path / SOURCE).is_file():
         return None
     path = OmegaConf.select(OmegaConf.load(store.path / SOURCE), "path")

@@ -1,4 +1,4 @@
-"""The folder of a run, ``runs/<name>/``: settings, specification and weights as plain data; finding and making runs."""
+"""The folder of a run, ``runs/<name>/``: settings, specification and weights; finding and creating runs."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ RESTORE = "restore it from a copy, or train another run: python -m worldmodel.tr
 
 
 def list_runs(runs: Path) -> list[str]:
-    """Names of the runs in a folder, the oldest first."""
+    """Names of the runs in a folder, oldest first."""
     found = [path.parent for path in runs.glob(f"*/{CONFIG}") if not path.parent.name.startswith(".")]
     return [path.name for path in sorted(found, key=_age)]
 
 
 def number_of(name: str, stem: str) -> int | None:
-    """n of a run that is called ``<stem>-<n>``, None for another."""
+    """n of a run named ``<stem>-<n>``, else None."""
     found = re.fullmatch(re.escape(stem) + r"-(\d+)", name)
     return int(found[1]) if found else None
 
@@ -53,10 +53,10 @@ def _age(run: Path) -> tuple[int, int, str]:
 def find_run(
     runs: str | Path, name: str | Path | None = None, holding: str | None = None, stem: str | None = None
 ) -> Path:
-    """Folder of a run: by name in ``runs``, by path, or the latest, of those that hold a file when one is named, and
-    that are called ``<stem>-<number>`` when a stem is.
+    """Folder of a run: by name in ``runs``, by path, or the latest run that has the file ``holding``, if given, and the
+    name ``<stem>-<number>``, if given.
 
-    Raises :class:`RunError`, which lists the runs that there are.
+    Raises :class:`RunError`, which lists the runs.
     """
     runs = Path(runs)
     known = list_runs(runs)
@@ -83,10 +83,10 @@ def _listing(runs: Path, known: list[str]) -> str:
 
 
 def new_run(config: DictConfig, spec: Spec) -> Path:
-    """Makes ``runs/<name>`` with the settings and the specification; it appears whole or not at all.
+    """Create ``runs/<name>`` with the settings and the specification, atomically.
 
-    The name is ``config.run``, else the first free ``<stem>-<number>``: the stem is the name of the experiment, or of
-    the source; what is played has the name of its environment. Raises :class:`RunError` when it exists.
+    The name is ``config.run``, else the first free ``<stem>-<number>``: the stem is the name of the experiment,
+    the source or the environment. Raises :class:`RunError` when the run exists.
     """
     runs = Path(config.runs)
     for name in (config.run, config.get("stem")):
@@ -94,13 +94,13 @@ def new_run(config: DictConfig, spec: Spec) -> Path:
             raise RunError(f"the name of a run is a plain name of a folder, not {str(name)!r}")
     runs.mkdir(parents=True, exist_ok=True)
     draft = runs / f".new-{os.getpid()}"
-    shutil.rmtree(draft, ignore_errors=True)  # of a crashed process with our number
+    shutil.rmtree(draft, ignore_errors=True)  # of a crashed process with the same id
     draft.mkdir()
     try:
         (draft / SPEC).write_text(spec.to_json())
         save_config(draft, config)
         for folder in _candidates(config, runs):
-            # Renaming onto a folder that holds something fails: two processes never share a run by accident.
+            # Renaming onto a non-empty folder fails, so two processes never share a run.
             with contextlib.suppress(OSError):
                 if not folder.exists():
                     return draft.rename(folder)
@@ -113,14 +113,14 @@ def _candidates(config: DictConfig, runs: Path) -> Iterator[Path]:
     if config.run is not None:
         yield runs / str(config.run)
         return
-    stem = str(config.get("stem") or config.get("source", config.env).name)  # older runs know environments only
+    stem = str(config.get("stem") or config.get("source", config.env).name)  # older runs have no stem
     taken = [number for path in runs.iterdir() if (number := number_of(path.name, stem)) is not None]
     first = max(taken, default=0) + 1
     yield from (runs / f"{stem}-{number}" for number in range(first, first + 1000))
 
 
 def save_config(folder: Path, config: DictConfig) -> None:
-    """Writes the composed settings of a run, resolved."""
+    """Write the resolved settings of a run."""
     replace_text(folder / CONFIG, OmegaConf.to_yaml(config, resolve=True))
 
 
@@ -131,7 +131,7 @@ def load_config(folder: Path) -> DictConfig:
         config = OmegaConf.load(path)
     except FileNotFoundError as error:
         raise RunError(f"{path} is missing; {TRAIN_FIRST}") from error
-    except Exception as error:  # whatever the YAML parser raises for whatever is in the file
+    except Exception as error:  # the YAML parser may raise anything
         raise RunError(f"{path} is damaged ({one_line(error)}); {RESTORE}") from error
     if not isinstance(config, DictConfig) or not {"tokenizer", "prior", "training"} <= set(config):
         raise RunError(f"{path} is damaged (it lacks tokenizer, prior or training); {RESTORE}")
@@ -150,23 +150,23 @@ def load_spec(folder: Path) -> Spec:
 
 
 def given_data(overrides: Sequence[str], config: DictConfig) -> str | None:
-    """The folder of data that a command line names; None where that of the run is meant, whatever the defaults say."""
+    """The folder of data that a command line names, or None."""
     return str(config.data) if any(word.lstrip("+").startswith("data=") for word in overrides) else None
 
 
 def open_episodes(run: Path, spec: Spec, data: str | Path | None = None) -> EpisodeStore:
-    """The episodes in ``data``, or those that a run of that specification was trained on, to read.
+    """Open the episodes in ``data``, or those that the run was trained on.
 
-    Raises :class:`DataError` when there are none or when they are not of the run's kind.
+    Raises :class:`DataError` when there are none or when they do not fit the run.
     """
     store = EpisodeStore.open(str(load_config(run).data) if data is None else data)
     if (store.spec.frame_shape, store.spec.action_names) != (spec.frame_shape, spec.action_names):
-        raise DataError(f"{store.path} holds frames or actions of another kind than {run} knows; give another data=…")
+        raise DataError(f"{store.path} has other frames or actions than {run}; give another data=…")
     return store
 
 
 def checkpoint_of(folder: Path, name: str) -> Path:
-    """The checkpoint that training writes beside a run's file of weights."""
+    """The checkpoint of a stage with that file of weights."""
     return folder / CHECKPOINTS / name
 
 

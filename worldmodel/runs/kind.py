@@ -1,6 +1,6 @@
 """The kind of a run, ``world``, ``images`` or ``speech``: determined once, when a run is loaded or built.
 
-Each kind has its own commands and its own class of model, so that nothing behind them asks for the kind again.
+Each kind has its own commands and model class.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from worldmodel.types import Spec
 
 
 class Kind(enum.StrEnum):
-    """What a run is of; also the word for it in messages."""
+    """The kind of a run; the value is its description in messages."""
 
     WORLD = "an environment"
     IMAGES = "images"
@@ -26,54 +26,53 @@ class Kind(enum.StrEnum):
 
     @property
     def command(self) -> str:
-        """The command that draws from a run of this kind."""
+        """The command that generates data with a run of this kind."""
         return {Kind.WORLD: "dream", Kind.IMAGES: "sample", Kind.SPEECH: "speak"}[self]
 
 
 def kind_of(config: DictConfig, spec: Spec) -> Kind:
-    """The kind of a run of these settings on data of this specification.
+    """The kind of a run with these settings and data.
 
-    Windows of a signal are speech; frames are images where the prior does not read the frames before.
+    Data with one axis are speech; image data are images when the prior does not read earlier frames.
     Raises :class:`ConfigError` for a prior that cannot be imported.
     """
     if len(spec.frame_shape) == 2:
         return Kind.SPEECH
     trunk = config.prior.get("trunk")
     target = config.prior.get("_target_") if trunk is None else trunk.get("_target_")
-    return Kind.WORLD if target is None or _remembers(str(target)) else Kind.IMAGES
+    return Kind.WORLD if target is None or _reads_past(str(target)) else Kind.IMAGES
 
 
-def _remembers(target: str) -> bool:
-    """Whether the class of a prior or a trunk reads the frames before."""
+def _reads_past(target: str) -> bool:
+    """Whether the class of a prior or a trunk reads earlier frames."""
     from hydra.utils import get_object
 
     try:
         return bool(getattr(get_object(target), "remembers", True))
-    except Exception as error:  # whatever a module raises that cannot be imported
+    except Exception as error:  # an import may raise anything
         raise ConfigError(f"prior: there is no {target} to build ({one_line(error)})") from error
 
 
 def kind_of_run(run: Path) -> Kind:
-    """The kind of a run. Raises :class:`RunError` for one that is damaged, and :class:`ConfigError`."""
+    """The kind of a run. Raises :class:`RunError` for a damaged run, and :class:`ConfigError`."""
     return kind_of(load_config(run), load_spec(run))
 
 
 def check_kind(run: Path, kind: Kind) -> None:
     """Raises :class:`RunError`, naming the command to use, when a run is of another kind."""
-    found = kind_of_run(run)
-    if found is not kind:
-        raise RunError(
-            f"the run {run.name} is of {found}, not of {kind}; use python -m worldmodel.{found.command} run={run.name}"
-        )
+    actual = kind_of_run(run)
+    if actual is not kind:
+        command = f"python -m worldmodel.{actual.command} run={run.name}"
+        raise RunError(f"the run {run.name} is of {actual}, not of {kind}; use {command}")
 
 
 def choose_run(
     overrides: Sequence[str], config: DictConfig, holding: str | None = None, kind: Kind | None = None
 ) -> Path:
-    """The run that a command line means: the one that it names, or the latest, of its experiment where it names one.
+    """The run that a command line selects: by name, or the latest one, of its experiment if it names one.
 
-    The latest is one that has the file ``holding`` and is of the kind, where these are given. Raises
-    :class:`RunError`, which lists the runs that there are or names the command for a run of another kind.
+    The latest run is one of the given kind that has the file ``holding``. Raises :class:`RunError`, which lists the
+    runs or names the command for a run of another kind.
     """
     asked = any(override.lstrip("+").startswith("experiment=") for override in overrides)
     stem = str(config.stem) if asked else None

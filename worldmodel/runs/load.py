@@ -1,4 +1,4 @@
-"""The trained models of a run: weights on disk, and the networks that they belong to."""
+"""Loading and saving of the trained models of a run."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def resolve_device(name: str) -> torch.device:
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None) -> None:
-    """Writes a state dict for use, with JSON facts about its training."""
+    """Write a state dict with JSON metadata of its training."""
     save_tensors(path, weights, meta)
 
 
 def load_weights(module: Model, path: Path, remedy: str = TRAIN_FIRST, if_damaged: str | None = None) -> Model:
-    """Reads a state dict into a module, in place. Raises :class:`RunError` in one line when the file does not fit."""
+    """Load a state dict into a module, in place. Raises :class:`RunError` when the file does not fit."""
     tensors, _ = load_tensors(path, remedy, if_damaged)
     check_fit(path, tensors, module.state_dict(), remedy)
     module.load_state_dict(tensors)
@@ -60,39 +60,39 @@ def load_tokenizer(folder: Path, device: torch.device | str = "cpu") -> Tokenize
 
 
 def load_autoencoder(folder: Path, device: torch.device | str = "cpu") -> Autoencoder:
-    """The trained tokenizer of a run, with or without codes, both stages where it has two, in evaluation mode."""
+    """The trained tokenizer of a run, with or without codes and including a second one, in evaluation mode."""
     model: Autoencoder = load_first(folder)
     second = build_second(load_config(folder), model)
     if second is not None:
         first = require_codes(model)
-        _load_behind(second, folder, SECOND, first)
+        _load_stage(second, folder, SECOND, first)
         model = Stacked(first, second)
     return model.to(device).eval().requires_grad_(False)
 
 
 def load_first(folder: Path) -> Autoencoder:
-    """The trained tokenizer of a run without its second stage, in evaluation mode."""
+    """The trained first tokenizer of a run, in evaluation mode."""
     tokenizer = build_tokenizer(load_config(folder), load_spec(folder))
     load_weights(tokenizer, folder / TOKENIZER, *_remedies(folder, TOKENIZER))
     return tokenizer.eval().requires_grad_(False)
 
 
 def load_prior(folder: Path, tokenizer: Autoencoder, device: torch.device | str = "cpu") -> LatentPrior:
-    """The trained prior of a run, in evaluation mode. Raises :class:`RunError` for one of another tokenizer's codes."""
+    """The trained prior of a run, in evaluation mode. Raises :class:`RunError` if trained on other codes."""
     prior = build_prior(load_config(folder), load_spec(folder), tokenizer)
-    _load_behind(prior, folder, PRIOR, tokenizer)
+    _load_stage(prior, folder, PRIOR, tokenizer)
     return prior.to(device).eval().requires_grad_(False)
 
 
-def _load_behind(model: nn.Module, folder: Path, name: str, tokenizer: Autoencoder) -> None:
-    """Reads the weights of a stage that knows the codes of a tokenizer, in place; :class:`RunError` if of another."""
+def _load_stage(model: nn.Module, folder: Path, name: str, tokenizer: Autoencoder) -> None:
+    """Load the weights of a stage, in place. Raises :class:`RunError` when it was trained on other codes."""
     path = folder / name
     remedy, if_damaged = _remedies(folder, name)
     tensors, facts = load_tensors(path, remedy, if_damaged)
-    if facts.get("tokenizer") not in (None, fingerprint(tokenizer)):  # older files do not say it
+    if facts.get("tokenizer") not in (None, fingerprint(tokenizer)):  # older files lack it
         raise RunError(
             f"{path} was trained on the codes of another tokenizer than {folder / TOKENIZER} is now; "
-            f"remove it and {checkpoint_of(folder, name)} and train it anew: {train_command(folder)}"
+            f"remove it and {checkpoint_of(folder, name)} and train it again: {train_command(folder)}"
         )
     check_fit(path, tensors, model.state_dict(), remedy)
     model.load_state_dict(tensors)
@@ -107,12 +107,12 @@ def check_trained(folder: Path, name: str) -> bool:
 
 
 def _remedies(folder: Path, name: str) -> tuple[str, str]:
-    """What to do when a file of weights is missing, and what when it is damaged."""
+    """Advice for a missing and for a damaged file of weights."""
     command = train_command(folder)
     if checkpoint_of(folder, name).is_file():
-        return f"go on training: {command}", f"remove it and go on training, from the last checkpoint: {command}"
-    # Codes of a tokenizer that is trained anew mean something else.
-    behind = {TOKENIZER: (SECOND, PRIOR), SECOND: (PRIOR,)}.get(name, ())
-    others = [path for later in behind for path in (folder / later, checkpoint_of(folder, later)) if path.is_file()]
+        return f"continue training: {command}", f"remove it and continue from the last checkpoint: {command}"
+    # Later stages depend on the codes of the tokenizer.
+    later = {TOKENIZER: (SECOND, PRIOR), SECOND: (PRIOR,)}.get(name, ())
+    others = [path for later in later for path in (folder / later, checkpoint_of(folder, later)) if path.is_file()]
     files = " and ".join(["it", *map(str, others)])
-    return f"train it: {command}", f"there is no checkpoint of it; remove {files} and train anew: {command}"
+    return f"train it: {command}", f"there is no checkpoint of it; remove {files} and train again: {command}"

@@ -1,4 +1,4 @@
-"""The stages of a training: what each is built on, how its model, windows and objective are made, where it is kept."""
+"""Training stages: prerequisites, model, windows, objective and file of each."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ class StageSettings(FitSettings):
     batch: Count  # windows a step, on every device
     evaluate_every: Count  # steps between two measurements on held-out episodes
     evaluate_batches: Count  # of such a measurement
-    checkpoint_seconds: NonNegative  # at most this much work is lost by a crash
+    checkpoint_seconds: NonNegative  # interval of checkpoints
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenizerSettings(StageSettings):
     length: Count  # frames a window
-    rewarded: Share = 0.0  # share of the windows from which a rare reward is near
+    rewarded: Share = 0.0  # share of the windows that contain frames shortly before a rare reward
     augment: Mapping[str, Any] | None = None  # settings of an :class:`Augmentation`
 
 
@@ -59,48 +59,48 @@ class PriorSettings(StageSettings):
 
 
 class Stage(abc.ABC):
-    """A stage of a training. Its settings are ``training.<name>``, and its objective has the model as ``<name>``.
+    """A training stage. Its settings are ``training.<name>``, and its objective holds the model as ``<name>``.
 
-    The argument ``tokenizer`` of its methods is the tokenizer that it is built on, which :meth:`load` returns.
+    The argument ``tokenizer`` of its methods is the tokenizer that it is trained on, which :meth:`load` returns.
     """
 
     name: str  # in settings, metrics and checkpoints
-    title: str  # in a sentence
+    title: str  # in messages
     file: str  # of its weights, in the folder of a run
-    share: float = 1.0  # of the time for all stages, in proportion
+    share: float = 1.0  # of the training time, relative to other stages
     settings: type[StageSettings] = StageSettings
-    needs: tuple[str, ...] = ()  # the stages that it is built on, where the settings have them
+    needs: tuple[str, ...] = ()  # earlier stages that it requires, if the settings have them
 
     def chosen(self, config: DictConfig) -> bool:
         """Whether the settings have this stage."""
         return True
 
     def load(self, folder: Path) -> Any:
-        """The trained tokenizer that the stage is built on, in the memory of the CPU; None for the first stage."""
+        """The trained tokenizer that the stage requires, on the CPU; None for the first stage."""
         return load_autoencoder(folder)
 
     def source(self, fabric: Fabric, store: EpisodeStore, folder: Path, tokenizer: Any) -> Source:
-        """What windows are cut from: the codes of all episodes, which are computed once."""
+        """The source of windows: the codes of all episodes, which are computed once."""
         return encode(fabric, store, tokenizer, folder / CODES)
 
     @abc.abstractmethod
     def build(self, config: DictConfig, spec: Spec, tokenizer: Any) -> nn.Module:
-        """The model, untrained. Raises :class:`ConfigError`."""
+        """The untrained model. Raises :class:`ConfigError`."""
 
     def lead(self, model: Any) -> int:
-        """Frames of a window that the model sees and does not predict."""
+        """Number of leading frames of a window that are context only."""
         return 0
 
     @abc.abstractmethod
     def windows(self, settings: Any, source: Source, model: Any) -> dict[Split, Windows]:
-        """Windows to train on, and held-out ones."""
+        """Training and held-out windows."""
 
     @abc.abstractmethod
     def objective(self, config: DictConfig, model: Any, tokenizer: Any, epoch: int = 100) -> Objective:
-        """What is minimised. ``epoch``: steps in which every frame is seen once on average."""
+        """The training objective. ``epoch``: number of steps per pass over the data."""
 
     def extended(self, tokenizer: Any, model: Any) -> Any:
-        """The tokenizer that later stages are built on."""
+        """The tokenizer for later stages."""
         return tokenizer
 
 
@@ -135,7 +135,7 @@ class TokenizerStage(Stage):
 
 
 class SecondStage(Stage):
-    """Grids of codes → a few codes."""
+    """Grids of codes → fewer codes."""
 
     name, title, file, needs = "second", "second tokenizer", SECOND, ("tokenizer",)
 
@@ -164,8 +164,7 @@ class SecondStage(Stage):
 
 
 class PriorStage(Stage):
-    """Past codes and a condition → the next codes. Latents of a VAE are drawn anew at every look, so its prior is
-    trained on frames."""
+    """Past codes and a condition → the next codes. Latents of a VAE are random, so its prior is trained on frames."""
 
     name, title, file, share, needs = "prior", "prior", PRIOR, 2.0, ("tokenizer", "second")
     settings = PriorSettings
@@ -196,7 +195,7 @@ STAGES: dict[str, Stage] = {stage.name: stage for stage in (TokenizerStage(), Se
 
 
 def stages_of(config: DictConfig, stage: str = "all") -> list[Stage]:
-    """The stages to train, in order. Raises :class:`ConfigError` for one that these settings do not have."""
+    """The stages to train, in order. Raises :class:`ConfigError` for a stage that the settings lack."""
     own = [each for each in STAGES.values() if each.chosen(config)]
     if stage == "all":
         return own
@@ -206,20 +205,20 @@ def stages_of(config: DictConfig, stage: str = "all") -> list[Stage]:
 
 
 def stage_settings(config: DictConfig, stage: Stage) -> Any:
-    """The settings ``training.<stage>``, of the stage's class. Raises :class:`ConfigError`."""
+    """The settings ``training.<stage>`` as an instance of the stage's class. Raises :class:`ConfigError`."""
     node = config.training.get(stage.name)
     plain = None if node is None else OmegaConf.to_container(node, resolve=True)
     return read(stage.settings, plain, f"training.{stage.name}", seed=config.seed)
 
 
 def prerequisites(config: DictConfig, stages: Sequence[Stage]) -> list[Stage]:
-    """The stages of the settings that these are built on and that are not among them, in order."""
+    """The stages that ``stages`` require and do not include, in order."""
     needed = {name for stage in stages for name in stage.needs} - {stage.name for stage in stages}
     return [stage for stage in stages_of(config) if stage.name in needed]
 
 
 def encode(fabric: Fabric, store: EpisodeStore, tokenizer: Tokenizer, folder: Path) -> CodeStore:
-    """The codes of all episodes: the first process computes what the cache lacks, then all of them open it."""
+    """The codes of all episodes; the first process computes missing ones, then all processes open the cache."""
     if fabric.is_global_zero:
         with Bars(transient=True) as bars:
             task = bars.add_task("codes of all frames")

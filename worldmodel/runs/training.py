@@ -1,4 +1,4 @@
-"""Training: which stages, in which run, by how many devices. Each stage is one fit with its hooks."""
+"""Training of the stages of a run. Each stage is one call of ``fit`` with its hooks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from worldmodel.errors import ConfigError, DataError
 from worldmodel.media import plots
 from worldmodel.runs.folder import METRICS, checkpoint_of
 from worldmodel.runs.load import check_trained, load_weights, resolve_device, save_weights
-from worldmodel.runs.resume import check_no_orphan, run_to_begin_with, run_to_train
+from worldmodel.runs.resume import check_no_orphan, run_of_initial_weights, run_to_train
 from worldmodel.runs.stages import Stage, StageSettings, prerequisites, stage_settings, stages_of
 from worldmodel.tokenizers import Autoencoder, Tokenizer
 from worldmodel.training import hooks as watch
@@ -34,19 +34,19 @@ from worldmodel.types import Segment, Spec
 def train(
     config: DictConfig, stage: str = "all", tokenizer_of: str | None = None, weights_of: str | None = None
 ) -> Path:
-    """Trains the stages that are not finished and returns the folder of the run.
+    """Train the stages that are not finished and return the folder of the run.
 
-    ``tokenizer_of``: a run whose trained tokenizer is taken over, so that priors can be compared on the same codes.
-    ``weights_of``: a run of the same settings whose weights the training begins with, to go on with new episodes.
+    ``tokenizer_of``: a run whose trained tokenizer is copied, so that priors can be compared on the same codes.
+    ``weights_of``: a run with the same settings whose weights are the initial ones.
 
     Raises :class:`DataError` without data, :class:`ConfigError` for settings that do not fit, :class:`RunError` for a
-    damaged or diverged run, and KeyboardInterrupt, with everything saved, when asked to stop.
+    damaged or diverged run, and KeyboardInterrupt after saving on an interruption.
     """
     stages = stages_of(config, stage)
     store = open_store(config)
     fabric = make_fabric(config)
     rehearse(fabric, config, store.spec, stages)
-    first = None if weights_of is None else run_to_begin_with(config, store.spec, stages, weights_of)
+    first = None if weights_of is None else run_of_initial_weights(config, store.spec, stages, weights_of)
     fabric.launch()
     chosen = str(run_to_train(config, store.spec, stages, tokenizer_of)) if fabric.is_global_zero else ""
     folder = Path(fabric.broadcast(chosen))
@@ -64,16 +64,16 @@ def train(
 def open_store(config: DictConfig) -> EpisodeStore:
     """The recorded episodes, without the damaged ones. Raises :class:`DataError` when there are none to train on."""
     if int(os.environ.get("RANK", 0)):
-        logging.getLogger("worldmodel.data").setLevel(logging.ERROR)  # the first process names what is damaged
+        logging.getLogger("worldmodel.data").setLevel(logging.ERROR)  # only the first process reports damaged episodes
     store = EpisodeStore.open(config.data)
-    store.verify()  # batches are read too fast to be checked
+    store.verify()  # batches are not checked
     if not len(store.split("train")):
         raise DataError(f"{config.data} holds no finished episode yet; collect some: python -m worldmodel.collect")
     return store
 
 
 def make_fabric(config: DictConfig) -> Fabric:
-    """Fabric for ``device``, or for the processes that torchrun started: as many as it says, one GPU each."""
+    """Fabric for ``device``, or for the processes of torchrun, one GPU each."""
     device = resolve_device(str(config.device))
     here, everywhere = (int(os.environ.get(name, 1)) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
     several = everywhere > 1
@@ -86,13 +86,13 @@ def make_fabric(config: DictConfig) -> Fabric:
 
 
 def rehearse(fabric: Fabric, config: DictConfig, spec: Spec, stages: Sequence[Stage]) -> None:
-    """Builds the models and computes the losses of each for one window, so that a mistake in the settings of a late
-    stage is reported before anything is trained or written. Raises :class:`ConfigError`.
+    """Build the models and compute the losses of each for one window, to report errors in the settings of all stages
+    before training. Raises :class:`ConfigError`.
     """
     tokenizer: Autoencoder | None = None
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         for stage in (*prerequisites(config, stages), *stages):
-            stage_settings(config, stage)  # reports what is wrong before a model is built
+            stage_settings(config, stage)  # checked before a model is built
             model = stage.build(config, spec, tokenizer)
             objective = stage.objective(config, model, tokenizer).eval()
             try:
@@ -104,7 +104,7 @@ def rehearse(fabric: Fabric, config: DictConfig, spec: Spec, stages: Sequence[St
 
 
 def blank_window(length: int, spec: Spec, tokenizer: Autoencoder | None) -> Segment:
-    """One window of black frames, or of grids of code 0 where a tokenizer makes codes."""
+    """One window of black frames, or of grids of code 0 for a tokenizer with codes."""
     steps = (1, length)
     nothing = torch.zeros(steps, dtype=torch.bool)
     grid = tokenizer.grid if isinstance(tokenizer, Tokenizer) else None
@@ -120,7 +120,7 @@ def blank_window(length: int, spec: Spec, tokenizer: Autoencoder | None) -> Segm
 
 
 def say(fabric: Fabric, text: str) -> None:
-    """One line, from one process."""
+    """Print a line from the first process."""
     if fabric.is_global_zero:
         print(text, flush=True)
 
@@ -128,9 +128,9 @@ def say(fabric: Fabric, text: str) -> None:
 def train_stage(
     fabric: Fabric, config: DictConfig, stage: Stage, store: EpisodeStore, folder: Path, first: Path | None = None
 ) -> None:
-    """Trains one stage; the averaged weights of its model appear in the folder of the run when it is finished.
+    """Train one stage and write the averaged weights of its model to the folder of the run.
 
-    ``first``: a file with the weights that the training begins with.
+    ``first``: a file with initial weights.
     """
     settings = stage_settings(config, stage)
     tokenizer = stage.load(folder)
@@ -140,9 +140,9 @@ def train_stage(
     windows = stage.windows(settings, source, model)
     train = windows["train"]
     if not train.drawable:
-        train.sample(1, torch.Generator())  # says why
+        train.sample(1, torch.Generator())  # raises the error
     if first is not None:
-        load_weights(model, first, "training can only begin with the weights of a run of the same settings")
+        load_weights(model, first, "initial weights must be of a run with the same settings")
     epoch = math.ceil(len(train) / (settings.batch * (train.length - train.lead) * fabric.world_size))
     objective = stage.objective(config, model, tokenizer, epoch)
     result = fit_stage(fabric, settings, stage, objective, windows, folder)
@@ -151,7 +151,7 @@ def train_stage(
         weights = {k.removeprefix(prefix): v for k, v in result.weights.items() if k.startswith(prefix)}
         facts = {"stage": stage.name, "steps": result.steps, "seconds": round(result.seconds, 1)}
         if tokenizer is not None:
-            facts["tokenizer"] = fingerprint(stage.load(folder))  # whose codes it is trained on
+            facts["tokenizer"] = fingerprint(stage.load(folder))  # the tokenizer of its codes
         save_weights(folder / stage.file, weights, facts)
         plot_metrics(folder)
     fabric.barrier()
@@ -165,7 +165,7 @@ def fit_stage(
     windows: dict[Split, Windows],
     folder: Path,
 ) -> FitResult:
-    """The fit of a stage, with a progress bar, metrics, evaluations on held-out windows and checkpoints."""
+    """Fit a stage with a progress bar, metrics, evaluations on held-out windows and checkpoints."""
     checkpoint = checkpoint_of(folder, stage.file)
     batches = make_batches(windows["train"].sample, settings.batch, settings.seed, fabric.global_rank)
     lines, board = watch.JsonLines(folder / METRICS), watch.TensorBoard(folder / "tensorboard")
@@ -179,7 +179,7 @@ def fit_stage(
 
 
 def plot_metrics(folder: Path) -> None:
-    """Draws every logged value over the steps as ``metrics.png``."""
+    """Plot all logged values as ``metrics.png``."""
     records = watch.read_json_lines(folder / METRICS)
     if records:
         plots.save_panels(folder / "metrics.png", plots.metrics_panels(records), title=folder.name)

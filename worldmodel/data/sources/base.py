@@ -1,4 +1,4 @@
-"""What a source of recorded data is."""
+"""The interface of sources of recorded data."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from worldmodel.types import DEFAULT_RATE, Episode, Spec, plain_name
 
 
 class Source(abc.ABC):
-    """Items in a fixed order, each of which can be read by itself, in any order and from several threads.
+    """Items that can be read in any order and from several threads.
 
-    The constructor looks at the folder and knows ``spec`` and ``keys``; it raises :class:`DataError` when the folder
-    does not hold what it should. Keys name the items for good: they do not change when the folder is moved or grows.
+    The constructor lists the items; it raises :class:`DataError` when the folder does not contain the expected files.
+    Keys are permanent: they do not change when the folder is moved or grows.
     """
 
     spec: Spec
-    keys: Sequence[str]  # one an item, all different
+    keys: Sequence[str]  # one per item, unique
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -38,7 +38,7 @@ def image_item(image: np.ndarray, label: int, held_out: bool, key: str) -> Item:
 
 
 def check_folder(path: str | Path, wanted: str) -> Path:
-    """The folder at ``path``, absolute. Raises :class:`DataError`, saying what is ``wanted`` there."""
+    """The absolute path of a folder. Raises :class:`DataError` with a description of what is ``wanted`` there."""
     folder = Path(path).expanduser().resolve()
     if not folder.is_dir():
         what = "is no folder" if folder.exists() else "does not exist"
@@ -54,9 +54,9 @@ def recorded_spec(
     action_names: Sequence[str] | None,
     rate: float | None,
 ) -> Spec:
-    """The Spec of recordings that hold ``actions`` actions, from what is ``known`` of them and what the user says.
+    """The Spec of recordings with ``actions`` actions, from a ``known`` Spec and the settings of the user.
 
-    Without a name known for them, actions are numbered. Raises :class:`DataError` for names that are too few or alike.
+    Actions without names are numbered. Raises :class:`DataError` for too few or duplicate names.
     """
     names = [
         plain_name(str(word)) for word in action_names or (known.action_names if known else map(str, range(actions)))
