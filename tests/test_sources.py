@@ -151,7 +151,7 @@ def test_what_was_damaged_or_interrupted_comes_in_again(tmp_path: Path) -> None:
         assert len(store.verify()) == 1
         assert fill(store, source).added == 1 and store.verify() == []
         assert store.keys == set(source.keys) and len(store) == len(source)
-        with pytest.raises(DataError, match="another kind"):
+        with pytest.raises(DataError, match="another Spec"):
             fill(store, tiny_cifar(tmp_path / "cifar"))
 
 

@@ -1,8 +1,7 @@
-"""CIFAR-10 as it is published: pickled batches, read without running anything that stands in them.
+"""CIFAR-10 as published: pickled batches, read without executing code in them.
 
-Pickle is a little language that may call any function. Of what it may name, a batch needs four things, all of them for
-numpy arrays. Under these names the unpickler here finds inert stand-ins that only note what they are given; any other
-name is refused before anything is called, and of an array the bytes are taken, never code.
+A pickle may call any function. A batch needs only four names, all for numpy arrays. The unpickler here replaces them by
+inert classes that store their arguments, and refuses all other names.
 
 Format: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009,
 https://www.cs.toronto.edu/~kriz/cifar.html
@@ -29,7 +28,7 @@ META, TRAINING, TEST = "batches.meta", "data_batch_*", "test_batch"
 
 
 class CIFAR10(Source):
-    """The batches of a folder ``cifar-10-batches-py``. The test batch is held out, the training batches never are.
+    """The batches of a folder ``cifar-10-batches-py``. The test batch is held out.
 
     All images are held in memory (184 MB for the whole set). Raises :class:`DataError` for a folder without batches and
     for a file that is damaged or holds anything but arrays, numbers and texts.

@@ -1,7 +1,7 @@
-"""Recorded episodes as films: ``epNNNN.mp4`` with S + 1 frames, ``epNNNN.npz`` with S steps, and a ``meta.json``.
+"""Recorded episodes as videos: ``epNNNN.mp4`` with S + 1 frames, ``epNNNN.npz`` with S steps, and a ``meta.json``.
 
-The films are read by the ffmpeg that comes with imageio-ffmpeg, frame by frame as they were stored: no frame is
-repeated or dropped for the sake of a constant rate, and RGB films are not converted.
+The ffmpeg of imageio-ffmpeg reads every stored frame, without repeating or dropping frames for a constant rate and
+without conversion of RGB videos.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ class Recordings(Source):
         if not folders:
             raise DataError(f"there is no {META} in or below {folder}; source.path=… names a folder of recordings")
         self.spec = _common_spec(folders, name)
-        self._films = [film for folder in folders for film in sorted(folder.glob("ep*.mp4"))]
-        if not self._films:
+        self._videos = [video for folder in folders for video in sorted(folder.glob("ep*.mp4"))]
+        if not self._videos:
             raise DataError(f"there is no recording ep0000.mp4 in {', '.join(map(str, folders))}")
-        # Named by the folder that they lie in, wherever the path begins.
-        self.keys = [f"{film.parent.name}/{film.stem}" for film in self._films]
+        # Keys include the name of the folder.
+        self.keys = [f"{video.parent.name}/{video.stem}" for video in self._videos]
         if len(set(self.keys)) < len(self.keys):
             raise DataError(f"two folders of recordings below {folder} have the same name; read them one by one")
 
     def read(self, index: int) -> Item:
-        film = self._films[index]
-        number = int(re.sub(r"\D", "", film.stem) or index)
-        return Item(read_episode(film, self.spec), number % HOLD_OUT == HOLD_OUT - 1, self.keys[index])
+        video = self._videos[index]
+        number = int(re.sub(r"\D", "", video.stem) or index)
+        return Item(read_episode(video, self.spec), number % HOLD_OUT == HOLD_OUT - 1, self.keys[index])
 
 
 def _common_spec(folders: list[Path], name: str) -> Spec:
@@ -74,15 +74,15 @@ def _spec(meta: Path, name: str) -> Spec:
         ) from error
 
 
-def read_episode(film: Path, spec: Spec) -> Episode:
-    """A film and the steps beside it. Raises :class:`DataError` when either is damaged or they do not fit together."""
-    steps = _read_steps(film.with_suffix(".npz"))
+def read_episode(video: Path, spec: Spec) -> Episode:
+    """A video and its steps. Raises :class:`DataError` when either is damaged or they do not fit together."""
+    steps = _read_steps(video.with_suffix(".npz"))
     count = len(steps["actions"])
-    frames = read_film(film, spec.frame_shape)
+    frames = read_video(video, spec.frame_shape)
     if len(frames) != count + 1:
-        raise DataError(f"{film} has {len(frames)} frames; its {count} steps need {count + 1}")
+        raise DataError(f"{video} has {len(frames)} frames; its {count} steps need {count + 1}")
     if count and not 0 <= steps["actions"].min() <= steps["actions"].max() < len(spec.action_names):
-        raise DataError(f"{film.with_suffix('.npz')} holds actions that {META} does not name")
+        raise DataError(f"{video.with_suffix('.npz')} holds actions that {META} does not name")
     return Episode.from_steps(
         frames=frames,
         actions=steps["actions"],
@@ -105,8 +105,8 @@ def _read_steps(file: Path) -> dict[str, np.ndarray]:
     return steps
 
 
-def read_film(file: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """All frames of a film of frames ``shape`` (3, H, W): (n, 3, H, W) uint8. Raises :class:`DataError`."""
+def read_video(file: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """All frames of a video with frames of ``shape`` (3, H, W): (n, 3, H, W) uint8. Raises :class:`DataError`."""
     channels, height, width = shape
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-v", "error", "-xerror", "-i", str(file), "-map", "0:v:0"]
     command += ["-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]

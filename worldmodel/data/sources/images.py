@@ -1,4 +1,4 @@
-"""Pictures in a folder: those of every sub-folder a class, or all of them without one, or with captions beside them."""
+"""Images in a folder, with sub-folders as classes, without classes, or with captions."""
 
 from __future__ import annotations
 
@@ -17,27 +17,26 @@ from worldmodel.util.ranges import Pixels, Text
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
-"""Modes that have one meaning as 8-bit RGB; those of CMYK without its colour profile are near enough."""
+"""Modes that are converted to 8-bit RGB; CMYK without its colour profile, approximately."""
 
 WORDS = ("LOC_synset_mapping.txt", "words.txt")
-"""Files that say what the folders of ImageNet mean: ``n01440764 tench, Tinca tinca``."""
+"""Files with the class names of ImageNet's folders: ``n01440764 tench, Tinca tinca``."""
 
 HOLD_OUT = 10
 """Every tenth file is held out, counted over all files in sorted order."""
 
-MOST_LETTERS = 1000  # of a caption; what follows is cut off
+MOST_LETTERS = 1000  # of a caption; longer ones are cut
 
 ONE_CLASS = "image"
-"""The name of what all pictures are in a folder without classes."""
+"""The class of all images in a folder without classes."""
 
 
 class ImageFolder(Source):
-    """All pictures below a folder as ``size`` × ``size`` RGB.
+    """All images below a folder as ``size`` × ``size`` RGB.
 
-    Where pictures lie in sub-folders, the folder nearest to the top is the class; pictures beside those folders have
-    none. Where a file of :data:`WORDS` lies in the folder or beside it, classes get the first of their words. A text
-    file of the same name beside a picture (``0001.png``, ``0001.txt``) holds its caption, on the first line, which then
-    stands for its class. Raises :class:`DataError` when there is no picture.
+    The top-level sub-folder of an image is its class; images outside sub-folders have none. A file of :data:`WORDS` in
+    the folder or next to it provides class names. The first line of a text file of the same name (``0001.png``,
+    ``0001.txt``) is a caption, which replaces the class. Raises :class:`DataError` without images.
     """
 
     def __init__(self, path: Text, size: Pixels, name: Text = "images"):
@@ -48,7 +47,7 @@ class ImageFolder(Source):
         within = [file.relative_to(folder).parts for file in self._files]
         folders = sorted({parts[0] for parts in within if len(parts) > 1})
         numbers = {own: number for number, own in enumerate(folders)}
-        beside = NO_ACTION if folders else 0  # the class of pictures that are in no sub-folder
+        beside = NO_ACTION if folders else 0  # the class of images outside sub-folders
         labels = [numbers[parts[0]] if len(parts) > 1 else beside for parts in within]
         names = class_names(folders, folder) or (ONE_CLASS,)
         captions = {number: text for number, file in enumerate(self._files) if (text := read_caption(file))}
@@ -62,7 +61,7 @@ class ImageFolder(Source):
             labels = [known.get(name, NO_ACTION) for name in called]
         self._labels = labels
         self._size = size
-        # The folder's own name is part of a key: two folders may both hold a 0001.png.
+        # Keys include the folder's name, because two folders may both contain 0001.png.
         self.keys = ["/".join((folder.name, *parts)) for parts in within]
         self.spec = Spec(name, (3, size, size), names, rate=1.0)
 
@@ -72,7 +71,7 @@ class ImageFolder(Source):
 
 
 def _pictures(folder: Path) -> Iterable[Path]:
-    """Files with the suffix of a picture, in any depth and behind links; what is hidden is left out."""
+    """Files with the suffix of a picture, at any depth, also behind links, without hidden ones."""
     seen: set[str] = set()
     for root, folders, files in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(root)) in seen:  # a link that leads back

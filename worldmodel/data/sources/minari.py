@@ -1,4 +1,4 @@
-"""Minari data sets of pictures and discrete actions, as they lie on disk, in HDF5 or in Arrow."""
+"""Minari data sets of pictures and discrete actions, on disk, in HDF5 or Arrow."""
 
 from __future__ import annotations
 
@@ -22,8 +22,12 @@ from worldmodel.types import NO_ACTION, Episode, Spec
 from worldmodel.util.ranges import FramesPerSecond, Names, Pixels, Text
 
 SPEC = "worldmodel_spec"
-"""Where an export keeps its Spec among the facts of a data set."""
-PACKAGES = {"ALE/": "ale_py", "MiniGrid-": "minigrid", "BabyAI-": "minigrid"}  # beginnings of ids → who registers them
+"""Key of an export's Spec in the metadata of a data set."""
+PACKAGES = {
+    "ALE/": "ale_py",
+    "MiniGrid-": "minigrid",
+    "BabyAI-": "minigrid",
+}  # prefix of an id → package
 
 
 def package(name: str = "minari") -> ModuleType:
@@ -39,10 +43,10 @@ def package(name: str = "minari") -> ModuleType:
 
 
 class Minari(Source):
-    """The episodes of a Minari data set: a folder, or the id of one that is on this machine.
+    """The episodes of a Minari data set: a folder, or the id of a local data set.
 
-    Observations are a picture (uint8, channels last or first, or grey) or a Dict with one; ``observation`` names it
-    where there are several. ``download`` fetches what is not on this machine. Nothing that a data set names is imported
+    Observations are an image (uint8, channels last or first, or grey) or a Dict with one; ``observation`` names it if
+    there are several. ``download`` fetches what is not on this machine. Nothing that a data set names is imported
     or built, but an environment that installed packages registered may be asked what its actions are called. Raises
     :class:`DataError` for a data set that is not there, is damaged, or is of something else.
     """
@@ -81,12 +85,12 @@ class Minari(Source):
             (stored,) = self._data.iterate_episodes([number])
             (facts,) = self._data.storage.get_episode_metadata([number])
             episode = self._episode(stored, int(facts["total_steps"]), facts)
-        except Exception as error:  # h5py and pyarrow raise what they happen to raise on bytes that are not theirs
+        except Exception as error:  # h5py and pyarrow may raise anything for invalid files
             raise DataError(f"episode {number} of {self._data.id} cannot be read ({error})") from error
         return Item(episode, bool(facts["held_out"]) if self._ours else None, self.keys[index])
 
     def _episode(self, stored: Any, length: int, facts: dict[str, Any]) -> Episode:
-        """Raises ValueError where the parts do not fit together."""
+        """Raises ValueError when the parts do not fit together."""
         pictures = stored.observations if self._part is None else stored.observations[self._part]
         frames = to_frames(np.asarray(pictures, np.uint8), self._size)
         rewards, terminations, truncations = (
@@ -127,7 +131,7 @@ def _open(path: str, download: bool) -> Any:
         ) from error
     except Exception as error:  # of the network, or of what stands in the file
         raise DataError(f"the Minari data set {path} cannot be read ({error})") from error
-    # Minari would build the environment that the file describes, which may be any module and any argument.
+    # Minari would build the environment that the file describes, which may be any module.
     if missing := {"observation_space", "action_space"} - set(facts):
         raise DataError(f"{path} does not say its {', '.join(sorted(missing))}; a newer Minari writes them")
     try:
@@ -141,7 +145,7 @@ def _open(path: str, download: bool) -> Any:
 def _picture(
     space: Space[Any], wanted: str | None, path: str, size: int | None
 ) -> tuple[str | None, tuple[int, int, int]]:
-    """Which part of an observation is the picture (None: it is the whole), and the shape of its frame."""
+    """The key of the image in an observation (None: the observation itself), and the shape of its frame."""
     parts = dict(space.spaces) if isinstance(space, Dict) else {None: space}
     shapes = {
         key: shape
@@ -168,14 +172,14 @@ def names_of(env_id: str, count: int) -> tuple[str, ...] | None:
         for start, registrar in PACKAGES.items():
             if env_id.startswith(start):
                 importlib.import_module(registrar)
-        if env_id not in gymnasium.registry:  # what comes out of a file builds only what a package has registered
+        if env_id not in gymnasium.registry:  # a file may only build registered environments
             return None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             env = gymnasium.make(env_id, disable_env_checker=True)
         names = _own_names(env)
         env.close()
-    except Exception:  # an environment may raise anything; then there are numbers
+    except Exception:  # an environment may raise anything; actions are numbered then
         return None
     return tuple(names) if len(names) == count else None
 

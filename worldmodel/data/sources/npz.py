@@ -1,4 +1,4 @@
-"""Recordings as npz files: pictures, actions, rewards and ends of one or several episodes, one behind another."""
+"""Recordings as npz files: pictures, actions, rewards and ends of one or several episodes, in sequence."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from worldmodel.errors import DataError
 from worldmodel.types import Episode, Spec
 from worldmodel.util.ranges import Count, FramesPerSecond, Names, Pixels, Text
 
-SPEC = "spec.json"  # beside the files, where export wrote them
-FRAMES_AT_ONCE = 64  # that are read, resized and put in their place
+SPEC = "spec.json"  # next to the files of an export
+FRAMES_AT_ONCE = 64  # that are read and resized
 
 
 @dataclasses.dataclass(frozen=True)
 class _Piece:
     """An episode within a file."""
 
-    first: int  # frame that the first of the steps leads from
+    first: int  # frame before the first step
     steps: slice
     terminated: bool
     truncated: bool
-    repeated: bool = False  # the frame after the last step was not recorded; the one before it stands for it
+    repeated: bool = False  # the frame after the last step is missing and the one before it is repeated
 
     def __len__(self) -> int:
         return int(self.steps.stop - self.steps.start)
@@ -44,15 +44,15 @@ class _Piece:
 class Arrays(Source):
     """The episodes of an npz file, or of all npz files below a folder.
 
-    Where a file has as many actions as frames, ``observed`` says whether ``obs[t]`` is the frame after ``action[t]``
-    or before it. *After*: action and reward of an episode's first frame led there from one that was not recorded, and
-    are left out. *Before*: the frame after the last action was not recorded; where the episode ended there, the last
-    frame stands for it, so that the end and its reward are kept, else the last action and its reward are left out.
-    A file of one frame more than actions is one episode, of which nothing is left out.
+    For files with as many actions as frames, ``observed`` states whether ``obs[t]`` is the frame after or before
+    ``action[t]``. *After*: the first action and reward of an episode have no frame before them and are left out.
+    *Before*: the frame after the last action is missing; if the episode ended there, the last frame is repeated to keep
+    the end and its reward, else the last action and its reward are left out. A file with one frame more than actions is
+    one complete episode.
 
-    A lost life ends an episode as ``done`` does, if ``life_loss``. Episodes of more than ``longest`` steps are cut and
-    flagged as truncated; the frame at the cut belongs to both parts. A file that cannot be read is an item that cannot.
-    Raises :class:`DataError` when none can be read, :class:`ConfigError` for settings that cannot be.
+    With ``life_loss``, a lost life ends an episode. Episodes of more than ``longest`` steps are cut and flagged as
+    truncated; the frame at the cut belongs to both parts. Unreadable files are reported. Raises :class:`DataError` when
+    no file can be read, :class:`ConfigError` for invalid settings.
     """
 
     def __init__(
@@ -97,8 +97,8 @@ class Arrays(Source):
         actions = 1 + max(int(recording.actions.max(initial=0)) for recording in found)
         self.spec = recorded_spec(name, shape, actions, _own_spec(root), action_names, fps)
         self._size, self._name = size, called["obs"]
-        self._streams = threading.local()  # each thread goes through a file once, from its front to its end
-        self._checked: dict[Path, str] = {}  # files whose frames were read once as a whole; what is wrong with them
+        self._streams = threading.local()  # one per thread, read from start to end
+        self._checked: dict[Path, str] = {}  # files whose frames were read completely; their error, if any
         self._lock = threading.Lock()
 
     def read(self, index: int) -> Item:

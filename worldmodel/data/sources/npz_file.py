@@ -1,4 +1,4 @@
-"""One npz file of a recording: its steps, and its frames as a stream that is never in memory as a whole."""
+"""One npz file of a recording: its steps, and its frames as a stream."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ KEYS: tuple[Key, ...] = get_args(Key)
 """What the arrays are called. ``done`` is a terminal state; where ``terminated`` or ``truncated`` is there, it is what
 the other is not. ``held_out`` and ``condition`` are one value a file, and stand in our own exports."""
 
-BLOCK = 2**20  # bytes that are read at once where they are only passed by
+BLOCK = 2**20  # bytes that are read at once when skipping
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _BROKEN = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError)
-"""What reading a file that is damaged, or no npz at all, raises."""
+"""Errors of reading a damaged file or one that is no npz."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Recording:
 
 @contextlib.contextmanager
 def _readable(file: Path) -> Iterator[None]:
-    """Makes what a damaged file raises an error that names it."""
+    """Convert errors of a damaged file to one that names it."""
     try:
         yield
     except _BROKEN as error:
@@ -133,14 +133,14 @@ class FrameStream:
         return int(np.prod(self.shape))
 
     def reaches(self, frame: int) -> bool:
-        """Whether a frame can still be read: what was passed is gone, but for the last."""
+        """Whether a frame can be read; of the earlier frames, only the last is kept."""
         return frame >= self.at - (self._last is not None)
 
     def read(self, first: int, count: int) -> np.ndarray:
         """Frames from ``first`` on, which is within reach: (count, *shape) uint8."""
         block = np.empty((count, *self.shape), np.uint8)
         rest = block
-        if first < self.at and self._last is not None:  # where an episode was cut, two share a frame
+        if first < self.at and self._last is not None:  # two parts of a cut episode share a frame
             block[0], rest = self._last, block[1:]
         with _readable(self.file):
             self._skip((first - self.at) * self.frame_bytes)
