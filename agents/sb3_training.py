@@ -146,15 +146,12 @@ class CheckpointCallback(BaseCallback):
         with whole(self.folder / WEIGHTS) as part:
             self.model.save(part)
         scale = self.model.get_vec_normalize_env()
-        reward = None if scale is None else _moments(scale.ret_rms)
+        returns = scale and scale.ret_rms
+        reward = None if returns is None else (float(returns.mean), float(returns.var), float(returns.count))
         info = dataclasses.replace(self.info, steps=self.model.num_timesteps, done=done, reward=reward)
         info.save(self.folder)
         self.bars.update(self._task, completed=min(info.steps, self.total))
         self._saved = time.monotonic()
-
-
-def _moments(running: Any) -> tuple[float, float, float]:
-    return float(running.mean), float(running.var), float(running.count)
 
 
 def train(
@@ -192,17 +189,13 @@ def make_model(envs: VecEnv, info: PolicyInfo, settings: LearnerSettings, seed: 
     if settings.decay:
         for name in ("learning_rate", "clip_range"):
             if name in options:
-                options[name] = _linear_decay(float(options[name]))
+                options[name] = lambda remaining, start=float(options[name]): start * remaining
     try:
         # Every resumed training needs another seed, or it would repeat the same random actions.
         return PPO(info.policy, monitored, seed=seed + info.steps, device=device, **options)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"PPO does not work with agent.learner: {reason}") from error
-
-
-def _linear_decay(start: float) -> Callable[[float], float]:
-    return lambda left: start * left
 
 
 def restore(model: PPO, folder: Path, info: PolicyInfo) -> None:
