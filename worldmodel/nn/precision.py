@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from worldmodel.errors import ConfigError
+
 Precision = Literal["auto", "fp32", "bf16"]
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -19,9 +21,11 @@ def native_bfloat16(device: torch.device) -> bool:
 
 
 def resolve_precision(name: Precision, device: torch.device) -> torch.dtype:
-    """``auto`` (bfloat16 where the device computes in it), ``fp32`` or ``bf16``."""
+    """``auto`` (bfloat16 where the device computes in it), ``fp32`` or ``bf16``. Raises :class:`ConfigError`."""
     if name == "auto":
         return torch.bfloat16 if native_bfloat16(device) else torch.float32
+    if name not in PRECISIONS:
+        raise ConfigError(f"unknown precision {name!r}; choose auto, {' or '.join(PRECISIONS)}")
     return PRECISIONS[name]
 
 
