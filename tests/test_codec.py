@@ -193,7 +193,7 @@ def test_a_damaged_foreign_or_newer_file_is_one_clear_line(codec: Codec, tmp_pat
 def test_another_codec_or_model_is_refused(codec: Codec, counts: CountModel) -> None:
     stream = compress(codec, noise(203), 2)
     other = Codec(tokenizer(seed=1))
-    with pytest.raises(DataError, match=f"made by the codec {codec.fingerprint.hex()}, and this one is"):
+    with pytest.raises(DataError, match=f"written by the codec {codec.fingerprint.hex()}, and this one is"):
         other.read(stream)
     assert Codec(tokenizer()).fingerprint == codec.fingerprint
     with pytest.raises(DataError, match=r"4 at 16,000 Hz$"):

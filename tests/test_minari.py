@@ -149,7 +149,7 @@ def test_an_environment_that_a_data_set_describes_is_not_built(spaces: bool, roo
     if spaces:
         assert Minari("toy/maze-v0").spec.action_names == ("0", "1", "2")
     else:
-        with pytest.raises(DataError, match="does not say its observation_space"):
+        with pytest.raises(DataError, match="does not state its observation_space"):
             Minari("toy/maze-v0")
     assert not (tmp_path / "flag").exists()
 

@@ -437,7 +437,7 @@ def test_folders_of_recordings_must_go_together(tmp_path: Path) -> None:
         Recordings(str(tmp_path))
     for wrong in ("{", "[]", json.dumps({**facts, "height": 0}), json.dumps({**facts, "agent_fps": "fast"})):
         (tmp_path / "maze/meta.json").write_text(wrong)
-        with pytest.raises(DataError, match=r"meta\.json does not say width"):
+        with pytest.raises(DataError, match=r"meta\.json does not state width"):
             Recordings(str(tmp_path / "maze"))
 
 

@@ -113,7 +113,7 @@ def save_mp4(path: str | Path, frames: Iterator[np.ndarray], rate: float) -> Non
                 writer.write_frame(first)
                 for frame in frames:
                     writer.write_frame(frame)
-        except OSError as error:  # what ffmpeg said, or a broken pipe to it
+        except OSError as error:  # an error of ffmpeg, or a broken pipe to it
             raise _failed(path, str(error), remedy) from error
         if process.returncode != 0:
             raise _failed(path, f"ffmpeg failed (code {process.returncode})", remedy)

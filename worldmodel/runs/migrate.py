@@ -86,7 +86,7 @@ def present_target(name: str) -> str:
 
 
 def present_id(name: str) -> str:
-    """The present gymnasium id of an environment: ``envs:worldmodel/Vizdoom-v0`` names its package anew."""
+    """The present gymnasium id of an environment: ``envs:worldmodel/Vizdoom-v0`` maps to its present package."""
     package, colon, rest = name.partition(":")
     return f"{PACKAGES[package]}:{rest}" if colon and package in PACKAGES else name
 

@@ -50,14 +50,14 @@ def train(
     fabric.launch()
     chosen = str(run_to_train(config, store.spec, stages, tokenizer_of)) if fabric.is_global_zero else ""
     folder = Path(fabric.broadcast(chosen))
-    say(fabric, f"run {folder.name}")
+    log_line(fabric, f"run {folder.name}")
     for each in stages:
         if check_trained(folder, each.file):
-            say(fabric, f"the {each.title} is trained already; to start another run: run=another-name")
+            log_line(fabric, f"the {each.title} is trained already; to start another run: run=another-name")
             continue
         check_no_orphan(folder, each)
         train_stage(fabric, config, each, store, folder, None if first is None else first / each.file)
-    say(fabric, f"weights, metrics and curves are in {folder}")
+    log_line(fabric, f"weights, metrics and curves are in {folder}")
     return folder
 
 
@@ -119,7 +119,7 @@ def blank_window(length: int, spec: Spec, tokenizer: Autoencoder | None) -> Segm
     )
 
 
-def say(fabric: Fabric, text: str) -> None:
+def log_line(fabric: Fabric, text: str) -> None:
     """Print a line from the first process."""
     if fabric.is_global_zero:
         print(text, flush=True)

@@ -92,7 +92,7 @@ def unpickle(file: Path) -> dict[str, Any]:
         raise DataError(f"{file} {error}") from None
     except OSError:
         raise
-    except Exception as error:  # whatever a pickle that is cut off or made up leads to
+    except Exception as error:  # a damaged pickle may raise anything
         raise DataError(f"{file} is damaged or no pickle ({type(error).__name__}); fetch it again") from error
     if not isinstance(content, dict):
         raise DataError(f"{file} holds no table of arrays; it is no batch of CIFAR-10")
@@ -110,7 +110,7 @@ class _Type:
 
 
 class _Array:
-    """Stands for ``numpy.ndarray``: what an array was made of."""
+    """Replaces ``numpy.ndarray``: the constructor arguments of an array."""
 
     shape: tuple[int, ...] = ()
     kind = ""

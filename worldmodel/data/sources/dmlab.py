@@ -70,7 +70,7 @@ def _spec(meta: Path, name: str) -> Spec:
         return Spec.from_json(spec.to_json())  # which checks it
     except (ValueError, KeyError, TypeError, DataError) as error:
         raise DataError(
-            f"{meta} does not say width, height, action_names and agent_fps as it should ({error!r})"
+            f"{meta} does not state width, height, action_names and agent_fps correctly ({error!r})"
         ) from error
 
 
@@ -116,6 +116,6 @@ def read_video(file: Path, shape: tuple[int, ...]) -> np.ndarray:
         raise DataError(f"{file} cannot be read ({reason[0]}); remove it or restore it")
     size = channels * height * width
     if len(done.stdout) % size:
-        raise DataError(f"{file} has no frames of {width}×{height}, as {META} says")
+        raise DataError(f"{file} has no frames of {width}×{height}, as {META} states")
     frames = np.frombuffer(done.stdout, np.uint8).reshape(-1, height, width, channels)
     return np.ascontiguousarray(frames.transpose(0, 3, 1, 2))

@@ -140,7 +140,7 @@ def read_caption(picture: Path) -> str:
 
 
 def _words(folder: Path) -> dict[str, str]:
-    """What a file of :data:`WORDS` in the folder or beside it says: n01440764 → tench."""
+    """The class names in a file of :data:`WORDS` in the folder or next to it: n01440764 → tench."""
     for file in (place / name for place in (folder, folder.parent) for name in WORDS):
         if file.is_file():
             lines = [line.split(maxsplit=1) for line in file.read_text(encoding="utf-8", errors="replace").splitlines()]

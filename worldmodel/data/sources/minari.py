@@ -133,7 +133,7 @@ def _open(path: str, download: bool) -> Any:
         raise DataError(f"the Minari data set {path} cannot be read ({error})") from error
     # Minari would build the environment that the file describes, which may be any module.
     if missing := {"observation_space", "action_space"} - set(facts):
-        raise DataError(f"{path} does not say its {', '.join(sorted(missing))}; a newer Minari writes them")
+        raise DataError(f"{path} does not state its {', '.join(sorted(missing))}; a newer Minari writes them")
     try:
         return minari.MinariDataset(folder.resolve())
     except ImportError as error:

@@ -160,7 +160,7 @@ def _find(path: str) -> tuple[Path, list[Path]]:
 
 
 def _own_spec(folder: Path) -> Spec | None:
-    """What an export says of its files."""
+    """The Spec of an export."""
     if not (file := folder / SPEC).is_file():
         return None
     try:
@@ -184,7 +184,7 @@ def _pieces(recording: Recording, observed: str, life_loss: bool, longest: int |
     begin = 0
     for stop in sorted(stops):
         terminated = bool(recording.terminated[stop] or (life_loss and recording.lost[stop])) if count else False
-        # Of "before", the frame behind an end is of the next episode, and the one behind the last was not recorded.
+        # For "before", the frame after an end belongs to the next episode.
         lacking = not whole and not after and (bool(ends[stop]) or stop == count - 1)
         repeated = lacking and (terminated or bool(recording.truncated[stop]))
         first, last = begin + after, stop + 1 - (lacking and not repeated)

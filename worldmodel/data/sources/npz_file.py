@@ -64,7 +64,7 @@ def look(file: Path, called: Mapping[str, str]) -> Recording:
             if lacking := [called[key] for key in ("obs", "action", "reward") if key not in there]:
                 raise DataError(
                     f"{file} has no {lacking[0]}, but {', '.join(archive.files) or 'nothing'}; "
-                    "source.keys={obs: …, action: …, reward: …, done: …} says what its arrays are called"
+                    "source.keys={obs: …, action: …, reward: …, done: …} names its arrays"
                 )
             arrays = {key: archive[name] for key, name in there.items() if key != "obs"}
         stream = FrameStream(file, called["obs"])
@@ -88,7 +88,7 @@ def _steps(arrays: Mapping[str, np.ndarray], file: Path) -> dict[str, np.ndarray
         if flat[key].ndim != 1 or len(flat[key]) != len(arrays["action"]) or array.dtype.kind not in "biuf":
             raise DataError(f"{file} holds {array.dtype} {array.shape} for {key}; it needs one number a step")
     if not {"done", "terminated", "truncated"} & set(flat):
-        raise DataError(f"{file} has no done, and no terminated and truncated; source.keys={{done: …}} says its name")
+        raise DataError(f"{file} has no done, and no terminated and truncated; source.keys={{done: …}} names it")
     actions, rewards = flat["action"], flat["reward"].astype(np.float32)
     if actions.dtype.kind not in "iu" or actions.min(initial=0) < 0:
         raise DataError(f"{file} holds actions that are no whole numbers from 0 on; only discrete ones can be read")
@@ -108,7 +108,7 @@ def _steps(arrays: Mapping[str, np.ndarray], file: Path) -> dict[str, np.ndarray
 
 
 class FrameStream:
-    """The frames of a file in their order. For one thread; raises :class:`DataError` where it cannot go on."""
+    """The frames of a file in their order. For one thread; raises :class:`DataError` for a damaged file."""
 
     def __init__(self, file: Path, name: str):
         self.file = file

@@ -103,8 +103,8 @@ class Codec:
         """
         if stream.codec != self.fingerprint:
             raise DataError(
-                f"the bitstream was made by the codec {stream.codec.hex()}, and this one is {self.fingerprint.hex()}; "
-                "name the run that made it"
+                f"the bitstream was written by the codec {stream.codec.hex()}, and this one is "
+                f"{self.fingerprint.hex()}; name the run that wrote it"
             )
         if stream.rate != self.rate or not 1 <= stream.codebooks <= self.num_codebooks:
             raise DataError(
