@@ -194,7 +194,7 @@ def test_a_tokenizer_is_taken_over(tmp_path: Path, say: Callable[..., str]) -> N
     one, two = tmp_path / "runs/one", tmp_path / "runs/two"
     assert (two / "tokenizer.safetensors").read_bytes() == (one / "tokenizer.safetensors").read_bytes()
     assert (two / "prior.safetensors").is_file()
-    assert "has a tokenizer of its own" in say(train, *argv, "run=four", "seed=1", "--stage", "tokenizer") + say(
+    assert "already has a tokenizer" in say(train, *argv, "run=four", "seed=1", "--stage", "tokenizer") + say(
         train, *argv, "run=four", "seed=1", "--tokenizer-of", "one", code=2
     )
     error = say(train, *argv, "tokenizer.blocks=1", "run=three", "--tokenizer-of", "one", code=2)
