@@ -28,8 +28,8 @@ the agent, and the correlation of dreamt and obtained returns.
 
 The seeds of episode i depend only on seed and i, so they are the same for every agent. Writes
 metrics.json, report.png, episodes.mp4, dream.mp4 (a short one also as a GIF) and for a planner
-plan.mp4 (an episode, and the frames imagined 1, 4 and 8 steps before) to <run>/agents/<agent>-<env>/,
-or to runs/agents/… without a run."""
+plan.mp4 (an episode, and the frames imagined 1, 4 and 8 steps before). The folder is
+<run>/agents/<agent>-<env>/, or runs/agents/… without a run."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
