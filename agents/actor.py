@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn import functional as F
+
 from worldmodel.agents.actor_critic import ActorCritic
 from worldmodel.agents.base import Agent
 from worldmodel.agents.run import AGENT, load_actor
-
 from worldmodel.errors import RunError
 from worldmodel.runs.folder import find_run, load_spec
 from worldmodel.tokenizers import Tokenizer

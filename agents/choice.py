@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from worldmodel.agents.base import Agent
 
+from worldmodel.agents.base import Agent
 from worldmodel.config.checks import build, check, find
 from worldmodel.config.cli import choices
 from worldmodel.errors import ConfigError, RunError

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+
 from worldmodel.agents.returns import reach
 from worldmodel.agents.statistics import rank_interval
-
 from worldmodel.types import Episode
 
 DREAMS_AT_ONCE = 32

@@ -55,7 +55,6 @@ def measure(args: argparse.Namespace, config: DictConfig, command: str) -> None:
     from worldmodel.agents import report  # slow: imports torch
     from worldmodel.agents.choice import agent_name_of
     from worldmodel.agents.evaluation import Settings, evaluate
-
     from worldmodel.evaluation.report import table
 
     settings = Settings(args.success, args.horizon, args.starts, args.temperature, args.videos)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
+
 from worldmodel.agents import report
 from worldmodel.agents.choice import LEARNER_SETTINGS, agent_folder, build_agent, find_agent_run
 from worldmodel.agents.dreamt_returns import ReturnPairs, Window, dream_returns, episode_windows
@@ -16,7 +17,6 @@ from worldmodel.agents.playing import PlayedEpisode, PlaySettings, play
 from worldmodel.agents.run import SETTINGS
 from worldmodel.agents.statistics import interquartile_mean, stratified
 from worldmodel.agents.unfinished import UnfinishedEvaluation
-
 from worldmodel.evaluation.metrics import mean_interval
 from worldmodel.runs.data import env_maker
 from worldmodel.runs.folder import PRIOR

@@ -11,8 +11,8 @@ from typing import Annotated
 
 import numpy as np
 from annotated_types import Len
-from worldmodel.agents.base import Agent
 
+from worldmodel.agents.base import Agent
 from worldmodel.config.checks import checked
 from worldmodel.errors import ConfigError
 from worldmodel.util.ranges import Count, NonNegative, Share, Weights, Whole

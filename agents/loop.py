@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from omegaconf import DictConfig, OmegaConf
+
 from worldmodel.agents.actor import ActorCriticAgent
 from worldmodel.agents.returns import DISCOUNT
 from worldmodel.agents.run import AGENT, RETURNS, save_network
 from worldmodel.agents.stage import AgentStage, LearnerSettings
-
 from worldmodel.config.checks import build, check_groups
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError, RunError

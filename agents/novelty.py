@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from worldmodel.agents.explorers import StickyExplorer
 
+from worldmodel.agents.explorers import StickyExplorer
 from worldmodel.config.checks import checked
 from worldmodel.errors import ConfigError
 from worldmodel.heads import make_sampler

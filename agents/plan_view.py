@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from worldmodel.agents.base import Plan
 
 from worldmodel import media
+from worldmodel.agents.base import Plan
 from worldmodel.errors import ConfigError
 from worldmodel.types import Episode
 

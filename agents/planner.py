@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+
 from worldmodel.agents.base import Agent, Plan
 from worldmodel.agents.planning_model import EpisodeState, PlanningModel
 from worldmodel.agents.run import AGENT, load_actor
-
 from worldmodel.config.checks import checked
 from worldmodel.errors import RunError
 from worldmodel.types import NO_ACTION

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+
 from worldmodel.agents.actor_critic import ActorCritic, RecentFrames
 from worldmodel.agents.returns import DISCOUNT
-
 from worldmodel.heads import make_sampler
 from worldmodel.priors import PriorState, Step
 from worldmodel.types import NO_ACTION

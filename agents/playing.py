@@ -13,8 +13,8 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import numpy as np
-from worldmodel.agents.base import Plan
 
+from worldmodel.agents.base import Plan
 from worldmodel.errors import EnvError, WorldModelError
 from worldmodel.recording.recorder import (
     MOST_BROKEN,

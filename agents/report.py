@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from worldmodel import media
 from worldmodel.agents.plan_view import save_plan
 from worldmodel.agents.playing import PlayedEpisode
 from worldmodel.agents.returns import reach
-
-from worldmodel import media
 from worldmodel.evaluation.report import number
 from worldmodel.media import plots
 from worldmodel.types import Episode, Spec

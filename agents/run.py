@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from worldmodel.agents.actor_critic import ActorCritic
 
+from worldmodel.agents.actor_critic import ActorCritic
 from worldmodel.errors import RunError
 from worldmodel.runs.build import build_module
 from worldmodel.runs.folder import load_spec

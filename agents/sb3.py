@@ -10,10 +10,10 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from omegaconf import DictConfig
+
 from worldmodel.agents.base import Agent
 from worldmodel.agents.choice import agent_folder, find_agent_run
 from worldmodel.agents.sb3_policy import SETTINGS, LearnerSettings, PolicyInfo, View, load_policy, require_sb3
-
 from worldmodel.errors import ConfigError, RunError
 from worldmodel.runs.data import env_maker
 from worldmodel.runs.load import load_tokenizer, resolve_device

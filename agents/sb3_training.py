@@ -16,9 +16,9 @@ from gymnasium.wrappers import TimeLimit
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecMonitor, VecNormalize
+
 from worldmodel.agents.run import RETURNS
 from worldmodel.agents.sb3_policy import SETTINGS, TRAIN_FIRST, WEIGHTS, LearnerSettings, PolicyInfo
-
 from worldmodel.errors import ConfigError, RunError
 from worldmodel.media import plots
 from worldmodel.recording.recorder import FrameSource

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from omegaconf import DictConfig
+
 from worldmodel.agents.actor_critic import ActorCritic
 from worldmodel.agents.imagination import ImaginationObjective
 from worldmodel.agents.run import AGENT, build_actor
-
 from worldmodel.data.store import Split
 from worldmodel.data.windows import Windows
 from worldmodel.runs.stages import Source, Stage, StageSettings

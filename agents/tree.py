@@ -7,6 +7,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+
 from worldmodel.agents.planning_model import EpisodeState
 
 PUCT_BASE, PUCT_INIT = 19652, 1.25  # c2 and c1 of the exploration term (Schrittwieser et al., *MuZero*, 2020, eq. 2)

@@ -12,7 +12,6 @@ from types import TracebackType
 from typing import Any
 
 from worldmodel.agents.playing import PlayedEpisode
-
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import BusyError
 from worldmodel.types import Spec

@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 
 import numpy as np
+
+from benchmarks.subject import Subject
+from benchmarks.timing import Contender, Figure, Plan, peak_memory, reset_peak, rounds, seconds
 from worldmodel.agents.mcts import MCTSAgent
 from worldmodel.agents.mpc import MPCAgent
 from worldmodel.agents.planner import Planner
 from worldmodel.agents.planning_model import PlanningModel
-
-from benchmarks.subject import Subject
-from benchmarks.timing import Contender, Figure, Plan, peak_memory, reset_peak, rounds, seconds
 from worldmodel.world import Precision, WorldModel
 
 CANDIDATES, HORIZON = 64, 8

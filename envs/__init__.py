@@ -5,6 +5,7 @@ because ``gymnasium.make`` first imports the module before the colon.
 """
 
 import gymnasium
+
 from worldmodel.envs.wrappers import FrameEnv, make_frames
 
 __all__ = ["FrameEnv", "make_frames"]

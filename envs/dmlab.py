@@ -14,11 +14,11 @@ import gymnasium
 import numpy as np
 from annotated_types import Ge, MultipleOf
 from gymnasium.utils import EzPickle
+
+from worldmodel.config.checks import checked
 from worldmodel.envs.dmlab_actions import checked_actions, vectors
 from worldmodel.envs.dmlab_engine import Engine, EngineSettings, load_module
 from worldmodel.envs.level_cache import LevelCache, default_folder
-
-from worldmodel.config.checks import checked
 from worldmodel.errors import EnvError
 from worldmodel.util.ranges import Count, Text
 

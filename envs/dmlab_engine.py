@@ -15,8 +15,8 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
-from worldmodel.envs.level_cache import LevelCache
 
+from worldmodel.envs.level_cache import LevelCache
 from worldmodel.errors import EnvError
 
 MODULE = "deepmind_lab"

@@ -7,8 +7,8 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from worldmodel.envs.dreams import open_dreams
 
+from worldmodel.envs.dreams import open_dreams
 from worldmodel.errors import EnvError
 
 ROW = np.zeros(1, np.int64)

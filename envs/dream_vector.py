@@ -10,8 +10,8 @@ import numpy as np
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
-from worldmodel.envs.dreams import open_dreams
 
+from worldmodel.envs.dreams import open_dreams
 from worldmodel.errors import EnvError
 
 Infos = dict[str, Any]

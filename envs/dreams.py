@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
-from worldmodel.envs.starts import Starts
 
 from worldmodel.data.store import Split
+from worldmodel.envs.starts import Starts
 from worldmodel.errors import EnvError
 from worldmodel.heads import make_sampler
 from worldmodel.priors import replace_rows, select_rows

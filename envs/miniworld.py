@@ -8,9 +8,9 @@ import os
 from typing import Any
 
 import gymnasium
-from worldmodel.envs.discrete import discrete
 
 from worldmodel.config.checks import checked
+from worldmodel.envs.discrete import discrete
 from worldmodel.errors import EnvError
 from worldmodel.util.ranges import Pixels, Text
 

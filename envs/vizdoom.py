@@ -15,11 +15,11 @@ import numpy as np
 import vizdoom
 from annotated_types import Ge, Len, Lt
 from vizdoom import GameVariable, ScreenFormat, ScreenResolution
-from worldmodel.envs import engine
-from worldmodel.envs.buttons import make_actions
 
 from worldmodel.config.checks import checked
 from worldmodel.data.pictures import resize
+from worldmodel.envs import engine
+from worldmodel.envs.buttons import make_actions
 from worldmodel.errors import EnvError
 from worldmodel.util.ranges import Count, Pixels, Positive
 

@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete
-from worldmodel.envs.discrete import Actions, discrete
 
 from worldmodel.config.checks import checked
 from worldmodel.data.pictures import SMALLEST, channels_first, frame_shape, resize
+from worldmodel.envs.discrete import Actions, discrete
 from worldmodel.errors import EnvError, WorldModelError
 from worldmodel.types import DEFAULT_RATE, Spec
 from worldmodel.util.ranges import Names, PassedTo, Pixels, Text

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from worldmodel.agents.mpc import MPCAgent
 
+from worldmodel.agents.mpc import MPCAgent
 from worldmodel.runs.data import env_maker
 from worldmodel.runs.folder import load_config
 

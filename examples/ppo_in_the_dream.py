@@ -14,8 +14,8 @@ import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecMonitor
-from worldmodel.agents.sb3_training import Dreams
 
+from worldmodel.agents.sb3_training import Dreams
 from worldmodel.runs.data import env_maker
 from worldmodel.runs.folder import load_config
 from worldmodel.runs.load import load_tokenizer

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 from corridor import CHOOSE, SPEC
-from worldmodel.agents.run import AGENT, build_actor, save_network
 
+from worldmodel.agents.run import AGENT, build_actor, save_network
 from worldmodel.config.cli import compose_config
 from worldmodel.runs.build import build_prior, build_tokenizer
 from worldmodel.runs.folder import PRIOR, TOKENIZER, new_run

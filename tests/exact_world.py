@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from worldmodel.agents.actor_critic import ActorCriticOutput, RecentFrames
 
+from worldmodel.agents.actor_critic import ActorCriticOutput, RecentFrames
 from worldmodel.priors import PriorState, Step
 from worldmodel.types import NO_ACTION, Spec
 from worldmodel.world import WorldModel

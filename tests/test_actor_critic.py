@@ -16,14 +16,14 @@ from exact_world import clock, exact_world
 from exact_world import corridor as hall
 from tiny import tiny_tokenizer
 from torch import Tensor
+
+from worldmodel import collect
 from worldmodel.agents import evaluate, train
 from worldmodel.agents.actor_critic import ActorCritic, FrameReader
 from worldmodel.agents.imagination import ImaginationObjective, imagine, log_probability
 from worldmodel.agents.loop import plan_rounds
 from worldmodel.agents.returns import lambda_returns, reach
 from worldmodel.agents.run import build_actor
-
-from worldmodel import collect
 from worldmodel.config.cli import compose_config
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError

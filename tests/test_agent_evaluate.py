@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 from corridor_run import save_run
 from PIL import Image
+
 from worldmodel.agents import compare, evaluate, evaluation, playing, train
 from worldmodel.agents.choice import agent_name_of
 from worldmodel.agents.explorers import UniformExplorer
 from worldmodel.agents.playing import PlaySettings, play
 from worldmodel.agents.run import RETURNS
 from worldmodel.agents.unfinished import UnfinishedEvaluation
-from worldmodel.envs import make_frames
-
 from worldmodel.config.cli import compose_config
+from worldmodel.envs import make_frames
 from worldmodel.errors import BusyError, EnvError, WorldModelError
 
 Say = Callable[..., str]

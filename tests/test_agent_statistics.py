@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
+
 from worldmodel.agents.statistics import (
     disjoint,
     interquartile_mean,
@@ -14,7 +15,6 @@ from worldmodel.agents.statistics import (
     rank_interval,
     stratified,
 )
-
 from worldmodel.evaluation.metrics import Interval
 
 

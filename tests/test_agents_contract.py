@@ -10,14 +10,14 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from tiny import SMALL_PRIOR, SMALL_TOKENIZER, SPEC, frames
+
+from worldmodel import configs
 from worldmodel.agents.base import Agent
 from worldmodel.agents.choice import LEARNER_SETTINGS
 from worldmodel.agents.mpc import MPCAgent
 from worldmodel.agents.planner import Planner
 from worldmodel.agents.returns import DISCOUNT
 from worldmodel.agents.run import AGENT, build_actor, load_actor, save_network
-
-from worldmodel import configs
 from worldmodel.config.cli import compose_config
 from worldmodel.errors import RunError
 from worldmodel.runs.build import build_prior, build_tokenizer

@@ -18,20 +18,20 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from recordings import numbered
 from torch import Tensor, nn
+
 from worldmodel.agents.base import Agent
 from worldmodel.agents.dreamt_returns import episode_windows
-from worldmodel.envs import dream as dream_module
-from worldmodel.envs.dream import DreamEnv
-from worldmodel.envs.dreams import DreamBatch
-from worldmodel.envs.starts import Starts
-from worldmodel.envs.wrappers import FrameEnv
-
 from worldmodel.data.codes import encode_store
 from worldmodel.data.export import to_minari, to_npz
 from worldmodel.data.sources import Arrays, Minari
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import Windows
 from worldmodel.dreaming.scenes import Place, replayed_scene, scripted_scene
+from worldmodel.envs import dream as dream_module
+from worldmodel.envs.dream import DreamEnv
+from worldmodel.envs.dreams import DreamBatch
+from worldmodel.envs.starts import Starts
+from worldmodel.envs.wrappers import FrameEnv
 from worldmodel.priors import Step
 from worldmodel.recording.recorder import receive, record_episode, send
 from worldmodel.types import NO_ACTION, Episode

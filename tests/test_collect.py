@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from worldmodel.agents.explorers import StickyExplorer, UniformExplorer
-from worldmodel.envs import make_frames
 
 from worldmodel import collect as collect_module
+from worldmodel.agents.explorers import StickyExplorer, UniformExplorer
 from worldmodel.data.store import EpisodeStore
+from worldmodel.envs import make_frames
 from worldmodel.errors import ConfigError, EnvError
 from worldmodel.recording.collect import Collected, collect
 from worldmodel.recording.recorder import Recording, place_of, receive, record_episode

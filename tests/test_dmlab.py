@@ -21,15 +21,15 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
-from worldmodel.envs import dmlab_engine, make_frames
-from worldmodel.envs.dmlab import DeepMindLabEnv
-from worldmodel.envs.dmlab_engine import Engine, EngineSettings
-from worldmodel.envs.level_cache import LevelCache, default_folder
 
 from worldmodel import collect
 from worldmodel.config.checks import build
 from worldmodel.config.cli import compose_config
 from worldmodel.data.store import EpisodeStore
+from worldmodel.envs import dmlab_engine, make_frames
+from worldmodel.envs.dmlab import DeepMindLabEnv
+from worldmodel.envs.dmlab_engine import Engine, EngineSettings
+from worldmodel.envs.level_cache import LevelCache, default_folder
 from worldmodel.errors import EnvError, WorldModelError
 from worldmodel.runs.data import env_maker
 

@@ -20,12 +20,12 @@ from gymnasium.utils.env_checker import check_env, data_equivalence
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from omegaconf import OmegaConf
 from tiny import SMALL_PRIOR
-from worldmodel.envs import make_frames
-from worldmodel.envs.dream import DreamEnv
-from worldmodel.envs.dream_vector import DreamVectorEnv
 
 from worldmodel.config.cli import compose_config
 from worldmodel.data.store import EpisodeStore
+from worldmodel.envs import make_frames
+from worldmodel.envs.dream import DreamEnv
+from worldmodel.envs.dream_vector import DreamVectorEnv
 from worldmodel.errors import ConfigError, DataError, EnvError, RunError
 from worldmodel.priors.outcomes import BINS
 from worldmodel.runs.build import build_prior, build_tokenizer

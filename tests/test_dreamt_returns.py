@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+
 from worldmodel.agents.dreamt_returns import DREAMS_AT_ONCE, dream_returns
 from worldmodel.agents.evaluation import EpisodeMeasurements, Settings
 from worldmodel.agents.playing import PlaySettings, play
-
 from worldmodel.types import NO_ACTION, Spec
 
 SPEC = Spec("test:steps", (1, 4, 4), ("a", "b", "c"), 10.0)

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Discrete
 from processes import engines, wait_until_gone
-from worldmodel.envs import FrameEnv
 
 from worldmodel.config.cli import choices, compose_config
+from worldmodel.envs import FrameEnv
 from worldmodel.errors import ConfigError, EnvError
 from worldmodel.runs.data import env_maker
 from worldmodel.types import Spec

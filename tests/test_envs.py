@@ -18,11 +18,11 @@ import pytest
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Text
 from processes import engines, wait_until_gone
 from tiny import SMALL_PRIOR, SMALL_TOKENIZER
-from worldmodel.envs import FrameEnv, make_frames
-from worldmodel.envs.vizdoom import VizdoomEnv
 
 from worldmodel.__main__ import main
 from worldmodel.data.pictures import resize
+from worldmodel.envs import FrameEnv, make_frames
+from worldmodel.envs.vizdoom import VizdoomEnv
 from worldmodel.errors import ConfigError, EnvError, WorldModelError
 
 ROOT = Path(__file__).parents[1]

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+
 from worldmodel.agents.base import Agent
 from worldmodel.agents.explorers import StickyExplorer, UniformExplorer
 from worldmodel.envs import make_frames
-
 from worldmodel.errors import ConfigError
 
 NAMES = ("noop", "forward", "left", "right")

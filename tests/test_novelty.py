@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from corridor_run import save_run
-from worldmodel.agents.novelty import CodeCounts, NoveltyExplorer
 
 from worldmodel import collect
+from worldmodel.agents.novelty import CodeCounts, NoveltyExplorer
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError
 

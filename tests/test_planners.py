@@ -14,13 +14,13 @@ import torch
 from exact_world import Arrival, Opinion, Rule, clock, corridor, doors, exact_world, gamble, march, picture
 from tiny import tiny_prior
 from torch import Tensor
+
 from worldmodel.agents import planner as planning
 from worldmodel.agents.mcts import MCTSAgent
 from worldmodel.agents.mpc import MPCAgent
 from worldmodel.agents.planner import Planner
 from worldmodel.agents.planning_model import PlanningModel
 from worldmodel.agents.tree import Node, Widening
-
 from worldmodel.errors import ConfigError, RunError
 from worldmodel.heads import make_sampler
 from worldmodel.priors import join_rows, select_rows

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from worldmodel.envs import make_frames
 
+from worldmodel.envs import make_frames
 from worldmodel.errors import ConfigError, EnvError
 
 ATARI = "worldmodel.envs:worldmodel/Atari-v0"
