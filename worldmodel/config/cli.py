@@ -200,35 +200,34 @@ def run_entry_point(
             return 0
         main(args, config)
         return 0
-    except WorldModelError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return EXIT_USER_ERROR
     except BrokenPipeError:  # the reader of our output went away, as in `… | head`
         with contextlib.suppress(OSError):
             sys.stdout.close()
         return 0
-    except OSError as error:
-        if error.errno is None:
-            raise
-        # A full disk, a folder that may not be written: the system's reason and the file are what the user needs.
-        where = f" ({error.filename})" if error.filename else ""
-        print(f"error: {os.strerror(error.errno)}{where}; what was already written is kept", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except (MemoryError, RuntimeError) as error:
-        if not (isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error))):
-            raise
-        print(
-            f"error: out of memory ({one_line(error)[:200]}); what was already written is kept: "
-            "choose smaller settings, such as training.prior.batch or tokenizer.widths",
-            file=sys.stderr,
-        )
-        return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("\ninterrupted; what was already written is kept, run the same command again to go on", file=sys.stderr)
         return EXIT_INTERRUPTED
     except Exception as error:
-        if not isinstance(error, config_errors()):
+        message = message_of(error)
+        if message is None:
             raise
-        # A setting that was not looked at before, such as one of an older run.
-        print(f"error: the settings cannot be used: {one_line(error)}", file=sys.stderr)
+        print(f"error: {message}", file=sys.stderr)
         return EXIT_USER_ERROR
+
+
+def message_of(error: Exception) -> str | None:
+    """One line for an error that the user can remedy, or None for a fault of the program."""
+    if isinstance(error, WorldModelError):
+        return one_line(error)
+    if isinstance(error, OSError) and error.errno is not None:
+        # A full disk, a folder that may not be written: the system's reason and the file are what the user needs.
+        where = f" ({error.filename})" if error.filename else ""
+        return f"{os.strerror(error.errno)}{where}; what was already written is kept"
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error))):
+        return (
+            f"out of memory ({one_line(error)[:200]}); what was already written is kept: "
+            "choose smaller settings, such as training.prior.batch or tokenizer.widths"
+        )
+    if isinstance(error, config_errors()):  # a setting that was not looked at before, such as one of an older run
+        return f"the settings cannot be used: {one_line(error)}"
+    return None
