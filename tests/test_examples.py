@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -37,6 +38,8 @@ def importable() -> Iterator[None]:
     """As for ``python examples/NAME.py``, also in the processes that play."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(EXAMPLES))
+        for path in EXAMPLES.glob("*.py"):  # other tests have modules of the same names
+            patch.delitem(sys.modules, path.stem, raising=False)
         yield
 
 
