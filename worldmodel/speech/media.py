@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import librosa
 import matplotlib as mpl
 import numpy as np
 import soundfile
@@ -18,6 +17,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from worldmodel.errors import DataError
 from worldmodel.media.plots import COLOURS, STYLE, TEXT
+from worldmodel.speech.nn.mel import mel_filters, to_mel
 from worldmodel.speech.pitch import pitch
 from worldmodel.util.files import whole
 from worldmodel.util.output import SOUND_SUFFIXES, check_suffix
@@ -58,8 +58,7 @@ def log_mels(wave: np.ndarray, rate: int) -> np.ndarray:
     hann = torch.hann_window(width)
     spectrum = torch.stft(padded, size, hop, width, hann, pad_mode="constant", return_complex=True)
     power = spectrum[:, : 1 + len(wave) // hop].abs().square().numpy()
-    # Not librosa.feature.melspectrogram, whose first call compiles for 17 seconds.
-    mels = librosa.filters.mel(sr=rate, n_fft=size, n_mels=BANDS, htk=True, norm=None) @ power
+    mels = mel_filters(BANDS, size, rate).numpy().T @ power
     return np.asarray(10 * np.log10(mels.T / (width / 2) ** 2 + 1e-10))
 
 
@@ -92,7 +91,7 @@ def spectrogram(waves: Sequence[tuple[str, np.ndarray]], rate: int, title: str =
 
 
 def _draw_levels(axes: Axes, mel: np.ndarray, rate: int, loudest: float) -> None:
-    mels = librosa.hz_to_mel([rate / 2, *TICKS_HERTZ], htk=True)
+    mels = to_mel(np.array([rate / 2, *TICKS_HERTZ]))
     extent = (-HOP / 2, (len(mel) - 0.5) * HOP, 0, mels[0])
     axes.imshow(
         mel.T, cmap="magma", origin="lower", aspect="auto", extent=extent, vmin=loudest - RANGE, vmax=loudest,
