@@ -15,7 +15,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecMonitor
 
-from worldmodel.agents.sb3_training import Dreams
+from worldmodel.agents.sb3_training import DreamVecEnv
 from worldmodel.runs.data import env_maker
 from worldmodel.runs.folder import load_config
 from worldmodel.runs.load import load_tokenizer
@@ -38,7 +38,7 @@ def main(run="runs/my_way_home-1", steps=20_000, policy="CnnPolicy", num_envs=16
     envs = gymnasium.make_vec(  # to import worldmodel has registered the id
         "worldmodel/Dream-v0", num_envs=num_envs, run=run, horizon=horizon, autoreset_mode="SameStep"
     )
-    dreams = VecMonitor(Dreams(envs))  # a vector environment of gymnasium as one of Stable-Baselines3
+    dreams = VecMonitor(DreamVecEnv(envs))  # a vector environment of gymnasium as one of Stable-Baselines3
     model = PPO(policy, dreams, n_steps=horizon, batch_size=200, device="cpu", seed=0, verbose=1)
     model.learn(int(steps))
     dreams.close()

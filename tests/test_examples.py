@@ -41,6 +41,8 @@ def importable() -> Iterator[None]:
         for path in EXAMPLES.glob("*.py"):  # other tests have modules of the same names
             patch.delitem(sys.modules, path.stem, raising=False)
         yield
+        for path in EXAMPLES.glob("*.py"):
+            sys.modules.pop(path.stem, None)
 
 
 @pytest.fixture(scope="module")
