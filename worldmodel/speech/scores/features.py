@@ -56,7 +56,8 @@ def mel_cepstrum(log_mels: Tensor, order: int = 24) -> Tensor:
     bands = log_mels.shape[-1]
     if not 0 <= order < bands:
         raise ValueError(f"{bands} bands have a cepstrum of an order from 0 to {bands - 1}, got {order}")
-    place = (torch.arange(bands, device=log_mels.device) + 0.5) * torch.pi / bands
+    # In float64, since the angles reach π · bands, where float32 is wrong in the fifth decimal.
+    place = (torch.arange(bands, device=log_mels.device, dtype=torch.float64) + 0.5) * torch.pi / bands
     basis = torch.cos(place[:, None] * torch.arange(order + 1, device=log_mels.device)) / bands
     basis[:, 0] /= 2
     return log_mels @ basis.to(log_mels.dtype)
