@@ -27,6 +27,7 @@ from worldmodel.recording.recorder import ActionSource
 from worldmodel.runs.data import record_steps, recorded
 from worldmodel.runs.folder import PRIOR, checkpoint_of, find_run, load_config
 from worldmodel.runs.load import check_trained
+from worldmodel.runs.stages import stage_settings, stages_of
 from worldmodel.runs.training import log_line, make_fabric, train, train_stage
 from worldmodel.util.files import replace_text
 from worldmodel.util.ranges import PassedTo
@@ -58,6 +59,10 @@ def learn(config: DictConfig, **options: Annotated[Any, PassedTo(LearnerSettings
     """
     settings = LearnerSettings(**options)
     check_groups(config, "tokenizer", "second", "prior")
+    # What is not possible is refused now, and not after hours of collecting and training.
+    for stage in stages_of(config):
+        stage_settings(config, stage)
+    stage_settings(config, AgentStage)
     if config.steps == 0:
         return learn_in_dream(config, settings)
     name = str(config.run or f"{config.stem}-agent" + (f"-seed{config.seed}" if config.seed else ""))

@@ -287,6 +287,13 @@ def test_who_cannot_learn_is_told(say: Say) -> None:
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize("setting", ["training.agent.batch=0", "training.prior.steps=-1"])
+def test_settings_of_a_stage_are_checked_before_steps_are_collected(say: Say, tmp_path: Path, setting: str) -> None:
+    err = say(train, *corridor.CHOOSE, "agent=actor_critic", "steps=50", setting, code=2)
+    assert err.startswith(f"error: {setting.replace('=', ' is ')}; it must be") and err.count("\n") == 1
+    assert not (tmp_path / "data").exists() and not (tmp_path / "runs").exists()
+
+
 def test_agents_are_called_by_their_choice() -> None:
     for words, name in ((["agent=actor_critic"], "actor_critic"), ([], "random"), (["seed=3"], "random")):
         assert agent_name_of(words, compose_config(words)) == name

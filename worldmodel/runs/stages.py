@@ -204,7 +204,7 @@ def stages_of(config: DictConfig, stage: str = "all") -> list[Stage]:
     return [STAGES[stage]]
 
 
-def stage_settings(config: DictConfig, stage: Stage) -> Any:
+def stage_settings(config: DictConfig, stage: Stage | type[Stage]) -> Any:
     """The settings ``training.<stage>`` as an instance of the stage's class. Raises :class:`ConfigError`."""
     node = config.training.get(stage.name)
     plain = None if node is None else OmegaConf.to_container(node, resolve=True)
