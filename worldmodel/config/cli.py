@@ -130,7 +130,7 @@ def one_line(error: BaseException) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """Leaves its error, without the usage before it, to the place where all errors are told."""
+    """Raises its error, without the usage before it, so that all errors are reported in one place."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see {self.prog} --help")

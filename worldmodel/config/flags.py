@@ -16,7 +16,7 @@ Few = Annotated[int, Ge(1), Le(1000)]  # more is taken for a slip of the finger
 
 
 def number(flag: str, kind: Any) -> Callable[[str], Any]:
-    """Reads the number of a flag. Raises :class:`ConfigError`, which says what it must be."""
+    """Reads the number of a flag. Raises :class:`ConfigError` with the range that it must lie in."""
 
     def read(text: str) -> Any:
         value: Any = text

@@ -1,6 +1,6 @@
 """Causal self-attention over time that looks back a fixed number of steps, with a cache that slides.
 
-Where a step stands is told by its distance alone, through a learnt bias of every head (Raffel et al., *Exploring the
+The position of a step enters by its distance alone, through a learnt bias of every head (Raffel et al., *Exploring the
 Limits of Transfer Learning*, JMLR 2020, section 2.1) that starts as the linear one of Press et al., *Train Short, Test
 Long* (ALiBi), ICLR 2022: distances that training windows never reach keep a sensible bias. No step has an absolute
 place, so T calls of ``step`` equal one ``forward`` over T steps for any T, and a full cache forgets its oldest step and

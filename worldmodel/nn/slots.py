@@ -87,8 +87,8 @@ class SlotClassifier(nn.Module):
 class CodePixelCNN(nn.Module):
     """p(codes of a grid | condition): a gated PixelCNN over sites, and a classifier over the slots of each.
 
-    It knows no size of a grid. Codes (B, h, w, S) int64 in [0, K) come in raster order, slots innermost: each sees all
-    before it, and the condition (B, h, w, ·) of all rows so far and of its own site.
+    It serves grids of any size. Codes (B, h, w, S) int64 in [0, K) are in raster order, slots innermost: each depends
+    on all before it, and on the condition (B, h, w, ·) of all rows so far and of its own site.
 
     Args:
         codebooks: (S, K, D), where the embeddings start. condition: channels of the condition.

@@ -25,8 +25,8 @@ class Memoryless(Trunk):
     """What such trunks share: contexts are a function of the action (or class) alone, and there is no state.
 
     Args:
-        drop: share of the conditions that training hides, so that the prior also knows frames of no known class; with 1
-            it never looks at a class, as is right where a class has one frame: it would learn to tell frames by it.
+        drop: share of the training conditions that are hidden, so that the prior also serves without a class; with 1
+            the class is never used, as is right where every class has one frame, which it would identify.
     """
 
     remembers = False

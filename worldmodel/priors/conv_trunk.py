@@ -48,7 +48,7 @@ class FilmBlock(nn.Module):
 
 class ConvTrunk(Trunk):
     """Convolutions over the last ``history`` grids, conditioned on the actions between them (FiLM, Perez et al., 2018)
-    and on what a memory knows of the frames so far.
+    and on the output of a memory over the frames so far.
 
     The memory sums a frame up in one vector, which is little, but all of the frame: it tells where one is. It enters as
     a condition and, spread out, at every position.

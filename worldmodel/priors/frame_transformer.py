@@ -39,16 +39,16 @@ class FrameTransformer(Trunk):
     """Attention over the last ``window`` frames a block, each frame one vector, spread over the positions of the grid.
 
     One vector a frame is a bottleneck for detail, and much of a frame is its predecessor moved a little. So every
-    position also reads the previous codes in its 3×3 neighbourhood (3 in rank 1), and the frame's vector, which knows
-    the action, says which of them count (FiLM, Perez et al., 2018). The slots of a site share its context.
+    position also reads the previous codes in its 3×3 neighbourhood (3 in rank 1), and the frame's vector, which
+    depends on the action, scales and shifts them (FiLM, Perez et al., 2018). The slots of a site share its context.
 
     Args:
         spec: of the grids, of one level or of several, and the actions.
         width: of a context vector. model, blocks, heads, window: width and shape of the transformer.
-        embed: width of an embedded code. spread: width of what the frame's vector says to one site alone.
+        embed: width of an embedded code. spread: width of the part of the frame's vector that one site alone receives.
         reach: sites to either side that a site reads in the previous grid. Windows of sound want all of them: what goes
             on at the first site of one is what went on at the last site of the other.
-        drop: share of the segments whose actions training hides, so that the prior also knows what is led to by none.
+        drop: share of the training segments whose actions are hidden, so that the prior also serves without actions.
 
     Raises :class:`ConfigError` for a grid of slots alone.
     """

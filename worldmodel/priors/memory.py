@@ -1,4 +1,4 @@
-"""Memory over time: one vector a frame that knows the last frames and actions, for a trunk to condition itself on."""
+"""Memory over time: one vector per frame that summarises the last frames and actions, as an input of a trunk."""
 
 from __future__ import annotations
 

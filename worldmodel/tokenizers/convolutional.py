@@ -72,7 +72,7 @@ class ConvolutionalAutoencoder(Autoencoder):
     def _decoder_widths(self, widths: Sequence[int], decoder: Callable[..., nn.Module]) -> Sequence[int]:
         """Those of the doublings that lead from the grid to the places of the likelihood's outputs."""
         if decoder is not ConvDecoder:
-            return widths  # it knows its own strides
+            return widths  # it has strides of its own
         factor, stride = self.encoder.factor, self.likelihood.stride
         doublings = (factor // stride).bit_length() - 1
         if 2**doublings * stride != factor or not 1 <= doublings <= len(widths):

@@ -27,7 +27,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, A
     The file appears under its name only when all of it is on the disk: a crash, a full disk or ``kill -9`` leaves the
     previous one.
     """
-    # A copy of each, since the format knows neither strides nor tensors that share memory.
+    # A copy of each, since the format supports neither strides nor tensors that share memory.
     plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     # The library's own writing to files hides the system's error number and gives the file to its owner alone.
     facts = json.dumps(dict(meta or {}))

@@ -1,4 +1,4 @@
-"""The one optimisation loop. It knows neither tokenizers nor priors: an objective turns a batch into named losses."""
+"""The one optimisation loop. It is independent of the model: an objective turns a batch into named losses."""
 
 from __future__ import annotations
 

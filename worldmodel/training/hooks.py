@@ -73,7 +73,7 @@ class JsonLines(Hook):
         if self._file is None:
             return
         facts = {"stage": fit.stage, "step": fit.step, "seconds": round(fit.elapsed, 3)}
-        # JSON knows no infinity; the PSNR of a perfect copy is one.
+        # JSON has no infinity; the PSNR of a perfect copy is one.
         plain = {name: value if math.isfinite(value) else None for name, value in values.items()}
         with naming(self.path):
             self._file.write(json.dumps({**facts, "learning_rate": fit.learning_rate, **plain}) + "\n")

@@ -31,7 +31,7 @@ def take_lock(path: Path) -> IO[str] | None:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Gives the system's errors the name of the file where they have none: a failed write knows only a number."""
+    """Adds the name of the file to errors of the system without one: that of a failed write has a number only."""
     try:
         yield
     except OSError as error:

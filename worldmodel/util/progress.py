@@ -33,7 +33,7 @@ COLUMNS = (
 class Bars(Progress):
     """A bar for each :meth:`add_task`. On a terminal they move; in a log, a line is written now and then instead.
 
-    ``update(task, completed=…, shown="mean return 4")`` moves one, and says what else is to be seen behind it.
+    ``update(task, completed=…, shown="mean return 4")`` moves one and sets the text that is shown behind it.
 
     Args:
         console: where they are shown; None: standard error.
