@@ -62,7 +62,7 @@ def _stage(subject: Subject, name: str, precision: Precision) -> tuple[Contender
         # Random codes instead of encoded frames; the values do not change the cost.
         rows = subject.store.frames, *tokenizer.grid
         codes = np.random.default_rng(0).integers(0, tokenizer.num_codes, rows, np.uint32)
-        source = CodeStore(subject.store, codes, tokenizer.num_codes)
+        source = CodeStore(subject.store, codes)
     objective = stage.objective(config, model, tokenizer)
     windows = stage.windows(stage_settings(config, stage), source, model)["train"]
     batches = make_batches(windows.sample, config.training[name].batch, 0, 0)

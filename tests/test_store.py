@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from worldmodel.data import shards
+from worldmodel.data import records
 from worldmodel.data.records import Item
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import DataError
@@ -62,7 +62,7 @@ def test_what_is_written_comes_back(tmp_path: Path, shape: tuple[int, ...]) -> N
 
 
 def test_appending_again_goes_on_where_it_stopped_and_over_several_shards(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(shards, "SHARD_BYTES", 3000)  # 15 frames of 192 bytes
+    monkeypatch.setattr(records, "SHARD_BYTES", 3000)  # 15 frames of 192 bytes
     episodes = fill(tmp_path, 3)
     with EpisodeStore.writer(tmp_path, SPEC) as store:
         episodes.append(make_episode(50, 40))  # larger than a shard: gets one for itself
@@ -166,7 +166,7 @@ def test_images_are_episodes_of_one_frame_under_a_condition(tmp_path: Path) -> N
 
 
 def test_a_batch_is_written_as_single_episodes_are(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(shards, "SHARD_BYTES", 3000)  # 15 frames of 192 bytes
+    monkeypatch.setattr(records, "SHARD_BYTES", 3000)  # 15 frames of 192 bytes
     items = [Item(make_episode(seed, seed % 6, terminated=True)) for seed in range(40)]
     items.insert(20, Item(make_episode(50, 40)))  # larger than a shard
     with EpisodeStore.writer(tmp_path / "single", SPEC) as one, EpisodeStore.writer(tmp_path / "batch", SPEC) as other:

@@ -240,7 +240,7 @@ def test_codes_are_computed_once_and_only_for_what_is_new(store: EpisodeStore, t
     calls: list[tuple[int, int]] = []
     codes = encode_store(store, tokenizer, folder, batch=4, progress=lambda done, total: calls.append((done, total)))
     assert calls[0] == (4, 23) and calls[-1] == (23, 23) and tokenizer.encoded == 23
-    assert codes.codes.dtype == np.uint16 and codes.grid == (4,) and tokenizer.training
+    assert codes.codes.dtype == np.uint16 and codes.codes.shape[1:] == (4,) and tokenizer.training
     assert_codes_right(codes)
 
     assert_codes_right(encode_store(EpisodeStore.open(store.path), tokenizer, folder))

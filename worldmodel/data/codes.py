@@ -8,6 +8,7 @@ when the store has grown.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import zlib
@@ -28,15 +29,10 @@ from worldmodel.util.files import as_bytes, replace_text, reserve
 class CodeStore:
     """Codes of all episodes of a store: those of episode e start at row ``starts[e]``."""
 
-    def __init__(self, store: EpisodeStore, codes: np.ndarray, size: int):
+    def __init__(self, store: EpisodeStore, codes: np.ndarray):
         self.store = store
         self.codes = codes  # (frames of all episodes, *grid) uint16 or uint32, memory-mapped
-        self.size = size  # K
         self.starts = _starts(store)  # (E,) int64
-
-    @property
-    def grid(self) -> tuple[int, ...]:
-        return self.codes.shape[1:]
 
     def episode(self, index: int) -> np.ndarray:
         """(T, *grid): the codes of one episode, as a view."""
@@ -50,28 +46,27 @@ def encode_store(
     folder: str | Path,
     device: torch.device | str = "cpu",
     batch: int = 256,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> CodeStore:
     """The codes of every frame, from the cache in ``folder``, or computed and cached there.
 
     ``progress(frames done, frames to encode)`` is called after every batch of frames. The tokenizer is moved to
-    ``device``. Raises :class:`DataError` for a damaged episode, OSError
-    when the disk is full.
+    ``device``. Raises :class:`DataError` for a damaged episode, OSError when the disk is full.
     """
     folder = Path(folder)
     key = {"tokenizer": fingerprint(tokenizer), "episodes": _names(store)}
-    cached = _open_cache(folder)
-    if cached is not None and all(cached[0].get(name) == value for name, value in key.items()):
-        return CodeStore(store, cached[1], tokenizer.num_codes)
-    known = cached[1] if cached is not None and cached[0].get("tokenizer") == key["tokenizer"] else None
-    old_names = cached[0]["episodes"] if cached is not None and known is not None else []
+    old, known = _open_cache(folder)
+    if known is not None and all(old.get(name) == value for name, value in key.items()):
+        return CodeStore(store, known)
+    if old.get("tokenizer") != key["tokenizer"]:
+        known = None
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / "codes.npy.tmp"  # a fixed name, overwritten after a crash
     dtype = np.uint16 if tokenizer.num_codes <= 2**16 else np.uint32
     try:
         out = open_memmap(temporary, "w+", dtype, (store.frames, *tokenizer.grid))
         reserve(temporary)
-        missing = _copy_known(out, store, known, old_names)
+        missing = list(range(len(store))) if known is None else _copy_known(out, store, known, old["episodes"])
         _encode(out, store, missing, tokenizer, device, batch, progress)
         out.flush()
         crc = zlib.crc32(as_bytes(out))
@@ -81,7 +76,7 @@ def encode_store(
     finally:
         temporary.unlink(missing_ok=True)
     replace_text(folder / "codes.json", json.dumps({**key, "crc": crc}))
-    return CodeStore(store, np.load(folder / "codes.npy", mmap_mode="r"), tokenizer.num_codes)
+    return CodeStore(store, np.load(folder / "codes.npy", mmap_mode="r"))
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -102,23 +97,21 @@ def _names(store: EpisodeStore) -> list[list[int]]:
     return [[entry.episode, entry.length, entry.crc] for entry in store.entries]
 
 
-def _open_cache(folder: Path) -> tuple[dict[str, Any], np.ndarray] | None:
-    """Key and codes of a valid cache, or None."""
+def _open_cache(folder: Path) -> tuple[dict[str, Any], np.ndarray | None]:
+    """Key and codes of the cache; an empty key and None if it is missing or damaged."""
     try:
         key = json.loads((folder / "codes.json").read_text())
         codes = np.load(folder / "codes.npy", mmap_mode="r", allow_pickle=False)
         frames = sum(length + 1 for _, length, _ in key["episodes"])
         valid = len(codes) == frames and key.get("crc") in (None, zlib.crc32(as_bytes(codes)))  # older caches have none
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    return (key, codes) if valid else None
+        return {}, None
+    return (key, codes) if valid else ({}, None)
 
 
-def _copy_known(
-    out: np.ndarray, store: EpisodeStore, known: np.ndarray | None, old_names: list[list[int]]
-) -> list[int]:
+def _copy_known(out: np.ndarray, store: EpisodeStore, known: np.ndarray, old_names: list[list[int]]) -> list[int]:
     """Copy the codes of episodes in the old cache; returns the indices of the others."""
-    if known is None or known.shape[1:] != out.shape[1:] or known.dtype != out.dtype:
+    if known.shape[1:] != out.shape[1:] or known.dtype != out.dtype:
         return list(range(len(store)))
     rows = np.cumsum([0, *(length + 1 for _, length, _ in old_names)])
     old_rows = {tuple(name): int(row) for name, row in zip(old_names, rows[:-1], strict=True)}
@@ -140,50 +133,28 @@ def _encode(
     tokenizer: Tokenizer,
     device: torch.device | str,
     batch: int,
-    progress: Callable[[int, int], None] | None,
+    progress: Callable[[int, int], None],
 ) -> None:
     """Encode episodes into their rows, in evaluation mode."""
-    total = int(store.frame_counts[episodes].sum())
-    done = 0
-    training = tokenizer.training
+    starts, counts = _starts(store)[episodes], store.frame_counts[episodes]
+    places = [np.arange(start, start + count) for start, count in zip(starts, counts, strict=True)]
+    rows = np.concatenate([np.empty(0, np.int64), *places])
+    every = (store.episode(index).frames for index in episodes)
+    done, training = 0, tokenizer.training
     tokenizer.to(device).eval()
     try:
-        whole = _episodes(store, episodes) if tokenizer.joined else _batches(store, episodes, batch)
-        for rows, frames in whole:
+        for frames in map(np.array, every) if tokenizer.joined else _batches(every, batch):
             x = torch.from_numpy(frames).to(device, non_blocking=True)
             codes = tokenizer.encode_episode(x) if tokenizer.joined else tokenizer.encode(x)
-            out[rows] = codes.cpu().numpy()
-            done += len(rows)
-            if progress is not None:
-                progress(done, total)
+            out[rows[done : done + len(frames)]] = codes.cpu().numpy()
+            done += len(frames)
+            progress(done, len(rows))
     finally:
         tokenizer.train(training)
 
 
-def _episodes(store: EpisodeStore, episodes: list[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """One episode at a time: rows (T,) and frames (T, C, *size)."""
-    starts = _starts(store)
-    for index in episodes:
-        frames = store.episode(index).frames
-        yield np.arange(len(frames)) + starts[index], np.array(frames)
-
-
-def _batches(store: EpisodeStore, episodes: list[int], batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """All frames of some episodes, ``batch`` at a time across episodes: rows (n,) and frames (n, C, *size)."""
-    starts = _starts(store)
-    rows: list[np.ndarray] = []
-    parts: list[np.ndarray] = []
-    free = batch
-    for index in episodes:
-        frames = store.episode(index).frames
-        at = 0
-        while at < len(frames):
-            part = frames[at : at + free]
-            rows.append(np.arange(starts[index] + at, starts[index] + at + len(part)))
-            parts.append(part)
-            at, free = at + len(part), free - len(part)
-            if not free:
-                yield np.concatenate(rows), np.concatenate(parts)
-                rows, parts, free = [], [], batch
-    if parts:
-        yield np.concatenate(rows), np.concatenate(parts)
+def _batches(episodes: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """The frames of some episodes, ``size`` at a time across episodes: (n, C, *size)."""
+    frames = itertools.chain.from_iterable(episodes)
+    while batch := list(itertools.islice(frames, size)):
+        yield np.stack(batch)

@@ -1,19 +1,27 @@
-"""The stored form of an episode: validation, records, checksum."""
+"""The files of a store: validation of episodes, binary shards of frames and records, the index, and the Spec."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import zlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from worldmodel.errors import DataError
 from worldmodel.types import NO_ACTION, Episode, Spec
-from worldmodel.util.files import as_bytes
+from worldmodel.util.files import as_bytes, write_at
 
 STEP = np.dtype([("action", "<i4"), ("reward", "<f4")])
 """The record of a frame: the action that led to it (at index 0 the condition) and the reward received on arriving."""
+
+HELD_OUT_EVERY = 10
+"""One episode in so many is held out, on average."""
+
+SHARD_BYTES = 512 * 2**20
 
 
 class Item(NamedTuple):
@@ -47,11 +55,6 @@ def to_records(episode: Episode) -> np.ndarray:
     return records
 
 
-def joined(arrays: list[np.ndarray]) -> np.ndarray:
-    """Concatenate arrays; a single one is not copied."""
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-
-
 def checksum(frames: np.ndarray, records: np.ndarray) -> int:
     """CRC-32 of an episode's frames, then its records."""
     return zlib.crc32(as_bytes(records), zlib.crc32(as_bytes(frames)))
@@ -61,3 +64,144 @@ def short(value: Any) -> str:
     """A value or a text, shortened for error messages."""
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 120 else text[:117] + "…"
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One line of the index."""
+
+    episode: int  # number of the episode, unique
+    shard: int
+    offset: int  # frames of the shard before this episode's first
+    length: int  # steps, 0 for an image; the shard has length + 1 frames and records
+    terminated: bool
+    truncated: bool
+    crc: int  # CRC-32 of the episode's frames, then its records
+    held_out: bool  # not used for training; decided when the episode is written
+    key: str | None = None  # in its source; None for recorded episodes
+
+    @property
+    def frames(self) -> int:
+        """T, the number of frames of the episode."""
+        return self.length + 1
+
+    @property
+    def end(self) -> int:
+        """Offset in frames after this episode."""
+        return self.offset + self.frames
+
+    def to_line(self) -> str:
+        """Inverse of :meth:`from_line`, without a line break."""
+        return json.dumps({name: value for name, value in vars(self).items() if (name, value) != ("key", None)})
+
+    @classmethod
+    def from_line(cls, line: str) -> Entry:
+        """Raises ValueError, KeyError or TypeError for an invalid line."""
+        raw = json.loads(line)
+        # Stores without this field held out every tenth episode.
+        raw.setdefault("held_out", raw["episode"] % HELD_OUT_EVERY == HELD_OUT_EVERY - 1)
+        names = {field.name for field in dataclasses.fields(cls)}
+        entry = cls(**{name: value for name, value in raw.items() if name in names})
+        numbers = (entry.episode, entry.shard, entry.offset, entry.length, entry.crc)
+        if not all(isinstance(number, int) and number >= 0 for number in numbers):
+            raise ValueError("a number is missing or negative")
+        if not isinstance(entry.held_out, bool):
+            raise ValueError("held_out is neither true nor false")
+        if not isinstance(entry.key, (str, type(None))):
+            raise ValueError("the key is not a text")
+        return entry
+
+
+def parse_index(index: bytes) -> tuple[list[Entry], list[str]]:
+    """The entries of an index, and its invalid lines."""
+    entries: list[Entry] = []
+    unreadable: list[str] = []
+    for line in index.decode("utf-8", "replace").splitlines():
+        try:
+            entries.append(Entry.from_line(line))
+        except (ValueError, KeyError, TypeError):
+            unreadable.append(line)
+    return entries, unreadable
+
+
+def read_spec(path: Path) -> Spec:
+    """The Spec of the store in a folder. Raises :class:`DataError` when it is missing or damaged."""
+    file = path / "spec.json"
+    remedy = f"copy {file.name} from a run that was trained on it, or choose another folder with data=…"
+    if not file.exists() and (path / "index.jsonl").exists():
+        raise DataError(f"{file} is missing; {remedy}")
+    if not file.exists():
+        raise DataError(f"no data at {path}; python -m worldmodel.collect data={path} records some")
+    try:
+        return Spec.from_json(file.read_text())
+    except (DataError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} is damaged: {error}; {remedy}") from error
+
+
+def check_same_spec(path: Path, there: Spec, wanted: Spec) -> None:
+    """Raises :class:`DataError` naming the first field in which two Specs differ."""
+    for field in dataclasses.fields(Spec):
+        old, new = (json.loads(spec.to_json())[field.name] for spec in (there, wanted))
+        if old != new:
+            raise DataError(
+                f"{path} holds data with {field.name} {short(old)}, not {short(new)}; choose another folder with data=…"
+            )
+
+
+class Shards:
+    """The files ``shard-NNNNN.frames`` and ``shard-NNNNN.steps`` of a folder. Offsets are counted in frames."""
+
+    def __init__(self, path: Path, frame_shape: tuple[int, ...]):
+        self.path, self.frame_shape = path, frame_shape
+        self.frame_bytes = int(np.prod(frame_shape))
+        self.item_bytes = {"frames": self.frame_bytes, "steps": STEP.itemsize}
+        self._maps: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def file(self, shard: int, kind: str) -> Path:
+        return self.path / f"shard-{shard:05d}.{kind}"
+
+    def read(self, entry: Entry, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        """Frames ``first`` to ``last`` (excluded) of an episode and their records, as views of the memory map."""
+        maps = self._maps.get(entry.shard)
+        if maps is None:
+            maps = self._maps[entry.shard] = self._map(entry.shard)
+        part = slice(entry.offset + first, entry.offset + last)
+        return maps[0][part], maps[1][part]
+
+    def write(self, shard: int, offset: int, frames: list[np.ndarray], records: list[np.ndarray]) -> None:
+        """Write consecutive episodes, starting at ``offset``."""
+        for kind, arrays in (("frames", frames), ("steps", records)):
+            joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)  # a single one is not copied
+            write_at(self.file(shard, kind), offset * self.item_bytes[kind], joined)
+        self._maps.pop(shard, None)  # an older map may cover overwritten bytes
+
+    def place(self, last: Entry | None, sizes: Sequence[int]) -> tuple[int, int, int]:
+        """Shard and offset for episodes of ``sizes`` bytes of frames, and how many of them fit there, at least one.
+
+        They follow the ``last`` episode of the store, or begin a new shard if the first one does not fit.
+        """
+        shard, offset = (0, 0) if last is None else (last.shard, last.end)
+        if last is not None and offset * self.frame_bytes + sizes[0] > SHARD_BYTES:
+            shard, offset = last.shard + 1, 0
+        ends = offset * self.frame_bytes + np.cumsum(sizes)
+        return shard, offset, max(1, int(np.searchsorted(ends, SHARD_BYTES, side="right")))
+
+    def missing(self, entries: Iterable[Entry]) -> dict[Entry, str]:
+        """Entries whose files are missing or too short, with the reason."""
+        missing: dict[Entry, str] = {}
+        frames: dict[tuple[int, str], int] = {}  # number in each file; -1 for a missing file
+        for entry in entries:
+            for kind, size in self.item_bytes.items():
+                if (place := (entry.shard, kind)) not in frames:
+                    file = self.file(*place)
+                    frames[place] = file.stat().st_size // size if file.exists() else -1
+                if frames[place] < entry.end:
+                    how = "missing" if frames[place] < 0 else "cut off"
+                    missing.setdefault(entry, f"{self.file(*place).name} is {how}")
+        return missing
+
+    def _map(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
+        frames: np.ndarray = np.memmap(self.file(shard, "frames"), np.uint8, "r")
+        whole = len(frames) // self.frame_bytes
+        frames = frames[: whole * self.frame_bytes].reshape(whole, *self.frame_shape)
+        return frames.view(np.ndarray), np.fromfile(self.file(shard, "steps"), STEP)

@@ -27,14 +27,22 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Literal
 
 import numpy as np
 
-from worldmodel.data.index import HELD_OUT_EVERY, Entry, check_same_spec, parse_index, read_spec
-from worldmodel.data.records import Item, check_fits, checksum, to_records
-from worldmodel.data.shards import Shards
+from worldmodel.data.records import (
+    HELD_OUT_EVERY,
+    Entry,
+    Item,
+    Shards,
+    check_fits,
+    check_same_spec,
+    checksum,
+    parse_index,
+    read_spec,
+    to_records,
+)
 from worldmodel.errors import BusyError, DataError
 from worldmodel.types import Episode, Spec
 from worldmodel.util.files import append_line, replace_text, take_lock
@@ -99,9 +107,7 @@ class EpisodeStore:
     def __enter__(self) -> EpisodeStore:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -136,10 +142,10 @@ class EpisodeStore:
     def split(self, name: Split) -> np.ndarray:
         """Indices of the episodes for training, of those held out, or of all. (n,) int64."""
         held_out = np.array([entry.held_out for entry in self.entries], bool)
-        if name not in ("train", "held_out", "all"):
+        splits = {"train": ~held_out, "held_out": held_out, "all": np.ones_like(held_out)}
+        if name not in splits:
             raise DataError(f"unknown split {name!r}; choose train, held_out or all")
-        wanted = {"train": ~held_out, "held_out": held_out, "all": np.ones_like(held_out)}[name]
-        return np.flatnonzero(wanted)
+        return np.flatnonzero(splits[name])
 
     def episode(self, index: int) -> Episode:
         """Episode ``index``; its frames are a read-only view of the memory map.
@@ -199,13 +205,12 @@ class EpisodeStore:
         crcs = [checksum(*parts) for parts in zip(frames, records, strict=True)]
         entries: list[Entry] = []
         any_held_out = any(entry.held_out for entry in self.entries)
-        for item, crc in zip(items, crcs, strict=True):
-            count = len(self) + len(entries) + 1
-            needed = count >= HELD_OUT_FROM and not any_held_out
+        for number, (item, crc) in enumerate(zip(items, crcs, strict=True)):
+            needed = len(self) + number + 1 >= HELD_OUT_FROM and not any_held_out
             held_out = crc % HELD_OUT_EVERY == 0 or needed if item.held_out is None else item.held_out
             any_held_out |= held_out
             entry = Entry(
-                episode=self.next_number + len(entries),
+                episode=self.next_number + number,
                 shard=shard,
                 offset=entries[-1].end if entries else offset,
                 length=item.episode.steps,
@@ -218,7 +223,6 @@ class EpisodeStore:
             entries.append(entry)
         self._shards.write(shard, offset, frames, records)
         append_line(self.path / "index.jsonl", "\n".join(entry.to_line() for entry in entries))
-        self._shards.forget(shard)
         self.entries += entries
         self.next_number += len(entries)
 
@@ -239,9 +243,7 @@ class EpisodeStore:
                 self.episode(index)
             except DataError:
                 damaged[entry] = "wrong checksum"
-        before = len(self.damaged)
-        self._set_aside(damaged, 0)
-        return self.damaged[before:]
+        return self._set_aside(damaged)
 
     def _describe(self, entry: Entry) -> str:
         return f"episode {entry.episode} in {self._shards.file(entry.shard, 'frames')}"
@@ -260,10 +262,10 @@ class EpisodeStore:
         self.next_number = max(known, len(self.entries) + len(unreadable) + lost)
         self._set_aside(self._shards.missing(self.entries), len(unreadable))
 
-    def _set_aside(self, damaged: dict[Entry, str], unreadable: int) -> None:
+    def _set_aside(self, damaged: dict[Entry, str], unreadable: int = 0) -> list[str]:
         """Leave damaged entries out, log them, and move their lines to damaged.jsonl if the folder is writable."""
         if not damaged and not unreadable:
-            return
+            return []
         reports = [f"{self._describe(entry)}: {reason}" for entry, reason in damaged.items()]
         if unreadable:
             reports.append(f"{self.path / 'index.jsonl'}: unreadable lines: {unreadable}")
@@ -275,13 +277,13 @@ class EpisodeStore:
         self.entries = [entry for entry in self.entries if entry not in damaged]
         with contextlib.suppress(OSError):  # the folder may be read-only
             lock = self._lock or take_lock(self.path)
-            if lock is None:  # another process is writing
-                return
-            try:
-                self._move_lines(damaged)
-            finally:
-                if lock is not self._lock:
-                    lock.close()
+            if lock is not None:  # else another process is writing
+                try:
+                    self._move_lines(damaged)
+                finally:
+                    if lock is not self._lock:
+                        lock.close()
+        return reports
 
     def _move_lines(self, damaged: dict[Entry, str]) -> None:
         """Under the lock, move the lines of damaged entries from the index to damaged.jsonl."""

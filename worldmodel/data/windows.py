@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from worldmodel.data.codes import CodeStore
 from worldmodel.data.records import STEP
 from worldmodel.data.store import EpisodeStore, Split
 from worldmodel.errors import DataError
@@ -16,14 +16,6 @@ from worldmodel.types import NO_ACTION, Segment
 
 REACH = 20
 """Number of steps before a rare reward that count as near it."""
-
-
-class Codes(Protocol):
-    """Codes of all episodes of a store; see :class:`worldmodel.data.codes.CodeStore`."""
-
-    store: EpisodeStore
-    codes: np.ndarray  # (frames of all episodes, *grid) unsigned
-    starts: np.ndarray  # (E,) int64: the row of each episode's first frame
 
 
 class Windows:
@@ -38,7 +30,7 @@ class Windows:
 
     def __init__(
         self,
-        source: EpisodeStore | Codes,
+        source: EpisodeStore | CodeStore,
         episodes: Split | Sequence[int] | np.ndarray = "all",
         length: int = 1,
         lead: int = 0,
@@ -99,7 +91,11 @@ class Windows:
         For that, windows may extend beyond both ends of an episode, with padding. Raises :class:`DataError` when there
         is no episode.
         """
-        self._check_any()
+        if not len(self.episodes):
+            raise DataError(
+                f"no episode to take windows from: {self.store.path} has {len(self.store)}, "
+                f"{len(self.store.split('held_out'))} of them held out; python -m worldmodel.collect records more"
+            )
         if self.whole:
             return self._sample_whole(batch, generator)
         # In an episode of F frames, F + overlap windows contain a frame after the lead.
@@ -174,13 +170,6 @@ class Windows:
             count = np.minimum(self.length, self.sizes[which[part]] - first[part])
             yield self._cut(which[part], first[part], count, self.length)
 
-    def _check_any(self) -> None:
-        if not len(self.episodes):
-            raise DataError(
-                f"no episode to take windows from: {self.store.path} has {len(self.store)}, "
-                f"{len(self.store.split('held_out'))} of them held out; python -m worldmodel.collect records more"
-            )
-
     def _cut(
         self, which: np.ndarray, first: np.ndarray, count: np.ndarray, length: int, missing: np.ndarray | int = 0
     ) -> Segment:
@@ -197,7 +186,9 @@ class Windows:
         if isinstance(self.source, EpisodeStore):
             frames = self._frames(which, first, valid)
         else:
-            codes = self._codes(self.source, which, inside, valid)
+            episode_rows = self.source.starts[self.episodes[which]][:, None] + inside
+            codes = torch.from_numpy(self.source.codes[episode_rows].astype(np.int64))
+            codes *= valid.reshape(*valid.shape, *[1] * (codes.ndim - 2))
         return Segment(
             actions=self._actions[rows].masked_fill_(~valid, NO_ACTION),
             rewards=self._rewards[rows].masked_fill_(~valid, 0.0),
@@ -214,8 +205,3 @@ class Windows:
         for row, (episode, begin, mask) in enumerate(zip(self.episodes[which], first, valid.numpy(), strict=True)):
             frames[row, mask] = self.store.read(int(episode), int(begin), int(begin + mask.sum()))[0]
         return torch.from_numpy(frames)
-
-    def _codes(self, source: Codes, which: np.ndarray, inside: np.ndarray, valid: Tensor) -> Tensor:
-        rows = source.starts[self.episodes[which]][:, None] + inside
-        codes = torch.from_numpy(source.codes[rows].astype(np.int64))
-        return codes * valid.reshape(*valid.shape, *[1] * (codes.ndim - 2))
