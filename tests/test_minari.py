@@ -13,8 +13,7 @@ import pytest
 from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete, Space, Tuple
 from test_take_in import take_in
 
-from worldmodel.data.fill import fill
-from worldmodel.data.sources import Minari
+from worldmodel.data.sources import Minari, fill
 from worldmodel.data.sources.minari import names_of
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import DataError

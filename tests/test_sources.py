@@ -19,8 +19,7 @@ from PIL import Image
 from recordings import tiny_minari, tiny_npz
 from sounds import tiny_timit, tiny_vctk
 
-from worldmodel.data.fill import fill
-from worldmodel.data.sources import CIFAR10, ImageFolder, Recordings, Source
+from worldmodel.data.sources import CIFAR10, ImageFolder, Recordings, Source, fill
 from worldmodel.data.sources.images import read_image
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import DataError

@@ -12,7 +12,7 @@ from sounds import RATE, put, sphere, tiny_vctk, voice, write_timit, write_vctk
 from test_sources import shared
 from test_take_in import take_in
 
-from worldmodel.data.fill import fill
+from worldmodel.data.sources import fill
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import DataError
 from worldmodel.speech.mulaw import SILENCE, to_samples, to_wave

@@ -44,7 +44,7 @@ def take_in(args: argparse.Namespace, config: DictConfig) -> None:
     """
     from omegaconf import OmegaConf
 
-    from worldmodel.data.fill import fill
+    from worldmodel.data.sources import fill
     from worldmodel.data.store import SOURCE, EpisodeStore
     from worldmodel.runs.data import build_source
     from worldmodel.util.files import replace_text

@@ -9,7 +9,6 @@ https://www.cs.toronto.edu/~kriz/cifar.html
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import pickle
 from pathlib import Path
@@ -42,23 +41,15 @@ class CIFAR10(Source):
             raise DataError(f"there is no {lacking} in {folder}; source.path=… names the folder cifar-10-batches-py")
         names = read_names(folder / META)
         self.spec = Spec(name, SHAPE, names, rate=1.0)
-        self._batches = [read_batch(file, len(names)) for file in files]
-        self._held_out = [file.name == TEST for file in files]
-        self._places = [(b, row) for b, batch in enumerate(self._batches) for row in range(len(batch.labels))]
-        self.keys = [f"{files[batch].name}/{row}" for batch, row in self._places]
+        self.keys: list[str] = []
+        self._items: list[tuple[np.ndarray, int, bool]] = []  # image, label, whether it is held out
+        for file in files:
+            images, labels = read_batch(file, len(names))
+            self.keys += [f"{file.name}/{row}" for row in range(len(labels))]
+            self._items += [(image, label, file.name == TEST) for image, label in zip(images, labels, strict=True)]
 
     def read(self, index: int) -> Item:
-        number, row = self._places[index]
-        batch = self._batches[number]
-        return image_item(batch.images[row], int(batch.labels[row]), self._held_out[number], self.keys[index])
-
-
-@dataclasses.dataclass(frozen=True)
-class Batch:
-    """One file of images."""
-
-    images: np.ndarray  # (n, 3, 32, 32) uint8
-    labels: np.ndarray  # (n,) int64
+        return image_item(*self._items[index], self.keys[index])
 
 
 def read_names(file: Path) -> tuple[str, ...]:
@@ -69,19 +60,18 @@ def read_names(file: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def read_batch(file: Path, classes: int) -> Batch:
-    """The images of one file, with labels in [0, classes). Raises :class:`DataError`."""
+def read_batch(file: Path, classes: int) -> tuple[np.ndarray, list[int]]:
+    """The images (n, 3, 32, 32) uint8 of one file, and their labels in [0, classes). Raises :class:`DataError`."""
     content = unpickle(file)
     data, labels = content.get("data"), content.get("labels")
     size = int(np.prod(SHAPE))
-    if not isinstance(data, _Array) or data.kind != "u1" or data.shape[1:] != (size,) or not data.is_whole:
+    if not isinstance(data, _Array) or data.rows is None or data.rows.shape[1] != size:
         raise DataError(f"{file} holds no array of n × {size} bytes under the name data; it is no batch of CIFAR-10")
     if not isinstance(labels, list) or not all(type(label) is int and 0 <= label < classes for label in labels):
         raise DataError(f"{file} holds labels that are none of the {classes} classes")
-    if len(labels) != data.shape[0]:
-        raise DataError(f"{file} holds {data.shape[0]} images and {len(labels)} labels")
-    images = np.frombuffer(data.bytes, np.uint8).reshape(-1, *SHAPE)
-    return Batch(images, np.array(labels, np.int64))
+    if len(labels) != len(data.rows):
+        raise DataError(f"{file} holds {len(data.rows)} images and {len(labels)} labels")
+    return data.rows.reshape(-1, *SHAPE), labels
 
 
 def unpickle(file: Path) -> dict[str, Any]:
@@ -110,42 +100,23 @@ class _Type:
 
 
 class _Array:
-    """Replaces ``numpy.ndarray``: the constructor arguments of an array."""
+    """Stands for ``numpy.ndarray``, of which it accepts a table of bytes."""
 
-    shape: tuple[int, ...] = ()
-    kind = ""
-    bytes = b""
-    rows_first = True
+    rows: np.ndarray | None = None  # (n, width) uint8; None for any other array
 
     def __setstate__(self, state: Any) -> None:
         _, shape, kind, columns_first, content = state
-        self.shape = tuple(int(size) for size in shape)
-        self.kind = kind.letters if isinstance(kind, _Type) else ""
-        self.bytes = content.encode("latin1") if isinstance(content, str) else bytes(content)
-        self.rows_first = not columns_first
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether its bytes are those of an array of its shape, row by row."""
-        return len(self.shape) == 2 and self.rows_first and len(self.bytes) == self.shape[0] * self.shape[1]
-
-
-def _encode(text: str, encoding: str = "") -> bytes:
-    """Stands for ``_codecs.encode``, by which Python 3 writes bytes for Python 2."""
-    return text.encode("latin1")
-
-
-def _reconstruct(*arguments: object) -> _Array:
-    """Stands for the function of numpy that makes an empty array, to be filled by its state."""
-    return _Array()
+        values = content.encode("latin1") if isinstance(content, str) else bytes(content)
+        if isinstance(kind, _Type) and kind.letters == "u1" and not columns_first and len(shape) == 2:
+            self.rows = np.frombuffer(values, np.uint8).reshape(shape)
 
 
 _STAND_INS: dict[tuple[str, str], Any] = {
-    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy.core.multiarray", "_reconstruct"): lambda *arguments: _Array(),  # an empty array, to be filled by its state
+    ("numpy._core.multiarray", "_reconstruct"): lambda *arguments: _Array(),
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Type,
-    ("_codecs", "encode"): _encode,
+    ("_codecs", "encode"): lambda text, encoding: text.encode("latin1"),  # by which Python 3 writes bytes for Python 2
 }
 
 

@@ -23,11 +23,7 @@ from worldmodel.util.ranges import FramesPerSecond, Names, Pixels, Text
 
 SPEC = "worldmodel_spec"
 """Key of an export's Spec in the metadata of a data set."""
-PACKAGES = {
-    "ALE/": "ale_py",
-    "MiniGrid-": "minigrid",
-    "BabyAI-": "minigrid",
-}  # prefix of an id → package
+PACKAGES = {"ALE/": "ale_py", "MiniGrid-": "minigrid", "BabyAI-": "minigrid"}  # prefix of an id → package
 
 
 def package(name: str = "minari") -> ModuleType:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from worldmodel.data.pictures import frame_shape, to_frames
 from worldmodel.data.records import Item
 from worldmodel.data.sources.base import Source, check_folder, recorded_spec
-from worldmodel.data.sources.npz_file import KEYS, FrameStream, Key, Recording, look
+from worldmodel.data.sources.npz_file import KEYS, FrameStream, Key, Recording, damage, look
 from worldmodel.errors import DataError
 from worldmodel.types import Episode, Spec
 from worldmodel.util.ranges import Count, FramesPerSecond, Names, Pixels, Text
@@ -98,7 +99,7 @@ class Arrays(Source):
         self.spec = recorded_spec(name, shape, actions, _own_spec(root), action_names, fps)
         self._size, self._name = size, called["obs"]
         self._streams = threading.local()  # one per thread, read from start to end
-        self._checked: dict[Path, str] = {}  # files whose frames were read completely; their error, if any
+        self._damage = functools.cache(damage)
         self._lock = threading.Lock()
 
     def read(self, index: int) -> Item:
@@ -118,7 +119,9 @@ class Arrays(Source):
 
     def _frames(self, recording: Recording, piece: _Piece) -> np.ndarray:
         """(T, C, H, W) uint8 of an episode. Raises :class:`DataError` when the file is damaged, wherever it is."""
-        self._check(recording.file)
+        with self._lock:  # a frame is only known to be right after the checksum of the whole file
+            if reason := self._damage(recording.file):
+                raise DataError(reason)
         stream: FrameStream | None = getattr(self._streams, "open", None)
         if stream is None or stream.file != recording.file or not stream.reaches(piece.first):
             if stream is not None:
@@ -130,21 +133,6 @@ class Arrays(Source):
             frames[at : at + count] = to_frames(stream.read(piece.first + at, count), self._size)
         frames[piece.recorded :] = frames[piece.recorded - 1]
         return frames
-
-    def _check(self, file: Path) -> None:
-        """A zip's checksum is of all its bytes: an episode is not believed before all of the file was seen."""
-        with self._lock:
-            if file not in self._checked:
-                stream = FrameStream(file, self._name)
-                try:
-                    stream.check()
-                    self._checked[file] = ""
-                except DataError as error:
-                    self._checked[file] = str(error)
-                finally:
-                    stream.close()
-            if reason := self._checked[file]:
-                raise DataError(reason)
 
 
 def _find(path: str) -> tuple[Path, list[Path]]:
