@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from worldmodel.heads.embedding import CodeEmbedding
+from worldmodel.heads.base import CodeEmbedding
 from worldmodel.nn.convnets import CONV
 from worldmodel.priors.outcomes import BINS, SPAN, symexp, two_hot
 from worldmodel.tokenizers import Tokenizer

@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 from worldmodel.errors import ConfigError
-from worldmodel.likelihoods.categorical import Categorical
-from worldmodel.likelihoods.logistic import LogisticMixture
-from worldmodel.likelihoods.squared_error import SquaredError
+from worldmodel.likelihoods import Categorical, LogisticMixture, SquaredError
 from worldmodel.quantizers import VectorQuantizer
 from worldmodel.tokenizers import VAE, VIMCO, VQVAE, Autoencoder, Tokenizer, vimco
 from worldmodel.tokenizers.base import importance_weighted
@@ -71,7 +69,7 @@ def all_grids(model: Tokenizer) -> Tensor:
 def conditional(model: VQVAE | VIMCO, frame: Tensor) -> Tensor:
     """log p(frame | z) for every grid, (K^N,)."""
     grids = all_grids(model)
-    lookup = model.quantizer.lookup if isinstance(model, VQVAE) else model.lookup
+    lookup = model.quantizer.lookup if isinstance(model, VQVAE) else model.read
     return model.log_likelihood(to_float(frame.expand(len(grids), *model.frame_shape)), lookup(grids))
 
 

@@ -10,10 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from worldmodel.likelihoods import Categorical, LogisticMixture, SquaredError
 from worldmodel.likelihoods.base import NUM_VALUES, Likelihood, frames_of
-from worldmodel.likelihoods.categorical import Categorical
-from worldmodel.likelihoods.logistic import LogisticMixture
-from worldmodel.likelihoods.squared_error import SquaredError
 from worldmodel.types import to_float
 
 EXACT = {

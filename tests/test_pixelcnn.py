@@ -120,7 +120,7 @@ def test_wrong_guesses_leave_no_trace(grid: tuple[int, ...], codebook: tuple[int
         torch.testing.assert_close(again, full[rows, start : start + 2], rtol=1e-9, atol=1e-9)
         if start == count // 2:
             keep = torch.tensor([2, 0])
-            state, rows = head.select(state, keep), rows[keep]
+            state, rows = state.select(keep), rows[keep]
 
 
 @pytest.mark.parametrize(("grid", "codebook"), [((2, 1, 2), (2, 3, 2)), ((1, 2, 2), (3, 2)), ((2, 2), (3, 2))])
@@ -199,7 +199,7 @@ class Slots(Tokenizer):
 
     grid, num_codes, frame_shape = (2, 3, 2), 5, (3, 8, 12)
 
-    def _reconstruction(self, *_: Any) -> Any:
+    def _forward(self, *_: Any) -> Any:
         raise NotImplementedError
 
     def _encode(self, *_: Any) -> Tensor:

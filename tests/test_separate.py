@@ -20,7 +20,7 @@ from worldmodel import collect, convert, evaluate, speak, train
 from worldmodel.errors import ConfigError
 from worldmodel.heads import Ancestral, Predictive, TransformerHead
 from worldmodel.heads.hierarchy import HierarchyHead
-from worldmodel.likelihoods.categorical import Categorical
+from worldmodel.likelihoods import Categorical
 from worldmodel.priors import ConvTrunk, Prior
 from worldmodel.priors.frame_transformer import FrameTransformer
 from worldmodel.quantizers import ProductQuantizer, VectorQuantizer

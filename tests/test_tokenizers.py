@@ -13,7 +13,7 @@ from tiny import AUTOENCODERS, SPEC, frames, tiny_autoencoder, tiny_tokenizer
 
 from worldmodel.config.cli import compose_config
 from worldmodel.errors import ConfigError
-from worldmodel.likelihoods.logistic import LogisticMixture
+from worldmodel.likelihoods import LogisticMixture
 from worldmodel.quantizers import FiniteScalarQuantizer, ProductQuantizer, VectorQuantizer
 from worldmodel.runs.build import build_prior, build_tokenizer
 from worldmodel.runs.load import load_weights, save_weights

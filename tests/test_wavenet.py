@@ -9,10 +9,8 @@ import pytest
 import torch
 
 from worldmodel.errors import ConfigError
+from worldmodel.likelihoods import Categorical, LogisticMixture, SquaredError
 from worldmodel.likelihoods.base import frames_of
-from worldmodel.likelihoods.categorical import Categorical
-from worldmodel.likelihoods.logistic import LogisticMixture
-from worldmodel.likelihoods.squared_error import SquaredError
 from worldmodel.speech.nn.wavenet import WaveNetLikelihood
 
 SMALL = {"width": 8, "layers": 4, "cycle": 3, "hidden": 8}

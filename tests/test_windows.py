@@ -206,7 +206,7 @@ class FourCodes(Tokenizer):
         self.encoded += len(frames)
         return ((frames + 1) * 127.5).round().long().flatten(1) + self.offset
 
-    def _reconstruction(self, *_: Any) -> Reconstruction:
+    def _forward(self, *_: Any) -> Reconstruction:
         raise NotImplementedError
 
     def expected_frames(self, *_: Any) -> Tensor:

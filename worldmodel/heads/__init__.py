@@ -2,8 +2,7 @@
 
 from worldmodel.heads.base import GridSpec, Head
 from worldmodel.heads.hierarchy import HierarchyHead
-from worldmodel.heads.pixelcnn import PixelCNNHead
-from worldmodel.heads.pixels import PixelCNNLikelihood
+from worldmodel.heads.pixelcnn import PixelCNNHead, PixelCNNLikelihood
 from worldmodel.heads.sampling import Ancestral, Predictive, Randomness, Sampler, make_sampler
 from worldmodel.heads.transformer import TransformerHead
 

@@ -1,4 +1,4 @@
-"""The interface of heads: an autoregressive distribution over the codes of one grid, given a context per code."""
+"""The interface of heads, autoregressive distributions over the codes of one grid; and codes as vectors."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
+from worldmodel.nn.modules import Logits, RowState, project
 
 State = Any  # what a module carries from one call to the next: a tree of tensors, passed and returned, never hidden
 
@@ -28,7 +30,7 @@ class GridSpec:
     @property
     def positions(self) -> int:
         """N, the number of codes of a frame."""
-        return grid_size(self.grid)
+        return math.prod(self.grid)
 
     @property
     def num_actions(self) -> int:
@@ -62,8 +64,8 @@ class Head(nn.Module, abc.ABC):
 
     def set_order(self, order: Tensor) -> None:
         """Called once by the constructors."""
-        self.register_buffer("order", order, persistent=False)
-        self.register_buffer("place", order.argsort(), persistent=False)
+        self.order = nn.Buffer(order, persistent=False)
+        self.place = nn.Buffer(order.argsort(), persistent=False)
 
     def in_order(self, values: Tensor) -> Tensor:
         """(B, N, …) in raster order → in the order of the head."""
@@ -94,20 +96,16 @@ class Head(nn.Module, abc.ABC):
         """What :meth:`forward` returns, all in the head's order: logits[:, i] sees codes[:, :i] alone."""
 
     @abc.abstractmethod
-    def begin(self, contexts: Tensor) -> State:
+    def begin(self, contexts: Tensor) -> RowState:
         """A state for the grids of ``contexts`` (B, N, width), with nothing computed yet."""
 
     @abc.abstractmethod
-    def extend(self, state: State, codes: Tensor, start: int, stop: int) -> Tensor:
+    def extend(self, state: Any, codes: Tensor, start: int, stop: int) -> Tensor:
         """Logits (B, stop − start, K) of the positions start … stop − 1.
 
         ``codes`` (B, N): the entries before ``stop − 1`` are read. Those before ``start`` are final: what the head
         makes of them is kept in the state, in place, and is not computed again.
         """
-
-    @abc.abstractmethod
-    def select(self, state: State, rows: Tensor) -> State:
-        """The state of some rows of the batch."""
 
 
 def nats(logits: Tensor, codes: Tensor) -> Tensor:
@@ -115,6 +113,51 @@ def nats(logits: Tensor, codes: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, -2).float(), codes.flatten(), reduction="none").view(codes.shape)
 
 
-def grid_size(grid: Sequence[int]) -> int:
-    """N, the number of positions."""
-    return math.prod(grid)
+class CodeEmbedding(nn.Module):
+    """Codes (...) int64 in [-1, K) → vectors (..., width); -1 is "no code" and has a learnt vector of its own.
+
+    ``codebook`` (K, D): the tokenizer's vectors, which :func:`project` turns into the first table. Of several
+    codebooks, (S, K, D), each has a table of its own, and codes are (..., S).
+    """
+
+    def __init__(self, codebook: Tensor, width: int):
+        super().__init__()
+        books = codebook if codebook.dim() == 3 else codebook[None]
+        rows = [row for book in books for row in (torch.zeros(1, width), project(book, width))]
+        self.table = nn.Parameter(torch.cat(rows))
+        first = torch.arange(len(books)) * (codebook.shape[-2] + 1)  # where the table of each codebook begins
+        self.first = nn.Buffer(first, persistent=False) if codebook.dim() == 3 else None
+
+    def forward(self, codes: Tensor) -> Tensor:
+        return F.embedding(codes + 1 if self.first is None else codes + 1 + self.first, self.table)
+
+
+class LevelEmbedding(nn.Module):
+    """Codes of several grids in one row, (..., N) int64 in [-1, K) → (..., N, width), by a table for each grid.
+
+    ``codebook`` (levels, K, D); ``levels``: shapes of the grids, as they stand in the row.
+    """
+
+    def __init__(self, codebook: Tensor, width: int, levels: Sequence[Sequence[int]]):
+        super().__init__()
+        self.sizes = [math.prod(level) for level in levels]
+        self.embed = nn.ModuleList(CodeEmbedding(book, width) for book in codebook)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        parts = codes.split(self.sizes, -1)
+        return torch.cat([embed(part) for embed, part in zip(self.embed, parts, strict=True)], -2)
+
+
+def embedding(spec: GridSpec, width: int) -> nn.Module:
+    """Of the codes of one grid, or of those of several levels."""
+    if spec.levels:
+        return LevelEmbedding(spec.codebook, width, spec.levels)
+    return CodeEmbedding(spec.codebook, width)
+
+
+def classifier(codebook: Tensor, width: int) -> nn.Linear:
+    """width → K logits that start with the geometry of the codebook: what is near in pixels starts out as likely."""
+    layer = Logits(width, len(codebook))
+    layer.weight.data.copy_(0.04 * project(codebook, width))
+    nn.init.zeros_(layer.bias)
+    return layer

@@ -11,23 +11,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
-from worldmodel.heads.base import GridSpec, Head, State
-from worldmodel.heads.embedding import CodeEmbedding
+from worldmodel.heads.base import CodeEmbedding, GridSpec, Head
 from worldmodel.nn.convnets import CONV, ResidualBlock
-from worldmodel.nn.modules import module_list
+from worldmodel.nn.modules import RowState, module_list
 from worldmodel.util.ranges import Count
 
 
 @dataclasses.dataclass
-class HierarchyState:
+class HierarchyState(RowState):
     """What is known of the levels while they are drawn."""
 
     contexts: Tensor  # (B, N, width)
-    levels: list[State | None]  # of each level's head; None until the coarser codes were first given
+    levels: list[RowState | None]  # of each level's head; None until the coarser codes were first given
 
 
 class Above(nn.Module):
-    """What the coarser grids say to each position of a finer one: (B, N of the finer, width).
+    """The coarser grids as a context of each position of a finer one: (B, N of the finer, width).
 
     Codes are embedded, read by convolutions at the resolution of their own grid, and laid over the finer one.
     """
@@ -62,7 +61,7 @@ class HierarchyHead(Head):
         spec: of the grids, (N,) codes of all levels in one row. context_width: of the trunk's vectors.
         inner: constructors of the levels' heads, the coarsest first, called as every head is; one constructor is taken
             for all levels.
-        width: of what the coarser grids say to a finer one.
+        width: of the context that the coarser grids give to a finer one.
 
     Raises :class:`ConfigError` for a single grid.
     """
@@ -92,7 +91,7 @@ class HierarchyHead(Head):
         orders: list[Tensor] = [head.order + begin for head, begin in zip(self.heads, self.begins, strict=True)]
         self.set_order(torch.cat(orders))
         self.groups = [size for head in self.heads for size in head.groups]
-        self.register_buffer("vectors", torch.eye(codebook.shape[1]), persistent=False)
+        self.vectors = nn.Buffer(torch.eye(codebook.shape[1]), persistent=False)
 
     def _context(self, level: int, contexts: Tensor, parts: Sequence[Tensor]) -> Tensor:
         """The context of a level's positions, in its head's order, from the codes of the coarser levels."""
@@ -129,15 +128,8 @@ class HierarchyHead(Head):
             logits.append(head.extend(state.levels[level], parts[level], first, last))
         return torch.cat(logits, 1)
 
-    def select(self, state: HierarchyState, rows: Tensor) -> HierarchyState:
-        kept = [
-            None if inner is None else head.select(inner, rows)
-            for head, inner in zip(self.heads, state.levels, strict=True)
-        ]
-        return HierarchyState(state.contexts[rows], kept)
-
     def forecast(self, contexts: Tensor) -> Tensor:
         given = contexts.split(self.sizes, 1)
-        # What the coarser grids will say is not known yet.
+        # The context from the coarser grids is not known yet.
         known = [context if level == 0 else F.pad(context, (0, self.width)) for level, context in enumerate(given)]
         return torch.cat([head.forecast(context) for head, context in zip(self.heads, known, strict=True)], 1)

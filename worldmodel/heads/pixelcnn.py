@@ -1,18 +1,21 @@
-"""The gated PixelCNN as a head: codes in raster order, several codes a site if the grid has slots."""
+"""The gated PixelCNN as a head, over grids of codes, and as a decoder: a likelihood of frames given a map."""
 
 from __future__ import annotations
 
 import abc
+import copy
 import math
 from typing import Annotated, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
 from worldmodel.heads.base import GridSpec, Head
-from worldmodel.nn.embedding import centred
+from worldmodel.heads.sampling import make_sampler
+from worldmodel.likelihoods.base import NUM_VALUES, Likelihood, LossAndFrames
+from worldmodel.nn.modules import centred
 from worldmodel.nn.pixelcnn import GatedPixelCNN, GridState
 from worldmodel.nn.slots import CodePixelCNN, SlotLogits, wide
 from worldmodel.util.ranges import Count, PassedTo
@@ -32,9 +35,7 @@ class SiteHead(Head):
         self.sizes, self.model = sizes, model  # (h, w, S)
         self.groups = [1] * math.prod(sizes)
         self.set_order(torch.arange(math.prod(sizes)))
-        self.register_buffer("vectors", vectors, persistent=False)
-
-    vectors: Tensor
+        self.vectors = nn.Buffer(vectors, persistent=False)
 
     @abc.abstractmethod
     def condition(self, contexts: Tensor) -> Tensor:
@@ -53,9 +54,6 @@ class SiteHead(Head):
     def extend(self, state: GridState, codes: Tensor, start: int, stop: int) -> Tensor:
         return self.model.extend(state, codes, start, stop)
 
-    def select(self, state: GridState, rows: Tensor) -> GridState:
-        return self.model.select(state, rows)
-
 
 class PixelCNNHead(SiteHead):
     """A prior over grids of codes.
@@ -68,11 +66,7 @@ class PixelCNNHead(SiteHead):
     """
 
     def __init__(
-        self,
-        spec: GridSpec,
-        context_width: int,
-        width: Count = 128,
-        **network: Annotated[Any, PassedTo(GatedPixelCNN)],
+        self, spec: GridSpec, context_width: int, width: Count = 128, **network: Annotated[Any, PassedTo(GatedPixelCNN)]
     ):
         spec.require_one_grid(self)
         grid, codebook = spec.grid, spec.codebook
@@ -102,3 +96,101 @@ class PixelCNNHead(SiteHead):
     def forecast(self, contexts: Tensor) -> Tensor:
         x = F.silu(self.guess(self.condition(contexts).flatten(0, 2))).unflatten(-1, (self.sizes[2], -1))
         return wide(self.guess_logits(x)).reshape(*contexts.shape[:2], -1)
+
+
+class PixelHead(SiteHead):
+    """A decoder's PixelCNN on frames of one size, for the samplers. It has no guess: all values are as likely."""
+
+    def condition(self, contexts: Tensor) -> Tensor:
+        return self.sites(contexts)
+
+    def forecast(self, contexts: Tensor) -> Tensor:
+        return contexts.new_zeros(*contexts.shape[:2], len(self.vectors))
+
+
+class PixelCNNLikelihood(Likelihood):
+    """p(frame | a map of the same size): each sub-pixel sees those before it in raster order, the channels of a pixel
+    one after the other.
+
+    Args:
+        channels: C of a frame. outputs: channels of the map that the decoder has to give.
+        num_values: K of a sub-pixel, evenly spaced over [-1, 1].
+        width: of the network. network: the other settings of :class:`~worldmodel.nn.pixelcnn.GatedPixelCNN`.
+    """
+
+    keep_float32 = False  # it may learn in bfloat16; what decides on values is a float32 copy
+
+    def __init__(
+        self,
+        channels: int,
+        outputs: Count = 64,
+        num_values: Count = 256,
+        width: Count = 64,
+        **network: Annotated[Any, PassedTo(GatedPixelCNN)],
+    ):
+        super().__init__(channels)
+        self.outputs, self.num_values = outputs, num_values
+        self.exact = num_values == NUM_VALUES  # fewer values are those of another picture
+        values = torch.linspace(-1, 1, num_values)
+        # Waves of several lengths: near values start out alike, and edges can be told.
+        waves = torch.cos(torch.pi / 2 * (values + 1)[:, None] * torch.arange(1, 9)) / torch.arange(1, 9)
+        self.model = CodePixelCNN(waves.expand(channels, -1, -1), outputs, width, **network)
+        self.heads: dict[tuple[int, int], PixelHead] = {}  # by the size of frames; made when one is drawn
+
+    def log_prob(self, outputs: Tensor, frames: Tensor) -> Tensor:
+        """outputs (B, outputs, H, W), frames (B, C, H, W) float in [-1, 1] → (B, C, H, W) nats of their values."""
+        codes = self._codes(frames)
+        return -self._nats(self.model(codes, outputs.movedim(1, -1)), codes).movedim(-1, 1)
+
+    @staticmethod
+    def _nats(logits: Tensor, codes: Tensor) -> Tensor:
+        """(B, H, W, C, K), (B, H, W, C) → (B, H, W, C)."""
+        return F.cross_entropy(logits.flatten(0, -2), codes.flatten(), reduction="none").view(codes.shape)
+
+    def _codes(self, frames: Tensor) -> Tensor:
+        """(B, C, H, W) → values (B, H, W, C) int64."""
+        scaled = (frames.float() + 1) * ((self.num_values - 1) / 2)
+        return scaled.round().clamp(0, self.num_values - 1).long().movedim(1, -1)
+
+    def loss_and_frames(self, outputs: Tensor, frames: Tensor) -> LossAndFrames:
+        codes = self._codes(frames)
+        logits = self.model(codes, outputs.movedim(1, -1))
+        values = torch.linspace(-1, 1, self.num_values, device=logits.device)
+        expected = logits.detach().float().softmax(-1) @ values
+        return LossAndFrames(self._nats(logits, codes).mean(), expected.movedim(-1, 1))
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        """outputs (B, outputs, H, W) → (B, C, H, W) in [-1, 1]: the frame without chance, in which every sub-pixel is
+        the value nearest to what is expected after those before it.
+
+        The expected frame itself is a sum over all frames. This one takes as long as a sample.
+        """
+        return self._draw(outputs, 0.0, None)
+
+    def sample(self, outputs: Tensor, generator: Generator | None = None, temperature: float = 1.0) -> Tensor:
+        """outputs (B, outputs, H, W) → a frame of the distribution, (B, C, H, W) in [-1, 1]."""
+        return self._draw(outputs, temperature, generator)
+
+    @torch.no_grad()
+    def _draw(self, outputs: Tensor, temperature: float, generator: Generator | None) -> Tensor:
+        size = (outputs.shape[2], outputs.shape[3])
+        head = self._head(size).to(outputs.device)
+        contexts = outputs.movedim(1, -1).flatten(1, 2).repeat_interleave(head.sizes[2], 1)
+        kind = next(head.model.parameters()).dtype
+        learning = head.model.training
+        head.model.eval()  # without dropout
+        codes, _ = make_sampler("auto", temperature).sample(head, contexts.to(kind), generator)
+        head.model.train(learning)
+        return codes.unflatten(1, head.sizes).movedim(-1, 1).float() * (2 / (self.num_values - 1)) - 1
+
+    def _head(self, size: tuple[int, int]) -> PixelHead:
+        """The PixelCNN on frames of a size; in float32, since it decides on values, whatever it was cast to."""
+        model = self.model
+        if next(model.parameters()).dtype == torch.bfloat16:
+            return PixelHead(copy.deepcopy(model).float().eval(), (*size, model.slots), self._vectors())
+        if size not in self.heads:
+            self.heads[size] = PixelHead(model, (*size, model.slots), self._vectors())
+        return self.heads[size]
+
+    def _vectors(self) -> Tensor:
+        return centred(torch.linspace(-1, 1, self.num_values)[:, None])

@@ -32,7 +32,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from worldmodel.errors import ConfigError
 from worldmodel.heads.base import Head
@@ -40,7 +40,7 @@ from worldmodel.heads.graphs import GraphCache
 
 TIE = {torch.float64: 1e-9, torch.float32: 5e-5, torch.bfloat16: 0.0, torch.float16: 0.0}
 GRAPHS = GraphCache()
-Randomness = torch.Generator | Sequence[np.random.Generator] | None
+Randomness = Generator | Sequence[np.random.Generator] | None
 """Where noise comes from: one source for the batch, or one a row, so that no row's draws depend on the other rows."""
 PAYS_OFF = 15  # ancestral passes a trajectory from which on the predictive sampler is the faster one on a CPU
 
@@ -80,7 +80,7 @@ class Sampler(abc.ABC):
         """Gumbel noise of a shape (B, N, K), on the device and of the type of ``like``; none at temperature 0."""
         if self.temperature == 0:
             return None
-        if generator is None or isinstance(generator, torch.Generator):
+        if generator is None or isinstance(generator, Generator):
             device = generator.device if generator is not None else like.device
             uniform = torch.rand(shape, generator=generator, device=device, dtype=torch.float32)
         else:
@@ -196,7 +196,7 @@ class Predictive(Sampler):
                 keep = (~done).nonzero().flatten()
                 rows, codes, verified, tie = rows[keep], codes[keep], verified[keep], tie[keep]
                 noise = None if noise is None else noise[keep]
-                state = head.select(state, keep)
+                state = state.select(keep)
         return result, torch.tensor(total / batch), ambiguous
 
 

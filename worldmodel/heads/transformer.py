@@ -10,22 +10,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldmodel.heads.base import GridSpec, Head
-from worldmodel.heads.embedding import CodeEmbedding, centred, classifier
+from worldmodel.heads.base import CodeEmbedding, GridSpec, Head, classifier
 from worldmodel.heads.order import OrderName, make_order
-from worldmodel.nn.modules import module_list
+from worldmodel.nn.modules import RowState, centred, module_list
 from worldmodel.util.ranges import Count
 
 
 @dataclasses.dataclass
-class HeadState:
+class HeadState(RowState):
     """What is known of the grids while they are drawn."""
 
     inputs: Tensor  # (B, N, width): the part of every position's input that is known beforehand
     keys: list[Tensor]  # a block: (B, heads, 1 + N, width / heads), the first belongs to no code
     values: list[Tensor]
     known: int = 0  # keys and values of the codes before are final
-    tables: Tensor | None = None  # what `TransformerHead.tables` returned
+    tables: Tables | None = None  # what `TransformerHead.tables` returned
 
 
 class Tables(NamedTuple):
@@ -103,13 +102,14 @@ class TransformerHead(Head):
         walk = make_order(order, spec.grid)
         self.phases, self.groups = walk.phases, walk.groups
         self.set_order(walk.positions)
-        self.register_buffer("neighbours", walk.neighbours, persistent=False)
-        self.register_buffer("vectors", centred(codebook), persistent=False)
+        self.neighbours = nn.Buffer(walk.neighbours, persistent=False)
+        self.vectors = nn.Buffer(centred(codebook), persistent=False)
         sizes = torch.tensor(self.groups)
         begins = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)  # (N,) where the group of each position begins
         self.begins = begins.tolist()
         hidden = torch.arange(-1, self.positions) >= begins[:, None]
-        self.register_buffer("bias", torch.zeros(hidden.shape).masked_fill(hidden, -math.inf), persistent=False)
+        # (N, 1 + N): 0 where a position may look, −∞ elsewhere; the first column is "nothing".
+        self.bias = nn.Buffer(torch.zeros(hidden.shape).masked_fill(hidden, -math.inf), persistent=False)
         size = walk.neighbours.shape[1] * embed
         self.enter_codes = module_list(nn.Linear(size, width, bias=False) for _ in self.phases)
         self.enter_context = nn.Linear(context_width, width)
@@ -121,12 +121,9 @@ class TransformerHead(Head):
         self.guess = nn.Sequential(nn.Linear(context_width, width), nn.SiLU(), classifier(codebook, width))
         phase = torch.arange(len(self.phases)).repeat_interleave(torch.tensor(self.phases))
         rows = torch.arange(walk.neighbours.shape[1]) + walk.neighbours.shape[1] * phase[:, None]
-        self.register_buffer("rows", rows * (len(codebook) + 1), persistent=False)
+        rows = rows * (len(codebook) + 1)  # (N, 8) int64: where in the tables the answers of each neighbour begin
+        self.rows = nn.Buffer(rows, persistent=False)
         self._tables: Tables | None = None
-
-    rows: Tensor  # (N, 8) int64: where in the tables the answers of each neighbour begin
-    neighbours: Tensor
-    bias: Tensor  # (N, 1 + N): 0 where a position may look, −∞ elsewhere; the first column is "nothing"
 
     def ordered_logits(self, codes: Tensor, contexts: Tensor) -> Tensor:
         inputs = self.enter_context(contexts) + self.position
@@ -161,10 +158,6 @@ class TransformerHead(Head):
         state.known = max(a, min(start, seen))
         return self.logits(self.norm(x)).float()
 
-    def select(self, state: HeadState, rows: Tensor) -> HeadState:
-        keys, values = ([kept[rows] for kept in part] for part in (state.keys, state.values))
-        return HeadState(state.inputs[rows], keys, values, state.known, state.tables)
-
     def forecast(self, contexts: Tensor) -> Tensor:
         return self.guess(contexts).float()
 
@@ -172,8 +165,8 @@ class TransformerHead(Head):
         """codes (B, n) and the inputs of their positions (B, n, width) → what may be looked at, (B, n, width)."""
         return self.norm_memory(self.embed_memory(codes) + inputs)
 
-    def tables(self) -> Tensor | None:
-        """What every code says as the neighbour at each place of each phase, (phases × 8 × (K + 1), width).
+    def tables(self) -> Tables | None:
+        """The contribution of every code as the neighbour at each place of each phase.
 
         Sampling looks it up instead of multiplying by a small matrix for every phase, which took a third of a pass.
         Kept until a weight changes. None where gradients are wanted, and on a GPU: a CUDA graph would keep an old one.
@@ -187,14 +180,14 @@ class TransformerHead(Head):
             places = [weight.unflatten(1, (-1, codes.shape[1])) for weight in weights[1:]]
             products = torch.cat([torch.einsum("ke,wse->skw", codes, place) for place in places])
             self._tables = Tables(key, weights, products.flatten(0, 1))
-        return self._tables.products
+        return self._tables
 
-    def _near(self, codes: Tensor, start: int, stop: int, tables: Tensor | None = None) -> Tensor:
-        """What the neighbours say to the positions start … stop − 1: (B, stop − start, width)."""
+    def _near(self, codes: Tensor, start: int, stop: int, tables: Tables | None = None) -> Tensor:
+        """The contributions of the neighbours to the positions start … stop − 1: (B, stop − start, width)."""
         known = F.pad(codes, (0, 1), value=-1)[:, self.neighbours[start:stop]]
         if tables is not None:
             rows = (known + 1 + self.rows[start:stop]).flatten(0, 1)
-            return F.embedding_bag(rows, tables, mode="sum").unflatten(0, known.shape[:2])
+            return F.embedding_bag(rows, tables.products, mode="sum").unflatten(0, known.shape[:2])
         near = self.embed(known).flatten(2)
         parts, first = [], 0
         for size, enter in zip(self.phases, self.enter_codes, strict=True):

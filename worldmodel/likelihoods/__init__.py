@@ -1,17 +1,6 @@
 """Likelihoods: the distribution over the values of a frame that a decoder's outputs describe."""
 
-from worldmodel.likelihoods.base import NUM_VALUES, Likelihood, LossAndFrames, frames_of, values_of
-from worldmodel.likelihoods.categorical import Categorical
-from worldmodel.likelihoods.logistic import LogisticMixture
-from worldmodel.likelihoods.squared_error import SquaredError
+from worldmodel.likelihoods.base import Likelihood, LossAndFrames, SquaredError
+from worldmodel.likelihoods.exact import Categorical, LogisticMixture
 
-__all__ = [
-    "NUM_VALUES",
-    "Categorical",
-    "Likelihood",
-    "LogisticMixture",
-    "SquaredError",
-    "LossAndFrames",
-    "frames_of",
-    "values_of",
-]
+__all__ = ["Categorical", "Likelihood", "LogisticMixture", "LossAndFrames", "SquaredError"]

@@ -1,12 +1,13 @@
-"""Small additions to PyTorch's modules, most of them for the type checker."""
+"""Small additions to PyTorch: typed lists of modules, states of rows, noise, and starts of learnt tables."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 import torch
-from torch import nn
+from torch import Generator, Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -26,3 +27,41 @@ class Logits(nn.Linear):
     """A linear layer that makes logits, whose weights Adam trains where Muon trains those of other layers."""
 
     keep_adam = True
+
+
+class RowState:
+    """Base of dataclasses that hold tensors of a batch: its first dimension is that of every tensor, list of tensors
+    and nested state among the fields. All rows share the other fields."""
+
+    def select(self, rows: Tensor) -> Self:
+        """The state of some rows of the batch."""
+        fields = {name: _select(value, rows) for name, value in vars(self).items()}
+        return dataclasses.replace(cast(Any, self), **fields)
+
+
+def _select(value: Any, rows: Tensor) -> Any:
+    if isinstance(value, Tensor):
+        return value[rows]
+    if isinstance(value, list):
+        return [_select(item, rows) for item in value]
+    return value.select(rows) if isinstance(value, RowState) else value
+
+
+def uniform(shape: Sequence[int], device: torch.device, generator: Generator | None) -> Tensor:
+    """Uniform noise in [0, 1), float32, on a device; it is drawn on the device of the generator."""
+    where = device if generator is None else generator.device
+    return torch.rand(tuple(shape), generator=generator, device=where).to(device)
+
+
+def project(codebook: Tensor, width: int) -> Tensor:
+    """codebook (K, D) → (K, width): standardised, then projected to ``width`` dimensions at random; entries about 1."""
+    table = codebook.detach().float()
+    table = (table - table.mean(0)) / table.std(0).clamp(min=1e-6)
+    return table.cpu() @ (torch.randn(table.shape[1], width) / table.shape[1] ** 0.5)
+
+
+def centred(codebook: Tensor) -> Tensor:
+    """codebook (K, D) → the same geometry around 0, at a mean squared length of 1."""
+    table = codebook.detach().float()
+    table = table - table.mean(0)
+    return table / table.square().sum(-1).mean().sqrt().clamp(min=1e-6)

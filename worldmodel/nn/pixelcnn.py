@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
-from worldmodel.nn.modules import module_list
+from worldmodel.nn.modules import RowState, module_list
 from worldmodel.util.ranges import Count, ShareBelowOne
 
 
@@ -95,7 +95,7 @@ def convolve(x: Tensor, layer: nn.Linear, rows: int) -> Tensor:
 
 
 @dataclasses.dataclass
-class GridState:
+class GridState(RowState):
     """What the layers made of the sites so far. Rows and columns of padding stand before them."""
 
     condition: Tensor  # (B, h, w, ·)
@@ -225,11 +225,3 @@ class GatedPixelCNN(nn.Module):
             state.above[0][:, reach + row, place] = part
             state.left[0][:, row, place] = part
             first += count
-
-    @staticmethod
-    def select(state: GridState, rows: Tensor) -> GridState:
-        """The state of some grids of the batch."""
-        above, left, from_above = (
-            [part[rows] for part in parts] for parts in (state.above, state.left, state.from_above)
-        )
-        return GridState(state.condition[rows], above, left, from_above, state.features[rows], state.known)

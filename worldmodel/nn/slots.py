@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldmodel.nn.embedding import project
-from worldmodel.nn.modules import module_list
+from worldmodel.nn.modules import module_list, project
 from worldmodel.nn.pixelcnn import GatedPixelCNN, GridState
 
 
@@ -95,13 +94,7 @@ class CodePixelCNN(nn.Module):
         width: of the network. network: the other settings of :class:`~worldmodel.nn.pixelcnn.GatedPixelCNN`.
     """
 
-    def __init__(
-        self,
-        codebooks: Tensor,
-        condition: int,
-        width: int = 128,
-        **network: Any,
-    ):
+    def __init__(self, codebooks: Tensor, condition: int, width: int = 128, **network: Any):
         super().__init__()
         self.slots, self.num_codes = codebooks.shape[:2]
         self.embed = tables(codebooks, width)
@@ -140,7 +133,3 @@ class CodePixelCNN(nn.Module):
         logits = wide(self.classify(features.flatten(0, 1), sites.flatten(0, 1)))
         logits = logits.unflatten(0, (len(codes), -1)).flatten(1, 2)
         return logits[:, start - first * self.slots : stop - first * self.slots]
-
-    def select(self, state: GridState, rows: Tensor) -> GridState:
-        """The state of some grids of the batch."""
-        return self.network.select(state, rows)

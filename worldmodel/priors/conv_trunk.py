@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldmodel.heads.base import GridSpec
-from worldmodel.heads.embedding import CodeEmbedding
+from worldmodel.heads.base import CodeEmbedding, GridSpec
 from worldmodel.nn.convnets import CONV
 from worldmodel.nn.modules import to_channels_last
 from worldmodel.priors.base import Trunk

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
-from worldmodel.heads.base import GridSpec, grid_size
-from worldmodel.heads.embedding import embedding
+from worldmodel.heads.base import GridSpec, embedding
 from worldmodel.nn.convnets import CONV
 from worldmodel.nn.modules import to_channels_last
 from worldmodel.priors.base import Trunk
@@ -70,7 +69,7 @@ class FrameTransformer(Trunk):
         grid, levels = spec.grid, spec.levels
         self.slotted = spec.codebook.dim() == 3 and not levels
         sites, self.slots = (grid[:-1], grid[-1]) if self.slotted else (grid, 1)
-        rank, positions = len(sites), grid_size(sites)
+        rank, positions = len(sites), math.prod(sites)
         if not rank:
             raise ConfigError("this trunk is of grids of several sites, not of slots alone; choose another prior")
         self.grid, self.width, self.positions, self.drop = grid, width, positions, drop

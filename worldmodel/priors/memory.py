@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from worldmodel.heads.base import GridSpec
-from worldmodel.heads.embedding import embedding
+from worldmodel.heads.base import GridSpec, embedding
 from worldmodel.nn.attention import AttentionCache, TimeTransformer
 from worldmodel.util.ranges import Count
 

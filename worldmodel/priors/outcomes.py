@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldmodel.heads.embedding import CodeEmbedding
+from worldmodel.heads.base import CodeEmbedding
 from worldmodel.nn.modules import Logits
 
 BINS = 65

@@ -3,11 +3,9 @@
 Everything in front of the last axis is batch, so the same module serves grids of any rank.
 """
 
-from worldmodel.quantizers.base import Quantized, Quantizer
+from worldmodel.quantizers.base import Quantized, Quantizer, all_reduce
+from worldmodel.quantizers.composite import NO_CODE, ProductQuantizer, ResidualQuantizer
 from worldmodel.quantizers.gumbel import GumbelQuantizer
-from worldmodel.quantizers.processes import all_reduce, broadcast_first
-from worldmodel.quantizers.product import ProductQuantizer
-from worldmodel.quantizers.residual import NO_CODE, ResidualQuantizer
 from worldmodel.quantizers.scalar import FiniteScalarQuantizer
 from worldmodel.quantizers.vector import VectorQuantizer, nearest
 
@@ -21,6 +19,5 @@ __all__ = [
     "ResidualQuantizer",
     "VectorQuantizer",
     "all_reduce",
-    "broadcast_first",
     "nearest",
 ]

@@ -1,4 +1,4 @@
-"""The interface of every quantiser."""
+"""The interface of every quantiser, and sums over the processes of a training."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import abc
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+import torch.distributed as dist
+from torch import Generator, Tensor, nn
 
 
 class Quantized(NamedTuple):
@@ -31,7 +32,7 @@ class Quantizer(nn.Module, abc.ABC):
     shape: tuple[int, ...] = ()
 
     @abc.abstractmethod
-    def forward(self, vectors: Tensor, generator: torch.Generator | None = None) -> Quantized:
+    def forward(self, vectors: Tensor, generator: Generator | None = None) -> Quantized:
         """(..., D) → :class:`Quantized`; in training mode it may also update its codebook."""
 
     @abc.abstractmethod
@@ -45,3 +46,21 @@ class Quantizer(nn.Module, abc.ABC):
     def codebook(self) -> Tensor:
         """All vectors: (K, D), or (*shape, K, D of one code). Beware of implicit codebooks with very many codes."""
         return self.lookup(torch.arange(self.num_codes, device=next(self.buffers()).device))
+
+
+def _several_processes() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def all_reduce(tensor: Tensor) -> Tensor:
+    """Sum over the processes, in place; nothing to do in a single one."""
+    if _several_processes():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def broadcast_first(tensor: Tensor) -> Tensor:
+    """The value of the first process everywhere, in place."""
+    if _several_processes():
+        dist.broadcast(tensor, src=0)
+    return tensor

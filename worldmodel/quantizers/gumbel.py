@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from worldmodel.quantizers.base import Quantized, Quantizer
-from worldmodel.quantizers.processes import broadcast_first
+from worldmodel.quantizers.base import Quantized, Quantizer, broadcast_first
 from worldmodel.util.ranges import Count, NumCodes, Temperature
 
 
@@ -54,15 +53,9 @@ class GumbelQuantizer(Quantizer):
         self.start, self.end, self.anneal_steps = start, end, anneal_steps
         self.logits = nn.Linear(width, num_codes, bias=False)
         self.table = nn.Parameter(torch.randn(num_codes, width) / math.sqrt(width))
-        self.register_buffer("offset", torch.zeros(width))
-        self.register_buffer("deviation", torch.ones(width))
-        self.register_buffer("started", torch.zeros(()))  # 1 once these were measured
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))  # training batches so far
-
-    offset: Tensor
-    deviation: Tensor
-    started: Tensor
-    steps: Tensor
+        self.offset, self.deviation = nn.Buffer(torch.zeros(width)), nn.Buffer(torch.ones(width))
+        self.started = nn.Buffer(torch.zeros(()))  # 1 once these were measured
+        self.steps = nn.Buffer(torch.zeros((), dtype=torch.int64))  # training batches so far
 
     @property
     def temperature(self) -> Tensor:
@@ -84,7 +77,7 @@ class GumbelQuantizer(Quantizer):
     def codebook(self) -> Tensor:
         return self.table
 
-    def forward(self, vectors: Tensor, generator: torch.Generator | None = None) -> Quantized:
+    def forward(self, vectors: Tensor, generator: Generator | None = None) -> Quantized:
         if self.training:
             self._start(vectors.detach().float().reshape(-1, self.width))
         logits = self._logits(vectors)
@@ -116,7 +109,7 @@ class GumbelQuantizer(Quantizer):
         self.started.fill_(1.0)
 
     @staticmethod
-    def _noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _noise(like: Tensor, generator: Generator | None) -> Tensor:
         """Standard Gumbel noise: −ln of exponential noise. Drawn where the generator is."""
         device = generator.device if generator is not None else like.device
         noise = torch.empty(like.shape, device=device).exponential_(generator=generator)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import torch
 from annotated_types import Len
-from torch import Tensor
+from torch import Generator, Tensor, nn
 
 from worldmodel.quantizers.base import Quantized, Quantizer
 from worldmodel.util.ranges import NumCodes
@@ -26,33 +26,25 @@ class FiniteScalarQuantizer(Quantizer):
         super().__init__()
         self.width, self.num_codes = len(levels), math.prod(levels)
         counts = torch.tensor(levels, dtype=torch.int64)
-        self.register_buffer("levels", counts, persistent=False)
-        self.register_buffer(
-            "strides", torch.cumprod(torch.cat([torch.ones(1, dtype=torch.int64), counts[:-1]]), 0), persistent=False
-        )
-
-    levels: Tensor
-    strides: Tensor
+        self.levels = nn.Buffer(counts, persistent=False)
+        strides = torch.cumprod(torch.cat([torch.ones(1, dtype=torch.int64), counts[:-1]]), 0)
+        self.strides = nn.Buffer(strides, persistent=False)
 
     def _bound(self, vectors: Tensor) -> Tensor:
         """Squash to (−½, levels − ½) so that rounding gives the integers 0 … levels − 1 (paper, section 3.1)."""
         return (torch.tanh(vectors) + 1) / 2 * (self.levels - 1e-3) - 0.5 + 0.5e-3
 
-    def _digits(self, vectors: Tensor) -> Tensor:
-        return self._bound(vectors.float()).round()
-
     def encode(self, vectors: Tensor) -> Tensor:
-        return (self._digits(vectors.detach()).long() * self.strides).sum(-1)
+        return (self._bound(vectors.detach().float()).round().long() * self.strides).sum(-1)
 
     def lookup(self, codes: Tensor) -> Tensor:
-        digits = codes[..., None] // self.strides % self.levels
-        return self._normalise(digits.float())
+        return self._normalise((codes[..., None] // self.strides % self.levels).float())
 
     def _normalise(self, digits: Tensor) -> Tensor:
         """Digits 0 … levels − 1 → [−1, 1]."""
         return digits * 2 / (self.levels - 1) - 1
 
-    def forward(self, vectors: Tensor, generator: torch.Generator | None = None) -> Quantized:
+    def forward(self, vectors: Tensor, generator: Generator | None = None) -> Quantized:
         bounded = self._bound(vectors.float())
         digits = bounded + (bounded.round() - bounded).detach()
         codes = (digits.detach().round().long() * self.strides).sum(-1)

@@ -6,12 +6,11 @@ import math
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from worldmodel.quantizers.base import Quantized, Quantizer
-from worldmodel.quantizers.processes import all_reduce, broadcast_first
+from worldmodel.quantizers.base import Quantized, Quantizer, all_reduce, broadcast_first
 from worldmodel.util.ranges import Count, NumCodes, ShareBelowOne, Whole
 
 AT_A_TIME = 2**22  # distances that are in memory at a time, 16 MiB
@@ -91,20 +90,11 @@ class VectorQuantizer(Quantizer):
         self.num_codes, self.width, self.update = num_codes, width, update
         self.decay, self.revive_after = decay, revive_after
         table = torch.randn(num_codes, width) / math.sqrt(width)
-        if update == "loss":
-            self.table = nn.Parameter(table)
-        else:
-            self.register_buffer("table", table)
-        self.register_buffer("counts", torch.ones(num_codes))  # moving average of the uses in a batch
-        self.register_buffer("sums", table.clone())  # moving average of the sum of the vectors assigned
-        self.register_buffer("idle", torch.zeros(num_codes))  # training batches since the last use
-        self.register_buffer("started", torch.zeros(()))  # 1 once the codebook was laid on data
-
-    table: Tensor
-    counts: Tensor
-    sums: Tensor
-    idle: Tensor
-    started: Tensor
+        self.table: Tensor = nn.Parameter(table) if update == "loss" else nn.Buffer(table)
+        self.counts = nn.Buffer(torch.ones(num_codes))  # moving average of the uses in a batch
+        self.sums = nn.Buffer(table.clone())  # moving average of the sum of the vectors assigned
+        self.idle = nn.Buffer(torch.zeros(num_codes))  # training batches since the last use
+        self.started = nn.Buffer(torch.zeros(()))  # 1 once the codebook was initialised from data
 
     def encode(self, vectors: Tensor) -> Tensor:
         return nearest(vectors.detach().reshape(-1, self.width), self.table.detach()).view(vectors.shape[:-1])
@@ -115,7 +105,7 @@ class VectorQuantizer(Quantizer):
     def codebook(self) -> Tensor:
         return self.table
 
-    def forward(self, vectors: Tensor, generator: torch.Generator | None = None) -> Quantized:
+    def forward(self, vectors: Tensor, generator: Generator | None = None) -> Quantized:
         vectors = vectors.float()
         flat = vectors.detach().reshape(-1, self.width)
         if self.training:
@@ -131,7 +121,7 @@ class VectorQuantizer(Quantizer):
         return Quantized(straight, grid, losses)
 
     @torch.no_grad()
-    def _start(self, flat: Tensor, generator: torch.Generator | None) -> None:
+    def _start(self, flat: Tensor, generator: Generator | None) -> None:
         """Lay the codebook on the inputs of the first training batch (random rows, then Lloyd's algorithm)."""
         if self.started.item():
             return
@@ -145,7 +135,7 @@ class VectorQuantizer(Quantizer):
         self.sums.copy_(table)
         self.started.fill_(1.0)
 
-    def _candidates(self, flat: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _candidates(self, flat: Tensor, generator: Generator | None) -> Tensor:
         """(K, D): random rows of the batch, with repetition."""
         device = generator.device if generator is not None else flat.device
         rows = torch.randint(len(flat), (self.num_codes,), generator=generator, device=device)
@@ -158,7 +148,7 @@ class VectorQuantizer(Quantizer):
         return all_reduce(counts), all_reduce(sums)
 
     @torch.no_grad()
-    def _follow(self, flat: Tensor, codes: Tensor, generator: torch.Generator | None) -> None:
+    def _follow(self, flat: Tensor, codes: Tensor, generator: Generator | None) -> None:
         """Move the averages towards this batch, then restart the codes that nobody uses."""
         counts, sums = self._statistics(flat, codes)
         self.idle.add_(1).masked_fill_(counts > 0, 0)

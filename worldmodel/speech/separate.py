@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.errors import ConfigError
-from worldmodel.likelihoods.base import Likelihood
-from worldmodel.likelihoods.squared_error import SquaredError
+from worldmodel.likelihoods import Likelihood, SquaredError
 from worldmodel.nn.convnets import ConvDecoder, ConvEncoder, Encoder
 from worldmodel.quantizers import Quantizer
 from worldmodel.tokenizers.base import Reconstruction, Tokenizer
@@ -56,8 +55,7 @@ class SeparateLevels(Tokenizer):
         num_actions: Whole = 0,
         loss_weights: Weights | None = None,
     ):
-        super().__init__()
-        self.loss_weights = dict(loss_weights or {})
+        super().__init__(loss_weights)
         halvings = [len(level) for level in widths]
         if len(widths) < 2 or halvings != sorted(set(halvings)):
             raise ConfigError(
@@ -102,10 +100,8 @@ class SeparateLevels(Tokenizer):
         """The downsampling factors, coarsest first: 128x, 32x, 8x."""
         return [f"{self.level(number).encoder.factor}x" for number in range(len(self.models))]
 
-    def _reconstruction(
-        self, frames: Tensor, generator: torch.Generator | None, conditions: Tensor | None
-    ) -> Reconstruction:
-        results = [self.level(n)._reconstruction(frames, generator, conditions) for n in range(len(self.models))]
+    def _forward(self, frames: Tensor, generator: torch.Generator | None, conditions: Tensor | None) -> Reconstruction:
+        results = [self.level(n)._forward(frames, generator, conditions) for n in range(len(self.models))]
         losses = {name: torch.stack([each.losses[name] for each in results]).mean() for name in results[0].losses}
         own = [each.losses["reconstruction"].detach() for each in results]
         figures = {f"reconstruction_{name}": value for name, value in zip(self.names, own, strict=True)}

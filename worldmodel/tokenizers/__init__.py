@@ -6,14 +6,4 @@ from worldmodel.tokenizers.vae import VAE
 from worldmodel.tokenizers.vimco import VIMCO
 from worldmodel.tokenizers.vqvae import VQVAE
 
-__all__ = [
-    "VAE",
-    "VIMCO",
-    "VQVAE",
-    "VQVAE2",
-    "Autoencoder",
-    "Bound",
-    "Reconstruction",
-    "Tokenizer",
-    "require_codes",
-]
+__all__ = ["VAE", "VIMCO", "VQVAE", "VQVAE2", "Autoencoder", "Bound", "Reconstruction", "Tokenizer", "require_codes"]

@@ -5,14 +5,13 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from worldmodel.errors import ConfigError
-from worldmodel.likelihoods.base import Likelihood
+from worldmodel.likelihoods import Likelihood
 from worldmodel.nn.precision import cast
 from worldmodel.types import NO_ACTION, to_float, to_uint8
 
@@ -65,20 +64,23 @@ class Autoencoder(nn.Module, abc.ABC):
     frame_shape: tuple[int, ...]  # (C, *size)
     grid: tuple[int, ...]  # the shape of the latents of a frame
     likelihood: Likelihood
-    loss_weights: Mapping[str, float] = MappingProxyType({})  # of the terms of training; 1 where none is given
     certain: bool = True  # the posterior of the latents is a point; otherwise bounds are drawn
     condition_width: int = 0  # of the embedded condition that the decoder reads; 0 where it reads none
 
+    def __init__(self, loss_weights: Mapping[str, float] | None = None):
+        super().__init__()
+        self.loss_weights = dict(loss_weights or {})  # of the terms of training; 1 where none is given
+
     def forward(
-        self, frames: Tensor, generator: torch.Generator | None = None, conditions: Tensor | None = None
+        self, frames: Tensor, generator: Generator | None = None, conditions: Tensor | None = None
     ) -> Reconstruction:
         """Frames (B, C, *size) uint8 → :class:`Reconstruction`; updates the codebook in training mode."""
-        return self._reconstruction(as_float(frames), generator, conditions)
+        return self._forward(as_float(frames), generator, conditions)
 
     def bound(
         self,
         frames: Tensor,
-        generator: torch.Generator | None = None,
+        generator: Generator | None = None,
         samples: int | None = 1,
         conditions: Tensor | None = None,
     ) -> Bound:
@@ -109,11 +111,11 @@ class Autoencoder(nn.Module, abc.ABC):
         frames = [to_uint8(self.expected_frames(*pair)) for pair in zip(parts, known, strict=True)]
         return torch.cat(frames)
 
-    def latents(self, frames: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def latents(self, frames: Tensor, generator: Generator | None = None) -> Tensor:
         """Frames (M, C, *size) uint8 → latents (M, *grid) for a prior to learn from: a draw, where it draws."""
         return self.encode(frames)
 
-    def reconstructions(self, frames: Tensor, generator: torch.Generator | None = None) -> list[tuple[str, Tensor]]:
+    def reconstructions(self, frames: Tensor, generator: Generator | None = None) -> list[tuple[str, Tensor]]:
         """Named reconstructions of frames, all uint8, to be looked at: of every level, where there are several."""
         return [("reconstruction", self.decode(self.encode(frames)))]
 
@@ -122,13 +124,11 @@ class Autoencoder(nn.Module, abc.ABC):
         """Latents (B, *grid) → the expected frames, (B, C, *size) float32, about [-1, 1], not rounded to uint8."""
 
     @abc.abstractmethod
-    def _reconstruction(
-        self, frames: Tensor, generator: torch.Generator | None, conditions: Tensor | None
-    ) -> Reconstruction: ...
+    def _forward(self, frames: Tensor, generator: Generator | None, conditions: Tensor | None) -> Reconstruction: ...
 
     @abc.abstractmethod
     def _bound(
-        self, frames: Tensor, generator: torch.Generator | None, samples: int | None, conditions: Tensor | None
+        self, frames: Tensor, generator: Generator | None, samples: int | None, conditions: Tensor | None
     ) -> Bound: ...
 
     @abc.abstractmethod
@@ -173,7 +173,7 @@ class Tokenizer(Autoencoder):
         self,
         codes: Tensor,
         conditions: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generator | None = None,
         temperature: float = 1.0,
     ) -> Tensor:
         """Codes (B, *grid) → frames (B, C, *size) uint8 as the decoder draws them, where it draws.
@@ -183,16 +183,12 @@ class Tokenizer(Autoencoder):
         return to_uint8(self._draw(codes, conditions, generator, temperature))
 
     def _draw(
-        self, codes: Tensor, conditions: Tensor | None, generator: torch.Generator | None, temperature: float
+        self, codes: Tensor, conditions: Tensor | None, generator: Generator | None, temperature: float
     ) -> Tensor:
         return self.expected_frames(codes, conditions)
 
     def draw_episode(
-        self,
-        codes: Tensor,
-        condition: int = NO_ACTION,
-        generator: torch.Generator | None = None,
-        temperature: float = 1.0,
+        self, codes: Tensor, condition: int = NO_ACTION, generator: Generator | None = None, temperature: float = 1.0
     ) -> Tensor:
         """Codes (T, *grid) of one episode → its frames, (T, C, *size) uint8; of sound, one signal is drawn."""
         conditions = torch.full((1 if self.joined else len(codes),), condition, device=codes.device)
@@ -206,7 +202,7 @@ class Tokenizer(Autoencoder):
         """(K, D), or (*slots, K, D of one code): the vectors of the codes, the start of a prior's embedding."""
 
     def _bound(
-        self, frames: Tensor, generator: torch.Generator | None, samples: int | None, conditions: Tensor | None
+        self, frames: Tensor, generator: Generator | None, samples: int | None, conditions: Tensor | None
     ) -> Bound:
         """−log p(frames | their codes) + N ln K: the posterior is a point, so nothing is drawn."""
         reconstruction = self._given(frames, self._encode(frames), conditions)

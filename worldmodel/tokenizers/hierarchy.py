@@ -6,14 +6,13 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
-from worldmodel.likelihoods.base import Likelihood
-from worldmodel.likelihoods.squared_error import SquaredError
+from worldmodel.likelihoods import Likelihood, SquaredError
 from worldmodel.nn.convnets import CONV, ConvDecoder, ConvEncoder
-from worldmodel.nn.modules import module_list, to_channels_last
+from worldmodel.nn.modules import module_list, to_channels_last, uniform
 from worldmodel.nn.precision import dtype_of
 from worldmodel.quantizers import Quantizer
 from worldmodel.tokenizers.base import Reconstruction, Tokenizer
@@ -53,8 +52,7 @@ class VQVAE2(Tokenizer):
         hide: ShareBelowOne = 0.0,
         loss_weights: Weights | None = None,
     ):
-        super().__init__()
-        self.loss_weights = dict(loss_weights or {})
+        super().__init__(loss_weights)
         self.hide = hide
         channels, *size = frame_shape
         halvings = sum(map(len, widths))
@@ -69,9 +67,8 @@ class VQVAE2(Tokenizer):
         self.grids = tuple(reversed(grids))
         self.grid = (sum(map(math.prod, grids)),)
         tops = [level[-1] for level in widths]
-        self.quantizers = module_list(
-            quantizer(num_codes=num_codes) for _ in widths
-        )  # this and all below: the finest first
+        # These modules and all below: the finest first.
+        self.quantizers = module_list(quantizer(num_codes=num_codes) for _ in widths)
         if self.quantizers[0].shape or self.quantizers[0].soft:
             raise ConfigError("a level has one whole code at each place; choose a quantizer without slots or mixtures")
         width = self.quantizers[0].width
@@ -115,18 +112,14 @@ class VQVAE2(Tokenizer):
         maps = [part.movedim(-1, 1).to(dtype_of(self.decoder)) for part in vectors]
         return self.decoder(torch.cat([maps[0], *(F.interpolate(part, size) for part in maps[1:])], 1))
 
-    def _hidden(self, vectors: Sequence[Tensor], generator: torch.Generator | None) -> list[Tensor]:
+    def _hidden(self, vectors: Sequence[Tensor], generator: Generator | None) -> list[Tensor]:
         """Vectors of all levels, the finest first, those of a few frames' finer levels replaced by zeros."""
-        count, device = len(vectors[0]), vectors[0].device
-        where = generator.device if generator is not None else device
-        chance, depth = torch.rand(2, count, device=where, generator=generator).to(device)
+        chance, depth = uniform((2, len(vectors[0])), vectors[0].device, generator)
         gone = (depth * (len(vectors) - 1)).long().add(1).masked_fill(chance >= self.hide, 0)  # finest levels not seen
         shape = (-1, *[1] * (vectors[0].dim() - 1))
         return [part * (gone <= level).view(shape) for level, part in enumerate(vectors)]
 
-    def _reconstruction(
-        self, frames: Tensor, generator: torch.Generator | None, conditions: Tensor | None
-    ) -> Reconstruction:
+    def _forward(self, frames: Tensor, generator: Generator | None, conditions: Tensor | None) -> Reconstruction:
         found = {}
 
         def choose(level: int, vectors: Tensor) -> Tensor:
@@ -161,13 +154,12 @@ class VQVAE2(Tokenizer):
 
     def _lookup(self, codes: Tensor) -> list[Tensor]:
         """Codes (B, N) → vectors (B, *grid, D) of the levels, the finest first."""
-        parts = [part.unflatten(1, grid) for part, grid in zip(self.split(codes), self.grids, strict=True)]
+        parts = [part.unflatten(1, grid) for part, grid in zip(self.books(codes), self.grids, strict=True)]
         quantizers = reversed(self.quantizers)
-        vectors = [quantizer.lookup(part) for quantizer, part in zip(quantizers, parts, strict=True)]
-        return vectors[::-1]
+        return [quantizer.lookup(part) for quantizer, part in zip(quantizers, parts, strict=True)][::-1]
 
     @torch.no_grad()
-    def reconstructions(self, frames: Tensor, generator: torch.Generator | None = None) -> list[tuple[str, Tensor]]:
+    def reconstructions(self, frames: Tensor, generator: Generator | None = None) -> list[tuple[str, Tensor]]:
         codes = self.encode(frames)
         if not self.hide:
             return [("reconstruction", self.decode(codes))]
@@ -178,10 +170,6 @@ class VQVAE2(Tokenizer):
             named.append((name, to_uint8(self.likelihood.mean(self._outputs(vectors)))))
         return named
 
-    def split(self, codes: Tensor) -> list[Tensor]:
-        """Codes (B, N) → those of each level, (B, its positions), the coarsest first."""
-        return list(codes.split([math.prod(grid) for grid in self.grids], 1))
-
     def codebook(self) -> Tensor:
         """(levels, K, D), the coarsest first."""
         return torch.stack([quantizer.codebook().detach() for quantizer in reversed(self.quantizers)])
@@ -191,4 +179,5 @@ class VQVAE2(Tokenizer):
         return self.grids
 
     def books(self, codes: Tensor) -> list[Tensor]:
-        return self.split(codes)
+        """Codes (B, N) → those of each level, (B, its positions), the coarsest first."""
+        return list(codes.split([math.prod(grid) for grid in self.grids], 1))

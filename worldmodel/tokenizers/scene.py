@@ -6,14 +6,13 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
-from worldmodel.heads.base import GridSpec, Head, grid_size, nats
-from worldmodel.heads.embedding import CodeEmbedding
+from worldmodel.heads.base import CodeEmbedding, GridSpec, Head, nats
 from worldmodel.heads.sampling import Sampler, make_sampler
-from worldmodel.likelihoods.squared_error import SquaredError
+from worldmodel.likelihoods import SquaredError
 from worldmodel.nn.convnets import CONV, ConvEncoder, ResidualBlock
 from worldmodel.quantizers import Quantizer
 from worldmodel.tokenizers.base import Reconstruction, Tokenizer
@@ -58,9 +57,8 @@ class GridVQVAE(nn.Module):
         self.embed = CodeEmbedding(codebook, widths[0])
         self.encoder = ConvEncoder(rank, widths[0], widths, blocks)
         with torch.no_grad():
-            small = self.encoder(torch.zeros(1, widths[0], *self.observed)).shape[2:]
-        self.small = tuple(small)
-        cells = grid_size(self.small)
+            self.small = tuple(self.encoder(torch.zeros(1, widths[0], *self.observed)).shape[2:])
+        cells = math.prod(self.small)
         self.project = nn.Linear(widths[-1] * cells, self.quantizer.width)
         self.unfold = nn.Linear(self.quantizer.width, widths[-1] * cells)
         self.spread = nn.Sequential(
@@ -81,7 +79,7 @@ class GridVQVAE(nn.Module):
         x = self.settle(F.interpolate(x, self.observed, mode="bilinear") + self.position)
         return x.flatten(2).movedim(1, -1)
 
-    def forward(self, grids: Tensor, generator: torch.Generator | None = None) -> tuple[dict[str, Tensor], Tensor]:
+    def forward(self, grids: Tensor, generator: Generator | None = None) -> tuple[dict[str, Tensor], Tensor]:
         """grids (B, h, w) int64 → loss terms and the few codes (B, *grid).
 
         Terms: ``grid`` (nats per code of the first stage), ``forecast`` (the same of each code on its own) and those of
@@ -102,10 +100,10 @@ class GridVQVAE(nn.Module):
     def nats(self, grids: Tensor) -> Tensor:
         """Exact −log p(grid | its codes) in nats, (B,)."""
         contexts = self._contexts(self.quantizer.lookup(self.encode(grids)))
-        return self.head.mean_nats(grids.flatten(1), contexts) * grid_size(self.observed)
+        return self.head.mean_nats(grids.flatten(1), contexts) * math.prod(self.observed)
 
     @torch.no_grad()
-    def decode(self, codes: Tensor, sampler: Sampler | None = None, generator: torch.Generator | None = None) -> Tensor:
+    def decode(self, codes: Tensor, sampler: Sampler | None = None, generator: Generator | None = None) -> Tensor:
         """(B, *grid) → grids (B, h, w): what is expected, unless a sampler at another temperature is given."""
         contexts = self._contexts(self.quantizer.lookup(codes))
         drawn, _ = (sampler or make_sampler(temperature=0.0)).sample(self.head, contexts, generator)
@@ -121,17 +119,11 @@ class Stacked(Tokenizer):
     def __init__(self, first: Tokenizer, second: GridVQVAE):
         super().__init__()
         self.first, self.second = first, second
-        self.frame_shape, self.grid, self.slots, self.num_codes = (
-            first.frame_shape,
-            second.grid,
-            second.grid,
-            second.num_codes,
-        )
+        self.frame_shape, self.num_codes = first.frame_shape, second.num_codes
+        self.grid = self.slots = second.grid
         self.likelihood = SquaredError(channels=first.frame_shape[0])
 
-    def _reconstruction(
-        self, frames: Tensor, generator: torch.Generator | None, conditions: Tensor | None
-    ) -> Reconstruction:
+    def _forward(self, frames: Tensor, generator: Generator | None, conditions: Tensor | None) -> Reconstruction:
         codes = self._encode(frames)
         pictures = self.expected_frames(codes)
         return Reconstruction(pictures, codes, {"reconstruction": F.mse_loss(pictures, frames)})
@@ -148,7 +140,7 @@ class Stacked(Tokenizer):
     def codebook(self) -> Tensor:
         return self.second.codebook()
 
-    def reconstructions(self, frames: Tensor, generator: torch.Generator | None = None) -> list[tuple[str, Tensor]]:
+    def reconstructions(self, frames: Tensor, generator: Generator | None = None) -> list[tuple[str, Tensor]]:
         grids = self.first.encode(frames)
         few = self.second.encode(grids)
         bits = f"{self.uniform_nats() / math.log(2):.0f} bits"

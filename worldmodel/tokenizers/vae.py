@@ -7,12 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
-from worldmodel.likelihoods.base import Likelihood
-from worldmodel.likelihoods.categorical import Categorical
+from worldmodel.likelihoods import Categorical, Likelihood
 from worldmodel.tokenizers.base import Bound, Reconstruction, as_float, importance_weighted
-from worldmodel.tokenizers.convolutional import ConvolutionalAutoencoder, halved
+from worldmodel.tokenizers.vqvae import ConvolutionalAutoencoder, halved
 from worldmodel.util.ranges import Count, Counts, Weights, Whole
 
 WIDEST = 10.0  # log standard deviations lie in (-10, 10): e^20 is far from the end of float32
@@ -24,7 +23,7 @@ class Gaussian(NamedTuple):
     mean: Tensor  # (B, *grid) float32
     log_std: Tensor  # (B, *grid) float32
 
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, generator: Generator | None = None) -> Tensor:
         """(B, *grid), reparameterised: gradients flow to the mean and the standard deviation."""
         device = self.mean.device if generator is None else generator.device
         noise = torch.randn(self.mean.shape, generator=generator, device=device).to(self.mean.device)
@@ -47,10 +46,9 @@ class VAE(ConvolutionalAutoencoder):
     Terms: ``reconstruction`` and ``kl``, whose plain sum is the negative evidence lower bound in nats per sub-pixel.
 
     Args:
-        frame_shape, widths, blocks: as of the VQ-VAE.
+        frame_shape, widths, blocks, loss_weights: as of the VQ-VAE.
         latents: numbers at each place of the grid; the grid is (*size / 2**len(widths), latents).
         likelihood: constructor of an exact :class:`~worldmodel.likelihoods.Likelihood`.
-        loss_weights: of the terms of training; 1 where none is given.
 
     Raises :class:`ConfigError` when the size of the frames cannot be halved that often or the likelihood is not exact.
     """
@@ -66,8 +64,7 @@ class VAE(ConvolutionalAutoencoder):
         likelihood: Callable[..., Likelihood] = Categorical,
         loss_weights: Weights | None = None,
     ):
-        super().__init__()
-        self.loss_weights = dict(loss_weights or {})
+        super().__init__(loss_weights)
         self.grid = (*halved(frame_shape, widths), latents)
         self._build(frame_shape, widths, blocks, 2 * latents, latents, likelihood)
         self.require_exact()
@@ -82,21 +79,13 @@ class VAE(ConvolutionalAutoencoder):
         return Gaussian(mean, WIDEST * torch.tanh(log_std / WIDEST))
 
     @torch.no_grad()
-    def latents(self, frames: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def latents(self, frames: Tensor, generator: Generator | None = None) -> Tensor:
         return self.posterior(frames).sample(generator)
-
-    def expected_frames(self, latents: Tensor, conditions: Tensor | None = None) -> Tensor:
-        return self._frames(latents)
 
     def _encode(self, frames: Tensor) -> Tensor:
         return self._posterior(frames).mean
 
-    def _given(self, frames: Tensor, latents: Tensor, conditions: Tensor | None) -> Tensor:
-        return -self.log_likelihood(frames, latents)
-
-    def _reconstruction(
-        self, frames: Tensor, generator: torch.Generator | None, conditions: Tensor | None
-    ) -> Reconstruction:
+    def _forward(self, frames: Tensor, generator: Generator | None, conditions: Tensor | None) -> Reconstruction:
         posterior = self._posterior(frames)
         outputs = self._outputs(posterior.sample(generator))
         result = self.likelihood.loss_and_frames(outputs, frames)
@@ -105,7 +94,7 @@ class VAE(ConvolutionalAutoencoder):
         return Reconstruction(result.frames, None, losses, nats)
 
     def _bound(
-        self, frames: Tensor, generator: torch.Generator | None, samples: int | None, conditions: Tensor | None
+        self, frames: Tensor, generator: Generator | None, samples: int | None, conditions: Tensor | None
     ) -> Bound:
         """The evidence lower bound for one sample, with its KL divergence in closed form; for more, the importance
         weighted L_S = E log (1/S) Σ_s p(x, z_s) / q(z_s | x) (Burda et al., *Importance Weighted Autoencoders*, 2016).

@@ -9,14 +9,14 @@ from typing import Annotated
 
 import torch
 from annotated_types import Ge
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from worldmodel.likelihoods.base import Likelihood, uniform
-from worldmodel.likelihoods.categorical import Categorical
+from worldmodel.likelihoods import Categorical, Likelihood
+from worldmodel.nn.modules import uniform
 from worldmodel.tokenizers.base import Bound, Reconstruction, Tokenizer, importance_weighted
-from worldmodel.tokenizers.convolutional import ConvolutionalAutoencoder, halved
+from worldmodel.tokenizers.vqvae import ConvolutionalAutoencoder, halved
 from worldmodel.util.ranges import Count, Counts, NumCodes, Weights, Whole
 
 NEGLIGIBLE = 1e-8  # a share of the gradient that is lost in the rounding of float32 anyway
@@ -31,14 +31,13 @@ class VIMCO(ConvolutionalAutoencoder, Tokenizer):
     and ``decode`` give them.
 
     Args:
-        frame_shape, widths, blocks: as of the VQ-VAE.
+        frame_shape, widths, blocks, loss_weights: as of the VQ-VAE.
         num_codes: K.
         slots: latents at each place, each with a table of its own; the grid is (*size / 2**len(widths), slots).
         width: numbers of a code's vector.
         samples: S of training, at least 2.
         likelihood: constructor of an exact :class:`~worldmodel.likelihoods.Likelihood`.
         chunk: grids that are decoded at a time; it changes memory and speed, and no result.
-        loss_weights: of the terms of training; 1 where none is given.
 
     Raises :class:`ConfigError` when the size of the frames cannot be halved that often or the likelihood is not exact.
     """
@@ -58,8 +57,7 @@ class VIMCO(ConvolutionalAutoencoder, Tokenizer):
         chunk: Count = 32,
         loss_weights: Weights | None = None,
     ):
-        super().__init__()
-        self.loss_weights = dict(loss_weights or {})
+        super().__init__(loss_weights)
         self.slots, self.num_codes = (slots,), num_codes
         self.grid = (*halved(frame_shape, widths), slots)
         self.samples, self.chunk = samples, chunk
@@ -71,26 +69,18 @@ class VIMCO(ConvolutionalAutoencoder, Tokenizer):
         """Frames (B, C, *size) float in [-1, 1] → log q(code | frames), (B, *grid, K) float32."""
         return self._vectors(frames).unflatten(-1, (self.grid[-1], self.num_codes)).log_softmax(-1)
 
-    def lookup(self, codes: Tensor) -> Tensor:
+    def read(self, latents: Tensor, conditions: Tensor | None = None) -> Tensor:
         """Codes (B, *grid) → what the decoder reads, (B, *spatial, slots · width)."""
-        first = torch.arange(self.grid[-1], device=codes.device) * self.num_codes
-        return F.embedding(codes + first, self.tables.flatten(0, 1)).flatten(-2)
+        first = torch.arange(self.grid[-1], device=latents.device) * self.num_codes
+        return F.embedding(latents + first, self.tables.flatten(0, 1)).flatten(-2)
 
     def _encode(self, frames: Tensor) -> Tensor:
         return self._posterior(frames).argmax(-1)
 
-    def expected_frames(self, latents: Tensor, conditions: Tensor | None = None) -> Tensor:
-        return self._frames(self.lookup(latents))
-
-    def _given(self, frames: Tensor, latents: Tensor, conditions: Tensor | None) -> Tensor:
-        return -self.log_likelihood(frames, self.lookup(latents))
-
     def codebook(self) -> Tensor:
         return self.tables.detach().float()
 
-    def _reconstruction(
-        self, frames: Tensor, generator: torch.Generator | None, conditions: Tensor | None
-    ) -> Reconstruction:
+    def _forward(self, frames: Tensor, generator: Generator | None, conditions: Tensor | None) -> Reconstruction:
         posterior = self._posterior(frames)
         codes = draw(posterior.detach(), self.samples, generator)
         loss = -self._surrogate(frames, codes, log_prob(posterior, codes)).mean() / self.subpixels
@@ -100,13 +90,12 @@ class VIMCO(ConvolutionalAutoencoder, Tokenizer):
         return Reconstruction(reconstruction, best, {"bound": loss}, loss.detach())
 
     def _bound(
-        self, frames: Tensor, generator: torch.Generator | None, samples: int | None, conditions: Tensor | None
+        self, frames: Tensor, generator: Generator | None, samples: int | None, conditions: Tensor | None
     ) -> Bound:
         """−L_S with S = ``samples``, as many as in training when None; one sample: the evidence lower bound."""
-        count = self.samples if samples is None else samples
         with torch.no_grad():
             posterior = self._posterior(frames)
-            codes = draw(posterior, count, generator)
+            codes = draw(posterior, self.samples if samples is None else samples, generator)
             conditional = self._conditional(frames, codes)
             weights = conditional - self.uniform_nats() - log_prob(posterior, codes)
         return importance_weighted(conditional, weights)
@@ -130,7 +119,7 @@ class VIMCO(ConvolutionalAutoencoder, Tokenizer):
         return torch.cat([once(part, frames[whose]) for part, whose in parts])
 
     def _one_chunk(self, codes: Tensor, frames: Tensor) -> Tensor:
-        return self.log_likelihood(frames, self.lookup(codes))
+        return self.log_likelihood(frames, self.read(codes))
 
     def _surrogate(self, frames: Tensor, codes: Tensor, log_q: Tensor) -> Tensor:
         """L_S of each frame, (B,), by codes (S, B, *grid) and their log q (S, B), with the gradient of VIMCO.
@@ -158,7 +147,7 @@ class VIMCO(ConvolutionalAutoencoder, Tokenizer):
         return value + (surrogate - surrogate.detach())
 
 
-def draw(posterior: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
+def draw(posterior: Tensor, count: int, generator: Generator | None = None) -> Tensor:
     """Independent codes of log-probabilities (B, *grid, K): (count, B, *grid) int64.
 
     By the inverse of the cumulative sum: one uniform number and a binary search a code, where Gumbel noise takes K.

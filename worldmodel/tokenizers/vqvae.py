@@ -1,23 +1,116 @@
-"""VQ-VAE: convolutional encoder → quantiser → convolutional decoder, for any rank."""
+"""VQ-VAE: convolutional encoder → quantiser → convolutional decoder, for any rank. VAE and VIMCO share its networks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
-from worldmodel.likelihoods.base import Likelihood
-from worldmodel.likelihoods.squared_error import SquaredError
-from worldmodel.nn.convnets import ConvDecoder, ConvEncoder, Encoder
+from worldmodel.errors import ConfigError
+from worldmodel.likelihoods import Likelihood, SquaredError
+from worldmodel.nn.convnets import CONV, ConvDecoder, ConvEncoder, Encoder
+from worldmodel.nn.modules import to_channels_last, uniform
+from worldmodel.nn.precision import dtype_of
 from worldmodel.quantizers import Quantizer
-from worldmodel.tokenizers.base import Reconstruction, Tokenizer, as_float
-from worldmodel.tokenizers.convolutional import ConvolutionalAutoencoder, halved, shrunk
+from worldmodel.tokenizers.base import Autoencoder, Reconstruction, Tokenizer, as_float
 from worldmodel.types import NO_ACTION
 from worldmodel.util.ranges import Counts, NumCodes, Weights, Whole
 
 HIDDEN_CONDITIONS = 0.05
 """Share of the training examples whose condition is hidden from a decoder that reads one."""
+
+
+def shrunk(frame_shape: Sequence[int], factor: int, change: str | None = None) -> tuple[int, ...]:
+    """The size of frames (C, *size) divided by a factor.
+
+    Raises :class:`ConfigError` where it cannot be; ``change`` is the end of the message: what is impossible and a
+    remedy.
+    """
+    size = frame_shape[1:]
+    if any(extent % factor for extent in size):
+        change = change or f"made {factor} times smaller; choose another encoder"
+        raise ConfigError(f"frames of {'×'.join(map(str, size))} cannot be {change}")
+    return tuple(extent // factor for extent in size)
+
+
+def halved(frame_shape: Sequence[int], widths: Sequence[int]) -> tuple[int, ...]:
+    """The size of frames (C, *size) after as many halvings as there are widths. Raises :class:`ConfigError`."""
+    factor = 2 ** len(widths)
+    remedy = f"choose a size divisible by {factor} or fewer tokenizer.widths"
+    return shrunk(frame_shape, factor, f"halved {len(widths)} times; {remedy}")
+
+
+class ConvolutionalAutoencoder(Autoencoder):
+    """Frames → encoder → 1-wide convolution → (whatever the latents are) → decoder → likelihood.
+
+    Nothing here depends on the size of a frame: a signal of many windows is coded as one long frame.
+    """
+
+    def _build(
+        self,
+        frame_shape: Sequence[int],
+        widths: Sequence[int],
+        blocks: int,
+        encoded: int,
+        decoded: int,
+        likelihood: Callable[..., Likelihood],
+        encoder: Callable[..., Encoder] = ConvEncoder,
+        decoder: Callable[..., nn.Module] = ConvDecoder,
+    ) -> None:
+        """Makes the modules: ``encoded`` channels come from the encoder, ``decoded`` channels go into the decoder.
+
+        Where a place of the likelihood's outputs stands for ``stride`` places of the frame, the decoder leaves out the
+        doublings that are not needed.
+        """
+        channels, *size = frame_shape
+        rank = len(size)
+        self.frame_shape = tuple(frame_shape)
+        self.encoder = encoder(rank, channels, widths, blocks)
+        self.project = CONV[rank](widths[-1], encoded, 1)
+        self.likelihood = likelihood(channels=channels)
+        outputs = None if self.likelihood.outputs == channels else self.likelihood.outputs
+        self.decoder = decoder(rank, decoded, channels, self._decoder_widths(widths, decoder), blocks, outputs)
+        if rank == 2:
+            to_channels_last(self)
+
+    def _decoder_widths(self, widths: Sequence[int], decoder: Callable[..., nn.Module]) -> Sequence[int]:
+        """Those of the doublings that lead from the grid to the places of the likelihood's outputs."""
+        if decoder is not ConvDecoder:
+            return widths  # it has strides of its own
+        factor, stride = self.encoder.factor, self.likelihood.stride
+        doublings = (factor // stride).bit_length() - 1
+        if 2**doublings * stride != factor or not 1 <= doublings <= len(widths):
+            raise ConfigError(
+                f"a code stands for {factor} places and tokenizer.likelihood takes {stride} at a time; the decoder "
+                f"doubles, so that the first must be the second times 2 to 2**{len(widths)}, by tokenizer.widths"
+            )
+        return widths[len(widths) - doublings :]
+
+    def _vectors(self, frames: Tensor) -> Tensor:
+        """Frames (B, C, *size) → the output of the encoder, (B, *spatial, encoded) float32."""
+        dtype = self.project.weight.dtype
+        layout = torch.channels_last if frames.dim() == 4 else torch.contiguous_format
+        x = self.encoder(frames.to(dtype=dtype, memory_format=layout))
+        return self.project(x).movedim(1, -1).float()
+
+    def _outputs(self, vectors: Tensor) -> Tensor:
+        """What the decoder reads, (B, *spatial, decoded) → the parameters of the likelihood, (B, outputs, *size)."""
+        return self.decoder(vectors.to(dtype_of(self.decoder)).movedim(-1, 1))
+
+    def read(self, latents: Tensor, conditions: Tensor | None = None) -> Tensor:
+        """Latents (B, *grid), conditions (B,) → what the decoder reads, (B, *spatial, decoded)."""
+        return latents
+
+    def log_likelihood(self, frames: Tensor, vectors: Tensor) -> Tensor:
+        """log p(frames | vectors): frames (B, C, *size), what the decoder reads (B, *spatial, decoded) → (B,) nats."""
+        return self.likelihood.log_prob(self._outputs(vectors), frames).flatten(1).sum(1)
+
+    def expected_frames(self, latents: Tensor, conditions: Tensor | None = None) -> Tensor:
+        return self.likelihood.mean(self._outputs(self.read(latents, conditions)))
+
+    def _given(self, frames: Tensor, latents: Tensor, conditions: Tensor | None) -> Tensor:
+        return -self.log_likelihood(frames, self.read(latents, conditions))
 
 
 class VQVAE(ConvolutionalAutoencoder, Tokenizer):
@@ -55,8 +148,7 @@ class VQVAE(ConvolutionalAutoencoder, Tokenizer):
         num_actions: Whole = 0,
         loss_weights: Weights | None = None,
     ):
-        super().__init__()
-        self.loss_weights = dict(loss_weights or {})
+        super().__init__(loss_weights)
         if encoder is ConvEncoder:
             halved(frame_shape, widths)  # tells what is wrong in the terms of the settings
         self.quantizer = quantizer() if num_codes is None else quantizer(num_codes=num_codes)
@@ -68,16 +160,10 @@ class VQVAE(ConvolutionalAutoencoder, Tokenizer):
         self._build(frame_shape, widths, blocks, width, width + condition_width, likelihood, encoder, decoder)
         self.grid = (*shrunk(frame_shape, self.encoder.factor), *self.slots)
 
-    def _reconstruction(
-        self, frames: Tensor, generator: torch.Generator | None, conditions: Tensor | None
-    ) -> Reconstruction:
+    def _forward(self, frames: Tensor, generator: Generator | None, conditions: Tensor | None) -> Reconstruction:
         quantized = self.quantizer(self._vectors(frames), generator)
         if self.training and self.condition is not None and conditions is not None:  # so that "unknown" is learnt, too
-            device = conditions.device if generator is None else generator.device
-            hidden = (
-                torch.rand(len(conditions), device=device, generator=generator).to(conditions.device)
-                < HIDDEN_CONDITIONS
-            )
+            hidden = uniform(conditions.shape, conditions.device, generator) < HIDDEN_CONDITIONS
             conditions = conditions.masked_fill(hidden, NO_ACTION)
         outputs = self._outputs(self._with(quantized.vectors, conditions))
         result = self.likelihood.loss_and_frames(outputs, frames)
@@ -87,9 +173,6 @@ class VQVAE(ConvolutionalAutoencoder, Tokenizer):
         nats = None if mixed else self.trained_nats(losses)
         return Reconstruction(result.frames, quantized.codes, losses, nats)
 
-    def _given(self, frames: Tensor, latents: Tensor, conditions: Tensor | None) -> Tensor:
-        return -self.log_likelihood(frames, self.read(latents, conditions))
-
     def vectors(self, frames: Tensor) -> Tensor:
         """Frames (B, C, *size) uint8 → what is quantised, (B, *spatial, D) float32."""
         return self._vectors(as_float(frames))
@@ -97,20 +180,17 @@ class VQVAE(ConvolutionalAutoencoder, Tokenizer):
     def _encode(self, frames: Tensor) -> Tensor:
         return self.quantizer.encode(self._vectors(frames))
 
-    def expected_frames(self, latents: Tensor, conditions: Tensor | None = None) -> Tensor:
-        return self._frames(self.read(latents, conditions))
-
     def _draw(
-        self, codes: Tensor, conditions: Tensor | None, generator: torch.Generator | None, temperature: float
+        self, codes: Tensor, conditions: Tensor | None, generator: Generator | None, temperature: float
     ) -> Tensor:
         return self.likelihood.sample(self._outputs(self.read(codes, conditions)), generator, temperature)
 
-    def read(self, codes: Tensor, conditions: Tensor | None = None) -> Tensor:
+    def read(self, latents: Tensor, conditions: Tensor | None = None) -> Tensor:
         """Codes (B, *grid), conditions (B,) → what the decoder reads, (B, *spatial, D + condition_width).
 
         Codes of a residual quantiser may be −1 for none.
         """
-        return self._with(self.quantizer.lookup(codes), conditions)
+        return self._with(self.quantizer.lookup(latents), conditions)
 
     def _with(self, vectors: Tensor, conditions: Tensor | None) -> Tensor:
         """Vectors of codes (B, *spatial, D) → with the embedded condition beside each."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor, nn
 
+from worldmodel.likelihoods import LogisticMixture
 from worldmodel.likelihoods.base import NUM_VALUES
-from worldmodel.likelihoods.logistic import LogisticMixture
 
 
 class SampleLevel:

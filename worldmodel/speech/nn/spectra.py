@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
-from worldmodel.likelihoods.base import Likelihood, LossAndFrames
+from worldmodel.likelihoods import Likelihood, LossAndFrames
 from worldmodel.speech.nn.mel import companded, expanded, log_mels, mel_filters, of_log_mels
 from worldmodel.util.ranges import Count, Whole
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from worldmodel.likelihoods.base import Likelihood
+from worldmodel.likelihoods import Likelihood
 from worldmodel.speech.nn.mel import expanded, mel_filters
 from worldmodel.util.ranges import Count, Counts, NonNegative
 

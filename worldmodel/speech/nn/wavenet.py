@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
-from worldmodel.likelihoods.base import NUM_VALUES, Likelihood, LossAndFrames, frames_of, uniform, values_of
-from worldmodel.likelihoods.logistic import LogisticMixture
+from worldmodel.likelihoods import LogisticMixture
+from worldmodel.likelihoods.base import NUM_VALUES, Likelihood, LossAndFrames, frames_of, values_of
+from worldmodel.nn.modules import uniform
 from worldmodel.speech.mulaw import SILENCE
 from worldmodel.speech.nn.mel import expanded, log_mels
 from worldmodel.speech.nn.sample_level import SampleLevel

@@ -1,11 +1,11 @@
-"""Several codes for a vector, from coarse to fine: each quantises what those before it left over."""
+"""Several codes for a vector, each from a quantiser of its own: of parts of the vector, or of successive residuals."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from worldmodel.nn.modules import module_list
 from worldmodel.quantizers.base import Quantized, Quantizer
@@ -14,7 +14,64 @@ from worldmodel.util.ranges import Count, NumCodes, Share
 NO_CODE = -1
 
 
-class ResidualQuantizer(Quantizer):
+class CompositeQuantizer(Quantizer):
+    """Quantizers of the same kind. ``num_codes`` is K of each; None for a quantizer that brings it, as FSQ does."""
+
+    def __init__(self, count: int, quantizer: Callable[..., Quantizer], num_codes: int | None):
+        super().__init__()
+        self.parts = module_list(
+            quantizer() if num_codes is None else quantizer(num_codes=num_codes) for _ in range(count)
+        )
+        self.num_codes = self.parts[0].num_codes
+
+    def codebook(self) -> Tensor:
+        """(S, K, D of one quantizer)."""
+        return torch.stack([part.codebook() for part in self.parts])
+
+
+class ProductQuantizer(CompositeQuantizer):
+    """S equal parts of the last axis, each with a quantiser and so a codebook of its own (product quantisation).
+
+    The paper's CIFAR-10 latents, 8×8×10, are an 8×8 grid of 10 codes from 10 separate codebooks.
+
+    Args:
+        slots: S.
+        quantizer: constructor of the quantiser of a part, called S times, with ``num_codes`` where that is given. Its
+            width is that of a part: D is S times as much.
+        num_codes: K of every part; None for a quantiser that brings it, as FSQ does with its levels.
+
+    The terms are means over the slots and keep their names: a weight means the same with one slot and with ten.
+    The slots take turns, so that any quantiser will do: on a CPU one batched product and minimum over all of them
+    takes as long (8,192 vectors, 10 slots of 512).
+    """
+
+    def __init__(self, slots: Count, quantizer: Callable[..., Quantizer], num_codes: NumCodes | None = None):
+        super().__init__(slots, quantizer, num_codes)
+        self.width = slots * self.parts[0].width
+        self.shape = (slots, *self.parts[0].shape)
+        self._axis = -len(self.shape)  # of the slots among the axes of the codes
+
+    def _split(self, vectors: Tensor) -> list[tuple[Quantizer, Tensor]]:
+        """The quantiser and the part (..., D / S) of each slot."""
+        return list(zip(self.parts, vectors.chunk(self.shape[0], -1), strict=True))
+
+    def encode(self, vectors: Tensor) -> Tensor:
+        return torch.stack([part.encode(piece) for part, piece in self._split(vectors)], self._axis)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        pieces = zip(self.parts, codes.unbind(self._axis), strict=True)
+        return torch.cat([part.lookup(piece) for part, piece in pieces], -1)
+
+    def forward(self, vectors: Tensor, generator: Generator | None = None) -> Quantized:
+        results = [part(piece, generator) for part, piece in self._split(vectors)]
+        return Quantized(
+            torch.cat([result.vectors for result in results], -1),
+            torch.stack([result.codes for result in results], self._axis),
+            {name: torch.stack([result.losses[name] for result in results]).mean() for name in results[0].losses},
+        )
+
+
+class ResidualQuantizer(CompositeQuantizer):
     """Q codebooks, whose vectors add up to that of the input (residual vector quantisation).
 
     Zeghidour et al., *SoundStream*, 2021, section III.C and algorithm 1; Défossez et al., *EnCodec*, 2022, section 3.2.
@@ -50,15 +107,11 @@ class ResidualQuantizer(Quantizer):
         num_codes: NumCodes | None = None,
         dropout: Share = 0.0,
     ):
-        super().__init__()
-        quantizers = [
-            quantizer() if num_codes is None else quantizer(num_codes=num_codes) for _ in range(num_codebooks)
-        ]
-        if quantizers[0].soft or quantizers[0].shape:
-            raise ValueError(f"a codebook makes a single code of a vector, and {type(quantizers[0]).__name__} does not")
-        self.parts = module_list(quantizers)
-        self.num_codes, self.width, self.dropout = quantizers[0].num_codes, quantizers[0].width, dropout
-        self.shape = (num_codebooks,)
+        super().__init__(num_codebooks, quantizer, num_codes)
+        first = self.parts[0]
+        if first.soft or first.shape:
+            raise ValueError(f"a codebook makes a single code of a vector, and {type(first).__name__} does not")
+        self.width, self.shape, self.dropout = first.width, (num_codebooks,), dropout
 
     def encode(self, vectors: Tensor) -> Tensor:
         vectors, codes = vectors.detach().float(), []
@@ -77,11 +130,7 @@ class ResidualQuantizer(Quantizer):
         assert total is not None
         return total
 
-    def codebook(self) -> Tensor:
-        """(Q, K, D): the vectors that are added up."""
-        return torch.stack([part.codebook() for part in self.parts])
-
-    def forward(self, vectors: Tensor, generator: torch.Generator | None = None) -> Quantized:
+    def forward(self, vectors: Tensor, generator: Generator | None = None) -> Quantized:
         vectors = vectors.float()
         flat = vectors.reshape(-1, self.width)
         reached = self._reached(vectors, generator)
@@ -103,7 +152,7 @@ class ResidualQuantizer(Quantizer):
         straight = total + (flat - flat.detach())  # exactly the sum, with the gradient of the input
         return Quantized(straight.view(vectors.shape), codes.view(*vectors.shape[:-1], *self.shape), losses)
 
-    def _reached(self, vectors: Tensor, generator: torch.Generator | None) -> Tensor | None:
+    def _reached(self, vectors: Tensor, generator: Generator | None) -> Tensor | None:
         """How many codebooks each vector goes through, (M,) on its device; None where all go through all.
 
         The draws of a batch are stratified: they share out (0, 1) between them, each being uniform in it.
