@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import re
-import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from worldmodel.config.cli import run_entry_point
+from worldmodel.config.cli import entry_point
 from worldmodel.config.flags import add_number
 from worldmodel.errors import ConfigError
 from worldmodel.util.ranges import Count, NonNegative, Whole
@@ -47,7 +44,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="name of the agent in files and tables (the choice of agent=)")
 
 
-def measure(args: argparse.Namespace, config: DictConfig, command: str) -> None:
+@entry_point("worldmodel.agents.evaluate", DESCRIPTION, add_flags)
+def main(args: argparse.Namespace, config: DictConfig) -> None:
     """Evaluate the agent and print the results."""
     if args.name is not None and not re.fullmatch(r"[\w.+@-]*\w[\w.+@-]*", args.name):
         raise ConfigError(f"--name {args.name!r}: the name becomes that of a folder; use letters, digits and - _ . + @")
@@ -59,20 +57,11 @@ def measure(args: argparse.Namespace, config: DictConfig, command: str) -> None:
 
     settings = Settings(args.success, args.horizon, args.starts, args.temperature, args.videos)
     agent_name = agent_name_of(args.overrides, config)
-    metrics = evaluate(config, settings, agent_name, args.name or agent_name, command)
+    metrics = evaluate(config, settings, agent_name, args.name or agent_name, args.command)
     console = Console()
     shown = {"run": metrics["agent"], "environment": metrics["environment"]}
     console.print(table(shown, report.lines(metrics)))
     console.print(f"{Path(metrics['folder']) / 'metrics.json'}  (report.png and videos beside it)", soft_wrap=True)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    command = shlex.join(["python", "-m", "worldmodel.agents.evaluate", *words])
-    return run_entry_point(
-        functools.partial(measure, command=command), "worldmodel.agents.evaluate", DESCRIPTION, add_flags, words
-    )
 
 
 if __name__ == "__main__":

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from worldmodel.config.cli import run_entry_point
+from worldmodel.config.cli import entry_point
 from worldmodel.errors import RunError
 
 if TYPE_CHECKING:
@@ -28,7 +27,8 @@ the real environment for steps= steps, as a baseline.
 The same command resumes an interrupted training."""
 
 
-def run(args: argparse.Namespace, config: DictConfig) -> None:
+@entry_point("worldmodel.agents.train", DESCRIPTION)
+def main(args: argparse.Namespace, config: DictConfig) -> None:
     """Find the learner of the agent and run it."""
     from worldmodel.agents.choice import agent_name_of, find_learner  # slow: imports torch
 
@@ -36,11 +36,6 @@ def run(args: argparse.Namespace, config: DictConfig) -> None:
     if config.source.name != config.env.name and "_target_" in config.source:
         raise RunError("an agent is trained in an environment; choose source=env env=…")
     learn(config)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    return run_entry_point(run, "worldmodel.agents.train", DESCRIPTION, argv=argv)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from rich.console import Console
 from benchmarks.run import machine, table
 from benchmarks.timing import Figure, rounds, seconds
 from worldmodel.config.checks import build
-from worldmodel.config.cli import run_entry_point
+from worldmodel.config.cli import entry_point
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError
 from worldmodel.recording.collect import collect
@@ -40,7 +40,6 @@ CPU = torch.device("cpu")
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of this command."""
-    parser.prog = "python -m benchmarks.collect"
     parser.add_argument(
         "--steps", type=int, default=4000, metavar="N", help="steps per contender and round (%(default)s)"
     )
@@ -51,12 +50,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures and the machine as JSON")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    return run_entry_point(run, "benchmarks.collect", DESCRIPTION, add_flags, argv)
-
-
-def run(args: argparse.Namespace, config: DictConfig) -> None:
+@entry_point("benchmarks.collect", DESCRIPTION, add_flags)
+def main(args: argparse.Namespace, config: DictConfig) -> None:
     """Run the benchmark and print the figures."""
     for flag, least in (("steps", 1), ("workers", 2), ("repeat", 1)):
         if getattr(args, flag) < least:

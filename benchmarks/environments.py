@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from benchmarks.run import listed
-from worldmodel.config.cli import choices, compose_config, run_entry_point
+from worldmodel.config.cli import choices, compose_config, entry_point
 from worldmodel.errors import ConfigError, WorldModelError
 from worldmodel.media.gallery import gallery
 from worldmodel.media.write import save_png
@@ -29,7 +29,6 @@ SHEET_FRAMES = 8  # per environment
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of this command."""
-    parser.prog = "python -m benchmarks.environments"
     parser.add_argument(
         "--only", type=listed(choices()["env"]), metavar="A,B", help="names in configs/env (default: all)"
     )
@@ -37,12 +36,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sheet", type=Path, metavar="FILE", help="write some frames of each as one PNG")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    return run_entry_point(run, "benchmarks.environments", DESCRIPTION, add_flags, argv)
-
-
-def run(args: argparse.Namespace, config: DictConfig) -> None:
+@entry_point("benchmarks.environments", DESCRIPTION, add_flags)
+def main(args: argparse.Namespace, config: DictConfig) -> None:
     """Run the benchmark. Overrides such as ``env.size=48`` apply to every environment."""
     if args.steps < SHEET_FRAMES:
         raise ConfigError(f"--steps {args.steps}: give at least {SHEET_FRAMES}")

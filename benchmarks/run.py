@@ -23,7 +23,7 @@ import worldmodel
 from benchmarks import environment, imagine, planning, store, tokenizer, training
 from benchmarks.subject import Subject, open_subject
 from benchmarks.timing import Figure, Plan
-from worldmodel.config.cli import run_entry_point
+from worldmodel.config.cli import entry_point
 from worldmodel.errors import ConfigError
 from worldmodel.nn.precision import PRECISIONS
 from worldmodel.util.files import replace_text
@@ -45,7 +45,6 @@ MEASURES: dict[str, Callable[[Subject, Plan], list[Figure]]] = {
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of this command."""
-    parser.prog = "python -m benchmarks.run"
     for flag, choices, default in (("--only", MEASURES, None), ("--precision", PRECISIONS, list(PRECISIONS))):
         parser.add_argument(flag, type=listed(choices), default=default, metavar="A,B", help=f"of {', '.join(choices)}")
     parser.add_argument("--batches", type=listed(), default=[1, 64, 512], metavar="N,N", help="default: 1,64,512")
@@ -68,12 +67,8 @@ def listed(choices: Iterable[str] | None = None) -> Callable[[str], list[Any]]:
     return read
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    return run_entry_point(run, "benchmarks.run", DESCRIPTION, add_flags, argv)
-
-
-def run(args: argparse.Namespace, config: DictConfig) -> None:
+@entry_point("benchmarks.run", DESCRIPTION, add_flags)
+def main(args: argparse.Namespace, config: DictConfig) -> None:
     """Run the benchmark and print the figures."""
     for flag, value in (("--repeat", args.repeat), ("--threads", args.threads)):
         if value is not None and value < 1:

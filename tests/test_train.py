@@ -483,7 +483,7 @@ def test_minutes_are_shared_between_the_stages(data: Path, monkeypatch: pytest.M
     seen: list[DictConfig] = []
     monkeypatch.setattr("worldmodel.runs.training.train", lambda config, *rest: seen.append(config))
     assert main([f"data={data}", "--minutes", "3", "--steps", "9"]) == 0
-    assert (seen[0].training.tokenizer.max_seconds, seen[0].training.prior.max_seconds) == pytest.approx((60, 120))
+    assert (seen[0].training.tokenizer.max_seconds, seen[0].training.prior.max_seconds) == pytest.approx((54, 126))
     assert seen[0].training.prior.steps == seen[0].training.tokenizer.steps == 9
     assert main([f"data={data}", "--minutes", "3", "--stage", "prior"]) == 0
     assert (seen[1].training.tokenizer.max_seconds, seen[1].training.prior.max_seconds) == (None, 180)

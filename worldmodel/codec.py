@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from worldmodel.config.cli import run_entry_point
+from worldmodel.config.cli import entry_point
 from worldmodel.config.flags import add_number, add_output
 from worldmodel.errors import ConfigError
 from worldmodel.util.output import SOUND_SUFFIXES, check_output, output_of
@@ -38,10 +37,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_number(parser, "--kbps", Positive, "encode: as many codebooks as fit into N kbit/s at fixed width (all)")
     parser.add_argument("--entropy", choices=ENTROPY, help="encode: the model of the codes (auto)")
     parser.add_argument("--stream", action="store_true", help="code the sound in chunks of 20 ms, as it would arrive")
-    add_output(parser, f"one file ({SUFFIX}; {' '.join(SOUND_SUFFIXES)})")
+    add_output(parser, (SUFFIX, *SOUND_SUFFIXES))
 
 
-def code(args: argparse.Namespace, config: DictConfig) -> None:
+@entry_point("codec", DESCRIPTION, add_flags, operands=("encode|decode", "FILE"))
+def main(args: argparse.Namespace, config: DictConfig) -> None:
     """Load the run, encode or decode, write, report."""
     action, file = args.operands[0], Path(args.operands[1])
     if action not in ("encode", "decode"):
@@ -69,11 +69,6 @@ def code(args: argparse.Namespace, config: DictConfig) -> None:
     else:
         output = output_of(args.output, run / "dreams", file.stem, suffixes)
         files.decode_file(run, codec, file, args.stream, output.path(output.suffix or ".wav"))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    return run_entry_point(code, "codec", DESCRIPTION, add_flags, argv, operands=("encode|decode", "FILE"))
 
 
 if __name__ == "__main__":

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from worldmodel.config.cli import run_entry_point
+from worldmodel.config.cli import entry_point
 from worldmodel.config.flags import add_output, add_seed, add_voice_temperature
 from worldmodel.errors import ConfigError
-from worldmodel.util.output import SOUND_SUFFIXES, check_output, options_in_name
+from worldmodel.util.output import SOUND_SUFFIXES, options_in_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,21 +30,19 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--speakers", metavar="A,B", help="speakers, separated by commas (the first of the run)")
     add_voice_temperature(parser)
     add_seed(parser)
-    add_output(parser, f"one file ({' '.join(SOUND_SUFFIXES)})")
+    add_output(parser, SOUND_SUFFIXES)
 
 
-def convert(args: argparse.Namespace, config: DictConfig) -> None:
+@entry_point("convert", DESCRIPTION, add_flags, operands=("FILE",))
+def main(args: argparse.Namespace, config: DictConfig) -> None:
     """Load the run, encode, decode in each voice, write, report."""
-    check_output(args.output, SOUND_SUFFIXES)
-    seed = config.seed if args.seed is None else args.seed
-    file = Path(args.operands[0])
-
     from worldmodel.runs.folder import TOKENIZER  # only now, since it imports torch
     from worldmodel.runs.kind import Kind, choose_run
     from worldmodel.speech.sources.sound import normalise, read_sound
     from worldmodel.speech.speaking import choose_speakers, write_voices
     from worldmodel.speech.voice import VoiceModel
 
+    file = Path(args.operands[0])
     run = choose_run(args.overrides, config, TOKENIZER, Kind.SPEECH)
     model = VoiceModel.load(run, config.device)
     speakers = choose_speakers(args.speakers, model)
@@ -59,13 +56,8 @@ def convert(args: argparse.Namespace, config: DictConfig) -> None:
     def draw(speaker: str, generator: torch.Generator) -> np.ndarray:
         return model.convert(source, speaker, generator, args.voice_temperature)
 
-    name = f"{file.stem}-seed{seed}{options_in_name(('v', args.voice_temperature, 1.0))}"
-    write_voices(run, model, speakers, draw, seed, args.output, name, before=[(file.name, source)])
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    return run_entry_point(convert, "convert", DESCRIPTION, add_flags, argv, operands=("FILE",))
+    name = f"{file.stem}-seed{config.seed}{options_in_name(('v', args.voice_temperature, 1.0))}"
+    write_voices(run, model, speakers, draw, config.seed, args.output, name, before=[(file.name, source)])
 
 
 if __name__ == "__main__":

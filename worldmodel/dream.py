@@ -9,16 +9,15 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge, Le
 
-from worldmodel.config.cli import run_entry_point
+from worldmodel.config.cli import entry_point
 from worldmodel.config.flags import Few, add_number, add_output, add_sampling, add_seed
 from worldmodel.dreaming.actions import MAX_STEPS, REPEAT
 from worldmodel.errors import ConfigError
-from worldmodel.util.output import VIDEO_SUFFIXES, check_output, output_of
+from worldmodel.util.output import VIDEO_SUFFIXES, output_of
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -61,17 +60,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--labels", default="arrows", choices=("arrows", "names", "none"), help="how actions are shown (arrows)"
     )
-    add_output(parser, f"one file ({' '.join(VIDEO_SUFFIXES)})")
+    add_output(parser, VIDEO_SUFFIXES)
 
 
-def dream(args: argparse.Namespace, config: DictConfig) -> None:
+@entry_point("dream", DESCRIPTION, add_flags, moved=MOVED)
+def main(args: argparse.Namespace, config: DictConfig) -> None:
     """Load the run, choose the scene, imagine, write, report."""
     if args.start is not None and args.actions is None:
         raise ConfigError(
             f"--start {args.start} goes with --actions; a replay starts where --replay EPISODE:FRAME says"
         )
-    check_output(args.output, VIDEO_SUFFIXES)
-    seed = config.seed if args.seed is None else args.seed
 
     from worldmodel.dreaming import videos  # only now, since it imports torch
     from worldmodel.runs.folder import PRIOR, given_data, open_episodes
@@ -82,10 +80,10 @@ def dream(args: argparse.Namespace, config: DictConfig) -> None:
     world = WorldModel.load(run, device=config.device)
     store = open_episodes(run, world.spec, given_data(args.overrides, config))
     usual = max(1, world.prior.context)
-    chosen = videos.Choice(args.actions, args.replay, args.start, args.horizon, args.context or usual, seed)
+    chosen = videos.Choice(args.actions, args.replay, args.start, args.horizon, args.context or usual, config.seed)
     scene = videos.choose_scene(chosen, world.spec, store)
     started = time.perf_counter()
-    dreamt = videos.imagine(world, scene, args.samples, seed, args.temperature, args.top_k, args.sampler)
+    dreamt = videos.imagine(world, scene, args.samples, config.seed, args.temperature, args.top_k, args.sampler)
     frames = dreamt.frames.cpu()  # (N, H, C, H, W); on the host, so that the clock has waited for the device
     seconds = time.perf_counter() - started
     options = ("t", args.temperature, 1.0), ("k", args.top_k, None), ("c", chosen.context, usual)
@@ -98,11 +96,6 @@ def dream(args: argparse.Namespace, config: DictConfig) -> None:
     if args.horizon is not None and len(scene.actions) < args.horizon:
         print(f"note      the episode ends {len(scene.actions)} steps on; --horizon {args.horizon} asked for more")
     print("\n".join(f"{'written' if path is paths[0] else '':<10}{path}" for path in paths))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    return run_entry_point(dream, "dream", DESCRIPTION, add_flags, argv, moved=MOVED)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from worldmodel.config.cli import run_entry_point
+from worldmodel.config.cli import entry_point
 from worldmodel.data.export import Storage, check_exportable, check_id, default_folder, to_minari, to_npz
 from worldmodel.data.store import EpisodeStore, Split
 from worldmodel.errors import ConfigError
@@ -21,28 +20,35 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 DESCRIPTION = """\
-Write the episodes of data=… (or of the source or environment that the settings name) for other
-programs to read, without loss.
+Write the episodes of data=… (or of the chosen source or environment) without loss for other
+programs.
 
---to minari makes a Minari data set, which minari.load_dataset opens by its id. --to npz makes a
+--to minari writes a Minari data set, which minari.load_dataset opens by its id. --to npz writes a
 folder with an npz file for each episode: obs (T + 1, H, W, C), action, reward, terminated,
-truncated (T,). Both come in again with python -m worldmodel.collect source=minari or source=npz,
-and source.path=…"""
+truncated (T,). To import either again: python -m worldmodel.collect source=minari (or source=npz)
+source.path=…"""
 
 MADE_BY = {"npz": "ep*.npz", "minari": "data/metadata.json"}
-"""What lies in a folder that was exported, and in no other that might be named by mistake."""
-SPLITS: tuple[str, ...] = get_args(Split)
+"""Files by which a folder of each format is recognised before it is overwritten."""
 
 
-def export(args: argparse.Namespace, config: DictConfig) -> None:
-    """What the command does; see :data:`DESCRIPTION`.
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of this command."""
+    parser.add_argument("--to", choices=tuple(MADE_BY), required=True, help="format of the export")
+    folder = "folder to write (exports/<data>, or the folder where Minari keeps its data sets)"
+    parser.add_argument("--out", metavar="FOLDER", help=folder)
+    parser.add_argument("--id", help="id of the Minari data set (<data>-v0)")
+    parser.add_argument("--storage", choices=get_args(Storage), help="file format of the Minari data set (hdf5)")
+    parser.add_argument("--split", choices=get_args(Split), default="all", help="episodes to export (all)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing export")
 
-    Raises :class:`DataError` without data, and for what cannot be exported; :class:`ConfigError` for flags that do not
-    fit, and for a folder that is there and may not be replaced.
-    """
+
+@entry_point("export", DESCRIPTION, add_flags)
+def main(args: argparse.Namespace, config: DictConfig) -> None:
+    """Choose episodes and folder, write, report."""
     if args.to == "npz" and (args.id or args.storage):
         raise ConfigError("--id and --storage are for --to minari")
-    store = EpisodeStore.open(Path(str(config.data)))
+    store = EpisodeStore.open(config.data)
     store.verify()
     indices = [int(index) for index in store.split(args.split)]
     if not indices:
@@ -79,30 +85,13 @@ def export(args: argparse.Namespace, config: DictConfig) -> None:
 
 
 def _check_free(folder: Path, kind: str, overwrite: bool) -> None:
-    """Raises :class:`ConfigError` where something is that is not to be replaced, or is no export."""
+    """Raises :class:`ConfigError` for a folder that must not be replaced or is no export."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
-    ours = folder.is_dir() and any(folder.glob(MADE_BY[kind]))
-    if not ours:
+    if not any(folder.glob(MADE_BY[kind])):
         raise ConfigError(f"{folder} is there and holds no export as {kind}; choose another place with --out")
     if not overwrite:
         raise ConfigError(f"{folder} is there; --overwrite replaces it, --out names another place")
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--to", choices=tuple(MADE_BY), required=True, help="what to write")
-    parser.add_argument(
-        "--out", metavar="FOLDER", help="where; default: exports/<data>, or where Minari keeps data sets"
-    )
-    parser.add_argument("--id", help="id of the Minari data set; default: <data>-v0")
-    parser.add_argument("--storage", choices=get_args(Storage), help="of the Minari data set; default: hdf5")
-    parser.add_argument("--split", choices=SPLITS, default="all", help="which episodes; default: all")
-    parser.add_argument("--overwrite", action="store_true", help="replace an export that is there")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    return run_entry_point(export, "export", DESCRIPTION, add_flags, argv)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,12 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from worldmodel.__main__ import main as worldmodel
-from worldmodel.config.cli import run_entry_point
+from worldmodel.config.cli import entry_point
 from worldmodel.dreaming.actions import parse_script
 from worldmodel.errors import ConfigError
 from worldmodel.types import Spec
@@ -31,7 +30,6 @@ ends with a weaker model, not later. What is recorded and trained already is kep
 interruption the same command goes on."""
 
 REST = 75.0  # seconds set aside for what is not trained or collected: encoding the set, dreaming, measuring
-SHARES = {"tokenizer": 0.3, "prior": 0.7}  # of the seconds of training
 WALK = "forward*8,left*8,forward*8,right*8"
 
 
@@ -43,19 +41,21 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def quickstart(args: argparse.Namespace, config: DictConfig) -> None:
+@entry_point("quickstart", DESCRIPTION, add_flags)
+def main(args: argparse.Namespace, config: DictConfig) -> None:
     """Collect what is missing, train within the budget, dream and measure."""
     from worldmodel.config.checks import check_groups  # only now: neither --help nor a wrong flag should wait
     from worldmodel.data.store import EpisodeStore
     from worldmodel.runs.data import recorded
-    from worldmodel.runs.stages import stage_settings, stages_of
+    from worldmodel.runs.stages import share_seconds, stage_settings, stages_of
     from worldmodel.runs.training import train
 
     if not 2 < args.minutes < float("inf"):
         raise ConfigError(f"--minutes {args.minutes:g} is no budget; give more than 2, to leave time to train")
     check_groups(config, "tokenizer", "second", "prior")
-    for each in stages_of(config):
-        stage_settings(config, each)
+    stages = stages_of(config)
+    for stage in stages:
+        stage_settings(config, stage)
     started = time.monotonic()
     console = Console()
 
@@ -68,10 +68,9 @@ def quickstart(args: argparse.Namespace, config: DictConfig) -> None:
         call("collect", *args.overrides, f"collect.steps={missing}")
     actions = script(args.actions, EpisodeStore.open(config.data).spec)  # a slip is told before the training
     title("2/4 train")
-    budget = max(60 * args.minutes - REST - (time.monotonic() - started), 60.0)
-    for stage, share in SHARES.items():
-        config.training[stage].max_seconds = round(budget * share, 1)
-        config.training[stage].steps = 1_000_000  # the clock decides
+    share_seconds(config, stages, max(60 * args.minutes - REST - (time.monotonic() - started), 60.0))
+    for stage in stages:
+        config.training[stage.name].steps = 1_000_000  # the clock decides
     run = train(config)
     title("3/4 dream")
     where = [f"run={run.name}", *(o for o in args.overrides if not o.startswith("run="))]
@@ -101,11 +100,6 @@ def call(*argv: str) -> None:
     code = worldmodel(argv)
     if code:
         raise SystemExit(code)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    return run_entry_point(quickstart, "quickstart", DESCRIPTION, add_flags, argv)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,11 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from worldmodel.config.cli import run_entry_point
+from worldmodel.config.cli import entry_point
 from worldmodel.config.flags import Few, add_number, add_output, add_sampling, add_seed
 from worldmodel.errors import ConfigError
 from worldmodel.types import NO_ACTION, plain_name
-from worldmodel.util.output import check_output, options_in_name, output_of, words_in_name
+from worldmodel.util.output import options_in_name, output_of, words_in_name
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -35,15 +35,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_number(parser, "--count", Few, f"images of each class ({PER_CLASS}); in all, if the prior has no classes")
     add_sampling(parser)
     add_seed(parser)
-    add_output(parser, "one file (.png)")
+    add_output(parser, SUFFIXES)
 
 
-def sample(args: argparse.Namespace, config: DictConfig) -> None:
+@entry_point("sample", DESCRIPTION, add_flags)
+def main(args: argparse.Namespace, config: DictConfig) -> None:
     """Load the run, draw, write, report."""
-    check_output(args.output, SUFFIXES)
-    seed = config.seed if args.seed is None else args.seed
-    count = PER_CLASS if args.count is None else args.count
-
     import torch  # only now: neither --help nor a wrong flag should wait for it
 
     from worldmodel import media
@@ -51,6 +48,7 @@ def sample(args: argparse.Namespace, config: DictConfig) -> None:
     from worldmodel.runs.folder import PRIOR
     from worldmodel.runs.kind import Kind, choose_run
 
+    count = PER_CLASS if args.count is None else args.count
     run = choose_run(args.overrides, config, PRIOR, Kind.IMAGES)
     model = ImageModel.load(run, config.device)
     if args.classes is not None and not model.sees_classes:
@@ -58,9 +56,9 @@ def sample(args: argparse.Namespace, config: DictConfig) -> None:
     names = choose_classes(args.classes, model.spec.action_names) if model.sees_classes else []
     classes = [model.condition(name) for name in names] or [NO_ACTION]
     options = ("t", args.temperature, 1.0), ("k", args.top_k, None), ("x", count, PER_CLASS)
-    name = f"{words_in_name(args.classes or 'classes')}-seed{seed}{options_in_name(*options)}"
+    name = f"{words_in_name(args.classes or 'classes')}-seed{config.seed}{options_in_name(*options)}"
     path = output_of(args.output, run / "dreams", name, SUFFIXES).path(".png")
-    generator = torch.Generator(model.device).manual_seed(seed)
+    generator = torch.Generator(model.device).manual_seed(config.seed)
     started = time.perf_counter()
     conditions = torch.tensor(classes).repeat_interleave(count)
     frames, passes = model.sample(conditions, generator, args.temperature, args.top_k, args.sampler)
@@ -69,7 +67,9 @@ def sample(args: argparse.Namespace, config: DictConfig) -> None:
         rows = list(zip(names, frames.unflatten(0, (-1, count)), strict=True))
     else:
         rows = [("", part) for part in frames.split(PER_CLASS)]
-    media.save_png(path, media.gallery(rows, title=f"{run.name} · seed {seed}, temperature {args.temperature:g}"))
+    media.save_png(
+        path, media.gallery(rows, title=f"{run.name} · seed {config.seed}, temperature {args.temperature:g}")
+    )
     print(f"run       {run}")
     of = f" of each of {len(classes)} classes" if model.sees_classes else ""
     print(f"drawn     {count}{of} in {seconds:.1f} s, {passes:.0f} passes of the prior an image")
@@ -84,11 +84,6 @@ def choose_classes(script: str | None, known: Sequence[str]) -> list[str]:
     if not all(words):
         raise ConfigError(f"a class is missing in {script!r}; write names separated by commas, such as {known[0]!r}")
     return words
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    return run_entry_point(sample, "sample", DESCRIPTION, add_flags, argv)
 
 
 if __name__ == "__main__":

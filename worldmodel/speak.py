@@ -8,14 +8,13 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Gt, Le
 
-from worldmodel.config.cli import run_entry_point
+from worldmodel.config.cli import entry_point
 from worldmodel.config.flags import add_number, add_output, add_sampling, add_seed, add_voice_temperature
-from worldmodel.util.output import SOUND_SUFFIXES, check_output, options_in_name
+from worldmodel.util.output import SOUND_SUFFIXES, options_in_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,21 +35,19 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_sampling(parser)
     add_voice_temperature(parser)
     add_seed(parser)
-    add_output(parser, f"one file ({' '.join(SOUND_SUFFIXES)})")
+    add_output(parser, SOUND_SUFFIXES)
 
 
-def speak(args: argparse.Namespace, config: DictConfig) -> None:
+@entry_point("speak", DESCRIPTION, add_flags)
+def main(args: argparse.Namespace, config: DictConfig) -> None:
     """Load the run, draw codes, decode, write, report."""
-    check_output(args.output, SOUND_SUFFIXES)
-    seed = config.seed if args.seed is None else args.seed
-    length = SECONDS if args.seconds is None else args.seconds
-
     from worldmodel.heads import make_sampler  # only now, since it imports torch
     from worldmodel.runs.folder import PRIOR
     from worldmodel.runs.kind import Kind, choose_run
     from worldmodel.speech.speaking import choose_speakers, write_voices
     from worldmodel.speech.voice import VoiceModel
 
+    length = SECONDS if args.seconds is None else args.seconds
     run = choose_run(args.overrides, config, PRIOR, Kind.SPEECH)
     model = VoiceModel.load(run, config.device)
     sampler = make_sampler(args.sampler, args.temperature, args.top_k)
@@ -61,13 +58,8 @@ def speak(args: argparse.Namespace, config: DictConfig) -> None:
         return wave[: round(length * model.rate)]
 
     options = ("t", args.temperature, 1.0), ("v", args.voice_temperature, 1.0), ("k", args.top_k, None)
-    name = f"speech-seed{seed}{options_in_name(*options, ('s', args.seconds, None))}"
-    write_voices(run, model, choose_speakers(args.speakers, model), draw, seed, args.output, name)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    return run_entry_point(speak, "speak", DESCRIPTION, add_flags, argv)
+    name = f"speech-seed{config.seed}{options_in_name(*options, ('s', args.seconds, None))}"
+    write_voices(run, model, choose_speakers(args.speakers, model), draw, config.seed, args.output, name)
 
 
 if __name__ == "__main__":

@@ -7,16 +7,14 @@ torchrun --nproc-per-node 2 -m worldmodel.train
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from worldmodel.config.cli import one_line, run_entry_point
+from worldmodel.config.cli import entry_point, one_line
 from worldmodel.config.flags import add_number
 from worldmodel.errors import WorldModelError
 from worldmodel.util.ranges import Count, Positive
@@ -37,44 +35,28 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of this command."""
     parser.add_argument("--stage", default="all", help="what to train: tokenizer, second or prior (all)")
     parser.add_argument("--tokenizer-of", metavar="RUN", help="take over the tokenizer of a run")
-    parser.add_argument(
-        "--weights-of",
-        metavar="RUN",
-        help="start from the weights of a run with the same settings",
-    )
+    parser.add_argument("--weights-of", metavar="RUN", help="start from the weights of a run with the same settings")
     add_number(parser, "--steps", Count, "most steps of each stage")
-    add_number(parser, "--minutes", Positive, "time: twice as much for the prior as for each stage before it")
+    add_number(parser, "--minutes", Positive, "time, of which the prior gets 7/3 of what each stage before it gets")
 
 
-def run(args: argparse.Namespace, config: DictConfig) -> None:
+@entry_point("train", DESCRIPTION, add_flags)
+def main(args: argparse.Namespace, config: DictConfig) -> None:
     """Share the budget among the stages and train them."""
-    from worldmodel.runs.stages import stages_of  # only now, since they import torch
+    from worldmodel.runs.stages import share_seconds, stages_of  # only now, since they import torch
     from worldmodel.runs.training import train
 
     stages = stages_of(config, args.stage)
-    for stage in stages:
-        if args.steps is not None:
-            config.training[stage.name].steps = args.steps
-        if args.minutes is not None:
-            share = stage.share / sum(each.share for each in stages)
-            config.training[stage.name].max_seconds = 60 * args.minutes * share
-    with told_to_torchrun():
-        train(config, args.stage, args.tokenizer_of, args.weights_of)
-
-
-@contextlib.contextmanager
-def told_to_torchrun() -> Iterator[None]:
-    """Leaves a user's error where torchrun, if there is one, looks for what to end its report with."""
+    for stage in stages if args.steps is not None else ():
+        config.training[stage.name].steps = args.steps
+    if args.minutes is not None:
+        share_seconds(config, stages, 60 * args.minutes)
     try:
-        yield
+        train(config, args.stage, args.tokenizer_of, args.weights_of)
     except WorldModelError as error:
-        if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):  # torchrun ends its report with what this file holds
             Path(path).write_text(json.dumps({"message": f"error: {one_line(error)}", "timestamp": int(time.time())}))
         raise
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_entry_point(run, "train", DESCRIPTION, add_flags, argv)
 
 
 if __name__ == "__main__":

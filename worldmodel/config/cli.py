@@ -1,6 +1,6 @@
 """The command line that every entry point shares: argparse flags beside Hydra overrides, one-line errors, exit codes.
 
-An entry point is a function ``main(args, config)``; :func:`run_entry_point` parses, composes, calls and reports.
+:func:`entry_point` makes a command of a function ``main(args, config)``: it parses, composes, calls and reports.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import dataclasses
 import logging
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
@@ -147,7 +148,7 @@ def parse(
     """Flags and settings of one command line. ``--help`` prints and exits; raises :class:`ConfigError`.
 
     ``operands``: names of words that must be given, which ``args.operands`` then holds; ``moved``: flags of earlier
-    versions, and what took their place.
+    versions, and what took their place. ``args.command`` is the command line as one text.
     """
     prog = f"python -m {command if '.' in command else f'worldmodel.{command}'}"
     parser = Parser(
@@ -166,13 +167,17 @@ def parse(
         if flag in (moved or {}):
             raise ConfigError(f"{flag} is now {(moved or {})[flag]}")
     args = parser.parse_intermixed_args(argv)
+    args.command = shlex.join([*prog.split(), *argv])
     args.overrides = [word for word in args.words if _overrides(word)]
     args.operands = [word for word in args.words if word not in args.overrides]
     if len(args.operands) < len(operands):
         raise ConfigError(f"{operands[len(args.operands)]} is missing; see {prog} --help")
     if len(args.operands) > len(operands):
         raise ConfigError(f"{args.operands[len(operands)]!r} is neither a flag nor key=value; see {prog} --help")
-    return args, compose_config(args.overrides)
+    config = compose_config(args.overrides)
+    if getattr(args, "seed", None) is not None:
+        config.seed = args.seed
+    return args, config
 
 
 def _overrides(word: str) -> bool:
@@ -213,6 +218,12 @@ def run_entry_point(
             raise
         print(f"error: {message}", file=sys.stderr)
         return EXIT_USER_ERROR
+
+
+def entry_point(*facts: Any, **more: Any) -> Callable[[Main], Callable[..., int]]:
+    """Decorates ``main(args, config)``, which becomes ``main(argv)`` and returns the exit code of
+    :func:`run_entry_point`; that function takes the other arguments."""
+    return lambda main: lambda argv=None: run_entry_point(main, *facts, argv=argv, **more)
 
 
 def message_of(error: Exception) -> str | None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from annotated_types import Ge, Le
 
 from worldmodel.config.checks import check_value
+from worldmodel.util.output import check_output
 from worldmodel.util.ranges import Count, NonNegative, Positive, Seed
 
 Few = Annotated[int, Ge(1), Le(1000)]  # more is taken for a slip of the finger
@@ -29,19 +30,14 @@ def number(flag: str, kind: Any) -> Callable[[str], Any]:
 
 
 def add_number(
-    parser: argparse.ArgumentParser,
-    flag: str,
-    kind: Any,
-    help: str,
-    default: float | None = None,
-    metavar: str = "N",
+    parser: argparse.ArgumentParser, flag: str, kind: Any, help: str, default: float | None = None, metavar: str = "N"
 ) -> None:
     """A flag that takes a number; ``kind``: its type and range, as in :mod:`worldmodel.util.ranges`."""
     parser.add_argument(flag, type=number(flag, kind), default=default, metavar=metavar, help=help)
 
 
 def add_seed(parser: argparse.ArgumentParser) -> None:
-    """``--seed``; without it the setting counts."""
+    """``--seed``, another way to write the setting ``seed=…``."""
     add_number(parser, "--seed", Seed, "the same seed writes the same files (default: seed=…)")
 
 
@@ -59,9 +55,15 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_output(parser: argparse.ArgumentParser, files: str) -> None:
-    """``--output``; ``files``: what is written."""
-    parser.add_argument("--output", metavar="PATH", help=f"{files}, a folder, or a name without suffix")
+def add_output(parser: argparse.ArgumentParser, suffixes: Sequence[str]) -> None:
+    """``--output``; ``suffixes``: of the files that it may name, which are checked before anything slow is done."""
+
+    def read(text: str) -> str:
+        check_output(text, suffixes)
+        return text
+
+    help = f"one file ({' '.join(suffixes)}), a folder, or a name without suffix"
+    parser.add_argument("--output", type=read, metavar="PATH", help=help)
 
 
 def add_voice_temperature(parser: argparse.ArgumentParser) -> None:

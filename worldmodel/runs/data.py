@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import logging
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from worldmodel.config.checks import build, check, check_value, construct
-from worldmodel.data.sources import Source
+from worldmodel.data.sources import Source, fill
 from worldmodel.data.store import SOURCE, EpisodeStore
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.recording.collect import collect
 from worldmodel.recording.recorder import ActionSource, FrameSource
+from worldmodel.util.files import replace_text
+from worldmodel.util.interrupts import deferred
+from worldmodel.util.progress import Bars
 from worldmodel.util.ranges import Text
+
+MOST_NAMED = 10  # files that cannot be read, one line each
+
+log = logging.getLogger(__name__)
 
 
 def env_maker(config: DictConfig) -> Callable[[], FrameSource]:
@@ -52,27 +61,63 @@ def record_steps(config: DictConfig, explorer: ActionSource, steps: int) -> None
     env = make_env()
     spec = env.data_spec
     env.close()
-    with EpisodeStore.writer(Path(str(config.data)), spec) as store:
+    with EpisodeStore.writer(config.data, spec) as store:
         store.verify()
-        result = collect(
-            store,
-            make_env,
-            explorer,
-            steps=steps,
-            workers=settings.workers,
-            seed=config.seed,
-            longest=settings.longest,
-            timeout=settings.timeout,
-        )
+        limits = {"longest": settings.longest, "timeout": settings.timeout}
+        result = collect(store, make_env, explorer, steps, settings.workers, config.seed, **limits)
         print(result.describe(spec.action_names))
         held_out = len(store.split("held_out"))
         print(f"now       {store.steps:,} steps in {len(store):,} episodes ({held_out:,} held out) at {store.path}")
 
 
+def import_source(config: DictConfig) -> None:
+    """Append what the source of the settings has and the store has not, and print a report.
+
+    Raises :class:`DataError`, after everything else is stored, when some of it cannot be read.
+    """
+    source = build_source(config)
+    started = time.monotonic()
+    with EpisodeStore.writer(config.data, source.spec) as store:
+        store.verify()
+        with deferred() as stopped, Bars() as bars:
+            task = bars.add_task("reading", total=None)
+
+            def progress(done: int, total: int) -> None:
+                bars.update(task, completed=done, total=total)
+
+            filled = fill(store, source, config.collect.workers, progress, stopped)
+        replace_text(store.path / SOURCE, OmegaConf.to_yaml(config.source, resolve=True))  # where it came from
+        print(f"new       {filled.added:,} of {len(source):,}, {filled.known:,} were there, "
+              f"in {time.monotonic() - started:.1f} s")  # fmt: skip
+        print(_contents(store))
+        if filled.unreadable:
+            raise DataError(_unreadable(filled.unreadable))
+
+
+def _contents(store: EpisodeStore) -> str:
+    """One line on what a store holds."""
+    names, sound = store.spec.action_names, len(store.spec.frame_shape) == 2
+    word = "speakers" if sound else "actions" if store.steps else "classes"
+    lasting = f" ({store.frames / store.spec.rate:,.0f} s)" if sound else ""
+    return (
+        f"now       {store.frames:,} frames{lasting} in {len(store):,} episodes "
+        f"({len(store.split('held_out')):,} held out), {len(names):,} {word} "
+        f"({', '.join(names[:3])}{', …' * (len(names) > 3)}), at {store.path}"
+    )
+
+
+def _unreadable(reasons: Sequence[str]) -> str:
+    """One line on what could not be read; of several reasons, the first ones are logged."""
+    if len(reasons) == 1:
+        return f"{reasons[0]}; everything else is stored"
+    for reason in reasons[:MOST_NAMED]:
+        log.warning("left out: %s", reason)
+    more = f", of which the first {MOST_NAMED} are" if len(reasons) > MOST_NAMED else ","
+    return f"{len(reasons):,} files could not be read{more} named above; everything else is stored"
+
+
 def recorded(config: DictConfig) -> int:
-    """Number of recorded steps in the data folder."""
-    if not (Path(config.data) / "spec.json").is_file():
-        return 0
+    """Number of recorded steps in the data folder; 0 without readable data."""
     try:
         return EpisodeStore.open(config.data).steps
     except DataError:

@@ -67,7 +67,7 @@ class Stage(abc.ABC):
     name: str  # in settings, metrics and checkpoints
     title: str  # in messages
     file: str  # of its weights, in the folder of a run
-    share: float = 1.0  # of the training time, relative to other stages
+    share: float = 3.0  # of the training time, relative to other stages
     settings: type[StageSettings] = StageSettings
     needs: tuple[str, ...] = ()  # earlier stages that it requires, if the settings have them
 
@@ -166,7 +166,7 @@ class SecondStage(Stage):
 class PriorStage(Stage):
     """Past codes and a condition → the next codes. Latents of a VAE are random, so its prior is trained on frames."""
 
-    name, title, file, share, needs = "prior", "prior", PRIOR, 2.0, ("tokenizer", "second")
+    name, title, file, share, needs = "prior", "prior", PRIOR, 7.0, ("tokenizer", "second")
     settings = PriorSettings
 
     def source(self, fabric: Fabric, store: EpisodeStore, folder: Path, tokenizer: Autoencoder) -> Source:
@@ -202,6 +202,13 @@ def stages_of(config: DictConfig, stage: str = "all") -> list[Stage]:
     if stage not in [each.name for each in own]:
         raise ConfigError(f"these settings have no stage {stage!r}; choose {', '.join(each.name for each in own)}")
     return [STAGES[stage]]
+
+
+def share_seconds(config: DictConfig, stages: Sequence[Stage], seconds: float) -> None:
+    """Divides a budget of training time among stages, as ``training.<stage>.max_seconds``."""
+    for stage in stages:
+        share = stage.share / sum(each.share for each in stages)
+        config.training[stage.name].max_seconds = round(seconds * share, 3)
 
 
 def stage_settings(config: DictConfig, stage: Stage | type[Stage]) -> Any:
