@@ -220,10 +220,11 @@ def run_entry_point(
         return EXIT_USER_ERROR
 
 
-def entry_point(*facts: Any, **more: Any) -> Callable[[Main], Callable[..., int]]:
-    """Decorates ``main(args, config)``, which becomes ``main(argv)`` and returns the exit code of
-    :func:`run_entry_point`; that function takes the other arguments."""
-    return lambda main: lambda argv=None: run_entry_point(main, *facts, argv=argv, **more)
+def entry_point(
+    command: str, description: str, add_flags: AddFlags = lambda parser: None, **more: Any
+) -> Callable[[Main], Callable[..., int]]:
+    """Decorates ``main(args, config)``: it becomes ``main(argv)``, which returns what :func:`run_entry_point` does."""
+    return lambda main: lambda argv=None: run_entry_point(main, command, description, add_flags, argv, **more)
 
 
 def message_of(error: Exception) -> str | None:
