@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,10 @@ class Plan:
 
     def __len__(self) -> int:
         return len(self.actions)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, without ``decode``, which holds a world model."""
+        return {**vars(self), "decode": None}
 
     @property
     def frames(self) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ from omegaconf import DictConfig, OmegaConf
 from worldmodel.agents import report
 from worldmodel.agents.choice import LEARNER_SETTINGS, agent_folder, build_agent, find_agent_run
 from worldmodel.agents.dreamt_returns import ReturnPairs, Window, dream_returns, episode_windows
-from worldmodel.agents.playing import PlayedEpisode, PlaySettings, play
+from worldmodel.agents.playing import UnfinishedEvaluation, play
 from worldmodel.agents.run import SETTINGS
 from worldmodel.agents.statistics import interquartile_mean, stratified
-from worldmodel.agents.unfinished import UnfinishedEvaluation
 from worldmodel.evaluation.metrics import mean_interval
+from worldmodel.recording.recorder import ActionSource, FrameSource, Order, Recording
 from worldmodel.runs.data import env_maker
 from worldmodel.runs.folder import PRIOR
 from worldmodel.types import Episode, Spec
@@ -59,12 +60,12 @@ class EpisodeMeasurements:
     seed: int
     context: int | None  # context frames of a dream; None without a world model
     facts: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)
-    in_videos: dict[int, PlayedEpisode] = dataclasses.field(default_factory=dict)
+    in_videos: dict[int, Recording] = dataclasses.field(default_factory=dict)
     windows: dict[int, list[Window]] = dataclasses.field(default_factory=dict)
-    planned_episode: PlayedEpisode | None = None  # the first episode with recorded plans
+    planned_episode: Recording | None = None  # the first episode with recorded plans
     seconds: float = 0.0
 
-    def add(self, played: PlayedEpisode) -> None:
+    def add(self, played: Recording) -> None:
         number, episode = played.number, played.episode
         self.seconds += played.seconds
         self.facts[number] = {
@@ -103,8 +104,10 @@ class EpisodeMeasurements:
 
 
 def play_episodes(
-    play_settings: PlaySettings,
+    make_env: Callable[[], FrameSource],
+    agent: ActionSource,
     episodes: int,
+    longest: int,
     workers: int,
     measured: EpisodeMeasurements,
     kept: UnfinishedEvaluation,
@@ -127,9 +130,9 @@ def play_episodes(
             return not stopped()
 
         left = [i for i in range(episodes) if i not in measured.facts]
-        planned = tuple(left[: min(measured.settings.videos, 1)])
-        play_settings = dataclasses.replace(play_settings, record_plans_of=planned)
-        for played in play(play_settings, left, workers, on_steps):
+        planned = left[: min(measured.settings.videos, 1)]
+        orders = [Order.episode(measured.seed, number, longest, plans=number in planned) for number in left]
+        for played in play(make_env, agent, orders, workers, on_steps):
             kept.add(played)
             measured.add(played)
             unfinished_steps = max(0, unfinished_steps - played.episode.steps)
@@ -162,11 +165,11 @@ def evaluate(config: DictConfig, settings: Settings, agent_name: str, name: str,
         world = WorldModel.load(run, device=str(config.device))
     context = None if world is None else max(1, world.prior.context)
     measured = EpisodeMeasurements(settings, int(config.seed), context)
-    play_settings = PlaySettings(make_env, agent, int(config.seed), int(config.collect.longest))
+    count, longest, workers = int(config.episodes), int(config.collect.longest), int(config.collect.workers)
     bars = Bars()
     with UnfinishedEvaluation(folder, spec, episode_settings(config, run, folder)) as kept:
         with bars:
-            play_episodes(play_settings, int(config.episodes), int(config.collect.workers), measured, kept, bars)
+            play_episodes(make_env, agent, count, longest, workers, measured, kept, bars)
             metrics = evaluation_settings(config, spec, run, name, agent_name, command) | measured.to_json()
             if world is not None:
                 metrics["dream"] = dream_windows(world, measured, bars).to_json(settings.horizon, int(config.seed))
@@ -224,7 +227,7 @@ def save_report(
 ) -> None:
     """Write the plots and the videos."""
     report.save_plots(folder / "report.png", metrics)
-    shown: list[PlayedEpisode] = [measured.in_videos[number] for number in sorted(measured.in_videos)]
+    shown: list[Recording] = [measured.in_videos[number] for number in sorted(measured.in_videos)]
     if shown:
         report.save_episodes(folder / "episodes.mp4", shown, spec)
     if shown and world is not None:

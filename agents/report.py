@@ -12,10 +12,10 @@ import torch
 
 from worldmodel import media
 from worldmodel.agents.plan_view import save_plan
-from worldmodel.agents.playing import PlayedEpisode
 from worldmodel.agents.returns import reach
 from worldmodel.evaluation.report import number
 from worldmodel.media import plots
+from worldmodel.recording.recorder import Recording
 from worldmodel.types import Episode, Spec
 from worldmodel.world import WorldModel
 
@@ -77,13 +77,13 @@ def save_plots(path: Path, metrics: dict[str, Any]) -> Path:
     return plots.save_panels(path, panels, title=f"{metrics['agent']} · {metrics['env']}")
 
 
-def save_episodes(path: Path, played: Sequence[PlayedEpisode], spec: Spec) -> Path:
+def save_episodes(path: Path, played: Sequence[Recording], spec: Spec) -> Path:
     """Write a video of episodes side by side."""
     length = min(LONGEST, max(len(one.episode.frames) for one in played))
     return media.save(path, [_real(one.episode, spec, length) for one in played], spec.rate)
 
 
-def save_plans(path: Path, played: PlayedEpisode, world: WorldModel) -> Path:
+def save_plans(path: Path, played: Recording, world: WorldModel) -> Path:
     """Write a video of an episode with recorded plans, and next to each frame those imagined for it before."""
 
     def decode(grids: np.ndarray) -> np.ndarray:
@@ -93,7 +93,7 @@ def save_plans(path: Path, played: PlayedEpisode, world: WorldModel) -> Path:
     return save_plan(path, played.episode, plans, world.spec.action_names, world.spec.rate)
 
 
-def save_dreams(path: Path, played: Sequence[PlayedEpisode], world: WorldModel, seed: int, temperature: float) -> Path:
+def save_dreams(path: Path, played: Sequence[Recording], world: WorldModel, seed: int, temperature: float) -> Path:
     """Write a video of episodes, and below each its dream from the first frames under the recorded actions.
 
     Short videos are also written as a GIF. Dreamt returns are computed as in

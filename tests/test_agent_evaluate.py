@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,15 +22,19 @@ from PIL import Image
 from worldmodel.agents import compare, evaluate, evaluation, playing, train
 from worldmodel.agents.choice import agent_name_of
 from worldmodel.agents.explorers import UniformExplorer
-from worldmodel.agents.playing import PlaySettings, play
+from worldmodel.agents.playing import UnfinishedEvaluation, play
 from worldmodel.agents.run import RETURNS
-from worldmodel.agents.unfinished import UnfinishedEvaluation
 from worldmodel.config.cli import compose_config
 from worldmodel.envs import make_frames
-from worldmodel.errors import BusyError, EnvError, WorldModelError
+from worldmodel.errors import BusyError, EnvError
+from worldmodel.recording.recorder import Order, Recording
 
 Say = Callable[..., str]
 ACT = partial(make_frames, corridor.ID, size=16)
+
+
+def orders(numbers: Iterable[int], seed: int = 7) -> list[Order]:
+    return [Order.episode(seed, number, longest=8) for number in numbers]
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +100,7 @@ def test_a_planner_shows_what_it_imagined(say: Say, runs: Path, workers: int, mo
     """Plans are those of the first episode alone, whoever played it, and the video is as long as it."""
     played = []
 
-    def watched(*args: Any) -> Iterator[playing.PlayedEpisode]:
+    def watched(*args: Any) -> Iterator[Recording]:
         for one in play(*args):
             played.append(one)
             yield one
@@ -116,34 +122,33 @@ def test_a_planner_shows_what_it_imagined(say: Say, runs: Path, workers: int, mo
 
 
 def test_episodes_depend_on_their_number_alone() -> None:
-    play_settings = PlaySettings(ACT, UniformExplorer(), 7, 8)
-    alone = list(play(play_settings, range(5)))
-    together = sorted(play(play_settings, range(5), workers=2), key=lambda one: one.number)
+    alone = list(play(ACT, UniformExplorer(), orders(range(5))))
+    together = sorted(play(ACT, UniformExplorer(), orders(range(5)), workers=2), key=lambda one: one.number)
     for one, other in zip(alone, together, strict=True):
         assert one.number == other.number and one.episode.steps <= 8
         assert np.array_equal(one.episode.frames, other.episode.frames)
         assert np.array_equal(one.episode.actions, other.episode.actions)
     starts = {one.episode.frames[0].tobytes() for one in alone}
     assert len(starts) > 1
-    others = list(play(PlaySettings(ACT, corridor.Right(), 7, 8), range(5)))
+    others = list(play(ACT, corridor.Right(), orders(range(5))))
     assert [one.episode.frames[0].tobytes() for one in others] == [one.episode.frames[0].tobytes() for one in alone]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_one_may_stop_in_the_middle(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever watches is told of all steps, and no is no: an episode half played is none."""
-    monkeypatch.setattr(playing, "SECONDS", 0.0)  # processes have a second
-    play_settings, told = PlaySettings(ACT, corridor.Right(), 7, 8), []
-    alone = list(play(play_settings, range(3), on_steps=lambda steps: told.append(steps) or True))
+    monkeypatch.setattr(playing, "SECONDS", 0.0)  # processes report five times a second
+    told = []
+    alone = list(play(ACT, corridor.Right(), orders(range(3)), on_steps=lambda steps: told.append(steps) or True))
     assert sum(told) == sum(one.episode.steps for one in alone)
     played, asked = [], 0
 
     def on_steps(steps: int) -> bool:
         nonlocal asked
         asked += steps > 0
-        return asked < (12 if workers == 1 else 1)
+        return asked < 12
 
-    for one in play(play_settings, range(100_000), workers, on_steps):
+    for one in play(ACT, corridor.Right(), orders(range(100_000)), workers, on_steps):
         played.append(one.number)
     assert 0 < len(played) < 100_000
 
@@ -153,11 +158,9 @@ def test_an_interrupted_evaluation_goes_on(say: Say, tmp_path: Path, monkeypatch
     other settings all are played."""
     numbers: list[list[int]] = []
 
-    def stopping(
-        play_settings: PlaySettings, wanted: list[int], workers: int, on_steps: playing.OnSteps
-    ) -> Iterator[playing.PlayedEpisode]:
-        numbers.append(wanted)
-        for one in play(play_settings, wanted, workers, on_steps):
+    def stopping(make_env: Any, agent: Any, wanted: list[Order], *others: Any) -> Iterator[Recording]:
+        numbers.append([order.number for order in wanted])
+        for one in play(make_env, agent, wanted, *others):
             yield one
             if len(numbers) in (1, 4) and one.number == 2:
                 signal.raise_signal(signal.SIGINT)
@@ -186,9 +189,9 @@ def test_an_interrupted_evaluation_goes_on(say: Say, tmp_path: Path, monkeypatch
 
 
 def test_what_was_kept_of_another_agent_is_of_no_use(tmp_path: Path) -> None:
-    play_settings, folder = PlaySettings(ACT, corridor.Right(), 7, 8), tmp_path / "agents" / "right"
+    folder = tmp_path / "agents" / "right"
     spec = evaluation.spec_of(ACT)
-    (one,) = play(play_settings, [4])
+    (one,) = play(ACT, corridor.Right(), orders([4]))
     with UnfinishedEvaluation(folder, spec, {"seed": 7}) as kept:
         kept.add(one)
         with pytest.raises(
@@ -209,10 +212,10 @@ def test_what_was_kept_of_another_agent_is_of_no_use(tmp_path: Path) -> None:
 
 
 def test_a_kept_episode_that_is_damaged_is_played_again(tmp_path: Path) -> None:
-    play_settings, folder = PlaySettings(ACT, corridor.Right(), 7, 8), tmp_path / "agents" / "right"
+    folder = tmp_path / "agents" / "right"
     spec = evaluation.spec_of(ACT)
     with UnfinishedEvaluation(folder, spec, {}) as kept:
-        for one in play(play_settings, range(3)):
+        for one in play(ACT, corridor.Right(), orders(range(3))):
             kept.add(one)
     frames = kept.folder / "shard-00000.frames"
     frames.write_bytes(bytes(10) + frames.read_bytes()[10:])
@@ -221,16 +224,41 @@ def test_a_kept_episode_that_is_damaged_is_played_again(tmp_path: Path) -> None:
 
 
 def test_what_fails_in_another_process_is_told() -> None:
-    with pytest.raises(WorldModelError, match="an episode failed: ZeroDivisionError: nothing to do"):
-        list(play(PlaySettings(ACT, corridor.Right(fails=True), 0, 8), range(4), workers=2))
+    with pytest.raises(EnvError, match="an episode failed: ZeroDivisionError: nothing to do"):
+        list(play(ACT, corridor.Right(fails=True), orders(range(4)), workers=2))
+
+
+class Killed(corridor.Right):
+    """Its process is killed at the second action, once for every file."""
+
+    def __init__(self, flag: Path):
+        super().__init__()
+        self.flag, self.actions = flag, 0
+
+    def act(self, frame: np.ndarray) -> int:
+        self.actions += 1
+        if self.actions == 2:
+            with contextlib.suppress(FileNotFoundError):
+                self.flag.unlink()
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().act(frame)
+
+
+def test_a_process_that_is_killed_is_replaced_and_its_episode_played_again(tmp_path: Path) -> None:
+    (tmp_path / "flag").touch()
+    played = sorted(play(ACT, Killed(tmp_path / "flag"), orders(range(5)), workers=2), key=lambda one: one.number)
+    alone = play(ACT, corridor.Right(), orders(range(5)))
+    for one, other in zip(alone, played, strict=True):
+        assert one.number == other.number and np.array_equal(one.episode.frames, other.episode.frames)
+    assert not (tmp_path / "flag").exists()
 
 
 def test_an_environment_that_fails_now_and_then_is_reset() -> None:
     env = Flaky(2)
-    (played,) = play(PlaySettings(lambda: env, corridor.Right(), 0, 8), range(1))
+    (played,) = play(lambda: env, corridor.Right(), orders([0], seed=0))
     assert env.resets == 3 and played.episode.terminated
     with pytest.raises(EnvError, match="engine died"):
-        list(play(PlaySettings(lambda: Flaky(3), corridor.Right(), 0, 8), range(1)))
+        list(play(lambda: Flaky(3), corridor.Right(), orders([0], seed=0)))
 
 
 class Flaky:

@@ -33,7 +33,8 @@ from worldmodel.envs.dreams import DreamBatch
 from worldmodel.envs.starts import Starts
 from worldmodel.envs.wrappers import FrameEnv
 from worldmodel.priors import Step
-from worldmodel.recording.recorder import receive, record_episode, send
+from worldmodel.recording.pool import receive, send
+from worldmodel.recording.recorder import record_episode
 from worldmodel.types import NO_ACTION, Episode
 from worldmodel.world import WorldModel
 

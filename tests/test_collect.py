@@ -22,7 +22,8 @@ from worldmodel.data.store import EpisodeStore
 from worldmodel.envs import make_frames
 from worldmodel.errors import ConfigError, EnvError
 from worldmodel.recording.collect import Collected, collect
-from worldmodel.recording.recorder import Recording, place_of, receive, record_episode
+from worldmodel.recording.pool import receive
+from worldmodel.recording.recorder import Recording, place_of, record_episode
 from worldmodel.types import NO_ACTION, Spec
 
 ROOT = Path(__file__).parents[1]
@@ -304,7 +305,7 @@ def test_an_interruption_in_the_middle_of_a_message_waits_for_its_end(
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_an_interruption_keeps_what_was_recorded(tmp_path: Path, number: signal.Signals) -> None:
     data = tmp_path / "data"
-    process = start_command(data, "collect.steps=1000000", "collect.longest=100")
+    process = start_command(data, "collect.steps=1000000", "collect.longest=400")
     wait_for_episodes(data, 3)
     process.send_signal(number)
     _, errors = process.communicate(timeout=120)
@@ -313,7 +314,7 @@ def test_an_interruption_keeps_what_was_recorded(tmp_path: Path, number: signal.
         assert "interrupted" in errors and "Traceback" not in errors
     with EpisodeStore.writer(data, EpisodeStore.open(data).spec) as store:  # the lock is free
         assert len(store) >= 3 and store.verify() == [] and store.damaged == []
-        halves = [entry for entry in store.entries if entry.length < 100 and not entry.terminated]
+        halves = [entry for entry in store.entries if entry.length < 400 and not entry.terminated]
         assert all(entry.truncated for entry in store.entries if not entry.terminated)
         assert bool(halves) == (number != signal.SIGKILL)
     for _ in range(100):

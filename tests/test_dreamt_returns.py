@@ -13,7 +13,8 @@ from torch import Tensor
 
 from worldmodel.agents.dreamt_returns import DREAMS_AT_ONCE, dream_returns
 from worldmodel.agents.evaluation import EpisodeMeasurements, Settings
-from worldmodel.agents.playing import PlaySettings, play
+from worldmodel.agents.playing import play
+from worldmodel.recording.recorder import Order
 from worldmodel.types import NO_ACTION, Spec
 
 SPEC = Spec("test:steps", (1, 4, 4), ("a", "b", "c"), 10.0)
@@ -76,7 +77,7 @@ class Knower:
 
 def played(context: int, horizon: int, starts: int = 4) -> EpisodeMeasurements:
     measurements = EpisodeMeasurements(Settings(None, horizon, starts, temperature=1.0, videos=3), 0, context)
-    for one in play(PlaySettings(Steps, InTurn(), 0, 1000), range(30)):
+    for one in play(Steps, InTurn(), [Order.episode(0, number, 1000) for number in range(30)]):
         measurements.add(one)
     return measurements
 

@@ -73,11 +73,12 @@ def collect(
     OSError when the disk is full, KeyboardInterrupt after saving unfinished episodes.
     """
     tally = _Tally(store, steps)
-    order = Order(make_env, explorer, steps, longest, (seed, store.next_number))
+    shares = [steps // workers + (place < steps % workers) for place in range(workers)]
+    orders = [Order((seed, store.next_number, place), longest, share) for place, share in enumerate(shares) if share]
     with (
         deferred() as stopped,
         Bars(Console(file=sys.stderr, quiet=not progress)) as bar,
-        RecorderPool(order, workers, timeout) as pool,
+        RecorderPool(make_env, explorer, orders, workers, timeout) as pool,
     ):
         task = bar.add_task("recording", total=steps)
         for report in pool.reports():

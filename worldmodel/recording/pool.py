@@ -1,20 +1,36 @@
-"""A pool of recorder processes; one that dies or hangs is replaced by another that records the remaining steps."""
+"""A pool of recorder processes; one that dies or hangs is replaced by another that records the remaining steps.
+
+A recorder receives orders, None when there are no more, or one of two requests, ``STOP`` and ``RESCUE``. It sends
+tuples ``(kind, …)``: ``steps`` (number since the last message), ``episode`` (followed by the bytes of its arrays),
+``lost`` (an episode that failed before its first step, with the reason), ``failed`` (the reason), ``done`` (an order).
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import fcntl
+import itertools
 import multiprocessing
+import os
+import queue
+import signal
+import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from types import TracebackType
+from typing import Any
 
-from worldmodel.errors import EnvError
-from worldmodel.recording.recorder import RESCUE, STOP, Order, Recording, receive, work
+import numpy as np
 
+from worldmodel.errors import EnvError, WorldModelError
+from worldmodel.recording.recorder import ActionSource, FrameSource, Order, Recorder, Recording
+from worldmodel.types import Episode
+
+STOP, RESCUE = "stop", "rescue"
+"""Requests: end the episode; or, while the environment hangs, send the unfinished episode."""
 MOST_FAILURES = 5  # consecutive failures without a recorded episode
 STOP_SECONDS = 5.0
 PIPE_BYTES = 2**20  # the limit of Linux for unprivileged users
@@ -28,9 +44,8 @@ class _Recorder:
     process: BaseProcess
     results: Connection
     control: Connection
-    order: Order  # with the remaining steps
+    order: Order | None  # with the remaining steps; None after the last order
     place: int  # its index in the pool
-    life: int  # number of earlier processes with this index
     deadline: float  # time.monotonic() by which it has to send a message
     hung: bool = False  # whether it missed the deadline and was asked for its unfinished episode
     saved: bool = False  # whether it sent that
@@ -46,31 +61,34 @@ class Report:
 
 
 class RecorderPool:
-    """Processes that share the steps of an order; a context manager that ends all of them.
+    """At most ``workers`` processes that share orders; a context manager that ends all of them.
 
-    ``timeout`` is the seconds of silence after which a recorder counts as hung.
+    ``make_env`` and ``agent`` are picklable. ``timeout`` is the seconds of silence after which a recorder counts as
+    hung.
     """
 
-    def __init__(self, order: Order, workers: int, timeout: float):
+    def __init__(
+        self,
+        make_env: Callable[[], FrameSource],
+        agent: ActionSource,
+        orders: Sequence[Order],
+        workers: int,
+        timeout: float,
+    ):
         self._spawn = multiprocessing.get_context("spawn")  # engines and threads do not survive a fork
+        self._arguments = make_env, agent, workers
         self._timeout = timeout
         self._failures = 0
         self._stepped = False  # whether any step was recorded
         self._recorders: list[_Recorder] = []
-        self._shares = [
-            dataclasses.replace(order, steps=share, seed=(*order.seed, place))
-            for place in range(workers)
-            if (share := order.steps // workers + (place < order.steps % workers))
-        ]
+        self._workers, self._orders = workers, iter(orders)
 
     def __enter__(self) -> RecorderPool:
-        for place, order in enumerate(self._shares):
-            self._start(order, place, 0)
+        for place, order in enumerate(itertools.islice(self._orders, self._workers)):
+            self._start(order, place)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for recorder in list(self._recorders):
             self._remove(recorder)
 
@@ -88,28 +106,31 @@ class RecorderPool:
 
     def stop(self) -> Iterator[Report]:
         """Request the unfinished episodes, flagged as truncated, and wait some seconds for them."""
+        self._orders = iter(())
         for recorder in self._recorders:
-            try:
-                recorder.control.send_bytes(STOP)
-            except OSError:
-                continue
+            self._send(recorder, STOP)
         deadline = time.monotonic() + STOP_SECONDS
         while self._recorders and (left := deadline - time.monotonic()) > 0:
             yield from self._listen(left, self._give_up)
 
-    def _start(self, order: Order, place: int, life: int) -> None:
+    def _start(self, order: Order, place: int) -> None:
         results, their_results = self._spawn.Pipe(duplex=False)
         their_control, control = self._spawn.Pipe(duplex=False)
         if hasattr(fcntl, "F_SETPIPE_SZ"):  # on Linux: fewer context switches
             with contextlib.suppress(OSError):
                 fcntl.fcntl(results.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-        order_now = dataclasses.replace(order, seed=(*order.seed, life))
-        process = self._spawn.Process(target=work, args=(order_now, their_results, their_control), daemon=True)
+        arguments = (*self._arguments, their_results, their_control)
+        process = self._spawn.Process(target=work, args=arguments, daemon=True)
         process.start()
         their_results.close()  # so that its death ends the pipe
         their_control.close()
         deadline = time.monotonic() + max(self._timeout, START_SECONDS)
-        self._recorders.append(_Recorder(process, results, control, order, place, life, deadline))
+        self._recorders.append(_Recorder(process, results, control, order, place, deadline))
+        self._send(self._recorders[-1], order)
+
+    def _send(self, recorder: _Recorder, message: Order | str | None) -> None:
+        with contextlib.suppress(OSError):  # it has ended, which the other pipe shows
+            recorder.control.send(message)
 
     def _remove(self, recorder: _Recorder) -> None:
         self._recorders.remove(recorder)
@@ -131,8 +152,7 @@ class RecorderPool:
                         yield Report(steps=message[1])
                     case "episode":
                         recording = receive(message, recorder.results)
-                        left = recorder.order.steps - recording.episode.steps
-                        recorder.order = dataclasses.replace(recorder.order, steps=left)
+                        recorder.order = recorder.order and recorder.order.without(recording)
                         self._stepped = True
                         recorder.saved = recorder.hung
                         if recording.broken is None:  # a simulator that always dies counts as failing
@@ -140,15 +160,22 @@ class RecorderPool:
                         yield Report(recording=recording, warning=_cut(recording))
                     case "lost":
                         yield Report(warning=f"an episode was lost before its first step: {message[1]}")
+                    case "failed" if recorder.order and recorder.order.whole:  # it would fail again
+                        raise EnvError(f"an episode failed: {message[1]}")
                     case "failed" if not self._stepped:
                         raise EnvError(f"recording fails at its first step: {message[1]}")
                     case "failed":
                         yield failed(recorder, message[1])
                     case "done":
-                        self._remove(recorder)
+                        recorder.order = next(self._orders, None)
+                        self._send(recorder, recorder.order)
             except (EOFError, ConnectionResetError):
+                if recorder.order is None:  # it has closed its environment
+                    self._remove(recorder)
+                    continue
                 recorder.process.join(1)
-                ended = f"ended with exit code {recorder.process.exitcode}"
+                code = recorder.process.exitcode
+                ended = f"ended with exit code {code}" + ("; fewer workers need less memory" if code == -9 else "")
                 yield failed(recorder, self._silent() if recorder.hung else ended)
 
     def _silent(self) -> str:
@@ -157,8 +184,7 @@ class RecorderPool:
     def _rescue(self, recorder: _Recorder) -> Report:
         """Request the unfinished episode of a recorder that hangs, for instance because its simulator died."""
         recorder.hung, recorder.deadline = True, time.monotonic() + STOP_SECONDS
-        with contextlib.suppress(OSError):
-            recorder.control.send_bytes(RESCUE)
+        self._send(recorder, RESCUE)
         return Report()
 
     def _give_up(self, recorder: _Recorder, reason: str) -> Report:
@@ -166,13 +192,14 @@ class RecorderPool:
         return Report()
 
     def _replace(self, recorder: _Recorder, reason: str) -> Report:
-        """Start another process for the remaining steps, with other seeds."""
+        """Start another process for the remaining steps, with other seeds, or for the same whole episode."""
         self._remove(recorder)
         self._failures += 1
         if self._failures >= MOST_FAILURES:
             raise EnvError(f"recording failed {self._failures} times in a row, the last time because: {reason}")
-        if recorder.order.steps > 0:
-            self._start(recorder.order, recorder.place, recorder.life + 1)
+        order = recorder.order if recorder.order and recorder.order.steps else next(self._orders, None)
+        if order is not None:
+            self._start(dataclasses.replace(order, attempt=order.attempt + 1), recorder.place)
         lost = "" if recorder.saved else ", its episode is lost"
         return Report(warning=f"recorder {recorder.place} was replaced{lost}: {reason}")
 
@@ -182,3 +209,88 @@ def _cut(recording: Recording) -> str | None:
     if recording.broken is None:
         return None
     return f"an episode was cut after {recording.episode.steps:,} steps and marked truncated: {recording.broken}"
+
+
+def work(
+    make_env: Callable[[], FrameSource], agent: ActionSource, workers: int, results: Connection, control: Connection
+) -> None:
+    """Body of the process. It records the orders that it receives, until it receives None or the other process ends.
+
+    ``workers``: number of processes that share the cores.
+    """
+    os.setpgrp()  # Ctrl-C reaches only the other process, which then requests unfinished episodes
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if torch := sys.modules.get("torch"):  # loaded by agents with a network
+        torch.set_num_threads(min(torch.get_num_threads(), max(1, (os.cpu_count() or 1) // workers)))
+    orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
+    recorder = Recorder(
+        agent, lambda steps: results.send(("steps", steps)), on_lost=lambda reason: results.send(("lost", reason))
+    )
+    threading.Thread(target=_watch, args=(control, results, recorder, orders), daemon=True).start()
+    try:
+        results.send(("steps", 0))  # from now on, the timeout applies
+        with contextlib.closing(make_env()) as env:
+            while (order := orders.get()) is not None:
+                for recording in recorder.record(env, order):
+                    send(results, recording)
+                results.send(("done",))
+        results.close()
+    except (BrokenPipeError, ConnectionResetError):
+        os._exit(1)
+    except Exception as error:
+        own = isinstance(error, WorldModelError)
+        results.send(("failed", str(error) if own else f"{type(error).__name__}: {error}"))
+
+
+def _watch(
+    control: Connection, results: Connection, recorder: Recorder, orders: queue.SimpleQueue[Order | None]
+) -> None:
+    """Receive orders and the request to stop, or to send the unfinished episode of an environment that hangs. End the
+    process when the other one has closed the pipe."""
+    try:
+        while (message := control.recv()) != RESCUE:
+            if message == STOP:
+                recorder.stopped = True
+            else:
+                orders.put(message)
+        recording = recorder.draft.recording(False, True, broken="the environment did not answer any more")
+        if recording is not None:
+            send(results, recording)
+    finally:
+        os._exit(1)
+
+
+def send(results: Connection, recording: Recording) -> None:
+    """Send one episode; :func:`receive` is the other end."""
+    episode, others = recording.episode, {name: value for name, value in vars(recording).items() if name != "episode"}
+    results.send(("episode", episode.frames.shape, (episode.terminated, episode.truncated), others))
+    for array in (episode.frames, episode.actions, episode.rewards):
+        _write(results.fileno(), array.reshape(-1).view(np.uint8).data)
+
+
+def receive(message: tuple[Any, ...], results: Connection) -> Recording:
+    """The episode that an ``episode`` message announces. Raises EOFError when the sender died in the middle."""
+    _, shape, (terminated, truncated), others = message
+    episode = Episode(
+        frames=np.empty(shape, np.uint8),
+        actions=np.empty(shape[0], np.int64),
+        rewards=np.empty(shape[0], np.float32),
+        terminated=terminated,
+        truncated=truncated,
+    )
+    for array in (episode.frames, episode.actions, episode.rewards):
+        _read(results.fileno(), array.reshape(-1).view(np.uint8).data)
+    return Recording(episode, **others)
+
+
+# Connection.send_bytes and recv_bytes would copy the frames three times.
+def _write(pipe: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(pipe, data) :]
+
+
+def _read(pipe: int, data: memoryview) -> None:
+    while data:
+        if not (count := os.readv(pipe, [data])):
+            raise EOFError
+        data = data[count:]

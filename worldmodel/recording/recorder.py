@@ -1,21 +1,13 @@
-"""A process that runs an environment and sends episodes to the writer process.
-
-Messages to the writer are tuples ``(kind, …)``: ``steps`` (number since the last message), ``episode`` (followed by the
-bytes of its arrays), ``lost`` (an episode that failed before its first step, with the reason), ``failed``, ``done``.
-"""
+"""Records episodes of an environment with an agent."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import os
-import signal
 import struct
-import threading
 import time
 import zlib
-from collections.abc import Callable, Mapping
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,8 +16,6 @@ from worldmodel.errors import EnvError
 from worldmodel.types import NO_ACTION, Episode, Spec
 
 REPORT_SECONDS = 0.2
-STOP, RESCUE = b"stop", b"rescue"
-"""Messages to a recorder: end the episode; or, while the environment hangs, send the unfinished episode."""
 MOST_BROKEN = 3  # consecutive failed episodes after which a recorder is replaced
 
 
@@ -48,22 +38,46 @@ class ActionSource(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """The task of one recorder."""
+    """The task of a recorder: episodes with ``steps`` steps in all or, with a ``number`` from 0, one whole episode.
 
-    make_env: Callable[[], FrameSource]  # picklable
-    explorer: ActionSource  # picklable
-    steps: int  # to record in all
-    longest: int  # steps after which an episode is cut
+    An episode that the environment breaks off is kept in the first case, and repeated with the same seed in the second.
+    """
+
     seed: tuple[int, ...]
+    longest: int  # steps after which an episode is cut
+    steps: int  # left to record
+    number: int = -1  # of a whole episode
+    plans: bool = False  # whether the plans of the agent are recorded
+    attempt: int = 0  # number of earlier recorders that failed at this order
+
+    @classmethod
+    def episode(cls, seed: int, number: int, longest: int, plans: bool = False) -> Order:
+        """A whole episode, whose random numbers depend only on ``seed`` and ``number``."""
+        return cls((seed, number), longest, longest, number, plans)
+
+    @property
+    def whole(self) -> bool:
+        return self.number >= 0
+
+    def rng(self) -> np.random.Generator:
+        return np.random.default_rng(self.seed if self.whole else (*self.seed, self.attempt))
+
+    def without(self, recording: Recording) -> Order:
+        """What is left to do after a recording."""
+        left = 0 if self.whole else self.steps - recording.episode.steps
+        return dataclasses.replace(self, steps=left)
 
 
 @dataclasses.dataclass(frozen=True)
 class Recording:
-    """One episode and the places that it visited."""
+    """One episode, the places that it visited, and the decisions of the agent."""
 
     episode: Episode
-    places: frozenset[int]
+    places: frozenset[int] = frozenset()
     broken: str | None = None  # why the environment did not finish it
+    seconds: float = 0.0  # total time in the agent's ``act``
+    plans: tuple[Any, ...] = ()  # (T - 1,): the agent's plan for each action or None; () if not recorded
+    number: int = -1  # of the order
 
 
 @dataclasses.dataclass
@@ -74,6 +88,8 @@ class Draft:
     actions: list[int] = dataclasses.field(default_factory=list)  # that led to each frame
     rewards: list[float] = dataclasses.field(default_factory=list)
     places: set[int] = dataclasses.field(default_factory=set)
+    seconds: float = 0.0
+    plans: list[Any] | None = None  # None: they are not recorded
 
     @property
     def steps(self) -> int:
@@ -98,7 +114,7 @@ class Draft:
             terminated=terminated,
             truncated=truncated or not terminated,
         )
-        return Recording(episode, frozenset(self.places), broken)
+        return Recording(episode, frozenset(self.places), broken, self.seconds, tuple(self.plans or ()))
 
 
 def record_episode(
@@ -122,7 +138,11 @@ def record_episode(
     terminated = truncated = False
     running = True
     while not terminated and not truncated and running and draft.steps < longest:
+        started = time.perf_counter()
         action = explorer.act(frame)
+        draft.seconds += time.perf_counter() - started
+        if draft.plans is not None:
+            draft.plans.append(getattr(explorer, "plan", None))
         try:
             frame, reward, terminated, truncated, info = env.step(action)
         except EnvError as error:  # the simulator died; the frames so far are valid
@@ -145,113 +165,54 @@ def place_of(frame: np.ndarray, info: Mapping[str, Any]) -> int:
     return zlib.crc32((sums // (32 * frame.size // sums.size)).tobytes())
 
 
-def work(order: Order, results: Connection, control: Connection) -> None:
-    """Body of the process. It ends when its steps are recorded, on request, and when the writer has ended."""
-    os.setpgrp()  # Ctrl-C reaches only the writer, which then requests unfinished episodes
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    shared = _Shared()
-    threading.Thread(target=_watch, args=(control, results, shared), daemon=True).start()
-    try:
-        results.send(("steps", 0))  # from now on, the timeout applies
-        _record(order, results, shared)
-        results.send(("done",))
-    except (BrokenPipeError, ConnectionResetError):
-        os._exit(1)
-    except Exception as error:
-        results.send(("failed", f"{type(error).__name__}: {error}" if not isinstance(error, EnvError) else str(error)))
+class Recorder:
+    """Records orders with an agent; meanwhile another thread may set :attr:`stopped` and read :attr:`draft`.
 
-
-@dataclasses.dataclass
-class _Shared:
-    """State that the recording thread shares with the thread that waits for messages."""
-
-    stopped: threading.Event = dataclasses.field(default_factory=threading.Event)
-    draft: Draft = dataclasses.field(default_factory=Draft)
-
-
-def _watch(control: Connection, results: Connection, shared: _Shared) -> None:
-    """Wait for the message to stop, or to send the unfinished episode of an environment that hangs. End the process
-    when the writer has closed the pipe.
+    ``on_steps`` receives the number of steps since its last call, every ``interval`` seconds, ``on_lost`` the reason
+    for which an episode failed before its first step.
     """
-    try:
-        while control.recv_bytes() != RESCUE:
-            shared.stopped.set()
-        recording = shared.draft.recording(False, True, broken="the environment did not answer any more")
-        if recording is not None:
-            send(results, recording)
-    finally:
-        os._exit(1)
 
+    def __init__(
+        self,
+        agent: ActionSource,
+        on_steps: Callable[[int], None],
+        interval: float = REPORT_SECONDS,
+        on_lost: Callable[[str], None] = lambda reason: None,
+    ):
+        self._agent, self._on_steps, self._interval, self._on_lost = agent, on_steps, interval, on_lost
+        self._steps, self._reported_at = 0, -math.inf  # the first step is reported at once
+        self.draft = Draft()
+        self.stopped = False
 
-def _record(order: Order, results: Connection, shared: _Shared) -> None:
-    rng = np.random.default_rng(order.seed)
-    env = order.make_env()
-    left, failures = order.steps, 0
-    unreported, reported_at = 0, -math.inf  # the first step is reported at once
-
-    def tick() -> bool:
-        nonlocal unreported, reported_at
-        unreported += 1
-        now = time.monotonic()
-        if now - reported_at >= REPORT_SECONDS:
-            results.send(("steps", unreported))
-            unreported, reported_at = 0, now
-        return not shared.stopped.is_set()
-
-    try:
-        while left > 0 and not shared.stopped.is_set():
+    def record(self, env: FrameSource, order: Order) -> Iterator[Recording]:
+        """The episodes of an order. Raises :class:`EnvError` after several consecutive failures."""
+        rng, failures = order.rng(), 0
+        while order.steps > 0 and not self.stopped:
+            self.draft = Draft(plans=[] if order.plans else None)
+            longest = min(order.longest, order.steps)
             try:
-                shared.draft = Draft()
-                recording = record_episode(env, order.explorer, rng, min(order.longest, left), tick, shared.draft)
+                recording = record_episode(env, self._agent, rng, longest, self._tick, self.draft)
                 broken = recording and recording.broken
             except EnvError as error:  # the environment may recover after a reset
                 recording, broken = None, str(error)
                 if failures + 1 < MOST_BROKEN:
-                    results.send(("lost", broken))
-            shared.draft = Draft()
-            if recording is not None:
-                left -= recording.episode.steps
-                send(results, recording)
-            unreported = 0
+                    self._on_lost(broken)
+            self.draft, self._steps = Draft(), 0
             failures = failures + 1 if broken else 0
-            if failures >= MOST_BROKEN and left > 0:
+            interrupted = self.stopped and recording and not recording.episode.terminated
+            if order.whole and (broken or interrupted):
+                recording, rng = None, order.rng()
+            if recording is not None:
+                order = order.without(recording)
+                yield dataclasses.replace(recording, number=order.number)
+            if failures >= MOST_BROKEN and order.steps > 0:
                 raise EnvError(broken)
-    finally:
-        env.close()
 
-
-def send(results: Connection, recording: Recording) -> None:
-    """Send one episode; :func:`receive` is the other end."""
-    episode = recording.episode
-    flags = (episode.terminated, episode.truncated)
-    results.send(("episode", episode.frames.shape, flags, recording.places, recording.broken))
-    for array in (episode.frames, episode.actions, episode.rewards):
-        _write(results.fileno(), array.reshape(-1).view(np.uint8).data)
-
-
-def receive(message: tuple[Any, ...], results: Connection) -> Recording:
-    """The episode that an ``episode`` message announces. Raises EOFError when the sender died in the middle."""
-    _, shape, (terminated, truncated), places, broken = message
-    episode = Episode(
-        frames=np.empty(shape, np.uint8),
-        actions=np.empty(shape[0], np.int64),
-        rewards=np.empty(shape[0], np.float32),
-        terminated=terminated,
-        truncated=truncated,
-    )
-    for array in (episode.frames, episode.actions, episode.rewards):
-        _read(results.fileno(), array.reshape(-1).view(np.uint8).data)
-    return Recording(episode, places, broken)
-
-
-# Connection.send_bytes and recv_bytes would copy the frames three times.
-def _write(pipe: int, data: memoryview) -> None:
-    while data:
-        data = data[os.write(pipe, data) :]
-
-
-def _read(pipe: int, data: memoryview) -> None:
-    while data:
-        if not (count := os.readv(pipe, [data])):
-            raise EOFError
-        data = data[count:]
+    def _tick(self) -> bool:
+        """Count a step and report now and then; returns whether to continue."""
+        self._steps += 1
+        now = time.monotonic()
+        if now - self._reported_at >= self._interval:
+            self._on_steps(self._steps)
+            self._steps, self._reported_at = 0, now
+        return not self.stopped
