@@ -16,7 +16,6 @@ from worldmodel.evaluation.inverse import (
     Reading,
     balanced_actions,
     balanced_pairs,
-    cached_classifier,
     dream_pairs,
     obeyed,
     read,
@@ -125,7 +124,7 @@ def test_the_classifier_is_kept_for_the_same_pairs_only(tmp_path: Path, training
     budget = Budget(pairs=900, steps=2, batch=32)
 
     def fetch(pairs: Pairs) -> InverseDynamics:
-        return cached_classifier(path, pairs, 3, budget, CPU, progress=lambda *work: calls.append(work))
+        return train_classifier(pairs, 3, budget, CPU, progress=lambda *work: calls.append(work), path=path)
 
     first = fetch(training)
     assert len(calls) == 2

@@ -43,19 +43,13 @@ def read(runs: Sequence[Path]) -> Table:
 
 def rows(table: Table) -> list[tuple[str, str, list[float], list[float]]]:
     """(system, bound, total of each run, reconstruction of each run) in the order of the runs."""
-    return [
-        (stem, name, *([pick(row) for row in figures if row["name"] == name] for pick in (_total, _reconstruction)))
-        for stem, figures in table.items()
-        for name in dict.fromkeys(row["name"] for row in figures)
-    ]
-
-
-def _total(row: dict[str, Any]) -> float:
-    return float(row["total"]["value"])
-
-
-def _reconstruction(row: dict[str, Any]) -> float:
-    return float(row["reconstruction"])
+    result = []
+    for stem, figures in table.items():
+        for name in dict.fromkeys(row["name"] for row in figures):
+            same = [row for row in figures if row["name"] == name]
+            totals, parts = [row["total"]["value"] for row in same], [row["reconstruction"] for row in same]
+            result.append((stem, name, totals, parts))
+    return result
 
 
 def lines(table: Table) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ codes, or N(0, 1)), and under the learned prior, which was fitted to training fr
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
 import math
@@ -48,49 +49,14 @@ class Row:
 class Scores:
     """Scores of M held-out frames."""
 
-    squared_error: np.ndarray  # (M,) of the uint8 reconstruction, squared intensity values
-    similarity: np.ndarray | None  # (M,) SSIM; None for frames too small for its window
-    usage: tuple[CodeUsage, ...]  # of each codebook; none without codes
     rows: tuple[Row, ...]
-    prior_nats: np.ndarray | None  # (M,) −log p(codes | condition); None without a prior over codes
-    grid_nats: np.ndarray | None  # (M,) −log p(grid of the first tokenizer | codes); None without a second tokenizer
-    class_nats: np.ndarray | None  # (M,) log p(codes | class) − log p(codes): by how much the class lowers prior_nats
-    recognised: np.ndarray | None  # (M,) whether no other class makes the codes as likely
-
-
-class _Accumulator:
-    """Collects the scores of batches."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, list[Tensor]] = {}
-        self.bounds: dict[str, list[Bound]] = {}
-        self.usage: list[Tensor] = []
-
-    def add(self, **values: Tensor | None) -> None:
-        for name, value in values.items():
-            if value is not None:
-                self.values.setdefault(name, []).append(value.double().cpu())
-
-    def count(self, model: Tokenizer, codes: Tensor) -> None:
-        counts = [torch.bincount(book.flatten(), minlength=model.num_codes).cpu() for book in model.books(codes)]
-        self.usage = [a + b for a, b in zip(self.usage, counts, strict=True)] if self.usage else counts
-
-    def scores(self) -> Scores:
-        values = {name: torch.cat(parts).numpy() for name, parts in self.values.items()}
-        rows = [
-            Row(name, *(torch.cat([part.double().cpu() for part in parts]).numpy() for parts in zip(*of, strict=True)))
-            for name, of in self.bounds.items()
-        ]
-        return Scores(
-            squared_error=values["squared_error"],
-            similarity=values.get("similarity"),
-            usage=tuple(CodeUsage(counts.numpy()) for counts in self.usage),
-            rows=tuple(rows),
-            prior_nats=values.get("prior"),
-            grid_nats=values.get("grid"),
-            class_nats=values.get("class_nats"),
-            recognised=values.get("recognised"),
-        )
+    usage: tuple[CodeUsage, ...]  # of each codebook; none without codes
+    squared_error: np.ndarray  # (M,) of the uint8 reconstruction, squared intensity values
+    similarity: np.ndarray | None = None  # (M,) SSIM; None for frames too small for its window
+    prior_nats: np.ndarray | None = None  # (M,) −log p(codes | condition); None without a prior over codes
+    grid_nats: np.ndarray | None = None  # (M,) −log p(grid of the first tokenizer | codes); None without a second one
+    class_nats: np.ndarray | None = None  # log p(codes | class) − log p(codes): by how much the class lowers prior_nats
+    recognised: np.ndarray | None = None  # whether no other class makes the codes as likely
 
 
 def score(
@@ -104,31 +70,48 @@ def score(
     """Score every frame of ``frames`` (windows of length 1) once; nothing is left out."""
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
-    accumulator, done = _Accumulator(), 0
+    values, bounds = (collections.defaultdict[str, list[Any]](list) for _ in range(2))
+    usage: Any = 0  # (codebooks, K) counts
+    done = 0
     with torch.inference_mode():
         for segment in frames.cover(batch):
             raw, conditions = _frames(segment, device)
             x = raw.to(device)
             latents = model.encode(x)
-            codes = latents if isinstance(model, Tokenizer) else None
             pictures = model.decode(latents).cpu()
-            accumulator.add(squared_error=mse(pictures, raw))
+            scores = {"squared_error": mse(pictures, raw)}
             if min(raw.shape[-2:]) >= SSIM_WINDOW:
-                accumulator.add(similarity=ssim(pictures, raw))
-            nats = None
-            if isinstance(model, Tokenizer) and codes is not None:
-                accumulator.count(model, codes)
-                if prior is not None:
-                    nats = -prior.log_likelihood(codes[:, None], conditions[:, None])[:, 0]
-                    if prior.sees_actions and 1 < prior.num_actions <= MAX_CLASSES:
-                        accumulator.add(**_class_scores(prior, codes, conditions))
-                accumulator.add(prior=nats, grid=model.grid_nats(x))
+                scores["similarity"] = ssim(pictures, raw)
+            if isinstance(model, Tokenizer):
+                books = model.books(latents)
+                usage += torch.stack([torch.bincount(book.flatten(), minlength=model.num_codes) for book in books])
+                scores |= _code_scores(model, prior, x, latents, conditions)
+            for name, value in scores.items():
+                values[name].append(value.double().cpu())
             if model.likelihood.exact:
-                for name, bound in _bounds(model, prior, x, conditions, codes, nats, generator):
-                    accumulator.bounds.setdefault(name, []).append(bound)
+                for name, bound in _bounds(model, prior, x, conditions, latents, scores.get("prior_nats"), generator):
+                    bounds[name].append(bound)
             done += len(raw)
             progress("held-out frames", done, len(frames))
-    return accumulator.scores()
+    rows = [
+        Row(name, *(torch.cat(parts).double().cpu().numpy() for parts in zip(*of, strict=True)))
+        for name, of in bounds.items()
+    ]
+    used = map(CodeUsage, usage.cpu().numpy()) if isinstance(model, Tokenizer) else ()
+    return Scores(tuple(rows), tuple(used), **{name: torch.cat(parts).numpy() for name, parts in values.items()})
+
+
+def _code_scores(
+    model: Tokenizer, prior: LatentPrior | None, x: Tensor, codes: Tensor, conditions: Tensor
+) -> dict[str, Tensor]:
+    """The scores of codes (B, *grid) by their names in :class:`Scores`, as far as model and prior have them."""
+    grid_nats = model.grid_nats(x)
+    scores = {} if grid_nats is None else {"grid_nats": grid_nats}
+    if prior is not None:
+        scores["prior_nats"] = -prior.log_likelihood(codes[:, None], conditions[:, None])[:, 0]
+        if prior.sees_actions and 1 < prior.num_actions <= MAX_CLASSES:
+            scores |= _class_scores(prior, codes, conditions)
+    return scores
 
 
 def _class_scores(prior: LatentPrior, codes: Tensor, conditions: Tensor) -> dict[str, Tensor]:
@@ -157,7 +140,7 @@ def _bounds(
     prior: LatentPrior | None,
     x: Tensor,
     conditions: Tensor,
-    codes: Tensor | None,
+    latents: Tensor,
     code_nats: Tensor | None,
     generator: torch.Generator,
 ) -> Iterator[tuple[str, Bound]]:
@@ -165,15 +148,15 @@ def _bounds(
     if not model.certain:
         for samples in SAMPLES:
             yield f"fixed prior, {samples} sample{'s' * (samples > 1)}", model.bound(x, generator, samples)
-    if codes is None and prior is not None:
-        yield "learned prior, 1 sample", prior.bound(model, x, conditions, generator)
-    if isinstance(model, Tokenizer) and codes is not None:
+    if isinstance(model, Tokenizer):
         # The most probable codes of a random posterior give another valid bound.
         point = "" if model.certain else ", likeliest codes"
-        reconstruction = model.given(x, codes)
+        reconstruction = model.given(x, latents)
         yield f"fixed prior{point}", Bound(reconstruction + model.uniform_nats(), reconstruction)
         if code_nats is not None:
             yield f"learned prior{point}", Bound(reconstruction + code_nats, reconstruction)
+    elif prior is not None:
+        yield "learned prior, 1 sample", prior.bound(model, x, conditions, generator)
 
 
 def summary(scores: Scores, model: Autoencoder, seed: int = 0, classes: int = 1) -> dict[str, Any]:

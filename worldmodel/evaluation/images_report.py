@@ -45,35 +45,20 @@ def lines(figures: dict[str, Any]) -> list[tuple[str, str]]:
         result.append(("reconstruction SSIM", number(figures["ssim"], 3)))
     if grid := figures.get("grid"):
         shape = " + ".join("×".join(map(str, level)) for level in grid["levels"])
-        result.append(
-            ("codes of a frame", f"{shape} of {grid['codes']}: {grid['bits']:,.0f} bits, a factor {grid['factor']:.2f}")
-        )
-        usage = figures["usage"]
+        bits, usage = f"{grid['bits']:,.0f} bits, a factor {grid['factor']:.2f}", figures["usage"]
+        result.append(("codes of a frame", f"{shape} of {grid['codes']}: {bits}"))
         result.append(("codes used", f"{usage['share']:.1%}, perplexity {usage['perplexity']:.0f}"))
     if prior := figures.get("prior"):
         result.append(("prior, bits per frame", number(prior["bits_per_frame"], 1)))
-        result.append(
-            (
-                "prior, bits per code",
-                f"{prior['bits_per_code']:.3f}, {prior['saved_per_code']:.3f} saved of "
-                f"{prior['bits_per_code_uniform']:.2f}",
-            )
-        )
+        saved = f"{prior['saved_per_code']:.3f} saved of {prior['bits_per_code_uniform']:.2f}"
+        result.append(("prior, bits per code", f"{prior['bits_per_code']:.3f}, {saved}"))
     if classes := figures.get("classes"):
         result.append(("information of the class (or caption), bits a frame", number(classes["bits"])))
-        result.append(
-            (
-                "class with the highest likelihood is correct",
-                f"{number(classes['recognised'])}, chance {classes['chance']:.2f}",
-            )
-        )
+        correct = f"{number(classes['recognised'])}, chance {classes['chance']:.2f}"
+        result.append(("class with the highest likelihood is correct", correct))
     if scene := figures.get("scene"):
-        result.append(
-            (
-                f"Grid of the first tokenizer, {scene['codes']} codes: {scene['bits_uniform']:,.0f} bits uniform",
-                "",
-            )
-        )
+        uniform = f"{scene['bits_uniform']:,.0f} bits uniform"
+        result.append((f"Grid of the first tokenizer, {scene['codes']} codes: {uniform}", ""))
         for name, what in (("uniform", "fixed prior"), ("learned", "learned prior")):
             if name in scene:
                 each = scene[name]["value"] / scene["codes"]

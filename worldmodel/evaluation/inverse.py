@@ -34,13 +34,6 @@ class Pairs:
     after: Tensor  # (n, C, *size) uint8
     actions: Tensor  # (n,) int64
 
-    def fingerprint(self) -> str:
-        """A hash of all pairs, which identifies the training data of a classifier."""
-        digest = hashlib.sha256()
-        for part in (self.before, self.after, self.actions):
-            digest.update(part.contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
-
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
@@ -65,8 +58,7 @@ def balanced_pairs(episodes: Sequence[Episode], actions: int, count: int, genera
     led_by = np.concatenate([episode.actions[t] for episode, t in zip(episodes, frames, strict=True)])
     before = np.concatenate([episode.actions[t - 1] for episode, t in zip(episodes, frames, strict=True)])
     groups = [[np.flatnonzero((led_by == a) & (before == b)) for b in range(actions)] for a in range(actions)]
-    groups = [[rows for rows in group if len(rows)] for group in groups]
-    present = [group for group in groups if group]
+    present = [group for group in ([rows for rows in every if len(rows)] for every in groups) if group]
     if not present:
         raise ValueError("no step to draw pairs from")
     chosen: list[np.ndarray] = []
@@ -76,7 +68,7 @@ def balanced_pairs(episodes: Sequence[Episode], actions: int, count: int, genera
     rows = generator.permutation(np.concatenate(chosen))
     first = np.stack([episodes[i].frames[t - 1] for i, t in places[rows]])
     second = np.stack([episodes[i].frames[t] for i, t in places[rows]])
-    return Pairs(torch.from_numpy(first), torch.from_numpy(second), torch.from_numpy(led_by[rows].astype(np.int64)))
+    return Pairs(*map(torch.from_numpy, (first, second, led_by[rows].astype(np.int64))))
 
 
 class InverseDynamics(nn.Module):
@@ -122,54 +114,55 @@ def train_classifier(
     device: torch.device,
     seed: int = 0,
     progress: Progress = silent,
+    path: Path | None = None,
 ) -> InverseDynamics:
-    """Fit on the pairs with AdamW and a one-cycle rate. The seed decides weights, dropout and order of the batches."""
+    """Fit on the pairs; the seed decides weights, dropout and order of the batches.
+
+    With a ``path``, the classifier is saved there, and loaded instead if it was trained on the same pairs in the same
+    way.
+    """
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         model = InverseDynamics(pairs.before.shape[1], actions).to(device)
-        to_channels_last(model)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=budget.rate, weight_decay=0.02)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, budget.rate, total_steps=budget.steps)
-        model.train()
-        order = torch.empty(0, dtype=torch.int64)
-        for step in range(budget.steps):
-            if len(order) < budget.batch:
-                order = torch.cat([order, torch.randperm(len(pairs.actions))])
-            rows, order = order[: budget.batch], order[budget.batch :]
-            with torch.autocast(device.type, torch.bfloat16, enabled=native_bfloat16(device)):
-                logits = model(pairs.before[rows].to(device), pairs.after[rows].to(device))
-            loss = F.cross_entropy(logits, pairs.actions[rows].to(device), label_smoothing=0.05)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            progress("inverse dynamics", step + 1, budget.steps)
+        if path is None:
+            _fit(model, pairs, budget, device, progress)
+            return model.eval()
+        digest = hashlib.sha256()
+        for part in (pairs.before, pairs.after, pairs.actions):
+            digest.update(part.contiguous().numpy().tobytes())
+        key = f"{digest.hexdigest()[:16]} {actions} {budget} {seed}"
+        try:
+            tensors, facts = load_tensors(path, "it is trained anew")
+            check_fit(path, tensors, model.state_dict(), "it is trained anew")
+        except RunError:  # none yet, or damaged, or of an older shape
+            facts = {}
+        if facts.get("key") == key:
+            model.load_state_dict(tensors)
+        else:
+            _fit(model, pairs, budget, device, progress)
+            save_tensors(path, model.state_dict(), {"key": key})
     return model.eval()
 
 
-def cached_classifier(
-    path: Path,
-    pairs: Pairs,
-    actions: int,
-    budget: Budget,
-    device: torch.device,
-    seed: int = 0,
-    progress: Progress = silent,
-) -> InverseDynamics:
-    """The classifier in ``path`` if it was trained on the same pairs in the same way, else a new one, saved there."""
-    key = f"{pairs.fingerprint()} {actions} {budget} {seed}"
-    model = InverseDynamics(pairs.before.shape[1], actions)
-    try:
-        tensors, facts = load_tensors(path, "it is trained anew")
-        check_fit(path, tensors, model.state_dict(), "it is trained anew")
-    except RunError:  # none yet, or damaged, or of an older shape
-        facts = {}
-    if facts.get("key") == key:
-        model.load_state_dict(tensors)
-        return model.to(device).eval()
-    model = train_classifier(pairs, actions, budget, device, seed, progress)
-    save_tensors(path, model.state_dict(), {"key": key})
-    return model
+def _fit(model: InverseDynamics, pairs: Pairs, budget: Budget, device: torch.device, progress: Progress) -> None:
+    """Train with AdamW and a one-cycle rate."""
+    to_channels_last(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=budget.rate, weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, budget.rate, total_steps=budget.steps)
+    model.train()
+    order = torch.empty(0, dtype=torch.int64)
+    for step in range(budget.steps):
+        if len(order) < budget.batch:
+            order = torch.cat([order, torch.randperm(len(pairs.actions))])
+        rows, order = order[: budget.batch], order[budget.batch :]
+        with torch.autocast(device.type, torch.bfloat16, enabled=native_bfloat16(device)):
+            logits = model(pairs.before[rows].to(device), pairs.after[rows].to(device))
+        loss = F.cross_entropy(logits, pairs.actions[rows].to(device), label_smoothing=0.05)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        progress("inverse dynamics", step + 1, budget.steps)
 
 
 def balanced_actions(starts: int, steps: int, present: Sequence[int], generator: np.random.Generator) -> Tensor:
@@ -217,16 +210,14 @@ class Reading:
     confusion: np.ndarray  # (A, A) int64, rows: the true action, columns: the predicted action
     unchanged: np.ndarray  # (A,) share of the pairs of each action that are unchanged
 
-    @property
-    def accuracy_by_action(self) -> list[float | None]:
-        """Accuracy for each action; None without pairs."""
-        given = self.confusion.sum(1)
-        return [float(self.confusion[a, a] / count) if count else None for a, count in enumerate(given)]
-
     def to_json(self) -> dict[str, Any]:
+        hits, counts = self.confusion.diagonal(), self.confusion.sum(1)
         return {
             "accuracy": float(self.correct.mean()),
-            "accuracy_by_action": self.accuracy_by_action,
+            # None without pairs
+            "accuracy_by_action": [
+                hit / n if n else None for hit, n in zip(hits.tolist(), counts.tolist(), strict=True)
+            ],
             "pairs": len(self.correct),
             "confusion": self.confusion.tolist(),
             "unchanged": self.unchanged.tolist(),

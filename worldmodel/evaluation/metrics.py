@@ -167,12 +167,8 @@ class Interval:
     samples: int  # number of resampled units: windows, episodes or pairs
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "value": self.value.tolist(),
-            "low": self.low.tolist(),
-            "high": self.high.tolist(),
-            "samples": self.samples,
-        }
+        low, high = self.low.tolist(), self.high.tolist()
+        return {"value": self.value.tolist(), "low": low, "high": high, "samples": self.samples}
 
 
 def resampled(draw: Callable[[np.random.Generator], Any], value: Any, samples: int, seed: int = 0) -> Interval:

@@ -10,15 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldmodel.evaluation.metrics import (
-    Interval,
-    bits,
-    decibels,
-    detection,
-    mse,
-    ratio_of_sums,
-    ssim,
-)
+from worldmodel.evaluation.metrics import Interval, bits, decibels, detection, mse, ratio_of_sums, ssim
 from worldmodel.evaluation.openloop import Progress, silent
 from worldmodel.types import Episode
 from worldmodel.world import WorldModel
@@ -72,9 +64,9 @@ def one_step(
         measured |= _predict(world, codes, actions, shuffled, context, length)
         measured["window"] += windows
         windows = int(measured["window"].max()) + 1
-        measured["step"] = np.arange(len(codes))
+        measured["step"] = steps = np.arange(len(codes))
         measured["rewards"] = episode.rewards.astype(np.float64)
-        measured["terminated"] = np.arange(len(codes)) == (len(codes) - 1 if episode.terminated else -1)
+        measured["terminated"] = (steps == episode.steps) & episode.terminated
         truncated += episode.truncated and not episode.terminated
         parts.append(measured)
         frames_done += len(codes)
@@ -125,13 +117,8 @@ def _predict(
         group = tiles[first : first + 16]
         grids, acts = cut(codes, group), cut(actions, group)
         rewards, ends = world.prior.predict_outcomes(grids, acts)
-        values = (
-            -world.prior.log_likelihood(grids, acts),
-            -world.prior.log_likelihood(grids, cut(shuffled, group)),
-            rewards,
-            ends,
-        )
-        for name, value in zip(names, values, strict=True):
+        nats = (-world.prior.log_likelihood(grids, given) for given in (acts, cut(shuffled, group)))
+        for name, value in zip(names, (*nats, rewards, ends), strict=True):
             rows = value.double().cpu().numpy()
             for row, (start, scored, end) in zip(rows, group, strict=True):
                 scores[name][scored:end] = row[scored - start : end - start]
@@ -166,15 +153,14 @@ def summary(result: OneStep, context: int, vocabulary: int, positions: int, seed
 
     everything = np.ones(len(result.step), dtype=bool)
     of_mean = over(result.squared_error, everything)
+    psnr_of_mean = (decibels(error) for error in (of_mean.value, of_mean.high, of_mean.low))  # lower errors are better
     frame_bits, shuffled_bits = bits(result.nats), bits(result.nats_shuffled)
     return {
         "frames": len(result.step),
         "episodes": int((result.step == 0).sum()),
         "reconstruction": {
             "psnr": over(decibels(result.squared_error), everything).to_json(),
-            "psnr_of_mean_mse": Interval(
-                decibels(of_mean.value), decibels(of_mean.high), decibels(of_mean.low), of_mean.samples
-            ).to_json(),
+            "psnr_of_mean_mse": Interval(*psnr_of_mean, of_mean.samples).to_json(),
             "ssim": over(result.similarity, everything).to_json(),
         },
         "prior": {

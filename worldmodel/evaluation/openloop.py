@@ -96,13 +96,18 @@ def open_loop(
     for start in range(0, total, batch):
         rows = slice(start, start + batch)
         seen, truth = frames[rows, :context], frames[rows, context:]
-        predictions = _baselines(world, seen, truth)
+        last = seen[:, -1:]
+        predictions = {"reconstruction": reconstruct(world, truth), "last_frame": last.expand_as(truth)}
+        predictions["last_frame_coded"] = reconstruct(world, last).expand_as(truth)
         for i, (name, temperature) in enumerate(DREAMS.items()):
-            actions = (shuffled if name == "shuffled" else future)[rows]
-            options: dict[str, Any] = {"seen_actions": windows.actions[rows, :context], "temperature": temperature}
-            options |= {"top_k": top_k} if name == "dream_sampled" else {}
-            dream = world.imagine(seen, actions, generator=generator, **options)
-            predictions[name] = dream.frames.cpu()
+            predictions[name] = world.imagine(
+                seen,
+                (shuffled if name == "shuffled" else future)[rows],
+                seen_actions=windows.actions[rows, :context],
+                temperature=temperature,
+                top_k=top_k if name == "dream_sampled" else None,
+                generator=generator,
+            ).frames.cpu()
             progress("open loop", start * len(DREAMS) + (i + 1) * len(seen), total * len(DREAMS))
         for name, prediction in predictions.items():
             errors[name].append(mse(prediction, truth).numpy())
@@ -118,16 +123,6 @@ def open_loop(
         future,
         shuffled,
     )
-
-
-def _baselines(world: WorldModel, seen: Tensor, truth: Tensor) -> dict[str, Tensor]:
-    """The frames of the baselines."""
-    last = seen[:, -1:]
-    return {
-        "reconstruction": reconstruct(world, truth),
-        "last_frame": last.expand_as(truth),
-        "last_frame_coded": reconstruct(world, last).expand_as(truth),
-    }
 
 
 def summary(result: OpenLoop, steps: tuple[int, ...], seed: int = 0) -> dict[str, Any]:

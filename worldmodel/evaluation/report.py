@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import base64
 import datetime
-import html
 import json
-import math
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -146,31 +145,22 @@ def strips(result: OpenLoop, names: Sequence[str], windows: int = 4) -> np.ndarr
 
 def plain(value: Any) -> Any:
     """A copy in which inf and nan, which JSON lacks, are None."""
-    if isinstance(value, dict):
-        return {key: plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.loads(json.dumps(value), parse_constant=lambda name: None)
 
 
 def page(figures: dict[str, Any], pictures: dict[str, Path], lines: Sequence[tuple[str, str]]) -> str:
     """A self-contained HTML page: the table, the pictures, the definitions."""
-    cells = "".join(
-        f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>"
-        if value
-        else f'<tr><th colspan="2">{html.escape(name)}</th></tr>'
-        for name, value in lines
-    )
+    line, section = "<tr><td>{}</td><td>{}</td></tr>", '<tr><th colspan="2">{}</th></tr>'
+    cells = "".join((line if value else section).format(escape(name), escape(value)) for name, value in lines)
     images = "".join(
-        f'<h2>{html.escape(title)}</h2><img alt="{html.escape(title)}" '
+        f'<h2>{escape(title)}</h2><img alt="{escape(title)}" '
         f'src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
         for title, path in pictures.items()
     )
-    meaning = "".join(
-        f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>" for name, text in figures["definitions"].items()
-    )
-    title = html.escape(f"{figures['run']} · {figures['environment']}")
-    about = html.escape(f"{figures['date']} · {figures['machine']} · {figures['command']}")
+    terms = figures["definitions"].items()
+    meaning = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in terms)
+    title = escape(f"{figures['run']} · {figures['environment']}")
+    about = escape(f"{figures['date']} · {figures['machine']} · {figures['command']}")
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
 <style>

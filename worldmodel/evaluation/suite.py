@@ -85,14 +85,8 @@ def evaluate(
     settings = dataclasses.replace(settings, context=settings.context or _context(world, store, held_out))
     windows = _windows(store, settings, held_out)
     kinds: dict[str, Any] = {"seed": settings.seed, "progress": progress}
-    one = onestep.one_step(
-        world,
-        (store.episode(int(i)) for i in held_out),
-        settings.context,
-        settings.context + settings.horizon,
-        settings.frames,
-        **kinds,
-    )
+    episodes, length = (store.episode(int(i)) for i in held_out), settings.context + settings.horizon
+    one = onestep.one_step(world, episodes, settings.context, length, settings.frames, **kinds)
     loop = openloop.open_loop(world, windows, settings.context, top_k=settings.top_k, batch=settings.batch, **kinds)
     positions = int(np.prod(world.tokenizer.grid))
     figures: dict[str, Any] = {
@@ -116,9 +110,8 @@ def _held_out(world: WorldModel, store: EpisodeStore) -> np.ndarray:
     for name in ("frame_shape", "action_names"):
         mine, theirs = getattr(world.spec, name), getattr(store.spec, name)
         if mine != theirs:
-            raise DataError(
-                f"the run was trained on {name} {mine}, the data at {store.path} have {theirs}; choose data=…"
-            )
+            trained = f"the run was trained on {name} {mine}"
+            raise DataError(f"{trained}, the data at {store.path} have {theirs}; choose data=…")
     held_out = store.split("held_out")
     if not len(held_out):
         raise DataError(f"{len(store)} episodes at {store.path}, none of them held out; collect more first")
@@ -156,26 +149,21 @@ def _action_figures(
     generator = np.random.default_rng(seed)
     training = [store.episode(int(i)) for i in store.split("train")]
     pairs = inverse.balanced_pairs(training, count, settings.budget.pairs, generator)
-    learn = (pairs, count, settings.budget, world.device, seed, progress)
     path = folder / "inverse.safetensors" if folder else None
-    model = inverse.cached_classifier(path, *learn) if path else inverse.train_classifier(*learn)
+    model = inverse.train_classifier(pairs, count, settings.budget, world.device, seed, progress, path)
     total = settings.starts * settings.dream_steps
     real = inverse.balanced_pairs([store.episode(int(i)) for i in held_out], count, total, generator)
-    coded = inverse.Pairs(
-        openloop.reconstruct(world, real.before), openloop.reconstruct(world, real.after), real.actions
-    )
+    coded = inverse.Pairs(*(openloop.reconstruct(world, part) for part in (real.before, real.after)), real.actions)
     reading = inverse.read(model, real, count)
     seen = Windows(store, held_out).fixed(settings.starts, settings.context, seed + 1)
     assert seen.frames is not None
     deck = inverse.balanced_actions(len(seen.actions), settings.dream_steps, pairs.actions.unique().tolist(), generator)
     dreamt = {}
-    for temperature in settings.temperatures:
+    for heat in settings.temperatures:
         dream = inverse.dream_pairs(
-            world, seen.frames, seen.actions, deck, temperature=temperature, seed=seed, progress=progress
+            world, seen.frames, seen.actions, deck, temperature=heat, seed=seed, progress=progress
         )
-        dreamt[f"{temperature:g}"] = inverse.obeyed(
-            inverse.read(model, dream, count), reading, settings.dream_steps, seed
-        )
+        dreamt[f"{heat:g}"] = inverse.obeyed(inverse.read(model, dream, count), reading, settings.dream_steps, seed)
     return {
         "starts": len(seen.actions),
         "steps": settings.dream_steps,
