@@ -99,7 +99,7 @@ def test_exactly_the_steps_asked_for_are_recorded_and_seeds_never_repeat(tmp_pat
     result = run(tmp_path, 101, workers=2)
     store = EpisodeStore.open(tmp_path)
     assert result.steps == store.steps == sum(result.actions) == 101 and result.episodes == len(store) == 11
-    assert result.terminated == 10 and result.warnings == ()
+    assert result.terminated == 10 and result.warnings == []
     for index, frames in enumerate(store.frame_counts):
         steps = frames - 1
         episode = store.episode(index)
@@ -245,7 +245,7 @@ def test_vizdoom_is_recorded_as_it_is_played(tmp_path: Path) -> None:
     env = make_env()
     with EpisodeStore.writer(tmp_path, env.data_spec) as store:
         result = collect(store, make_env, StickyExplorer(), 120, workers=2, progress=False)
-    assert result.steps == 120 and result.places > 5 and "noop" in result.describe(env.data_spec.action_names)
+    assert result.steps == 120 and len(result.places) > 5 and "noop" in result.describe()
     # Played again from the seed that the first recorder began with, its actions lead to the very same frames.
     store = EpisodeStore.open(tmp_path)
     start = int(np.random.default_rng((0, 0, 0, 0)).integers(2**31))

@@ -21,32 +21,64 @@ from worldmodel.util.progress import Bars
 from worldmodel.util.ranges import Count, Positive, Seed
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Collected:
-    """Statistics of a recording."""
+    """Statistics of a recording, of which :meth:`take` writes the episodes."""
 
-    steps: int
-    episodes: int
-    terminated: int  # episodes that ended in a terminal state
-    frame_bytes: int
-    seconds: float
-    actions: tuple[int, ...]  # (A,) how often each was taken
-    places: int  # distinct poses, or coarse frames if the environment has no pose
-    warnings: tuple[str, ...]
-    recording: float  # seconds from the first step to the last episode
+    store: EpisodeStore
+    target: int  # steps to record
+    steps: int = 0
+    episodes: int = 0
+    terminated: int = 0  # episodes that ended in a terminal state
+    frame_bytes: int = 0
+    under_way: int = 0  # reported steps of unfinished episodes
+    places: set[int] = dataclasses.field(default_factory=set)  # poses, or coarse frames if the environment has no pose
+    warnings: list[str] = dataclasses.field(default_factory=list)
 
-    def describe(self, action_names: tuple[str, ...]) -> str:
+    def __post_init__(self) -> None:
+        self.actions = np.zeros(len(self.store.spec.action_names), np.int64)  # how often each was taken
+        self.start = self.last = time.monotonic()  # the last episode was written
+        self.first: float | None = None  # time of the first reported step
+
+    @property
+    def recording(self) -> float:
+        """Seconds from the first step to the last episode."""
+        return self.last - (self.first or self.last)
+
+    @property
+    def seen(self) -> int:
+        """Reported steps."""
+        return min(self.steps + self.under_way, self.target)
+
+    def take(self, report: Report, console: Console) -> None:
+        """Write a received episode and count it, print a warning."""
+        if self.first is None and (report.steps or report.recording):
+            self.first = time.monotonic()
+        self.under_way += report.steps
+        if report.warning:
+            self.warnings.append(report.warning)
+            console.print(report.warning, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        if report.recording:
+            episode = report.recording.episode
+            self.store.append(episode)
+            self.last = time.monotonic()
+            self.under_way = max(0, self.under_way - episode.steps)
+            self.steps += episode.steps
+            self.episodes += 1
+            self.terminated += episode.terminated
+            self.frame_bytes += episode.frames.nbytes
+            self.actions += np.bincount(episode.actions[1:], minlength=len(self.actions))
+            self.places |= report.recording.places
+
+    def describe(self) -> str:
         """Lines for the terminal."""
-        total = max(sum(self.actions), 1)
-        rate = self.steps / max(self.seconds, 1e-9)
-        shares = ", ".join(
-            f"{name} {count / total:.0%}" for name, count in zip(action_names, self.actions, strict=True)
-        )
+        names, seconds = self.store.spec.action_names, max(time.monotonic() - self.start, 1e-9)
+        shares = self.actions / max(self.actions.sum(), 1)
         return (
             f"recorded  {self.steps:,} steps, {self.episodes:,} episodes ({self.terminated:,} terminated), "
-            f"{self.frame_bytes / 1e6:,.0f} MB in {self.seconds:.1f} s, {rate:,.0f} steps/s\n"
-            f"coverage  {self.places:,} distinct places\n"
-            f"actions   {shares}"
+            f"{self.frame_bytes / 1e6:,.0f} MB in {seconds:.1f} s, {self.steps / seconds:,.0f} steps/s\n"
+            f"coverage  {len(self.places):,} distinct places\n"
+            f"actions   {', '.join(f'{name} {share:.0%}' for name, share in zip(names, shares, strict=True))}"
         )
 
 
@@ -72,7 +104,7 @@ def collect(
     Raises :class:`ConfigError` for numbers below their minimum, :class:`EnvError` when the environment keeps failing,
     OSError when the disk is full, KeyboardInterrupt after saving unfinished episodes.
     """
-    tally = _Tally(store, steps)
+    collected = Collected(store, steps)
     shares = [steps // workers + (place < steps % workers) for place in range(workers)]
     orders = [Order((seed, store.next_number, place), longest, share) for place, share in enumerate(shares) if share]
     with (
@@ -82,67 +114,12 @@ def collect(
     ):
         task = bar.add_task("recording", total=steps)
         for report in pool.reports():
-            tally.take(report, bar.console)
-            rate = tally.seen / max(tally.seconds, 1e-9)
-            bar.update(task, completed=tally.seen, shown=f"{rate:,.0f} steps/s  {tally.episodes:,} episodes")
+            collected.take(report, bar.console)
+            rate = collected.seen / max(time.monotonic() - (collected.first or time.monotonic()), 1e-9)
+            shown = f"{rate:,.0f} steps/s  {collected.episodes:,} episodes"
+            bar.update(task, completed=collected.seen, shown=shown)
             if stopped():  # not in the middle of a message or of a file
                 for rest in pool.stop():
-                    tally.take(rest, bar.console)
+                    collected.take(rest, bar.console)
                 raise KeyboardInterrupt
-    return tally.collected()
-
-
-class _Tally:
-    """Writes the received episodes and counts them."""
-
-    def __init__(self, store: EpisodeStore, steps: int):
-        self.store = store
-        self.target = steps
-        self.steps = self.episodes = self.terminated = self.frame_bytes = 0
-        self.under_way = 0  # reported steps of unfinished episodes
-        self.actions = np.zeros(len(store.spec.action_names), np.int64)
-        self.places: set[int] = set()
-        self.warnings: list[str] = []
-        self.start = time.monotonic()
-        self.first: float | None = None  # time of the first reported step
-        self.last = self.start  # time at which the last episode was written
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - (self.first or time.monotonic())
-
-    @property
-    def seen(self) -> int:
-        return min(self.steps + self.under_way, self.target)
-
-    def take(self, report: Report, console: Console) -> None:
-        if self.first is None and (report.steps or report.recording):
-            self.first = time.monotonic()
-        self.under_way += report.steps
-        if report.warning:
-            self.warnings.append(report.warning)
-            console.print(report.warning, style="yellow", markup=False, highlight=False, soft_wrap=True)
-        if report.recording:
-            episode = report.recording.episode
-            self.store.append(episode)
-            self.last = time.monotonic()
-            self.under_way = max(0, self.under_way - episode.steps)
-            self.steps += episode.steps
-            self.episodes += 1
-            self.terminated += episode.terminated
-            self.frame_bytes += episode.frames.nbytes
-            self.actions += np.bincount(episode.actions[1:], minlength=len(self.actions))
-            self.places |= report.recording.places
-
-    def collected(self) -> Collected:
-        return Collected(
-            steps=self.steps,
-            episodes=self.episodes,
-            terminated=self.terminated,
-            frame_bytes=self.frame_bytes,
-            seconds=time.monotonic() - self.start,
-            actions=tuple(int(count) for count in self.actions),
-            places=len(self.places),
-            warnings=tuple(self.warnings),
-            recording=self.last - (self.first or self.last),
-        )
+    return collected

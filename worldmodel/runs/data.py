@@ -65,7 +65,7 @@ def record_steps(config: DictConfig, explorer: ActionSource, steps: int) -> None
         store.verify()
         limits = {"longest": settings.longest, "timeout": settings.timeout}
         result = collect(store, make_env, explorer, steps, settings.workers, config.seed, **limits)
-        print(result.describe(spec.action_names))
+        print(result.describe())
         held_out = len(store.split("held_out"))
         print(f"now       {store.steps:,} steps in {len(store):,} episodes ({held_out:,} held out) at {store.path}")
 
