@@ -152,15 +152,15 @@ def summary(result: OneStep, context: int, vocabulary: int, positions: int, seed
         return ratio_of_sums(sums, np.bincount(places, minlength=len(windows)), seed)
 
     everything = np.ones(len(result.step), dtype=bool)
-    of_mean = over(result.squared_error, everything)
-    psnr_of_mean = (decibels(error) for error in (of_mean.value, of_mean.high, of_mean.low))  # lower errors are better
+    error = over(result.squared_error, everything)
+    of_mean = Interval(decibels(error.value), decibels(error.high), decibels(error.low), error.samples)
     frame_bits, shuffled_bits = bits(result.nats), bits(result.nats_shuffled)
     return {
         "frames": len(result.step),
         "episodes": int((result.step == 0).sum()),
         "reconstruction": {
             "psnr": over(decibels(result.squared_error), everything).to_json(),
-            "psnr_of_mean_mse": Interval(*psnr_of_mean, of_mean.samples).to_json(),
+            "psnr_of_mean_mse": of_mean.to_json(),
             "ssim": over(result.similarity, everything).to_json(),
         },
         "prior": {

@@ -153,7 +153,8 @@ def _action_figures(
     model = inverse.train_classifier(pairs, count, settings.budget, world.device, seed, progress, path)
     total = settings.starts * settings.dream_steps
     real = inverse.balanced_pairs([store.episode(int(i)) for i in held_out], count, total, generator)
-    coded = inverse.Pairs(*(openloop.reconstruct(world, part) for part in (real.before, real.after)), real.actions)
+    before, after = (openloop.reconstruct(world, part) for part in (real.before, real.after))
+    coded = inverse.Pairs(before, after, real.actions)
     reading = inverse.read(model, real, count)
     seen = Windows(store, held_out).fixed(settings.starts, settings.context, seed + 1)
     assert seen.frames is not None
