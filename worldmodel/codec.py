@@ -54,8 +54,7 @@ def main(args: argparse.Namespace, config: DictConfig) -> None:
 
     from worldmodel.runs.folder import TOKENIZER  # only now, since it imports torch
     from worldmodel.runs.kind import Kind, choose_run
-    from worldmodel.speech.codec import files
-    from worldmodel.speech.codec.run import load_codec
+    from worldmodel.speech.codec.run import decode_file, encode_file, load_codec
 
     run = choose_run(args.overrides, config, TOKENIZER, Kind.SPEECH)
     codec = load_codec(run, config.device)
@@ -65,10 +64,10 @@ def main(args: argparse.Namespace, config: DictConfig) -> None:
         extra = "" if args.entropy in (None, "auto") else f"-{args.entropy}"
         name = f"{file.stem}-{codec.bits_per_second(used) / 1000:g}k{extra}"
         output = output_of(args.output, run / "dreams", name, suffixes)
-        files.encode_file(run, codec, file, used, args.entropy or "auto", args.stream, output)
+        encode_file(run, codec, file, used, args.entropy or "auto", args.stream, output)
     else:
         output = output_of(args.output, run / "dreams", file.stem, suffixes)
-        files.decode_file(run, codec, file, args.stream, output.path(output.suffix or ".wav"))
+        decode_file(run, codec, file, args.stream, output.path(output.suffix or ".wav"))
 
 
 if __name__ == "__main__":

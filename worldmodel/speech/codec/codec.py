@@ -18,8 +18,8 @@ from torch import Tensor
 from worldmodel.data.codes import fingerprint
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.quantizers import NO_CODE, ResidualQuantizer
+from worldmodel.speech.codec import entropy
 from worldmodel.speech.codec.bitstream import NO_MODEL, Bitstream, pack, unpack, width_of
-from worldmodel.speech.codec.entropy import CodeModel, EntropyDecoder, EntropyEncoder
 from worldmodel.speech.nn.causal import Causal
 from worldmodel.speech.nn.mel import companded, expanded
 from worldmodel.tokenizers import VQVAE
@@ -84,18 +84,18 @@ class Codec:
         """Codes (n, q) → a wave (n · factor,) float32."""
         return self._wave(codes, lambda x: self.tokenizer.decoder(x))
 
-    def write(self, codes: np.ndarray, samples: int, model: CodeModel | None = None) -> Bitstream:
+    def write(
+        self, codes: np.ndarray, samples: int, model: entropy.CodeModel | None = None, gain: int = 0
+    ) -> Bitstream:
         """Codes (positions, q) of a wave of ``samples`` samples → a bitstream. Raises :class:`ConfigError`."""
         self._check(model)
         if model is None:
             payload, name = pack(codes, self.num_codes), NO_MODEL
         else:
-            coder = EntropyEncoder(model, codes.shape[1])
-            coder.push(codes)
-            payload, name = coder.finish() + _checksum(codes), model.fingerprint()
-        return Bitstream(self.rate, samples, codes.shape[1], self.fingerprint, name, payload)
+            payload, name = entropy.encode(model, codes)[0] + _checksum(codes), model.fingerprint()
+        return Bitstream(self.rate, samples, codes.shape[1], self.fingerprint, name, payload, gain)
 
-    def read(self, stream: Bitstream, model: CodeModel | None = None) -> np.ndarray:
+    def read(self, stream: Bitstream, model: entropy.CodeModel | None = None) -> np.ndarray:
         """The codes (positions, q) of a bitstream; codes of fixed width need no model.
 
         Raises :class:`DataError` for an invalid bitstream, one of another codec or model, and when the model decodes
@@ -118,7 +118,7 @@ class Codec:
             given = "none was given" if model is None else f"this one is {model.fingerprint().hex()}"
             raise DataError(f"the bitstream is entropy-coded by the model {stream.model.hex()}, and {given}")
         self._check(model)
-        codes = EntropyDecoder(model, shape[1], stream.payload[:-2]).pull(shape[0])
+        codes = entropy.decode(model, stream.payload[:-2], *shape)
         if _checksum(codes) != stream.payload[-2:]:
             raise DataError(
                 "the entropy model does not reproduce the encoded codes, because this machine rounds differently; "
@@ -126,7 +126,7 @@ class Codec:
             )
         return codes
 
-    def _check(self, model: CodeModel | None) -> None:
+    def _check(self, model: entropy.CodeModel | None) -> None:
         if model is not None and (model.num_codes != self.num_codes or model.num_codebooks < self.num_codebooks):
             raise ConfigError(
                 f"the entropy model is of {model.num_codebooks} codebooks of {model.num_codes} codes, and the codec "
@@ -182,13 +182,11 @@ class StreamingEncoder:
     def __init__(self, codec: Codec, codebooks: int | None = None):
         _require_causal(codec)
         self.codec, self.used = codec, codec._used(codebooks)
-        self.samples = 0  # received so far
         self._rest = np.zeros(0, np.float32)
         self._state: Any = None
 
     def push(self, wave: np.ndarray) -> np.ndarray:
         """The next samples (L,), any number → the codes (n, q) of the positions that they complete, n ≥ 0."""
-        self.samples += len(wave)
         wave = np.concatenate([self._rest, wave]).astype(np.float32)
         ready = len(wave) // self.codec.factor * self.codec.factor
         self._rest = wave[ready:]
@@ -196,11 +194,7 @@ class StreamingEncoder:
 
     def finish(self) -> np.ndarray:
         """The codes of the last position, padded with silence, (1, q); (0, q) without remaining samples."""
-        missing = -len(self._rest) % self.codec.factor
-        samples = self.samples
-        codes = self.push(np.zeros(missing, np.float32))
-        self.samples = samples
-        return codes
+        return self.push(np.zeros(-len(self._rest) % self.codec.factor, np.float32))
 
     def _step(self, frames: Tensor) -> Tensor:
         encoder = self.codec.tokenizer.encoder

@@ -1,28 +1,34 @@
 """Entropy coding of codes: arithmetic coding under a model of the next code.
 
-Codes are ordered by position, then by codebook. A :class:`CodeModel` returns the distribution of the next code given
-all earlier ones; a range coder (the library `constriction`, Bamler, 2022) spends −log₂ p bits on it. Encoder and
-decoder evaluate the model in the same order, one code at a time, so that rounding is the same on one machine. The coder
-rounds probabilities to integers of 24 bits, at least 1, so that every code can be coded.
+Codes are ordered by position, then by codebook. A :class:`CodeModel` predicts the next code given all earlier ones; a
+range coder (the library `constriction`, Bamler, 2022) spends −log₂ p bits on it. Encoder and decoder evaluate the model
+in the same order, one code at a time, so that rounding is the same on one machine. The coder rounds probabilities to
+integers of 24 bits, at least 1, so that every code can be coded.
 """
 
 from __future__ import annotations
 
 import abc
+import contextlib
+import copy
 import hashlib
 import math
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import constriction
 import numpy as np
+import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from worldmodel.errors import DataError
+from worldmodel.data.codes import fingerprint
+from worldmodel.errors import ConfigError, DataError
+from worldmodel.priors import Prior
+from worldmodel.priors.base import PriorState
+from worldmodel.types import NO_ACTION
 from worldmodel.util.files import whole
-
-State = Any
 
 
 class CodeModel(abc.ABC):
@@ -32,69 +38,42 @@ class CodeModel(abc.ABC):
     num_codebooks: int  # Q
 
     @abc.abstractmethod
-    def begin(self, num_codebooks: int) -> State:
-        """The state before the first code of a stream that uses the first ``num_codebooks`` codebooks."""
-
-    @abc.abstractmethod
-    def probabilities(self, state: State) -> np.ndarray:
-        """(K,) float of the next code, not necessarily normalised, and deterministic."""
-
-    @abc.abstractmethod
-    def observe(self, state: State, code: int) -> State:
-        """The state after a code. The old state may be changed in place."""
+    def predict(self, num_codebooks: int) -> Generator[np.ndarray, int, None]:
+        """Predict a stream of the first ``num_codebooks`` codebooks: the generator yields the probabilities of the next
+        code, (K,) float64, not necessarily normalised, and deterministic; it is sent that code.
+        """
 
     @abc.abstractmethod
     def fingerprint(self) -> bytes:
         """8 bytes that identify the model."""
 
 
-class EntropyEncoder:
-    """Codes → bytes."""
-
-    def __init__(self, model: CodeModel, num_codebooks: int):
-        self._model, self._state = model, model.begin(num_codebooks)
-        self._coder = constriction.stream.queue.RangeEncoder()
-        self.bits = 0.0  # −log₂ p of the codes so far; finish() adds up to 5 bytes
-
-    def push(self, codes: np.ndarray) -> None:
-        """Encode the codes (n, q) of the next n positions."""
-        for code in codes.reshape(-1).tolist():
-            probabilities = _probabilities(self._model, self._state)
-            self._coder.encode(code, _distribution(probabilities))
-            self.bits -= math.log2(max(probabilities[code] / probabilities.sum(), 2**-24))
-            self._state = self._model.observe(self._state, code)
-
-    def finish(self) -> bytes:
-        return self._coder.get_compressed().astype("<u4").tobytes()
+def encode(model: CodeModel, codes: np.ndarray) -> tuple[bytes, float]:
+    """Codes (n, q) → bytes, and −log₂ p of the codes, which the bytes exceed by up to 5."""
+    coder = constriction.stream.queue.RangeEncoder()
+    predictions, bits, code = model.predict(codes.shape[1]), 0.0, None
+    for following in codes.reshape(-1).tolist():
+        probabilities = predictions.send(code)  # type: ignore[arg-type]  # None starts a generator
+        code = following
+        coder.encode(code, constriction.stream.model.Categorical(probabilities, perfect=False))
+        bits -= math.log2(max(probabilities[code] / probabilities.sum(), 2**-24))
+    return coder.get_compressed().astype("<u4").tobytes(), bits
 
 
-class EntropyDecoder:
-    """Bytes → codes. Raises :class:`DataError` for bytes that no encoder returned."""
-
-    def __init__(self, model: CodeModel, num_codebooks: int, data: bytes):
-        if len(data) % 4:
-            raise DataError(f"entropy-coded codes come in words of 4 bytes, not {len(data):,} bytes")
-        self._model, self._state, self._num_codebooks = model, model.begin(num_codebooks), num_codebooks
-        self._coder = constriction.stream.queue.RangeDecoder(np.frombuffer(data, "<u4").astype(np.uint32))
-
-    def pull(self, positions: int) -> np.ndarray:
-        """(n, q) int64: the codes of the next n positions."""
-        codes = np.empty(positions * self._num_codebooks, np.int64)
-        for index in range(len(codes)):
-            try:
-                code = int(self._coder.decode(_distribution(_probabilities(self._model, self._state))))
-            except AssertionError:  # raised by the library
-                raise DataError("the entropy-coded codes are invalid; the bitstream is of another model") from None
-            codes[index], self._state = code, self._model.observe(self._state, code)
-        return codes.reshape(positions, self._num_codebooks)
-
-
-def _probabilities(model: CodeModel, state: State) -> np.ndarray:
-    return np.asarray(model.probabilities(state), np.float64)
-
-
-def _distribution(probabilities: np.ndarray) -> Any:
-    return constriction.stream.model.Categorical(probabilities, perfect=False)
+def decode(model: CodeModel, data: bytes, positions: int, num_codebooks: int) -> np.ndarray:
+    """Bytes → codes (n, q) int64. Raises :class:`DataError` for bytes that :func:`encode` did not return."""
+    if len(data) % 4:
+        raise DataError(f"entropy-coded codes come in words of 4 bytes, not {len(data):,} bytes")
+    coder = constriction.stream.queue.RangeDecoder(np.frombuffer(data, "<u4").astype(np.uint32))
+    predictions, codes, code = model.predict(num_codebooks), np.empty((positions, num_codebooks), np.int64), None
+    for place in np.ndindex(*codes.shape):
+        probabilities = predictions.send(code)  # type: ignore[arg-type]
+        try:
+            code = int(coder.decode(constriction.stream.model.Categorical(probabilities, perfect=False)))
+        except AssertionError:  # raised by the library
+            raise DataError("the entropy-coded codes are invalid; the bitstream is of another model") from None
+        codes[place] = code
+    return codes
 
 
 class CountModel(CodeModel):
@@ -136,18 +115,15 @@ class CountModel(CodeModel):
     @classmethod
     def load(cls, path: str | Path) -> CountModel:
         """Raises :class:`DataError` when the file is missing or invalid."""
-        try:
-            arrays = load_file(path)
-        except OSError as error:
-            raise DataError(f"cannot read {path}: {error.strerror or error}") from None
-        except SafetensorError:
-            raise DataError(f"{path} is no entropy model, or damaged; make it again") from None
         model = cls.__new__(cls)
         try:
+            arrays = load_file(path)
             model.single, model.smoothing, model.weights = (arrays[name] for name in ("single", "smoothing", "weights"))
             model.num_codebooks, model.num_codes = model.single.shape
             model.pairs = [_Pairs(arrays[f"keys{i}"], arrays[f"counts{i}"], model.num_codes) for i in range(2)]
-        except (KeyError, ValueError):
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+        except (SafetensorError, KeyError, ValueError):
             raise DataError(f"{path} is no entropy model, or damaged; make it again") from None
         return model
 
@@ -155,31 +131,23 @@ class CountModel(CodeModel):
         pairs = {f"{name}{i}": getattr(p, name) for i, p in enumerate(self.pairs) for name in ("keys", "counts")}
         return {"single": self.single, "smoothing": self.smoothing, "weights": self.weights, **pairs}
 
-    def begin(self, num_codebooks: int) -> State:
-        """A state is (next codebook, number of codebooks, codes of the previous position, codes of this position)."""
-        return 0, num_codebooks, (self.num_codes,) * num_codebooks, ()
+    def predict(self, num_codebooks: int) -> Generator[np.ndarray, int, None]:
+        earlier = [self.num_codes] * num_codebooks  # the codes of the previous position
+        while True:
+            here: list[int] = []
+            for codebook in range(num_codebooks):
+                coarser = here[-1] if here else self.num_codes
+                here.append((yield self.probabilities(codebook, earlier[codebook], coarser)))
+            earlier = here
 
-    def observe(self, state: State, code: int) -> State:
-        codebook, num_codebooks, earlier, here = state
-        here = (*here, code)
-        return (
-            (0, num_codebooks, here, ())
-            if codebook + 1 == num_codebooks
-            else (codebook + 1, num_codebooks, earlier, here)
-        )
-
-    def probabilities(self, state: State) -> np.ndarray:
-        codebook, _, earlier, here = state
-        total = self.single[codebook].sum()
-        marginal = (self.single[codebook] + 0.5) / (total + 0.5 * self.num_codes)
+    def probabilities(self, codebook: int, earlier: int, coarser: int) -> np.ndarray:
+        """(K,) of a code, given the code of its codebook at the previous position and that of the previous codebook at
+        its position; K for none.
+        """
+        marginal = (self.single[codebook] + 0.5) / (self.single[codebook].sum() + 0.5 * self.num_codes)
         m = self.smoothing[codebook]
         probabilities = self.weights[codebook, 0] * marginal
-        for weight, pairs, context in zip(
-            self.weights[codebook, 1:],
-            self.pairs,
-            (earlier[codebook], here[-1] if here else self.num_codes),
-            strict=True,
-        ):
+        for weight, pairs, context in zip(self.weights[codebook, 1:], self.pairs, (earlier, coarser), strict=True):
             codes, counts = pairs.row(codebook, context)
             scale = weight / (counts.sum() + m)
             probabilities += scale * m * marginal
@@ -194,8 +162,7 @@ class CountModel(CodeModel):
 
     def _fit(self, codebook: int, codes: np.ndarray, contexts: tuple[np.ndarray, ...]) -> None:
         """Fit m and the weights of a codebook to its training codes (n,) and their contexts."""
-        total = len(codes)
-        marginal = (self.single[codebook][codes] - 1 + 0.5) / (total - 1 + 0.5 * self.num_codes)
+        marginal = (self.single[codebook][codes] - 1 + 0.5) / (len(codes) - 1 + 0.5 * self.num_codes)
         best = -math.inf
         for m in self.SMOOTHING:
             columns = [marginal]
@@ -239,3 +206,56 @@ class _Pairs:
 
 def _key(codebook: Any, context: Any, code: Any, size: int) -> Any:
     return (codebook * (size + 1) + context) * size + code
+
+
+class PriorModel(CodeModel):
+    """The probabilities of codes under a run's prior over windows of n positions with Q codes each, without a speaker.
+
+    The trunk reads the earlier windows and the head the earlier codes of the window, one code at a time, as in
+    sampling. Encoder and decoder therefore compute the same on one thread of a CPU. Another machine may round
+    differently and cannot decode the stream then, which ``Codec.read`` detects.
+
+    The prior is trained with all Q codebooks. When a stream uses the first q, encoder and decoder fill in the most
+    probable codes of the others.
+
+    Raises :class:`ConfigError` for a prior whose head does not order codes by position, then by codebook.
+    """
+
+    def __init__(self, prior: Prior):
+        # On a CPU, which is faster for one code at a time.
+        self.prior = prior.eval() if next(prior.parameters()).device.type == "cpu" else copy.deepcopy(prior).cpu()
+        self.num_codes, self.num_codebooks = prior.num_codes, prior.grid[-1] if len(prior.grid) > 1 else 1
+        if len(prior.grid) > 2 or prior.head.order.tolist() != list(range(prior.positions)):
+            raise ConfigError("an entropy model needs a head that orders codes by position; choose prior=codec")
+        self._name = bytes.fromhex(fingerprint(prior))[:8]
+
+    def fingerprint(self) -> bytes:
+        return self._name
+
+    def predict(self, num_codebooks: int) -> Generator[np.ndarray, int, None]:
+        prior, unknown = self.prior, torch.tensor([NO_ACTION])
+        state = prior.begin(1)
+        while True:
+            codes = torch.zeros(1, prior.positions, dtype=torch.int64)  # of this window so far
+            with _one_thread():
+                contexts, trunk = prior.trunk.step(state.trunk, state.previous, unknown)
+                head = prior.head.begin(contexts.to(prior.head_dtype))
+            for position in range(prior.positions):
+                with _one_thread():
+                    logits = prior.head.extend(head, codes, position, position + 1)[0, 0]
+                    probabilities = logits.double().softmax(-1).numpy()
+                used = position % self.num_codebooks < num_codebooks
+                codes[0, position] = (yield probabilities) if used else int(logits.argmax())
+            state = PriorState(trunk, codes.unflatten(1, prior.grid))
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute on one thread, so that sums have a fixed order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        torch.set_num_threads(threads)

@@ -12,8 +12,9 @@ from worldmodel.evaluation.metrics import ratio_of_sums
 from worldmodel.evaluation.openloop import Progress, silent
 from worldmodel.media.plots import COLOURS, Line, Panel
 from worldmodel.quantizers import ResidualQuantizer
+from worldmodel.speech.codec import entropy
 from worldmodel.speech.codec.codec import Codec
-from worldmodel.speech.codec.entropy import CodeModel, CountModel, EntropyEncoder
+from worldmodel.speech.codec.entropy import CodeModel, CountModel
 from worldmodel.speech.codec.run import prior_of
 from worldmodel.speech.evaluation.utterances import Utterance
 from worldmodel.speech.scores.codec import wave_scores
@@ -80,12 +81,8 @@ def bits_saved(
     shares = {}
     fixed = np.array([len(flat(u)) * codec.bits_per_second(used) * codec.factor / codec.rate for u in utterances])
     for name, model in models.items():
-        spent = []
-        for utterance in utterances:
-            coder = EntropyEncoder(model, used)
-            coder.push(flat(utterance)[:, :used])
-            spent.append(coder.bits)
-        shares[name] = ratio_of_sums(fixed - np.array(spent), fixed, seed).to_json()
+        spent = np.array([entropy.encode(model, flat(utterance)[:, :used])[1] for utterance in utterances])
+        shares[name] = ratio_of_sums(fixed - spent, fixed, seed).to_json()
     return shares
 
 

@@ -214,8 +214,5 @@ def resynthesis(
     generator = torch.Generator(world.device).manual_seed(seed)
     real = [each.wave for each in chosen]
     decoded = [world.decode(each.codes, each.speaker, generator) for each in chosen]
-    figures = {
-        "utterances": len(chosen),
-        **wave_scores(real, decoded, seed),
-    }
+    figures = {"utterances": len(chosen), **wave_scores(real, decoded, seed)}
     return figures, [(f"{chosen[0].key}, real", real[0]), ("coded and decoded", decoded[0])]
