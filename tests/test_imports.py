@@ -51,6 +51,7 @@ RESERVED = {
     "constriction": SOUND,
     "soxr": SOUND,
     "librosa": SOUND,
+    "sklearn": SOUND,
     "minari": ("worldmodel/data/sources/minari.py",),
     "vizdoom": ("envs",),
     "deepmind_lab": ("envs/dmlab_engine.py",),

@@ -25,7 +25,7 @@ from worldmodel.priors import ConvTrunk, Prior
 from worldmodel.priors.frame_transformer import FrameTransformer
 from worldmodel.quantizers import ProductQuantizer, VectorQuantizer
 from worldmodel.speech.nn.wavenet import WaveNetLikelihood
-from worldmodel.speech.scores.leakage import leakage
+from worldmodel.speech.scores.codes import leakage
 from worldmodel.speech.separate import SeparateLevels
 from worldmodel.tokenizers import VQVAE
 from worldmodel.tokenizers.base import join

@@ -22,7 +22,7 @@ from worldmodel.speech.codec.bitstream import Bitstream
 from worldmodel.speech.codec.codec import Codec
 from worldmodel.speech.codec.entropy import PriorModel, decode, encode
 from worldmodel.speech.codec.run import COUNTS, load_codec
-from worldmodel.speech.scores.leakage import leakage
+from worldmodel.speech.scores.codes import leakage
 from worldmodel.tokenizers import VQVAE
 from worldmodel.types import Spec
 

@@ -25,9 +25,13 @@ from worldmodel.runs.build import build_tokenizer
 from worldmodel.speech.mulaw import to_samples
 from worldmodel.speech.nn.mel import MelEncoder, expanded, mel_power, stretched
 from worldmodel.speech.nn.spectra import MelSpectra
-from worldmodel.speech.scores.classifier import Budget
-from worldmodel.speech.scores.leakage import leakage
-from worldmodel.speech.scores.phonemes import PhoneClassifier, train_phone_classifier
+from worldmodel.speech.scores.classifiers import (
+    Budget,
+    PhoneClassifier,
+    train_phone_classifier,
+    train_speaker_classifier,
+)
+from worldmodel.speech.scores.codes import leakage
 from worldmodel.speech.separate import SeparateLevels
 from worldmodel.speech.voice import VoiceModel
 from worldmodel.tokenizers import VQVAE, Tokenizer, require_codes
@@ -258,8 +262,8 @@ def train_shortly(*parts: object, **more: object) -> PhoneClassifier:
 
 def test_conversions_are_judged(spoken: Path, say: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worldmodel.speech.evaluation.voices.MIN_SECONDS", 0.0)
-    shorter = functools.partial(Budget, steps=3, batch=4)
-    monkeypatch.setattr("worldmodel.speech.scores.speakers.Budget", shorter)
+    shorter = functools.partial(train_speaker_classifier, budget=Budget(steps=3, batch=4))
+    monkeypatch.setattr("worldmodel.speech.evaluation.voices.train_speaker_classifier", shorter)
     monkeypatch.setattr("worldmodel.speech.evaluation.voices.train_phone_classifier", train_shortly)
     monkeypatch.setattr("worldmodel.speech.evaluation.voices.leakage", functools.partial(leakage, steps=3))
     write_timit(spoken / "timit", ("fvmh0", "mcpm0"))

@@ -17,7 +17,7 @@ from worldmodel.speech.codec.codec import Codec
 from worldmodel.speech.codec.entropy import CodeModel, CountModel
 from worldmodel.speech.codec.run import prior_of
 from worldmodel.speech.evaluation.utterances import Utterance
-from worldmodel.speech.scores.codec import wave_scores
+from worldmodel.speech.scores.distances import wave_scores
 from worldmodel.speech.voice import VoiceModel
 from worldmodel.tokenizers import VQVAE
 

@@ -17,10 +17,8 @@ from worldmodel.evaluation.openloop import Progress, silent
 from worldmodel.speech.evaluation.utterances import Utterance
 from worldmodel.speech.mulaw import to_wave
 from worldmodel.speech.pitch import log_f0_correlation, mean_log_f0, pitch
-from worldmodel.speech.scores.alignment import mel_cepstral_distortion
-from worldmodel.speech.scores.codec import log_spectral_distance
-from worldmodel.speech.scores.phonemes import PhoneClassifier, phoneme_errors
-from worldmodel.speech.scores.speakers import SpeakerClassifier, speaker_shares
+from worldmodel.speech.scores.classifiers import PhoneClassifier, SpeakerClassifier, phoneme_errors, speaker_shares
+from worldmodel.speech.scores.distances import log_spectral_distance, mel_cepstral_distortion
 from worldmodel.speech.voice import VoiceModel
 
 COMMON_SENTENCES = 24  # sentences of VCTK that all speakers read

@@ -11,7 +11,7 @@ import torch
 
 from worldmodel.speech.evaluation.utterances import Utterance
 from worldmodel.speech.mulaw import to_wave
-from worldmodel.speech.scores.codec import wave_scores
+from worldmodel.speech.scores.distances import wave_scores
 from worldmodel.speech.separate import SeparateLevels
 from worldmodel.speech.voice import VoiceModel
 

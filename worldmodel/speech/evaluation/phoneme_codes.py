@@ -15,10 +15,9 @@ from worldmodel.evaluation.metrics import ratio_of_sums
 from worldmodel.runs.build import build_tokenizer
 from worldmodel.runs.folder import load_config
 from worldmodel.speech.evaluation.utterances import Utterance, flat_codes
+from worldmodel.speech.scores.classifiers import train_phone_classifier
+from worldmodel.speech.scores.codes import both_ways, joined, kmeans_codes, shuffled
 from worldmodel.speech.scores.features import HOP, log_mel, mel_cepstrum, normalised, pooled
-from worldmodel.speech.scores.kmeans import kmeans_codes
-from worldmodel.speech.scores.mapping import Mapped, both_ways, joined, shuffled
-from worldmodel.speech.scores.phonemes import train_phone_classifier
 from worldmodel.speech.sources.phones import NO_PHONE, PHONES39, SILENCE, frame_phones, phone_files, read_phones
 from worldmodel.speech.voice import VoiceModel
 from worldmodel.tokenizers import VQVAE, require_codes
@@ -51,10 +50,11 @@ def phoneme_figures(
     for name, rows in systems.items():
         pairs = [(row[: len(own)], own[: len(row)]) for row, own in zip(rows, labels, strict=True)]
         figures[name] = {}
-        for what, leave_out in (("all", None), ("speech", silence)):
+        for what, leave_out in (("all", NO_PHONE), ("speech", silence)):
             codes_of, labels_of = zip(*pairs, strict=True)
             first, second = both_ways(codes_of, labels_of, halves, sentences, world.tokenizer.num_codes, leave_out)
-            figures[name][what] = mapping_figures(joined(first, second), first)
+            # The mapping that is counted on training speakers and scored on held-out ones is the first.
+            figures[name][what] = {**joined(first, second).to_json(), "held_out": first.to_json()}
     if hop % HOP == 0:
         figures["labels"] = supervised_figures(utterances, labels, aligned, hop, apart[0], seed)
     return figures
@@ -86,11 +86,6 @@ def supervised_figures(
         sums, counts = np.array(rows).T
         figures[what] = {"accuracy": ratio_of_sums(sums, counts, seed).to_json()}
     return figures
-
-
-def mapping_figures(both: Mapped, held_out: Mapped) -> dict[str, Any]:
-    """Figures of both directions, and of the mapping counted on training speakers and scored on held-out ones."""
-    return {**both.to_json(), "held_out": held_out.to_json()}
 
 
 def features(utterances: Sequence[Utterance], hop: int) -> dict[str, list[Tensor]]:

@@ -24,14 +24,13 @@ from worldmodel.speech.evaluation.conversion import Classifiers, conversion
 from worldmodel.speech.evaluation.levels import level_figures
 from worldmodel.speech.evaluation.phoneme_codes import phoneme_figures
 from worldmodel.speech.evaluation.utterances import Utterance, flat_codes, load_utterances, training_seconds
-from worldmodel.speech.scores.codec import wave_scores
+from worldmodel.speech.scores.classifiers import PhoneClassifier, train_phone_classifier, train_speaker_classifier
+from worldmodel.speech.scores.codes import leakage
+from worldmodel.speech.scores.distances import wave_scores
 from worldmodel.speech.scores.features import HOP, RATE
-from worldmodel.speech.scores.leakage import leakage
-from worldmodel.speech.scores.phonemes import PhoneClassifier, train_phone_classifier
-from worldmodel.speech.scores.speakers import train_speaker_classifier
 from worldmodel.speech.separate import SeparateLevels
 from worldmodel.speech.sources.corpora import TIMIT
-from worldmodel.speech.sources.phones import NO_PHONE, PHONES39, frame_phones, phone_files, read_phones
+from worldmodel.speech.sources.phones import PHONES39, frame_phones, phone_files, read_phones
 from worldmodel.speech.sources.sound import normalise, read_sound
 from worldmodel.speech.voice import VoiceModel
 from worldmodel.tokenizers.base import join
@@ -174,7 +173,7 @@ def leakage_figures(world: VoiceModel, utterances: Sequence[Utterance]) -> dict[
             speakers.append(common.index(each.speaker))
     window = round(len(flat_codes(world, utterances[0])) / utterances[0].seconds)
     probes = leakage(*parts[False], *parts[True], world.tokenizer.num_codes, window)
-    return {**probes.to_json(), "speakers": len(common)}
+    return {**probes, "speakers": len(common)}
 
 
 def train_classifiers(
@@ -203,7 +202,6 @@ def phone_classifier(timit: Path, rate: int, seed: int, progress: Progress) -> P
         if utterance.key in aligned:
             waves.append(normalise(read_sound(utterance.file, rate), rate))
             labels.append(frame_phones(read_phones(aligned[utterance.key]), len(waves[-1]) // HOP, HOP))
-    assert NO_PHONE == -1  # the classifier's label of a frame without a phone
     return train_phone_classifier(waves, labels, len(PHONES39.names), seed=seed, progress=progress)
 
 
