@@ -1,23 +1,30 @@
-"""Quality of a codec at each of its bitrates, and the bits that entropy models of the codes save."""
+"""Quality of a codec at each of its bitrates, the bits that entropy models of the codes save, and the quality of each
+level of :class:`SeparateLevels`.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from worldmodel.evaluation.metrics import ratio_of_sums
 from worldmodel.evaluation.openloop import Progress, silent
 from worldmodel.media.plots import COLOURS, Line, Panel
 from worldmodel.quantizers import ResidualQuantizer
 from worldmodel.speech.codec import entropy
+from worldmodel.speech.codec.bitstream import width_of
 from worldmodel.speech.codec.codec import Codec
 from worldmodel.speech.codec.entropy import CodeModel, CountModel
 from worldmodel.speech.codec.run import prior_of
-from worldmodel.speech.evaluation.utterances import Utterance
+from worldmodel.speech.evaluation.utterances import Utterance, flat_codes
+from worldmodel.speech.mulaw import to_wave
 from worldmodel.speech.scores.distances import wave_scores
+from worldmodel.speech.separate import SeparateLevels
 from worldmodel.speech.voice import VoiceModel
 from worldmodel.tokenizers import VQVAE
 
@@ -37,9 +44,9 @@ def codec_figures(
     if tokenizer.condition_width:
         return None
     codec = Codec(tokenizer, world.rate)
-    held_out = [utterance for utterance in utterances if utterance.held_out]
+    training, held_out = ([flat_codes(world, u) for u in utterances if u.held_out is part] for part in (False, True))
+    real = [utterance.wave for utterance in utterances if utterance.held_out]
     models: dict[str, CodeModel] = {}
-    training = [flat(utterance) for utterance in utterances if not utterance.held_out]
     if training:
         models["counts"] = CountModel(training, codec.num_codes)
     if (prior := prior_of(run, codec)) is not None:
@@ -48,16 +55,9 @@ def codec_figures(
     rates = []
     choices = sorted({2**power for power in range(codec.num_codebooks.bit_length())} | {codec.num_codebooks})
     for place, used in enumerate(choices):
-        decoded = [codec.decode(flat(utterance)[:, :used]) for utterance in held_out]
-        real = [utterance.wave for utterance in held_out]
-        rates.append(
-            {
-                "codebooks": used,
-                "bits_a_second": codec.bits_per_second(used),
-                **wave_scores(real, decoded, seed),
-                "saved": bits_saved(models, codec, coded, used, seed),
-            }
-        )
+        scores = wave_scores(real, [codec.decode(codes[:, :used]) for codes in held_out], seed)
+        rate = {"codebooks": used, "bits_a_second": codec.bits_per_second(used)}
+        rates.append({**rate, **scores, "saved": bits_saved(models, codec, [codes[:, :used] for codes in coded], seed)})
         progress("bitrates", place + 1, len(choices))
     return {
         "utterances": len(held_out),
@@ -68,22 +68,40 @@ def codec_figures(
     }
 
 
-def flat(utterance: Utterance) -> np.ndarray:
-    """The codes of all positions, (T · n, Q)."""
-    codes: np.ndarray = utterance.codes.flatten(0, 1).numpy()
-    return codes
-
-
 def bits_saved(
-    models: Mapping[str, CodeModel], codec: Codec, utterances: Sequence[Utterance], used: int, seed: int
+    models: Mapping[str, CodeModel], codec: Codec, utterances: Sequence[np.ndarray], seed: int
 ) -> dict[str, Any]:
-    """The share of the bits of fixed-width codes that each model saves over all utterances."""
-    shares = {}
-    fixed = np.array([len(flat(u)) * codec.bits_per_second(used) * codec.factor / codec.rate for u in utterances])
-    for name, model in models.items():
-        spent = np.array([entropy.encode(model, flat(utterance)[:, :used])[1] for utterance in utterances])
-        shares[name] = ratio_of_sums(fixed - spent, fixed, seed).to_json()
-    return shares
+    """The share of the bits of fixed-width codes (n, q) that each model saves over all utterances."""
+    fixed = np.array([codes.size * width_of(codec.num_codes) for codes in utterances])
+    spent = {
+        name: np.array([entropy.encode(model, codes)[1] for codes in utterances]) for name, model in models.items()
+    }
+    return {name: ratio_of_sums(fixed - bits, fixed, seed).to_json() for name, bits in spent.items()}
+
+
+@torch.no_grad()
+def level_figures(
+    world: VoiceModel, tokenizer: SeparateLevels, chosen: Sequence[Utterance], seed: int
+) -> tuple[dict[str, Any], list[tuple[str, np.ndarray]]]:
+    """Figures of utterances that are decoded from the codes of one level of :class:`SeparateLevels`, for each level,
+    coarsest first; and the first utterance as decoded from each level.
+    """
+    generator = torch.Generator(world.device).manual_seed(seed)
+    real = [each.wave for each in chosen]
+    figures, shown = {}, [(f"{chosen[0].key}, real", real[0])]
+    for place, (name, grid) in enumerate(zip(tokenizer.names, tokenizer.levels, strict=True)):
+        decoded = []
+        for each in chosen:
+            speaker = torch.tensor([each.speaker], device=world.device)
+            codes = tokenizer.part(each.signal_codes.to(world.device), place)
+            drawn = tokenizer.level(place).draw(codes, speaker, generator)
+            decoded.append(to_wave(drawn.flatten().cpu().numpy()))
+        figures[name] = {
+            "bits_a_second": math.prod(grid) * world.spec.rate * math.log2(tokenizer.num_codes),
+            **wave_scores(real, decoded, seed),
+        }
+        shown.append((f"{chosen[0].key}, decoded from {name} only", decoded[0]))
+    return figures, shown
 
 
 def rows(figures: dict[str, Any] | None) -> list[tuple[str, str]]:
@@ -98,12 +116,8 @@ def rows(figures: dict[str, Any] | None) -> list[tuple[str, str]]:
         sdr, distance = (f"{rate[key]['value']:.2f}" for key in ("si_sdr", "log_spectral_distance"))
         lines.append((name, f"SI-SDR {sdr} dB, log-spectral distance {distance} dB"))
         for model, share in rate["saved"].items():
-            lines.append((f"  bits saved, {model}", _percent(share)))
+            lines.append((f"  bits saved, {model}", "{value:.1%} [{low:.1%}, {high:.1%}]".format(**share)))
     return lines
-
-
-def _percent(share: dict[str, Any]) -> str:
-    return "{value:.1%} [{low:.1%}, {high:.1%}]".format(**share)
 
 
 def panels(figures: dict[str, Any] | None) -> list[Panel]:

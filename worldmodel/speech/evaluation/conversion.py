@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from worldmodel.evaluation.metrics import mean_interval, ratio_of_means
 from worldmodel.evaluation.openloop import Progress, silent
@@ -24,21 +22,11 @@ from worldmodel.speech.voice import VoiceModel
 COMMON_SENTENCES = 24  # sentences of VCTK that all speakers read
 
 
-@dataclasses.dataclass(frozen=True)
-class Classifiers:
-    """Classifiers that were trained on real speech; ``phones`` is None without labelled speech."""
-
-    speakers: SpeakerClassifier
-    phones: PhoneClassifier | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Conversion:
+class Conversion(NamedTuple):
     """One utterance in one voice."""
 
     source: Utterance
-    target: int  # index in the list of target speakers
-    own: bool  # whether the target is the speaker of the source
+    target: int  # index of the speaker in the run
     wave: np.ndarray  # (n,) float32
 
 
@@ -46,38 +34,36 @@ def conversion(
     world: VoiceModel,
     sources: Sequence[Utterance],
     speakers: Sequence[int],
-    classifiers: Classifiers,
+    classifiers: tuple[SpeakerClassifier, PhoneClassifier | None],
     seed: int = 0,
     progress: Progress = silent,
 ) -> tuple[dict[str, Any], list[tuple[str, np.ndarray]]]:
     """Convert every source to each of ``speakers`` (indices of the run) once, at temperature 1, without selection.
 
-    Returns the figures and example waves: the first source of each speaker, decoded in its own voice and in that of the
-    next speaker.
+    ``classifiers`` were trained on real speech; that of phones is None without labelled speech. Returns the figures and
+    example waves: the first source of each speaker, decoded in its own voice and in that of the next speaker.
     """
     generator = torch.Generator(world.device).manual_seed(seed)
     conversions: list[Conversion] = []
     for number, source in enumerate(sources):
         waves = in_voices(world, source, speakers, generator)
-        own_place = speakers.index(source.speaker)
-        conversions += [Conversion(source, place, place == own_place, wave) for place, wave in enumerate(waves)]
+        conversions += [Conversion(source, speaker, wave) for speaker, wave in zip(speakers, waves, strict=True)]
         progress("voices", number + 1, len(sources))
-    own = [each for each in conversions if each.own]
-    other = [each for each in conversions if not each.own]
+    own = [each for each in conversions if each.target == each.source.speaker]
+    other = [each for each in conversions if each.target != each.source.speaker]
+    spectra = np.array([log_spectral_distance(each.source.wave, each.wave) for each in own])
     figures = {
         "speakers": [world.spec.action_names[number] for number in speakers],
         "sources": len(sources),
         "conversions": len(other),
-        "voice": voice_figures(classifiers.speakers, sources, speakers, own, other, seed),
+        "voice": voice_figures(classifiers[0], speakers, own, other, seed),
         "pitch": pitch_figures(world, sources, speakers, other),
-        "mel_cepstral_distortion": distortion(sources, speakers, own, other, seed),
-        "log_spectral_distance": mean_interval(
-            np.array([log_spectral_distance(each.source.wave, each.wave) for each in own]), seed
-        ).to_json(),
+        "mel_cepstral_distortion": distortion(sources, own, other, seed),
+        "log_spectral_distance": mean_interval(spectra, seed).to_json(),
     }
-    if classifiers.phones is not None:
-        figures["phones"] = phone_figures(classifiers.phones, own, other, seed)
-    return figures, example_waves(world, sources, speakers, conversions)
+    if classifiers[1] is not None:
+        figures["phones"] = phone_figures(classifiers[1], own, other, seed)
+    return figures, example_waves(world, speakers, conversions)
 
 
 @torch.no_grad()
@@ -85,44 +71,46 @@ def in_voices(
     world: VoiceModel, source: Utterance, speakers: Sequence[int], generator: torch.Generator
 ) -> list[np.ndarray]:
     """One utterance in several voices, (n,) each, drawn as one batch."""
-    codes = source.codes.flatten(0, 1)[None].to(world.device)
-    conditions = torch.tensor(list(speakers), device=world.device)
-    drawn: Tensor = world.tokenizer.draw(codes.expand(len(speakers), *codes.shape[1:]), conditions, generator)
+    codes, conditions = source.signal_codes.to(world.device), torch.tensor(speakers, device=world.device)
+    drawn = world.tokenizer.draw(codes.expand(len(speakers), *codes.shape[1:]), conditions, generator)
     return list(to_wave(drawn[:, 0].cpu().numpy()))
 
 
 def voice_figures(
     classifier: SpeakerClassifier,
-    sources: Sequence[Utterance],
     speakers: Sequence[int],
     own: Sequence[Conversion],
     other: Sequence[Conversion],
     seed: int,
 ) -> dict[str, Any]:
     """Shares of one-second crops that are classified as a speaker; means over utterances."""
-    places = np.array([speakers.index(each.speaker) for each in sources])
-    real = speaker_shares(classifier, [each.wave for each in sources])[np.arange(len(places)), places]
-    targets = np.array([each.target for each in [*own, *other]])
-    shares = speaker_shares(classifier, [each.wave for each in [*own, *other]])
-    rates = shares[np.arange(len(targets)), targets]
-    resynthesised, as_target = rates[: len(own)], by_source(sources, other, rates[len(own) :])
-    own_places = np.array([speakers.index(each.source.speaker) for each in other])
-    as_source = by_source(sources, other, shares[np.arange(len(own), len(targets)), own_places])
+
+    def classified(shares: np.ndarray, wanted: Sequence[int]) -> np.ndarray:
+        """The share of each wave's crops that is classified as its wanted speaker."""
+        return shares[np.arange(len(wanted)), [speakers.index(speaker) for speaker in wanted]]
+
+    real, resynthesised, converted = (
+        speaker_shares(classifier, waves)
+        for waves in ([each.source.wave for each in own], [each.wave for each in own], [each.wave for each in other])
+    )
+    rates = {
+        "real_as_itself": classified(real, [each.target for each in own]),
+        "resynthesised_as_itself": classified(resynthesised, [each.target for each in own]),
+        "converted_as_target": by_source(own, classified(converted, [each.target for each in other])),
+        "converted_as_source": by_source(own, classified(converted, [each.source.speaker for each in other])),
+    }
+    ratio = ratio_of_means(rates["converted_as_target"], rates["resynthesised_as_itself"], seed=seed)
     return {
         "chance": 1 / len(speakers),
-        "real_as_itself": mean_interval(real, seed).to_json(),
-        "resynthesised_as_itself": mean_interval(resynthesised, seed).to_json(),
-        "converted_as_target": mean_interval(as_target, seed).to_json(),
-        "converted_as_source": mean_interval(as_source, seed).to_json(),
-        "converted_over_resynthesised": ratio_of_means(as_target, resynthesised, seed=seed).to_json(),
+        **{name: mean_interval(rate, seed).to_json() for name, rate in rates.items()},
+        "converted_over_resynthesised": ratio.to_json(),
     }
 
 
-def by_source(sources: Sequence[Utterance], conversions: Sequence[Conversion], values: np.ndarray) -> np.ndarray:
-    """Values of conversions (M,) → means over those of each source, which are not independent: (S,)."""
-    numbers = {id(source): number for number, source in enumerate(sources)}
-    places = np.array([numbers[id(conversion.source)] for conversion in conversions])
-    return np.array([values[places == place].mean() for place in range(len(sources))])
+def by_source(own: Sequence[Conversion], values: np.ndarray) -> np.ndarray:
+    """Values of the conversions of each source to all other voices → means over those of a source, which are not
+    independent: (S,)."""
+    return values.reshape(len(own), -1).mean(1)
 
 
 def phone_figures(
@@ -133,7 +121,7 @@ def phone_figures(
         phoneme_errors(classifier, [each.source.wave for each in group], [each.wave for each in group])
         for group in (own, other)
     )
-    rates = {"converted": by_source([each.source for each in own], other, converted), "resynthesised": resynthesised}
+    rates = {"converted": by_source(own, converted), "resynthesised": resynthesised}
     ratio = ratio_of_means(rates["converted"], rates["resynthesised"], seed=seed)
     return {
         **{name: {"all": mean_interval(rate, seed).to_json()} for name, rate in rates.items()},
@@ -149,60 +137,47 @@ def pitch_figures(
 
     Pairs of voices whose conversions have no voiced frame count as ``silent``.
     """
-
-    def track(wave: np.ndarray) -> np.ndarray:
-        return pitch(wave, world.rate).hertz
-
-    source_tracks = {id(each): track(each.wave) for each in sources}
+    source_tracks = {id(each): pitch(each.wave, world.rate).hertz for each in sources}
     means = {n: mean_log_f0([source_tracks[id(u)] for u in sources if u.speaker == n]) for n in speakers}
-    tracks = [(each, track(each.wave)) for each in other]
-    rows, silent = [], 0
+    tracks = [(each, pitch(each.wave, world.rate).hertz) for each in other]
+    distances, silent = [], 0
     for target, source in itertools.permutations(speakers, 2):
-        own_tracks = [own for each, own in tracks if speakers[each.target] == target and each.source.speaker == source]
-        if any(np.isfinite(own).any() for own in own_tracks):
-            mean = mean_log_f0(own_tracks)
-            distances = mean - means[target], mean - means[source], means[target] - means[source]
-            rows.append(dict(zip(("to_target", "to_source", "way"), map(abs, distances), strict=True)))
+        own = [track for each, track in tracks if (each.target, each.source.speaker) == (target, source)]
+        if np.isfinite(np.concatenate(own)).any():
+            mean = mean_log_f0(own)
+            distances.append((mean - means[target], mean - means[source], means[target] - means[source]))
         else:
             silent += 1
-    correlations = [log_f0_correlation(source_tracks[id(each.source)], own) for each, own in tracks]
+    correlations = [log_f0_correlation(source_tracks[id(each.source)], track) for each, track in tracks]
     follows = [correlation for correlation in correlations if correlation is not None]
-    voiced = [np.isfinite(own).mean() for _, own in tracks], [np.isfinite(own).mean() for own in source_tracks.values()]
-    keys = ("to_target", "to_source", "way") if rows else ()
+    columns = zip(("to_target", "to_source", "way"), np.abs(distances).T, strict=True) if distances else ()
     return {
         "hertz": {world.spec.action_names[n]: math.exp(mean) for n, mean in means.items()},
-        "pairs": len(rows),
+        "pairs": len(distances),
         "silent": silent,
-        "voiced": float(np.mean(voiced[0])),
-        "voiced_real": float(np.mean(voiced[1])),
+        "voiced": float(np.mean([np.isfinite(track).mean() for _, track in tracks])),
+        "voiced_real": float(np.mean([np.isfinite(track).mean() for track in source_tracks.values()])),
         "follows": float(np.mean(follows)) if follows else None,
-        **{key: float(np.mean([row[key] for row in rows])) for key in keys},
+        **{name: float(np.mean(column)) for name, column in columns},
     }
 
 
 def distortion(
-    sources: Sequence[Utterance],
-    speakers: Sequence[int],
-    own: Sequence[Conversion],
-    other: Sequence[Conversion],
-    seed: int,
+    sources: Sequence[Utterance], own: Sequence[Conversion], other: Sequence[Conversion], seed: int
 ) -> dict[str, Any] | None:
     """Mel-cepstral distortion in dB to the target's recording of the same sentence; None without such recordings."""
     recordings = {(each.speaker, sentence(each.key)): each.wave for each in sources}
     resynthesised = {(each.source.speaker, sentence(each.source.key)): each.wave for each in own}
     rows = []
     for each in other:
-        key = (speakers[each.target], sentence(each.source.key))
+        key = (each.target, sentence(each.source.key))
         if key in recordings:
             values = [each.wave, each.source.wave, resynthesised[key]]
             rows.append([mel_cepstral_distortion(value, recordings[key]) for value in values])
     if not rows:
         return None
-    table = np.array(rows)
-    names = ("converted", "unconverted", "target_resynthesised")
-    return {name: mean_interval(table[:, place], seed).to_json() for place, name in enumerate(names)} | {
-        "pairs": len(rows)
-    }
+    columns = zip(("converted", "unconverted", "target_resynthesised"), np.array(rows).T, strict=True)
+    return {name: mean_interval(column, seed).to_json() for name, column in columns} | {"pairs": len(rows)}
 
 
 def sentence(key: str) -> str:
@@ -213,19 +188,16 @@ def sentence(key: str) -> str:
 
 
 def example_waves(
-    world: VoiceModel, sources: Sequence[Utterance], speakers: Sequence[int], conversions: Sequence[Conversion]
+    world: VoiceModel, speakers: Sequence[int], conversions: Sequence[Conversion]
 ) -> list[tuple[str, np.ndarray]]:
+    """The first source of each speaker, real, decoded in its own voice, and in that of the next speaker."""
+    waves = {(id(each.source), each.target): each.wave for each in conversions}
     shown = []
-    for place, number in enumerate(speakers):
-        first = next((each for each in sources if each.speaker == number), None)
-        if first is None:
-            continue
-        following = (place + 1) % len(speakers)
-        by_target = {each.target: each.wave for each in conversions if each.source is first}
-        names = world.spec.action_names
+    for speaker, following in zip(speakers, [*speakers[1:], speakers[0]], strict=True):
+        first = next(each.source for each in conversions if each.source.speaker == speaker)
         shown += [
             (f"{first.key}, real", first.wave),
-            (f"{first.key}, coded and decoded", by_target[place]),
-            (f"{first.key} in the voice of {names[speakers[following]]}", by_target[following]),
+            (f"{first.key}, coded and decoded", waves[id(first), speaker]),
+            (f"{first.key} in the voice of {world.spec.action_names[following]}", waves[id(first), following]),
         ]
     return shown

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -33,6 +32,11 @@ class Utterance:
         return to_wave(self.frames.numpy()).reshape(-1)
 
     @property
+    def signal_codes(self) -> Tensor:
+        """The codes as one signal: (1, T · n), with the shape of the slots behind it."""
+        return self.codes.flatten(0, 1)[None]
+
+    @property
     def seconds(self) -> float:
         return self.frames.numel() / RATE
 
@@ -50,11 +54,6 @@ def load_utterances(world: VoiceModel, store: EpisodeStore, progress: Progress =
         utterances.append(Utterance(entry.key or str(number), speaker, number in held_out, frames, codes))
         progress("utterances", number + 1, len(store))
     return utterances
-
-
-def training_seconds(utterances: Sequence[Utterance], speaker: int) -> float:
-    """Seconds of training speech of a speaker."""
-    return sum(each.seconds for each in utterances if each.speaker == speaker and not each.held_out)
 
 
 def flat_codes(world: VoiceModel, utterance: Utterance) -> np.ndarray:

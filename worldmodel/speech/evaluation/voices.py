@@ -20,11 +20,15 @@ from worldmodel.evaluation.openloop import Progress, silent
 from worldmodel.evaluation.report import heading
 from worldmodel.runs.data import source_path
 from worldmodel.speech.evaluation import codecs, voices_report
-from worldmodel.speech.evaluation.conversion import Classifiers, conversion
-from worldmodel.speech.evaluation.levels import level_figures
+from worldmodel.speech.evaluation.conversion import conversion
 from worldmodel.speech.evaluation.phoneme_codes import phoneme_figures
-from worldmodel.speech.evaluation.utterances import Utterance, flat_codes, load_utterances, training_seconds
-from worldmodel.speech.scores.classifiers import PhoneClassifier, train_phone_classifier, train_speaker_classifier
+from worldmodel.speech.evaluation.utterances import Utterance, flat_codes, load_utterances
+from worldmodel.speech.scores.classifiers import (
+    PhoneClassifier,
+    SpeakerClassifier,
+    train_phone_classifier,
+    train_speaker_classifier,
+)
 from worldmodel.speech.scores.codes import leakage
 from worldmodel.speech.scores.distances import wave_scores
 from worldmodel.speech.scores.features import HOP, RATE
@@ -69,23 +73,23 @@ def evaluate_voices(
         "codes": code_figures(world, held_out),
         "bits": bit_figures(world, held_out, seed),
     }
-    if (leakage := leakage_figures(world, utterances)) is not None:
-        figures["leakage"] = leakage
-    if timit is not None and (phonemes := phoneme_figures(run, world, utterances, timit, seed)) is not None:
-        figures["phonemes"] = phonemes
-    if (rates := codecs.codec_figures(run, world, utterances, seed, progress)) is not None:
-        figures["codec"] = rates
-    shown: list[tuple[str, np.ndarray]] = []
-    held_out_speakers = sorted({each.speaker for each in held_out} - {NO_ACTION})  # TIMIT: all are untrained
-    speakers = [n for n in held_out_speakers if training_seconds(utterances, n) >= MIN_SECONDS][:MAX_SPEAKERS]
+    parts = {
+        "leakage": leakage_figures(world, utterances),
+        "phonemes": None if timit is None else phoneme_figures(run, world, utterances, timit, seed),
+        "codec": codecs.codec_figures(run, world, utterances, seed, progress),
+    }
+    figures |= {name: part for name, part in parts.items() if part is not None}
+    speakers = chosen_speakers(utterances)
     if world.tokenizer.condition_width and len(speakers) > 1:
         sources = [u for n in speakers for u in [u for u in held_out if u.speaker == n][:SOURCES_PER_SPEAKER]]
-        classifiers = train_classifiers(world, utterances, speakers, timit, seed, progress)
+        classifiers = train_classifiers(utterances, speakers, timit, seed, progress)
         figures["conversion"], shown = conversion(world, sources, speakers, classifiers, seed, progress)
     else:
         figures["resynthesis"], shown = resynthesis(world, held_out[: 4 * SOURCES_PER_SPEAKER], seed)
     if isinstance(world.tokenizer, SeparateLevels):
-        figures["levels"], more = level_figures(world, world.tokenizer, held_out[: 4 * SOURCES_PER_SPEAKER], seed)
+        figures["levels"], more = codecs.level_figures(
+            world, world.tokenizer, held_out[: 4 * SOURCES_PER_SPEAKER], seed
+        )
         shown = more + shown
     voices_report.save(figures, shown, run / "evaluation")
     return figures
@@ -113,51 +117,56 @@ def check_rate(rate: int) -> None:
         )
 
 
+def chosen_speakers(utterances: Sequence[Utterance]) -> list[int]:
+    """The first speakers with held-out utterances and enough training speech; none for TIMIT: all are untrained."""
+
+    def training_seconds(speaker: int) -> float:
+        return sum(each.seconds for each in utterances if each.speaker == speaker and not each.held_out)
+
+    held_out = sorted({each.speaker for each in utterances if each.held_out} - {NO_ACTION})
+    return [speaker for speaker in held_out if training_seconds(speaker) >= MIN_SECONDS][:MAX_SPEAKERS]
+
+
 def code_figures(world: VoiceModel, held_out: Sequence[Utterance]) -> dict[str, Any]:
     """Rate and use of the codes."""
     tokenizer = world.tokenizer
-    codes = torch.cat([each.codes for each in held_out])
-    books = [
-        CodeUsage(torch.bincount(book.flatten(), minlength=tokenizer.num_codes).numpy())
-        for book in tokenizer.books(codes)
-    ]
+    books = tokenizer.books(torch.cat([each.codes for each in held_out]))
+    counts = [torch.bincount(book.flatten(), minlength=tokenizer.num_codes).numpy() for book in books]
     a_second = math.prod(tokenizer.grid) * world.spec.rate
+    bits_a_second = a_second * math.log2(tokenizer.num_codes)
     return {
         "a_second": a_second,
         "codes": tokenizer.num_codes,
-        "bits_a_second": a_second * math.log2(tokenizer.num_codes),
-        "factor": 8 * world.rate / (a_second * math.log2(tokenizer.num_codes)),
-        **usage_of(books),
+        "bits_a_second": bits_a_second,
+        "factor": 8 * world.rate / bits_a_second,
+        **usage_of([CodeUsage(each) for each in counts]),
     }
 
 
 @torch.no_grad()
 def bit_figures(world: VoiceModel, held_out: Sequence[Utterance], seed: int) -> dict[str, Any]:
     """Bits per sample of the wave and bits per code, means over utterances; figures that are undefined are left out."""
-    figures: dict[str, Any] = {}
     tokenizer, bit = world.tokenizer, math.log(2)
-    samples = np.array([each.frames.numel() for each in held_out])
-    uniform = np.array([each.codes.numel() * math.log2(tokenizer.num_codes) for each in held_out])
+    samples, codes = np.array([(each.frames.numel(), each.codes.numel()) for each in held_out]).T
+    bits: dict[str, np.ndarray] = {}
     if tokenizer.likelihood.exact:
-        wave = []
-        for each in held_out:
-            signal = join(each.frames[None]).to(world.device)
-            codes = each.codes.flatten(0, 1)[None].to(world.device)
-            speaker = torch.tensor([each.speaker], device=world.device)
-            wave.append(float(tokenizer.given(signal, codes, speaker)) / bit)
-        figures["wave"] = mean_interval(np.array(wave) / samples, seed).to_json()
-        figures["fixed"] = mean_interval((np.array(wave) + uniform) / samples, seed).to_json()
+        wave = np.zeros(len(held_out))
+        for number, each in enumerate(held_out):
+            signal, speaker = (
+                join(each.frames[None]).to(world.device),
+                torch.tensor([each.speaker], device=world.device),
+            )
+            wave[number] = float(tokenizer.given(signal, each.signal_codes.to(world.device), speaker)) / bit
+        bits = {"wave": wave / samples, "fixed": (wave + codes * math.log2(tokenizer.num_codes)) / samples}
     if world.prior is not None:
-        costs = []
-        for each in held_out:
+        costs = np.zeros(len(held_out))
+        for number, each in enumerate(held_out):
             actions = torch.full((1, len(each.codes)), each.speaker, device=world.device)
-            nats = world.prior.log_likelihood(each.codes[None].to(world.device), actions)
-            costs.append(-float(nats.sum()) / bit)
-        count = np.array([each.codes.numel() for each in held_out])
-        figures["prior"] = mean_interval(np.array(costs) / count, seed).to_json()
+            costs[number] = -float(world.prior.log_likelihood(each.codes[None].to(world.device), actions).sum()) / bit
+        bits["prior"] = costs / codes
         if tokenizer.likelihood.exact:
-            figures["learned"] = mean_interval((np.array(wave) + np.array(costs)) / samples, seed).to_json()
-    return figures
+            bits["learned"] = (wave + costs) / samples
+    return {name: mean_interval(values, seed).to_json() for name, values in bits.items()}
 
 
 def leakage_figures(world: VoiceModel, utterances: Sequence[Utterance]) -> dict[str, Any] | None:
@@ -165,44 +174,32 @@ def leakage_figures(world: VoiceModel, utterances: Sequence[Utterance]) -> dict[
     common = sorted({u.speaker for u in utterances if not u.held_out} & {u.speaker for u in utterances if u.held_out})
     if len(common) < 2:
         return None
-    parts: dict[bool, tuple[list[np.ndarray], list[int]]] = {False: ([], []), True: ([], [])}
-    for each in utterances:
-        if each.speaker in common:
-            rows, speakers = parts[each.held_out]
-            rows.append(flat_codes(world, each))
-            speakers.append(common.index(each.speaker))
+    parts = [[u for u in utterances if u.speaker in common and u.held_out is part] for part in (False, True)]
+    codes, held_codes = ([flat_codes(world, each) for each in part] for part in parts)
+    speakers, held_speakers = ([common.index(each.speaker) for each in part] for part in parts)
     window = round(len(flat_codes(world, utterances[0])) / utterances[0].seconds)
-    probes = leakage(*parts[False], *parts[True], world.tokenizer.num_codes, window)
+    probes = leakage(codes, speakers, held_codes, held_speakers, world.tokenizer.num_codes, window)
     return {**probes, "speakers": len(common)}
 
 
 def train_classifiers(
-    world: VoiceModel,
-    utterances: Sequence[Utterance],
-    speakers: Sequence[int],
-    timit: Path | None,
-    seed: int,
-    progress: Progress,
-) -> Classifiers:
-    """Train classifiers of speakers on the training utterances and of phones on TIMIT, if its folder is given."""
+    utterances: Sequence[Utterance], speakers: Sequence[int], timit: Path | None, seed: int, progress: Progress
+) -> tuple[SpeakerClassifier, PhoneClassifier | None]:
+    """Classifiers of speakers, trained on the training utterances, and of phones, trained on all recordings of TIMIT if
+    its folder is given; the latter is used to score other recordings only."""
     training = [each for each in utterances if not each.held_out and each.speaker in speakers]
     numbers = [speakers.index(each.speaker) for each in training]
     voices = train_speaker_classifier([each.wave for each in training], numbers, seed=seed, progress=progress)
-    phones = None if timit is None else phone_classifier(timit, world.rate, seed, progress)
-    return Classifiers(voices, phones)
-
-
-def phone_classifier(timit: Path, rate: int, seed: int, progress: Progress) -> PhoneClassifier:
-    """A classifier trained on all recordings of TIMIT; it is used to score other recordings only."""
-    waves, labels = [], []
+    if timit is None:
+        return voices, None
     aligned = phone_files(timit)
     if not aligned:
         raise DataError(f"{timit} holds no alignment .phn beside a recording; --timit names the folder of TIMIT")
-    for utterance in TIMIT(str(timit)).utterances:
-        if utterance.key in aligned:
-            waves.append(normalise(read_sound(utterance.file, rate), rate))
-            labels.append(frame_phones(read_phones(aligned[utterance.key]), len(waves[-1]) // HOP, HOP))
-    return train_phone_classifier(waves, labels, len(PHONES39.names), seed=seed, progress=progress)
+    recordings = [each for each in TIMIT(str(timit)).utterances if each.key in aligned]
+    waves = [normalise(read_sound(each.file, RATE), RATE) for each in recordings]
+    phones = [read_phones(aligned[each.key]) for each in recordings]
+    labels = [frame_phones(own, len(wave) // HOP, HOP) for own, wave in zip(phones, waves, strict=True)]
+    return voices, train_phone_classifier(waves, labels, len(PHONES39.names), seed=seed, progress=progress)
 
 
 def resynthesis(

@@ -42,74 +42,69 @@ DEFINITIONS = {
 SYSTEMS = (
     "codes", "k-means, log-mels", "k-means, mel-cepstra", "untrained encoder, k-means", "shuffled codes",
 )  # fmt: skip
+QUALITY = {"si_sdr": "SI-SDR", "log_spectral_distance": "log-spectral distance"}
+
+Rows = list[tuple[str, str]]
+"""(name, value); an empty value heads a section."""
 
 
-def lines(figures: dict[str, Any]) -> list[tuple[str, str]]:
-    """(name, value); an empty value heads a section."""
+def intervals(figures: dict[str, Any], names: dict[str, str], digits: int = 2, unit: str = "") -> Rows:
+    """The figures that there are, by their names in the report."""
+    return [(name, number(figures[key], digits) + unit) for key, name in names.items() if key in figures]
+
+
+def lines(figures: dict[str, Any]) -> Rows:
+    """The table of the report."""
     codes = figures["codes"]
-    rows = [
-        (f"{figures['utterances']} held-out utterances, {figures['seconds']:.0f} s", ""),
-        (
-            "codes",
-            f"{codes['a_second']:.0f} of {codes['codes']} a second: {codes['bits_a_second'] / 1000:.2f} kbit/s, "
-            f"a factor {codes['factor']:.1f}",
-        ),
-        ("codes used", f"{codes['share']:.1%}, perplexity {codes['perplexity']:.0f}"),
-    ]
+    rate = f"{codes['a_second']:.0f} of {codes['codes']} a second: {codes['bits_a_second'] / 1000:.2f} kbit/s"
     names = {
         "wave": "bits a sample, given the codes",
         "fixed": "bits a sample, codes of fixed width",
         "learned": "bits a sample, codes under the prior",
         "prior": "prior, bits a code",
     }
-    rows += [(name, number(figures["bits"][key], 3)) for key, name in names.items() if key in figures["bits"]]
+    rows = [
+        (f"{figures['utterances']} held-out utterances, {figures['seconds']:.0f} s", ""),
+        ("codes", f"{rate}, a factor {codes['factor']:.1f}"),
+        ("codes used", f"{codes['share']:.1%}, perplexity {codes['perplexity']:.0f}"),
+        *intervals(figures["bits"], names, 3),
+    ]
     if leakage := figures.get("leakage"):
         best = max((leakage[key] for key in ("histogram", "embedded")), key=lambda each: each["value"])
         rows.append(("speaker predicted from the codes of a second", f"{number(best)}, chance {leakage['chance']:.2f}"))
-    rows += _phonemes(figures.get("phonemes"))
-    rows += _conversion(figures.get("conversion"))
+    if phonemes := figures.get("phonemes"):
+        rows += _phonemes(phonemes)
+    if conversion := figures.get("conversion"):
+        rows += _conversion(conversion)
     rows += codecs.rows(figures.get("codec"))
     if resynthesis := figures.get("resynthesis"):
-        rows += [
-            (f"Coded and decoded, {resynthesis['utterances']} utterances", ""),
-            ("SI-SDR", number(resynthesis["si_sdr"]) + " dB"),
-            ("log-spectral distance", number(resynthesis["log_spectral_distance"]) + " dB"),
-        ]
+        rows.append((f"Coded and decoded, {resynthesis['utterances']} utterances", ""))
+        rows += intervals(resynthesis, QUALITY, unit=" dB")
     for name, level in figures.get("levels", {}).items():
-        rows += [
-            (f"From {name} only, {level['bits_a_second'] / 1000:.2f} kbit/s", ""),
-            ("SI-SDR", number(level["si_sdr"]) + " dB"),
-            ("log-spectral distance", number(level["log_spectral_distance"]) + " dB"),
-        ]
+        rows.append((f"From {name} only, {level['bits_a_second'] / 1000:.2f} kbit/s", ""))
+        rows += intervals(level, QUALITY, unit=" dB")
     return rows
 
 
-def _phonemes(figures: dict[str, Any] | None) -> list[tuple[str, str]]:
-    if figures is None:
-        return []
+def _phonemes(figures: dict[str, Any]) -> Rows:
+    def both(system: str, key: str, digits: int = 3) -> str:
+        return "; ".join(number(figures[system][what][key], digits) for what in ("all", "speech"))
+
     rows = [(f"Codes as phonemes ({figures['phonemes']}): all frames; without silence", "")]
-    for name in [name for name in SYSTEMS if name in figures]:
-        parts = [number(figures[name][what]["accuracy"], 3) for what in ("all", "speech")]
-        rows.append((name, "; ".join(parts)))
+    rows += [(name, both(name, "accuracy")) for name in SYSTEMS if name in figures]
     if "labels" in figures:
-        parts = [number(figures["labels"][what]["accuracy"], 3) for what in ("all", "speech")]
-        rows.append(("classifier trained on the labels, new speakers", "; ".join(parts)))
-    base = [number(figures["codes"][what]["most_frequent"], 3) for what in ("all", "speech")]
-    rows.append(("most frequent phoneme", "; ".join(base)))
-    times = [number(figures["codes"][what]["times_baseline"], 1) for what in ("all", "speech")]
-    rows.append(("codes, ratio to that", "; ".join(times)))
+        rows.append(("classifier trained on the labels, new speakers", both("labels", "accuracy")))
     held = [f"{figures['codes'][what]['held_out']['accuracy']['value']:.3f}" for what in ("all", "speech")]
-    rows.append(("codes, held-out speakers", "; ".join(held)))
-    return rows
+    return [
+        *rows,
+        ("most frequent phoneme", both("codes", "most_frequent")),
+        ("codes, ratio to that", both("codes", "times_baseline", 1)),
+        ("codes, held-out speakers", "; ".join(held)),
+    ]
 
 
-def _conversion(figures: dict[str, Any] | None) -> list[tuple[str, str]]:
-    if figures is None:
-        return []
-    voice, rows = (
-        figures["voice"],
-        [(f"{figures['conversions']} conversions among {', '.join(figures['speakers'])}", "")],
-    )
+def _conversion(figures: dict[str, Any]) -> Rows:
+    voice, pitch = figures["voice"], figures["pitch"]
     names = {
         "real_as_itself": "real speech classified as its speaker",
         "resynthesised_as_itself": "coded and decoded, as its speaker",
@@ -117,19 +112,21 @@ def _conversion(figures: dict[str, Any] | None) -> list[tuple[str, str]]:
         "converted_as_source": "converted, as the source",
         "converted_over_resynthesised": "converted over coded and decoded",
     }
-    rows += [(name, number(voice[key])) for key, name in names.items()]
-    rows.append(("chance", f"{voice['chance']:.2f}"))
+    rows = [
+        (f"{figures['conversions']} conversions among {', '.join(figures['speakers'])}", ""),
+        *intervals(voice, names),
+        ("chance", f"{voice['chance']:.2f}"),
+    ]
     if phones := figures.get("phones"):
         for key, name in (("resynthesised", "coded and decoded"), ("converted", "converted")):
             rows.append((f"other phones, {name}", number(phones[key]["all"])))
         rows.append(("converted over coded and decoded", number(phones["converted_over_resynthesised"])))
-    if mcd := figures.get("mel_cepstral_distortion"):
-        for key, name in (
-            ("converted", "converted"), ("unconverted", "the source itself"),
-            ("target_resynthesised", "the target, coded and decoded"),
-        ):  # fmt: skip
-            rows.append((f"mel-cepstral distortion, {name}", f"{number(mcd[key])} dB"))
-    pitch = figures["pitch"]
+    names = {
+        "converted": "mel-cepstral distortion, converted",
+        "unconverted": "mel-cepstral distortion, the source itself",
+        "target_resynthesised": "mel-cepstral distortion, the target, coded and decoded",
+    }
+    rows += intervals(figures.get("mel_cepstral_distortion") or {}, names, unit=" dB")
     rows.append(("F0 of the real voices", ", ".join(f"{name} {hertz:.0f}" for name, hertz in pitch["hertz"].items())))
     rows.append(("voiced, converted; real", f"{pitch['voiced']:.0%}; {pitch['voiced_real']:.0%} of the frames"))
     if pitch["follows"] is not None:
@@ -137,26 +134,19 @@ def _conversion(figures: dict[str, Any] | None) -> list[tuple[str, str]]:
     if pitch["silent"]:
         rows.append(("pairs of voices without an F0", f"{pitch['silent']} of {pitch['silent'] + pitch['pairs']}"))
     if "to_target" in pitch:
-        rows.append(
-            (
-                "log-F0 of converted speech, distance from target; source",
-                f"{pitch['to_target']:.3f}; {pitch['to_source']:.3f} (distance of the voices {pitch['way']:.3f})",
-            )
-        )
-    rows.append(("log-spectral distance, coded and decoded", number(figures["log_spectral_distance"]) + " dB"))
-    return rows
+        value = f"{pitch['to_target']:.3f}; {pitch['to_source']:.3f} (distance of the voices {pitch['way']:.3f})"
+        rows.append(("log-F0 of converted speech, distance from target; source", value))
+    return rows + intervals(figures, {"log_spectral_distance": "log-spectral distance, coded and decoded"}, unit=" dB")
 
 
 def panels(figures: dict[str, Any]) -> list[Panel]:
     """Bars of the scores, bitrates of a codec, and the use of the codes."""
     result = codecs.panels(figures.get("codec"))
     if section := figures.get("phonemes"):
+        short = {name: name.replace(", ", "\n").replace(" codes", "\ncodes") for name in SYSTEMS if name in section}
         bars = {
-            name.replace(", ", "\n").replace(" codes", "\ncodes"): Bar.of(
-                section[name]["speech"]["accuracy"], COLOURS[place]
-            )
-            for place, name in enumerate(SYSTEMS)
-            if name in section
+            label: Bar.of(section[name]["speech"]["accuracy"], COLOURS[SYSTEMS.index(name)])
+            for name, label in short.items()
         }
         mark = section["codes"]["speech"]["most_frequent"]["value"]
         result.append(Panel("Codes as phonemes, without silence", bars, mark=mark, mark_name="most frequent"))
@@ -169,10 +159,8 @@ def panels(figures: dict[str, Any]) -> list[Panel]:
         bars = {name: Bar.of(voice[key]) for key, name in names.items()}
         result.append(Panel("Classified as the speaker", bars, mark=voice["chance"], mark_name="chance"))
         if phones := section.get("phones"):
-            bars = {
-                name: Bar.of(phones[key]["all"])
-                for key, name in (("resynthesised", "decoded"), ("converted", "converted"))
-            }
+            names = {"resynthesised": "decoded", "converted": "converted"}
+            bars = {name: Bar.of(phones[key]["all"]) for key, name in names.items()}
             result.append(Panel("Share of other phones", bars))
     title = f"Codes used: {figures['codes']['share']:.0%}, perplexity {figures['codes']['perplexity']:.0f}"
     result.append(usage_panel(title, figures["codes"]["books"]))
