@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from worldmodel.speech.media import save_sound
-from worldmodel.speech.sources.sound import normalise, read_sound
+from worldmodel.speech.sound import normalise, read_sound
 from worldmodel.speech.voice import VoiceModel
 
 SENTENCE = Path(__file__).parents[1] / "docs/speech/p225_003-real.flac"

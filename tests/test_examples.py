@@ -19,7 +19,7 @@ from worldmodel.errors import ConfigError
 from worldmodel.runs.build import build_tokenizer
 from worldmodel.runs.folder import TOKENIZER, new_run
 from worldmodel.runs.load import load_tokenizer, save_weights
-from worldmodel.speech.sources.sound import read_sound
+from worldmodel.speech.sound import read_sound
 from worldmodel.types import Spec
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

@@ -12,7 +12,7 @@ from sounds import RATE, voice
 
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.speech.media import log_mels, save_sound, spectrogram
-from worldmodel.speech.sources.sound import read_sound
+from worldmodel.speech.sound import read_sound
 
 
 @pytest.mark.parametrize("suffix", [".wav", ".flac", ".FLAC"])

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from worldmodel.speech.mulaw import SILENCE, to_samples, to_wave
 from worldmodel.speech.nn.mel import companded, expanded
+from worldmodel.speech.sound import SILENCE, to_samples, to_wave
 from worldmodel.types import to_float, to_uint8
 
 

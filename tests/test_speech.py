@@ -22,7 +22,6 @@ from worldmodel.data.windows import Windows
 from worldmodel.errors import ConfigError, UnknownActionError
 from worldmodel.nn.convnets import ConvEncoder
 from worldmodel.runs.build import build_tokenizer
-from worldmodel.speech.mulaw import to_samples
 from worldmodel.speech.nn.mel import MelEncoder, expanded, mel_power, stretched
 from worldmodel.speech.nn.spectra import MelSpectra
 from worldmodel.speech.scores.classifiers import (
@@ -33,6 +32,7 @@ from worldmodel.speech.scores.classifiers import (
 )
 from worldmodel.speech.scores.codes import leakage
 from worldmodel.speech.separate import SeparateLevels
+from worldmodel.speech.sound import to_samples
 from worldmodel.speech.voice import VoiceModel
 from worldmodel.tokenizers import VQVAE, Tokenizer, require_codes
 from worldmodel.tokenizers.base import join

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from worldmodel.evaluation.metrics import ratio_of_means
-from worldmodel.speech import mulaw
+from worldmodel.speech import sound
 from worldmodel.speech.nn.mel import mel_filters
 from worldmodel.speech.scores import classifiers, distances, features
 from worldmodel.speech.scores import codes as codes_of
@@ -195,7 +195,7 @@ def test_log_spectral_distance_of_a_gain_is_the_gain() -> None:
     assert distances.log_spectral_distance(wave, wave) == 0
     assert distances.log_spectral_distance(wave, wave / 2) == pytest.approx(20 * math.log10(2), abs=0.01)
     assert distances.log_spectral_distance(wave, np.zeros_like(wave)) < 70
-    coarse = mulaw.to_wave(mulaw.to_samples(wave))
+    coarse = sound.to_wave(sound.to_samples(wave))
     distance = distances.log_spectral_distance(wave, coarse)
     score = distances.wave_scores([wave, wave], [coarse, wave])["log_spectral_distance"]
     assert 0 < distance < 3 and score["samples"] == 2 and score["value"] == pytest.approx(distance / 2)
@@ -331,7 +331,7 @@ def test_voices_are_told_apart_whatever_they_say_and_however_loud(voices: Speake
     shares = speaker_shares(voices, waves)
     assert shares[rows, told].mean() > 0.9
     assert shares.sum(1) == pytest.approx(1)
-    coarse = [mulaw.to_wave(mulaw.to_samples(0.2 * wave)) for wave in waves]
+    coarse = [sound.to_wave(sound.to_samples(0.2 * wave)) for wave in waves]
     worse = speaker_shares(voices, coarse)
     assert float(ratio_of_means(worse[rows, told], shares[rows, told]).value) > 0.9
     assert shares[rows, (told + 1) % 3].mean() < 0.1
@@ -390,7 +390,7 @@ def test_phones_are_read_and_compared(phones: classifiers.PhoneClassifier) -> No
     read = [phones.read(wave).argmax(-1).numpy() for wave in waves]
     assert np.mean([np.mean(own != label) for own, label in zip(read, labels, strict=True)]) < 0.15
     assert not classifiers.phoneme_errors(phones, waves, waves).any()
-    coarse = [mulaw.to_wave(mulaw.to_samples(wave)) for wave in waves]
+    coarse = [sound.to_wave(sound.to_samples(wave)) for wave in waves]
     other = [*waves[1:], waves[0]]
     errors = [classifiers.phoneme_errors(phones, waves, made).mean() for made in (coarse, other)]
     assert errors[0] < 0.1 and errors[1] > 0.5

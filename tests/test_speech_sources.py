@@ -15,25 +15,30 @@ from test_take_in import take_in
 from worldmodel.data.sources import fill
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import DataError
-from worldmodel.speech.mulaw import SILENCE, to_samples, to_wave
-from worldmodel.speech.sources import TIMIT, VCTK
-from worldmodel.speech.sources.phones import (
-    NO_PHONE,
-    PHONES39,
-    Phones,
-    frame_phones,
-    phone_files,
-    read_phones,
-)
-from worldmodel.speech.sources.sound import (
+from worldmodel.speech.sound import (
     LOUDNESS,
     PEAK,
+    SILENCE,
     active,
     levels,
     normalise,
     read_sound,
     to_frames,
+    to_samples,
+    to_wave,
     trim,
+)
+from worldmodel.speech.sources import (
+    FOLDING,
+    NO_PHONE,
+    PHONEMES,
+    TIMIT,
+    VCTK,
+    Phones,
+    frame_phones,
+    phone_files,
+    phoneme_index,
+    read_phones,
 )
 
 # --------------------------------------------------------------------------------------------------------------- files
@@ -272,8 +277,8 @@ def test_silence_stays_in_timit_so_that_phones_fit(tmp_path: Path) -> None:
 # -------------------------------------------------------------------------------------------------------------- phones
 
 
-def names_of(found: np.ndarray, phone_set: object = PHONES39) -> list[str | None]:
-    return [None if place == NO_PHONE else phone_set.names[place] for place in found]  # type: ignore[attr-defined]
+def names_of(found: np.ndarray) -> list[str | None]:
+    return [None if place == NO_PHONE else PHONEMES[place] for place in found]
 
 
 def test_a_window_has_the_phoneme_that_overlaps_it_most() -> None:
@@ -290,14 +295,13 @@ def test_a_window_has_the_phoneme_that_overlaps_it_most() -> None:
 
 
 def test_the_foldings_are_those_of_lee_and_hon() -> None:
-    assert len(PHONES39.names) == 39
-    assert len(set(PHONES39.folding) - {"#"}) == 61
+    assert len(PHONEMES) == 39 and len(set(FOLDING) - {"#"}) == 61
     some = {"ao": "aa", "zh": "sh", "ax-h": "ah", "epi": "sil", "h#": "sil", "dcl": "sil", "nx": "n", "dx": "dx"}
     for phone, name in some.items():
-        assert PHONES39.names[PHONES39.index(phone)] == name
-    assert PHONES39.index("q") == NO_PHONE
+        assert PHONEMES[phoneme_index(phone)] == name
+    assert phoneme_index("q") == NO_PHONE
     with pytest.raises(DataError, match="unknown phone 'xx'; TIMIT has"):
-        PHONES39.index("xx")
+        phoneme_index("xx")
 
 
 @pytest.mark.parametrize(

@@ -38,8 +38,8 @@ def main(args: argparse.Namespace, config: DictConfig) -> None:
     """Load the run, encode, decode in each voice, write, report."""
     from worldmodel.runs.folder import TOKENIZER  # only now, since it imports torch
     from worldmodel.runs.kind import Kind, choose_run
-    from worldmodel.speech.sources.sound import normalise, read_sound
-    from worldmodel.speech.speaking import choose_speakers, write_voices
+    from worldmodel.speech.media import choose_speakers, write_voices
+    from worldmodel.speech.sound import normalise, read_sound
     from worldmodel.speech.voice import VoiceModel
 
     file = Path(args.operands[0])

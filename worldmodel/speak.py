@@ -44,7 +44,7 @@ def main(args: argparse.Namespace, config: DictConfig) -> None:
     from worldmodel.heads import make_sampler  # only now, since it imports torch
     from worldmodel.runs.folder import PRIOR
     from worldmodel.runs.kind import Kind, choose_run
-    from worldmodel.speech.speaking import choose_speakers, write_voices
+    from worldmodel.speech.media import choose_speakers, write_voices
     from worldmodel.speech.voice import VoiceModel
 
     length = SECONDS if args.seconds is None else args.seconds

@@ -1,8 +1,9 @@
-"""Output of sound: wave files, and a page of spectrograms and pitch."""
+"""Output of sound: wave files, a page of spectrograms and pitch, and both for speech in several voices."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -15,12 +16,14 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from worldmodel.errors import DataError
+from worldmodel.errors import ConfigError, DataError
+from worldmodel.media import save_png
 from worldmodel.media.plots import COLOURS, STYLE, TEXT
 from worldmodel.speech.nn.mel import mel_filters, to_mel
 from worldmodel.speech.pitch import pitch
+from worldmodel.speech.voice import VoiceModel
 from worldmodel.util.files import whole
-from worldmodel.util.output import SOUND_SUFFIXES, check_suffix
+from worldmodel.util.output import SOUND_SUFFIXES, check_suffix, output_of
 
 HOP, WIDTH = 0.005, 0.025  # seconds between spectra, and of each
 BANDS = 80
@@ -116,3 +119,53 @@ def _draw_pitch(axes: Axes, wave: np.ndarray, rate: int) -> None:
     voiced = track.hertz[np.isfinite(track.hertz)]
     label = f"median {np.median(voiced):.0f} Hz" if len(voiced) else "no voice"
     axes.text(0.995, 0.94, label, ha="right", va="top", fontsize=8, color=TEXT, transform=axes.transAxes)
+
+
+def choose_speakers(script: str | None, model: VoiceModel) -> list[str]:
+    """Parse names such as ``p225,p226``; the first speaker of the run by default.
+
+    Raises :class:`UnknownActionError` for a speaker that the run does not have, :class:`ConfigError` for an empty name.
+    """
+    if script is None:
+        return [model.spec.action_names[0]]
+    speakers = [name.strip() for name in script.split(",")]
+    if not all(speakers):
+        example = model.spec.action_names[0]
+        raise ConfigError(f"a speaker is missing in {script!r}; write names separated by commas, such as {example!r}")
+    for speaker in speakers:
+        model.spec.action_index(speaker)
+    return list(dict.fromkeys(speakers))
+
+
+def write_voices(
+    run: Path,
+    model: VoiceModel,
+    speakers: Sequence[str],
+    speak: Callable[[str, torch.Generator], np.ndarray],
+    seed: int,
+    output: str | None,
+    name: str,
+    before: Sequence[tuple[str, np.ndarray]] = (),
+) -> None:
+    """Write the wave (n,) that ``speak`` returns for each speaker and a page of their spectrograms; print a report.
+
+    ``output``: the value of ``--output``; ``before``: labelled waves at the top of the page. Raises
+    :class:`ConfigError` for one file and several speakers.
+    """
+    place = output_of(output, run / "dreams", name, SOUND_SUFFIXES)
+    if place.suffix and len(speakers) > 1:
+        raise ConfigError(f"--output {output} is one file, and there are {len(speakers)} speakers; name a folder")
+    print(f"run       {run}")
+    shown = list(before)
+    for speaker in speakers:
+        started = time.perf_counter()
+        wave = speak(speaker, torch.Generator(model.device).manual_seed(seed))
+        seconds = time.perf_counter() - started
+        path = save_sound(place.path(place.suffix or ".wav", f"-{speaker}"), wave, model.rate)
+        shown.append((speaker, wave))
+        length = len(wave) / model.rate
+        print(f"{speaker:<10}{length:.2f} s of sound in {seconds:.1f} s: {len(wave) / seconds:,.0f} samples/s")
+        print(f"written   {path}")
+    page = place.path(".png")
+    save_png(page, spectrogram(shown, model.rate, title=f"{run.name} · seed {seed}"))
+    print(f"          {page}")

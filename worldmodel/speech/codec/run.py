@@ -21,7 +21,7 @@ from worldmodel.speech.codec.bitstream import NO_MODEL, Bitstream
 from worldmodel.speech.codec.codec import Codec, StreamingDecoder, StreamingEncoder
 from worldmodel.speech.codec.entropy import CodeModel, CountModel, PriorModel
 from worldmodel.speech.scores.distances import log_spectral_distance, si_sdr
-from worldmodel.speech.sources.sound import normalise, read_sound
+from worldmodel.speech.sound import normalise, read_sound
 from worldmodel.tokenizers import VQVAE
 from worldmodel.util.output import Output
 

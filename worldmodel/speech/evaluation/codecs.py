@@ -22,9 +22,9 @@ from worldmodel.speech.codec.codec import Codec
 from worldmodel.speech.codec.entropy import CodeModel, CountModel
 from worldmodel.speech.codec.run import prior_of
 from worldmodel.speech.evaluation.utterances import Utterance, flat_codes
-from worldmodel.speech.mulaw import to_wave
 from worldmodel.speech.scores.distances import wave_scores
 from worldmodel.speech.separate import SeparateLevels
+from worldmodel.speech.sound import to_wave
 from worldmodel.speech.voice import VoiceModel
 from worldmodel.tokenizers import VQVAE
 

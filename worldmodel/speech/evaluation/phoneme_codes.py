@@ -18,7 +18,7 @@ from worldmodel.speech.evaluation.utterances import Utterance, flat_codes
 from worldmodel.speech.scores.classifiers import train_phone_classifier
 from worldmodel.speech.scores.codes import both_ways, joined, kmeans_codes, shuffled
 from worldmodel.speech.scores.features import HOP, log_mel, mel_cepstrum, normalised, pooled
-from worldmodel.speech.sources.phones import NO_PHONE, PHONES39, SILENCE, frame_phones, phone_files, read_phones
+from worldmodel.speech.sources import NO_PHONE, PHONEMES, SILENT, frame_phones, phone_files, read_phones
 from worldmodel.speech.voice import VoiceModel
 from worldmodel.tokenizers import VQVAE, require_codes
 from worldmodel.tokenizers.base import join
@@ -45,8 +45,8 @@ def phoneme_figures(
     fit_on = [not each.held_out for each in utterances]  # the training data of the tokenizer
     for name, vectors in others.items():
         systems[name] = kmeans_codes(vectors, world.tokenizer.num_codes, fit_on, seed=seed)
-    figures: dict[str, Any] = {"hop": hop, "phonemes": len(PHONES39.names)}
-    silence = PHONES39.names.index(SILENCE)
+    figures: dict[str, Any] = {"hop": hop, "phonemes": len(PHONEMES)}
+    silence = PHONEMES.index(SILENT)
     for name, rows in systems.items():
         pairs = [(row[: len(own)], own[: len(row)]) for row, own in zip(rows, labels, strict=True)]
         figures[name] = {}
@@ -72,9 +72,9 @@ def supervised_figures(
     scored on held-out speakers and sentences."""
     training = [each for each in utterances if not each.held_out]
     phones = [frame_phones(read_phones(aligned[each.key]), len(each.wave) // HOP, HOP) for each in training]
-    model = train_phone_classifier([each.wave for each in training], phones, len(PHONES39.names), seed=seed)
+    model = train_phone_classifier([each.wave for each in training], phones, len(PHONEMES), seed=seed)
     right: dict[str, list[tuple[int, int]]] = {"all": [], "speech": []}
-    silence = PHONES39.names.index(SILENCE)
+    silence = PHONEMES.index(SILENT)
     for each, wanted in zip(utterances, labels, strict=True):
         if each.held_out and each.key.rpartition("/")[2] not in known:
             predicted = pooled(model.read(each.wave), hop // HOP).argmax(-1).numpy()

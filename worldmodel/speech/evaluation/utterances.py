@@ -10,8 +10,8 @@ from torch import Tensor
 
 from worldmodel.data.store import EpisodeStore
 from worldmodel.evaluation.openloop import Progress, silent
-from worldmodel.speech.mulaw import to_wave
 from worldmodel.speech.scores.features import RATE
+from worldmodel.speech.sound import to_wave
 from worldmodel.speech.voice import VoiceModel
 from worldmodel.types import NO_ACTION
 

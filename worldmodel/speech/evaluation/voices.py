@@ -33,9 +33,8 @@ from worldmodel.speech.scores.codes import leakage
 from worldmodel.speech.scores.distances import wave_scores
 from worldmodel.speech.scores.features import HOP, RATE
 from worldmodel.speech.separate import SeparateLevels
-from worldmodel.speech.sources.corpora import TIMIT
-from worldmodel.speech.sources.phones import PHONES39, frame_phones, phone_files, read_phones
-from worldmodel.speech.sources.sound import normalise, read_sound
+from worldmodel.speech.sound import normalise, read_sound
+from worldmodel.speech.sources import PHONEMES, TIMIT, frame_phones, phone_files, read_phones
 from worldmodel.speech.voice import VoiceModel
 from worldmodel.tokenizers.base import join
 from worldmodel.types import NO_ACTION
@@ -199,7 +198,7 @@ def train_classifiers(
     waves = [normalise(read_sound(each.file, RATE), RATE) for each in recordings]
     phones = [read_phones(aligned[each.key]) for each in recordings]
     labels = [frame_phones(own, len(wave) // HOP, HOP) for own, wave in zip(phones, waves, strict=True)]
-    return voices, train_phone_classifier(waves, labels, len(PHONES39.names), seed=seed, progress=progress)
+    return voices, train_phone_classifier(waves, labels, len(PHONEMES), seed=seed, progress=progress)
 
 
 def resynthesis(

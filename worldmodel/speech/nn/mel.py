@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
 from worldmodel.nn.convnets import CONV, Encoder, ResidualBlock
-from worldmodel.speech.mulaw import MU
+from worldmodel.speech.sound import MU
 from worldmodel.util.ranges import Count, Counts, ShareBelowOne, Whole
 
 FLOOR = 1e-6

@@ -13,10 +13,10 @@ from worldmodel.errors import ConfigError
 from worldmodel.likelihoods import LogisticMixture
 from worldmodel.likelihoods.base import NUM_VALUES, Likelihood, LossAndFrames, frames_of, values_of
 from worldmodel.nn.modules import uniform
-from worldmodel.speech.mulaw import SILENCE
 from worldmodel.speech.nn.mel import expanded, log_mels
 from worldmodel.speech.nn.sample_level import SampleLevel
 from worldmodel.speech.nn.wavenet_network import WaveNet, WaveNetState
+from worldmodel.speech.sound import SILENCE
 from worldmodel.util.ranges import Count, PassedTo, Whole
 
 WINDOW, FFT, RATE = 400, 512, 16_000  # of the auxiliary spectra

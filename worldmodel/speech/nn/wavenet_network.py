@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from worldmodel.likelihoods.base import NUM_VALUES
 from worldmodel.nn.modules import module_list
-from worldmodel.speech.mulaw import SILENCE
+from worldmodel.speech.sound import SILENCE
 from worldmodel.util.ranges import Count, ShareBelowOne
 
 WAVES = 8  # size of the fixed embedding of a sample value

@@ -34,7 +34,7 @@ from worldmodel.speech.scores.features import (
     degraded,
     levelled_log_mels,
 )
-from worldmodel.speech.sources.phones import NO_PHONE
+from worldmodel.speech.sources import NO_PHONE
 
 QUIET = 1e-3
 """Mel power of levelled speech below which a band is silent, some 60 dB below the loudest, for the classifier of

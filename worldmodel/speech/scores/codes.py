@@ -22,7 +22,7 @@ from worldmodel.evaluation.metrics import bootstrap, mean_interval, ratio_of_sum
 from worldmodel.evaluation.openloop import silent
 from worldmodel.speech.scores.classifiers import Budget, fit, repeated, speaker_labels, windows
 from worldmodel.speech.scores.features import as_integers
-from worldmodel.speech.sources.phones import NO_PHONE
+from worldmodel.speech.sources import NO_PHONE
 
 Rows = Sequence[np.ndarray]
 """One (T,) integer array an utterance."""

@@ -1,6 +1,10 @@
 """Corpora of speech, VCTK and TIMIT: an utterance is a terminated episode whose frames are windows of its wave.
 
 Every action of an episode and its condition are the speaker, so ``action_names`` of the Spec are the speakers.
+
+TIMIT has alignments of 61 phones. K.-F. Lee and H.-W. Hon (Speaker-independent phone recognition using hidden Markov
+models, IEEE Transactions on Acoustics, Speech, and Signal Processing 37, 1989) fold them to 39 phonemes: allophones are
+merged, closures and pauses are silence, and the glottal stop q is ignored.
 """
 
 from __future__ import annotations
@@ -9,7 +13,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from annotated_types import Ge, Le
@@ -17,7 +21,7 @@ from annotated_types import Ge, Le
 from worldmodel.data.records import Item
 from worldmodel.data.sources.base import Source, check_folder
 from worldmodel.errors import MOST_NAMES, DataError
-from worldmodel.speech.sources.sound import LOUDNESS, RATE, SUFFIXES, WINDOW, normalise, read_sound, to_frames, trim
+from worldmodel.speech.sound import LOUDNESS, RATE, SUFFIXES, WINDOW, normalise, read_sound, to_frames, trim
 from worldmodel.types import Episode, Spec
 from worldmodel.util.ranges import Names, Text
 
@@ -45,7 +49,7 @@ class Speech(Source):
     """Reads the utterances that a corpus lists, in their order.
 
     A frame has ``window`` samples at ``rate`` samples a second; other files are resampled. ``loudness``: of the active
-    part of every utterance, dBFS RMS (see :mod:`worldmodel.speech.sources.sound`); None keeps the original loudness.
+    part of every utterance, dBFS RMS (see :mod:`worldmodel.speech.sound`); None keeps the original loudness.
     """
 
     def __init__(
@@ -130,7 +134,7 @@ def _vctk(folder: Path, mic: str) -> list[Utterance]:
 class TIMIT(Speech):
     """TIMIT as published, ``TRAIN/DR1/FCJF0/SA1.WAV`` (NIST SPHERE) in upper or lower case, or in folders such as
     ``dr1-fvmh0/sa1.flac``. Silence is kept, so that the alignments fit: by default, frame t is samples
-    [640 t, 640 (t + 1)). See :mod:`worldmodel.speech.sources.phones`.
+    [640 t, 640 (t + 1)). See :func:`frame_phones`.
 
     A speaker is named fvmh0 and a key fvmh0/sa1. **Held out** is every second speaker of each sex (the first letter) in
     sorted order, independent of TRAIN and TEST. Speakers of the splits are disjoint, sentences are not: all read sa1
@@ -154,13 +158,10 @@ class TIMIT(Speech):
                 f"there is no recording DR1/FCJF0/SA1.WAV or dr1-fvmh0/sa1.flac below {folder}; source.path=… names "
                 f"the folder of TIMIT"
             )
-        speakers = sorted({key.partition("/")[0] for key in files})
+        speaker_of = {key: key.partition("/")[0] for key in files}
+        speakers = sorted(set(speaker_of.values()))
         held_out = {speaker for sex in "fm" for speaker in [own for own in speakers if own[0] == sex][1::2]}
-        utterances = [
-            Utterance(file, speaker, speaker in held_out, key)
-            for key, file in files.items()
-            for speaker in [key.partition("/")[0]]
-        ]
+        utterances = [Utterance(file, speaker_of[key], speaker_of[key] in held_out, key) for key, file in files.items()]
         super().__init__(name, utterances, window, rate, loudness, trimmed=False)
 
 
@@ -174,3 +175,80 @@ def timit_files(folder: str | Path, suffixes: Sequence[str]) -> dict[str, Path]:
         if speaker and file.suffix.lower() in suffixes and not file.name.startswith("."):
             recordings.setdefault(f"{speaker['speaker']}/{file.name.partition('.')[0]}".lower(), file)
     return dict(sorted(recordings.items()))
+
+
+SILENT = "sil"
+NO_PHONE = -1
+"""Label of a window without a phoneme: after the last alignment, or mostly a glottal stop."""
+
+_ALIKE = {
+    "aa": "aa ao", "ah": "ah ax ax-h", "er": "er axr", "hh": "hh hv", "ih": "ih ix", "l": "l el", "m": "m em",
+    "n": "n en nx", "ng": "ng eng", "sh": "sh zh", "uw": "uw ux",
+    SILENT: "h# # pau epi pcl tcl kcl bcl dcl gcl",
+}  # fmt: skip
+_ALONE = "ae aw ay b ch d dh dx eh ey f g iy jh k ow oy p r s t th uh v w y z"
+FOLDING: dict[str, str | None] = {phone: name for name, phones in _ALIKE.items() for phone in phones.split()}
+FOLDING |= {phone: phone for phone in _ALONE.split()} | {"q": None}
+"""Phones of TIMIT → phonemes; None for one that is ignored."""
+
+PHONEMES = tuple(sorted({name for name in FOLDING.values() if name is not None}))
+
+
+class Phones(NamedTuple):
+    """The alignment of a recording: S consecutive phones."""
+
+    starts: np.ndarray  # (S,) int64, samples of the recording at its own rate
+    ends: np.ndarray  # (S,) int64, exclusive
+    phones: tuple[str, ...]  # (S,) of the 61 of TIMIT
+
+
+def phoneme_index(phone: str) -> int:
+    """The index of a phone's phoneme in :data:`PHONEMES`, or :data:`NO_PHONE`. Raises :class:`DataError` for an unknown
+    phone.
+    """
+    if phone not in FOLDING:
+        raise DataError(f"unknown phone {phone!r}; TIMIT has {', '.join(sorted(FOLDING))}")
+    name = FOLDING[phone]
+    return NO_PHONE if name is None else PHONEMES.index(name)
+
+
+def read_phones(path: str | Path) -> Phones:
+    """Read an alignment ``.phn`` with a line ``start end phone`` per phone, in samples. Raises :class:`DataError` for
+    another file.
+    """
+    rows = []
+    try:
+        for line in Path(path).read_text(encoding="ascii").splitlines():
+            if line.strip():
+                start, end, phone = line.split()
+                rows.append((int(start), int(end), phone.lower()))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); it lies beside the recording in TIMIT") from error
+    except ValueError as error:
+        raise DataError(f"{path} is no alignment; its lines should be: start end phone") from error
+    if not rows or any(not 0 <= start <= end for start, end, _ in rows):
+        raise DataError(f"{path} holds {'no phone' if not rows else 'a phone that ends before it starts'}")
+    starts, ends, phones = zip(*rows, strict=True)
+    return Phones(np.array(starts, np.int64), np.array(ends, np.int64), phones)
+
+
+def frame_phones(aligned: Phones, windows: int, hop: int = 640) -> np.ndarray:
+    """The phoneme that overlaps each window most: (windows,) int64, indices in :data:`PHONEMES`.
+
+    Window t is samples [hop t, hop (t + 1)) of the alignment, at 16,000 a second also for resampled sound. Parts of one
+    phoneme in a window count together; the first one wins a tie. :data:`NO_PHONE` without an overlap, or when most of
+    the window is a glottal stop.
+    """
+    firsts = hop * np.arange(windows)[:, None]  # (windows, 1)
+    overlaps = np.minimum(aligned.ends, firsts + hop) - np.maximum(aligned.starts, firsts)
+    overlaps = np.maximum(overlaps, 0)  # (windows, S)
+    own = np.array([phoneme_index(phone) for phone in aligned.phones])
+    same = own[:, None] == own[None]  # (S, S)
+    totals = overlaps @ same * (overlaps > 0)  # of all parts of the phoneme, at each part
+    best = totals.argmax(1)
+    return np.where(totals.max(1) > 0, own[best], NO_PHONE)
+
+
+def phone_files(folder: str | Path) -> dict[str, Path]:
+    """All alignments below a folder of TIMIT by the keys of their recordings."""
+    return timit_files(Path(folder).expanduser(), (".phn",))

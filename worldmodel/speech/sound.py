@@ -4,10 +4,17 @@ Loudness is the RMS above 60 Hz over 20 ms, every 10 ms, in dBFS (a full-scale s
 an utterance is exceeded for 0.2 s in all; the background is the 5th percentile. A time is *active* when its loudness is
 above a threshold for at least 80 ms, or within 0.25 s of such a stretch, so that the burst at the end of a word is
 active and an isolated click is not. The threshold is 12 dB above the background, clipped to 25 to 35 dB below loud.
+
+Frames are µ-law companded into 256 sample values, fine near silence and coarse for loud sound (ITU-T G.711). With
+f(x) = sign(x) ln(1 + µ|x|) / ln(1 + µ), µ = 255, a sample value is round((f + 1) · 255 / 2). Thus frames of sound are
+uint8 like images, and :func:`worldmodel.types.to_float` returns f up to rounding. Speech has an SNR of some 37 dB.
+
+This module is without torch, like all that read data; :func:`worldmodel.speech.nn.mel.expanded` is for tensors.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -16,7 +23,6 @@ import soundfile
 import soxr
 
 from worldmodel.errors import DataError
-from worldmodel.speech.mulaw import to_samples
 from worldmodel.speech.pitch import high_pass
 
 SUFFIXES = (".wav", ".flac")
@@ -32,6 +38,25 @@ MOST_HERTZ = 768_000  # higher rates are errors
 
 HOP = 0.01  # seconds between levels, each over two hops
 LOUD_HOPS, ACTIVE_HOPS, NEAR_HOPS = 20, 8, 25
+
+MU = 255
+SILENCE = 128
+"""The sample value nearest to silence."""
+
+_SCALE = np.float32(math.log1p(MU))
+
+
+def to_samples(wave: np.ndarray) -> np.ndarray:
+    """Pressure in [-1, 1], any shape → the nearest sample values, uint8; louder samples are clipped."""
+    wave = np.clip(wave, -1, 1)
+    values = np.sign(wave) * np.log1p(MU * np.abs(wave)) / _SCALE
+    return np.round((values + 1) * (MU / 2)).astype(np.uint8)
+
+
+def to_wave(samples: np.ndarray) -> np.ndarray:
+    """Sample values, uint8 of any shape → pressure in [-1, 1], float32."""
+    values = samples.astype(np.float32) * np.float32(2 / MU) - 1
+    return (np.sign(values) * np.expm1(np.abs(values) * _SCALE) / MU).astype(np.float32)
 
 
 def read_sound(path: str | Path, rate: int = RATE) -> np.ndarray:
