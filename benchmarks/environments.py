@@ -16,8 +16,7 @@ from rich.console import Console
 from benchmarks.run import listed
 from worldmodel.config.cli import choices, compose_config, entry_point
 from worldmodel.errors import ConfigError, WorldModelError
-from worldmodel.media.gallery import gallery
-from worldmodel.media.write import save_png
+from worldmodel.media import gallery, save_png
 from worldmodel.runs.data import env_maker
 
 DESCRIPTION = """\

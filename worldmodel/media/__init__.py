@@ -6,8 +6,7 @@ A :class:`Strip` is a sequence of frames with its actions; :func:`save` writes s
     save("beside.gif", triptych(truth, reconstruction, dream), rate=8.75, labels="names")
 """
 
-from worldmodel.media.compose import Labels, canvases, check_labels, contact_sheet
-from worldmodel.media.gallery import gallery
+from worldmodel.media.compose import Labels, canvases, check_labels, contact_sheet, gallery
 from worldmodel.media.strip import Strip, action_names, dream_strip, triptych
 from worldmodel.media.write import save, save_png
 

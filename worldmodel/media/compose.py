@@ -1,14 +1,14 @@
-"""Layout of strips: the canvases of a video, and a contact sheet of all steps."""
+"""Layout of frames: the canvases of a video, a contact sheet of all steps, and rows of images."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from typing import Literal, get_args
 
 import numpy as np
 from PIL import Image, ImageDraw
+from torch import Tensor
 
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.media.draw import DIM, DREAMT, INK, PAPER, RAIL, SEEN, Colour, icon, text_width, write
@@ -41,13 +41,12 @@ def canvases(
     """
     steps = _steps(strips)
     check_labels(labels)
-    layout = _Layout.fit(strips, size, across)
+    layout = _Layout(strips, size, across)
     for t, step in enumerate(steps):
         canvas = Image.new("RGB", (layout.width, layout.height), PAPER)
-        draw = ImageDraw.Draw(canvas)
         for index, strip in enumerate(strips):
-            _panel(canvas, draw, layout, index, strip, t, f"{step:+d}" if step else "0", labels)
-        _timeline(draw, layout, t, len(steps), max(strip.seen for strip in strips), any(s.dreamt for s in strips))
+            _panel(canvas, layout, index, strip, t, f"{step:+d}" if step else "0", labels)
+        _timeline(canvas, layout, t, len(steps), max(strip.seen for strip in strips), any(s.dreamt for s in strips))
         yield np.asarray(canvas)
 
 
@@ -75,47 +74,62 @@ def contact_sheet(
     blocks = math.ceil(len(shown) / columns)
     sheet_width = max(left + columns * (width + gap) - gap + GAP, text_width("seen  dreamt", 13) + 90)
     canvas = Image.new("RGB", (sheet_width, head + blocks * block + GAP - 2 * gap), PAPER)
-    draw = ImageDraw.Draw(canvas)
-    legend = _legend(draw, strips, sheet_width - GAP)
-    write(draw, (GAP, head / 2 + 1), title, 14, INK, "lm", legend - 2 * GAP)
+    legend = _legend(canvas, strips, sheet_width - GAP)
+    write(canvas, (GAP, head / 2 + 1), title, 14, INK, "lm", legend - 2 * GAP)
     for place, t in enumerate(shown):
         x = left + (place % columns) * (width + gap)
         y = head + (place // columns) * block
         for row, strip in enumerate(strips):
             if lines[row]:
-                write(draw, (x + 2, y + line / 2), str(steps[t]), 12, DIM, "lm", width)
-                _action(canvas, draw, strip.actions[t], labels, (x + width / 2, y + line / 2), 15, width - 52)
+                write(canvas, (x + 2, y + line / 2), str(steps[t]), 12, DIM, "lm", width)
+                _action(canvas, strip.actions[t], labels, (x + width / 2, y + line / 2), 15, width - 52)
                 y += line
-            _picture(canvas, draw, (x, y), strip, t, scale, edge)
+            _picture(canvas, (x, y), strip, t, scale, edge)
             if place % columns == 0:
-                write(draw, (GAP, y + height / 2), captions[row], 13, INK, "lm", left)
+                write(canvas, (GAP, y + height / 2), captions[row], 13, INK, "lm", left)
             y += height + gap
     return np.asarray(canvas)
 
 
-@dataclasses.dataclass(frozen=True)
+def gallery(rows: Sequence[tuple[str, Tensor]], size: int = 96, title: str = "") -> np.ndarray:
+    """Rows of (label, images (n, C, H, W) uint8, C 1 or 3) → one image (height, width, 3) uint8.
+
+    Images are enlarged by an integer factor to at least ``size`` pixels. Raises :class:`DataError` without images.
+    """
+    if not rows or not all(len(pictures) for _, pictures in rows):
+        raise DataError("there is no picture to show")
+    scale = max(1, math.ceil(size / max(max(pictures.shape[-2:]) for _, pictures in rows)))
+    gap, letters = 6, 13
+    widest = max(text_width(label, letters) for label, _ in rows)
+    left = gap + (widest + 2 * gap if widest else 0)
+    head = 28 if title else gap
+    heights = [pictures.shape[-2] * scale for _, pictures in rows]
+    across = max(len(pictures) * (pictures.shape[-1] * scale + gap) for _, pictures in rows)
+    canvas = Image.new("RGB", (left + across, head + sum(heights) + gap * len(rows)), PAPER)
+    write(canvas, (gap, head / 2), title, letters + 1, INK, "lm", left + across - 2 * gap)
+    y = head
+    for (label, pictures), height in zip(rows, heights, strict=True):
+        write(canvas, (gap, y + height / 2), label, letters, INK, "lm", left)
+        for column, picture in enumerate(pictures):
+            x = left + column * (picture.shape[-1] * scale + gap)
+            pixels = picture.expand(3, -1, -1).movedim(0, -1).cpu().numpy().repeat(scale, 0).repeat(scale, 1)
+            canvas.paste(Image.fromarray(pixels), (x, y))
+        y += height + gap
+    return np.asarray(canvas)
+
+
 class _Layout:
     """Positions of the panels of a video, in pixels."""
 
-    scale: int
-    panel: tuple[int, int]  # width and height of a frame with its edge
-    across: int
-    caption: int  # height above a frame
-    width: int
-    height: int
-
-    @classmethod
-    def fit(cls, strips: Sequence[Strip], size: int, across: int | None = None) -> _Layout:
-        scale = _scale(strips, size)
-        height, width = (n * scale + 2 * EDGE for n in strips[0].frames.shape[1:3])
+    def __init__(self, strips: Sequence[Strip], size: int, across: int | None = None):
+        self.scale = _scale(strips, size)
+        height, width = (n * self.scale + 2 * EDGE for n in strips[0].frames.shape[1:3])
+        self.panel = width, height  # of a frame with its edge
         down = math.ceil(len(strips) / (across or ACROSS))
-        across = across or math.ceil(len(strips) / down)  # six are 3 + 3, not 4 + 2
-        caption = CAPTION if any(strip.caption for strip in strips) else GAP
-        total_width = across * (width + GAP) + GAP
-        total_height = down * (caption + height + BAR) + TIMELINE + 8
-        return cls(
-            scale, (width, height), across, caption, total_width + total_width % 2, total_height + total_height % 2
-        )
+        self.across = across or math.ceil(len(strips) / down)  # six are 3 + 3, not 4 + 2
+        self.caption = CAPTION if any(strip.caption for strip in strips) else GAP  # height above a frame
+        total = self.across * (width + GAP) + GAP, down * (self.caption + height + BAR) + TIMELINE + 8
+        self.width, self.height = (extent + extent % 2 for extent in total)
 
     def corner(self, index: int) -> tuple[int, int]:
         """Upper left corner of the frame of a strip."""
@@ -124,33 +138,22 @@ class _Layout:
         return GAP + column * (width + GAP), row * (self.caption + height + BAR) + self.caption
 
 
-def _panel(
-    canvas: Image.Image,
-    draw: ImageDraw.ImageDraw,
-    layout: _Layout,
-    index: int,
-    strip: Strip,
-    t: int,
-    step: str,
-    labels: Labels,
-) -> None:
+def _panel(canvas: Image.Image, layout: _Layout, index: int, strip: Strip, t: int, step: str, labels: Labels) -> None:
     x, y = layout.corner(index)
     width, height = layout.panel
-    write(draw, (x + width / 2, y - layout.caption / 2), strip.caption, 14, INK, "mm", width)
-    _picture(canvas, draw, (x, y), strip, t, layout.scale, EDGE)
+    write(canvas, (x + width / 2, y - layout.caption / 2), strip.caption, 14, INK, "mm", width)
+    _picture(canvas, (x, y), strip, t, layout.scale, EDGE)
     middle = y + height + BAR / 2
-    write(draw, (x + EDGE, middle), step, 14, DIM, "lm", 0.3 * width)
-    _action(canvas, draw, strip.actions[t], labels, (x + width / 2, middle), 22, 0.45 * width)
+    write(canvas, (x + EDGE, middle), step, 14, DIM, "lm", 0.3 * width)
+    _action(canvas, strip.actions[t], labels, (x + width / 2, middle), 22, 0.45 * width)
     tag, colour = _kind(strip, t)
-    write(draw, (x + width - EDGE, middle), tag, 14, colour, "rm", 0.3 * width)
+    write(canvas, (x + width - EDGE, middle), tag, 14, colour, "rm", 0.3 * width)
 
 
-def _picture(
-    canvas: Image.Image, draw: ImageDraw.ImageDraw, xy: tuple[int, int], strip: Strip, t: int, scale: int, edge: int
-) -> None:
+def _picture(canvas: Image.Image, xy: tuple[int, int], strip: Strip, t: int, scale: int, edge: int) -> None:
     height, width = (n * scale for n in strip.frames.shape[1:3])
     x, y = xy
-    draw.rectangle([x, y, x + width + 2 * edge - 1, y + height + 2 * edge - 1], fill=_kind(strip, t)[1])
+    canvas.paste(_kind(strip, t)[1], (x, y, x + width + 2 * edge, y + height + 2 * edge))
     picture = Image.fromarray(strip.frames[t]).resize((width, height), Image.Resampling.NEAREST)
     canvas.paste(picture, (x + edge, y + edge))
 
@@ -163,46 +166,42 @@ def _kind(strip: Strip, t: int) -> tuple[str, Colour]:
 
 
 def _action(
-    canvas: Image.Image,
-    draw: ImageDraw.ImageDraw,
-    name: str | None,
-    labels: Labels,
-    centre: tuple[float, float],
-    size: int,
-    width: float,
+    canvas: Image.Image, name: str | None, labels: Labels, centre: tuple[float, float], size: int, width: float
 ) -> None:
     """Draw the icon of an action, or its name if labels are names or there is no icon."""
     if name is None or labels == "none":
         return
     mask = icon(name, size) if labels == "arrows" else None
     if mask is None:
-        write(draw, centre, name, max(11, round(0.65 * size)), INK, "mm", width)
+        write(canvas, centre, name, max(11, round(0.65 * size)), INK, "mm", width)
     else:
         canvas.paste(INK, (round(centre[0] - size / 2), round(centre[1] - size / 2)), mask)
 
 
-def _timeline(draw: ImageDraw.ImageDraw, layout: _Layout, t: int, length: int, seen: int, dreamt: bool) -> None:
+def _timeline(canvas: Image.Image, layout: _Layout, t: int, length: int, seen: int, dreamt: bool) -> None:
     left, right, top = GAP, layout.width - GAP, layout.height - TIMELINE - 6
 
     def fill(first: float, last: float, colour: Colour) -> None:
         span = (right - left) / length
         if last > first:
-            draw.rectangle([left + first * span, top, left + last * span - 1, top + TIMELINE - 1], fill=colour)
+            ImageDraw.Draw(canvas).rectangle(
+                [left + first * span, top, left + last * span - 1, top + TIMELINE - 1], fill=colour
+            )
 
     fill(0, length, RAIL)
     fill(0, min(t + 1, seen), SEEN)
     fill(seen, t + 1, DREAMT if dreamt else DIM)
 
 
-def _legend(draw: ImageDraw.ImageDraw, strips: Sequence[Strip], right: int) -> int:
+def _legend(canvas: Image.Image, strips: Sequence[Strip], right: int) -> int:
     """Draw the colours that occur, ending at ``right``; returns the left end of the legend."""
     kinds = [("seen", SEEN, any(s.seen for s in strips)), ("dreamt", DREAMT, any(s.dreamt for s in strips))]
     for text, colour, occurs in reversed(kinds):
         if occurs:
             right -= text_width(text, 13)
-            write(draw, (right, 16), text, 13, colour, "lm", math.inf)
+            write(canvas, (right, 16), text, 13, colour, "lm", math.inf)
             right -= 16
-            draw.rectangle([right, 11, right + 9, 20], fill=colour)
+            canvas.paste(colour, (right, 11, right + 10, 21))
             right -= 14
     return right
 

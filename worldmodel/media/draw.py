@@ -35,10 +35,10 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def write(
-    draw: ImageDraw.ImageDraw, xy: tuple[float, float], text: str, size: int, colour: Colour, anchor: str, width: float
+    canvas: Image.Image, xy: tuple[float, float], text: str, size: int, colour: Colour, anchor: str, width: float
 ) -> None:
     """Write one line at ``xy`` (Pillow's anchors), shortened with … to at most ``width`` pixels."""
-    kept = text
+    draw, kept = ImageDraw.Draw(canvas), text
     while kept and draw.textlength(kept, font(size)) > width:
         kept = kept[:-2] + "…" if len(kept) > 2 else ""
     draw.text(xy, kept, colour, font(size), anchor=anchor)
@@ -65,14 +65,14 @@ def icon(name: str, size: int) -> Image.Image | None:
     right, down = (sum(DIRECTIONS[word][axis] for word in words if word in DIRECTIONS) for axis in (0, 1))
     fires = any(word in FIRE for word in words)
     if (right, down) == (0, 0):
-        _ring(draw, big, (0.5, 0.5), 0.26) if fires else _dot(draw, big, 0.13)
+        _ring(draw, big, 0.5, 0.5, 0.26) if fires else _circle(draw, big, 0.5, 0.5, 0.13, fill=255)
     elif any(word in TURNS for word in words) and right:
         _bent_arrow(draw, big)
         mask = mask.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if right > 0 else mask
     else:
         _arrow(draw, big, math.atan2(down, right))
         if fires:  # in the free lower corner
-            _ring(draw, big, (0.16 if right * down > 0 else 0.84, 0.84), 0.13)
+            _ring(draw, big, 0.16 if right * down > 0 else 0.84, 0.84, 0.13)
     return mask.resize((size, size), Image.Resampling.LANCZOS)
 
 
@@ -105,15 +105,9 @@ def _bent_arrow(draw: ImageDraw.ImageDraw, big: int) -> None:
     draw.polygon([(0.02 * big, 0.48 * big), (0.285 * big, 0.86 * big), (0.55 * big, 0.48 * big)], fill=255)
 
 
-def _dot(draw: ImageDraw.ImageDraw, big: int, radius: float) -> None:
-    draw.ellipse([(0.5 - radius) * big, (0.5 - radius) * big, (0.5 + radius) * big, (0.5 + radius) * big], fill=255)
+def _ring(draw: ImageDraw.ImageDraw, big: int, x: float, y: float, radius: float) -> None:
+    _circle(draw, big, x, y, radius, outline=255, width=round(0.4 * radius * big))
 
 
-def _ring(draw: ImageDraw.ImageDraw, big: int, centre: tuple[float, float], radius: float) -> None:
-    box = [
-        (centre[0] - radius) * big,
-        (centre[1] - radius) * big,
-        (centre[0] + radius) * big,
-        (centre[1] + radius) * big,
-    ]
-    draw.ellipse(box, outline=255, width=round(0.4 * radius * big))
+def _circle(draw: ImageDraw.ImageDraw, big: int, x: float, y: float, radius: float, **style: int) -> None:
+    draw.ellipse([part * big for part in (x - radius, y - radius, x + radius, y + radius)], **style)
