@@ -26,7 +26,7 @@ from worldmodel.data.export import to_minari, to_npz
 from worldmodel.data.sources import Arrays, Minari
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import Windows
-from worldmodel.dreaming.scenes import Place, replayed_scene, scripted_scene
+from worldmodel.dreaming.videos import Place, read_scene
 from worldmodel.envs import dream as dream_module
 from worldmodel.envs.dream import DreamEnv
 from worldmodel.envs.dreams import DreamBatch
@@ -182,14 +182,14 @@ def test_windows_of_frames_and_of_codes(store: EpisodeStore, tmp_path: Path) -> 
 
 
 def test_scenes_starts_and_foresight_lead_to_dreams_that_come_true(store: EpisodeStore, world: World) -> None:
-    scene = replayed_scene(store, Place(0, 2), 3, 4)
+    scene = read_scene(store, Place(0, 2), 3, 4)
     assert scene.truth is not None
     dream = world.imagine(scene.seen, scene.actions, seen_actions=scene.seen_actions)
     check(scene.seen, scene.seen_actions)
     check(scene.truth, scene.actions, dream.rewards[0])
     assert torch.equal(world.tokenizer.encode(scene.truth), dream.codes[0])
     assert dream.seen_actions[0].tolist() == [NO_ACTION, *scene.seen_actions[1:].tolist()]
-    scene = scripted_scene(store, Place(0, 2), 3, np.array([2, 0]))
+    scene = read_scene(store, Place(0, 2), 3, script=np.array([2, 0]))
     check(scene.seen, scene.seen_actions)
     assert world.imagine(scene.seen, scene.actions, seen_actions=scene.seen_actions).codes[0, :, 1].tolist() == [3, 1]
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from worldmodel import dream, media
 from worldmodel.data.store import EpisodeStore
-from worldmodel.dreaming.scenes import CANDIDATES, random_place
+from worldmodel.dreaming.videos import CANDIDATES, random_place
 from worldmodel.errors import RunError
 from worldmodel.media import Strip
 from worldmodel.types import Episode, Spec

@@ -18,7 +18,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from worldmodel.config.cli import compose_config
 from worldmodel.data.codes import encode_store
 from worldmodel.data.store import EpisodeStore
-from worldmodel.dreaming.images import ImageModel
+from worldmodel.dreaming.models import ImageModel
 from worldmodel.errors import ConfigError, DataError, RunError
 from worldmodel.runs.folder import load_config
 from worldmodel.runs.load import load_prior, load_tokenizer

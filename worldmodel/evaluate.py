@@ -86,7 +86,7 @@ def measure(
 ) -> tuple[dict[str, Any], list[tuple[str, str]], str]:
     """The figures of a run, the lines of its table, and the names of the other files in its report."""
     from worldmodel.data.store import EpisodeStore
-    from worldmodel.dreaming.load import load_model
+    from worldmodel.dreaming.models import load_model
     from worldmodel.evaluation import images, images_report, report, suite
     from worldmodel.runs.folder import given_data, load_config
     from worldmodel.runs.kind import Kind, kind_of_run

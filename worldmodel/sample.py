@@ -44,7 +44,7 @@ def main(args: argparse.Namespace, config: DictConfig) -> None:
     import torch  # only now: neither --help nor a wrong flag should wait for it
 
     from worldmodel import media
-    from worldmodel.dreaming.images import ImageModel
+    from worldmodel.dreaming.models import ImageModel
     from worldmodel.runs.folder import PRIOR
     from worldmodel.runs.kind import Kind, choose_run
 

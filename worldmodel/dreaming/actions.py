@@ -40,7 +40,11 @@ class Script:
         horizon is not between 1 and :data:`MAX_STEPS`.
         """
         once = np.concatenate([np.full(count, action, dtype=np.int64) for action, count in self.steps])
-        return once if horizon is None else np.resize(once, check_horizon(horizon))
+        if horizon is None:
+            return once
+        if not 1 <= horizon <= MAX_STEPS:
+            raise ConfigError(f"horizon {horizon}; give a number of steps from 1 to {MAX_STEPS}")
+        return np.resize(once, horizon)
 
 
 def parse_script(text: str, spec: Spec) -> Script:
@@ -57,13 +61,6 @@ def parse_script(text: str, spec: Spec) -> Script:
     if len(script) > MAX_STEPS:
         raise ConfigError(f"action script of {len(script)} steps; the longest is {MAX_STEPS}")
     return script
-
-
-def check_horizon(horizon: int) -> int:
-    """The horizon itself when it is between 1 and :data:`MAX_STEPS`, else :class:`ConfigError`."""
-    if not 1 <= horizon <= MAX_STEPS:
-        raise ConfigError(f"horizon {horizon}; give a number of steps from 1 to {MAX_STEPS}")
-    return horizon
 
 
 def _parse_entry(entry: str, text: str, spec: Spec) -> tuple[int, int | None]:

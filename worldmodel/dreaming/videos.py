@@ -1,8 +1,9 @@
-"""Videos of dreams: selection of the scene, dreaming, and output."""
+"""Videos of dreams: selection of the scene (recorded frames and actions), dreaming, and output."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,16 +14,95 @@ from torch import Tensor
 from worldmodel import media
 from worldmodel.data.store import EpisodeStore
 from worldmodel.dreaming.actions import parse_script
-from worldmodel.dreaming.scenes import Place, Scene, check_place, random_place, replayed_scene, scripted_scene
-from worldmodel.errors import DataError
+from worldmodel.errors import ConfigError, DataError
 from worldmodel.evaluation.metrics import psnr
 from worldmodel.evaluation.openloop import reconstruct
 from worldmodel.types import Spec
 from worldmodel.util.output import options_in_name, words_in_name
 from worldmodel.world import Dream, WorldModel
 
+CANDIDATES = 8  # random places from which one is chosen
 REPLAY_STEPS = 60  # longest replay without a horizon
 REPORTED_STEPS = (1, 5, 10, 15, 30, 60)
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A position in a store."""
+
+    episode: int  # index of the episode
+    first: int  # index of the first seen frame
+
+    @classmethod
+    def parse(cls, text: str) -> Place:
+        """``4`` → the start of episode 4, ``4:20`` → its frame 20. Raises :class:`ConfigError`."""
+        match = re.fullmatch(r"(\d{1,12})(?::(\d{1,12}))?", text.strip(), re.ASCII)
+        if match is None:
+            raise ConfigError(f"{text!r} is no place in the data; write EPISODE or EPISODE:FRAME, as in 4 or 4:20")
+        return cls(int(match[1]), int(match[2] or 0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """The seen frames and the actions of a dream."""
+
+    place: Place
+    held_out: bool  # whether the episode is held out
+    seen: Tensor  # (T0, C, H, W) uint8
+    seen_actions: Tensor  # (T0,) int64: the action that led to each seen frame
+    actions: Tensor  # (H,) int64: the action that leads to each frame to be dreamt
+    truth: Tensor | None  # (H, C, H, W) uint8, the recorded frames; None for chosen actions
+
+
+def read_scene(
+    store: EpisodeStore, place: Place, context: int, steps: int = 0, script: np.ndarray | None = None
+) -> Scene:
+    """``context`` frames from a place on, then a ``script`` of chosen actions (H,), or else at most ``steps`` recorded
+    actions. The place is one that :func:`check_place` accepts."""
+    last = min(place.first + context + steps, int(store.frame_counts[place.episode]))
+    stored, records = store.read(place.episode, place.first, last)
+    frames, actions = torch.tensor(stored), torch.tensor(records["action"].astype(np.int64))
+    future = (actions[context:], frames[context:]) if script is None else (torch.tensor(script), None)
+    return Scene(place, store.entries[place.episode].held_out, frames[:context], actions[:context], *future)
+
+
+def check_place(store: EpisodeStore, place: Place, context: int, steps: int) -> None:
+    """Raises :class:`ConfigError` unless ``context`` frames and then ``steps`` steps start at the place."""
+    if not 0 <= place.episode < len(store):
+        there = f"choose from 0 to {len(store) - 1}" if len(store) else "there are no episodes"
+        raise ConfigError(f"episode {place.episode} is not in {store.path}; {there}")
+    frames = int(store.frame_counts[place.episode])
+    last = frames - context - steps
+    if last < 0:
+        raise ConfigError(f"episode {place.episode} has {frames} frames, too few for --context {context}; give fewer")
+    if not 0 <= place.first <= last:
+        raise ConfigError(f"frame {place.first} of episode {place.episode} is too late; choose from 0 to {last}")
+
+
+def random_place(store: EpisodeStore, context: int, least: int, wanted: int, rng: np.random.Generator) -> Place:
+    """A random place with ``context`` frames and then ``wanted`` steps, or at least ``least``.
+
+    Held-out episodes are preferred. Of :data:`CANDIDATES` places, the one whose last seen frame has the most varied
+    colours is chosen, to avoid views of a wall. Raises :class:`DataError` when no episode is long enough.
+    """
+    available = store.frame_counts - context  # (E,) steps that follow the first frames of each episode
+    for episodes in (store.split("held_out"), store.split("train")):
+        for steps in (wanted, least):
+            choices = episodes[available[episodes] >= steps]
+            if len(choices):
+                drawn = [int(index) for index in rng.choice(choices, CANDIDATES)]
+                places = [Place(index, int(rng.integers(available[index] - steps + 1))) for index in drawn]
+                return max(places, key=lambda place: _variety(store, place.episode, place.first + context - 1))
+    raise DataError(f"no episode in {store.path} has {context + least} frames; give a smaller --context")
+
+
+def _variety(store: EpisodeStore, episode: int, frame: int) -> float:
+    """Entropy in nats of a frame's colours, each channel quantized to eight values."""
+    picture = store.read(episode, frame, frame + 1)[0][0] >> 5
+    colours = picture.reshape(len(picture), -1)  # (C, places)
+    counts = np.unique(colours, axis=1, return_counts=True)[1]
+    shares = counts / counts.sum()
+    return float(-(shares * np.log(shares)).sum())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,27 +120,24 @@ class Choice:
 def choose_scene(chosen: Choice, spec: Spec, store: EpisodeStore) -> Scene:
     """The scene that the options select. A random place in a damaged episode is replaced by another.
 
-    Raises what :func:`~worldmodel.dreaming.actions.parse_script` and :mod:`worldmodel.dreaming.scenes` raise, and
-    :class:`DataError` when the selected episode is damaged.
+    Raises what :func:`~worldmodel.dreaming.actions.parse_script`, :func:`check_place` and :func:`random_place` raise,
+    and :class:`DataError` when the selected episode is damaged.
     """
     rng, context = np.random.default_rng(chosen.seed), chosen.context
     script = None if chosen.actions is None else parse_script(chosen.actions, spec).play(chosen.horizon)
-    steps = REPLAY_STEPS if chosen.horizon is None else chosen.horizon
-    selected = chosen.replay if script is None else chosen.start
+    steps, least, selected = chosen.horizon or REPLAY_STEPS, 1, chosen.replay
+    if script is not None:
+        steps, least, selected = 0, 0, chosen.start
     while True:
-        least, wanted = (0, 0) if script is not None else (1, steps)
-        place = Place.parse(selected) if selected is not None else random_place(store, context, least, wanted, rng)
+        place = Place.parse(selected) if selected is not None else random_place(store, context, least, steps, rng)
         check_place(store, place, context, least)
         if not store.verify([place.episode]):
-            break
+            return read_scene(store, place, context, steps, script)
         if selected is not None:
             raise DataError(
                 f"episode {place.episode} is damaged and was set aside; choose another "
                 "(indices of later episodes decrease by one)"
             )
-    if script is not None:
-        return scripted_scene(store, place, context, script)
-    return replayed_scene(store, place, context, steps)
 
 
 def imagine(
@@ -96,27 +173,20 @@ def save(
     labels: media.Labels,
     chosen: Choice,
 ) -> None:
-    """Write dreams, frames (N, H, C, H, W) uint8, next to the recorded frames and their reconstruction, if any."""
-    title = f"{spec.env_id} · {chosen.actions or f'actions of episode {scene.place.episode}'} · seed {chosen.seed}"
-    strips = make_strips(spec, scene, frames, reconstruction)
-    for path in paths:
-        media.save(path, strips, spec.rate, labels, title)
-
-
-def make_strips(spec: Spec, scene: Scene, frames: Tensor, reconstruction: Tensor | None) -> list[media.Strip]:
-    """A strip for each dream, after the truth and its reconstruction, if any.
-
-    ``frames`` (N, H, C, H, W) uint8 dreamt, ``reconstruction`` (T0 + H, C, H, W) uint8.
-    """
+    """Write dreams, frames (N, H, C, H, W) uint8, next to the recorded frames and their reconstruction
+    (T0 + H, C, H, W) uint8, if any."""
     # The action that led to the first seen frame was not given to the model.
     names = (None, *media.action_names(torch.cat([scene.seen_actions[1:], scene.actions]), spec.action_names))
     captions = ["dream"] if len(frames) == 1 else [f"dream {n + 1}" for n in range(len(frames))]
-    dreams = [
+    strips = [
         media.dream_strip(scene.seen, dreamt, names, caption) for dreamt, caption in zip(frames, captions, strict=True)
     ]
-    if scene.truth is None or reconstruction is None:
-        return dreams
-    return [*media.triptych(torch.cat([scene.seen, scene.truth]), reconstruction, dreams[0]), *dreams[1:]]
+    if scene.truth is not None and reconstruction is not None:
+        truth = torch.cat([scene.seen, scene.truth])
+        strips = [*media.triptych(truth, reconstruction, strips[0]), *strips[1:]]
+    title = f"{spec.env_id} · {chosen.actions or f'actions of episode {scene.place.episode}'} · seed {chosen.seed}"
+    for path in paths:
+        media.save(path, strips, spec.rate, labels, title)
 
 
 def file_name(chosen: Choice, scene: Scene, *options: tuple[str, float | None, float | None]) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import Windows
-from worldmodel.dreaming.images import ImageModel
+from worldmodel.dreaming.models import ImageModel
 from worldmodel.errors import DataError
 from worldmodel.evaluation import images_report
 from worldmodel.evaluation.metrics import SSIM_WINDOW, CodeUsage, decibels, mean_interval, mse, ssim, usage_of

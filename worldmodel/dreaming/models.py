@@ -1,10 +1,10 @@
-"""The model of an images run, which draws images under a class or a caption."""
+"""The model of an images run, which draws images under a class or a caption; loading of a run of any kind."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,11 +13,15 @@ from worldmodel.errors import RunError
 from worldmodel.heads import make_sampler
 from worldmodel.priors import LatentPrior
 from worldmodel.runs.folder import PRIOR, load_spec
-from worldmodel.runs.kind import Kind, check_kind
+from worldmodel.runs.kind import Kind, check_kind, kind_of_run
 from worldmodel.runs.load import check_trained, load_autoencoder, load_prior, resolve_device
 from worldmodel.tokenizers import Autoencoder
 from worldmodel.tokenizers.base import FRAMES_AT_A_TIME
 from worldmodel.types import Spec
+from worldmodel.world import Precision, WorldModel
+
+if TYPE_CHECKING:
+    from worldmodel.speech.voice import VoiceModel
 
 
 class Samples(NamedTuple):
@@ -87,3 +91,22 @@ class ImageModel:
         steps = [prior.step(prior.begin(len(part)), part, how, generator)[0] for part in parts]
         passes = float(torch.stack([step.passes for step in steps]).mean())
         return Samples(self.model.decode(torch.cat([step.codes for step in steps])).cpu(), passes)
+
+
+def load_model(
+    run: str | Path, device: str = "auto", precision: Precision = "auto"
+) -> WorldModel | ImageModel | VoiceModel:
+    """Load the model of a run.
+
+    ``precision``: of a world model; other models compute in float32. Raises what :meth:`WorldModel.load` raises.
+    """
+    folder = Path(run)
+    match kind_of_run(folder):
+        case Kind.WORLD:
+            return WorldModel.load(folder, device, precision)
+        case Kind.IMAGES:
+            return ImageModel.load(folder, device)
+        case Kind.SPEECH:
+            from worldmodel.speech.voice import VoiceModel  # an optional extra
+
+            return VoiceModel.load(folder, device)
