@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from worldmodel.heads.base import CodeEmbedding
 from worldmodel.nn.convnets import CONV
-from worldmodel.priors.outcomes import BINS, SPAN, symexp, two_hot
+from worldmodel.priors.prior import BINS, SPAN, symexp, two_hot
 from worldmodel.tokenizers import Tokenizer
 from worldmodel.types import NO_ACTION
 from worldmodel.util.ranges import Count, Weights

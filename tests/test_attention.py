@@ -13,8 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from worldmodel.errors import ConfigError
 from worldmodel.heads import GridSpec
 from worldmodel.nn.attention import TimeTransformer, WindowedAttention
-from worldmodel.priors.frame_transformer import FrameTransformer
-from worldmodel.priors.memory import TimeMemory
+from worldmodel.priors.frame_transformer import FrameTransformer, TimeMemory
 
 WINDOW = 5
 LENGTHS = (1, 3, WINDOW, 3 * WINDOW + 2)

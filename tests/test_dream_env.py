@@ -27,7 +27,7 @@ from worldmodel.envs import make_frames
 from worldmodel.envs.dream import DreamEnv
 from worldmodel.envs.dream_vector import DreamVectorEnv
 from worldmodel.errors import ConfigError, DataError, EnvError, RunError
-from worldmodel.priors.outcomes import BINS
+from worldmodel.priors.prior import BINS
 from worldmodel.runs.build import build_prior, build_tokenizer
 from worldmodel.runs.folder import PRIOR, TOKENIZER, new_run
 from worldmodel.runs.load import save_weights

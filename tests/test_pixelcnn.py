@@ -247,12 +247,11 @@ def test_a_prior_of_images_learns_its_classes_and_has_no_outcomes() -> None:
     prior.eval()
     with torch.no_grad():
         step, state = prior.step(prior.begin(3), torch.tensor([2, 0, 1]), Predictive(0.0))
-        output = prior(segment.codes, segment.actions)
         rewards, ends = prior.predict_outcomes(segment.codes, segment.actions)
     assert step.codes.flatten(1).tolist() == [[2] * 12, [0] * 12, [1] * 12]
     assert torch.equal(state.previous, step.codes)
     assert not step.rewards.any() and not step.ends.any() and step.rewards.shape == step.ends.shape == (3,)
-    assert output.rewards is None and output.ends is None
+    assert prior.outcomes is None
     assert rewards.shape == ends.shape == (12, 1) and not rewards.any() and not ends.any()
 
 

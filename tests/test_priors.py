@@ -15,7 +15,7 @@ from worldmodel.heads.base import nats
 from worldmodel.heads.order import ORDERS, make_order
 from worldmodel.heads.transformer import TransformerHead
 from worldmodel.priors import Prior
-from worldmodel.priors.outcomes import OutcomeHead, symexp, two_hot
+from worldmodel.priors.prior import OutcomeHead, symexp, two_hot
 from worldmodel.runs.load import load_weights, save_weights
 
 
@@ -173,7 +173,7 @@ def test_the_likelihood_of_all_grids_sums_to_one() -> None:
 
 def test_log_likelihood_adds_up_the_codes(prior: Prior) -> None:
     segment = random_segment()
-    logits = prior(segment.codes, segment.actions).logits.double()
+    logits = prior(segment.codes, segment.actions).double()
     each = logits.log_softmax(-1).gather(-1, segment.codes.flatten(2)[..., None]).squeeze(-1)
     torch.testing.assert_close(
         prior.log_likelihood(segment.codes, segment.actions).double(), each.sum(-1), rtol=1e-5, atol=1e-5
@@ -306,6 +306,6 @@ def test_outcomes_learn_what_stands_in_the_codes() -> None:
         (reward_loss.mean() + end_loss.mean()).backward()
         optimizer.step()
         optimizer.zero_grad()
-    logits, end = head(contexts, codes)
-    assert (head.expected_reward(logits) - rewards).abs().mean() < 0.1
-    assert ((end > 0) == ends).float().mean() > 0.97
+    expected, probability = head.expected(contexts, codes)
+    assert (expected - rewards).abs().mean() < 0.1
+    assert ((probability > 0.5) == ends).float().mean() > 0.97

@@ -1,10 +1,9 @@
 """Priors over grids of codes: trunks over time, outcomes, and the whole of trunk and head."""
 
-from worldmodel.priors.base import LatentPrior, PriorOutput, PriorState, Step, Trunk
+from worldmodel.priors.base import LatentPrior, PriorState, Step, Trunk, join_rows, replace_rows, select_rows
 from worldmodel.priors.condition import CaptionTrunk, ConditionTrunk
 from worldmodel.priors.conv_trunk import ConvTrunk
 from worldmodel.priors.prior import Prior
-from worldmodel.priors.rows import join_rows, replace_rows, select_rows
 
 __all__ = [
     "CaptionTrunk",
@@ -12,7 +11,6 @@ __all__ = [
     "ConvTrunk",
     "LatentPrior",
     "Prior",
-    "PriorOutput",
     "PriorState",
     "Step",
     "Trunk",

@@ -1,20 +1,22 @@
-"""The interfaces of priors, and of the trunks that read what came before."""
+"""The interfaces of priors and of their trunks, and operations on the rows of their states."""
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from worldmodel.errors import UnknownActionError
 from worldmodel.heads.base import State
 from worldmodel.heads.sampling import Randomness, Sampler
 from worldmodel.tokenizers.base import Autoencoder, Bound
 from worldmodel.types import Segment
+
+Terms = dict[str, Tensor]  # named scalars
+Tree = TypeVar("Tree")
 
 
 class Trunk(nn.Module, abc.ABC):
@@ -50,13 +52,6 @@ class Trunk(nn.Module, abc.ABC):
         return None
 
 
-class PriorOutput(NamedTuple):
-    logits: Tensor  # (B, T, N, K)
-    forecast: Tensor  # (B, T, N, K), every code on its own
-    rewards: Tensor | None  # (B, T, bins): logits of the two-hot reward; None for a prior without outcomes
-    ends: Tensor | None  # (B, T): logit of the episode's termination at the frame; None for a prior without outcomes
-
-
 class Step(NamedTuple):
     """One imagined frame."""
 
@@ -75,22 +70,13 @@ class LatentPrior(nn.Module, abc.ABC):
     """p(latents of a frame | latents so far, actions so far): of codes, or of the numbers of a VAE."""
 
     grid: tuple[int, ...]  # the shape of the latents of a frame
-    loss_weights: Mapping[str, float] = MappingProxyType({})  # of the terms of training; 1 where none is given
     context: int = 0  # leading frames of a training segment that are seen but not predicted
+    sees_actions: bool = True  # whether actions (or classes) matter
 
-    def __init__(self, action_names: Sequence[str]):
+    def __init__(self, action_names: Sequence[str], loss_weights: Mapping[str, float] | None = None):
         super().__init__()
-        self.action_names = tuple(action_names)
-
-    @property
-    def num_actions(self) -> int:
-        """A, the number of actions (or classes, or speakers)."""
-        return len(self.action_names)
-
-    @property
-    def sees_actions(self) -> bool:
-        """Whether actions (or classes) matter."""
-        return True
+        self.action_names, self.num_actions = tuple(action_names), len(action_names)
+        self.loss_weights = dict(loss_weights or {})  # of the terms of training; 1 where none is given
 
     def condition_index(self, name: str) -> int:
         """The index that stands for an action or a class. Raises :class:`UnknownActionError`, which lists the names."""
@@ -99,9 +85,7 @@ class LatentPrior(nn.Module, abc.ABC):
         return self.action_names.index(name)
 
     @abc.abstractmethod
-    def losses(
-        self, segment: Segment, generator: torch.Generator | None = None
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def losses(self, segment: Segment, generator: Generator | None = None) -> tuple[Terms, Terms]:
         """Terms to minimise and figures to report, of a segment of latents (``segment.codes``)."""
 
     @abc.abstractmethod
@@ -119,7 +103,7 @@ class LatentPrior(nn.Module, abc.ABC):
         """Imagine the frame that the actions (B,) lead to."""
 
     def bound(
-        self, model: Autoencoder, frames: Tensor, conditions: Tensor, generator: torch.Generator | None = None
+        self, model: Autoencoder, frames: Tensor, conditions: Tensor, generator: Generator | None = None
     ) -> Bound:
         """The bound of an autoencoder on frames (B, C, *size) uint8 of their own, with this prior of the latents in the
         place of the fixed one; nats, (B,)."""
@@ -127,3 +111,31 @@ class LatentPrior(nn.Module, abc.ABC):
         reconstruction = model.given(frames, codes)
         nats = -self.log_likelihood(codes[:, None], conditions[:, None])[:, 0]
         return Bound(reconstruction + nats, reconstruction)
+
+
+def select_rows(state: Tree, rows: Tensor | slice) -> Tree:
+    """The state of the rows (n,) int64 of a batch, in that order; of a slice, which copies nothing.
+
+    A state is a tree of tuples and tensors whose first dimension is the batch. Neither this function nor the next two
+    change a state in place: a state that was returned earlier stays what it was.
+    """
+    return _map(lambda tensor: tensor[rows], state)
+
+
+def replace_rows(state: Tree, rows: Tensor, other: Tree) -> Tree:
+    """The state with its rows (n,) int64 replaced by those of a state of n rows; no row stands in ``rows`` twice."""
+    return _map(lambda tensor, new: tensor.index_copy(0, rows, new), state, other)
+
+
+def join_rows(states: Sequence[Tree]) -> Tree:
+    """The state of all rows of several states, one behind the other."""
+    return _map(lambda *tensors: torch.cat(tensors), *states)
+
+
+def _map(function: Callable[..., Tensor], *trees: Any) -> Any:
+    first = trees[0]
+    if isinstance(first, Tensor):
+        return function(*trees)
+    assert isinstance(first, tuple), f"a state is a tree of tuples and tensors, not of {type(first).__name__}"
+    parts = [_map(function, *branch) for branch in zip(*trees, strict=True)]
+    return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)

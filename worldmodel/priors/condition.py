@@ -88,14 +88,7 @@ class CaptionTrunk(Memoryless):
         blocks, heads: of the transformer. drop: as of :class:`Memoryless`.
     """
 
-    def __init__(
-        self,
-        spec: GridSpec,
-        width: Count = 64,
-        blocks: Count = 2,
-        heads: Count = 4,
-        drop: Share = 0.0,
-    ):
+    def __init__(self, spec: GridSpec, width: Count = 64, blocks: Count = 2, heads: Count = 4, drop: Share = 0.0):
         super().__init__(drop)
         if width % heads:
             raise ConfigError(f"width {width} cannot be shared by {heads} heads; choose a multiple of the heads")

@@ -13,7 +13,7 @@ from worldmodel.heads.base import CodeEmbedding, GridSpec
 from worldmodel.nn.convnets import CONV
 from worldmodel.nn.modules import to_channels_last
 from worldmodel.priors.base import Trunk
-from worldmodel.priors.memory import MemoryState, TimeMemory
+from worldmodel.priors.frame_transformer import MemoryState, TimeMemory
 from worldmodel.util.ranges import Count
 
 
@@ -49,14 +49,14 @@ class ConvTrunk(Trunk):
     """Convolutions over the last ``history`` grids, conditioned on the actions between them (FiLM, Perez et al., 2018)
     and on the output of a memory over the frames so far.
 
-    The memory sums a frame up in one vector, which is little, but all of the frame: it tells where one is. It enters as
-    a condition and, spread out, at every position.
+    The memory represents each frame by one vector, which has little detail but depends on the whole frame, and so
+    identifies the place. Its output is a part of the condition and, by a linear layer, an input of every position.
 
     Args:
         spec: of the grids and the actions.
         width: channels, also the width of a context vector. blocks: residual blocks. history: grids seen.
-        embed: width of an embedded code. memory: constructor of a :class:`~worldmodel.priors.memory.TimeMemory`.
-        spread: numbers that the memory says to one position alone.
+        embed: width of an embedded code. memory: constructor of a memory over time, which is called with the spec.
+        spread: width of the part of the memory's output that one position alone receives.
     """
 
     def __init__(

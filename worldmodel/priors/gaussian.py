@@ -10,13 +10,13 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
 from worldmodel.heads.sampling import Randomness, Sampler
 from worldmodel.nn.pixelcnn import GatedPixelCNN
-from worldmodel.priors.base import LatentPrior, PriorState, Step
+from worldmodel.priors.base import LatentPrior, PriorState, Step, Terms
 from worldmodel.tokenizers.base import Autoencoder, Bound
 from worldmodel.tokenizers.vae import VAE
 from worldmodel.types import Segment
@@ -49,8 +49,7 @@ class GaussianPrior(LatentPrior):
         components: Count = 4,
         loss_weights: Weights | None = None,
     ):
-        super().__init__(action_names)
-        self.loss_weights = dict(loss_weights or {})
+        super().__init__(action_names, loss_weights)
         if not isinstance(tokenizer, VAE):
             raise ConfigError("this prior is over the continuous latents of a VAE; choose tokenizer=…vae")
         self.grid, self.components = tokenizer.grid, components
@@ -59,11 +58,10 @@ class GaussianPrior(LatentPrior):
         self.net = GatedPixelCNN(slots, condition, width, width, layers)
         self.enter = nn.Linear(width, slots * hidden)
         self.earlier = nn.Parameter(torch.randn(slots, slots, hidden) / math.sqrt(slots))  # to later ones
-        self.register_buffer("known", torch.ones(slots, slots).triu(1)[:, :, None], persistent=False)
+        # (S, S, 1): 1 where the first latent comes before the second.
+        self.known = nn.Buffer(torch.ones(slots, slots).triu(1)[:, :, None], persistent=False)
         self.out = nn.Parameter(torch.randn(slots, hidden, 3 * components) * 0.1 / math.sqrt(hidden))
         self.bias = nn.Parameter(torch.randn(slots, 3 * components) * 0.5)  # apart, so that components start apart
-
-    known: Tensor  # (S, S, 1): 1 where the first latent comes before the second
 
     def _features(self, latents: Tensor, conditions: Tensor) -> Tensor:
         """latents (B, h, w, S), conditions (B,) with −1 for none → (B, h, w, S, hidden), which see earlier sites."""
@@ -87,9 +85,7 @@ class GaussianPrior(LatentPrior):
         each = weights - scales - 0.5 * distance.square() - 0.5 * math.log(2 * math.pi)
         return each.logsumexp(-1).flatten(1).sum(1)
 
-    def losses(
-        self, segment: Segment, generator: torch.Generator | None = None
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def losses(self, segment: Segment, generator: Generator | None = None) -> tuple[Terms, Terms]:
         """Terms: ``latents``, nats per latent. Metric: bits per frame, of a density: it may be negative."""
         if segment.codes is None:
             raise ValueError("the prior is trained on segments of latents, not of frames")
@@ -97,7 +93,7 @@ class GaussianPrior(LatentPrior):
         return {"latents": nats / math.prod(self.grid)}, {"bits_per_frame": nats.detach() / math.log(2)}
 
     def bound(
-        self, model: Autoencoder, frames: Tensor, conditions: Tensor, generator: torch.Generator | None = None
+        self, model: Autoencoder, frames: Tensor, conditions: Tensor, generator: Generator | None = None
     ) -> Bound:
         """By one sample a frame."""
         assert isinstance(model, VAE)  # the constructor has checked it
@@ -116,13 +112,13 @@ class GaussianPrior(LatentPrior):
         """Raises :class:`ConfigError` for a sampler with ``top_k``, which goes with codes."""
         if sampler.top_k is not None:
             raise ConfigError(f"top_k {sampler.top_k} goes with codes, and this run has none")
-        assert generator is None or isinstance(generator, torch.Generator)
+        assert generator is None or isinstance(generator, Generator)
         latents = self.sample(actions, generator, sampler.temperature)
-        nothing = torch.zeros(len(latents), device=latents.device)
-        return Step(latents, nothing, nothing.clone(), torch.tensor(float(math.prod(self.grid)))), state
+        rewards, ends = torch.zeros(2, len(latents), device=latents.device)
+        return Step(latents, rewards, ends, torch.tensor(float(math.prod(self.grid)))), state
 
     @torch.no_grad()
-    def sample(self, conditions: Tensor, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
+    def sample(self, conditions: Tensor, generator: Generator | None = None, temperature: float = 1.0) -> Tensor:
         """Latents (B, h, w, S) under conditions (B,); ``temperature`` scales the spread within a component."""
         height, width, slots = self.grid
         latents = self.condition.weight.new_zeros(len(conditions), *self.grid)

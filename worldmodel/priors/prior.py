@@ -6,15 +6,69 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
 
-from worldmodel.heads.base import GridSpec, Head, nats
+from worldmodel.heads.base import CodeEmbedding, GridSpec, Head, nats
 from worldmodel.heads.sampling import Randomness, Sampler
-from worldmodel.priors.base import LatentPrior, PriorOutput, PriorState, Step, Trunk
-from worldmodel.priors.outcomes import OutcomeHead
+from worldmodel.nn.modules import Logits, uniform
+from worldmodel.priors.base import LatentPrior, PriorState, Step, Terms, Trunk
 from worldmodel.tokenizers.base import Autoencoder, require_codes
 from worldmodel.types import Segment
 from worldmodel.util.ranges import Share, Weights, Whole
+
+BINS = 65
+SPAN = 8.0  # the outermost bins stand at ±symexp(8) ≈ ±2,980
+
+
+def symexp(x: Tensor) -> Tensor:
+    """sign(x)·(exp|x| − 1): the inverse of symlog (Hafner et al., DreamerV3, 2023, eq. 9)."""
+    return x.sign() * torch.expm1(x.abs())
+
+
+def two_hot(values: Tensor, bins: Tensor) -> Tensor:
+    """Scalars (...) → weights (..., len(bins)) on the two neighbouring bins with that mean (same paper, eq. 10).
+
+    Values outside the bins are clamped to the outermost ones.
+    """
+    values = values.clamp(bins[0], bins[-1])
+    above = torch.searchsorted(bins, values.contiguous(), right=True).clamp(1, len(bins) - 1)
+    low, high = bins[above - 1], bins[above]
+    share = ((values - low) / (high - low))[..., None]
+    return F.one_hot(above - 1, len(bins)) * (1 - share) + F.one_hot(above, len(bins)) * share
+
+
+class OutcomeHead(nn.Module):
+    """contexts (M, N, C) and codes (M, N) of the *same* frame → logits of reward (M, BINS) and of termination (M,)."""
+
+    def __init__(self, codebook: Tensor, positions: int, context_width: int, width: int = 64):
+        super().__init__()
+        self.embed = CodeEmbedding(codebook, width)
+        self.enter = nn.Linear(context_width, width)
+        self.position = nn.Parameter(torch.zeros(positions, width))
+        self.mix = nn.Linear(width, width)
+        self.hidden = nn.Linear(2 * width, 2 * width)
+        self.reward = Logits(2 * width, BINS)
+        self.end = Logits(2 * width, 1)
+        self.bins = nn.Buffer(symexp(torch.linspace(-SPAN, SPAN, BINS)), persistent=False)
+
+    def forward(self, contexts: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        x = F.silu(self.enter(contexts) + self.embed(codes) + self.position)
+        x = F.silu(self.mix(x))
+        x = F.silu(self.hidden(torch.cat([x.mean(-2), x.amax(-2)], -1)))
+        return self.reward(x).float(), self.end(x).squeeze(-1).float()
+
+    def expected(self, contexts: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """contexts (M, N, C), codes (M, N) → expected reward and probability of an end, both (M,) float32."""
+        rewards, ends = self(contexts, codes)
+        return rewards.softmax(-1) @ self.bins.float(), ends.sigmoid()
+
+    def losses(self, logits: tuple[Tensor, Tensor], rewards: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropies of reward and end for targets of the same leading shape, unreduced."""
+        reward_logits, end_logits = logits
+        targets = two_hot(rewards, self.bins.float())
+        reward = -(targets * reward_logits.log_softmax(-1)).sum(-1)
+        return reward, F.binary_cross_entropy_with_logits(end_logits, ends.float(), reduction="none")
 
 
 class Prior(LatentPrior):
@@ -46,8 +100,7 @@ class Prior(LatentPrior):
         outcomes: bool = True,
         loss_weights: Weights | None = None,
     ):
-        super().__init__(action_names)
-        self.loss_weights = dict(loss_weights or {})
+        super().__init__(action_names, loss_weights)
         tokenizer = require_codes(tokenizer)
         levels = tokenizer.levels if len(tokenizer.levels) > 1 else ()
         spec = GridSpec(tokenizer.grid, tokenizer.codebook(), self.action_names, levels)
@@ -55,12 +108,9 @@ class Prior(LatentPrior):
         self.forget, self.corrupt = forget, corrupt
         self.positions = spec.positions
         self.trunk = trunk(spec)
+        self.sees_actions = self.trunk.sees_actions
         self.head = head(spec, self.trunk.width)
         self.outcomes = OutcomeHead(spec.codebook, self.positions, self.trunk.width) if outcomes else None
-
-    @property
-    def sees_actions(self) -> bool:
-        return self.trunk.sees_actions
 
     def condition_index(self, name: str) -> int:
         """Also of a caption, which may be new. Raises :class:`UnknownActionError` for a word that the data lack."""
@@ -72,35 +122,25 @@ class Prior(LatentPrior):
         nothing = torch.full_like(codes[:, :1], -1)
         return self.trunk(torch.cat([nothing, codes[:, :-1]], 1), actions, first).to(self.head_dtype)
 
-    def forward(self, codes: Tensor, actions: Tensor) -> PriorOutput:
-        """codes (B, T, *grid) int64, actions (B, T) int64 (the action that led to the frame, −1 for none)."""
-        batch = codes.shape[:2]
+    def forward(self, codes: Tensor, actions: Tensor) -> Tensor:
+        """codes (B, T, *grid) int64, actions (B, T) int64 (the action that led to the frame, −1 for none) → logits
+        (B, T, N, K) of every code, given those before it."""
         contexts = self.contexts(codes, actions).flatten(0, 1)
-        flat = codes.flatten(2).flatten(0, 1)
-        logits = self.head(flat, contexts).unflatten(0, batch)
-        forecast = self.head.forecast(contexts).unflatten(0, batch)
-        if self.outcomes is None:
-            return PriorOutput(logits, forecast, None, None)
-        rewards, ends = self.outcomes(contexts, flat)
-        return PriorOutput(logits, forecast, rewards.unflatten(0, batch), ends.unflatten(0, batch))
+        return self.head(codes.flatten(2).flatten(0, 1), contexts).unflatten(0, codes.shape[:2])
 
     def log_likelihood(self, latents: Tensor, actions: Tensor) -> Tensor:
-        logits = self(latents, actions).logits
-        return -nats(logits, latents.flatten(2)).sum(-1)
+        return -nats(self(latents, actions), latents.flatten(2)).sum(-1)
 
     def predict_outcomes(self, codes: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Expected reward and probability of an end at every frame, both (B, T) float32; zeros without outcomes."""
         if self.outcomes is None:
-            nothing = torch.zeros(actions.shape, device=actions.device)
-            return nothing, nothing.clone()
-        contexts = self.contexts(codes, actions).flatten(0, 1)
-        rewards, ends = self.outcomes(contexts, codes.flatten(2).flatten(0, 1))
-        expected = self.outcomes.expected_reward(rewards)
-        return expected.unflatten(0, codes.shape[:2]), ends.sigmoid().unflatten(0, codes.shape[:2])
+            rewards, ends = torch.zeros(2, *actions.shape, device=actions.device)
+        else:
+            contexts = self.contexts(codes, actions).flatten(0, 1)
+            rewards, ends = self.outcomes.expected(contexts, codes.flatten(2).flatten(0, 1))
+        return rewards.view(actions.shape), ends.view(actions.shape)
 
-    def losses(
-        self, segment: Segment, generator: torch.Generator | None = None
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def losses(self, segment: Segment, generator: Generator | None = None) -> tuple[Terms, Terms]:
         """Terms to minimise and figures to report; steps before ``context`` and padding do not count.
 
         Terms: ``codes`` (nats per code), ``forecast`` (nats per code of the independent guess), ``reward`` and ``end``
@@ -125,30 +165,28 @@ class Prior(LatentPrior):
         bits = code.detach() / math.log(2)
         return terms, {"bits_per_code": bits, "bits_per_frame": bits * self.positions}
 
-    def _corrupt(self, codes: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _corrupt(self, codes: Tensor, generator: Generator | None) -> Tensor:
         """In training, replace some codes by random ones; targets are taken from the true ones."""
         if not self.training or self.corrupt == 0:
             return codes
+        share = self.corrupt * uniform(codes.shape[:1], codes.device, generator)
+        wrong = uniform(codes.shape, codes.device, generator) < share.view(-1, *[1] * (codes.dim() - 1))
         device = codes.device if generator is None else generator.device
-        share = self.corrupt * torch.rand(len(codes), generator=generator, device=device)
-        draw = torch.rand(codes.shape, generator=generator, device=device)
         others = torch.randint(0, self.num_codes, codes.shape, generator=generator, device=device)
-        wrong = draw < share.view(-1, *[1] * (codes.dim() - 1))
-        return torch.where(wrong.to(codes.device), others.to(codes.device), codes)
+        return torch.where(wrong, others.to(codes.device), codes)
 
-    def _forget(self, codes: Tensor, actions: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    def _forget(self, codes: Tensor, actions: Tensor, generator: Generator | None) -> tuple[Tensor, Tensor]:
         """In training, hide the oldest frames of some rows; at least one seen frame stays."""
         if not self.training or self.forget == 0 or self.context < 2:
             return codes, actions
+        forgetful = uniform(codes.shape[:1], codes.device, generator) < self.forget
         device = codes.device if generator is None else generator.device
-        chance = torch.rand(len(codes), generator=generator, device=device)
         count = torch.randint(1, self.context, (len(codes),), generator=generator, device=device)
-        hidden = torch.where(chance < self.forget, count, 0).to(codes.device)
+        hidden = torch.where(forgetful, count.to(codes.device), 0)[:, None]
+        step = torch.arange(codes.shape[1], device=codes.device)
         # The action that led to the first visible frame is unknown, too.
-        unknown = (torch.arange(codes.shape[1], device=codes.device) <= hidden[:, None]) & (hidden[:, None] > 0)
-        gone = torch.arange(codes.shape[1], device=codes.device) < hidden[:, None]
-        shape = (*gone.shape, *[1] * len(self.grid))
-        return codes.masked_fill(gone.view(shape), -1), actions.masked_fill(unknown, -1)
+        actions = actions.masked_fill((step <= hidden) & (hidden > 0), -1)
+        return codes.masked_fill((step < hidden).view(*actions.shape, *[1] * len(self.grid)), -1), actions
 
     def begin(self, batch: int) -> PriorState:
         device = next(self.parameters()).device
@@ -167,11 +205,10 @@ class Prior(LatentPrior):
         codes, passes = sampler.sample(self.head, contexts, generator)
         grids = codes.unflatten(1, self.grid)
         if self.outcomes is None:
-            nothing = torch.zeros(len(codes), device=codes.device)
-            return Step(grids, nothing, nothing.clone(), passes), PriorState(trunk, grids)
-        rewards, ends = self.outcomes(contexts, codes)
-        step = Step(grids, self.outcomes.expected_reward(rewards), ends.sigmoid(), passes)
-        return step, PriorState(trunk, grids)
+            rewards, ends = torch.zeros(2, len(codes), device=codes.device)
+        else:
+            rewards, ends = self.outcomes.expected(contexts, codes)
+        return Step(grids, rewards, ends, passes), PriorState(trunk, grids)
 
     @property
     def head_dtype(self) -> torch.dtype:

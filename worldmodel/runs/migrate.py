@@ -24,6 +24,7 @@ TARGETS = {
     "worldmodel.priors.PixelCNNLikelihood": "worldmodel.heads.PixelCNNLikelihood",
     "worldmodel.priors.TransformerHead": "worldmodel.heads.TransformerHead",
     "worldmodel.priors.hierarchy.HierarchyHead": "worldmodel.heads.HierarchyHead",
+    "worldmodel.priors.memory": "worldmodel.priors.frame_transformer",
     "worldmodel.priors.pixels.PixelCNNLikelihood": "worldmodel.heads.PixelCNNLikelihood",
     "worldmodel.priors.scene": "worldmodel.tokenizers.scene",
     "worldmodel.tokenizers.SeparateLevels": "worldmodel.speech.separate.SeparateLevels",
