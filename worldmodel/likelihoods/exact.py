@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from worldmodel.likelihoods.base import HALF, NUM_VALUES, Likelihood, frames_of, values_of
-from worldmodel.nn.modules import uniform
+from worldmodel.nn.modules import inverse_cdf, uniform
 from worldmodel.util.ranges import Count
 
 ROWS = 4096  # sub-pixels whose 256 scores are worked on at a time on a CPU: 4 MB, which stays in its cache
@@ -48,10 +48,7 @@ class Categorical(Likelihood):
         noise = uniform(scores.shape[:-1], scores.device, generator)
         parts, size = [], _rows(scores)
         for part, draw in zip(scores.reshape(-1, NUM_VALUES).split(size), noise.reshape(-1).split(size), strict=True):
-            cumulative = torch.softmax(part.float() / temperature, -1).cumsum(-1)
-            # Rounding may leave the last sum off one: the noise is scaled, so that no value of probability 0 is drawn.
-            target = draw[:, None] * cumulative[:, -1:]
-            parts.append(torch.searchsorted(cumulative, target, right=True).clamp_(max=NUM_VALUES - 1)[:, 0])
+            parts.append(inverse_cdf(torch.softmax(part.float() / temperature, -1), draw[:, None])[:, 0])
         return frames_of(torch.cat(parts).view(noise.shape)).movedim(-1, 1)
 
 

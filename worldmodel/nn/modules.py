@@ -23,6 +23,12 @@ def to_channels_last(module: nn.Module) -> None:
     to(memory_format=torch.channels_last)
 
 
+def channels_last(frames: Tensor, dtype: torch.dtype) -> Tensor:
+    """Frames in another number format; images (B, C, H, W) with the channels last in memory."""
+    layout = torch.channels_last if frames.dim() == 4 else torch.contiguous_format
+    return frames.to(dtype=dtype, memory_format=layout)
+
+
 class Logits(nn.Linear):
     """A linear layer that makes logits, whose weights Adam trains where Muon trains those of other layers."""
 
@@ -51,6 +57,14 @@ def uniform(shape: Sequence[int], device: torch.device, generator: Generator | N
     """Uniform noise in [0, 1), float32, on a device; it is drawn on the device of the generator."""
     where = device if generator is None else generator.device
     return torch.rand(tuple(shape), generator=generator, device=where).to(device)
+
+
+def inverse_cdf(probabilities: Tensor, noise: Tensor) -> Tensor:
+    """Probabilities (..., K), uniform noise (..., S) → S draws of each distribution, (..., S) int64."""
+    cumulative = probabilities.cumsum(-1)
+    # The last sum is not exactly 1: the noise is scaled by it, so that no index of probability 0 is drawn.
+    target = noise * cumulative[..., -1:]
+    return torch.searchsorted(cumulative, target, right=True).clamp_(max=probabilities.shape[-1] - 1)
 
 
 def project(codebook: Tensor, width: int) -> Tensor:

@@ -15,50 +15,42 @@ from worldmodel.likelihoods import Likelihood
 from worldmodel.nn.precision import cast
 from worldmodel.types import NO_ACTION, to_float, to_uint8
 
-FRAMES_AT_A_TIME = 256
-"""That an autoencoder works on: more of them in one pass only need more memory."""
+FRAMES_AT_A_TIME = 256  # of one pass of an autoencoder; more would only need more memory
 
 
 class Reconstruction(NamedTuple):
-    """What an autoencoder returns in training."""
+    """The result of a training pass of an autoencoder."""
 
-    frames: Tensor  # (B, C, *size) float32, about [-1, 1]: what is to be looked at and measured, no loss
+    frames: Tensor  # (B, C, *size) float32, about [-1, 1]: for pictures and metrics, not for a loss
     codes: Tensor | None  # (B, *grid) int64; None where there are none
     losses: dict[str, Tensor]  # named scalar terms
     nats: Tensor | None = None  # () per sub-pixel: the negative bound as trained, detached; None if there is no bound
-    figures: dict[str, Tensor] | None = None  # named scalars that are looked at beside the losses, detached
+    figures: dict[str, Tensor] | None = None  # named scalars that are reported beside the losses, detached
 
 
 class Bound(NamedTuple):
-    """A bound on −log p(x) and its parts, in nats per frame; with samples it is one on average over the draws."""
+    """A bound on −log p(x) in nats per frame; where it is drawn, its mean over the draws is one."""
 
     total: Tensor  # (B,) float32
-    reconstruction: Tensor  # (B,) float32: −log p(x|z) of the z of the posterior
-
-    @property
-    def latents(self) -> Tensor:
-        """(B,): what the latents cost."""
-        return self.total - self.reconstruction
+    reconstruction: Tensor  # (B,) float32: −log p(x|z) of the z of the posterior; the rest are nats of the latents
 
 
 def importance_weighted(conditional: Tensor, weights: Tensor) -> Bound:
     """The bound of S samples z_s of q, L_S = E log (1/S) Σ_s w_s, w_s = p(x, z_s) / q(z_s|x) (Burda et al., 2016).
 
-    ``weights`` (S, B) are log w_s, ``conditional`` (S, B) log p(x|z_s), in nats.
-
-    Its reconstruction is the mean of −log p(x|z_s) with the shares of the w_s, as the samples enter the bound: in the
-    plain mean those that hardly count would drown the others.
+    ``weights`` (S, B) are log w_s, ``conditional`` (S, B) log p(x|z_s), in nats. The reconstruction of the bound is the
+    mean of −log p(x|z_s) weighted by w_s, since samples with a small weight hardly change the bound.
     """
     total = math.log(len(weights)) - weights.logsumexp(0)
     return Bound(total, -(weights.softmax(0) * conditional).sum(0))
 
 
 class Autoencoder(nn.Module, abc.ABC):
-    """An observation (C, *size) ↔ latents of a fixed shape. Sizes are facts of the data, passed at construction.
+    """An observation (C, *size) ↔ latents of a fixed shape.
 
-    Frames are uint8 outside, float in [-1, 1] inside: what subclasses define (``expected_frames`` and the names with an
-    underscore) takes and returns floats, and what is called from elsewhere converts. ``conditions`` (B,) int64 are the
-    actions (or classes, speakers) of the frames, -1 where they are unknown; a decoder without a condition ignores them.
+    Public methods take and return frames as uint8. ``expected_frames`` and the methods with an underscore, which
+    subclasses define, use float in [-1, 1]. ``conditions`` (B,) int64 are the actions (or classes, speakers) of the
+    frames, -1 where they are unknown; a decoder without a condition ignores them.
     """
 
     frame_shape: tuple[int, ...]  # (C, *size)
@@ -77,21 +69,14 @@ class Autoencoder(nn.Module, abc.ABC):
         """Frames (B, C, *size) uint8 → :class:`Reconstruction`; updates the codebook in training mode."""
         return self._forward(as_float(frames), generator, conditions)
 
-    def bound(
-        self,
-        frames: Tensor,
-        generator: Generator | None = None,
-        samples: int | None = 1,
-        conditions: Tensor | None = None,
-    ) -> Bound:
-        """The bound on log p(frames) under the fixed prior of the latents, by ``samples`` draws of each frame.
+    def bound(self, frames: Tensor, generator: Generator | None = None, samples: int | None = 1) -> Bound:
+        """The bound on log p(frames) under the fixed prior of the latents, frames (B, C, *size) uint8.
 
-        Frames (B, C, *size) uint8 → :class:`Bound`. Where it draws, its mean over the draws is the bound, and the same
-        generator gives the same figure; None draws as many as training does. Raises :class:`ConfigError` when the
-        likelihood is not exact.
+        An uncertain posterior is drawn from ``samples`` times for each frame; None: as often as in training. Raises
+        :class:`ConfigError` when the likelihood is not exact.
         """
         self.require_exact()
-        return self._bound(as_float(frames), generator, samples, conditions)
+        return self._bound(as_float(frames), generator, samples)
 
     def given(self, frames: Tensor, latents: Tensor, conditions: Tensor | None = None) -> Tensor:
         """−log p(frames | latents) in nats, (B,); frames uint8. Raises :class:`ConfigError` as :meth:`bound` does."""
@@ -108,15 +93,14 @@ class Autoencoder(nn.Module, abc.ABC):
         """Latents (M, *grid), any number of them → the expected frames, (M, C, *size) uint8."""
         parts = latents.split(FRAMES_AT_A_TIME)
         known = [None] * len(parts) if conditions is None else conditions.split(FRAMES_AT_A_TIME)
-        frames = [to_uint8(self.expected_frames(*pair)) for pair in zip(parts, known, strict=True)]
-        return torch.cat(frames)
+        return torch.cat([to_uint8(self.expected_frames(*pair)) for pair in zip(parts, known, strict=True)])
 
     def latents(self, frames: Tensor, generator: Generator | None = None) -> Tensor:
-        """Frames (M, C, *size) uint8 → latents (M, *grid) for a prior to learn from: a draw, where it draws."""
+        """Frames (M, C, *size) uint8 → latents (M, *grid) for a prior to learn from, drawn from the posterior."""
         return self.encode(frames)
 
     def reconstructions(self, frames: Tensor, generator: Generator | None = None) -> list[tuple[str, Tensor]]:
-        """Named reconstructions of frames, all uint8, to be looked at: of every level, where there are several."""
+        """Named reconstructions of frames, all uint8, for pictures: of every level, where there are several."""
         return [("reconstruction", self.decode(self.encode(frames)))]
 
     @abc.abstractmethod
@@ -127,15 +111,13 @@ class Autoencoder(nn.Module, abc.ABC):
     def _forward(self, frames: Tensor, generator: Generator | None, conditions: Tensor | None) -> Reconstruction: ...
 
     @abc.abstractmethod
-    def _bound(
-        self, frames: Tensor, generator: Generator | None, samples: int | None, conditions: Tensor | None
-    ) -> Bound: ...
+    def _bound(self, frames: Tensor, generator: Generator | None, samples: int | None) -> Bound: ...
 
     @abc.abstractmethod
     def _encode(self, frames: Tensor) -> Tensor: ...
 
     def _given(self, frames: Tensor, latents: Tensor, conditions: Tensor | None) -> Tensor:
-        raise NotImplementedError(f"{type(self).__name__} does not say how likely a frame is")
+        raise NotImplementedError(f"{type(self).__name__} has no likelihood of frames")
 
     @property
     def joined(self) -> bool:
@@ -143,7 +125,7 @@ class Autoencoder(nn.Module, abc.ABC):
         return len(self.frame_shape) == 2
 
     def decode_in(self, dtype: torch.dtype) -> None:
-        """Bring the decoder, and nothing that decides on codes, into another number format, in place."""
+        """Cast the decoders, and nothing that decides on codes, to another number format, in place."""
         for name, module in self.named_modules():
             if name.rpartition(".")[-1] == "decoder":
                 cast(module, dtype)
@@ -154,7 +136,7 @@ class Autoencoder(nn.Module, abc.ABC):
         return math.prod(self.frame_shape)
 
     def require_exact(self) -> None:
-        """Raises :class:`ConfigError` when no bound on bits can be made of the likelihood."""
+        """Raises :class:`ConfigError` when the likelihood gives no bound on bits."""
         if not self.likelihood.exact:
             raise ConfigError(
                 f"{type(self.likelihood).__name__} is no likelihood of uint8 values, so there is no bound on bits; "
@@ -165,51 +147,40 @@ class Autoencoder(nn.Module, abc.ABC):
 class Tokenizer(Autoencoder):
     """An observation (C, *size) ↔ a grid of integers in [0, K)."""
 
-    slots: tuple[int, ...] = ()  # the last axes of the grid, where every place has a codebook of its own
+    slots: tuple[int, ...] = ()  # the last axes of the grid, where each index has its own codebook
     num_codes: int  # K
 
     @torch.no_grad()
-    def draw(
-        self,
-        codes: Tensor,
-        conditions: Tensor | None = None,
-        generator: Generator | None = None,
-        temperature: float = 1.0,
-    ) -> Tensor:
-        """Codes (B, *grid) → frames (B, C, *size) uint8 as the decoder draws them, where it draws.
-
-        Those of :meth:`decode` are what it expects.
-        """
-        return to_uint8(self._draw(codes, conditions, generator, temperature))
+    def draw(self, codes: Tensor, conditions: Tensor | None = None, generator: Generator | None = None) -> Tensor:
+        """Codes (B, *grid) → frames (B, C, *size) uint8, drawn where the decoder is stochastic, else expected."""
+        return to_uint8(self._draw(codes, conditions, generator, 1.0))
 
     def _draw(
         self, codes: Tensor, conditions: Tensor | None, generator: Generator | None, temperature: float
     ) -> Tensor:
         return self.expected_frames(codes, conditions)
 
+    @torch.no_grad()
     def draw_episode(
         self, codes: Tensor, condition: int = NO_ACTION, generator: Generator | None = None, temperature: float = 1.0
     ) -> Tensor:
         """Codes (T, *grid) of one episode → its frames, (T, C, *size) uint8; of sound, one signal is drawn."""
-        conditions = torch.full((1 if self.joined else len(codes),), condition, device=codes.device)
-        if not self.joined:
-            return self.draw(codes, conditions, generator, temperature)
-        signal = self.draw(codes.flatten(0, 1)[None], conditions, generator, temperature)
-        return signal[0].unflatten(-1, (len(codes), -1)).movedim(0, 1)
+        grids = codes.flatten(0, 1)[None] if self.joined else codes
+        conditions = torch.full((len(grids),), condition, device=codes.device)
+        frames = to_uint8(self._draw(grids, conditions, generator, temperature))
+        return frames[0].unflatten(-1, (len(codes), -1)).movedim(0, 1) if self.joined else frames
 
     @abc.abstractmethod
     def codebook(self) -> Tensor:
         """(K, D), or (*slots, K, D of one code): the vectors of the codes, the start of a prior's embedding."""
 
-    def _bound(
-        self, frames: Tensor, generator: Generator | None, samples: int | None, conditions: Tensor | None
-    ) -> Bound:
+    def _bound(self, frames: Tensor, generator: Generator | None, samples: int | None) -> Bound:
         """−log p(frames | their codes) + N ln K: the posterior is a point, so nothing is drawn."""
-        reconstruction = self._given(frames, self._encode(frames), conditions)
+        reconstruction = self._given(frames, self._encode(frames), None)
         return Bound(reconstruction + self.uniform_nats(), reconstruction)
 
     def trained_nats(self, losses: dict[str, Tensor]) -> Tensor | None:
-        """The same per sub-pixel, (), from the loss terms of training; None if the likelihood is not exact."""
+        """The bound per sub-pixel, (), from the loss terms of training; None if the likelihood is not exact."""
         if not self.likelihood.exact:
             return None
         return losses["reconstruction"].detach() + self.uniform_nats() / self.subpixels
@@ -231,17 +202,15 @@ class Tokenizer(Autoencoder):
 
     def books(self, codes: Tensor) -> list[Tensor]:
         """Codes (B, *grid) → those of each codebook, one part for each."""
-        if not self.slots:
-            return [codes]
-        return list(codes.flatten(-len(self.slots)).unbind(-1))
+        return list(codes.flatten(-len(self.slots)).unbind(-1)) if self.slots else [codes]
 
     def uniform_nats(self) -> float:
-        """N ln K: what the codes of a frame cost under a uniform prior."""
+        """N ln K: the nats of the codes of a frame under a uniform prior."""
         return math.prod(self.grid) * math.log(self.num_codes)
 
 
 def as_float(frames: Tensor) -> Tensor:
-    """uint8 frames → float32 in [-1, 1]."""
+    """uint8 frames → float32 in [-1, 1]. Raises TypeError for other frames."""
     if frames.dtype != torch.uint8:
         raise TypeError(f"frames are uint8, not {frames.dtype}")
     return to_float(frames)
@@ -253,7 +222,7 @@ def join(frames: Tensor) -> Tensor:
 
 
 def require_codes(model: Autoencoder) -> Tokenizer:
-    """The same model, known to make codes. Raises :class:`ConfigError` for one that does not."""
+    """The same model, as a tokenizer. Raises :class:`ConfigError` for an autoencoder without codes."""
     if not isinstance(model, Tokenizer):
         raise ConfigError(
             f"{type(model).__name__} makes no codes, and this prior is over codes; choose prior=gaussian for a VAE, "

@@ -1,4 +1,4 @@
-"""VQ-VAE-2: several grids of codes for one frame, each finer one made in sight of the coarser ones."""
+"""VQ-VAE-2: several grids of codes for one frame, each finer one given the coarser ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from worldmodel.errors import ConfigError
 from worldmodel.likelihoods import Likelihood, SquaredError
 from worldmodel.nn.convnets import CONV, ConvDecoder, ConvEncoder
-from worldmodel.nn.modules import module_list, to_channels_last, uniform
+from worldmodel.nn.modules import channels_last, module_list, to_channels_last, uniform
 from worldmodel.nn.precision import dtype_of
 from worldmodel.quantizers import Quantizer
 from worldmodel.tokenizers.base import Reconstruction, Tokenizer
@@ -23,8 +23,7 @@ from worldmodel.util.ranges import Levels, NumCodes, ShareBelowOne, Weights, Who
 class VQVAE2(Tokenizer):
     """The hierarchy of Razavi, van den Oord, Vinyals, *Generating Diverse High-Fidelity Images with VQ-VAE-2* (2019).
 
-    The codes of all levels stand in one row, the coarsest grid first: (B, N), N the sum of the levels' sizes. Coarse
-    levels hold what goes through the whole picture, fine ones the detail that they leave.
+    The codes of all levels stand in one row, the coarsest grid first: (B, N), N the sum of the levels' sizes.
 
     Args:
         frame_shape: (C, *size) of the observations.
@@ -34,8 +33,8 @@ class VQVAE2(Tokenizer):
         blocks: residual blocks of every encoder and decoder.
         num_codes: K of every level. likelihood: as of the VQ-VAE.
         hide: share of the training frames of which the decoder sees the coarser grids alone (how many of them is
-            drawn). Without it the fine grid says all, and the coarse one soon uses few of its codes. It is the
-            quantiser dropout of SoundStream (Zeghidour et al., 2021, section III.C), over levels.
+            drawn): the quantiser dropout of SoundStream (Zeghidour et al., 2021, section III.C), over levels. Without
+            it, the fine grid has all information and the coarse one soon uses few of its codes.
         loss_weights: of the terms of training; 1 where none is given.
 
     Raises :class:`ConfigError` when the size of the frames cannot be halved that often.
@@ -75,7 +74,7 @@ class VQVAE2(Tokenizer):
         self.encoders = nn.ModuleList(
             ConvEncoder(rank, inside, level, blocks) for inside, level in zip([channels, *tops], widths, strict=False)
         )
-        # What a level shows to the next finer one, beside that one's own features.
+        # From a level to the next finer one, beside the features of that level.
         self.show = nn.ModuleList(
             ConvDecoder(rank, width, tops[n], widths[n + 1], blocks) for n in range(len(widths) - 1)
         )
@@ -88,14 +87,10 @@ class VQVAE2(Tokenizer):
         if rank == 2:
             to_channels_last(self)
 
-    @property
-    def _dtype(self) -> torch.dtype:
-        return self.project[0].weight.dtype
-
     def _walk(self, frames: Tensor, choose: Callable[[int, Tensor], Tensor]) -> None:
-        """From the coarsest level to the finest: ``choose(level, what is quantised (B, *grid, D))`` → vectors."""
-        layout = torch.channels_last if frames.dim() == 4 else torch.contiguous_format
-        x, features = frames.to(dtype=self._dtype, memory_format=layout), []
+        """From the coarsest level to the finest: ``choose(level, inputs of the quantiser (B, *grid, D))`` → vectors."""
+        dtype = self.project[0].weight.dtype
+        x, features = channels_last(frames, dtype), []
         for encoder in self.encoders:
             x = encoder(x)
             features.append(x)
@@ -104,7 +99,7 @@ class VQVAE2(Tokenizer):
             seen = features[level] if shown is None else torch.cat([features[level], shown], 1)
             vectors = choose(level, self.project[level](seen).movedim(1, -1).float())
             if level:
-                shown = self.show[level - 1](vectors.movedim(-1, 1).to(self._dtype))
+                shown = self.show[level - 1](vectors.movedim(-1, 1).to(dtype))
 
     def _outputs(self, vectors: Sequence[Tensor]) -> Tensor:
         """Vectors (B, *grid, D) of all levels, the finest first → parameters of the likelihood, (B, outputs, *size)."""
@@ -113,7 +108,7 @@ class VQVAE2(Tokenizer):
         return self.decoder(torch.cat([maps[0], *(F.interpolate(part, size) for part in maps[1:])], 1))
 
     def _hidden(self, vectors: Sequence[Tensor], generator: Generator | None) -> list[Tensor]:
-        """Vectors of all levels, the finest first, those of a few frames' finer levels replaced by zeros."""
+        """Vectors of all levels, the finest first, those of the finer levels of some frames replaced by zeros."""
         chance, depth = uniform((2, len(vectors[0])), vectors[0].device, generator)
         gone = (depth * (len(vectors) - 1)).long().add(1).masked_fill(chance >= self.hide, 0)  # finest levels not seen
         shape = (-1, *[1] * (vectors[0].dim() - 1))
@@ -164,7 +159,7 @@ class VQVAE2(Tokenizer):
         if not self.hide:
             return [("reconstruction", self.decode(codes))]
         named = []
-        for kept in range(1, len(self.grids) + 1):  # what the coarsest grids hold, and then each finer one
+        for kept in range(1, len(self.grids) + 1):  # from the coarsest grids alone to all of them
             vectors = [part * (len(self.grids) - level <= kept) for level, part in enumerate(self._lookup(codes))]
             name = " + ".join("x".join(map(str, grid)) for grid in self.grids[:kept])
             named.append((name, to_uint8(self.likelihood.mean(self._outputs(vectors)))))

@@ -1,4 +1,4 @@
-"""A second VQ-VAE on top of the first: a whole grid of codes in a few, with an autoregressive decoder over the grid."""
+"""A second VQ-VAE that codes the grid of the first in a few codes, with an autoregressive decoder of the grid."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from worldmodel.util.ranges import Count, Counts, NumCodes, Weights, Whole
 class GridVQVAE(nn.Module):
     """A VQ-VAE whose observation is a grid of codes, and whose decoder is a head: p(grid | its few codes).
 
-    With three codes of 512 it is the second stage of the paper (section 4.2): 27 bits for a whole scene.
+    With three codes of 512 it is the second VQ-VAE of the paper (section 4.2): 27 bits for a whole scene.
+
     Args:
-        tokenizer: the first stage; gives the grid, K and the codebook. It is not kept.
+        tokenizer: the first tokenizer; gives the grid, K and the codebook. It is not kept.
         quantizer: constructor, called with ``num_codes``; its ``shape`` is the shape of the second grid, such as (3,).
         head: constructor of the decoder, as a prior's.
-        num_codes: K of the second stage. widths: channels behind each halving of the grid. blocks: residual blocks.
-        context: width of what the codes say to each position of the grid.
+        num_codes: K of the second grid. widths: channels behind each halving of the grid. blocks: residual blocks.
+        context: width of the vector that each position of the grid receives from the codes.
         loss_weights: of the terms of training; 1 where none is given.
     """
 
@@ -74,7 +75,7 @@ class GridVQVAE(nn.Module):
 
     def _contexts(self, vectors: Tensor) -> Tensor:
         """(B, D) → contexts (B, N, width) of the head."""
-        x = self.unfold(vectors.to(self.unfold.weight.dtype))  # the quantiser is never in bfloat16
+        x = self.unfold(vectors.to(self.unfold.weight.dtype))  # the quantiser is always float32
         x = self.spread(x.unflatten(1, (-1, *self.small)))
         x = self.settle(F.interpolate(x, self.observed, mode="bilinear") + self.position)
         return x.flatten(2).movedim(1, -1)
@@ -104,7 +105,7 @@ class GridVQVAE(nn.Module):
 
     @torch.no_grad()
     def decode(self, codes: Tensor, sampler: Sampler | None = None, generator: Generator | None = None) -> Tensor:
-        """(B, *grid) → grids (B, h, w): what is expected, unless a sampler at another temperature is given."""
+        """(B, *grid) → grids (B, h, w): the expected ones, unless a sampler at another temperature is given."""
         contexts = self._contexts(self.quantizer.lookup(codes))
         drawn, _ = (sampler or make_sampler(temperature=0.0)).sample(self.head, contexts, generator)
         return drawn.unflatten(1, self.observed)
@@ -114,7 +115,7 @@ class GridVQVAE(nn.Module):
 
 
 class Stacked(Tokenizer):
-    """Two trained stages as one tokenizer: frame → grid → a few codes, and back. It is not trained itself."""
+    """Two trained tokenizers as one: frame → grid → a few codes, and back. It is not trained itself."""
 
     def __init__(self, first: Tokenizer, second: GridVQVAE):
         super().__init__()
@@ -125,8 +126,8 @@ class Stacked(Tokenizer):
 
     def _forward(self, frames: Tensor, generator: Generator | None, conditions: Tensor | None) -> Reconstruction:
         codes = self._encode(frames)
-        pictures = self.expected_frames(codes)
-        return Reconstruction(pictures, codes, {"reconstruction": F.mse_loss(pictures, frames)})
+        expected = self.expected_frames(codes)
+        return Reconstruction(expected, codes, {"reconstruction": F.mse_loss(expected, frames)})
 
     def grid_nats(self, frames: Tensor) -> Tensor:
         return self.second.nats(self.first.encode(frames))
@@ -145,7 +146,7 @@ class Stacked(Tokenizer):
         few = self.second.encode(grids)
         bits = f"{self.uniform_nats() / math.log(2):.0f} bits"
         drawn = self.second.decode(few, make_sampler(temperature=1.0), generator)
-        first = "x".join(map(str, self.first.grid))  # the letters of pictures have no ×
+        first = "x".join(map(str, self.first.grid))  # the font of pictures has no ×
         return [
             (first, self.first.decode(grids)),
             (f"{bits}, expected", self.decode(few)),

@@ -1,4 +1,4 @@
-"""The continuous rival of the paper's table: a variational autoencoder with a Gaussian posterior and prior."""
+"""The continuous model of the paper's comparison: a variational autoencoder with a Gaussian posterior and prior."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from worldmodel.tokenizers.base import Bound, Reconstruction, as_float, importan
 from worldmodel.tokenizers.vqvae import ConvolutionalAutoencoder, halved
 from worldmodel.util.ranges import Count, Counts, Weights, Whole
 
-WIDEST = 10.0  # log standard deviations lie in (-10, 10): e^20 is far from the end of float32
+WIDEST = 10.0  # log standard deviations lie in (-10, 10): e^20 is far from the largest float32
 
 
 class Gaussian(NamedTuple):
@@ -47,7 +47,7 @@ class VAE(ConvolutionalAutoencoder):
 
     Args:
         frame_shape, widths, blocks, loss_weights: as of the VQ-VAE.
-        latents: numbers at each place of the grid; the grid is (*size / 2**len(widths), latents).
+        latents: numbers at each position; the grid is (*size / 2**len(widths), latents).
         likelihood: constructor of an exact :class:`~worldmodel.likelihoods.Likelihood`.
 
     Raises :class:`ConfigError` when the size of the frames cannot be halved that often or the likelihood is not exact.
@@ -75,7 +75,7 @@ class VAE(ConvolutionalAutoencoder):
 
     def _posterior(self, frames: Tensor) -> Gaussian:
         mean, log_std = self._vectors(frames).chunk(2, -1)
-        # Smooth, nearly the identity where posteriors are, and without an edge behind which there is no gradient.
+        # Smooth, nearly the identity for usual values, and with a gradient everywhere.
         return Gaussian(mean, WIDEST * torch.tanh(log_std / WIDEST))
 
     @torch.no_grad()
@@ -93,9 +93,7 @@ class VAE(ConvolutionalAutoencoder):
         nats = (losses["reconstruction"] + losses["kl"]).detach()
         return Reconstruction(result.frames, None, losses, nats)
 
-    def _bound(
-        self, frames: Tensor, generator: Generator | None, samples: int | None, conditions: Tensor | None
-    ) -> Bound:
+    def _bound(self, frames: Tensor, generator: Generator | None, samples: int | None) -> Bound:
         """The evidence lower bound for one sample, with its KL divergence in closed form; for more, the importance
         weighted L_S = E log (1/S) Σ_s p(x, z_s) / q(z_s | x) (Burda et al., *Importance Weighted Autoencoders*, 2016).
         """

@@ -1,4 +1,4 @@
-"""The discrete rival of the paper's table: categorical latents drawn from their posterior, trained by VIMCO."""
+"""The stochastic discrete model of the paper's comparison: categorical latents drawn from their posterior."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from worldmodel.likelihoods import Categorical, Likelihood
-from worldmodel.nn.modules import uniform
+from worldmodel.nn.modules import inverse_cdf, uniform
 from worldmodel.tokenizers.base import Bound, Reconstruction, Tokenizer, importance_weighted
 from worldmodel.tokenizers.vqvae import ConvolutionalAutoencoder, halved
 from worldmodel.util.ranges import Count, Counts, NumCodes, Weights, Whole
 
-NEGLIGIBLE = 1e-8  # a share of the gradient that is lost in the rounding of float32 anyway
+NEGLIGIBLE = 1e-8  # a share of the gradient below the rounding error of float32
 
 
 class VIMCO(ConvolutionalAutoencoder, Tokenizer):
     """Mnih & Rezende, *Variational Inference for Monte Carlo Objectives* (2016), with the VQ-VAE's encoder and decoder.
 
-    Each of the latents has a categorical posterior over K codes and a uniform prior. What is maximised is
+    Each latent has a categorical posterior over K codes and a uniform prior. Training maximises
     L_S = E log (1/S) Σ_s w_s, w_s = p(x, z_s) / q(z_s | x), over S independent samples; the term ``bound`` is −L_S in
     nats per sub-pixel. ``frames`` and ``codes`` of a forward pass are those of the most probable codes, as ``encode``
     and ``decode`` give them.
@@ -33,8 +33,8 @@ class VIMCO(ConvolutionalAutoencoder, Tokenizer):
     Args:
         frame_shape, widths, blocks, loss_weights: as of the VQ-VAE.
         num_codes: K.
-        slots: latents at each place, each with a table of its own; the grid is (*size / 2**len(widths), slots).
-        width: numbers of a code's vector.
+        slots: latents at each position, each with its own table; the grid is (*size / 2**len(widths), slots).
+        width: of the vector of a code.
         samples: S of training, at least 2.
         likelihood: constructor of an exact :class:`~worldmodel.likelihoods.Likelihood`.
         chunk: grids that are decoded at a time; it changes memory and speed, and no result.
@@ -89,15 +89,13 @@ class VIMCO(ConvolutionalAutoencoder, Tokenizer):
             reconstruction = self.expected_frames(best)
         return Reconstruction(reconstruction, best, {"bound": loss}, loss.detach())
 
-    def _bound(
-        self, frames: Tensor, generator: Generator | None, samples: int | None, conditions: Tensor | None
-    ) -> Bound:
+    @torch.no_grad()
+    def _bound(self, frames: Tensor, generator: Generator | None, samples: int | None) -> Bound:
         """−L_S with S = ``samples``, as many as in training when None; one sample: the evidence lower bound."""
-        with torch.no_grad():
-            posterior = self._posterior(frames)
-            codes = draw(posterior, self.samples if samples is None else samples, generator)
-            conditional = self._conditional(frames, codes)
-            weights = conditional - self.uniform_nats() - log_prob(posterior, codes)
+        posterior = self._posterior(frames)
+        codes = draw(posterior, self.samples if samples is None else samples, generator)
+        conditional = self._conditional(frames, codes)
+        weights = conditional - self.uniform_nats() - log_prob(posterior, codes)
         return importance_weighted(conditional, weights)
 
     @torch.no_grad()
@@ -112,14 +110,10 @@ class VIMCO(ConvolutionalAutoencoder, Tokenizer):
 
         With gradients, several chunks are checkpointed: backward decodes each of them again.
         """
-        parts = list(zip(codes.split(self.chunk), owner.split(self.chunk), strict=True))
-        if len(parts) == 1 or not torch.is_grad_enabled():
-            return torch.cat([self._one_chunk(part, frames[whose]) for part, whose in parts])
-        once = partial(checkpoint, self._one_chunk, use_reentrant=False, preserve_rng_state=False)  # it draws nothing
-        return torch.cat([once(part, frames[whose]) for part, whose in parts])
-
-    def _one_chunk(self, codes: Tensor, frames: Tensor) -> Tensor:
-        return self.log_likelihood(frames, self.read(codes))
+        parts, decode = list(zip(codes.split(self.chunk), owner.split(self.chunk), strict=True)), self.log_likelihood
+        if len(parts) > 1 and torch.is_grad_enabled():
+            decode = partial(checkpoint, decode, use_reentrant=False, preserve_rng_state=False)  # it draws nothing
+        return torch.cat([decode(frames[rows], part) for part, rows in parts])
 
     def _surrogate(self, frames: Tensor, codes: Tensor, log_q: Tensor) -> Tensor:
         """L_S of each frame, (B,), by codes (S, B, *grid) and their log q (S, B), with the gradient of VIMCO.
@@ -129,10 +123,10 @@ class VIMCO(ConvolutionalAutoencoder, Tokenizer):
 
             Σ_s w̃_s ∇ log w_s + Σ_j (L − L₋ⱼ) ∇ log q(z_j | x),
 
-        where L₋ⱼ has the geometric mean of the other weights in the place of w_j. So every sample enters by
-        ∇ log p(x|z_s) times w̃_s, and by ∇ log q(z_s|x) times L − L₋ₛ − w̃_s: factors that are known once all samples
-        were decoded without gradient. Then only those are decoded again, with gradient, whose w̃_s is not negligible.
-        The log weights of an image differ by tens of nats, so these are a few of the 50.
+        where L₋ⱼ has the geometric mean of the other weights in the place of w_j. So ∇ log p(x|z_s) is multiplied by
+        w̃_s, and ∇ log q(z_s|x) by L − L₋ₛ − w̃_s. These factors are known once all samples were decoded without
+        gradient. Only samples whose w̃_s is not negligible are then decoded again, with gradient: a few of 50, since the
+        log weights of an image differ by tens of nats.
         """
         conditional = self._conditional(frames, codes)
         weights = conditional - self.uniform_nats() - log_q.detach()
@@ -150,14 +144,10 @@ class VIMCO(ConvolutionalAutoencoder, Tokenizer):
 def draw(posterior: Tensor, count: int, generator: Generator | None = None) -> Tensor:
     """Independent codes of log-probabilities (B, *grid, K): (count, B, *grid) int64.
 
-    By the inverse of the cumulative sum: one uniform number and a binary search a code, where Gumbel noise takes K.
+    One uniform number and a binary search for each code, where Gumbel noise would take K numbers.
     """
-    cumulative = posterior.exp().cumsum(-1)
-    shape = (*posterior.shape[:-1], count)
-    # Scaled to the last sum, which rounding leaves off one, so that no code of probability 0 is drawn.
-    target = uniform(shape, posterior.device, generator) * cumulative[..., -1:]
-    found = torch.searchsorted(cumulative, target, right=True).clamp_(max=posterior.shape[-1] - 1)
-    return found.movedim(-1, 0)
+    noise = uniform((*posterior.shape[:-1], count), posterior.device, generator)
+    return inverse_cdf(posterior.exp(), noise).movedim(-1, 0)
 
 
 def log_prob(posterior: Tensor, codes: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Generator, Tensor, nn
 from worldmodel.errors import ConfigError
 from worldmodel.likelihoods import Likelihood, SquaredError
 from worldmodel.nn.convnets import CONV, ConvDecoder, ConvEncoder, Encoder
-from worldmodel.nn.modules import to_channels_last, uniform
+from worldmodel.nn.modules import channels_last, to_channels_last, uniform
 from worldmodel.nn.precision import dtype_of
 from worldmodel.quantizers import Quantizer
 from worldmodel.tokenizers.base import Autoencoder, Reconstruction, Tokenizer, as_float
@@ -22,11 +22,7 @@ HIDDEN_CONDITIONS = 0.05
 
 
 def shrunk(frame_shape: Sequence[int], factor: int, change: str | None = None) -> tuple[int, ...]:
-    """The size of frames (C, *size) divided by a factor.
-
-    Raises :class:`ConfigError` where it cannot be; ``change`` is the end of the message: what is impossible and a
-    remedy.
-    """
+    """The size of frames (C, *size) divided by a factor. Raises :class:`ConfigError`, which ends in ``change``."""
     size = frame_shape[1:]
     if any(extent % factor for extent in size):
         change = change or f"made {factor} times smaller; choose another encoder"
@@ -42,10 +38,8 @@ def halved(frame_shape: Sequence[int], widths: Sequence[int]) -> tuple[int, ...]
 
 
 class ConvolutionalAutoencoder(Autoencoder):
-    """Frames → encoder → 1-wide convolution → (whatever the latents are) → decoder → likelihood.
-
-    Nothing here depends on the size of a frame: a signal of many windows is coded as one long frame.
-    """
+    """Frames → encoder → 1-wide convolution → latents → decoder → likelihood; for frames of any size, so that a signal
+    of many windows is coded as one long frame."""
 
     def _build(
         self,
@@ -58,11 +52,7 @@ class ConvolutionalAutoencoder(Autoencoder):
         encoder: Callable[..., Encoder] = ConvEncoder,
         decoder: Callable[..., nn.Module] = ConvDecoder,
     ) -> None:
-        """Makes the modules: ``encoded`` channels come from the encoder, ``decoded`` channels go into the decoder.
-
-        Where a place of the likelihood's outputs stands for ``stride`` places of the frame, the decoder leaves out the
-        doublings that are not needed.
-        """
+        """Creates the modules; the encoder has ``encoded`` output channels, the decoder ``decoded`` input channels."""
         channels, *size = frame_shape
         rank = len(size)
         self.frame_shape = tuple(frame_shape)
@@ -75,7 +65,7 @@ class ConvolutionalAutoencoder(Autoencoder):
             to_channels_last(self)
 
     def _decoder_widths(self, widths: Sequence[int], decoder: Callable[..., nn.Module]) -> Sequence[int]:
-        """Those of the doublings that lead from the grid to the places of the likelihood's outputs."""
+        """Widths of the doublings from the grid to the outputs, which may be coarser than the frame by ``stride``."""
         if decoder is not ConvDecoder:
             return widths  # it has strides of its own
         factor, stride = self.encoder.factor, self.likelihood.stride
@@ -89,9 +79,7 @@ class ConvolutionalAutoencoder(Autoencoder):
 
     def _vectors(self, frames: Tensor) -> Tensor:
         """Frames (B, C, *size) → the output of the encoder, (B, *spatial, encoded) float32."""
-        dtype = self.project.weight.dtype
-        layout = torch.channels_last if frames.dim() == 4 else torch.contiguous_format
-        x = self.encoder(frames.to(dtype=dtype, memory_format=layout))
+        x = self.encoder(channels_last(frames, self.project.weight.dtype))
         return self.project(x).movedim(1, -1).float()
 
     def _outputs(self, vectors: Tensor) -> Tensor:
@@ -102,15 +90,16 @@ class ConvolutionalAutoencoder(Autoencoder):
         """Latents (B, *grid), conditions (B,) → what the decoder reads, (B, *spatial, decoded)."""
         return latents
 
-    def log_likelihood(self, frames: Tensor, vectors: Tensor) -> Tensor:
-        """log p(frames | vectors): frames (B, C, *size), what the decoder reads (B, *spatial, decoded) → (B,) nats."""
-        return self.likelihood.log_prob(self._outputs(vectors), frames).flatten(1).sum(1)
+    def log_likelihood(self, frames: Tensor, latents: Tensor, conditions: Tensor | None = None) -> Tensor:
+        """log p(frames | latents) in nats, (B,); frames (B, C, *size) float in [-1, 1]."""
+        outputs = self._outputs(self.read(latents, conditions))
+        return self.likelihood.log_prob(outputs, frames).flatten(1).sum(1)
 
     def expected_frames(self, latents: Tensor, conditions: Tensor | None = None) -> Tensor:
         return self.likelihood.mean(self._outputs(self.read(latents, conditions)))
 
     def _given(self, frames: Tensor, latents: Tensor, conditions: Tensor | None) -> Tensor:
-        return -self.log_likelihood(frames, self.read(latents, conditions))
+        return -self.log_likelihood(frames, latents, conditions)
 
 
 class VQVAE(ConvolutionalAutoencoder, Tokenizer):
@@ -126,9 +115,9 @@ class VQVAE(ConvolutionalAutoencoder, Tokenizer):
         likelihood: constructor of a :class:`~worldmodel.likelihoods.Likelihood`; the term ``reconstruction`` is its
             loss: the mean squared error by default, nats per sub-pixel for one that is exact.
         encoder, decoder: constructors, called as :class:`~worldmodel.nn.convnets.ConvEncoder` and ``ConvDecoder`` are;
-            an encoder states its ``factor``.
-        condition_width: of the embedded condition (action, class, speaker) that the decoder reads beside the codes; 0:
-            it reads none, and the codes must hold everything. num_actions: A, needed for it.
+            an encoder has a ``factor``.
+        condition_width: of the embedded condition (action, class, speaker) that the decoder reads beside the codes; 0
+            for none. num_actions: A, the number of conditions.
         loss_weights: of the terms of training; 1 where none is given.
 
     Raises :class:`ConfigError` when the size of the frames cannot be halved that often.
@@ -150,7 +139,7 @@ class VQVAE(ConvolutionalAutoencoder, Tokenizer):
     ):
         super().__init__(loss_weights)
         if encoder is ConvEncoder:
-            halved(frame_shape, widths)  # tells what is wrong in the terms of the settings
+            halved(frame_shape, widths)  # its message names the settings
         self.quantizer = quantizer() if num_codes is None else quantizer(num_codes=num_codes)
         self.num_codes, self.slots = self.quantizer.num_codes, self.quantizer.shape
         self.condition_width = condition_width
