@@ -14,7 +14,7 @@ from worldmodel.agents.base import Agent
 from worldmodel.config.checks import build, check, find
 from worldmodel.config.cli import choices
 from worldmodel.errors import ConfigError, RunError
-from worldmodel.runs.folder import PRIOR, find_run, list_runs, load_spec
+from worldmodel.runs.folder import PRIOR, find_run, load_spec
 from worldmodel.types import Spec
 
 AGENTS = "agents"  # subfolder of a run or of runs/, with a folder per agent and environment
@@ -49,12 +49,7 @@ def find_agent_run(config: DictConfig, spec: Spec) -> Path | None:
     if config.run is None and not needs:
         return None
     holding = str(getattr(_target(config), "needs", PRIOR)) if needs else PRIOR
-    runs = Path(str(config.runs))
-    if config.run is None:
-        for name in reversed(list_runs(runs)):
-            if (runs / name / holding).is_file() and _same_environment(load_spec(runs / name), spec):
-                return runs / name
-    folder = find_run(runs, config.run, holding)
+    folder = find_run(config.runs, config.run, holding, suits=lambda run: _same_environment(load_spec(run), spec))
     if not (folder / holding).is_file():
         raise RunError(f"the run {folder} has no {holding}, which this agent needs; train it, or choose another run=…")
     trained = load_spec(folder)

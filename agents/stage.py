@@ -39,7 +39,7 @@ class LearnerSettings:
 class AgentStage(Stage):
     """Trains an actor and its critic in dreams that start from the last frames of windows of codes, of all episodes."""
 
-    name, title, file, needs = "agent", "agent", AGENT, ("tokenizer", "second", "prior")
+    name, title, file = "agent", "agent", AGENT
     settings = AgentSettings
 
     def __init__(self, world: WorldModel, dream: Mapping[str, Any]):

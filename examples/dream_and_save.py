@@ -7,7 +7,6 @@ suffix.
 """
 
 import sys
-from pathlib import Path
 
 import torch
 
@@ -20,7 +19,7 @@ HORIZON = 20
 def main(run="runs/my_way_home-1", output="dream"):
     """Dream a part of a held-out episode under the actions that were recorded."""
     world = WorldModel.load(run)
-    store = open_episodes(Path(run), world.spec)  # the episodes that the run was trained on
+    store = open_episodes(run, world.spec)  # the episodes that the run was trained on
     held_out = store.split("held_out")
     episode = store.episode(held_out[store.frame_counts[held_out].argmax()])  # the longest of them
 

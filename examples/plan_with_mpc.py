@@ -7,18 +7,16 @@ on a CPU.
 """
 
 import sys
-from pathlib import Path
 
 import numpy as np
 
 from worldmodel.agents.mpc import MPCAgent
 from worldmodel.runs.data import env_maker
-from worldmodel.runs.folder import load_config
 
 
 def main(run="runs/my_way_home-1", steps=100):
     """Play at most ``steps`` steps in the environment that the run was trained on."""
-    env = env_maker(load_config(Path(run)))()  # its observations are (C, H, W) uint8 frames of the run's size
+    env = env_maker(run)()  # its observations are (C, H, W) uint8 frames of the run's size
     agent = MPCAgent(run, candidates=16, horizon=8, iterations=2, elites=4)
 
     frame, _ = env.reset(seed=0)

@@ -7,7 +7,6 @@ RUN is the folder of a run, such as the one that python -m worldmodel.quickstart
 """
 
 import sys
-from pathlib import Path
 
 import gymnasium
 import torch
@@ -17,18 +16,17 @@ from stable_baselines3.common.vec_env import VecMonitor
 
 from worldmodel.agents.sb3_training import DreamVecEnv
 from worldmodel.runs.data import env_maker
-from worldmodel.runs.folder import load_config
 from worldmodel.runs.load import load_tokenizer
 
 
 def real_environment(run, longest):
     """The environment of a run; its frames are encoded and decoded, since the policy is trained on decoded frames."""
-    tokenizer = load_tokenizer(Path(run))
+    tokenizer = load_tokenizer(run)
 
     def decoded(frame):
         return tokenizer.decode(tokenizer.encode(torch.from_numpy(frame)[None]))[0].numpy()
 
-    env = env_maker(load_config(Path(run)))()
+    env = env_maker(run)()
     env = gymnasium.wrappers.TransformObservation(env, decoded, env.observation_space)
     return gymnasium.wrappers.TimeLimit(env, longest)
 

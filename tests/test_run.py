@@ -155,7 +155,7 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     [
         ({"_target_": "worldmodel.tokenizers.Nothing"}, "tokenizer._target_ is .*Nothing., which cannot be imported"),
         ({"_target_": "os.system"}, "os.system is not a module of PyTorch"),
-        ({"quantizer": {"_target_": "builtins.print"}}, "builtins.print is not a module"),
+        ({"quantizer": {"_target_": "builtins.print"}}, "tokenizer.quantizer._target_: builtins.print is not a module"),
         ({"_target_": "torch.nn.Identity"}, "torch.nn.Identity, which is no Autoencoder"),
         ({"width": 3}, "there is no tokenizer.width; choose frame_shape"),
         ({"widths": [8] * 5}, "16×16 cannot be halved 5 times"),

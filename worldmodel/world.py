@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from worldmodel import media
-from worldmodel.errors import ConfigError, RunError
+from worldmodel.errors import ConfigError
 from worldmodel.heads import Randomness, Sampler, make_sampler
 from worldmodel.nn.precision import Precision, cast, resolve_precision
 from worldmodel.priors import Prior, PriorState, Step
-from worldmodel.runs.folder import TOKENIZER, load_spec
+from worldmodel.runs.folder import load_spec
 from worldmodel.runs.kind import Kind, check_kind
 from worldmodel.runs.load import load_prior, load_tokenizer, resolve_device
 from worldmodel.tokenizers import Tokenizer
@@ -84,11 +84,7 @@ class WorldModel:
         for an unknown device or precision.
         """
         folder = Path(run)
-        if not folder.is_dir():
-            raise RunError(f"there is no run at {str(run)!r}; train one: python -m worldmodel.train")
         check_kind(folder, Kind.WORLD)
-        if not (folder / TOKENIZER).is_file():
-            raise RunError(f"the run {folder} has no trained tokenizer yet; continue with python -m worldmodel.train")
         where = resolve_device(device)
         tokenizer = load_tokenizer(folder, where)
         prior = load_prior(folder, tokenizer, where)

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from hydra.errors import HydraException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
@@ -58,11 +58,12 @@ def build_module(node: DictConfig, name: str, kind: Any, **facts: Any) -> Any:
     Raises :class:`ConfigError`, which calls the module ``name``.
     """
     try:
-        for target in _targets(node):
+        settings = OmegaConf.to_container(node, resolve=True)
+        for place, target in _targets(settings, name):
             # For safety, the YAML of a foreign run may name modules, but not functions.
-            if not (isinstance(found := find(target, f"{name}._target_"), type) and issubclass(found, nn.Module)):
-                raise ConfigError(f"{name}: {target} is not a module of PyTorch; _target_ may name nothing else here")
-        model = instantiate(check(OmegaConf.to_container(node, resolve=True), name), **facts)
+            if not (isinstance(found := find(target, place), type) and issubclass(found, nn.Module)):
+                raise ConfigError(f"{place}: {target} is not a module of PyTorch; _target_ may name nothing else here")
+        model = instantiate(check(settings, name), **facts)
     except (HydraException, OmegaConfBaseException, ValueError, TypeError, ImportError) as error:
         cause = error.__cause__ or error
         if isinstance(cause, WorldModelError):
@@ -74,13 +75,13 @@ def build_module(node: DictConfig, name: str, kind: Any, **facts: Any) -> Any:
     return model
 
 
-def _targets(node: Any) -> Iterator[str]:
-    """Every ``_target_`` below a node."""
-    if isinstance(node, DictConfig):
-        if "_target_" in node:
-            yield str(node["_target_"])
-        for key in node:
-            yield from _targets(node[key])
-    elif isinstance(node, ListConfig):
-        for item in node:
-            yield from _targets(item)
+def _targets(settings: Any, name: str) -> Iterator[tuple[str, str]]:
+    """The dotted name and the value of every ``_target_`` in plain settings."""
+    if isinstance(settings, dict):
+        if "_target_" in settings:
+            yield f"{name}._target_", str(settings["_target_"])
+        for key, value in settings.items():
+            yield from _targets(value, f"{name}.{key}")
+    elif isinstance(settings, list):
+        for index, item in enumerate(settings):
+            yield from _targets(item, f"{name}[{index}]")

@@ -16,6 +16,7 @@ from worldmodel.data.store import SOURCE, EpisodeStore
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.recording.collect import collect
 from worldmodel.recording.recorder import ActionSource, FrameSource
+from worldmodel.runs.folder import load_config
 from worldmodel.util.files import replace_text
 from worldmodel.util.interrupts import deferred
 from worldmodel.util.progress import Bars
@@ -26,11 +27,12 @@ MOST_NAMED = 10  # files that cannot be read, one line each
 log = logging.getLogger(__name__)
 
 
-def env_maker(config: DictConfig) -> Callable[[], FrameSource]:
-    """A picklable constructor of the environment of the settings.
+def env_maker(config: DictConfig | str | Path) -> Callable[[], FrameSource]:
+    """A picklable constructor of the environment of the settings, or of the run in a folder.
 
-    Raises :class:`ConfigError` for a missing setting.
+    Raises :class:`ConfigError` for a missing setting, and :class:`RunError`.
     """
+    config = config if isinstance(config, DictConfig) else load_config(config)
     missing = sorted(OmegaConf.missing_keys(config.env))
     if missing := [key for key in missing if key != "env.name"] or missing:  # it usually depends on the others
         raise ConfigError(f"the environment needs {', '.join(f'{key}=…' for key in missing)}")

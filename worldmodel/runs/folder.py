@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -26,6 +26,8 @@ TOKENIZER = "tokenizer.safetensors"
 SECOND = "second.safetensors"
 PRIOR = "prior.safetensors"
 CODES = "codes"
+NEEDS = {TOKENIZER: (), SECOND: (TOKENIZER,), PRIOR: (TOKENIZER, SECOND)}
+"""Files of weights → those that they depend on, in the order of training."""
 TRAIN_FIRST = "train first: python -m worldmodel.train"
 RESTORE = "restore it from a copy, or train another run: python -m worldmodel.train run=another-name"
 
@@ -51,10 +53,14 @@ def _age(run: Path) -> tuple[int, int, str]:
 
 
 def find_run(
-    runs: str | Path, name: str | Path | None = None, holding: str | None = None, stem: str | None = None
+    runs: str | Path,
+    name: str | Path | None = None,
+    holding: str | None = None,
+    stem: str | None = None,
+    suits: Callable[[Path], bool] = lambda run: True,
 ) -> Path:
     """Folder of a run: by name in ``runs``, by path, or the latest run that has the file ``holding``, if given, and the
-    name ``<stem>-<number>``, if given.
+    name ``<stem>-<number>``, if given; among several, the latest one that ``suits``.
 
     Raises :class:`RunError`, which lists the runs.
     """
@@ -69,9 +75,9 @@ def find_run(
             if (folder / CONFIG).is_file():
                 return folder
         raise RunError(f"unknown run {str(name)!r}; {_listing(runs, known)}")
-    for candidate in reversed(known):
-        if holding is None or (runs / candidate / holding).is_file():
-            return runs / candidate
+    candidates = [runs / run for run in reversed(known) if holding is None or (runs / run / holding).is_file()]
+    if candidates:
+        return next(filter(suits, candidates), candidates[0])
     if known and holding is not None:
         raise RunError(f"no run in {runs} has {holding} yet ({', '.join(known)}); finish the training of one: "
                        f"python -m worldmodel.train run={known[-1]}")  # fmt: skip
@@ -124,9 +130,9 @@ def save_config(folder: Path, config: DictConfig) -> None:
     replace_text(folder / CONFIG, OmegaConf.to_yaml(config, resolve=True))
 
 
-def load_config(folder: Path) -> DictConfig:
+def load_config(folder: str | Path) -> DictConfig:
     """The settings of a run. Raises :class:`RunError`."""
-    path = folder / CONFIG
+    path = Path(folder, CONFIG)
     try:
         config = OmegaConf.load(path)
     except FileNotFoundError as error:
@@ -138,13 +144,14 @@ def load_config(folder: Path) -> DictConfig:
     return OmegaConf.create(migrate(OmegaConf.to_container(config)))
 
 
-def load_spec(folder: Path) -> Spec:
+def load_spec(folder: str | Path) -> Spec:
     """The specification of the data that a run was trained on. Raises :class:`RunError`."""
+    path = Path(folder, SPEC)
     try:
-        return Spec.from_json((folder / SPEC).read_text())
+        return Spec.from_json(path.read_text())
     except (OSError, UnicodeDecodeError, DataError) as error:
         raise RunError(
-            f"{folder / SPEC} is missing or damaged ({one_line(error)}); copy it from the folder of the data, "
+            f"{path} is missing or damaged ({one_line(error)}); copy it from the folder of the data, "
             "or train another run: python -m worldmodel.train run=another-name"
         ) from error
 
@@ -154,7 +161,7 @@ def given_data(overrides: Sequence[str], config: DictConfig) -> str | None:
     return str(config.data) if any(word.lstrip("+").startswith("data=") for word in overrides) else None
 
 
-def open_episodes(run: Path, spec: Spec, data: str | Path | None = None) -> EpisodeStore:
+def open_episodes(run: str | Path, spec: Spec, data: str | Path | None = None) -> EpisodeStore:
     """Open the episodes in ``data``, or those that the run was trained on.
 
     Raises :class:`DataError` when there are none or when they do not fit the run.
@@ -163,6 +170,12 @@ def open_episodes(run: Path, spec: Spec, data: str | Path | None = None) -> Epis
     if (store.spec.frame_shape, store.spec.action_names) != (spec.frame_shape, spec.action_names):
         raise DataError(f"{store.path} has other frames or actions than {run}; give another data=…")
     return store
+
+
+def later_files(folder: Path, name: str) -> list[Path]:
+    """The weights and checkpoints of a run that depend on a file of weights."""
+    later = [file for file, needs in NEEDS.items() if name in needs]
+    return [path for file in later for path in (folder / file, checkpoint_of(folder, file)) if path.is_file()]
 
 
 def checkpoint_of(folder: Path, name: str) -> Path:

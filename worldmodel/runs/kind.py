@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from worldmodel.config.cli import one_line
 from worldmodel.errors import ConfigError, RunError
-from worldmodel.runs.folder import find_run, list_runs, load_config, load_spec, number_of
+from worldmodel.runs.folder import find_run, load_config, load_spec
 from worldmodel.types import Spec
 
 
@@ -59,7 +59,9 @@ def kind_of_run(run: Path) -> Kind:
 
 
 def check_kind(run: Path, kind: Kind) -> None:
-    """Raises :class:`RunError`, naming the command to use, when a run is of another kind."""
+    """Raises :class:`RunError` when a run is missing or of another kind; it names the command to use."""
+    if not run.is_dir():
+        raise RunError(f"there is no run at {str(run)!r}; train one: python -m worldmodel.train")
     actual = kind_of_run(run)
     if actual is not kind:
         command = f"python -m worldmodel.{actual.command} run={run.name}"
@@ -76,13 +78,7 @@ def choose_run(
     """
     asked = any(override.lstrip("+").startswith("experiment=") for override in overrides)
     stem = str(config.stem) if asked else None
-    runs = Path(config.runs)
-    if kind is not None and config.run is None:
-        for name in reversed(list_runs(runs)):
-            held = holding is None or (runs / name / holding).is_file()
-            if held and (stem is None or number_of(name, stem) is not None) and kind_of_run(runs / name) is kind:
-                return runs / name
-    run = find_run(runs, config.run, holding, stem)
+    run = find_run(config.runs, config.run, holding, stem, lambda folder: kind in (None, kind_of_run(folder)))
     if kind is not None:
         check_kind(run, kind)
     return run

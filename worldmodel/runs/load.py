@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from worldmodel.runs.folder import (
     TOKENIZER,
     TRAIN_FIRST,
     checkpoint_of,
+    later_files,
     load_config,
     load_spec,
     train_command,
@@ -26,8 +27,6 @@ from worldmodel.runs.folder import (
 from worldmodel.tokenizers import Autoencoder, Tokenizer, require_codes
 from worldmodel.tokenizers.scene import Stacked
 from worldmodel.training.checkpoint import check_fit, load_tensors, save_tensors
-
-Model = TypeVar("Model", bound=nn.Module)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -46,73 +45,75 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], meta: Mapping[str, A
     save_tensors(path, weights, meta)
 
 
-def load_weights(module: Model, path: Path, remedy: str = TRAIN_FIRST, if_damaged: str | None = None) -> Model:
-    """Load a state dict into a module, in place. Raises :class:`RunError` when the file does not fit."""
-    tensors, _ = load_tensors(path, remedy, if_damaged)
+def load_weights(
+    module: nn.Module,
+    path: Path,
+    remedy: str = TRAIN_FIRST,
+    if_damaged: str | None = None,
+    tokenizer: Autoencoder | None = None,
+) -> None:
+    """Load a state dict into a module, in place.
+
+    Raises :class:`RunError` when the file does not fit, or when it was trained on the codes of another tokenizer than
+    ``tokenizer``, if given.
+    """
+    tensors, facts = load_tensors(path, remedy, if_damaged)
+    # Older files lack the fact.
+    if tokenizer is not None and facts.get("tokenizer") not in (None, fingerprint(tokenizer)):
+        folder = path.parent
+        raise RunError(
+            f"{path} was trained on the codes of another tokenizer than {folder / TOKENIZER} is now; "
+            f"remove it and {checkpoint_of(folder, path.name)} and train it again: {train_command(folder)}"
+        )
     check_fit(path, tensors, module.state_dict(), remedy)
     module.load_state_dict(tensors)
-    return module
 
 
-def load_tokenizer(folder: Path, device: torch.device | str = "cpu") -> Tokenizer:
+def load_tokenizer(folder: str | Path, device: torch.device | str = "cpu") -> Tokenizer:
     """The trained tokenizer of a run, in evaluation mode. Raises :class:`ConfigError` for one without codes."""
     return require_codes(load_autoencoder(folder, device))
 
 
-def load_autoencoder(folder: Path, device: torch.device | str = "cpu") -> Autoencoder:
+def load_autoencoder(folder: str | Path, device: torch.device | str = "cpu") -> Autoencoder:
     """The trained tokenizer of a run, with or without codes and including a second one, in evaluation mode."""
     model: Autoencoder = load_first(folder)
     second = build_second(load_config(folder), model)
     if second is not None:
         first = require_codes(model)
-        _load_stage(second, folder, SECOND, first)
+        load_weights(second, *_file(folder, SECOND), first)
         model = Stacked(first, second)
     return model.to(device).eval().requires_grad_(False)
 
 
-def load_first(folder: Path) -> Autoencoder:
+def load_first(folder: str | Path) -> Autoencoder:
     """The trained first tokenizer of a run, in evaluation mode."""
     tokenizer = build_tokenizer(load_config(folder), load_spec(folder))
-    load_weights(tokenizer, folder / TOKENIZER, *_remedies(folder, TOKENIZER))
+    load_weights(tokenizer, *_file(folder, TOKENIZER))
     return tokenizer.eval().requires_grad_(False)
 
 
-def load_prior(folder: Path, tokenizer: Autoencoder, device: torch.device | str = "cpu") -> LatentPrior:
+def load_prior(folder: str | Path, tokenizer: Autoencoder, device: torch.device | str = "cpu") -> LatentPrior:
     """The trained prior of a run, in evaluation mode. Raises :class:`RunError` if trained on other codes."""
     prior = build_prior(load_config(folder), load_spec(folder), tokenizer)
-    _load_stage(prior, folder, PRIOR, tokenizer)
+    load_weights(prior, *_file(folder, PRIOR), tokenizer)
     return prior.to(device).eval().requires_grad_(False)
-
-
-def _load_stage(model: nn.Module, folder: Path, name: str, tokenizer: Autoencoder) -> None:
-    """Load the weights of a stage, in place. Raises :class:`RunError` when it was trained on other codes."""
-    path = folder / name
-    remedy, if_damaged = _remedies(folder, name)
-    tensors, facts = load_tensors(path, remedy, if_damaged)
-    if facts.get("tokenizer") not in (None, fingerprint(tokenizer)):  # older files lack it
-        raise RunError(
-            f"{path} was trained on the codes of another tokenizer than {folder / TOKENIZER} is now; "
-            f"remove it and {checkpoint_of(folder, name)} and train it again: {train_command(folder)}"
-        )
-    check_fit(path, tensors, model.state_dict(), remedy)
-    model.load_state_dict(tensors)
 
 
 def check_trained(folder: Path, name: str) -> bool:
     """Whether a run has a file of weights. Raises :class:`RunError`, naming the remedy, when it is damaged."""
     if not (folder / name).is_file():
         return False
-    load_tensors(folder / name, *_remedies(folder, name))
+    load_tensors(*_file(folder, name))
     return True
 
 
-def _remedies(folder: Path, name: str) -> tuple[str, str]:
-    """Advice for a missing and for a damaged file of weights."""
+def _file(folder: str | Path, name: str) -> tuple[Path, str, str]:
+    """A file of weights, and the advice when it is missing or damaged."""
+    folder = Path(folder)
     command = train_command(folder)
     if checkpoint_of(folder, name).is_file():
-        return f"continue training: {command}", f"remove it and continue from the last checkpoint: {command}"
-    # Later stages depend on the codes of the tokenizer.
-    later = {TOKENIZER: (SECOND, PRIOR), SECOND: (PRIOR,)}.get(name, ())
-    others = [path for later in later for path in (folder / later, checkpoint_of(folder, later)) if path.is_file()]
-    files = " and ".join(["it", *map(str, others)])
-    return f"train it: {command}", f"there is no checkpoint of it; remove {files} and train again: {command}"
+        advice = f"continue training: {command}", f"remove it and continue from the last checkpoint: {command}"
+    else:
+        files = " and ".join(map(str, ["it", *later_files(folder, name)]))
+        advice = f"train it: {command}", f"there is no checkpoint of it; remove {files} and train again: {command}"
+    return folder / name, *advice

@@ -14,6 +14,7 @@ from worldmodel.runs.folder import (
     TOKENIZER,
     checkpoint_of,
     find_run,
+    later_files,
     list_runs,
     load_config,
     load_spec,
@@ -22,7 +23,7 @@ from worldmodel.runs.folder import (
     save_config,
 )
 from worldmodel.runs.load import check_trained
-from worldmodel.runs.stages import STAGES, Stage, prerequisites, stages_of
+from worldmodel.runs.stages import Stage, prerequisites, stages_of
 from worldmodel.types import Spec
 from worldmodel.util.files import replace_text, whole
 
@@ -35,14 +36,11 @@ DEFAULTS = {"rewarded": 0.0}
 
 def check_no_orphan(folder: Path, stage: Stage) -> None:
     """Raises :class:`RunError` when a stage would be trained again although later stages depend on it."""
-    if checkpoint_of(folder, stage.file).is_file():
-        return
-    later = [each.file for each in STAGES.values() if stage.name in each.needs]
-    for path in (where for name in later for where in (folder / name, checkpoint_of(folder, name))):
-        if path.is_file():
-            raise RunError(f"{path} was trained on the codes of {folder / stage.file}, which is missing and has no "
-                           "checkpoint; restore it, remove the later stages, or start another run: "
-                           "run=another-name")  # fmt: skip
+    later = later_files(folder, stage.file)
+    if later and not checkpoint_of(folder, stage.file).is_file():
+        raise RunError(f"{later[0]} was trained on the codes of {folder / stage.file}, which is missing and has no "
+                       "checkpoint; restore it, remove the later stages, or start another run: "
+                       "run=another-name")  # fmt: skip
 
 
 def run_to_train(config: DictConfig, spec: Spec, stages: Sequence[Stage], tokenizer_of: str | None = None) -> Path:

@@ -1,4 +1,4 @@
-"""Training stages: prerequisites, model, windows, objective and file of each."""
+"""Training stages: model, windows, objective and file of each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from worldmodel.data.windows import Windows
 from worldmodel.errors import ConfigError
 from worldmodel.priors import LatentPrior
 from worldmodel.runs.build import build_augmentation, build_prior, build_second, build_tokenizer
-from worldmodel.runs.folder import CODES, PRIOR, SECOND, TOKENIZER
+from worldmodel.runs.folder import CODES, NEEDS, PRIOR, SECOND, TOKENIZER
 from worldmodel.runs.load import load_autoencoder, load_first
 from worldmodel.tokenizers import Autoencoder, Tokenizer, require_codes
 from worldmodel.tokenizers.scene import GridVQVAE, Stacked
@@ -69,7 +69,6 @@ class Stage(abc.ABC):
     file: str  # of its weights, in the folder of a run
     share: float = 3.0  # of the training time, relative to other stages
     settings: type[StageSettings] = StageSettings
-    needs: tuple[str, ...] = ()  # earlier stages that it requires, if the settings have them
 
     def chosen(self, config: DictConfig) -> bool:
         """Whether the settings have this stage."""
@@ -137,7 +136,7 @@ class TokenizerStage(Stage):
 class SecondStage(Stage):
     """Grids of codes → fewer codes."""
 
-    name, title, file, needs = "second", "second tokenizer", SECOND, ("tokenizer",)
+    name, title, file = "second", "second tokenizer", SECOND
 
     def chosen(self, config: DictConfig) -> bool:
         return config.get("second") is not None
@@ -166,7 +165,7 @@ class SecondStage(Stage):
 class PriorStage(Stage):
     """Past codes and a condition → the next codes. Latents of a VAE are random, so its prior is trained on frames."""
 
-    name, title, file, share, needs = "prior", "prior", PRIOR, 7.0, ("tokenizer", "second")
+    name, title, file, share = "prior", "prior", PRIOR, 7.0
     settings = PriorSettings
 
     def source(self, fabric: Fabric, store: EpisodeStore, folder: Path, tokenizer: Autoencoder) -> Source:
@@ -220,8 +219,8 @@ def stage_settings(config: DictConfig, stage: Stage | type[Stage]) -> Any:
 
 def prerequisites(config: DictConfig, stages: Sequence[Stage]) -> list[Stage]:
     """The stages that ``stages`` require and do not include, in order."""
-    needed = {name for stage in stages for name in stage.needs} - {stage.name for stage in stages}
-    return [stage for stage in stages_of(config) if stage.name in needed]
+    needed = {file for stage in stages for file in NEEDS[stage.file]} - {stage.file for stage in stages}
+    return [stage for stage in stages_of(config) if stage.file in needed]
 
 
 def encode(fabric: Fabric, store: EpisodeStore, tokenizer: Tokenizer, folder: Path) -> CodeStore:
