@@ -8,28 +8,28 @@ on disk. The contenders are measured in turn, and ratios are computed per round.
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from benchmarks.run import machine, table
+from benchmarks.run import add_report, heading, machine, table, write_report
 from benchmarks.timing import Figure, rounds, seconds
 from worldmodel.config.checks import build
 from worldmodel.config.cli import entry_point
+from worldmodel.config.flags import add_number
 from worldmodel.data.store import EpisodeStore
-from worldmodel.errors import ConfigError
 from worldmodel.recording.collect import collect
 from worldmodel.recording.recorder import FrameSource
 from worldmodel.runs.data import env_maker
-from worldmodel.util.files import replace_text
+from worldmodel.util.ranges import Count
 
 DESCRIPTION = """\
 Measure the overhead of recording over the bare environment and the gain of several processes. Figures are only
@@ -40,32 +40,21 @@ CPU = torch.device("cpu")
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of this command."""
-    parser.add_argument(
-        "--steps", type=int, default=4000, metavar="N", help="steps per contender and round (%(default)s)"
-    )
-    parser.add_argument(
-        "--workers", type=int, default=2, metavar="N", help="processes of the parallel contender (%(default)s)"
-    )
-    parser.add_argument("--repeat", type=int, default=5, metavar="N", help="measured rounds (%(default)s)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures and the machine as JSON")
+    add_number(parser, "--steps", Count, "steps per contender and round (4000)", 4000)
+    add_number(parser, "--workers", Annotated[int, Ge(2)], "processes of the parallel contender (2)", 2)
+    add_report(parser, 5)
 
 
 @entry_point("benchmarks.collect", DESCRIPTION, add_flags)
 def main(args: argparse.Namespace, config: DictConfig) -> None:
     """Run the benchmark and print the figures."""
-    for flag, least in (("steps", 1), ("workers", 2), ("repeat", 1)):
-        if getattr(args, flag) < least:
-            raise ConfigError(f"--{flag} {getattr(args, flag)}: give at least {least}")
     where, console = machine(CPU), Console()
-    console.print(f"{where['date']}  {where['cpu']}, {where['cores']} cores, load {where['load']:g}: {config.env.name}",
-                  highlight=False, soft_wrap=True)  # fmt: skip
+    console.print(f"{heading(where)}: {config.env.name}", highlight=False, soft_wrap=True)
     with console.status("measuring"):
         figures = measure(config, args.steps, args.workers, args.repeat)
     console.print(table("collecting", figures))
-    if args.out is not None:
-        setup = {"machine": where, "env": OmegaConf.to_container(config.env), "steps": args.steps}
-        shown = [dataclasses.asdict(figure) for figure in figures]
-        replace_text(args.out, json.dumps({**setup, "figures": shown}, indent=1) + "\n")
+    env = OmegaConf.to_container(config.env)
+    write_report(args.out, {"machine": where, "env": env, "steps": args.steps, "figures": figures})
 
 
 def measure(config: DictConfig, steps: int, workers: int, repeat: int) -> list[Figure]:
@@ -94,11 +83,11 @@ def measure(config: DictConfig, steps: int, workers: int, repeat: int) -> list[F
     env.close()
     one, bare, several = spent.values()
     figures = [Figure.of(name, [1e6 * time / steps for time in times], "µs/step") for name, times in spent.items()]
-    return [
-        *figures,
-        Figure.of("recorded by 1 process / bare", [a / b for a, b in zip(one, bare, strict=True)], "×"),
-        Figure.of(f"1 process / {workers} processes", [a / b for a, b in zip(one, several, strict=True)], "×"),
-    ]
+    ratios = (
+        Figure.ratio("recorded by 1 process / bare", one, bare),
+        Figure.ratio(f"1 process / {workers} processes", one, several),
+    )
+    return [*figures, *ratios]
 
 
 def play(env: FrameSource, actions: Sequence[int], longest: int, seed: int) -> None:

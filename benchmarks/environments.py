@@ -7,15 +7,18 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from omegaconf import DictConfig
 from rich.console import Console
 
 from benchmarks.run import listed
 from worldmodel.config.cli import choices, compose_config, entry_point
-from worldmodel.errors import ConfigError, WorldModelError
+from worldmodel.config.flags import add_number
+from worldmodel.errors import WorldModelError
 from worldmodel.media import gallery, save_png
 from worldmodel.runs.data import env_maker
 
@@ -31,15 +34,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only", type=listed(choices()["env"]), metavar="A,B", help="names in configs/env (default: all)"
     )
-    parser.add_argument("--steps", type=int, default=400, metavar="N", help="steps per environment (%(default)s)")
+    add_number(parser, "--steps", Annotated[int, Ge(SHEET_FRAMES)], "steps per environment (400)", 400)
     parser.add_argument("--sheet", type=Path, metavar="FILE", help="write some frames of each as one PNG")
 
 
 @entry_point("benchmarks.environments", DESCRIPTION, add_flags)
 def main(args: argparse.Namespace, config: DictConfig) -> None:
     """Run the benchmark. Overrides such as ``env.size=48`` apply to every environment."""
-    if args.steps < SHEET_FRAMES:
-        raise ConfigError(f"--steps {args.steps}: give at least {SHEET_FRAMES}")
     console, rows = Console(), []
     for name in args.only or choices()["env"]:
         try:

@@ -51,10 +51,8 @@ def _at_batch(subject: Subject, worlds: Mapping[Precision, WorldModel], batch: i
             for what, total in ((f"{name}, codes alone", times), (f"{name}, with decoding", both)):
                 figures.append(Figure.of(what, rates(batch * horizon, total), "frames/s", **conditions))
         for what, times_of in (("whole frames", whole), ("sampler", inside)):
-            pairs = zip(times_of["one by one"], times_of["predictive"], strict=True)
-            figures.append(
-                Figure.of(f"one by one / predictive, {what}", [slow / fast for slow, fast in pairs], "×", **conditions)
-            )
+            slow, fast = times_of["one by one"], times_of["predictive"]
+            figures.append(Figure.ratio(f"one by one / predictive, {what}", slow, fast, **conditions))
         for name in ("ancestral", "predictive"):
             counts = [statistics.fmean(one.passes) for one in timed[name]]
             figures.append(Figure.of(f"{name}, passes a frame", counts, "", **conditions))

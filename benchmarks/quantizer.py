@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import multiprocessing
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import torch
+from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor, nn
 
-from benchmarks.run import machine, table
+from benchmarks.run import add_report, heading, machine, table, write_report
 from benchmarks.timing import Contender, Figure, peak_memory, reset_peak, rounds, seconds
+from worldmodel.config.cli import entry_point
+from worldmodel.config.flags import add_number
 from worldmodel.errors import ConfigError
 from worldmodel.quantizers import VectorQuantizer
-from worldmodel.util.files import replace_text
+from worldmodel.util.ranges import Count
 
 DESCRIPTION = """\
 Compare time and memory of worldmodel's vector quantizer with those of vector-quantize-pytorch, with the same codebook
@@ -118,8 +118,7 @@ def speeds(problem: Problem, repeat: int) -> list[Figure]:
     spent = rounds(turns, repeat)
     figures = [Figure.of(f"{what}, {name}", [1e3 * t for t in times], "ms") for (what, name), times in spent.items()]
     for what in STEPS:
-        pairs = zip(spent[what, OURS], spent[what, THEIRS], strict=True)
-        figures.append(Figure.of(f"{what}, times as fast", [theirs / ours for ours, theirs in pairs], "×"))
+        figures.append(Figure.ratio(f"{what}, times as fast", spent[what, THEIRS], spent[what, OURS]))
     return figures
 
 
@@ -150,44 +149,32 @@ def memory(problem: Problem) -> list[Figure]:
     return figures
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code: 1 if codes differ, 2 for a user error."""
-    parser = argparse.ArgumentParser("python -m benchmarks.quantizer", description=DESCRIPTION)
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of this command."""
     for flag, default in (("batch", 64), ("length", 1024), ("width", 64), ("codes", 512), ("threads", 2)):
-        parser.add_argument(f"--{flag}", type=_count, default=default, metavar="N", help="(%(default)s)")
-    parser.add_argument("--repeat", type=_count, default=11, metavar="N", help="measured rounds (%(default)s)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures and the machine as JSON")
-    args = parser.parse_args(argv)
+        add_number(parser, f"--{flag}", Count, f"({default})", default)
+    add_report(parser, 11)
+
+
+@entry_point("benchmarks.quantizer", DESCRIPTION, add_flags)
+def main(args: argparse.Namespace, config: DictConfig) -> None:
+    """Run the benchmark and print the figures."""
     problem = Problem(args.batch, args.length, args.width, args.codes, args.threads)
     torch.set_num_threads(problem.threads)
-    console = Console()
-    try:
-        where, different = machine(DEVICE), different_codes(problem)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    console, where, different = Console(), machine(DEVICE), different_codes(problem)
     differences = ", ".join(f"{count} codes differ ({what})" for what, count in different.items())
     console.print(
-        f"{where['date']}  {where['cpu']}, {where['threads']} threads of {where['cores']} cores, "
-        f"load {where['load']:g}, torch {where['torch']}\n"
-        f"{problem.batch}×{problem.length} vectors of {problem.width}, {problem.num_codes} codes; {differences}",
+        f"{heading(where)}\n{problem.batch}×{problem.length} vectors of {problem.width}, {problem.num_codes} codes; "
+        f"{differences}",
         highlight=False,
         soft_wrap=True,
     )
     figures = {"time": speeds(problem, args.repeat), "memory": memory(problem)}
     for name, group in figures.items():
         console.print(table(name, group))
-    if args.out is not None:
-        report: dict[str, Any] = {"machine": where, "problem": dataclasses.asdict(problem), "different": different}
-        report["figures"] = {name: [dataclasses.asdict(figure) for figure in group] for name, group in figures.items()}
-        replace_text(args.out, json.dumps(report, indent=1) + "\n")
-    return 1 if any(different.values()) else 0
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
+    write_report(args.out, {"machine": where, "problem": problem, "different": different, "figures": figures})
+    if any(different.values()):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import json
 import os
 import platform
+import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,15 @@ from rich.console import Console
 from rich.table import Table
 
 import worldmodel
-from benchmarks import environment, imagine, planning, store, tokenizer, training
+from benchmarks import imagine, parts, training
 from benchmarks.subject import Subject, open_subject
 from benchmarks.timing import Figure, Plan
 from worldmodel.config.cli import entry_point
+from worldmodel.config.flags import add_number
 from worldmodel.errors import ConfigError
 from worldmodel.nn.precision import PRECISIONS
 from worldmodel.util.files import replace_text
+from worldmodel.util.ranges import Count
 
 DESCRIPTION = """\
 Measure speeds and peak memory of a run (run=name), or of the untrained model of the settings, on recorded episodes
@@ -34,11 +38,11 @@ Measure speeds and peak memory of a run (run=name), or of the untrained model of
 Prints tables and writes JSON, which docs/benchmarks.md explains."""
 
 MEASURES: dict[str, Callable[[Subject, Plan], list[Figure]]] = {
-    "store": store.measure,  # first, because files that others have mapped cannot be dropped from the cache
-    "tokenizer": tokenizer.measure,
+    "store": parts.measure_store,  # first, because files that others have mapped cannot be dropped from the cache
+    "tokenizer": parts.measure_tokenizer,
     "imagination": imagine.measure,
-    "environment": environment.measure,
-    "planning": planning.measure,
+    "environment": parts.measure_environment,
+    "planning": parts.measure_planning,
     "training": training.measure,
 }
 
@@ -48,8 +52,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     for flag, choices, default in (("--only", MEASURES, None), ("--precision", PRECISIONS, list(PRECISIONS))):
         parser.add_argument(flag, type=listed(choices), default=default, metavar="A,B", help=f"of {', '.join(choices)}")
     parser.add_argument("--batches", type=listed(), default=[1, 64, 512], metavar="N,N", help="default: 1,64,512")
-    parser.add_argument("--repeat", type=int, default=5, metavar="N", help="measured rounds (%(default)s)")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: that of torch)")
+    add_number(parser, "--threads", Count, "CPU threads (default: that of torch)")
+    add_report(parser, 5)
+
+
+def add_report(parser: argparse.ArgumentParser, repeat: int) -> None:
+    """The flags of the report; ``repeat``: the usual number of measured rounds."""
+    add_number(parser, "--repeat", Count, f"measured rounds ({repeat})", repeat)
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures and the machine as JSON")
 
 
@@ -70,31 +79,27 @@ def listed(choices: Iterable[str] | None = None) -> Callable[[str], list[Any]]:
 @entry_point("benchmarks.run", DESCRIPTION, add_flags)
 def main(args: argparse.Namespace, config: DictConfig) -> None:
     """Run the benchmark and print the figures."""
-    for flag, value in (("--repeat", args.repeat), ("--threads", args.threads)):
-        if value is not None and value < 1:
-            raise ConfigError(f"{flag} {value}: give at least 1")
     if args.out is not None and not args.out.parent.is_dir():
         raise ConfigError(f"--out {args.out}: there is no folder {args.out.parent}")
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     plan = Plan(args.batches, args.precision, args.repeat)
-    console = Console()
+    console, figures = Console(), {}
     with tempfile.TemporaryDirectory(prefix="benchmark-") as scratch:
         subject = open_subject(config, args.overrides, Path(scratch))
-        report: dict[str, Any] = {
-            "machine": machine(subject.device),
-            "model": subject.facts(),
-            "repeat": plan.repeat,
-            "figures": {},
-        }
-        console.print(heading(report), highlight=False, soft_wrap=True)
+        where, model = machine(subject.device), subject.facts()
+        console.print(f"{heading(where)}\n{describe(model)}", highlight=False, soft_wrap=True)
         for name in args.only or MEASURES:
             with console.status(f"measuring: {name}"):
-                figures = MEASURES[name](subject, plan)
-            report["figures"][name] = [dataclasses.asdict(figure) for figure in figures]
-            console.print(table(name, figures))
-    if args.out is not None:
-        replace_text(args.out, json.dumps(report, indent=1) + "\n")
+                figures[name] = MEASURES[name](subject, plan)
+            console.print(table(name, figures[name]))
+    write_report(args.out, {"machine": where, "model": model, "repeat": plan.repeat, "figures": figures})
+
+
+def write_report(path: Path | None, report: Mapping[str, Any]) -> None:
+    """Write facts and figures as JSON, if there is a path."""
+    if path is not None:
+        replace_text(path, json.dumps(report, indent=1, default=dataclasses.asdict) + "\n")
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -117,47 +122,35 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 def cpu_model() -> str:
     """The name of the processor, if the system reports it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        if found := re.search(r"^model name\s*: *(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+            return found[1]
+    return platform.processor() or platform.machine()
 
 
-def heading(report: dict[str, Any]) -> str:
-    """The machine and the model in a few lines."""
-    where, model = report["machine"], report["model"]
+def heading(where: Mapping[str, Any]) -> str:
+    """The machine in one line."""
+    threads = f"{where['threads']} threads of {where['cores']} cores, load {where['load']:g}, torch {where['torch']}"
+    return f"{where['date']}  {where['gpu'] or where['cpu']}, {threads}"
+
+
+def describe(model: Mapping[str, Any]) -> str:
+    """The model and its data in one line."""
     shape, grid = "×".join(map(str, model["frame"])), "×".join(map(str, model["grid"]))
     sizes = ", ".join(f"{part} {count / 1e6:.2f} M" for part, count in model["parameters"].items())
     name = model["run"] or "untrained (passes and the speed of predictive sampling are not those of a trained model)"
-    return (
-        f"{where['date']}  {where['gpu'] or where['cpu']}, {where['threads']} threads of {where['cores']} cores, "
-        f"load {where['load']:g}, torch {where['torch']}\n"
-        f"{name}: {shape} → {grid} of {model['codes']}; {sizes}; "
-        f"{model['data']['frames']:,} frames of data"
-    )
+    return f"{name}: {shape} → {grid} of {model['codes']}; {sizes}; {model['data']['frames']:,} frames of data"
 
 
 def table(title: str, figures: Sequence[Figure]) -> Table:
     """The figures of one group as a table."""
     shown = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for name in ("what", "batch", "precision"):
-        shown.add_column(name)
-    for name in ("median", "lowest", "highest"):
-        shown.add_column(name, justify="right")
-    shown.add_column("unit")
+    for name in ("what", "batch", "precision", "median", "lowest", "highest", "unit"):
+        shown.add_column(name, justify="right" if name in ("median", "lowest", "highest") else "left")
     for one in figures:
-        single = one.low == one.high
-        spread = ("", "") if single else (number(one.low), number(one.high))
-        shown.add_row(
-            one.what,
-            "×".join(str(n) for n in (one.batch, one.length) if n),
-            one.precision or "",
-            number(one.value),
-            *spread,
-            one.unit,
-        )
+        spread = ("", "") if one.low == one.high else (number(one.low), number(one.high))
+        size = "×".join(str(n) for n in (one.batch, one.length) if n)
+        shown.add_row(one.what, size, one.precision or "", number(one.value), *spread, one.unit)
     return shown
 
 

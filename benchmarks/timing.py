@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import resource
 import statistics
 import sys
@@ -46,6 +47,11 @@ class Figure:
     def of(cls, what: str, values: Sequence[float], unit: str, **conditions: Any) -> Figure:
         """Make a figure from the values of all rounds; ``conditions`` are batch, length, precision."""
         return cls(what, statistics.median(values), unit, min(values), max(values), **conditions)
+
+    @classmethod
+    def ratio(cls, what: str, slow: Sequence[float], fast: Sequence[float], **conditions: Any) -> Figure:
+        """Make a figure of the ratio of two times, which is formed in every round."""
+        return cls.of(what, [a / b for a, b in zip(slow, fast, strict=True)], "×", **conditions)
 
 
 def synchronize(device: torch.device) -> None:
@@ -95,10 +101,8 @@ def reset_peak(device: torch.device) -> None:
 def peak_memory(device: torch.device, batch: int | None = None) -> Figure:
     """Peak since :func:`reset_peak`: of the tensors on a GPU, or of the process (with libraries and mapped data)."""
     if device.type == "cuda":
-        what, peak = "peak GPU memory", torch.cuda.max_memory_allocated(device)
-    else:
-        what, peak = "peak process memory", _peak_resident()
-    return Figure.of(what, [peak / 2**20], "MiB", batch=batch)
+        return Figure.of("peak GPU memory", [torch.cuda.max_memory_allocated(device) / 2**20], "MiB", batch=batch)
+    return Figure.of("peak process memory", [_peak_resident() / 2**20], "MiB", batch=batch)
 
 
 def _peak_resident() -> int:
@@ -106,8 +110,7 @@ def _peak_resident() -> int:
     starts with the size of the parent process.
     """
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return 1024 * int(line.split()[1])
+        if found := re.search(r"^VmHWM:\s*(\d+)", Path("/proc/self/status").read_text(), re.MULTILINE):
+            return 1024 * int(found[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024)  # bytes on macOS, kibibytes elsewhere

@@ -13,7 +13,7 @@ import torch
 from moving_square import SPEC, record
 from tiny import SMALL_PRIOR
 
-from benchmarks import collect, environment, environments, imagine, planning, quantizer
+from benchmarks import collect, environments, imagine, parts, quantizer
 from benchmarks.run import main
 from benchmarks.timing import peak_memory, reset_peak, rounds
 from worldmodel.data.store import EpisodeStore
@@ -21,9 +21,8 @@ from worldmodel.data.store import EpisodeStore
 TINY = ("tokenizer.widths=[8,8,8]", "tokenizer.blocks=1", *SMALL_PRIOR, "tokenizer.num_codes=16", "device=cpu",
         "training.tokenizer.batch=4", "training.prior.batch=4")  # fmt: skip
 SMALLER = {
-    environment: {"HORIZON": 3},
     imagine: {"LONGEST": 3},
-    planning: {"CANDIDATES": 8, "HORIZON": 3, "ITERATIONS": 2, "SIMULATIONS": 4},
+    parts: {"STEPS": 3, "CANDIDATES": 8, "HORIZON": 3, "ITERATIONS": 2, "SIMULATIONS": 4},
 }
 BATCHES = (1, 8)  # the second is large enough for bfloat16, where the processor has it
 
@@ -84,7 +83,7 @@ def test_every_figure_is_there(
         (["run=nowhere"], "unknown run 'nowhere'"),
         (["run=nowhere", "tokenizer.num_codes=8"], "tokenizer.num_codes=8 cannot change a trained run"),
         (["data=nowhere"], "no data at nowhere"),
-        (["--threads", "0"], "--threads 0: give at least 1"),
+        (["--threads", "0"], "--threads is 0; it must be at least 1"),
         (["--out", "no/folder.json"], "there is no folder no"),
     ],
 )
@@ -152,7 +151,7 @@ def test_what_recording_costs(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert all(value > 0 and math.isfinite(value) for value in figures.values())
     assert figures["recorded by 1 process / bare"] == pytest.approx(figures[contenders[0]] / figures[contenders[1]])
     assert collect.main(["--workers", "1"]) == 2
-    assert "--workers 1: give at least 2" in capsys.readouterr().err
+    assert "--workers is 1; it must be at least 2" in capsys.readouterr().err
 
 
 def test_a_line_and_pictures_of_every_environment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
