@@ -28,7 +28,7 @@ from worldmodel.runs.data import record_steps, recorded
 from worldmodel.runs.folder import PRIOR, checkpoint_of, find_run, load_config
 from worldmodel.runs.load import check_trained
 from worldmodel.runs.stages import stage_settings, stages_of
-from worldmodel.runs.training import log_line, make_fabric, train, train_stage
+from worldmodel.runs.training import make_fabric, train, train_stage
 from worldmodel.util.files import replace_text
 from worldmodel.util.ranges import PassedTo
 from worldmodel.world import WorldModel
@@ -121,7 +121,7 @@ def train_actor(config: DictConfig, settings: LearnerSettings, folder: Path, pre
     fabric = make_fabric(config)
     fabric.launch()
     if check_trained(folder, AGENT):
-        log_line(fabric, f"the agent is trained already; to train it again remove {folder / AGENT} and "
+        fabric.print(f"the agent is trained already; to train it again remove {folder / AGENT} and "
                     f"{checkpoint_of(folder, AGENT)}")  # fmt: skip
         return
     world = WorldModel.load(folder, device=str(fabric.device))

@@ -14,7 +14,7 @@ from worldmodel.runs.build import build_tokenizer
 from worldmodel.runs.stages import STAGES, Source, stage_settings
 from worldmodel.runs.training import make_fabric
 from worldmodel.tokenizers import require_codes
-from worldmodel.training.batches import make_batches
+from worldmodel.training.base import make_batches
 from worldmodel.training.fit import Fit, Hook, fit
 from worldmodel.world import Precision
 

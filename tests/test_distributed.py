@@ -16,7 +16,7 @@ from tiny import FIT
 
 from worldmodel.quantizers import VectorQuantizer
 from worldmodel.tokenizers import VQVAE
-from worldmodel.training.batches import step_seed
+from worldmodel.training.base import step_seed
 from worldmodel.training.fit import Fit, FitSettings, fit
 from worldmodel.training.hooks import Checkpoint, JsonLines, read_json_lines
 from worldmodel.training.objectives import TokenizerObjective

@@ -25,7 +25,7 @@ from worldmodel.runs.load import load_prior, load_tokenizer
 from worldmodel.runs.resume import fixed_settings
 from worldmodel.runs.training import train
 from worldmodel.train import main
-from worldmodel.training.batches import make_batches
+from worldmodel.training.base import make_batches
 from worldmodel.training.checkpoint import load_tensors
 from worldmodel.training.fit import Fit
 from worldmodel.training.hooks import Checkpoint, read_json_lines

@@ -17,7 +17,7 @@ from worldmodel.errors import ConfigError, WorldModelError
 from worldmodel.priors import LatentPrior
 from worldmodel.tokenizers import Autoencoder, require_codes
 from worldmodel.tokenizers.scene import GridVQVAE
-from worldmodel.training.augment import Augmentation
+from worldmodel.training.base import Augmentation
 from worldmodel.types import Spec
 
 

@@ -25,8 +25,7 @@ from worldmodel.runs.resume import check_no_orphan, run_of_initial_weights, run_
 from worldmodel.runs.stages import Stage, StageSettings, prerequisites, stage_settings, stages_of
 from worldmodel.tokenizers import Autoencoder, Tokenizer
 from worldmodel.training import hooks as watch
-from worldmodel.training.base import Objective
-from worldmodel.training.batches import make_batches
+from worldmodel.training.base import Objective, make_batches
 from worldmodel.training.fit import FitResult, Hook, fit, weighted_sum
 from worldmodel.types import Segment, Spec
 
@@ -50,14 +49,14 @@ def train(
     fabric.launch()
     chosen = str(run_to_train(config, store.spec, stages, tokenizer_of)) if fabric.is_global_zero else ""
     folder = Path(fabric.broadcast(chosen))
-    log_line(fabric, f"run {folder.name}")
+    fabric.print(f"run {folder.name}", flush=True)
     for each in stages:
         if check_trained(folder, each.file):
-            log_line(fabric, f"the {each.title} is trained already; to start another run: run=another-name")
+            fabric.print(f"the {each.title} is trained already; to start another run: run=another-name", flush=True)
             continue
         check_no_orphan(folder, each)
         train_stage(fabric, config, each, store, folder, None if first is None else first / each.file)
-    log_line(fabric, f"weights, metrics and curves are in {folder}")
+    fabric.print(f"weights, metrics and curves are in {folder}", flush=True)
     return folder
 
 
@@ -119,12 +118,6 @@ def blank_window(length: int, spec: Spec, tokenizer: Autoencoder | None) -> Segm
     )
 
 
-def log_line(fabric: Fabric, text: str) -> None:
-    """Print a line from the first process."""
-    if fabric.is_global_zero:
-        print(text, flush=True)
-
-
 def train_stage(
     fabric: Fabric, config: DictConfig, stage: Stage, store: EpisodeStore, folder: Path, first: Path | None = None
 ) -> None:
@@ -153,7 +146,8 @@ def train_stage(
         if tokenizer is not None:
             facts["tokenizer"] = fingerprint(stage.load(folder))  # the tokenizer of its codes
         save_weights(folder / stage.file, weights, facts)
-        plot_metrics(folder)
+        if records := watch.read_json_lines(folder / METRICS):
+            plots.save_panels(folder / "metrics.png", plots.metrics_panels(records), title=folder.name)
     fabric.barrier()
 
 
@@ -176,10 +170,3 @@ def fit_stage(
         chain.append(watch.Evaluation(settings.evaluate_every, evaluate, (lines, board)))
     chain.append(watch.Checkpoint(checkpoint, settings.checkpoint_seconds))
     return fit(fabric, objective, batches, settings, checkpoint, chain, stage.name)
-
-
-def plot_metrics(folder: Path) -> None:
-    """Plot all logged values as ``metrics.png``."""
-    records = watch.read_json_lines(folder / METRICS)
-    if records:
-        plots.save_panels(folder / "metrics.png", plots.metrics_panels(records), title=folder.name)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from worldmodel.speech.nn.mel import companded, expanded
-from worldmodel.training.augment import Augmentation
+from worldmodel.training.base import Augmentation
 from worldmodel.types import to_float, to_uint8
 from worldmodel.util.ranges import NonNegative, Share, ShareBelowOne
 

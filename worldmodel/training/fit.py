@@ -17,10 +17,8 @@ from torch import Tensor
 
 from worldmodel.errors import ConfigError, RunError
 from worldmodel.nn.precision import Precision, cast, resolve_precision
-from worldmodel.training.base import Objective
-from worldmodel.training.batches import Ahead, Batches, step_seed
+from worldmodel.training.base import Ahead, Batches, Objective, RunningMeans, step_seed
 from worldmodel.training.checkpoint import check_fit, load_tensors, save_tensors
-from worldmodel.training.means import RunningMeans
 from worldmodel.training.optim import Decay, MasterOptimizer, WeightAverage, learning_rate_factor
 from worldmodel.types import Segment
 from worldmodel.util.interrupts import deferred
@@ -72,11 +70,7 @@ class Fit:
         cast(objective, resolve_precision(settings.precision, fabric.device))
         self.module = fabric.setup_module(objective)
         self.optimizer = MasterOptimizer(
-            objective,
-            betas=settings.betas,
-            weight_decay=settings.weight_decay,
-            clip=settings.clip,
-            muon=settings.muon,
+            objective, betas=settings.betas, weight_decay=settings.weight_decay, clip=settings.clip, muon=settings.muon
         )
         self.average = WeightAverage(self.optimizer, settings.ema)
         self.window = RunningMeans()
@@ -85,7 +79,7 @@ class Fit:
         self.first_step = 0  # of this session
         self.learning_rate = 0.0
         self.interrupted = False
-        self._seconds_before = 0.0
+        self.elapsed_before = 0.0
         self._started = time.monotonic()
         self.elapsed = 0.0  # seconds over all sessions, the same on every process
 
@@ -95,13 +89,9 @@ class Fit:
         by_clock = 0.0 if self.settings.max_seconds is None else self.elapsed / self.settings.max_seconds
         return min(1.0, max(self.step / self.settings.steps, by_clock))
 
-    @property
-    def seconds_this_session(self) -> float:
-        return self.elapsed - self._seconds_before
-
     def agree(self, interrupted: bool) -> None:
         """Reads the clock. Several processes agree on it and on interruptions, since all must stop at the same step."""
-        elapsed = self._seconds_before + time.monotonic() - self._started
+        elapsed = self.elapsed_before + time.monotonic() - self._started
         if self.fabric.world_size > 1:
             if self.step % AGREE_EVERY and self.step not in (self.first_step, self.settings.steps):
                 return
@@ -191,7 +181,7 @@ class Fit:
                 value.copy_(tensors[f"buffer.{name}"])
         self.window.load(meta["window"], self.fabric.device)
         self.step = self.first_step = int(meta["step"])
-        self.elapsed = self._seconds_before = float(meta["elapsed"])
+        self.elapsed = self.elapsed_before = float(meta["elapsed"])
         self._started = time.monotonic()
 
 
@@ -204,8 +194,8 @@ class Hook:
     def on_start(self, fit: Fit) -> None:
         """Before the first step of this session, after a checkpoint was read."""
 
-    def on_log(self, fit: Fit, means: dict[str, float]) -> None:
-        """At the end of a window of ``log_every`` steps, with the means of loss, terms and metrics."""
+    def on_log(self, fit: Fit, values: dict[str, float]) -> None:
+        """Values to log: at the end of a window of ``log_every`` steps the means of loss, terms and metrics."""
 
     def on_step(self, fit: Fit) -> None:
         """After every step."""

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -13,8 +14,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 
-from worldmodel.training.base import Objective
-from worldmodel.training.batches import Batches
+from worldmodel.training.base import Batches, Objective
 from worldmodel.training.fit import Fit, Hook
 from worldmodel.util.files import naming, replace_text
 from worldmodel.util.progress import Bars
@@ -65,11 +65,7 @@ class JsonLines(Hook):
         replace_text(self.path, "".join(json.dumps(record) + "\n" for record in records))
         self._file = self.path.open("a")
 
-    def on_log(self, fit: Fit, means: dict[str, float]) -> None:
-        self.write(fit, means)
-
-    def write(self, fit: Fit, values: dict[str, float]) -> None:
-        """One line of values as of now."""
+    def on_log(self, fit: Fit, values: dict[str, float]) -> None:
         if self._file is None:
             return
         facts = {"stage": fit.stage, "step": fit.step, "seconds": round(fit.elapsed, 3)}
@@ -111,12 +107,9 @@ class TensorBoard(Hook):
 
             self._writer = SummaryWriter(str(self.folder), purge_step=fit.step + 1 if fit.step else None)
 
-    def on_log(self, fit: Fit, means: dict[str, float]) -> None:
-        self.write(fit, {**means, "learning_rate": fit.learning_rate})
-
-    def write(self, fit: Fit, values: dict[str, float]) -> None:
+    def on_log(self, fit: Fit, values: dict[str, float]) -> None:
         if self._writer is not None:
-            for name, value in values.items():
+            for name, value in {**values, "learning_rate": fit.learning_rate}.items():
                 self._writer.add_scalar(f"{fit.stage}/{name}", value, fit.step)
 
     def close(self) -> None:
@@ -135,7 +128,7 @@ class Evaluation(Hook):
         self,
         every_steps: int,
         evaluate: Callable[[Objective], dict[str, float]],
-        writers: tuple[JsonLines | TensorBoard, ...],
+        writers: tuple[Hook, ...],
     ):
         self.every_steps, self.evaluate, self.writers = every_steps, evaluate, writers
         self._step = -1
@@ -155,7 +148,7 @@ class Evaluation(Hook):
         with fit.averaged() as objective:
             values = self.evaluate(objective)
         for writer in self.writers:
-            writer.write(fit, values)
+            writer.on_log(fit, values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,9 +192,9 @@ class ProgressBar(Hook):
         self._task = self._bars.add_task(fit.stage, total=1.0)
         self._bars.start()
 
-    def on_log(self, fit: Fit, means: dict[str, float]) -> None:
-        names = ["loss", *(name for name in fit.objective.headline if name in means)]
-        self._figures = "  ".join(f"{name} {means[name]:.4g}" for name in names)
+    def on_log(self, fit: Fit, values: dict[str, float]) -> None:
+        names = ["loss", *(name for name in fit.objective.headline if name in values)]
+        self._figures = "  ".join(f"{name} {values[name]:.4g}" for name in names)
 
     def on_step(self, fit: Fit) -> None:
         if self._task is not None:
@@ -212,8 +205,8 @@ class ProgressBar(Hook):
             self._bars.stop()
 
     def _text(self, fit: Fit) -> str:
-        rate = (fit.step - fit.first_step) / max(fit.seconds_this_session, 1e-9)
-        left = f"{format_seconds(seconds_left(fit, rate))} left" if fit.step > fit.first_step else ""
+        rate = (fit.step - fit.first_step) / max(fit.elapsed - fit.elapsed_before, 1e-9)
+        left = f"{timedelta(seconds=round(seconds_left(fit, rate)))} left" if fit.step > fit.first_step else ""
         return "  ".join(part for part in (f"step {fit.step}", self._figures, f"{rate:.1f} steps/s", left) if part)
 
 
@@ -222,10 +215,3 @@ def seconds_left(fit: Fit, rate: float) -> float:
     by_steps = (fit.settings.steps - fit.step) / max(rate, 1e-9)
     by_clock = math.inf if fit.settings.max_seconds is None else fit.settings.max_seconds - fit.elapsed
     return max(0.0, min(by_steps, by_clock))
-
-
-def format_seconds(seconds: float) -> str:
-    """As 0:07, 12:30, 1:02:03."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

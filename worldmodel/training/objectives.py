@@ -13,8 +13,7 @@ from worldmodel.quantizers import all_reduce
 from worldmodel.tokenizers import Autoencoder, Tokenizer
 from worldmodel.tokenizers.base import join
 from worldmodel.tokenizers.scene import GridVQVAE
-from worldmodel.training.augment import Augmentation
-from worldmodel.training.base import Losses, Objective
+from worldmodel.training.base import Augmentation, Losses, Objective
 from worldmodel.types import Segment, to_float
 
 
