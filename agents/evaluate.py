@@ -6,17 +6,13 @@ import argparse
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from worldmodel.config.cli import entry_point
+from worldmodel.config.cli import Config, entry_point
 from worldmodel.config.flags import add_number
 from worldmodel.errors import ConfigError
 from worldmodel.util.ranges import Count, NonNegative, Whole
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
 DESCRIPTION = """\
 Evaluate an agent in the real environment: return, length and success with 95 % intervals, plots
@@ -30,7 +26,6 @@ plan.mp4 (an episode, and the frames imagined 1, 4 and 8 steps before). The fold
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of this command."""
     parser.add_argument(
         "--success",
         type=float,
@@ -45,7 +40,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 @entry_point("worldmodel.agents.evaluate", DESCRIPTION, add_flags)
-def main(args: argparse.Namespace, config: DictConfig) -> None:
+def main(args: argparse.Namespace, config: Config) -> None:
     """Evaluate the agent and print the results."""
     if args.name is not None and not re.fullmatch(r"[\w.+@-]*\w[\w.+@-]*", args.name):
         raise ConfigError(f"--name {args.name!r}: the name becomes that of a folder; use letters, digits and - _ . + @")

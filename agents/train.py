@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
 
-from worldmodel.config.cli import entry_point
+from worldmodel.config.cli import Config, entry_point
 from worldmodel.errors import RunError
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
 DESCRIPTION = """\
 Train an agent. agent=actor_critic: every round collects steps in the environment (the first round
@@ -28,7 +24,7 @@ The same command resumes an interrupted training."""
 
 
 @entry_point("worldmodel.agents.train", DESCRIPTION)
-def main(args: argparse.Namespace, config: DictConfig) -> None:
+def main(args: argparse.Namespace, config: Config) -> None:
     """Find the learner of the agent and run it."""
     from worldmodel.agents.choice import agent_name_of, find_learner  # slow: imports torch
 

@@ -23,7 +23,7 @@ from rich.console import Console
 from benchmarks.run import add_report, heading, machine, table, write_report
 from benchmarks.timing import Figure, rounds, seconds
 from worldmodel.config.checks import build
-from worldmodel.config.cli import entry_point
+from worldmodel.config.cli import Config, entry_point
 from worldmodel.config.flags import add_number
 from worldmodel.data.store import EpisodeStore
 from worldmodel.recording.collect import collect
@@ -39,14 +39,13 @@ CPU = torch.device("cpu")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of this command."""
     add_number(parser, "--steps", Count, "steps per contender and round (4000)", 4000)
     add_number(parser, "--workers", Annotated[int, Ge(2)], "processes of the parallel contender (2)", 2)
     add_report(parser, 5)
 
 
 @entry_point("benchmarks.collect", DESCRIPTION, add_flags)
-def main(args: argparse.Namespace, config: DictConfig) -> None:
+def main(args: argparse.Namespace, config: Config) -> None:
     """Run the benchmark and print the figures."""
     where, console = machine(CPU), Console()
     console.print(f"{heading(where)}: {config.env.name}", highlight=False, soft_wrap=True)

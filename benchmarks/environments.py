@@ -12,11 +12,10 @@ from typing import Annotated
 import numpy as np
 import torch
 from annotated_types import Ge
-from omegaconf import DictConfig
 from rich.console import Console
 
 from benchmarks.run import listed
-from worldmodel.config.cli import choices, compose_config, entry_point
+from worldmodel.config.cli import Config, choices, compose_config, entry_point
 from worldmodel.config.flags import add_number
 from worldmodel.errors import WorldModelError
 from worldmodel.media import gallery, save_png
@@ -30,7 +29,6 @@ SHEET_FRAMES = 8  # per environment
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of this command."""
     parser.add_argument(
         "--only", type=listed(choices()["env"]), metavar="A,B", help="names in configs/env (default: all)"
     )
@@ -39,7 +37,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 @entry_point("benchmarks.environments", DESCRIPTION, add_flags)
-def main(args: argparse.Namespace, config: DictConfig) -> None:
+def main(args: argparse.Namespace, config: Config) -> None:
     """Run the benchmark. Overrides such as ``env.size=48`` apply to every environment."""
     console, rows = Console(), []
     for name in args.only or choices()["env"]:

@@ -9,13 +9,12 @@ import sys
 from collections.abc import Callable
 
 import torch
-from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor, nn
 
 from benchmarks.run import add_report, heading, machine, table, write_report
 from benchmarks.timing import Contender, Figure, peak_memory, reset_peak, rounds, seconds
-from worldmodel.config.cli import entry_point
+from worldmodel.config.cli import Config, entry_point
 from worldmodel.config.flags import add_number
 from worldmodel.errors import ConfigError
 from worldmodel.quantizers import VectorQuantizer
@@ -150,14 +149,13 @@ def memory(problem: Problem) -> list[Figure]:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of this command."""
     for flag, default in (("batch", 64), ("length", 1024), ("width", 64), ("codes", 512), ("threads", 2)):
         add_number(parser, f"--{flag}", Count, f"({default})", default)
     add_report(parser, 11)
 
 
 @entry_point("benchmarks.quantizer", DESCRIPTION, add_flags)
-def main(args: argparse.Namespace, config: DictConfig) -> None:
+def main(args: argparse.Namespace, config: Config) -> None:
     """Run the benchmark and print the figures."""
     problem = Problem(args.batch, args.length, args.width, args.codes, args.threads)
     torch.set_num_threads(problem.threads)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
@@ -25,7 +24,7 @@ import worldmodel
 from benchmarks import imagine, parts, training
 from benchmarks.subject import Subject, open_subject
 from benchmarks.timing import Figure, Plan
-from worldmodel.config.cli import entry_point
+from worldmodel.config.cli import Config, entry_point
 from worldmodel.config.flags import add_number
 from worldmodel.errors import ConfigError
 from worldmodel.nn.precision import PRECISIONS
@@ -48,7 +47,6 @@ MEASURES: dict[str, Callable[[Subject, Plan], list[Figure]]] = {
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of this command."""
     for flag, choices, default in (("--only", MEASURES, None), ("--precision", PRECISIONS, list(PRECISIONS))):
         parser.add_argument(flag, type=listed(choices), default=default, metavar="A,B", help=f"of {', '.join(choices)}")
     parser.add_argument("--batches", type=listed(), default=[1, 64, 512], metavar="N,N", help="default: 1,64,512")
@@ -77,7 +75,7 @@ def listed(choices: Iterable[str] | None = None) -> Callable[[str], list[Any]]:
 
 
 @entry_point("benchmarks.run", DESCRIPTION, add_flags)
-def main(args: argparse.Namespace, config: DictConfig) -> None:
+def main(args: argparse.Namespace, config: Config) -> None:
     """Run the benchmark and print the figures."""
     if args.out is not None and not args.out.parent.is_dir():
         raise ConfigError(f"--out {args.out}: there is no folder {args.out.parent}")

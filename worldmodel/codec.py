@@ -9,16 +9,12 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from worldmodel.config.cli import entry_point
+from worldmodel.config.cli import Config, entry_point
 from worldmodel.config.flags import add_number, add_output
 from worldmodel.errors import ConfigError
 from worldmodel.util.output import SOUND_SUFFIXES, check_output, output_of
 from worldmodel.util.ranges import Positive
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
 ENTROPY = ("auto", "none", "counts", "prior")
 SUFFIX = ".wmc"
@@ -33,7 +29,6 @@ which decodes on a machine like this one only; none: codes of fixed width; auto:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of this command."""
     add_number(parser, "--kbps", Positive, "encode: as many codebooks as fit into N kbit/s at fixed width (all)")
     parser.add_argument("--entropy", choices=ENTROPY, help="encode: the model of the codes (auto)")
     parser.add_argument("--stream", action="store_true", help="code the sound in chunks of 20 ms, as it would arrive")
@@ -41,7 +36,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 @entry_point("codec", DESCRIPTION, add_flags, operands=("encode|decode", "FILE"))
-def main(args: argparse.Namespace, config: DictConfig) -> None:
+def main(args: argparse.Namespace, config: Config) -> None:
     """Load the run, encode or decode, write, report."""
     action, file = args.operands[0], Path(args.operands[1])
     if action not in ("encode", "decode"):

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from annotated_types import Ge, Le
 
-from worldmodel.config.cli import entry_point
+from worldmodel.config.cli import Config, entry_point
 from worldmodel.config.flags import add_number
 from worldmodel.errors import ConfigError
 from worldmodel.util.ranges import Count
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
 DESCRIPTION = """\
 Play an environment with an explorer and record what it sees, in several processes. The same
@@ -29,13 +26,12 @@ Workers = Annotated[int, Ge(1), Le(1024)]
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of this command."""
     add_number(parser, "--steps", Count, "environment steps to record (collect.steps)")
     add_number(parser, "--workers", Workers, "simulator processes (collect.workers)")
 
 
 @entry_point("collect", DESCRIPTION, add_flags)
-def main(args: argparse.Namespace, config: DictConfig) -> None:
+def main(args: argparse.Namespace, config: Config) -> None:
     """Build the explorer or the source and record or import its episodes."""
     from omegaconf import OmegaConf
 

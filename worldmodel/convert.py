@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from worldmodel.config.cli import entry_point
+from worldmodel.config.cli import Config, entry_point
 from worldmodel.config.flags import add_output, add_seed, add_voice_temperature
 from worldmodel.errors import ConfigError
 from worldmodel.util.output import SOUND_SUFFIXES, options_in_name
@@ -18,7 +18,6 @@ from worldmodel.util.output import SOUND_SUFFIXES, options_in_name
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from omegaconf import DictConfig
 
 DESCRIPTION = """\
 Speak the words of FILE (WAV, FLAC) in the voices of speakers that a run of speech was trained on.
@@ -26,7 +25,6 @@ Writes a .wav file for each speaker and a page of spectrograms."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of this command."""
     parser.add_argument("--speakers", metavar="A,B", help="speakers, separated by commas (the first of the run)")
     add_voice_temperature(parser)
     add_seed(parser)
@@ -34,7 +32,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 @entry_point("convert", DESCRIPTION, add_flags, operands=("FILE",))
-def main(args: argparse.Namespace, config: DictConfig) -> None:
+def main(args: argparse.Namespace, config: Config) -> None:
     """Load the run, encode, decode in each voice, write, report."""
     from worldmodel.runs.folder import TOKENIZER  # only now, since it imports torch
     from worldmodel.runs.kind import Kind, choose_run

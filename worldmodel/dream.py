@@ -9,18 +9,15 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from annotated_types import Ge, Le
 
-from worldmodel.config.cli import entry_point
+from worldmodel.config.cli import Config, entry_point
 from worldmodel.config.flags import Few, add_number, add_output, add_sampling, add_seed
 from worldmodel.dreaming.actions import MAX_STEPS, REPEAT
 from worldmodel.errors import ConfigError
 from worldmodel.util.output import VIDEO_SUFFIXES, output_of
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
 DESCRIPTION = f"""\
 Dream a video: the model sees a few recorded frames, then only actions. Without --actions and
@@ -42,7 +39,6 @@ MOVED = {
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of this command."""
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--actions", metavar="SCRIPT", help="actions to dream under")
     what.add_argument(
@@ -64,7 +60,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 @entry_point("dream", DESCRIPTION, add_flags, moved=MOVED)
-def main(args: argparse.Namespace, config: DictConfig) -> None:
+def main(args: argparse.Namespace, config: Config) -> None:
     """Load the run, choose the scene, imagine, write, report."""
     if args.start is not None and args.actions is None:
         raise ConfigError(

@@ -15,15 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Ge
 from rich.console import Console
 
-from worldmodel.config.cli import entry_point
+from worldmodel.config.cli import Config, entry_point
 from worldmodel.config.flags import add_number
 from worldmodel.errors import ConfigError
 from worldmodel.util.progress import progress_bars
 from worldmodel.util.ranges import Count
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
     from worldmodel.evaluation.suite import Settings
 
 DESCRIPTION = """\
@@ -38,7 +36,6 @@ FLAGS_OF = {"quick": "WORLD", "windows": "WORLD", "top_k": "WORLD", "skip": "WOR
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of this command."""
     parser.add_argument(
         "--quick", action="store_true", help="environment: fewer windows, 15 steps, no classifier of actions"
     )
@@ -53,7 +50,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 @entry_point("evaluate", DESCRIPTION, add_flags)
-def main(args: argparse.Namespace, config: DictConfig) -> None:
+def main(args: argparse.Namespace, config: Config) -> None:
     """Find the run and its data, measure, print, write."""
     from worldmodel.evaluation import compare  # only now, since it imports torch
     from worldmodel.evaluation.report import table
@@ -82,7 +79,7 @@ def main(args: argparse.Namespace, config: DictConfig) -> None:
 
 
 def measure(
-    args: argparse.Namespace, config: DictConfig, run: Path, console: Console
+    args: argparse.Namespace, config: Config, run: Path, console: Console
 ) -> tuple[dict[str, Any], list[tuple[str, str]], str]:
     """The figures of a run, the lines of its table, and the names of the other files in its report."""
     from worldmodel.data.store import EpisodeStore

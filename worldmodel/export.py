@@ -6,18 +6,15 @@ import argparse
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
-from worldmodel.config.cli import entry_point
+from worldmodel.config.cli import Config, entry_point
 from worldmodel.data.export import Storage, check_exportable, check_id, default_folder, to_minari, to_npz
 from worldmodel.data.store import EpisodeStore, Split
 from worldmodel.errors import ConfigError
 from worldmodel.util.files import whole_folder
 from worldmodel.util.interrupts import deferred
 from worldmodel.util.progress import Bars
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
 DESCRIPTION = """\
 Write the episodes of data=… (or of the chosen source or environment) without loss for other
@@ -33,7 +30,6 @@ MADE_BY = {"npz": "ep*.npz", "minari": "data/metadata.json"}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of this command."""
     parser.add_argument("--to", choices=tuple(MADE_BY), required=True, help="format of the export")
     folder = "folder to write (exports/<data>, or the folder where Minari keeps its data sets)"
     parser.add_argument("--out", metavar="FOLDER", help=folder)
@@ -44,7 +40,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 @entry_point("export", DESCRIPTION, add_flags)
-def main(args: argparse.Namespace, config: DictConfig) -> None:
+def main(args: argparse.Namespace, config: Config) -> None:
     """Choose episodes and folder, write, report."""
     if args.to == "npz" and (args.id or args.storage):
         raise ConfigError("--id and --storage are for --to minari")

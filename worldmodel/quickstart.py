@@ -8,18 +8,14 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from worldmodel.__main__ import main as worldmodel
-from worldmodel.config.cli import entry_point
+from worldmodel.config.cli import Config, entry_point
 from worldmodel.dreaming.actions import parse_script
 from worldmodel.errors import ConfigError
 from worldmodel.types import Spec
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
 DESCRIPTION = """\
 All of it in one go: collect episodes of ViZDoom (or of env=…), train the tokenizer and the prior,
@@ -34,7 +30,6 @@ WALK = "forward*8,left*8,forward*8,right*8"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of this command."""
     parser.add_argument("--minutes", type=float, default=9.5, metavar="N", help="budget of the whole (9.5)")
     parser.add_argument(
         "--actions", metavar="SCRIPT", help=f"what to dream under at the end ({WALK}, or all actions in turn)"
@@ -42,7 +37,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 @entry_point("quickstart", DESCRIPTION, add_flags)
-def main(args: argparse.Namespace, config: DictConfig) -> None:
+def main(args: argparse.Namespace, config: Config) -> None:
     """Collect what is missing, train within the budget, dream and measure."""
     from worldmodel.config.checks import check_groups  # only now: neither --help nor a wrong flag should wait
     from worldmodel.data.store import EpisodeStore

@@ -9,16 +9,12 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from worldmodel.config.cli import entry_point
+from worldmodel.config.cli import Config, entry_point
 from worldmodel.config.flags import Few, add_number, add_output, add_sampling, add_seed
 from worldmodel.errors import ConfigError
 from worldmodel.types import NO_ACTION, plain_name
 from worldmodel.util.output import options_in_name, output_of, words_in_name
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
 PER_CLASS = 8
 MOST_CLASSES = 10  # without --classes
@@ -30,7 +26,6 @@ Draw images from a run of images and write them as one .png file, a row for each
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of this command."""
     parser.add_argument("--classes", metavar="A,B", help="classes or captions to draw, separated by commas")
     add_number(parser, "--count", Few, f"images of each class ({PER_CLASS}); in all, if the prior has no classes")
     add_sampling(parser)
@@ -39,7 +34,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 @entry_point("sample", DESCRIPTION, add_flags)
-def main(args: argparse.Namespace, config: DictConfig) -> None:
+def main(args: argparse.Namespace, config: Config) -> None:
     """Load the run, draw, write, report."""
     import torch  # only now: neither --help nor a wrong flag should wait for it
 

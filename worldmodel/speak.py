@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Gt, Le
 
-from worldmodel.config.cli import entry_point
+from worldmodel.config.cli import Config, entry_point
 from worldmodel.config.flags import add_number, add_output, add_sampling, add_seed, add_voice_temperature
 from worldmodel.util.output import SOUND_SUFFIXES, options_in_name
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from omegaconf import DictConfig
 
 SECONDS = 3.0
 LONGEST = 600  # seconds; more is taken for a slip of the finger
@@ -29,7 +28,6 @@ spectrograms. The prior has learnt no words: what it draws is babble in the voic
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of this command."""
     parser.add_argument("--speakers", metavar="A,B", help="speakers, separated by commas (the first of the run)")
     add_number(parser, "--seconds", Annotated[float, Gt(0), Le(LONGEST)], f"length ({SECONDS:g})", metavar="S")
     add_sampling(parser)
@@ -39,7 +37,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 @entry_point("speak", DESCRIPTION, add_flags)
-def main(args: argparse.Namespace, config: DictConfig) -> None:
+def main(args: argparse.Namespace, config: Config) -> None:
     """Load the run, draw codes, decode, write, report."""
     from worldmodel.heads import make_sampler  # only now, since it imports torch
     from worldmodel.runs.folder import PRIOR

@@ -12,15 +12,11 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from worldmodel.config.cli import entry_point, one_line
+from worldmodel.config.cli import Config, entry_point, one_line
 from worldmodel.config.flags import add_number
 from worldmodel.errors import WorldModelError
 from worldmodel.util.ranges import Count, Positive
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
 DESCRIPTION = """\
 Train a model on the recorded episodes: first the tokenizer, then the prior over its codes.
@@ -32,7 +28,6 @@ starts another. Budgets are settings too: training.tokenizer.steps, training.pri
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of this command."""
     parser.add_argument("--stage", default="all", help="what to train: tokenizer, second or prior (all)")
     parser.add_argument("--tokenizer-of", metavar="RUN", help="take over the tokenizer of a run")
     parser.add_argument("--weights-of", metavar="RUN", help="start from the weights of a run with the same settings")
@@ -41,7 +36,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 @entry_point("train", DESCRIPTION, add_flags)
-def main(args: argparse.Namespace, config: DictConfig) -> None:
+def main(args: argparse.Namespace, config: Config) -> None:
     """Share the budget among the stages and train them."""
     from worldmodel.runs.stages import share_seconds, stages_of  # only now, since they import torch
     from worldmodel.runs.training import train

@@ -22,8 +22,10 @@ from worldmodel.config.checks import MISSING, check_value, read
 from worldmodel.errors import ConfigError, WorldModelError
 from worldmodel.util.ranges import Count, PassedTo, Seed, Text, Whole
 
-if TYPE_CHECKING:  # --help and wrong flags should not wait for Hydra
-    from omegaconf import DictConfig
+if TYPE_CHECKING:
+    from omegaconf import DictConfig as Config  # the composed settings
+else:
+    Config = Any  # --help and wrong flags should not wait for Hydra
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -31,7 +33,7 @@ EXIT_INTERRUPTED = 130
 OUT_OF_MEMORY = re.compile(r"out of memory|(can't|cannot|unable to) allocate", re.IGNORECASE)
 """How torch says it, on whatever device; it has no error of its own for it on a CPU."""
 
-Main = Callable[[argparse.Namespace, "DictConfig"], None]
+Main = Callable[[argparse.Namespace, Config], None]
 AddFlags = Callable[[argparse.ArgumentParser], None]
 
 OVERRIDES_HELP = """\
@@ -67,7 +69,7 @@ def config_errors() -> tuple[type[Exception], ...]:
     return HydraException, OmegaConfBaseException
 
 
-def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
+def compose_config(overrides: Sequence[str] = ()) -> Config:
     """The composed settings of ``configs/config.yaml``, each of them a value that may stand there.
 
     Raises :class:`ConfigError` in one line: Hydra's reason, the choices of a group, or what a value must be.
@@ -144,7 +146,7 @@ def parse(
     add_flags: AddFlags,
     operands: Sequence[str] = (),
     moved: Mapping[str, str] | None = None,
-) -> tuple[argparse.Namespace, DictConfig]:
+) -> tuple[argparse.Namespace, Config]:
     """Flags and settings of one command line. ``--help`` prints and exits; raises :class:`ConfigError`.
 
     ``operands``: names of words that must be given, which ``args.operands`` then holds; ``moved``: flags of earlier

@@ -107,7 +107,7 @@ def run_to_continue(config: DictConfig, spec: Spec, stages: Sequence[Stage]) -> 
     if config.run is not None:
         if config.run not in known:
             return None
-        folder = find_run(runs, config.run)
+        folder = runs / config.run
         if difference := compare(config, spec, folder):
             raise ConfigError(f"the run {config.run!r} was started with other settings ({difference}); choose another "
                               "name with run=…, or the settings it was started with")  # fmt: skip
