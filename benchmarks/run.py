@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 import worldmodel
-from benchmarks import imagine, parts, training
+from benchmarks import imagine, parts
 from benchmarks.subject import Subject, open_subject
 from benchmarks.timing import Figure, Plan
 from worldmodel.config.cli import Config, entry_point
@@ -42,7 +42,7 @@ MEASURES: dict[str, Callable[[Subject, Plan], list[Figure]]] = {
     "imagination": imagine.measure,
     "environment": parts.measure_environment,
     "planning": parts.measure_planning,
-    "training": training.measure,
+    "training": parts.measure_training,
 }
 
 
