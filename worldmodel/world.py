@@ -166,30 +166,29 @@ class WorldModel:
             raise ConfigError(
                 f"actions are {tuple(acts.shape)}; give (H,) or ({batch}, H) with a horizon H of at least 1"
             )
-        return self._known(acts.expand(batch, -1))
+        return acts.expand(batch, -1)
 
     def _seen_actions(self, actions: Actions | None, seen: Tensor) -> Tensor:
         batch, count = seen.shape[:2]
         if actions is None:
             return torch.full((batch, count), NO_ACTION, dtype=torch.int64, device=self.device)
-        acts = self._indices(actions)
+        acts = self._indices(actions, least=NO_ACTION)
         if acts.shape not in ((count,), (batch, count)):
             raise ConfigError(
                 f"seen_actions are {tuple(acts.shape)}; give ({count},) or ({batch}, {count}), for each of the {count} "
                 f"seen frames the action that led to it, {NO_ACTION} where it is unknown"
             )
-        return without_first(self._known(acts.expand(batch, -1), least=NO_ACTION))
+        return without_first(acts.expand(batch, -1))
 
-    def _indices(self, actions: Actions) -> Tensor:
+    def _indices(self, actions: Actions, least: int = 0) -> Tensor:
+        """The indices of actions, of which the lowest is ``least``."""
         if not isinstance(actions, Tensor | np.ndarray):
             actions = [self.spec.action_index(a) if isinstance(a, str) else int(a) for a in actions]
-        return torch.as_tensor(actions).to(self.device, torch.int64)
-
-    def _known(self, actions: Tensor, least: int = 0) -> Tensor:
-        wrong = actions[(actions < least) | (actions >= len(self.spec.action_names))]
+        indices = torch.as_tensor(actions).to(self.device, torch.int64)
+        wrong = indices[(indices < least) | (indices >= len(self.spec.action_names))]
         if len(wrong):
             raise ConfigError(
                 f"unknown action {int(wrong[0])}; this run knows 0 to {len(self.spec.action_names) - 1} "
                 f"({', '.join(self.spec.action_names)})"
             )
-        return actions
+        return indices

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from annotated_types import Ge, Le
@@ -16,8 +16,11 @@ from worldmodel.util.ranges import Count, NonNegative, Positive, Seed
 Few = Annotated[int, Ge(1), Le(1000)]  # more is taken for a slip of the finger
 
 
-def number(flag: str, kind: Any) -> Callable[[str], Any]:
-    """Reads the number of a flag. Raises :class:`ConfigError` with the range that it must lie in."""
+def add_number(
+    parser: argparse.ArgumentParser, flag: str, kind: Any, help: str, default: float | None = None, metavar: str = "N"
+) -> None:
+    """A flag that takes a number; ``kind``: its type and range, as in :mod:`worldmodel.util.ranges`, which the error
+    for another number names."""
 
     def read(text: str) -> Any:
         value: Any = text
@@ -26,14 +29,7 @@ def number(flag: str, kind: Any) -> Callable[[str], Any]:
                 value = plain(text)
         return check_value(flag, kind, value)
 
-    return read
-
-
-def add_number(
-    parser: argparse.ArgumentParser, flag: str, kind: Any, help: str, default: float | None = None, metavar: str = "N"
-) -> None:
-    """A flag that takes a number; ``kind``: its type and range, as in :mod:`worldmodel.util.ranges`."""
-    parser.add_argument(flag, type=number(flag, kind), default=default, metavar=metavar, help=help)
+    parser.add_argument(flag, type=read, default=default, metavar=metavar, help=help)
 
 
 def add_seed(parser: argparse.ArgumentParser) -> None:

@@ -47,7 +47,8 @@ def run_to_train(config: DictConfig, spec: Spec, stages: Sequence[Stage], tokeni
     """The run to continue, or a new one. A run keeps its settings except for budgets."""
     folder = run_to_continue(config, spec, stages)
     if tokenizer_of is not None:
-        other = check_same_tokenizer(config, spec, tokenizer_of)
+        tokenizer = stages_of(config, "tokenizer")
+        other = run_with_weights(config, spec, tokenizer, tokenizer_of, "the tokenizer cannot be copied from")
         folder = new_run(config, spec) if folder is None else folder
         copy_tokenizer(other, folder)
     for needed in prerequisites(config, stages):
@@ -64,24 +65,17 @@ def run_to_train(config: DictConfig, spec: Spec, stages: Sequence[Stage], tokeni
     return folder
 
 
-def check_same_tokenizer(config: DictConfig, spec: Spec, name: str) -> Path:
-    """The run ``name``, if it has a tokenizer of these settings and data. Raises :class:`ConfigError` if not."""
-    other = find_run(config.runs, name, holding=TOKENIZER)
-    if difference := compare(config, spec, other, within="tokenizer."):
-        raise ConfigError(f"the tokenizer of {other.name} cannot be copied: {difference}")
-    if not check_trained(other, TOKENIZER):
-        raise RunError(f"{other} has no trained tokenizer yet")
-    return other
+def run_with_weights(config: DictConfig, spec: Spec, stages: Sequence[Stage], name: str, purpose: str) -> Path:
+    """The run ``name``, if it has trained these stages by these settings.
 
-
-def run_of_initial_weights(config: DictConfig, spec: Spec, stages: Sequence[Stage], name: str) -> Path:
-    """The run ``name``, if it has trained these stages by these settings. Raises :class:`ConfigError` if not."""
+    Raises :class:`ConfigError`, which begins with ``purpose``, or :class:`RunError` if not.
+    """
     other = find_run(config.runs, name)
     for stage in stages:
         if difference := compare(config, spec, other, within=f"{stage.name}."):
-            raise ConfigError(f"training cannot start from the weights of {other.name}: {difference}")
+            raise ConfigError(f"{purpose} {other.name}: {difference}")
         if not check_trained(other, stage.file):
-            raise RunError(f"{other} has no trained {stage.title} to start from")
+            raise RunError(f"{purpose} {other.name}: it has no trained {stage.title} yet")
     return other
 
 

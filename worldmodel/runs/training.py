@@ -21,7 +21,7 @@ from worldmodel.errors import ConfigError, DataError
 from worldmodel.media import plots
 from worldmodel.runs.folder import METRICS, checkpoint_of
 from worldmodel.runs.load import check_trained, load_weights, resolve_device, save_weights
-from worldmodel.runs.resume import check_no_orphan, run_of_initial_weights, run_to_train
+from worldmodel.runs.resume import check_no_orphan, run_to_train, run_with_weights
 from worldmodel.runs.stages import Stage, StageSettings, prerequisites, stage_settings, stages_of
 from worldmodel.tokenizers import Autoencoder, Tokenizer
 from worldmodel.training import hooks as watch
@@ -45,7 +45,10 @@ def train(
     store = open_store(config)
     fabric = make_fabric(config)
     rehearse(fabric, config, store.spec, stages)
-    first = None if weights_of is None else run_of_initial_weights(config, store.spec, stages, weights_of)
+    first = None
+    if weights_of is not None:
+        purpose = "training cannot start from the weights of"
+        first = run_with_weights(config, store.spec, stages, weights_of, purpose)
     fabric.launch()
     chosen = str(run_to_train(config, store.spec, stages, tokenizer_of)) if fabric.is_global_zero else ""
     folder = Path(fabric.broadcast(chosen))
