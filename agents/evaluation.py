@@ -23,8 +23,7 @@ from worldmodel.runs.data import env_maker
 from worldmodel.runs.folder import PRIOR
 from worldmodel.types import Episode, Spec
 from worldmodel.util.files import replace_text
-from worldmodel.util.interrupts import deferred
-from worldmodel.util.progress import Bars
+from worldmodel.util.progress import Bars, deferred
 from worldmodel.world import WorldModel
 
 

@@ -24,8 +24,7 @@ from worldmodel.media import plots
 from worldmodel.recording.recorder import FrameSource
 from worldmodel.training.hooks import read_json_lines
 from worldmodel.util.files import append_line, replace_text, whole
-from worldmodel.util.interrupts import deferred
-from worldmodel.util.progress import Bars
+from worldmodel.util.progress import Bars, deferred
 from worldmodel.util.ranges import Count, PassedTo, Whole
 
 CHECKPOINT_SECONDS = 30.0

@@ -196,7 +196,7 @@ class TestWithThePackage:
 
 
 class Stopped:
-    """What :func:`worldmodel.util.interrupts.deferred` gives when Ctrl-C came."""
+    """What :func:`worldmodel.util.progress.deferred` gives when Ctrl-C came."""
 
     def __enter__(self) -> Callable[[], bool]:
         self.asked = 0

@@ -13,8 +13,7 @@ from worldmodel.data.export import Storage, check_exportable, check_id, default_
 from worldmodel.data.store import EpisodeStore, Split
 from worldmodel.errors import ConfigError
 from worldmodel.util.files import whole_folder
-from worldmodel.util.interrupts import deferred
-from worldmodel.util.progress import Bars
+from worldmodel.util.progress import Bars, deferred
 
 DESCRIPTION = """\
 Write the episodes of data=… (or of the chosen source or environment) without loss for other

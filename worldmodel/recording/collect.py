@@ -16,8 +16,7 @@ from worldmodel.config.checks import checked
 from worldmodel.data.store import EpisodeStore
 from worldmodel.recording.pool import RecorderPool, Report
 from worldmodel.recording.recorder import ActionSource, FrameSource, Order
-from worldmodel.util.interrupts import deferred
-from worldmodel.util.progress import Bars
+from worldmodel.util.progress import Bars, deferred
 from worldmodel.util.ranges import Count, Positive, Seed
 
 

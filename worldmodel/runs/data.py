@@ -18,8 +18,7 @@ from worldmodel.recording.collect import collect
 from worldmodel.recording.recorder import ActionSource, FrameSource
 from worldmodel.runs.folder import load_config
 from worldmodel.util.files import replace_text
-from worldmodel.util.interrupts import deferred
-from worldmodel.util.progress import Bars
+from worldmodel.util.progress import deferred, progress_bars
 from worldmodel.util.ranges import Text
 
 MOST_NAMED = 10  # files that cannot be read, one line each
@@ -81,13 +80,9 @@ def import_source(config: DictConfig) -> None:
     started = time.monotonic()
     with EpisodeStore.writer(config.data, source.spec) as store:
         store.verify()
-        with deferred() as stopped, Bars() as bars:
-            task = bars.add_task("reading", total=None)
-
-            def progress(done: int, total: int) -> None:
-                bars.update(task, completed=done, total=total)
-
-            filled = fill(store, source, config.collect.workers, progress, stopped)
+        with deferred() as stopped, progress_bars(transient=False) as progress:
+            report = functools.partial(progress, "reading")
+            filled = fill(store, source, config.collect.workers, report, stopped)
         replace_text(store.path / SOURCE, OmegaConf.to_yaml(config.source, resolve=True))  # where it came from
         print(f"new       {filled.added:,} of {len(source):,}, {filled.known:,} were there, "
               f"in {time.monotonic() - started:.1f} s")  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from worldmodel.training.base import Objective
 from worldmodel.training.fit import FitSettings
 from worldmodel.training.objectives import PriorObjective, SecondObjective, TokenizerObjective
 from worldmodel.types import Spec
-from worldmodel.util.progress import Bars
+from worldmodel.util.progress import progress_bars
 from worldmodel.util.ranges import Count, NonNegative, Share
 
 FIRST_CODES = "first_codes"
@@ -226,11 +227,9 @@ def prerequisites(config: DictConfig, stages: Sequence[Stage]) -> list[Stage]:
 def encode(fabric: Fabric, store: EpisodeStore, tokenizer: Tokenizer, folder: Path) -> CodeStore:
     """The codes of all episodes; the first process computes missing ones, then all processes open the cache."""
     if fabric.is_global_zero:
-        with Bars(transient=True) as bars:
-            task = bars.add_task("codes of all frames")
-            encode_store(
-                store, tokenizer, folder, fabric.device, progress=lambda n, of: bars.update(task, completed=n, total=of)
-            )
+        with progress_bars() as progress:
+            report = functools.partial(progress, "codes of all frames")
+            encode_store(store, tokenizer, folder, fabric.device, progress=report)
     fabric.barrier()
     codes = encode_store(store, tokenizer, folder, fabric.device)
     tokenizer.cpu()

@@ -21,7 +21,7 @@ from worldmodel.training.base import Ahead, Batches, Objective, RunningMeans, st
 from worldmodel.training.checkpoint import check_fit, load_tensors, save_tensors
 from worldmodel.training.optim import Decay, MasterOptimizer, WeightAverage, learning_rate_factor
 from worldmodel.types import Segment
-from worldmodel.util.interrupts import deferred
+from worldmodel.util.progress import deferred
 from worldmodel.util.ranges import Count, Positive, Seed, ShareBelowOne, Whole
 
 Factor = Annotated[float, Ge(0), Le(1e6)]

@@ -1,11 +1,14 @@
-"""Bars of work that is counted: how much of it is done, the time left, and the figures that matter."""
+"""Work that takes long: bars of what is done, the time left and the figures that matter; and interruptions of it."""
 
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -84,9 +87,9 @@ class Bars(Progress):
 
 
 @contextlib.contextmanager
-def progress_bars(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+def progress_bars(console: Console | None = None, transient: bool = True) -> Iterator[Callable[[str, int, int], None]]:
     """A bar for each work by name, moved by calls with the name, how much is done, and how much there is."""
-    with Bars(console, transient=True) as bars:
+    with Bars(console, transient) as bars:
         tasks: dict[str, TaskID] = {}
 
         def report(name: str, done: int, total: int) -> None:
@@ -95,3 +98,29 @@ def progress_bars(console: Console) -> Iterator[Callable[[str, int, int], None]]
             bars.update(tasks[name], completed=done, total=total)
 
         yield report
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[Callable[[], bool]]:
+    """Within it, the first SIGINT (Ctrl-C) or SIGTERM is only noted, so that it can be answered at a moment when
+    nothing is half done. The value of the ``with`` tells whether it came.
+
+    Every later one raises KeyboardInterrupt at once. Outside the main thread, the only one that may handle signals, it
+    does nothing.
+    """
+    caught: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        caught.append(number)
+        if len(caught) > 1:
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(caught)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
