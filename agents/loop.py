@@ -26,7 +26,7 @@ from worldmodel.media import plots
 from worldmodel.recording.recorder import ActionSource
 from worldmodel.runs.data import record_steps, recorded
 from worldmodel.runs.folder import PRIOR, checkpoint_of, find_run, load_config
-from worldmodel.runs.load import check_trained
+from worldmodel.runs.models import check_trained
 from worldmodel.runs.stages import stage_settings, stages_of
 from worldmodel.runs.training import make_fabric, train, train_stage
 from worldmodel.util.files import replace_text

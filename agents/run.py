@@ -9,10 +9,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from worldmodel.agents.actor_critic import ActorCritic
 from worldmodel.errors import RunError
-from worldmodel.runs.build import build_module
 from worldmodel.runs.folder import load_spec
-from worldmodel.runs.load import load_tokenizer, load_weights
 from worldmodel.runs.migrate import migrate
+from worldmodel.runs.models import build_module, load_tokenizer, load_weights
 from worldmodel.tokenizers import Tokenizer
 from worldmodel.util.files import replace_text
 

@@ -16,7 +16,7 @@ from worldmodel.agents.choice import agent_folder, find_agent_run
 from worldmodel.agents.sb3_policy import SETTINGS, LearnerSettings, PolicyInfo, View, load_policy, require_sb3
 from worldmodel.errors import ConfigError, RunError
 from worldmodel.runs.data import env_maker
-from worldmodel.runs.load import load_tokenizer, resolve_device
+from worldmodel.runs.models import load_tokenizer, resolve_device
 from worldmodel.tokenizers import Tokenizer
 from worldmodel.types import Spec
 from worldmodel.util.ranges import PassedTo

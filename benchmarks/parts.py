@@ -21,7 +21,7 @@ from worldmodel.agents.planning_model import PlanningModel
 from worldmodel.data.codes import CodeStore
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import Windows
-from worldmodel.runs.build import build_tokenizer
+from worldmodel.runs.models import build_tokenizer
 from worldmodel.runs.stages import STAGES, Source, stage_settings
 from worldmodel.runs.training import make_fabric
 from worldmodel.tokenizers import require_codes

@@ -13,7 +13,6 @@ from omegaconf import DictConfig, OmegaConf
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import Windows
 from worldmodel.errors import ConfigError
-from worldmodel.runs.build import build_prior, build_tokenizer
 from worldmodel.runs.folder import (
     PRIOR,
     TOKENIZER,
@@ -24,7 +23,7 @@ from worldmodel.runs.folder import (
     new_run,
     open_episodes,
 )
-from worldmodel.runs.load import resolve_device, save_weights
+from worldmodel.runs.models import build_prior, build_tokenizer, resolve_device, save_weights
 from worldmodel.types import Spec
 from worldmodel.world import Precision, WorldModel
 

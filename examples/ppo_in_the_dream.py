@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import VecMonitor
 
 from worldmodel.agents.sb3_training import DreamVecEnv
 from worldmodel.runs.data import env_maker
-from worldmodel.runs.load import load_tokenizer
+from worldmodel.runs.models import load_tokenizer
 
 
 def real_environment(run, longest):

@@ -9,9 +9,8 @@ from corridor import CHOOSE, SPEC
 
 from worldmodel.agents.run import AGENT, build_actor, save_network
 from worldmodel.config.cli import compose_config
-from worldmodel.runs.build import build_prior, build_tokenizer
 from worldmodel.runs.folder import PRIOR, TOKENIZER, new_run
-from worldmodel.runs.load import save_weights
+from worldmodel.runs.models import build_prior, build_tokenizer, save_weights
 
 TINY = ("tokenizer.widths=[8,8]", "tokenizer.blocks=1", "tokenizer.num_codes=16", "prior.trunk.width=16",
         "prior.trunk.blocks=1", "prior.head.width=16", "agent=actor_critic", "agent.learner.network.width=16",

@@ -28,7 +28,7 @@ from worldmodel.config.cli import compose_config
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError
 from worldmodel.heads import make_sampler
-from worldmodel.runs.build import build_prior, build_tokenizer
+from worldmodel.runs.models import build_prior, build_tokenizer
 from worldmodel.tokenizers import require_codes
 from worldmodel.types import NO_ACTION, Segment, Spec
 from worldmodel.world import WorldModel

@@ -20,9 +20,8 @@ from worldmodel.agents.returns import DISCOUNT
 from worldmodel.agents.run import AGENT, build_actor, load_actor, save_network
 from worldmodel.config.cli import compose_config
 from worldmodel.errors import RunError
-from worldmodel.runs.build import build_prior, build_tokenizer
 from worldmodel.runs.folder import PRIOR, TOKENIZER, new_run
-from worldmodel.runs.load import save_weights
+from worldmodel.runs.models import build_prior, build_tokenizer, save_weights
 from worldmodel.tokenizers import require_codes
 
 ELSEWHERE = {"sb3_ppo"}  # plays by a zip of its library's: tests/test_sb3.py

@@ -28,9 +28,8 @@ from worldmodel.envs.dream import DreamEnv
 from worldmodel.envs.dream_vector import DreamVectorEnv
 from worldmodel.errors import ConfigError, DataError, EnvError, RunError
 from worldmodel.priors.prior import BINS
-from worldmodel.runs.build import build_prior, build_tokenizer
 from worldmodel.runs.folder import PRIOR, TOKENIZER, new_run
-from worldmodel.runs.load import save_weights
+from worldmodel.runs.models import build_prior, build_tokenizer, save_weights
 from worldmodel.types import Episode, Spec
 from worldmodel.world import WorldModel
 

@@ -16,9 +16,8 @@ from sounds import put, voice
 from worldmodel.config.cli import compose_config
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError
-from worldmodel.runs.build import build_tokenizer
 from worldmodel.runs.folder import TOKENIZER, new_run
-from worldmodel.runs.load import load_tokenizer, save_weights
+from worldmodel.runs.models import build_tokenizer, load_tokenizer, save_weights
 from worldmodel.speech.sound import read_sound
 from worldmodel.types import Spec
 

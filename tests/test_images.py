@@ -21,7 +21,7 @@ from worldmodel.errors import ConfigError, UnknownActionError
 from worldmodel.evaluation.images import score
 from worldmodel.heads import GridSpec
 from worldmodel.priors import CaptionTrunk, ConditionTrunk
-from worldmodel.runs.load import load_autoencoder, load_prior
+from worldmodel.runs.models import load_autoencoder, load_prior
 
 SOUND = {"codec", "jukebox", "timit-phonemes", "vctk", "vctk-spectra"}  # tests/test_speech.py and those beside it
 VIDEO = {"agent-basic", "agent-health", "agent-minigrid", "atari100k", "dmlab-video"}  # whose frames follow one another

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from worldmodel.runs.build import build_prior, build_second, build_tokenizer
 from worldmodel.runs.migrate import migrate
+from worldmodel.runs.models import build_prior, build_second, build_tokenizer
 from worldmodel.tokenizers import VQVAE, Tokenizer
 from worldmodel.types import Spec
 

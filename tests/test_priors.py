@@ -16,7 +16,7 @@ from worldmodel.heads.order import ORDERS, make_order
 from worldmodel.heads.transformer import TransformerHead
 from worldmodel.priors import Prior
 from worldmodel.priors.prior import OutcomeHead, symexp, two_hot
-from worldmodel.runs.load import load_weights, save_weights
+from worldmodel.runs.models import load_weights, save_weights
 
 
 @pytest.fixture(params=PRIORS)

@@ -12,9 +12,8 @@ from torch import nn
 
 from worldmodel.errors import ConfigError, RunError
 from worldmodel.runs import folder as runs_module
-from worldmodel.runs.build import build_tokenizer
 from worldmodel.runs.folder import CONFIG, PRIOR, SPEC, TOKENIZER, find_run, list_runs, load_config, load_spec, new_run
-from worldmodel.runs.load import load_tokenizer, load_weights, resolve_device, save_weights
+from worldmodel.runs.models import build_tokenizer, load_tokenizer, load_weights, resolve_device, save_weights
 from worldmodel.tokenizers import VQVAE
 from worldmodel.types import Spec
 

@@ -17,7 +17,7 @@ from worldmodel import collect, evaluate, train
 from worldmodel.config.cli import compose_config
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.priors import Prior
-from worldmodel.runs.build import build_prior, build_tokenizer
+from worldmodel.runs.models import build_prior, build_tokenizer
 from worldmodel.speech.codec.bitstream import Bitstream
 from worldmodel.speech.codec.codec import Codec
 from worldmodel.speech.codec.entropy import PriorModel, decode, encode

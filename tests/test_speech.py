@@ -21,7 +21,7 @@ from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import Windows
 from worldmodel.errors import ConfigError, UnknownActionError
 from worldmodel.nn.convnets import ConvEncoder
-from worldmodel.runs.build import build_tokenizer
+from worldmodel.runs.models import build_tokenizer
 from worldmodel.speech.nn.mel import MelEncoder, expanded, mel_power, stretched
 from worldmodel.speech.nn.spectra import MelSpectra
 from worldmodel.speech.scores.classifiers import (

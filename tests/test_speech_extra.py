@@ -24,7 +24,7 @@ def test_a_source_of_speech_names_the_extra(words: list[str]) -> None:
 def test_a_model_of_speech_names_the_extra() -> None:
     code = """
 from worldmodel.config.cli import compose_config
-from worldmodel.runs.build import build_tokenizer
+from worldmodel.runs.models import build_tokenizer
 from worldmodel.types import Spec
 from worldmodel.errors import ConfigError
 try:

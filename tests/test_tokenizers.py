@@ -15,8 +15,7 @@ from worldmodel.config.cli import compose_config
 from worldmodel.errors import ConfigError
 from worldmodel.likelihoods import LogisticMixture
 from worldmodel.quantizers import FiniteScalarQuantizer, ProductQuantizer, VectorQuantizer
-from worldmodel.runs.build import build_prior, build_tokenizer
-from worldmodel.runs.load import load_weights, save_weights
+from worldmodel.runs.models import build_prior, build_tokenizer, load_weights, save_weights
 from worldmodel.tokenizers import VQVAE, Autoencoder, Tokenizer
 from worldmodel.training.objectives import TokenizerObjective
 from worldmodel.types import Segment, Spec, to_float, to_uint8

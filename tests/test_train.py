@@ -21,7 +21,7 @@ from worldmodel.data.store import EpisodeStore
 from worldmodel.dreaming.models import ImageModel
 from worldmodel.errors import ConfigError, DataError, RunError
 from worldmodel.runs.folder import load_config
-from worldmodel.runs.load import load_prior, load_tokenizer
+from worldmodel.runs.models import load_prior, load_tokenizer
 from worldmodel.runs.resume import fixed_settings
 from worldmodel.runs.training import train
 from worldmodel.train import main

@@ -14,7 +14,7 @@ from torch import Tensor
 from worldmodel import configs
 from worldmodel.config.cli import compose_config
 from worldmodel.priors import Prior
-from worldmodel.runs.build import build_prior, build_tokenizer
+from worldmodel.runs.models import build_prior, build_tokenizer
 from worldmodel.tokenizers import Autoencoder, Tokenizer, require_codes
 from worldmodel.types import Segment, Spec
 

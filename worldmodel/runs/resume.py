@@ -22,7 +22,7 @@ from worldmodel.runs.folder import (
     number_of,
     save_config,
 )
-from worldmodel.runs.load import check_trained
+from worldmodel.runs.models import check_trained
 from worldmodel.runs.stages import Stage, prerequisites, stages_of
 from worldmodel.types import Spec
 from worldmodel.util.files import replace_text, whole

@@ -19,9 +19,15 @@ from worldmodel.data.store import EpisodeStore, Split
 from worldmodel.data.windows import Windows
 from worldmodel.errors import ConfigError
 from worldmodel.priors import LatentPrior
-from worldmodel.runs.build import build_augmentation, build_prior, build_second, build_tokenizer
 from worldmodel.runs.folder import CODES, NEEDS, PRIOR, SECOND, TOKENIZER
-from worldmodel.runs.load import load_autoencoder, load_first
+from worldmodel.runs.models import (
+    build_augmentation,
+    build_prior,
+    build_second,
+    build_tokenizer,
+    load_autoencoder,
+    load_first,
+)
 from worldmodel.tokenizers import Autoencoder, Tokenizer, require_codes
 from worldmodel.tokenizers.scene import GridVQVAE, Stacked
 from worldmodel.training.base import Objective

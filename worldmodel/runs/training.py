@@ -20,7 +20,7 @@ from worldmodel.data.windows import Windows
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.media import plots
 from worldmodel.runs.folder import METRICS, checkpoint_of
-from worldmodel.runs.load import check_trained, load_weights, resolve_device, save_weights
+from worldmodel.runs.models import check_trained, load_weights, resolve_device, save_weights
 from worldmodel.runs.resume import check_no_orphan, run_to_train, run_with_weights
 from worldmodel.runs.stages import Stage, StageSettings, prerequisites, stage_settings, stages_of
 from worldmodel.tokenizers import Autoencoder, Tokenizer

@@ -13,7 +13,7 @@ from worldmodel.heads import Sampler
 from worldmodel.priors import Prior
 from worldmodel.runs.folder import PRIOR, load_spec
 from worldmodel.runs.kind import Kind, check_kind
-from worldmodel.runs.load import check_trained, load_prior, load_tokenizer, resolve_device
+from worldmodel.runs.models import check_trained, load_prior, load_tokenizer, resolve_device
 from worldmodel.speech.sound import SILENCE, to_samples, to_wave
 from worldmodel.tokenizers import Tokenizer
 from worldmodel.types import Spec

@@ -6,14 +6,16 @@ import abc
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from worldmodel.types import Segment
+
+if TYPE_CHECKING:  # it takes a second to import, and who only loads a model does not need it
+    from lightning_fabric import Fabric
 
 DRAWS_BATCHES = 1  # parts the seeds of the batches from those of the objective's own noise
 

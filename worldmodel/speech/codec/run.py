@@ -15,7 +15,7 @@ from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.priors import Prior
 from worldmodel.runs.folder import CODES, PRIOR, load_config, load_spec
-from worldmodel.runs.load import check_trained, load_prior, load_tokenizer, resolve_device
+from worldmodel.runs.models import check_trained, load_prior, load_tokenizer, resolve_device
 from worldmodel.speech import media as speech_media
 from worldmodel.speech.codec.bitstream import NO_MODEL, Bitstream
 from worldmodel.speech.codec.codec import Codec, StreamingDecoder, StreamingEncoder

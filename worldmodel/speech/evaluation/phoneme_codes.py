@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from worldmodel.evaluation.metrics import ratio_of_sums
-from worldmodel.runs.build import build_tokenizer
 from worldmodel.runs.folder import load_config
+from worldmodel.runs.models import build_tokenizer
 from worldmodel.speech.evaluation.utterances import Utterance, flat_codes
 from worldmodel.speech.scores.classifiers import train_phone_classifier
 from worldmodel.speech.scores.codes import both_ways, joined, kmeans_codes, shuffled
