@@ -232,7 +232,7 @@ def test_time_budget_ends_the_fit_with_a_decayed_rate(tmp_path: Path) -> None:
         rates: list[float] = []  # noqa: RUF012
 
         def on_step(self, fit: Fit) -> None:
-            fit._seconds_before += 10
+            fit.elapsed_before += 10
             self.rates.append(fit.learning_rate)
 
     path = tmp_path / "c"
