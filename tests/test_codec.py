@@ -19,7 +19,7 @@ from worldmodel.speech.codec.codec import Codec, StreamingDecoder, StreamingEnco
 from worldmodel.speech.codec.entropy import CodeModel, CountModel, decode, encode
 from worldmodel.speech.nn.causal import CausalDecoder, CausalEncoder
 from worldmodel.speech.nn.mel import expanded
-from worldmodel.speech.nn.spectral import SpectralLoss
+from worldmodel.speech.nn.spectra import SpectralLoss
 from worldmodel.tokenizers import VQVAE
 
 STRIDES = (2, 5)

@@ -66,7 +66,7 @@ def test_codes_of_a_signal_stand_window_by_window(windows: int) -> None:
     tokenizer = levels()
     wave = join(signal(windows, 2))
     rows = tokenizer.encode(wave).unflatten(1, (windows, 105))
-    own = [tokenizer.level(number).encode(wave) for number in range(3)]
+    own = [tokenizer.models[number].encode(wave) for number in range(3)]
     for window in range(windows):
         begin = 0
         for whole, (size,) in zip(own, LEVELS, strict=True):
@@ -83,8 +83,8 @@ def test_rows_and_levels_are_the_same_codes(windows: int) -> None:
     assert [part.shape for part in apart] == [(1, windows * size) for (size,) in LEVELS]
     assert torch.equal(tokenizer.merge(apart), codes)
     for number, part in enumerate(apart):  # a level decodes its codes of all windows at once
-        own = tokenizer.level(number).decode(part, torch.tensor([1]))
-        assert torch.equal(tokenizer.level(number).decode(tokenizer.part(codes, number), torch.tensor([1])), own)
+        own = tokenizer.models[number].decode(part, torch.tensor([1]))
+        assert torch.equal(tokenizer.models[number].decode(tokenizer.part(codes, number), torch.tensor([1])), own)
     drawn = tokenizer.draw_episode(codes[0].unflatten(0, (windows, 105)), 1)
     assert torch.equal(join(drawn[None]), own)  # the finest makes the sound
 
@@ -92,13 +92,13 @@ def test_rows_and_levels_are_the_same_codes(windows: int) -> None:
 def test_levels_do_not_see_each_other() -> None:
     tokenizer = levels()
     codes = random_codes(tokenizer, 2)
-    before = [tokenizer.level(n).expected_frames(part) for n, part in enumerate(tokenizer.books(codes))]
+    before = [tokenizer.models[n].expected_frames(part) for n, part in enumerate(tokenizer.books(codes))]
     for changed in range(3):
         apart = tokenizer.books(codes)
         apart[changed] = (apart[changed] + 1) % 8
         other = tokenizer.merge(apart)
         for number in range(3):
-            same = torch.equal(tokenizer.level(number).expected_frames(tokenizer.part(other, number)), before[number])
+            same = torch.equal(tokenizer.models[number].expected_frames(tokenizer.part(other, number)), before[number])
             assert same is (number != changed)
 
 
@@ -108,10 +108,10 @@ def test_the_loss_of_a_level_teaches_this_level_alone() -> None:
     for number in range(3):
         tokenizer.zero_grad()
         made = tokenizer(wave, torch.Generator().manual_seed(0), torch.tensor([0]))
-        own = tokenizer.level(number)(wave, torch.Generator().manual_seed(0), torch.tensor([0]))
+        own = tokenizer.models[number](wave, torch.Generator().manual_seed(0), torch.tensor([0]))
         sum(own.losses.values()).backward()
         for other in range(3):
-            touched = any(weight.grad is not None for weight in tokenizer.level(other).parameters())
+            touched = any(weight.grad is not None for weight in tokenizer.models[other].parameters())
             assert touched is (number == other)
     assert made.figures is not None and list(made.figures) == [f"reconstruction_{name}" for name in tokenizer.names]
     mean = torch.stack(list(made.figures.values())).mean()
@@ -141,8 +141,8 @@ def test_pictures_have_levels_too() -> None:
     assert tokenizer.levels == ((4, 4), (8, 8)) and tokenizer.grid == (80,)
     frames = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
     codes = tokenizer.encode(frames)
-    assert codes.shape == (3, 80) and torch.equal(codes[:, :16], tokenizer.level(0).encode(frames).flatten(1))
-    assert torch.equal(tokenizer.decode(codes), tokenizer.level(1).decode(tokenizer.level(1).encode(frames)))
+    assert codes.shape == (3, 80) and torch.equal(codes[:, :16], tokenizer.models[0].encode(frames).flatten(1))
+    assert torch.equal(tokenizer.decode(codes), tokenizer.models[1].decode(tokenizer.models[1].encode(frames)))
     exact = pictures(likelihood=Categorical)
     bound = exact.bound(frames)
     torch.testing.assert_close(bound.total - bound.reconstruction, torch.full((3,), 80 * math.log(16)))
@@ -265,7 +265,7 @@ def test_a_vqvae_of_one_level_is_a_level() -> None:
     tokenizer = levels()
     alone = VQVAE((1, 640), partial(VectorQuantizer, width=4), [4, 4, 8], 1, 8, condition_width=4, num_actions=2).eval()
     keys = {key for key in alone.state_dict() if not key.startswith("likelihood")}
-    own = tokenizer.level(-1).state_dict()
+    own = tokenizer.models[-1].state_dict()
     alone.load_state_dict({key: own[key] for key in keys}, strict=False)
     wave = join(signal(3))
     assert torch.equal(alone.encode(wave), tokenizer.books(tokenizer.encode(wave))[-1])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from worldmodel.speech.nn.mel import companded, expanded
-from worldmodel.speech.nn.spectral import SpectralLoss
+from worldmodel.speech.nn.spectra import SpectralLoss
 
 
 def voice(length: int = 8000, pitch: float = 130.0) -> Tensor:

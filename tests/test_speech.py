@@ -95,7 +95,7 @@ def make(name: str) -> Tokenizer:
 def parts(tokenizer: Tokenizer) -> list[VQVAE]:
     """The VQ-VAEs that a tokenizer of sound consists of, the one that makes the sound last."""
     if isinstance(tokenizer, SeparateLevels):
-        return [tokenizer.level(number) for number in range(len(tokenizer.levels))]
+        return list(tokenizer.models)
     assert isinstance(tokenizer, VQVAE)
     return [tokenizer]
 

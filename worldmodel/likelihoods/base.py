@@ -49,10 +49,10 @@ class Likelihood(nn.Module, abc.ABC):
     def mean(self, outputs: Tensor) -> Tensor:
         """Outputs (B, outputs, *size) → the expected frames (B, C, *size) float32 in [-1, 1]."""
 
-    @abc.abstractmethod
     def sample(self, outputs: Tensor, generator: Generator | None = None, temperature: float = 1.0) -> Tensor:
         """Outputs (B, outputs, *size) → frames (B, C, *size) float32 in [-1, 1], drawn from the distribution, or from
-        one that a ``temperature`` > 0 below 1 makes narrower."""
+        one that a ``temperature`` > 0 below 1 makes narrower; :meth:`mean` where there is no distribution."""
+        return self.mean(outputs)
 
     def loss_and_frames(self, outputs: Tensor, frames: Tensor) -> LossAndFrames:
         """The training loss and the expected frames. An autoregressive likelihood returns the expectation of each
@@ -102,8 +102,4 @@ class SquaredError(Likelihood):
         return F.mse_loss(outputs.float(), frames.float())
 
     def mean(self, outputs: Tensor) -> Tensor:
-        return outputs.float()
-
-    def sample(self, outputs: Tensor, generator: Generator | None = None, temperature: float = 1.0) -> Tensor:
-        """The frames themselves: there is no distribution to draw from."""
         return outputs.float()

@@ -18,7 +18,7 @@ TARGETS = {
     "worldmodel.nn.likelihoods": "worldmodel.likelihoods",
     "worldmodel.nn.sound": "worldmodel.speech.nn.mel",
     "worldmodel.nn.spectra": "worldmodel.speech.nn.spectra",
-    "worldmodel.nn.spectral": "worldmodel.speech.nn.spectral",
+    "worldmodel.nn.spectral": "worldmodel.speech.nn.spectra",
     "worldmodel.nn.wavenet": "worldmodel.speech.nn.wavenet",
     "worldmodel.priors.PixelCNNHead": "worldmodel.heads.PixelCNNHead",
     "worldmodel.priors.PixelCNNLikelihood": "worldmodel.heads.PixelCNNLikelihood",
@@ -27,6 +27,7 @@ TARGETS = {
     "worldmodel.priors.memory": "worldmodel.priors.frame_transformer",
     "worldmodel.priors.pixels.PixelCNNLikelihood": "worldmodel.heads.PixelCNNLikelihood",
     "worldmodel.priors.scene": "worldmodel.tokenizers.scene",
+    "worldmodel.speech.nn.spectral": "worldmodel.speech.nn.spectra",
     "worldmodel.tokenizers.SeparateLevels": "worldmodel.speech.separate.SeparateLevels",
     "worldmodel.training.augment.VariedSounds": "worldmodel.speech.augment.VariedSounds",
 }

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from worldmodel.errors import ConfigError
 from worldmodel.likelihoods import Likelihood, SquaredError
 from worldmodel.nn.convnets import ConvDecoder, ConvEncoder, Encoder
+from worldmodel.nn.modules import module_list
 from worldmodel.quantizers import Quantizer
 from worldmodel.tokenizers.base import Reconstruction, Tokenizer
 from worldmodel.tokenizers.vqvae import VQVAE
@@ -62,78 +63,55 @@ class SeparateLevels(Tokenizer):
                 f"tokenizer.widths has levels of {', '.join(map(str, halvings))} halvings; there must be two levels or "
                 "more, the finest first, each of more halvings than the one before it"
             )
-        self.models = nn.ModuleList(
-            VQVAE(
-                frame_shape,
-                quantizer,
-                level,
-                blocks,
-                num_codes,
-                likelihood,
-                encoder,
-                decoder,
-                condition_width,
-                num_actions,
-            )
-            for level in reversed(widths)  # coarsest first, unlike widths
-        )
+        shared = blocks, num_codes, likelihood, encoder, decoder, condition_width, num_actions
+        # The coarsest first, unlike widths.
+        self.models = module_list(VQVAE(frame_shape, quantizer, level, *shared) for level in reversed(widths))
         self.frame_shape, self.num_codes, self.condition_width = tuple(frame_shape), num_codes, condition_width
-        finest = self.level(-1)
+        finest = self.models[-1]
         if finest.slots or finest.quantizer.soft:
             raise ConfigError("a level has one whole code at each place; choose a quantizer without slots or mixtures")
         self.likelihood = finest.likelihood
         self.sizes = [math.prod(grid) for grid in self.levels]
         self.grid = (sum(self.sizes),)
 
-    def level(self, number: int) -> VQVAE:
-        """The VQ-VAE of a level, 0 the coarsest, −1 the finest."""
-        model = self.models[number]
-        assert isinstance(model, VQVAE)
-        return model
-
     @property
     def levels(self) -> tuple[tuple[int, ...], ...]:
-        return tuple(self.level(number).grid for number in range(len(self.models)))
+        return tuple(model.grid for model in self.models)
 
     @property
     def names(self) -> list[str]:
         """The downsampling factors, coarsest first: 128x, 32x, 8x."""
-        return [f"{self.level(number).encoder.factor}x" for number in range(len(self.models))]
+        return [f"{model.encoder.factor}x" for model in self.models]
 
     def _forward(self, frames: Tensor, generator: torch.Generator | None, conditions: Tensor | None) -> Reconstruction:
-        results = [self.level(n)._forward(frames, generator, conditions) for n in range(len(self.models))]
+        results = [model._forward(frames, generator, conditions) for model in self.models]
         losses = {name: torch.stack([each.losses[name] for each in results]).mean() for name in results[0].losses}
         own = [each.losses["reconstruction"].detach() for each in results]
         figures = {f"reconstruction_{name}": value for name, value in zip(self.names, own, strict=True)}
+        codes = self.merge([each.codes for each in results if each.codes is not None])
         nats = self.trained_nats({"reconstruction": own[-1]})
-        return Reconstruction(
-            results[-1].frames,
-            self.merge([each.codes for each in results if each.codes is not None]),
-            losses,
-            nats,
-            figures,
-        )
+        return Reconstruction(results[-1].frames, codes, losses, nats, figures)
 
     def _given(self, frames: Tensor, latents: Tensor, conditions: Tensor | None) -> Tensor:
-        return self.level(-1)._given(frames, self.part(latents, -1), conditions)
+        return self.models[-1]._given(frames, self.part(latents, -1), conditions)
 
     def _encode(self, frames: Tensor) -> Tensor:
         """Frames (B, C, *size) → (B, N); a signal of m windows (B, C, m · L) → (B, m · N)."""
-        return self.merge([self.level(number)._encode(frames) for number in range(len(self.models))])
+        return self.merge([model._encode(frames) for model in self.models])
 
     def expected_frames(self, latents: Tensor, conditions: Tensor | None = None) -> Tensor:
         """Codes (B, m · N) → (B, C, *size), by the decoder of the finest level."""
-        return self.level(-1).expected_frames(self.part(latents, -1), conditions)
+        return self.models[-1].expected_frames(self.part(latents, -1), conditions)
 
     def _draw(
         self, codes: Tensor, conditions: Tensor | None, generator: torch.Generator | None, temperature: float
     ) -> Tensor:
-        return self.level(-1)._draw(self.part(codes, -1), conditions, generator, temperature)
+        return self.models[-1]._draw(self.part(codes, -1), conditions, generator, temperature)
 
     def reconstructions(self, frames: Tensor, generator: torch.Generator | None = None) -> list[tuple[str, Tensor]]:
         """The reconstruction of each level, coarsest first."""
         codes = self.encode(frames)
-        return [(name, self.level(n).decode(self.part(codes, n))) for n, name in enumerate(self.names)]
+        return [(name, self.models[n].decode(self.part(codes, n))) for n, name in enumerate(self.names)]
 
     def merge(self, parts: Sequence[Tensor]) -> Tensor:
         """Codes of each level, coarsest first, (B, m · n or the grid) → rows of windows, (B, m · N)."""
@@ -152,4 +130,4 @@ class SeparateLevels(Tokenizer):
 
     def codebook(self) -> Tensor:
         """(levels, K, D), the coarsest first."""
-        return torch.stack([self.level(number).codebook() for number in range(len(self.models))])
+        return torch.stack([model.codebook() for model in self.models])

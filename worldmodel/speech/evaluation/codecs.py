@@ -94,7 +94,7 @@ def level_figures(
         for each in chosen:
             speaker = torch.tensor([each.speaker], device=world.device)
             codes = tokenizer.part(each.signal_codes.to(world.device), place)
-            drawn = tokenizer.level(place).draw(codes, speaker, generator)
+            drawn = tokenizer.models[place].draw(codes, speaker, generator)
             decoded.append(to_wave(drawn.flatten().cpu().numpy()))
         figures[name] = {
             "bits_a_second": math.prod(grid) * world.spec.rate * math.log2(tokenizer.num_codes),

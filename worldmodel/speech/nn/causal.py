@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
+from worldmodel.speech.nn.mel import check_strides
 from worldmodel.util.ranges import Counts, Whole
 
 State: TypeAlias = Any  # a Tensor, or a tuple of states; None before the first sample
@@ -136,10 +137,7 @@ class CausalSequence(Causal):
 def _checked(rank: int, widths: Sequence[int], strides: Sequence[int]) -> None:
     if rank != 1:
         raise ConfigError(f"causal networks are for sound (rank 1), not for frames of rank {rank}")
-    if len(widths) != len(strides):
-        raise ConfigError(
-            f"{len(widths)} widths and {len(strides)} strides; tokenizer.widths has one number for each stride"
-        )
+    check_strides(widths, strides)
 
 
 def _units(width: int, blocks: int) -> list[nn.Module]:

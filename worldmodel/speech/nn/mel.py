@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -36,17 +37,13 @@ def expanded(values: Tensor) -> Tensor:
 
 
 @functools.cache
+@torch.inference_mode(False)  # the cached tensor is also used with gradients
 def mel_filters(bands: int, fft: int, rate: int) -> Tensor:
     """(fft // 2 + 1, bands) triangles of height 1, equally spaced from 0 Hz to half the rate on the mel scale.
 
     The triangles are symmetric on the mel scale. Raises ``ValueError`` when a band lies between two bins and would
     always be silent.
     """
-    with torch.inference_mode(False):  # the cached tensor is also used with gradients
-        return _mel_filters(bands, fft, rate)
-
-
-def _mel_filters(bands: int, fft: int, rate: int) -> Tensor:
     mels = torch.from_numpy(to_mel(np.linspace(0, rate / 2, fft // 2 + 1)))
     width = mels[-1] / (bands + 1)
     centres = width * torch.arange(1, bands + 1)
@@ -92,6 +89,12 @@ def stretched(mels: Tensor, factors: Tensor) -> Tensor:
     return below + share * (above - below)
 
 
+def check_strides(widths: Sequence[int], strides: Sequence[int]) -> None:
+    """Raises :class:`ConfigError` unless an encoder or a decoder has one width for each stride."""
+    if len(widths) != len(strides):
+        raise ConfigError(f"{len(widths)} widths and {len(strides)} strides; tokenizer.widths has one for each stride")
+
+
 class MelEncoder(Encoder):
     """Frames of sound (B, 1, n) → log-mel spectra → strided convolutions: (B, widths[-1], n / factor).
 
@@ -126,23 +129,14 @@ class MelEncoder(Encoder):
         super().__init__()
         if (rank, channels) != (1, 1):
             raise ConfigError("a MelEncoder is for sound of one channel")
-        if len(widths) != len(strides):
-            raise ConfigError(
-                f"{len(widths)} widths and {len(strides)} strides; tokenizer.widths has one for each stride"
-            )
+        check_strides(widths, strides)
         self.factor = hop * math.prod(strides)
-        self.spectra = {
-            "bands": bands,
-            "hop": hop,
-            "window": window,
-            "fft": 1 << (window - 1).bit_length(),
-            "rate": rate,
-        }
+        fft = 1 << (window - 1).bit_length()
+        self.spectra = {"bands": bands, "hop": hop, "window": window, "fft": fft, "rate": rate}
         self.subtract_mean, self.warp = subtract_mean, warp
-        ins = [bands, *widths[:-1]]
         self.down = nn.ModuleList(
-            CONV[1](i, o, max(2 * s, 3), stride=s, padding=(max(2 * s, 3) - s) // 2)
-            for i, o, s in zip(ins, widths, strides, strict=True)
+            CONV[1](inputs, width, max(2 * stride, 3), stride=stride, padding=(max(2 * stride, 3) - stride) // 2)
+            for inputs, width, stride in zip([bands, *widths[:-1]], widths, strides, strict=True)
         )
         self.blocks = nn.ModuleList(ResidualBlock(1, widths[-1], widths[-1]) for _ in range(blocks))
 
