@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Generator
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from worldmodel.errors import ConfigError, DataError
 from worldmodel.nn.convnets import ConvDecoder, ConvEncoder
 from worldmodel.quantizers import ResidualQuantizer, VectorQuantizer
 from worldmodel.speech.codec.bitstream import Bitstream, pack, unpack, width_of
-from worldmodel.speech.codec.codec import Codec, StreamingDecoder, StreamingEncoder
+from worldmodel.speech.codec.codec import Codec
 from worldmodel.speech.codec.entropy import CodeModel, CountModel, decode, encode
 from worldmodel.speech.nn.causal import CausalDecoder, CausalEncoder
 from worldmodel.speech.nn.mel import expanded
@@ -85,16 +86,13 @@ def test_codes_are_those_of_the_tokenizer_and_fewer_codebooks_the_first_of_them(
 @pytest.mark.parametrize("used", [1, 4])
 def test_streamed_is_whole(codec: Codec, sizes: list[int], used: int) -> None:
     wave = noise(203)
-    encoder, decoder = StreamingEncoder(codec, used), StreamingDecoder(codec)
     codes, heard, come = [], [], 0
-    for size in sizes:
-        codes.append(encoder.push(wave[come : come + size]))
-        heard.append(decoder.pull(codes[-1]))
-        come += size
+    received, decoded = itertools.tee(codec.encode_stream(np.split(wave, np.cumsum(sizes)[:-1]), used))
+    for size, part, sound in zip([*sizes, 7], received, codec.decode_stream(decoded), strict=True):
+        codes.append(part)
+        heard.append(sound)
+        come += size  # the end fills the last position up
         assert sum(map(len, heard)) == come // codec.latency * codec.latency  # never later than it says
-    codes.append(encoder.finish())
-    heard.append(decoder.pull(codes[-1]))
-    assert len(encoder.finish()) == 0
     whole = codec.encode(wave, used)
     assert (np.concatenate(codes) == whole).all()
     np.testing.assert_allclose(np.concatenate(heard), codec.decode(whole), atol=1e-5)
@@ -103,9 +101,9 @@ def test_streamed_is_whole(codec: Codec, sizes: list[int], used: int) -> None:
 def test_what_looks_ahead_is_coded_whole_only() -> None:
     ahead = Codec(tokenizer(encoder=ConvEncoder, decoder=ConvDecoder))
     assert not ahead.causal and ahead.encode(noise(41)).shape == (11, 4)
-    for make in (StreamingEncoder, StreamingDecoder):
+    for stream in (ahead.encode_stream([noise(41)]), ahead.decode_stream([ahead.encode(noise(41))])):
         with pytest.raises(ConfigError, match="ConvEncoder and ConvDecoder read ahead"):
-            make(ahead)
+            next(stream)
 
 
 def test_bits_buy_codebooks(codec: Codec) -> None:
@@ -131,7 +129,7 @@ def test_a_decoder_that_knows_voices_is_told_one() -> None:
     codes = one.encode(noise(200))
     waves = [each.decode(codes) for each in (one, two, none)]
     assert (waves[0] != waves[1]).any() and (waves[0] != waves[2]).any()
-    np.testing.assert_allclose(StreamingDecoder(two).pull(codes), waves[1], atol=1e-6)
+    np.testing.assert_allclose(next(two.decode_stream([codes])), waves[1], atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 20, 256, 1024, 1025])

@@ -206,7 +206,7 @@ def test_silence_and_a_click_are_sounds_too(trained: Path, tmp_path: Path, capsy
         (["decode", "cut.wmc"], "damaged or cut short"),
         (["decode", "other.wmc"], "name the run that wrote it"),
         (["decode", "strange.wmc"], "entropy-coded by the model 737472616e676521"),
-        (["decode", "good.wmc", "--output", "out.mp3"], "must end in .wav, .flac"),
+        (["decode", "good.wmc", "--output", "out.mp3"], "must end in .wmc, .wav, .flac"),
         (["encode", "in.wav", "run=voices"], "the run voices is no codec"),
     ],
 )

@@ -7,13 +7,14 @@ samples.
 
 from __future__ import annotations
 
+import itertools
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from worldmodel.data.codes import fingerprint
 from worldmodel.errors import ConfigError, DataError
@@ -78,11 +79,47 @@ class Codec:
         """A wave (L,) → codes (positions, q) of the first ``codebooks``, or of all. Raises :class:`ConfigError`."""
         used = self._used(codebooks)
         filled = np.pad(wave, (0, self.positions(len(wave)) * self.factor - len(wave)))
-        return self._codes(self._frames(filled), lambda x: self.tokenizer.encoder(x), used)
+        return self._codes(self._frames(filled), self.tokenizer.encoder, used)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """Codes (n, q) → a wave (n · factor,) float32."""
-        return self._wave(codes, lambda x: self.tokenizer.decoder(x))
+        return self._wave(codes, self.tokenizer.decoder)
+
+    def encode_stream(self, chunks: Iterable[np.ndarray], codebooks: int | None = None) -> Iterator[np.ndarray]:
+        """Chunks of a wave (L,), any length → for each, the codes (n, q) of the positions that it completes, n ≥ 0; in
+        the end those of the last position, padded with silence, (1, q) or (0, q).
+
+        The codes equal those of the whole wave, except where rounding decides between two codes. Raises
+        :class:`ConfigError` for a codec that is not causal.
+        """
+        encoder, used, rest = self._continued(self.tokenizer.encoder), self._used(codebooks), np.zeros(0, np.float32)
+        for chunk in itertools.chain(chunks, [None]):
+            following = np.zeros(-len(rest) % self.factor) if chunk is None else chunk
+            wave = np.concatenate([rest, following]).astype(np.float32)
+            ready = len(wave) // self.factor * self.factor
+            rest = wave[ready:]
+            yield self._codes(self._frames(wave[:ready]), encoder, used)
+
+    def decode_stream(self, chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Chunks of codes (n, q) → for each, the next samples (n · factor,). Raises :class:`ConfigError` likewise."""
+        decoder = self._continued(self.tokenizer.decoder)
+        for codes in chunks:
+            yield self._wave(codes, decoder)
+
+    def _continued(self, network: nn.Module) -> Callable[[Tensor], Tensor]:
+        """A causal network that continues at every call where the previous call ended."""
+        if not self.causal:
+            names = f"{type(self.tokenizer.encoder).__name__} and {type(self.tokenizer.decoder).__name__}"
+            raise ConfigError(f"{names} read ahead, so they cannot stream; choose CausalEncoder and CausalDecoder")
+        assert isinstance(network, Causal)
+        state: Any = None
+
+        def step(chunk: Tensor) -> Tensor:
+            nonlocal state
+            outputs, state = network.step(chunk, state)
+            return outputs
+
+        return step
 
     def write(
         self, codes: np.ndarray, samples: int, model: entropy.CodeModel | None = None, gain: int = 0
@@ -171,58 +208,3 @@ class Codec:
 def _checksum(codes: np.ndarray) -> bytes:
     """A checksum of codes (n, q) of 2 bytes, which detects wrong entropy decoding."""
     return (zlib.crc32(codes.astype("<u4").tobytes()) & 0xFFFF).to_bytes(2, "little")
-
-
-class StreamingEncoder:
-    """Encodes a wave chunk by chunk. Raises :class:`ConfigError` for a codec that is not causal.
-
-    The codes equal those of the whole wave, except where rounding decides between two codes.
-    """
-
-    def __init__(self, codec: Codec, codebooks: int | None = None):
-        _require_causal(codec)
-        self.codec, self.used = codec, codec._used(codebooks)
-        self._rest = np.zeros(0, np.float32)
-        self._state: Any = None
-
-    def push(self, wave: np.ndarray) -> np.ndarray:
-        """The next samples (L,), any number → the codes (n, q) of the positions that they complete, n ≥ 0."""
-        wave = np.concatenate([self._rest, wave]).astype(np.float32)
-        ready = len(wave) // self.codec.factor * self.codec.factor
-        self._rest = wave[ready:]
-        return self.codec._codes(self.codec._frames(wave[:ready]), self._step, self.used)
-
-    def finish(self) -> np.ndarray:
-        """The codes of the last position, padded with silence, (1, q); (0, q) without remaining samples."""
-        return self.push(np.zeros(-len(self._rest) % self.codec.factor, np.float32))
-
-    def _step(self, frames: Tensor) -> Tensor:
-        encoder = self.codec.tokenizer.encoder
-        assert isinstance(encoder, Causal)
-        positions, self._state = encoder.step(frames, self._state)
-        return positions
-
-
-class StreamingDecoder:
-    """Decodes codes chunk by chunk. Raises :class:`ConfigError` for a codec that is not causal."""
-
-    def __init__(self, codec: Codec):
-        _require_causal(codec)
-        self.codec = codec
-        self._state: Any = None
-
-    def pull(self, codes: np.ndarray) -> np.ndarray:
-        """The next codes (n, q) → the next samples (n · factor,)."""
-        return self.codec._wave(codes, self._step)
-
-    def _step(self, vectors: Tensor) -> Tensor:
-        decoder = self.codec.tokenizer.decoder
-        assert isinstance(decoder, Causal)
-        outputs, self._state = decoder.step(vectors, self._state)
-        return outputs
-
-
-def _require_causal(codec: Codec) -> None:
-    if not codec.causal:
-        names = f"{type(codec.tokenizer.encoder).__name__} and {type(codec.tokenizer.decoder).__name__}"
-        raise ConfigError(f"{names} read ahead, so they cannot stream; choose CausalEncoder and CausalDecoder")

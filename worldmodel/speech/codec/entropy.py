@@ -15,13 +15,13 @@ import hashlib
 import math
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
 
 import constriction
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+from scipy.sparse import csr_array
 
 from worldmodel.data.codes import fingerprint
 from worldmodel.errors import ConfigError, DataError
@@ -102,7 +102,11 @@ class CountModel(CodeModel):
         earlier = np.concatenate([np.vstack([np.full((1, self.num_codebooks), num_codes), s[:-1]]) for s in streams])
         coarser = np.hstack([np.full((len(joined), 1), num_codes), joined[:, :-1]])
         self.single = np.stack([np.bincount(column, minlength=num_codes) for column in joined.T])  # (Q, K)
-        self.pairs = [_Pairs.of_codes(contexts, joined, num_codes) for contexts in (earlier, coarser)]
+        self.pairs = []  # (Q (K + 1), K) sparse: row codebook · (K + 1) + context, where K is no context
+        for contexts in (earlier, coarser):
+            rows = np.arange(self.num_codebooks) * (num_codes + 1) + contexts
+            ones, shape = np.ones(joined.size, np.int64), (self.num_codebooks * (num_codes + 1), num_codes)
+            self.pairs.append(csr_array((ones, (rows.ravel(), joined.ravel())), shape))
         self.smoothing, self.weights = np.zeros(self.num_codebooks), np.zeros((self.num_codebooks, 3))
         for codebook in range(self.num_codebooks):
             self._fit(codebook, joined[:, codebook], (earlier[:, codebook], coarser[:, codebook]))
@@ -120,7 +124,9 @@ class CountModel(CodeModel):
             arrays = load_file(path)
             model.single, model.smoothing, model.weights = (arrays[name] for name in ("single", "smoothing", "weights"))
             model.num_codebooks, model.num_codes = model.single.shape
-            model.pairs = [_Pairs(arrays[f"keys{i}"], arrays[f"counts{i}"], model.num_codes) for i in range(2)]
+            shape = model.num_codebooks * (model.num_codes + 1), model.num_codes
+            places = [divmod(arrays[f"keys{i}"], model.num_codes) for i in range(2)]
+            model.pairs = [csr_array((arrays[f"counts{i}"], places[i]), shape) for i in range(2)]
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror or error}") from None
         except (SafetensorError, KeyError, ValueError):
@@ -128,8 +134,11 @@ class CountModel(CodeModel):
         return model
 
     def _arrays(self) -> dict[str, np.ndarray]:
-        pairs = {f"{name}{i}": getattr(p, name) for i, p in enumerate(self.pairs) for name in ("keys", "counts")}
-        return {"single": self.single, "smoothing": self.smoothing, "weights": self.weights, **pairs}
+        arrays = {"single": self.single, "smoothing": self.smoothing, "weights": self.weights}
+        for number, pairs in enumerate(self.pairs):
+            rows = np.repeat(np.arange(pairs.shape[0]), np.diff(pairs.indptr))
+            arrays |= {f"keys{number}": rows * self.num_codes + pairs.indices, f"counts{number}": pairs.data}
+        return arrays
 
     def predict(self, num_codebooks: int) -> Generator[np.ndarray, int, None]:
         earlier = [self.num_codes] * num_codebooks  # the codes of the previous position
@@ -148,7 +157,8 @@ class CountModel(CodeModel):
         m = self.smoothing[codebook]
         probabilities = self.weights[codebook, 0] * marginal
         for weight, pairs, context in zip(self.weights[codebook, 1:], self.pairs, (earlier, coarser), strict=True):
-            codes, counts = pairs.row(codebook, context)
+            start, end = pairs.indptr[codebook * (self.num_codes + 1) + context :][:2]
+            codes, counts = pairs.indices[start:end], pairs.data[start:end]
             scale = weight / (counts.sum() + m)
             probabilities += scale * m * marginal
             probabilities[codes] += scale * counts
@@ -167,7 +177,8 @@ class CountModel(CodeModel):
         for m in self.SMOOTHING:
             columns = [marginal]
             for pairs, context in zip(self.pairs, contexts, strict=True):
-                together, before = pairs.of(codebook, context, codes)
+                rows = codebook * (self.num_codes + 1) + context
+                together, before = pairs[rows, codes], pairs.sum(1)[rows]
                 columns.append((together - 1 + m * marginal) / (before - 1 + m))
             probabilities = np.stack(columns, 1)
             weights = np.full(3, 1 / 3)
@@ -177,35 +188,6 @@ class CountModel(CodeModel):
             likelihood = np.log(probabilities @ weights).sum()
             if likelihood > best:
                 best, self.smoothing[codebook], self.weights[codebook] = likelihood, m, weights
-
-
-class _Pairs:
-    """Counts of pairs of a context and a code for each codebook, without zeros."""
-
-    def __init__(self, keys: np.ndarray, counts: np.ndarray, size: int):
-        self.keys, self.counts, self.size = keys, counts, size
-        self.sums = np.concatenate([[0], np.cumsum(counts)])
-
-    @classmethod
-    def of_codes(cls, contexts: np.ndarray, codes: np.ndarray, size: int) -> _Pairs:
-        """Contexts and codes (n, Q); a context is in [0, size], ``size`` for none."""
-        keys = _key(np.arange(codes.shape[1]), contexts, codes, size)
-        return cls(*np.unique(keys, return_counts=True), size)
-
-    def row(self, codebook: int, context: int) -> tuple[np.ndarray, np.ndarray]:
-        """The codes with counts above 0 in a context, and the counts."""
-        start, end = np.searchsorted(self.keys, [_key(codebook, context, code, self.size) for code in (0, self.size)])
-        return self.keys[start:end] % self.size, self.counts[start:end]
-
-    def of(self, codebook: int, contexts: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Counts of pairs, (n,), and of their contexts."""
-        together = self.counts[np.searchsorted(self.keys, _key(codebook, contexts, codes, self.size))]
-        first, last = (np.searchsorted(self.keys, _key(codebook, contexts, code, self.size)) for code in (0, self.size))
-        return together, self.sums[last] - self.sums[first]
-
-
-def _key(codebook: Any, context: Any, code: Any, size: int) -> Any:
-    return (codebook * (size + 1) + context) * size + code
 
 
 class PriorModel(CodeModel):

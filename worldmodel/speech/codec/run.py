@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from worldmodel.runs.folder import CODES, PRIOR, load_config, load_spec
 from worldmodel.runs.models import check_trained, load_prior, load_tokenizer, resolve_device
 from worldmodel.speech import media as speech_media
 from worldmodel.speech.codec.bitstream import NO_MODEL, Bitstream
-from worldmodel.speech.codec.codec import Codec, StreamingDecoder, StreamingEncoder
+from worldmodel.speech.codec.codec import Codec
 from worldmodel.speech.codec.entropy import CodeModel, CountModel, PriorModel
 from worldmodel.speech.scores.distances import log_spectral_distance, si_sdr
 from worldmodel.speech.sound import normalise, read_sound
@@ -177,27 +177,24 @@ def timed(function: Callable[..., Any], *args: Any) -> tuple[Any, float]:
 
 def stream_encode(codec: Codec, wave: np.ndarray, used: int) -> np.ndarray:
     """Encode a wave (L,) chunk by chunk. Raises :class:`ConfigError`."""
-    encoder = StreamingEncoder(codec, used)
-    codes = in_chunks(wave, round(CHUNK * codec.rate), encoder.push)
-    return np.concatenate([*codes, encoder.finish()])
+    size = round(CHUNK * codec.rate)
+    chunks = np.split(wave, np.arange(size, len(wave), size))
+    return joined(codec.encode_stream(chunks, used), len(chunks))
 
 
 def stream_decode(codec: Codec, codes: np.ndarray) -> np.ndarray:
     """Decode codes (n, q) chunk by chunk. Raises :class:`ConfigError`."""
-    decoder, positions = StreamingDecoder(codec), round(CHUNK * codec.rate / codec.factor)
-    return np.concatenate(in_chunks(codes, max(1, positions), decoder.pull))
+    size = max(1, round(CHUNK * codec.rate / codec.factor))
+    chunks = np.split(codes, np.arange(size, len(codes), size))
+    return joined(codec.decode_stream(chunks), len(chunks))
 
 
-def in_chunks(data: np.ndarray, size: int, step: Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:
-    """Apply ``step`` to chunks and print the time that it takes."""
-    parts, times = [], []
-    for first in range(0, len(data), size):
-        part, seconds = timed(step, data[first : first + size])
-        parts.append(part)
-        times.append(1000 * seconds)
-    took = f"{np.mean(times):.1f} ms of computation each, at most {np.max(times):.1f} ms"
-    print(f"{'stream':<10}{len(times)} chunks of {1000 * CHUNK:g} ms, {took}")
-    return parts
+def joined(stream: Iterator[np.ndarray], chunks: int) -> np.ndarray:
+    """The parts of a stream as one array; prints the time that its chunks take."""
+    parts, seconds = zip(*(timed(next, stream) for _ in range(chunks)), strict=True)
+    took = f"{1000 * np.mean(seconds):.1f} ms of computation each, at most {1000 * np.max(seconds):.1f} ms"
+    print(f"{'stream':<10}{chunks} chunks of {1000 * CHUNK:g} ms, {took}")
+    return np.concatenate([*parts, *stream])
 
 
 def gain_of(wave: np.ndarray, rate: int) -> int:

@@ -23,6 +23,8 @@ from worldmodel.speech.voice import VoiceModel
 from worldmodel.tokenizers import VQVAE, require_codes
 from worldmodel.tokenizers.base import join
 
+LEFT_OUT = {"all": NO_PHONE, "speech": PHONEMES.index(SILENT)}  # label that is not scored
+
 
 def phoneme_figures(
     run: Path, world: VoiceModel, utterances: Sequence[Utterance], timit: Path, seed: int
@@ -32,8 +34,7 @@ def phoneme_figures(
     if tokenizer.slots or len(tokenizer.levels) > 1 or not all(each.key in aligned for each in utterances):
         return None
     hop = round(world.window / math.prod(world.tokenizer.grid))
-    label_hop = hop * 16_000 // world.rate
-    labels = [frame_phones(read_phones(aligned[each.key]), each.codes.numel(), label_hop) for each in utterances]
+    labels = [frame_phones(read_phones(aligned[each.key]), each.codes.numel(), hop) for each in utterances]
     halves = np.array([int(each.held_out) for each in utterances])
     sentences = [each.key.rpartition("/")[2] for each in utterances]
     apart = [{sentence for sentence, half in zip(sentences, halves, strict=True) if half == own} for own in (0, 1)]
@@ -46,11 +47,10 @@ def phoneme_figures(
     for name, vectors in others.items():
         systems[name] = kmeans_codes(vectors, world.tokenizer.num_codes, fit_on, seed=seed)
     figures: dict[str, Any] = {"hop": hop, "phonemes": len(PHONEMES)}
-    silence = PHONEMES.index(SILENT)
     for name, rows in systems.items():
         pairs = [(row[: len(own)], own[: len(row)]) for row, own in zip(rows, labels, strict=True)]
         figures[name] = {}
-        for what, leave_out in (("all", NO_PHONE), ("speech", silence)):
+        for what, leave_out in LEFT_OUT.items():
             codes_of, labels_of = zip(*pairs, strict=True)
             first, second = both_ways(codes_of, labels_of, halves, sentences, world.tokenizer.num_codes, leave_out)
             # The mapping that is counted on training speakers and scored on held-out ones is the first.
@@ -73,17 +73,16 @@ def supervised_figures(
     training = [each for each in utterances if not each.held_out]
     phones = [frame_phones(read_phones(aligned[each.key]), len(each.wave) // HOP, HOP) for each in training]
     model = train_phone_classifier([each.wave for each in training], phones, len(PHONEMES), seed=seed)
-    right: dict[str, list[tuple[int, int]]] = {"all": [], "speech": []}
-    silence = PHONEMES.index(SILENT)
+    pairs = []
     for each, wanted in zip(utterances, labels, strict=True):
         if each.held_out and each.key.rpartition("/")[2] not in known:
             predicted = pooled(model.read(each.wave), hop // HOP).argmax(-1).numpy()
-            wanted = wanted[: len(predicted)]
-            for what, counted in (("all", wanted != NO_PHONE), ("speech", (wanted != NO_PHONE) & (wanted != silence))):
-                right[what].append((int((predicted == wanted)[counted].sum()), int(counted.sum())))
+            pairs.append((predicted, wanted[: len(predicted)]))
     figures = {}
-    for what, rows in right.items():
-        sums, counts = np.array(rows).T
+    for what, leave_out in LEFT_OUT.items():
+        counted = [(wanted != NO_PHONE) & (wanted != leave_out) for _, wanted in pairs]
+        right = [(predicted == wanted) & own for (predicted, wanted), own in zip(pairs, counted, strict=True)]
+        sums, counts = (np.array([each.sum() for each in part]) for part in (right, counted))
         figures[what] = {"accuracy": ratio_of_sums(sums, counts, seed).to_json()}
     return figures
 

@@ -30,8 +30,7 @@ from worldmodel.speech.scores.features import (
     Wave,
     as_integers,
     as_wave,
-    blurred,
-    degraded,
+    degraded_log_mels,
     levelled_log_mels,
 )
 from worldmodel.speech.sources import NO_PHONE
@@ -153,10 +152,7 @@ def train_speaker_classifier(
     Raises ``ValueError`` for labels that do not fit.
     """
     labels, count = speaker_labels(speakers, len(waves))
-    tensors = [as_wave(wave) for wave in waves]
-    groups = [
-        [tensor for tensor, label in zip(tensors, labels.tolist(), strict=True) if label == s] for s in range(count)
-    ]
+    groups = [[as_wave(wave) for wave, label in zip(waves, labels, strict=True) if label == s] for s in range(count)]
     places = [torch.tensor([max(1, len(wave) - budget.crop + 1) for wave in group]).double() for group in groups]
 
     def drawn(speaker: int, generator: torch.Generator) -> Tensor:
@@ -167,8 +163,7 @@ def train_speaker_classifier(
     def loss(model: SpeakerClassifier, generator: torch.Generator) -> Tensor:
         chosen = torch.randint(count, (budget.batch,), generator=generator)
         examples = torch.stack([drawn(speaker, generator) for speaker in chosen.tolist()])
-        seen = blurred(levelled_log_mels(degraded(examples, generator)), generator)
-        return F.cross_entropy(model(seen), chosen, label_smoothing=0.05)
+        return F.cross_entropy(model(degraded_log_mels(examples, generator)), chosen, label_smoothing=0.05)
 
     return fit(lambda: SpeakerClassifier(count, window=budget.crop), loss, budget, seed, "speakers", progress)
 
@@ -230,7 +225,7 @@ def train_phone_classifier(
             whole = tensors[which][: len(targets[which]) * HOP]
             examples.append(crop(whole, start * HOP, frames * HOP))
             wanted.append(crop(targets[which], start, frames))
-        seen = blurred(levelled_log_mels(degraded(torch.stack(examples), generator), QUIET), generator)
+        seen = degraded_log_mels(torch.stack(examples), generator, QUIET)
         return F.cross_entropy(model(seen), torch.stack(wanted), ignore_index=NO_PHONE, label_smoothing=0.05)
 
     return fit(lambda: PhoneClassifier(phones), loss, budget, seed, "phones", progress)

@@ -137,3 +137,8 @@ def blurred(log_mels: Tensor, generator: torch.Generator) -> Tensor:
         smooth = F.avg_pool1d(log_mels.mT, 3, 1, 1, count_include_pad=False)
         log_mels = torch.where(_random_mask(len(log_mels), 0.3, generator)[..., None], smooth, log_mels.mT)
     return log_mels
+
+
+def degraded_log_mels(waves: Tensor, generator: torch.Generator, floor: float = FLOOR) -> Tensor:
+    """(B, n) → (B, n // 160, 80): what a classifier is trained on."""
+    return blurred(levelled_log_mels(degraded(waves, generator), floor), generator)
