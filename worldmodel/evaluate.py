@@ -52,7 +52,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 @entry_point("evaluate", DESCRIPTION, add_flags)
 def main(args: argparse.Namespace, config: Config) -> None:
     """Find the run and its data, measure, print, write."""
-    from worldmodel.evaluation import compare  # only now, since it imports torch
+    from worldmodel.evaluation import images_report  # only now, since it imports torch
     from worldmodel.evaluation.report import table
     from worldmodel.runs.folder import PRIOR, TOKENIZER, find_run
     from worldmodel.runs.kind import Kind, choose_run, kind_of_run
@@ -60,10 +60,10 @@ def main(args: argparse.Namespace, config: Config) -> None:
     console = Console()
     if args.compare is not None:
         runs = [find_run(config.runs, name.strip()) for name in args.compare.split(",")]
-        found = compare.read(runs)
+        found = images_report.read_bounds(runs)
         heading = {"run": ", ".join(run.name for run in runs), "environment": "compared"}
-        console.print(table(heading, compare.lines(found)))
-        console.print(str(compare.save_chart(found, Path(config.runs) / "bits_per_dim.png")), soft_wrap=True)
+        console.print(table(heading, images_report.compared_lines(found)))
+        console.print(str(images_report.save_chart(found, Path(config.runs) / "bits_per_dim.png")), soft_wrap=True)
         return
     run = choose_run(args.overrides, config, TOKENIZER)
     kind = kind_of_run(run)

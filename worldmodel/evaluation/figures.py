@@ -10,25 +10,15 @@ import numpy as np
 
 from worldmodel.media.plots import COLOURS, GREY, Bar, Line, Panel, Shares
 
-LABELS = {
-    "reconstruction": "tokenizer's reconstruction",
-    "dream": "dream, temperature 0",
-    "dream_sampled": "dream, temperature 1",
-    "shuffled": "dream, shuffled actions",
-    "last_frame": "last frame repeated",
-    "last_frame_coded": "last frame, coded",
+STYLES = {  # of each competitor: label, colour, and whether it is a reference, which is drawn dashed
+    "reconstruction": ("tokenizer's reconstruction", "black", True),
+    "dream": ("dream, temperature 0", COLOURS[0], False),
+    "dream_sampled": ("dream, temperature 1", COLOURS[4], False),
+    "shuffled": ("dream, shuffled actions", COLOURS[5], False),
+    "last_frame": ("last frame repeated", GREY, True),
+    "last_frame_coded": ("last frame, coded", "#bbbbbb", True),
 }
-SHADES = {
-    "reconstruction": "black",
-    "dream": COLOURS[0],
-    "dream_sampled": COLOURS[4],
-    "shuffled": COLOURS[5],
-    "last_frame": GREY,
-    "last_frame_coded": "#bbbbbb",
-}
-REFERENCES = ("reconstruction", "last_frame", "last_frame_coded")  # drawn dashed
-
-
+LABELS = {name: label for name, (label, _, _) in STYLES.items()}
 FEW_EVENTS = 10
 """Scores of fewer events are unreliable: the table notes it and the plot leaves them out."""
 
@@ -55,19 +45,17 @@ def panels(figures: dict[str, Any]) -> list[Panel]:
 def _curves(loop: dict[str, Any], figure: str, title: str) -> Panel:
     steps = np.arange(1, loop["horizon"] + 1)
     lines = {}
-    for name, label in LABELS.items():
+    for name, (label, colour, reference) in STYLES.items():
         curve = loop["curves"][name][figure]
-        lines[label] = Line(steps, curve["value"], curve["low"], curve["high"], name in REFERENCES, SHADES[name])
+        lines[label] = Line(steps, curve["value"], curve["low"], curve["high"], reference, colour)
     return Panel(title, lines, "steps dreamt")
 
 
 def _gains(loop: dict[str, Any]) -> Panel:
     lines = {}
     for rival in ("last_frame", "shuffled"):
-        gain = loop["gain_over"][rival]["psnr"]
-        lines[f"over {LABELS[rival]}"] = Line(
-            loop["steps"], gain["value"], gain["low"], gain["high"], colour=SHADES[rival]
-        )
+        (label, colour, _), gain = STYLES[rival], loop["gain_over"][rival]["psnr"]
+        lines[f"over {label}"] = Line(loop["steps"], gain["value"], gain["low"], gain["high"], colour=colour)
     return Panel("What the dream gains, dB", lines, "steps dreamt", mark=0)
 
 
@@ -86,8 +74,8 @@ def _events(one: dict[str, Any]) -> list[Panel]:
 
 def _bits(prior: dict[str, Any]) -> Panel:
     bars = {
-        "true actions": Bar.of(prior["bits_per_code"], SHADES["dream"]),
-        "shuffled actions": Bar.of(prior["bits_per_code_shuffled_actions"], SHADES["shuffled"]),
+        "true actions": Bar.of(prior["bits_per_code"], STYLES["dream"][1]),
+        "shuffled actions": Bar.of(prior["bits_per_code_shuffled_actions"], STYLES["shuffled"][1]),
     }
     title = f"Prior, bits per code, {prior['frames']:,} held-out frames"
     return Panel(title, bars, mark=prior["bits_per_code_uniform"], mark_name="uniform")

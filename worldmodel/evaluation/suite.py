@@ -47,8 +47,8 @@ DEFINITIONS = {
 class Settings:
     """Extent of the evaluation. The defaults are those of the published figures."""
 
-    windows: int = 384  # held-out windows of the open loop
-    context: int = 0  # context frames; 0: the context that the prior was trained with
+    windows: int = 384  # held-out windows of the open loop, at most as long as the median held-out episode
+    context: int = 0  # 0: as many as the prior was trained with, at most a third of the median held-out episode
     horizon: int = 30  # steps dreamt; fewer where held-out episodes are shorter
     steps: tuple[int, ...] = (1, 5, 10, 15, 30)  # of the table
     top_k: int | None = None  # of the dream at temperature 1
@@ -82,18 +82,20 @@ def evaluate(
     """
     settings = settings or Settings()
     held_out = _held_out(world, store)
-    settings = dataclasses.replace(settings, context=settings.context or _context(world, store, held_out))
-    windows = _windows(store, settings, held_out)
+    reach = int(np.median(store.frame_counts[held_out]))
+    context = settings.context or max(1, min(world.prior.context, reach // 3))
+    settings = dataclasses.replace(settings, context=context)
+    windows = _windows(store, settings, held_out, reach)
     kinds: dict[str, Any] = {"seed": settings.seed, "progress": progress}
-    episodes, length = (store.episode(int(i)) for i in held_out), settings.context + settings.horizon
-    one = onestep.one_step(world, episodes, settings.context, length, settings.frames, **kinds)
-    loop = openloop.open_loop(world, windows, settings.context, top_k=settings.top_k, batch=settings.batch, **kinds)
+    episodes = (store.episode(int(i)) for i in held_out)
+    one = onestep.one_step(world, episodes, context, context + settings.horizon, settings.frames, **kinds)
+    loop = openloop.open_loop(world, windows, context, top_k=settings.top_k, batch=settings.batch, **kinds)
     positions = int(np.prod(world.tokenizer.grid))
     figures: dict[str, Any] = {
         **heading(run, world.spec.env_id, world.device, command),
         "actions": list(world.spec.action_names),
         "settings": dataclasses.asdict(settings),
-        "one_step": onestep.summary(one, settings.context, world.tokenizer.num_codes, positions, settings.seed),
+        "one_step": onestep.summary(one, context, world.tokenizer.num_codes, positions, settings.seed),
         "codes": CodeUsage(one.code_counts).to_json(),
         "open_loop": openloop.summary(loop, settings.steps, settings.seed),
         "inverse": _action_figures(world, store, held_out, settings, folder, progress) if settings.budget else None,
@@ -118,14 +120,8 @@ def _held_out(world: WorldModel, store: EpisodeStore) -> np.ndarray:
     return held_out
 
 
-def _context(world: WorldModel, store: EpisodeStore, held_out: np.ndarray) -> int:
-    """The context that the prior was trained with, at most a third of the median held-out episode."""
-    return max(1, min(world.prior.context, int(np.median(store.frame_counts[held_out])) // 3))
-
-
-def _windows(store: EpisodeStore, settings: Settings, held_out: np.ndarray) -> Segment:
-    """The windows of the open loop, at most as long as the median held-out episode."""
-    reach = int(np.median(store.frame_counts[held_out]))
+def _windows(store: EpisodeStore, settings: Settings, held_out: np.ndarray, reach: int) -> Segment:
+    """The windows of the open loop, of at most ``reach`` frames."""
     length = min(settings.context + settings.horizon, reach)
     if length <= settings.context:
         raise DataError(f"held-out episodes of {reach} frames are too short to dream after {settings.context}")

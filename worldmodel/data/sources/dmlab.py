@@ -39,7 +39,10 @@ class Recordings(Source):
         folders = sorted(meta.parent for meta in folder.rglob(META))
         if not folders:
             raise DataError(f"there is no {META} in or below {folder}; source.path=… names a folder of recordings")
-        self.spec = _common_spec(folders, name)
+        self.spec = _spec(folders[0] / META, name)
+        for other in folders[1:]:
+            if _spec(other / META, name) != self.spec:
+                raise DataError(f"{folders[0]} and {other} differ in actions, size or rate; read them into two folders")
         self._videos = [video for folder in folders for video in sorted(folder.glob("ep*.mp4"))]
         if not self._videos:
             raise DataError(f"there is no recording ep0000.mp4 in {', '.join(map(str, folders))}")
@@ -52,14 +55,6 @@ class Recordings(Source):
         video = self._videos[index]
         number = int(re.sub(r"\D", "", video.stem) or index)
         return Item(read_episode(video, self.spec), number % HOLD_OUT == HOLD_OUT - 1, self.keys[index])
-
-
-def _common_spec(folders: list[Path], name: str) -> Spec:
-    specs = [_spec(folder / META, name) for folder in folders]
-    for folder, spec in zip(folders, specs, strict=True):
-        if spec != specs[0]:
-            raise DataError(f"{folders[0]} and {folder} differ in actions, size or rate; read them into two folders")
-    return specs[0]
 
 
 def _spec(meta: Path, name: str) -> Spec:

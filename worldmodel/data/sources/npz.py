@@ -123,7 +123,7 @@ class Arrays(Source):
             if reason := self._damage(recording.file):
                 raise DataError(reason)
         stream: FrameStream | None = getattr(self._streams, "open", None)
-        if stream is None or stream.file != recording.file or not stream.reaches(piece.first):
+        if stream is None or stream.file != recording.file:
             if stream is not None:
                 stream.close()
             stream = self._streams.open = FrameStream(recording.file, self._name)

@@ -22,7 +22,6 @@ KEYS: tuple[Key, ...] = get_args(Key)
 """What the arrays are called. ``done`` is a terminal state; where ``terminated`` or ``truncated`` is there, it is what
 the other is not. ``held_out`` and ``condition`` are one value a file, and stand in our own exports."""
 
-BLOCK = 2**20  # bytes that are read at once when skipping
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _BROKEN = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError)
 """Errors of reading a damaged file or one that is no npz."""
@@ -119,6 +118,7 @@ class FrameStream:
             if version not in _HEADERS:
                 raise ValueError(f"{name} is of version {version} of numpy's format")
             shape, fortran, dtype = _HEADERS[version](self._stream)
+            self._start = self._stream.tell()
         self.frames, self.shape = (shape[0] if shape else 0), shape[1:]
         self.at = 0  # the next frame
         self._last: np.ndarray | None = None  # the one before it, where it was read
@@ -128,38 +128,22 @@ class FrameStream:
         if fortran and len(shape) > 1:
             raise DataError(f"{file} holds {name} column by column; save it again after numpy.ascontiguousarray")
 
-    @property
-    def frame_bytes(self) -> int:
-        return int(np.prod(self.shape))
-
-    def reaches(self, frame: int) -> bool:
-        """Whether a frame can be read; of the earlier frames, only the last is kept."""
-        return frame >= self.at - (self._last is not None)
-
     def read(self, first: int, count: int) -> np.ndarray:
-        """Frames from ``first`` on, which is within reach: (count, *shape) uint8."""
+        """Frames from ``first`` on: (count, *shape) uint8. Fast when they follow those of the last call."""
         block = np.empty((count, *self.shape), np.uint8)
-        rest = block
-        if first < self.at and self._last is not None:  # two parts of a cut episode share a frame
-            block[0], rest = self._last, block[1:]
+        rest, at = block, first
+        if first == self.at - 1 and self._last is not None:  # two parts of a cut episode share a frame
+            block[0], rest, at = self._last, block[1:], self.at
         with _readable(self.file):
-            self._skip((first - self.at) * self.frame_bytes)
+            self._stream.seek(self._start + at * int(np.prod(self.shape)))
             view = as_bytes(rest)
             while view:
                 got = self._stream.readinto(view)
                 if not got:
                     raise EOFError("it is cut off")
                 view = view[got:]
-        self.at = first + count
-        self._last = block[-1].copy()
+        self.at, self._last = first + count, block[-1].copy()
         return block
-
-    def _skip(self, left: int) -> None:
-        while left > 0:
-            got = len(self._stream.read(min(left, BLOCK)))
-            if not got:
-                raise EOFError("it is cut off")
-            left -= got
 
     def close(self) -> None:
         self._stream.close()
