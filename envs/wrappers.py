@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete
 
 from worldmodel.config.checks import checked
-from worldmodel.data.pictures import SMALLEST, channels_first, frame_shape, resize
+from worldmodel.data.pictures import SMALLEST, channels_first, frame_shape, own_action_names, resize
 from worldmodel.envs.discrete import Actions, discrete
 from worldmodel.errors import EnvError, WorldModelError
 from worldmodel.types import DEFAULT_RATE, Spec
@@ -169,7 +168,7 @@ def _is_picture(box: Box) -> bool:
 def _action_names(
     env: gymnasium.Env[Any, Any], actions: Actions, given: Sequence[str] | None, env_id: str
 ) -> tuple[str, ...]:
-    """The given names, or those of the metadata, ``get_action_meanings`` (Atari) or an enum (MiniGrid), or numbers.
+    """The given names, or those of the environment, or numbers.
 
     The environment's names apply only to its own actions; other actions have their own names.
     """
@@ -179,15 +178,8 @@ def _action_names(
         names = [str(name) for name in given]
     elif not actions.native:
         names = list(actions.names)
-    elif env.metadata.get("action_names"):
-        names = [str(name) for name in env.metadata["action_names"]]
-    elif hasattr(env.unwrapped, "get_action_meanings"):
-        names = [str(name).lower() for name in env.unwrapped.get_action_meanings()]
     else:
-        own = getattr(env.unwrapped, "actions", None)
-        if isinstance(own, type) and issubclass(own, enum.IntEnum):
-            by_number = {int(action): action.name.lower() for action in own}
-            names = [by_number.get(value, str(value)) for value in actions.values]
+        names = own_action_names(env, actions.values)
     names = names or list(actions.names)
     if len(names) != count or len(set(names)) != count:
         raise EnvError(f"{env_id} has {count} actions, which need as many different names; got {', '.join(names)}")

@@ -1,7 +1,13 @@
-"""Conversion of images of environments and recordings, grey or colour, channels first or last, to frames."""
+"""Conversion of images of environments and recordings, grey or colour, channels first or last, to frames; names of the
+actions of environments."""
 
 from __future__ import annotations
 
+import enum
+from collections.abc import Iterable
+from typing import Any
+
+import gymnasium
 import numpy as np
 from PIL import Image
 
@@ -45,3 +51,19 @@ def to_frames(pictures: np.ndarray, size: int | None = None) -> np.ndarray:
     if size is not None and last.shape[1:3] != (size, size):
         last = np.stack([resize(np.ascontiguousarray(picture), size) for picture in last])
     return np.ascontiguousarray(last.transpose(0, 3, 1, 2))
+
+
+def own_action_names(env: gymnasium.Env[Any, Any], actions: Iterable[int]) -> list[str]:
+    """The names of an environment for its actions, or none.
+
+    They are in its metadata, in ``get_action_meanings`` (Atari) or in an enum (MiniGrid).
+    """
+    if names := env.metadata.get("action_names"):
+        return [str(name) for name in names]
+    if hasattr(env.unwrapped, "get_action_meanings"):
+        return [str(name).lower() for name in env.unwrapped.get_action_meanings()]
+    own = getattr(env.unwrapped, "actions", None)
+    if not isinstance(own, type) or not issubclass(own, enum.IntEnum):
+        return []
+    by_number = {int(action): action.name.lower() for action in own}
+    return [by_number.get(number, str(number)) for number in actions]

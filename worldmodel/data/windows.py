@@ -54,6 +54,8 @@ class Windows:
         entries = [self.store.entries[episode] for episode in self.episodes]
         self._terminated = self._at_the_end([entry.terminated for entry in entries])
         self._truncated = self._at_the_end([entry.truncated for entry in entries])
+        # (n,) windows of each episode that can be drawn: those inside it, or all that have a frame of it after the lead
+        self._windows = np.maximum(self.sizes + (1 - length if whole else length - 1 - lead), 0)
         self._rewarded = 0.0 if whole else rewarded
         self._near_rewards = self._rows_near_rewards() if self._rewarded else np.empty(0, np.int64)
 
@@ -83,27 +85,29 @@ class Windows:
     @property
     def drawable(self) -> bool:
         """Whether there is a window to draw."""
-        return bool((self.sizes >= self.length).any()) if self.whole else len(self) > 0
+        return bool(self._windows.any())
 
     def sample(self, batch: int, generator: torch.Generator) -> Segment:
         """``batch`` random windows; after the ``lead``, every frame is equally likely at every position.
 
-        For that, windows may extend beyond both ends of an episode, with padding. Raises :class:`DataError` when there
-        is no episode.
+        For that, windows may extend beyond both ends of an episode, with padding. Those that may not (``whole``) are
+        all equally likely. Raises :class:`DataError` when there is no episode, or none that is long enough.
         """
         if not len(self.episodes):
             raise DataError(
                 f"no episode to take windows from: {self.store.path} has {len(self.store)}, "
                 f"{len(self.store.split('held_out'))} of them held out; python -m worldmodel.collect records more"
             )
-        if self.whole:
-            return self._sample_whole(batch, generator)
-        # In an episode of F frames, F + overlap windows contain a frame after the lead.
-        overlap = self.length - 1 - self.lead
-        ends = np.cumsum(self.sizes + overlap)
+        ends = np.cumsum(self._windows)
+        if not ends[-1]:
+            longest = int(self.sizes.max(initial=0))
+            raise DataError(
+                f"none of these episodes in {self.store.path} has {self.length} frames, the longest has {longest}; "
+                f"choose training.tokenizer.length={longest} or less"
+            )
         drawn = torch.randint(int(ends[-1]), (batch,), generator=generator).numpy()
         which = np.searchsorted(ends, drawn, side="right")
-        start = drawn - (ends[which] - self.sizes[which] - overlap) - (self.length - 1)
+        start = drawn - (ends - self._windows)[which] - (0 if self.whole else self.length - 1)
         if len(self._near_rewards):
             which, start = self._replace_some(which, start, generator)
         first = np.maximum(start, 0)
@@ -120,20 +124,6 @@ class Windows:
         place = torch.randint(self.lead, self.length, (batch,), generator=generator).numpy()
         episode = np.searchsorted(self._first, rows, side="right") - 1
         return np.where(instead, episode, which), np.where(instead, rows - self._first[episode] - place, start)
-
-    def _sample_whole(self, batch: int, generator: torch.Generator) -> Segment:
-        """``batch`` windows without padding, all equally likely."""
-        ends = np.cumsum(np.maximum(self.sizes - self.length + 1, 0))
-        if not ends[-1]:
-            longest = int(self.sizes.max(initial=0))
-            raise DataError(
-                f"none of these episodes in {self.store.path} has {self.length} frames, the longest has {longest}; "
-                f"choose training.tokenizer.length={longest} or less"
-            )
-        drawn = torch.randint(int(ends[-1]), (batch,), generator=generator).numpy()
-        which = np.searchsorted(ends, drawn, side="right")
-        first = drawn - np.concatenate([[0], ends])[which]
-        return self._cut(which, first, np.full(batch, self.length), self.length)
 
     def fixed(self, count: int, length: int | None = None, seed: int = 0) -> Segment:
         """The same ``count`` windows for the same ``seed``: without padding, spread evenly over the episodes.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import importlib
 import json
 import warnings
@@ -14,7 +13,7 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete, Space
 
-from worldmodel.data.pictures import frame_shape, to_frames
+from worldmodel.data.pictures import frame_shape, own_action_names, to_frames
 from worldmodel.data.records import Item, short
 from worldmodel.data.sources.base import Source, recorded_spec
 from worldmodel.errors import DataError
@@ -173,19 +172,8 @@ def names_of(env_id: str, count: int) -> tuple[str, ...] | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             env = gymnasium.make(env_id, disable_env_checker=True)
-        names = _own_names(env)
+        names = own_action_names(env, range(count))
         env.close()
     except Exception:  # an environment may raise anything; actions are numbered then
         return None
     return tuple(names) if len(names) == count else None
-
-
-def _own_names(env: gymnasium.Env[Any, Any]) -> list[str]:
-    if names := env.metadata.get("action_names"):
-        return [str(name) for name in names]
-    if hasattr(env.unwrapped, "get_action_meanings"):
-        return [str(name).lower() for name in env.unwrapped.get_action_meanings()]
-    actions = getattr(env.unwrapped, "actions", None)
-    if isinstance(actions, type) and issubclass(actions, enum.IntEnum):
-        return [action.name.lower() for action in sorted(actions)]
-    return []
