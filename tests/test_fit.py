@@ -20,7 +20,7 @@ from worldmodel.nn.precision import cast
 from worldmodel.training.base import Losses, Objective, step_seed
 from worldmodel.training.checkpoint import load_tensors
 from worldmodel.training.fit import Fit, FitResult, FitSettings, Hook, fit
-from worldmodel.training.hooks import Checkpoint, Evaluation, JsonLines, TensorBoard, read_json_lines
+from worldmodel.training.hooks import Checkpoint, EarlyStopping, Evaluation, JsonLines, TensorBoard, read_json_lines
 from worldmodel.training.optim import MasterOptimizer, learning_rate_factor
 from worldmodel.types import Segment, to_float
 
@@ -309,6 +309,33 @@ def test_evaluation_uses_averaged_weights_and_disturbs_nothing(tmp_path: Path) -
     assert torch.equal(seen[-1]["net.0.weight"], result.weights["net.0.weight"])
     assert [r["step"] for r in read_json_lines(tmp_path / "m.jsonl") if "held_out_loss" in r] == [5, 10, 12]
     assert list((tmp_path / "board").glob("events.*"))
+
+
+@pytest.mark.parametrize("stop", [None, 4, 5])
+def test_early_stopping_keeps_the_best_weights_across_interruptions(tmp_path: Path, stop: int | None) -> None:
+    path = tmp_path / "c"
+    held_out = {2: 3.0, 4: 1.0, 6: 2.0, 8: 1.5}
+    seen: dict[int, dict[str, Tensor]] = {}
+
+    def attempt(other: Hook) -> FitResult:
+        early = EarlyStopping(tmp_path / "best", 4)
+
+        def evaluate(objective: Objective) -> dict[str, float]:
+            step = evaluation._step
+            seen[step] = {name: value.clone() for name, value in objective.state_dict().items()}
+            return {"held_out_loss": held_out.get(step, 9.0)}
+
+        evaluation = Evaluation(2, evaluate, (early,))
+        return early.kept(run(path, [early, evaluation, Checkpoint(path, 1e9), other], steps=100))
+
+    if stop is not None:
+        with pytest.raises(KeyboardInterrupt):
+            attempt(Trace(stop, interrupt))
+    result = attempt(Trace())
+    assert result.steps == 9 and result.kept_step == 4  # the step at which the processes agree is the last one
+    assert all(torch.equal(seen[4][name], value) for name, value in result.weights.items())
+    again = attempt(Trace())
+    assert again.steps == 9 and again.kept_step == 4
 
 
 def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:

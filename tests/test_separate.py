@@ -24,12 +24,13 @@ from worldmodel.likelihoods import Categorical
 from worldmodel.priors import ConvTrunk, Prior
 from worldmodel.priors.frame_transformer import FrameTransformer
 from worldmodel.quantizers import ProductQuantizer, VectorQuantizer
+from worldmodel.speech.augment import VariedSounds
 from worldmodel.speech.nn.wavenet import WaveNetLikelihood
 from worldmodel.speech.scores.codes import leakage
 from worldmodel.speech.separate import SeparateLevels
 from worldmodel.tokenizers import VQVAE
 from worldmodel.tokenizers.base import join
-from worldmodel.training.objectives import TokenizerObjective
+from worldmodel.training.objectives import MARGIN, PriorObjective, TokenizerObjective
 from worldmodel.types import Segment
 
 LEVELS = ((5,), (20,), (80,))
@@ -269,3 +270,23 @@ def test_a_vqvae_of_one_level_is_a_level() -> None:
     alone.load_state_dict({key: own[key] for key in keys}, strict=False)
     wave = join(signal(3))
     assert torch.equal(alone.encode(wave), tokenizer.books(tokenizer.encode(wave))[-1])
+
+
+def test_a_prior_learns_from_varied_sounds_what_it_would_learn_from_their_codes() -> None:
+    tokenizer, frames = levels(), signal(4 + MARGIN, 2)
+    prior = Prior(tokenizer, NAMES, small_trunk, small_head, context=0, outcomes=False)
+    segments = []
+    prior.losses = lambda segment, generator: segments.append(segment) or ({}, {})  # type: ignore[assignment]
+    flags = torch.zeros(2, 4 + MARGIN, dtype=torch.bool)
+    actions = torch.arange(4 + MARGIN).expand(2, -1)
+    batch = Segment(actions, flags.float(), flags, flags, ~flags, frames=frames)
+    objective = PriorObjective(prior, tokenizer, VariedSounds())
+    for seed in range(4):
+        objective(batch, torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        first = int(torch.randint(640, (), generator=generator))
+        varied = VariedSounds()(join(frames), generator)[..., first : first + (3 + MARGIN) * 640]
+        codes = tokenizer.encode(varied).unflatten(1, (3 + MARGIN, 105))[:, 1:-1]
+        assert torch.equal(segments[-1].codes, codes) and codes.shape == (2, 4, 105)
+        assert segments[-1].frames is None and segments[-1].actions.tolist() == [[1, 2, 3, 4]] * 2
+    assert not torch.equal(segments[0].codes, segments[1].codes)

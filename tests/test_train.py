@@ -28,7 +28,7 @@ from worldmodel.train import main
 from worldmodel.training.base import make_batches
 from worldmodel.training.checkpoint import load_tensors
 from worldmodel.training.fit import Fit
-from worldmodel.training.hooks import Checkpoint, read_json_lines
+from worldmodel.training.hooks import Checkpoint, Measure, read_json_lines
 from worldmodel.types import Segment
 from worldmodel.world import WorldModel
 
@@ -216,6 +216,20 @@ def test_an_unfinished_run_accepts_another_budget(data: Path, tmp_path: Path, mo
     folder = train(settings(data, tmp_path, training__tokenizer__steps=8), "tokenizer")
     assert folder.name == "square-1"
     assert load_tensors(folder / "tokenizer.safetensors", "")[1]["steps"] == 8
+
+
+def test_a_stage_with_patience_hands_over_its_best_weights(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([3.0, 1.0, 2.0, 2.0])
+    monkeypatch.setattr(Measure, "__call__", lambda self, objective: {"held_out_loss": next(losses)})
+    patient = {"training__tokenizer__patience": 1, "training__tokenizer__evaluate_every": 4}
+    folder = train(settings(data, tmp_path, **patient), "tokenizer")
+    facts = load_tensors(folder / "tokenizer.safetensors", "")[1]
+    assert facts["steps"] == 13 and facts["kept_step"] == 8
+    best, _ = load_tensors(folder / "checkpoints/best-tokenizer.safetensors", "")
+    own = load_tokenizer(folder).state_dict()
+    assert all(torch.equal(own[name], best[f"tokenizer.{name}"]) for name in own)
 
 
 def test_training_begins_with_the_weights_of_a_run(finished: Path, data: Path, tmp_path: Path) -> None:

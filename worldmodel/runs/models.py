@@ -45,9 +45,9 @@ def build_tokenizer(config: DictConfig, spec: Spec) -> Autoencoder:
     return build_module(config.tokenizer, "tokenizer", Autoencoder, frame_shape=spec.frame_shape, **condition)
 
 
-def build_augmentation(config: DictConfig) -> Augmentation | None:
-    """The data augmentation of the tokenizer, if any."""
-    node = config.training.tokenizer.get("augment")
+def build_augmentation(config: DictConfig, stage: str) -> Augmentation | None:
+    """The data augmentation of a training stage, if any."""
+    node = config.training[stage].get("augment")
     return None if node is None else build_module(node, "augmentation", Augmentation)
 
 

@@ -27,7 +27,8 @@ from worldmodel.runs.stages import Stage, prerequisites, stages_of
 from worldmodel.types import Spec
 from worldmodel.util.files import replace_text, whole
 
-BUDGET = ("steps", "max_seconds", "log_every", "evaluate_every", "evaluate_batches", "checkpoint_seconds")
+BUDGET = ("steps", "max_seconds", "log_every", "evaluate_every", "evaluate_batches", "checkpoint_seconds",
+          "patience")  # fmt: skip
 """Settings of a stage that may change when a run is continued."""
 
 DEFAULTS = {"rewarded": 0.0}

@@ -32,7 +32,7 @@ from worldmodel.tokenizers import Autoencoder, Tokenizer, require_codes
 from worldmodel.tokenizers.scene import GridVQVAE, Stacked
 from worldmodel.training.base import Objective
 from worldmodel.training.fit import FitSettings
-from worldmodel.training.objectives import PriorObjective, SecondObjective, TokenizerObjective
+from worldmodel.training.objectives import MARGIN, PriorObjective, SecondObjective, TokenizerObjective
 from worldmodel.types import Spec
 from worldmodel.util.progress import progress_bars
 from worldmodel.util.ranges import Count, NonNegative, Share
@@ -50,6 +50,7 @@ class StageSettings(FitSettings):
     evaluate_every: Count  # steps between two measurements on held-out episodes
     evaluate_batches: Count  # of such a measurement
     checkpoint_seconds: NonNegative  # interval of checkpoints
+    patience: Count | None = None  # evaluations without a lower held-out loss that end the stage
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,7 @@ class TokenizerSettings(StageSettings):
 class PriorSettings(StageSettings):
     targets: Count  # frames predicted in a window
     rewarded: Share = 0.0
+    augment: Mapping[str, Any] | None = None  # settings of an :class:`Augmentation` of sound
 
 
 class Stage(abc.ABC):
@@ -134,7 +136,7 @@ class TokenizerStage(Stage):
         }
 
     def objective(self, config: DictConfig, model: Autoencoder, tokenizer: None, epoch: int = 100) -> Objective:
-        return TokenizerObjective(model, min(max(epoch, 10), 1000), build_augmentation(config))
+        return TokenizerObjective(model, min(max(epoch, 10), 1000), build_augmentation(config, self.name))
 
     def extended(self, tokenizer: None, model: Autoencoder) -> Autoencoder:
         return model
@@ -187,13 +189,20 @@ class PriorStage(Stage):
     def windows(self, settings: PriorSettings, source: Source, model: LatentPrior) -> dict[Split, Windows]:
         lead = self.lead(model)
         length = lead + settings.targets
+        if settings.augment is None:
+            train = Windows(source, "train", length, lead, rewarded=settings.rewarded)
+        else:  # of frames, which are varied and encoded in every step
+            train = Windows(getattr(source, "store", source), "train", length + MARGIN, lead, whole=True)
         return {
-            "train": Windows(source, "train", length, lead, rewarded=settings.rewarded),
+            "train": train,
             "held_out": Windows(source, "held_out", length, lead),
         }
 
     def objective(self, config: DictConfig, model: LatentPrior, tokenizer: Autoencoder, epoch: int = 100) -> Objective:
-        return PriorObjective(model, tokenizer)
+        augment = build_augmentation(config, self.name)
+        if augment is not None and not (isinstance(tokenizer, Tokenizer) and tokenizer.joined):
+            raise ConfigError("training.prior.augment is for the codes of sound; choose null")
+        return PriorObjective(model, tokenizer, augment)
 
 
 STAGES: dict[str, Stage] = {stage.name: stage for stage in (TokenizerStage(), SecondStage(), PriorStage())}

@@ -146,6 +146,8 @@ def train_stage(
         prefix = f"{stage.name}."
         weights = {k.removeprefix(prefix): v for k, v in result.weights.items() if k.startswith(prefix)}
         facts = {"stage": stage.name, "steps": result.steps, "seconds": round(result.seconds, 1)}
+        if result.kept_step is not None:
+            facts["kept_step"] = result.kept_step
         if tokenizer is not None:
             facts["tokenizer"] = fingerprint(stage.load(folder))  # the tokenizer of its codes
         save_weights(folder / stage.file, weights, facts)
@@ -164,12 +166,18 @@ def fit_stage(
 ) -> FitResult:
     """Fit a stage with a progress bar, metrics, evaluations on held-out windows and checkpoints."""
     checkpoint = checkpoint_of(folder, stage.file)
+    early = None
     batches = make_batches(windows["train"].sample, settings.batch, settings.seed, fabric.global_rank)
     lines, board = watch.JsonLines(folder / METRICS), watch.TensorBoard(folder / "tensorboard")
     chain: list[Hook] = [watch.ProgressBar(), lines, board]
     if windows["held_out"].drawable:
         held_out = make_batches(windows["held_out"].sample, settings.batch, settings.seed, 0)
         evaluate = watch.Measure(held_out, settings.evaluate_batches, fabric.device)
-        chain.append(watch.Evaluation(settings.evaluate_every, evaluate, (lines, board)))
+        if settings.patience is not None:
+            best = checkpoint_of(folder, f"best-{stage.file}")
+            early = watch.EarlyStopping(best, settings.patience * settings.evaluate_every)
+            chain.append(early)
+        chain.append(watch.Evaluation(settings.evaluate_every, evaluate, tuple(chain[1:])))
     chain.append(watch.Checkpoint(checkpoint, settings.checkpoint_seconds))
-    return fit(fabric, objective, batches, settings, checkpoint, chain, stage.name)
+    result = fit(fabric, objective, batches, settings, checkpoint, chain, stage.name)
+    return result if early is None else early.kept(result)

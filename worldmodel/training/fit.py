@@ -59,6 +59,7 @@ class FitResult:
     steps: int  # updates made, over all sessions
     seconds: float  # spent, over all sessions
     weights: dict[str, Tensor]  # state dict of the objective, averaged over training, float32
+    kept_step: int | None = None  # that the weights are of, if it is not the last one
 
 
 class Fit:
@@ -80,25 +81,34 @@ class Fit:
         self.learning_rate = 0.0
         self.interrupted = False
         self.elapsed_before = 0.0
+        self.finished = False  # before the budget is spent
+        self._finish = False
         self._started = time.monotonic()
         self.elapsed = 0.0  # seconds over all sessions, the same on every process
 
     @property
     def progress(self) -> float:
-        """In [0, 1]: the greater of the steps made and the seconds spent, as shares of what is allowed."""
+        """In [0, 1]: the steps made or the seconds spent as a share of those allowed, or 1 once finished."""
+        if self.finished:
+            return 1.0
         by_clock = 0.0 if self.settings.max_seconds is None else self.elapsed / self.settings.max_seconds
         return min(1.0, max(self.step / self.settings.steps, by_clock))
 
+    def finish(self) -> None:
+        """End the fit at the next step on which all processes agree; one of them may call this."""
+        self._finish = True
+
     def agree(self, interrupted: bool) -> None:
-        """Reads the clock. Several processes agree on it and on interruptions, since all must stop at the same step."""
+        """Reads the clock. Several processes agree on it, on interruptions and on the end: all stop at one step."""
         elapsed = self.elapsed_before + time.monotonic() - self._started
         if self.fabric.world_size > 1:
             if self.step % AGREE_EVERY and self.step not in (self.first_step, self.settings.steps):
                 return
-            votes = torch.tensor([elapsed, float(interrupted)], dtype=torch.float64, device=self.fabric.device)
-            elapsed, vote = torch.as_tensor(self.fabric.all_reduce(votes, reduce_op="max")).tolist()
-            interrupted = vote > 0
-        self.elapsed, self.interrupted = elapsed, interrupted
+            own = [elapsed, float(interrupted), float(self._finish)]
+            votes = torch.tensor(own, dtype=torch.float64, device=self.fabric.device)
+            elapsed, *others = torch.as_tensor(self.fabric.all_reduce(votes, reduce_op="max")).tolist()
+            interrupted, self._finish = (vote > 0 for vote in others)
+        self.elapsed, self.interrupted, self.finished = elapsed, interrupted, self._finish
 
     def update(self, batch: Segment) -> None:
         """One step: losses, gradients, weights, average. All its randomness comes from (seed, step, rank)."""

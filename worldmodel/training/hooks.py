@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 
 from worldmodel.training.base import Batches, Objective
-from worldmodel.training.fit import Fit, Hook
+from worldmodel.training.checkpoint import load_tensors, save_tensors
+from worldmodel.training.fit import Fit, FitResult, Hook, weighted_sum
 from worldmodel.util.files import naming, replace_text
 from worldmodel.util.progress import Bars
 
@@ -118,6 +119,40 @@ class TensorBoard(Hook):
             self._writer = None
 
 
+class EarlyStopping(Hook):
+    """Keeps the averaged weights with the lowest held-out loss in a file and ends a fit that has not improved on them
+    for ``patience`` steps.
+    """
+
+    def __init__(self, path: Path, patience: int):
+        self.path, self.patience = path, patience
+        self.loss, self.step = math.inf, 0
+
+    def on_start(self, fit: Fit) -> None:
+        if fit.step and self.path.is_file():  # a file without a checkpoint is left from an earlier training
+            _, facts = load_tensors(self.path, "remove the checkpoint beside it to train this stage again")
+            self.loss, self.step = facts["loss"], facts["step"]
+            self._end(fit)
+
+    def on_log(self, fit: Fit, values: dict[str, float]) -> None:
+        if "held_out_loss" not in values:
+            return
+        if values["held_out_loss"] < self.loss:
+            self.loss, self.step = values["held_out_loss"], fit.step
+            save_tensors(self.path, fit.weights(), {"loss": self.loss, "step": self.step})
+        self._end(fit)
+
+    def _end(self, fit: Fit) -> None:
+        if fit.step - self.step >= self.patience:
+            fit.finish()
+
+    def kept(self, result: FitResult) -> FitResult:
+        """The result with the kept weights, if there are any."""
+        if self.loss == math.inf:
+            return result
+        return dataclasses.replace(result, kept_step=self.step, weights=load_tensors(self.path, "train again")[0])
+
+
 class Evaluation(Hook):
     """Every so many steps and at the end, calls a function with the objective under its averaged weights.
 
@@ -153,7 +188,7 @@ class Evaluation(Hook):
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """Mean terms and metrics over the same few batches of held-out windows, named ``held_out_…``."""
+    """Mean loss, terms and metrics over the same few batches of held-out windows, named ``held_out_…``."""
 
     batches: Batches
     count: int
@@ -164,7 +199,8 @@ class Measure:
         for index in range(self.count):
             generator = torch.Generator(self.device).manual_seed(index)
             losses = objective(self.batches(index).to(self.device), generator)
-            for name, value in (losses.terms | losses.metrics).items():
+            loss = weighted_sum(losses.terms, objective.loss_weights)
+            for name, value in ({"loss": loss} | losses.terms | losses.metrics).items():
                 sums[name] = sums.get(name, 0.0) + float(value)
         return {f"held_out_{name}": total / self.count for name, total in sums.items()}
 

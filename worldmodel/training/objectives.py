@@ -16,6 +16,9 @@ from worldmodel.tokenizers.scene import GridVQVAE
 from worldmodel.training.base import Augmentation, Losses, Objective
 from worldmodel.types import Segment, to_float
 
+MARGIN = 3
+"""Frames of augmented segments beside those that a prior learns from: one at each end, and one to cut from."""
+
 
 class TokenizerObjective(Objective):
     """Reconstruction of the valid frames of a segment, and the tokenizer's own terms.
@@ -106,21 +109,44 @@ class SecondObjective(Objective):
 class PriorObjective(Objective):
     """The terms and metrics that a prior states for a segment: of codes, or of latents that are drawn for its frames.
 
-    ``model`` draws them. It stays as it is: it is no part of what is trained or saved.
+    ``model`` draws them. It stays as it is: it is no part of what is trained or saved. ``augment``: of the windows of
+    sound of a training segment, which is ``MARGIN`` frames longer. Their signal is varied and cut at a random sample,
+    so that the same sound has other codes every time; the codes near both ends are left out.
     """
 
     headline = ("bits_per_frame",)
 
-    def __init__(self, prior: LatentPrior, model: Autoencoder | None = None):
+    def __init__(self, prior: LatentPrior, model: Autoencoder | None = None, augment: Augmentation | None = None):
         super().__init__()
-        self.prior = prior
+        self.prior, self.augment = prior, augment
         self.loss_weights = prior.loss_weights
         self._model = (model,)  # in a tuple, where PyTorch does not look for parameters
 
     def forward(self, batch: Segment, generator: torch.Generator) -> Losses:
         (model,) = self._model
-        if batch.frames is not None and model is not None:
+        if batch.frames is not None and isinstance(model, Tokenizer) and self.augment is not None:
+            batch = self._varied(batch, batch.frames, model, self.augment, generator)
+        elif batch.frames is not None and model is not None:
             latents = model.to(batch.frames.device).latents(batch.frames.flatten(0, 1), generator)
             latents = latents.unflatten(0, batch.actions.shape)
             batch = dataclasses.replace(batch, frames=None, codes=latents)
         return Losses(*self.prior.losses(batch, generator))
+
+    @staticmethod
+    def _varied(
+        batch: Segment, frames: Tensor, tokenizer: Tokenizer, augment: Augmentation, generator: torch.Generator
+    ) -> Segment:
+        """The segment with codes of its varied signals instead of its frames, without the margin."""
+        steps, size = frames.shape[1], frames.shape[-1]
+        first = int(torch.randint(size, (), generator=generator, device=generator.device))
+        signals = augment(join(frames), generator)[..., first : first + (steps - 1) * size]
+        codes = tokenizer.to(frames.device).encode(signals).unflatten(1, (steps - 1, -1))
+        own = slice(1, -2)
+        return Segment(
+            batch.actions[:, own],
+            batch.rewards[:, own],
+            batch.terminated[:, own],
+            batch.truncated[:, own],
+            batch.valid[:, own],
+            codes=codes[:, 1:-1],
+        )
