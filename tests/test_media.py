@@ -15,7 +15,7 @@ from PIL import Image
 from worldmodel import media
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.media import compose, draw, write
-from worldmodel.media.strip import pictures
+from worldmodel.media.compose import pictures
 from worldmodel.util.output import VIDEO_SUFFIXES
 
 T0, H = 3, 6

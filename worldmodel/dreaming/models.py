@@ -45,8 +45,7 @@ class ImageModel:
     @property
     def sees_classes(self) -> bool:
         """Whether there are several classes and the prior is conditioned on them."""
-        given = True if self.prior is None else self.prior.sees_actions
-        return given and len(self.spec.action_names) > 1
+        return len(self.spec.action_names) > 1 and (self.prior is None or self.prior.sees_actions)
 
     def condition(self, name: str) -> int:
         """The index of a class or of a caption; a prior that reads words accepts new captions.

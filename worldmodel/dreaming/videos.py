@@ -6,6 +6,7 @@ import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from worldmodel import media
 from worldmodel.data.store import EpisodeStore
 from worldmodel.dreaming.actions import parse_script
 from worldmodel.errors import ConfigError, DataError
-from worldmodel.evaluation.metrics import psnr
+from worldmodel.evaluation.metrics import CodeUsage, psnr
 from worldmodel.evaluation.openloop import reconstruct
 from worldmodel.types import Spec
 from worldmodel.util.output import options_in_name, words_in_name
@@ -97,12 +98,10 @@ def random_place(store: EpisodeStore, context: int, least: int, wanted: int, rng
 
 
 def _variety(store: EpisodeStore, episode: int, frame: int) -> float:
-    """Entropy in nats of a frame's colours, each channel quantized to eight values."""
+    """Perplexity of a frame's colours, each channel quantized to eight values."""
     picture = store.read(episode, frame, frame + 1)[0][0] >> 5
     colours = picture.reshape(len(picture), -1)  # (C, places)
-    counts = np.unique(colours, axis=1, return_counts=True)[1]
-    shares = counts / counts.sum()
-    return float(-(shares * np.log(shares)).sum())
+    return CodeUsage(np.unique(colours, axis=1, return_counts=True)[1]).perplexity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,19 +143,11 @@ def imagine(
     world: WorldModel, scene: Scene, samples: int, seed: int, temperature: float, top_k: int | None, sampler: str
 ) -> Dream:
     """``samples`` dreams of one scene as a batch."""
-
-    def batch(tensor: Tensor) -> Tensor:
-        return tensor.expand(samples, *tensor.shape)
-
-    return world.imagine(
-        batch(scene.seen),
-        batch(scene.actions),
-        seen_actions=batch(scene.seen_actions),
-        temperature=temperature,
-        top_k=top_k,
-        sampler=sampler,
-        generator=torch.Generator(world.device).manual_seed(seed),
-    )
+    tensors = (scene.seen, scene.actions, scene.seen_actions)
+    seen, actions, seen_actions = (tensor.expand(samples, *tensor.shape) for tensor in tensors)
+    generator = torch.Generator(world.device).manual_seed(seed)
+    options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "sampler": sampler, "generator": generator}
+    return world.imagine(seen, actions, seen_actions=seen_actions, **options)
 
 
 def reconstruction(world: WorldModel, scene: Scene) -> Tensor | None:

@@ -100,29 +100,19 @@ def open_loop(
         predictions = {"reconstruction": reconstruct(world, truth), "last_frame": last.expand_as(truth)}
         predictions["last_frame_coded"] = reconstruct(world, last).expand_as(truth)
         for i, (name, temperature) in enumerate(DREAMS.items()):
-            predictions[name] = world.imagine(
-                seen,
-                (shuffled if name == "shuffled" else future)[rows],
-                seen_actions=windows.actions[rows, :context],
-                temperature=temperature,
-                top_k=top_k if name == "dream_sampled" else None,
-                generator=generator,
-            ).frames.cpu()
+            actions = (shuffled if name == "shuffled" else future)[rows]
+            options: dict[str, Any] = {"temperature": temperature, "top_k": top_k if name == "dream_sampled" else None}
+            options |= {"seen_actions": windows.actions[rows, :context], "generator": generator}
+            predictions[name] = world.imagine(seen, actions, **options).frames.cpu()
             progress("open loop", start * len(DREAMS) + (i + 1) * len(seen), total * len(DREAMS))
         for name, prediction in predictions.items():
             errors[name].append(mse(prediction, truth).numpy())
             similar[name].append(ssim(prediction, truth).numpy())
             shown[name].append(prediction[chosen[(chosen >= start) & (chosen < start + batch)] - start].clone())
-    return OpenLoop(
-        {name: np.concatenate(parts) for name, parts in errors.items()},
-        {name: np.concatenate(parts) for name, parts in similar.items()},
-        chosen,
-        frames[chosen, :context],
-        frames[chosen, context:],
-        {name: torch.cat(parts) for name, parts in shown.items()},
-        future,
-        shuffled,
-    )
+    error, similarity = ({name: np.concatenate(parts) for name, parts in each.items()} for each in (errors, similar))
+    kept = {name: torch.cat(parts) for name, parts in shown.items()}
+    seen, truth = frames[chosen, :context], frames[chosen, context:]
+    return OpenLoop(error, similarity, chosen, seen, truth, kept, future, shuffled)
 
 
 def summary(result: OpenLoop, steps: tuple[int, ...], seed: int = 0) -> dict[str, Any]:

@@ -6,20 +6,17 @@ A :class:`Strip` is a sequence of frames with its actions; :func:`save` writes s
     save("beside.gif", triptych(truth, reconstruction, dream), rate=8.75, labels="names")
 """
 
-from worldmodel.media.compose import Labels, canvases, check_labels, contact_sheet, gallery
-from worldmodel.media.strip import Strip, action_names, dream_strip, triptych
+from worldmodel.media.compose import (
+    Labels,
+    Strip,
+    action_names,
+    canvases,
+    contact_sheet,
+    dream_strip,
+    gallery,
+    triptych,
+)
 from worldmodel.media.write import save, save_png
 
-__all__ = [
-    "Labels",
-    "Strip",
-    "action_names",
-    "canvases",
-    "check_labels",
-    "contact_sheet",
-    "dream_strip",
-    "gallery",
-    "save",
-    "save_png",
-    "triptych",
-]
+__all__ = ["Labels", "Strip", "action_names", "canvases", "contact_sheet", "dream_strip", "gallery"]
+__all__ += ["save", "save_png", "triptych"]

@@ -1,10 +1,11 @@
-"""Layout of frames: the canvases of a video, a contact sheet of all steps, and rows of images."""
+"""Strips of frames, and their layout: the canvases of a video, a contact sheet of all steps, rows of images."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -12,7 +13,6 @@ from torch import Tensor
 
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.media.draw import DIM, DREAMT, INK, PAPER, RAIL, SEEN, Colour, icon, text_width, write
-from worldmodel.media.strip import Strip
 
 Labels = Literal["arrows", "names", "none"]
 
@@ -24,10 +24,69 @@ SHEET_CELLS = 120  # maximum number of frames on a contact sheet; longer dreams 
 SHEET_COLUMNS = 10
 
 
-def check_labels(labels: str) -> None:
-    """Raises :class:`ConfigError` for a kind of label that does not exist."""
-    if labels not in get_args(Labels):
-        raise ConfigError(f"labels {labels!r}; choose from {', '.join(get_args(Labels))}")
+@dataclasses.dataclass(frozen=True)
+class Strip:
+    """Frames of one source: the truth, a reconstruction or a dream.
+
+    ``frames`` is an array or a tensor with 1 (grey), 3 or 4 (alpha is dropped) channels. Raises :class:`DataError` for
+    other shapes.
+    """
+
+    frames: np.ndarray  # (T, C, H, W) uint8; stored as (T, H, W, 3)
+    caption: str = ""
+    actions: tuple[str | None, ...] = ()  # name of the action that led to frame t, None if unknown
+    seen: int = 0  # number of leading seen frames
+    dreamt: bool = False  # whether the frames after the seen ones are dreamt
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "frames", pictures(self.frames))
+        object.__setattr__(self, "actions", tuple(self.actions) or (None,) * len(self.frames))
+        if len(self.actions) != len(self.frames):
+            raise DataError(f"{len(self.actions)} actions for {len(self.frames)} frames of {self.caption or 'a strip'}")
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+
+def pictures(frames: np.ndarray | Tensor) -> np.ndarray:
+    """(T, C, H, W) uint8, C of 1, 3 or 4 → (T, H, W, 3) uint8. Raises :class:`DataError` for anything else."""
+    array: np.ndarray = frames.detach().cpu().numpy() if isinstance(frames, Tensor) else np.asarray(frames)
+    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1] not in (1, 3, 4) or 0 in array.shape:
+        raise DataError(f"cannot show {array.dtype} {array.shape}; frames are uint8 (T, C, H, W) with C of 1, 3 or 4")
+    array = np.repeat(array, 3, axis=1) if array.shape[1] == 1 else array[:, :3]
+    return np.ascontiguousarray(array.transpose(0, 2, 3, 1))
+
+
+def action_names(actions: Sequence[int] | np.ndarray | Tensor, names: Sequence[str]) -> tuple[str | None, ...]:
+    """Indices (T,) → names; None for ``NO_ACTION``."""
+    return tuple(names[int(action)] if int(action) >= 0 else None for action in actions)
+
+
+def dream_strip(seen: Any, frames: Any, actions: Sequence[str | None] = (), caption: str = "dream") -> Strip:
+    """The seen frames, followed by the dream.
+
+    ``seen`` (T0, C, H, W) and ``frames`` (H, C, H, W) uint8; ``actions`` the names of the actions that led to each of
+    the T0 + H frames, None if unknown.
+    """
+    both = np.concatenate([_host(seen), _host(frames)])
+    return Strip(both, caption, tuple(actions), seen=len(seen), dreamt=True)
+
+
+def triptych(truth: Any, reconstruction: Any, dream: Strip) -> list[Strip]:
+    """Strips of truth, reconstruction and dream with the same actions; all include the seen frames."""
+    if not len(truth) == len(reconstruction) == len(dream):
+        raise DataError(
+            f"strips of {len(truth)}, {len(reconstruction)} and {len(dream)} frames cannot run side by side"
+        )
+    return [
+        Strip(truth, "truth", dream.actions, seen=dream.seen),
+        Strip(reconstruction, "reconstruction", dream.actions, seen=dream.seen),
+        dream,
+    ]
+
+
+def _host(frames: Any) -> np.ndarray:
+    return frames.detach().cpu().numpy() if isinstance(frames, Tensor) else np.asarray(frames)
 
 
 def canvases(
@@ -39,8 +98,7 @@ def canvases(
     pixels. Below each frame are its step (0 is the last seen frame), the action that led to it, and whether it was seen
     or dreamt; the line at the bottom shows the progress.
     """
-    steps = _steps(strips)
-    check_labels(labels)
+    steps = _steps(strips, labels)
     layout = _Layout(strips, size, across)
     for t, step in enumerate(steps):
         canvas = Image.new("RGB", (layout.width, layout.height), PAPER)
@@ -58,8 +116,7 @@ def contact_sheet(
     Above each step are its number (0 is the last seen frame) and the action that led to it. If there are more than
     :data:`SHEET_CELLS` frames, every second, third, … step is shown, including step 0.
     """
-    steps = _steps(strips)
-    check_labels(labels)
+    steps = _steps(strips, labels)
     stride = math.ceil(len(steps) / max(columns, SHEET_CELLS // len(strips)))
     shown = [t for t, step in enumerate(steps) if step % stride == 0]
     columns = min(columns, len(shown))
@@ -206,8 +263,13 @@ def _legend(canvas: Image.Image, strips: Sequence[Strip], right: int) -> int:
     return right
 
 
-def _steps(strips: Sequence[Strip]) -> list[int]:
-    """Step numbers: 0 is the last seen frame, or the first frame if none was seen."""
+def _steps(strips: Sequence[Strip], labels: str) -> list[int]:
+    """Step numbers: 0 is the last seen frame, or the first frame if none was seen.
+
+    Raises :class:`ConfigError` for unknown labels, :class:`DataError` for strips that do not fit together.
+    """
+    if labels not in get_args(Labels):
+        raise ConfigError(f"labels {labels!r}; choose from {', '.join(get_args(Labels))}")
     if not strips:
         raise DataError("nothing to show; give at least one strip of frames")
     shapes = {strip.frames.shape for strip in strips}

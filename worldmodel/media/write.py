@@ -13,8 +13,7 @@ from PIL import Image
 
 from worldmodel.errors import ConfigError
 from worldmodel.media import draw
-from worldmodel.media.compose import Labels, canvases, contact_sheet
-from worldmodel.media.strip import Strip
+from worldmodel.media.compose import Labels, Strip, canvases, contact_sheet
 from worldmodel.util.files import whole
 from worldmodel.util.output import VIDEO_SUFFIXES, check_suffix
 
