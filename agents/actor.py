@@ -8,16 +8,54 @@ from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import DictConfig, OmegaConf
 from torch.nn import functional as F
 
 from worldmodel.agents.actor_critic import ActorCritic
-from worldmodel.agents.base import Agent
-from worldmodel.agents.run import AGENT, load_actor
+from worldmodel.agents.base import Agent, check_actions, choose
 from worldmodel.errors import RunError
 from worldmodel.runs.folder import find_run, load_spec
+from worldmodel.runs.migrate import migrate
+from worldmodel.runs.models import build_module, load_tokenizer, load_weights
 from worldmodel.tokenizers import Tokenizer
 from worldmodel.types import NO_ACTION
+from worldmodel.util.files import replace_text
 from worldmodel.util.ranges import Count, Share
+
+AGENT = "agent.safetensors"
+"""The file of a run with the weights of its actor and critic."""
+SETTINGS = "agent.yaml"
+RETURNS = "returns.jsonl"
+"""A line for every training episode in the real environment: the steps up to its end, and its return."""
+TRAIN_FIRST = "train one: python -m worldmodel.agents.train agent=actor_critic env=…"
+
+
+def build_actor(network: DictConfig, tokenizer: Tokenizer, num_actions: int) -> ActorCritic:
+    """The untrained actor and critic of the settings. Raises :class:`ConfigError`."""
+    actor: ActorCritic = build_module(network, "agent", ActorCritic, tokenizer=tokenizer, num_actions=num_actions)
+    return actor
+
+
+def save_network(folder: Path, network: DictConfig, discount: float) -> None:
+    """Write the settings of a run's actor and the γ of its critic."""
+    settings = {"network": OmegaConf.to_container(network, resolve=True), "discount": discount}
+    replace_text(folder / SETTINGS, OmegaConf.to_yaml(settings))
+
+
+def load_actor(folder: Path, device: str | torch.device = "cpu") -> tuple[Tokenizer, ActorCritic]:
+    """Load the tokenizer and the trained actor of a run. Raises :class:`RunError` if there is no actor."""
+    if not (folder / SETTINGS).is_file():
+        raise RunError(f"the run {folder} has no actor; {TRAIN_FIRST}")
+    settings = OmegaConf.load(folder / SETTINGS)
+    if not isinstance(settings, DictConfig):
+        raise RunError(f"{folder / SETTINGS} is damaged; {TRAIN_FIRST}")
+    settings = OmegaConf.create(migrate(OmegaConf.to_container(settings)))
+    network, discount = settings.get("network", settings), settings.get("discount")  # older runs have the network only
+    tokenizer = load_tokenizer(folder, device)
+    actor = build_actor(network, tokenizer, len(load_spec(folder).action_names)).to(device)
+    actor.discount = discount
+    load_weights(actor, folder / AGENT, TRAIN_FIRST)
+    return tokenizer, actor.eval().requires_grad_(False)
 
 
 class ActorCriticAgent(Agent):
@@ -57,11 +95,7 @@ class ActorCriticAgent(Agent):
         if self._loaded is None:
             self._loaded = load_actor(Path(self.run), self.device)
         trained = load_spec(Path(self.run)).action_names
-        if tuple(action_names) != trained:
-            raise RunError(
-                f"the actor of {self.run} was trained with the actions {', '.join(trained)}, and this environment has "
-                f"{', '.join(action_names)}; choose another run=…"
-            )
+        check_actions(action_names, trained, f"the actor of {self.run}", "choose another run=…")
         self._rng, self._action, self._repeats_left = rng, NO_ACTION, 0
         self._recent = self._loaded[1].begin(1)
 
@@ -79,8 +113,6 @@ class ActorCriticAgent(Agent):
         if self.random_action_probability and self._rng.random() < self.random_action_probability:
             self._action = int(self._rng.integers(len(probabilities)))
             self._repeats_left = int(self._rng.integers(self.max_repeat))
-        elif self.greedy:
-            self._action = int(probabilities.argmax())
         else:
-            self._action = int(self._rng.choice(len(probabilities), p=probabilities / probabilities.sum()))
+            self._action = choose(probabilities, self.greedy, self._rng)
         return self._action

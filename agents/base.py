@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from worldmodel.errors import RunError
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -32,6 +34,22 @@ class Plan:
     def frames(self) -> np.ndarray:
         """(H, C, *size) uint8, decoded at every access."""
         return self.decode(self.grids)
+
+
+def check_actions(action_names: Sequence[str], trained: Sequence[str], what: str, remedy: str) -> None:
+    """Raise :class:`RunError` unless the environment has the actions with which ``what`` was trained."""
+    if tuple(action_names) != tuple(trained):
+        raise RunError(
+            f"{what} was trained with the actions {', '.join(trained)}, and this environment has "
+            f"{', '.join(action_names)}; {remedy}"
+        )
+
+
+def choose(probabilities: np.ndarray, greedy: bool, rng: np.random.Generator) -> int:
+    """The most probable action or a sampled one; ``probabilities``: (A,) float64."""
+    if greedy:
+        return int(probabilities.argmax())
+    return int(rng.choice(len(probabilities), p=probabilities / probabilities.sum()))
 
 
 class Agent(ABC):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from worldmodel.agents.run import RETURNS
+from worldmodel.agents.actor import RETURNS
 from worldmodel.agents.statistics import disjoint, interquartile_mean, probability_of_improvement, stratified
 from worldmodel.errors import RunError
 from worldmodel.evaluation.metrics import Interval

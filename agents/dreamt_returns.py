@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldmodel.agents.returns import reach
+from worldmodel.agents.actor_critic import reach
 from worldmodel.agents.statistics import rank_interval
 from worldmodel.types import Episode
 

@@ -12,14 +12,14 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from worldmodel.agents import report
+from worldmodel.agents.actor import SETTINGS
 from worldmodel.agents.choice import LEARNER_SETTINGS, agent_folder, build_agent, find_agent_run
 from worldmodel.agents.dreamt_returns import ReturnPairs, Window, dream_returns, episode_windows
 from worldmodel.agents.playing import UnfinishedEvaluation, play
-from worldmodel.agents.run import SETTINGS
 from worldmodel.agents.statistics import interquartile_mean, stratified
 from worldmodel.evaluation.metrics import mean_interval
 from worldmodel.recording.recorder import ActionSource, FrameSource, Order, Recording
-from worldmodel.runs.data import env_maker
+from worldmodel.runs.data import env_maker, spec_of
 from worldmodel.runs.folder import PRIOR
 from worldmodel.types import Episode, Spec
 from worldmodel.util.files import replace_text
@@ -177,14 +177,6 @@ def evaluate(config: DictConfig, settings: Settings, agent_name: str, name: str,
         save_report(folder, metrics, measured, spec, world)
         kept.discard()
     return metrics
-
-
-def spec_of(make_env: Any) -> Spec:
-    """The spec of an environment."""
-    env = make_env()
-    spec: Spec = env.data_spec
-    env.close()
-    return spec
 
 
 def episode_settings(config: DictConfig, run: Path | None, folder: Path) -> dict[str, Any]:

@@ -10,8 +10,7 @@ import torch
 from annotated_types import Gt, Lt
 from torch import Tensor
 
-from worldmodel.agents.actor_critic import ActorCritic, RecentFrames
-from worldmodel.agents.returns import DISCOUNT, lambda_returns, reach
+from worldmodel.agents.actor_critic import DISCOUNT, ActorCritic, RecentFrames, lambda_returns, reach
 from worldmodel.heads import Sampler, make_sampler
 from worldmodel.priors import PriorState
 from worldmodel.training.base import Losses, Objective

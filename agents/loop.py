@@ -9,29 +9,77 @@ is trained in the world model of an existing run.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from worldmodel.agents.actor import ActorCriticAgent
-from worldmodel.agents.returns import DISCOUNT
-from worldmodel.agents.run import AGENT, RETURNS, save_network
-from worldmodel.agents.stage import AgentStage, LearnerSettings
+from worldmodel.agents.actor import AGENT, RETURNS, ActorCriticAgent, build_actor, save_network
+from worldmodel.agents.actor_critic import DISCOUNT, ActorCritic
+from worldmodel.agents.imagination import ImaginationObjective
+from worldmodel.agents.report import plot_returns
 from worldmodel.config.checks import build, check_groups
-from worldmodel.data.store import EpisodeStore
+from worldmodel.data.store import EpisodeStore, Split
+from worldmodel.data.windows import Windows
 from worldmodel.errors import ConfigError, RunError
-from worldmodel.media import plots
 from worldmodel.recording.recorder import ActionSource
 from worldmodel.runs.data import record_steps, recorded
 from worldmodel.runs.folder import PRIOR, checkpoint_of, find_run, load_config
 from worldmodel.runs.models import check_trained
-from worldmodel.runs.stages import stage_settings, stages_of
+from worldmodel.runs.stages import Source, Stage, StageSettings, stage_settings, stages_of
 from worldmodel.runs.training import make_fabric, train, train_stage
+from worldmodel.tokenizers import Tokenizer
+from worldmodel.types import Spec
 from worldmodel.util.files import replace_text
-from worldmodel.util.ranges import PassedTo
+from worldmodel.util.ranges import Count, PassedTo, Share
 from worldmodel.world import WorldModel
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AgentSettings(StageSettings):
+    rewarded: Share = 0.0  # fraction of start states shortly before a rare reward
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LearnerSettings:
+    """The settings ``agent.learner``."""
+
+    network: Any  # settings of an :class:`ActorCritic`
+    dream: Annotated[Mapping[str, Any], PassedTo(ImaginationObjective)]
+    rounds: Count = 1  # of collecting, training the world model and training the agent in its dream
+    random_action_probability: Share = 0.0  # of the actor that collects, see :class:`ActorCriticAgent`
+    max_repeat: Count = 1
+
+
+class AgentStage(Stage):
+    """Trains an actor and its critic in dreams that start from the last frames of windows of codes, of all episodes."""
+
+    name, title, file = "agent", "agent", AGENT
+    settings = AgentSettings
+
+    def __init__(self, world: WorldModel, dream: Mapping[str, Any]):
+        self.world, self.dream = world, dream
+
+    def build(self, config: DictConfig, spec: Spec, tokenizer: Tokenizer) -> ActorCritic:
+        return build_actor(config.agent.learner.network, self.world.tokenizer, len(spec.action_names))
+
+    def lead(self, model: ActorCritic) -> int:
+        return max(model.history, self.world.prior.context) - 1
+
+    def windows(self, settings: AgentSettings, source: Source, model: ActorCritic) -> dict[Split, Windows]:
+        lead = self.lead(model)
+        return {
+            "train": Windows(source, "all", lead + 1, lead, rewarded=settings.rewarded),
+            "held_out": Windows(source, [], lead + 1, lead),
+        }
+
+    def objective(
+        self, config: DictConfig, model: ActorCritic, tokenizer: Tokenizer, epoch: int = 100
+    ) -> ImaginationObjective:
+        return ImaginationObjective(self.world, model, **self.dream)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,20 +181,14 @@ def train_actor(config: DictConfig, settings: LearnerSettings, folder: Path, pre
 
 def save_returns(store: EpisodeStore, folder: Path) -> None:
     """Write and plot the returns of the collected episodes over the steps of the environment."""
-    ends, returns = episode_returns(store)
-    records = ({"step": step, "return": value} for step, value in zip(ends, returns, strict=True))
-    replace_text(folder / RETURNS, "".join(f"{json.dumps(record)}\n" for record in records))
-    line = plots.Line(ends, returns, noisy=True)
-    panel = plots.Panel("return of collected episodes", {"return": line}, xlabel="environment steps")
-    plots.save_panels(folder / "returns.png", [panel], title=folder.name)
+    curve = episode_returns(store)
+    lines = (json.dumps({"step": step, "return": value}) + "\n" for step, value in curve)
+    replace_text(folder / RETURNS, "".join(lines))
+    plot_returns(folder, curve)
 
 
-def episode_returns(store: EpisodeStore) -> tuple[list[int], list[float]]:
+def episode_returns(store: EpisodeStore) -> list[tuple[int, float]]:
     """For every episode in the order of recording, the steps up to its end and the sum of its rewards."""
-    ends, returns, steps = [], [], 0
-    for number in range(len(store)):
-        episode = store.episode(number)
-        steps += episode.steps
-        ends.append(steps)
-        returns.append(float(episode.rewards.sum()))
-    return ends, returns
+    episodes = [store.episode(number) for number in range(len(store))]
+    ends = itertools.accumulate(episode.steps for episode in episodes)
+    return list(zip(ends, (float(episode.rewards.sum()) for episode in episodes), strict=True))

@@ -11,8 +11,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from worldmodel.agents.base import Plan
-from worldmodel.agents.planner import Planner, grid_key
-from worldmodel.agents.planning_model import EpisodeState, PlanningModel, Transition
+from worldmodel.agents.planner import EpisodeState, Planner, PlanningModel, Transition, grid_key
 from worldmodel.agents.tree import Bounds, Node, Outcome, PathStep, Widening, back_up, mark_pending, select_path
 from worldmodel.config.checks import checked
 from worldmodel.priors import join_rows, select_rows

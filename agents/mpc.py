@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from worldmodel.agents.base import Plan
-from worldmodel.agents.planner import Planner
-from worldmodel.agents.planning_model import EpisodeState, PlanningModel, Transition
+from worldmodel.agents.planner import EpisodeState, Planner, PlanningModel, Transition
 from worldmodel.config.checks import checked
 from worldmodel.errors import ConfigError
 from worldmodel.priors import select_rows

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worldmodel.agents.base import check_actions
 from worldmodel.agents.explorers import StickyExplorer
 from worldmodel.config.checks import checked
-from worldmodel.errors import ConfigError
 from worldmodel.heads import make_sampler
 from worldmodel.priors import select_rows
 from worldmodel.runs.folder import PRIOR, find_run
@@ -79,11 +79,8 @@ class NoveltyExplorer(StickyExplorer):
         if self._world is None:
             self._world = WorldModel.load(self.trained, self.device)
             self.code_counts = CodeCounts(self._world.prior.positions, self._world.prior.num_codes)
-        if tuple(action_names) != self._world.spec.action_names:
-            raise ConfigError(
-                f"the run {self.trained} was trained with the actions {', '.join(self._world.spec.action_names)}, and "
-                f"this environment has {', '.join(action_names)}; choose another with explorer.run=…"
-            )
+        trained = self._world.spec.action_names
+        check_actions(action_names, trained, f"the run {self.trained}", "choose another with explorer.run=…")
         self._state = self._world.prior.begin(1)
         self._noise = torch.Generator().manual_seed(int(rng.integers(2**63)))
 
@@ -101,19 +98,20 @@ class NoveltyExplorer(StickyExplorer):
         if self._single or self._left == 0:
             return
         sequences = [self._random_sequence() for _ in range(self.num_sequences)]
-        best = int(self.novelty([_unroll(runs, self.horizon) for runs in sequences]).argmax())
-        action, length = sequences[best][0]
-        self._begin_run(action, (length, length))
+        best = int(self.novelty([actions for actions, _ in sequences]).argmax())
+        actions, length = sequences[best]
+        self._begin_run(actions[0], (length, length))
 
-    def _random_sequence(self) -> list[tuple[int, int]]:
-        """Runs (action, steps) whose total length is at least the horizon."""
-        runs, steps = [], 0
-        while steps < self.horizon:
+    def _random_sequence(self) -> tuple[list[int], int]:
+        """An action for every step up to the horizon, in runs; and the length of the first run."""
+        actions: list[int] = []
+        first = 0
+        while len(actions) < self.horizon:
             action = int(self._rng.choice(len(self._probabilities), p=self._probabilities))
-            length = int(self._rng.integers(self._run[action][0], self._run[action][1] + 1))
-            runs.append((action, length))
-            steps += length
-        return runs
+            length = self._length(self._run[action])
+            first = first or length
+            actions += [action] * length
+        return actions[: self.horizon], first
 
     @torch.no_grad()
     def novelty(self, actions: list[list[int]]) -> Tensor:
@@ -127,7 +125,3 @@ class NoveltyExplorer(StickyExplorer):
             step, state = self._world.step(state, action, self._sampler, self._noise)
             bits += self.code_counts.bits(step.codes.flatten(1).cpu())
         return bits / acts.shape[1]
-
-
-def _unroll(runs: list[tuple[int, int]], horizon: int) -> list[int]:
-    return [action for action, length in runs for _ in range(length)][:horizon]

@@ -1,27 +1,92 @@
-"""Stable-Baselines3's PPO as an agent; it is trained in a run's dream or in the real environment."""
+"""Stable-Baselines3's PPO as an agent."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
+from gymnasium.spaces import Box, Discrete, MultiDiscrete, Space
 
-from worldmodel.agents.base import Agent
-from worldmodel.agents.choice import agent_folder, find_agent_run
-from worldmodel.agents.sb3_policy import SETTINGS, LearnerSettings, PolicyInfo, View, load_policy, require_sb3
+from worldmodel.agents.base import Agent, check_actions, choose
 from worldmodel.errors import ConfigError, RunError
-from worldmodel.runs.data import env_maker
-from worldmodel.runs.models import load_tokenizer, resolve_device
+from worldmodel.runs.models import load_tokenizer
 from worldmodel.tokenizers import Tokenizer
-from worldmodel.types import Spec
-from worldmodel.util.ranges import PassedTo
+from worldmodel.util.files import replace_text
 
-NAME = "sb3_ppo"
+WEIGHTS, SETTINGS = "sb3_ppo.zip", "sb3_ppo.json"
+INSTALL = "agent=sb3_ppo needs Stable-Baselines3, which is not installed: pip install 'stable-baselines3>=2.4,<3'"
+TRAIN_FIRST = "train it: python -m worldmodel.agents.train agent=sb3_ppo"
+
+View = Literal["frames", "pixels", "codes"]  # real frames, decoded frames of a dream, codes
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyInfo:
+    """The observations, actions and training progress of a policy; it is saved next to the weights."""
+
+    frame_shape: tuple[int, ...]  # (C, H, W)
+    action_names: tuple[str, ...]
+    view: View
+    grid: tuple[int, ...]  # of codes; () for other views
+    codes: int  # K; 0 for other views
+    stack: int  # frames per observation
+    policy: str  # CnnPolicy or MlpPolicy
+    steps: int = 0  # training steps taken
+    done: bool = False  # whether the training is finished
+    reward: tuple[float, float, float] | None = None  # mean, variance and count of the returns, which scale rewards
+
+    @property
+    def observation_space(self) -> Space[Any]:
+
+        if self.view == "codes":
+            return MultiDiscrete([self.codes] * int(np.prod(self.grid)))
+        channels, *size = self.frame_shape
+        return Box(0, 255, (self.stack * channels, *size), np.uint8)
+
+    def save(self, folder: Path) -> None:
+        replace_text(folder / SETTINGS, json.dumps(dataclasses.asdict(self), indent=1))
+
+    @classmethod
+    def load(cls, folder: Path) -> PolicyInfo:
+        """Read the info in a folder. Raises :class:`RunError` if it is missing or damaged."""
+        try:
+            raw = json.loads((folder / SETTINGS).read_text())
+            lists = {name: tuple(value) for name, value in raw.items() if isinstance(value, list)}
+            return cls(**{**raw, **lists})
+        except FileNotFoundError as error:
+            raise RunError(f"there is no trained PPO in {folder}; {TRAIN_FIRST}") from error
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise RunError(f"{folder / SETTINGS} is damaged; remove it and {TRAIN_FIRST}") from error
+
+
+def require_sb3() -> Any:
+    """Import the package. Raises :class:`ConfigError` with the command that installs it."""
+    try:
+        import stable_baselines3
+    except ImportError as error:
+        raise ConfigError(INSTALL) from error
+    return stable_baselines3
+
+
+def load_policy(folder: Path, info: PolicyInfo, device: str = "cpu") -> Any:
+    """Load the trained policy. Only tensors are read from the zip, nothing is unpickled. Raises :class:`RunError`."""
+    ppo = require_sb3().PPO
+    from stable_baselines3.common.save_util import load_from_zip_file
+
+    space, actions = info.observation_space, Discrete(len(info.action_names))
+    policy = ppo.policy_aliases[info.policy](space, actions, lambda _: 0.0)
+    try:
+        weights = load_from_zip_file(folder / WEIGHTS, load_data=False, device="cpu")[1]["policy"]
+        policy.load_state_dict(weights)
+    except Exception as error:  # torch and zipfile raise various errors for damaged files
+        reason = " ".join(str(error).split())[:120]
+        raise RunError(f"{folder / WEIGHTS} is missing or damaged ({reason}); {TRAIN_FIRST}") from error
+    return policy.to(device).set_training_mode(False) or policy
 
 
 class SB3Agent(Agent):
@@ -45,11 +110,7 @@ class SB3Agent(Agent):
 
     def begin(self, action_names: Sequence[str], rng: np.random.Generator) -> None:
         info = self.info
-        if tuple(action_names) != info.action_names:
-            raise RunError(
-                f"{self.folder} was trained with the actions {', '.join(info.action_names)}, and this environment has "
-                f"{', '.join(action_names)}; choose its environment with env=…"
-            )
+        check_actions(action_names, info.action_names, str(self.folder), "choose its environment with env=…")
         if self._policy is None:
             self._policy = load_policy(self.folder, info, self.device)
             if info.view != "frames":
@@ -62,9 +123,7 @@ class SB3Agent(Agent):
     def act(self, frame: np.ndarray) -> int:
         seen = torch.from_numpy(self._observation(frame)[None]).to(self.device)
         probabilities = self._policy.get_distribution(seen).distribution.probs[0].double().cpu().numpy()
-        if self.greedy:
-            return int(probabilities.argmax())
-        return int(self._rng.choice(len(probabilities), p=probabilities / probabilities.sum()))
+        return choose(probabilities, self.greedy, self._rng)
 
     def _observation(self, frame: np.ndarray) -> np.ndarray:
         """The policy's observation: the last frames, as Stable-Baselines3 stacks them, or codes."""
@@ -75,70 +134,3 @@ class SB3Agent(Agent):
             frame = self._tokenizer.decode(codes)[0].cpu().numpy()
         self._seen = np.concatenate([self._seen[1:], frame[None]])
         return self._seen.reshape(-1, *frame.shape[1:])
-
-
-def learn(config: DictConfig, **settings: Annotated[Any, PassedTo(LearnerSettings)]) -> Path:
-    """Train PPO in the dream of ``config.run``, or without a run in the real environment; returns its folder.
-
-    Raises :class:`ConfigError` without the package or for invalid settings, the errors of environments and runs, and
-    KeyboardInterrupt after an interruption; finished work is kept.
-    """
-    require_sb3()
-    from worldmodel.agents.sb3_training import dream_envs, real_envs, train
-
-    make_env = env_maker(config)
-    env = make_env()
-    spec: Spec = env.data_spec
-    env.close()
-    run = find_agent_run(config, spec)
-    folder = agent_folder(config, NAME, run)
-    learner = LearnerSettings(**settings)
-    info = make_policy_info(learner, spec, run)
-    if (folder / SETTINGS).is_file():
-        info = _resume(folder, info)
-        if info.done:
-            print(f"trained already, {info.steps:,} steps, in {folder}; remove it, or choose another seed=…")
-            return folder
-    steps = int(config.steps if run is None else learner.dream["steps"])
-    if not steps:
-        name = "steps" if run is None else "agent.learner.dream.steps"
-        raise ConfigError(f"{name} is 0; PPO needs steps in the real environment or in the dream of a run (run=…)")
-    if run is None:
-        envs = real_envs(make_env, learner.envs, int(config.collect.longest))
-    else:
-        envs = dream_envs(run, str(config.device), **learner.dream)
-    where = "the real environment" if run is None else f"the dream of {run.name}"
-    print(f"{NAME} in {where}: {steps:,} steps, {info.steps:,} already taken")
-    try:
-        train(envs, info, learner, steps, int(config.seed), str(resolve_device(str(config.device))), folder)
-    finally:
-        envs.close()
-    run_word = "" if run is None else f" run={run.name}"
-    print(
-        f"the agent is in {folder}; "
-        f"python -m worldmodel.agents.evaluate agent={NAME} env=…{run_word} seed={config.seed}"
-    )
-    return folder
-
-
-def make_policy_info(learner: LearnerSettings, spec: Spec, run: Path | None) -> PolicyInfo:
-    """Describe the policy of the settings. Raises :class:`ConfigError` for settings that exclude each other."""
-    view: View = "frames" if run is None else learner.dream["observations"]
-    if view == "codes" and (learner.stack != 1 or learner.policy != "MlpPolicy"):
-        raise ConfigError("observations=codes needs one frame and a network without convolutions: "
-                          "agent.learner.stack=1 agent.learner.policy=MlpPolicy")  # fmt: skip
-    grid: tuple[int, ...] = ()
-    num_codes = 0
-    if run is not None and view == "codes":
-        tokenizer = load_tokenizer(run)
-        grid, num_codes = tuple(tokenizer.grid), tokenizer.num_codes
-    return PolicyInfo(spec.frame_shape, spec.action_names, view, grid, num_codes, learner.stack, learner.policy)
-
-
-def _resume(folder: Path, expected: PolicyInfo) -> PolicyInfo:
-    """The info of an unfinished training. Raises :class:`ConfigError` if its settings differ."""
-    info = PolicyInfo.load(folder)
-    initial = dataclasses.replace(info, steps=0, done=False, reward=None)
-    if initial != expected:
-        raise ConfigError(f"{folder} holds a PPO with other settings ({initial}); remove it, or choose another seed=…")
-    return info

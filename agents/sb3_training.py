@@ -1,11 +1,11 @@
-"""Training of agents.sb3: vector environments for Stable-Baselines3 and a callback that saves checkpoints."""
+"""Training of Stable-Baselines3's PPO in a run's dream or in the real environment."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,22 +13,44 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box
 from gymnasium.wrappers import TimeLimit
-from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecMonitor, VecNormalize
+from omegaconf import DictConfig
 
-from worldmodel.agents.run import RETURNS
-from worldmodel.agents.sb3_policy import SETTINGS, TRAIN_FIRST, WEIGHTS, LearnerSettings, PolicyInfo
+from worldmodel.agents.actor import RETURNS
+from worldmodel.agents.choice import agent_folder, find_agent_run
+from worldmodel.agents.report import plot_returns
+from worldmodel.agents.sb3 import INSTALL, SETTINGS, TRAIN_FIRST, WEIGHTS, PolicyInfo, View, require_sb3
 from worldmodel.errors import ConfigError, RunError
-from worldmodel.media import plots
-from worldmodel.recording.recorder import FrameSource
+from worldmodel.runs.data import env_maker, spec_of
+from worldmodel.runs.models import load_tokenizer, resolve_device
 from worldmodel.training.hooks import read_json_lines
+from worldmodel.types import Spec
 from worldmodel.util.files import append_line, replace_text, whole
 from worldmodel.util.progress import Bars, deferred
 from worldmodel.util.ranges import Count, PassedTo, Whole
 
+try:
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecMonitor, VecNormalize
+except ImportError as error:
+    raise ConfigError(INSTALL) from error
+
+NAME = "sb3_ppo"
 CHECKPOINT_SECONDS = 30.0
 REWARD_CLIP = 10.0  # in standard deviations of the returns; the default of VecNormalize
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LearnerSettings:
+    """The settings ``agent.learner``."""
+
+    policy: Literal["CnnPolicy", "MlpPolicy"]
+    stack: Count  # frames per observation
+    envs: Count  # number of real environments
+    normalize_reward: bool  # divide rewards by the running standard deviation of the returns
+    decay: bool  # decrease learning rate and clip range linearly to zero
+    ppo: Annotated[Mapping[str, Any], PassedTo("stable_baselines3.PPO")]
+    dream: Annotated[Mapping[str, Any], PassedTo("worldmodel.agents.sb3_training.dream_envs")]
 
 
 class DreamVecEnv(VecEnv):
@@ -110,12 +132,6 @@ def dream_envs(
     return DreamVecEnv(dreams)
 
 
-def real_envs(make_env: Callable[[], FrameSource], count: int, longest: int) -> VecEnv:
-    """Real environments in this process; episodes are truncated after ``longest`` steps."""
-    limited: Any = TimeLimit  # FrameSource has the methods of a gymnasium environment, but not its type
-    return DummyVecEnv([lambda: limited(make_env(), longest)] * count)
-
-
 class CheckpointCallback(BaseCallback):
     """Saves weights and the number of steps periodically, shows a progress bar, and stops after an interruption."""
 
@@ -162,7 +178,8 @@ def train(
     is kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _drop_returns_after(folder / RETURNS, info.steps)
+    kept = [record for record in read_json_lines(folder / RETURNS) if record["step"] <= info.steps]
+    replace_text(folder / RETURNS, "".join(json.dumps(record) + "\n" for record in kept))  # up to the last checkpoint
     model = make_model(envs, info, settings, seed, device)
     if info.steps:
         restore(model, folder, info)
@@ -172,7 +189,8 @@ def train(
         checkpoints.save(done=not stopped())
         if stopped():
             raise KeyboardInterrupt
-    plot_returns(folder)
+    if records := read_json_lines(folder / RETURNS):
+        plot_returns(folder, [(record["step"], record["return"]) for record in records])
 
 
 def make_model(envs: VecEnv, info: PolicyInfo, settings: LearnerSettings, seed: int, device: str) -> PPO:
@@ -212,16 +230,62 @@ def restore(model: PPO, folder: Path, info: PolicyInfo) -> None:
         scale.ret_rms.mean, scale.ret_rms.var = np.array(mean), np.array(variance)
 
 
-def _drop_returns_after(path: Path, steps: int) -> None:
-    """Drop the returns of steps after the last checkpoint."""
-    kept = [record for record in read_json_lines(path) if record["step"] <= steps]
-    replace_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+def learn(config: DictConfig, **settings: Annotated[Any, PassedTo(LearnerSettings)]) -> Path:
+    """Train PPO in the dream of ``config.run``, or without a run in the real environment; returns its folder.
+
+    Raises :class:`ConfigError` without the package or for invalid settings, the errors of environments and runs, and
+    KeyboardInterrupt after an interruption; finished work is kept.
+    """
+    require_sb3()
+    make_env = env_maker(config)
+    spec = spec_of(make_env)
+    run = find_agent_run(config, spec)
+    folder = agent_folder(config, NAME, run)
+    learner = LearnerSettings(**settings)
+    info = make_policy_info(learner, spec, run)
+    if (folder / SETTINGS).is_file():
+        info = _resume(folder, info)
+        if info.done:
+            print(f"trained already, {info.steps:,} steps, in {folder}; remove it, or choose another seed=…")
+            return folder
+    steps = int(config.steps if run is None else learner.dream["steps"])
+    if not steps:
+        name = "steps" if run is None else "agent.learner.dream.steps"
+        raise ConfigError(f"{name} is 0; PPO needs steps in the real environment or in the dream of a run (run=…)")
+    if run is None:
+        limited: Any = TimeLimit  # FrameSource has the methods of a gymnasium environment, but not its type
+        envs: VecEnv = DummyVecEnv([lambda: limited(make_env(), int(config.collect.longest))] * learner.envs)
+    else:
+        envs = dream_envs(run, str(config.device), **learner.dream)
+    where = "the real environment" if run is None else f"the dream of {run.name}"
+    print(f"{NAME} in {where}: {steps:,} steps, {info.steps:,} already taken")
+    try:
+        train(envs, info, learner, steps, int(config.seed), str(resolve_device(str(config.device))), folder)
+    finally:
+        envs.close()
+    run_word = "" if run is None else f" run={run.name}"
+    print(
+        f"the agent is in {folder}; "
+        f"python -m worldmodel.agents.evaluate agent={NAME} env=…{run_word} seed={config.seed}"
+    )
+    return folder
 
 
-def plot_returns(folder: Path) -> None:
-    """Plot the returns of training episodes over the steps as ``returns.png``."""
-    records = read_json_lines(folder / RETURNS)
-    if records:
-        line = plots.Line([r["step"] for r in records], [r["return"] for r in records], noisy=True)
-        panel = plots.Panel("return of training episodes", {"return": line}, xlabel="steps")
-        plots.save_panels(folder / "returns.png", [panel], title=folder.name)
+def make_policy_info(learner: LearnerSettings, spec: Spec, run: Path | None) -> PolicyInfo:
+    """Describe the policy of the settings. Raises :class:`ConfigError` for settings that exclude each other."""
+    view: View = "frames" if run is None else learner.dream["observations"]
+    if view == "codes" and (learner.stack != 1 or learner.policy != "MlpPolicy"):
+        raise ConfigError("observations=codes needs one frame and a network without convolutions: "
+                          "agent.learner.stack=1 agent.learner.policy=MlpPolicy")  # fmt: skip
+    tokenizer = load_tokenizer(run) if run is not None and view == "codes" else None
+    grid, num_codes = (tuple(tokenizer.grid), tokenizer.num_codes) if tokenizer is not None else ((), 0)
+    return PolicyInfo(spec.frame_shape, spec.action_names, view, grid, num_codes, learner.stack, learner.policy)
+
+
+def _resume(folder: Path, expected: PolicyInfo) -> PolicyInfo:
+    """The info of an unfinished training. Raises :class:`ConfigError` if its settings differ."""
+    info = PolicyInfo.load(folder)
+    initial = dataclasses.replace(info, steps=0, done=False, reward=None)
+    if initial != expected:
+        raise ConfigError(f"{folder} holds a PPO with other settings ({initial}); remove it, or choose another seed=…")
+    return info

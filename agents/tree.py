@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from worldmodel.agents.planning_model import EpisodeState
+from worldmodel.agents.planner import EpisodeState
 
 PUCT_BASE, PUCT_INIT = 19652, 1.25  # c2 and c1 of the exploration term (Schrittwieser et al., *MuZero*, 2020, eq. 2)
 MIN_DISCOUNT = 1e-3  # an outcome with a smaller discount counts as terminal

@@ -16,8 +16,7 @@ from benchmarks.subject import Subject
 from benchmarks.timing import Contender, Figure, Plan, peak_memory, rates, reset_peak, rounds, seconds, synchronize
 from worldmodel.agents.mcts import MCTSAgent
 from worldmodel.agents.mpc import MPCAgent
-from worldmodel.agents.planner import Planner
-from worldmodel.agents.planning_model import PlanningModel
+from worldmodel.agents.planner import Planner, PlanningModel
 from worldmodel.data.codes import CodeStore
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import Windows

@@ -7,16 +7,22 @@ that was forked after the first use hang, and the last look or move action conti
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
+import logging
 import os
+import re
+import shutil
 import sys
+import tempfile
+import zipfile
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from worldmodel.envs.level_cache import LevelCache
 from worldmodel.errors import EnvError
 
 MODULE = "deepmind_lab"
@@ -186,3 +192,65 @@ def _check_picture(lab: Any, settings: EngineSettings) -> None:
 
 def _reason(error: Exception) -> str:
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
+log = logging.getLogger(__name__)
+
+
+def default_folder() -> Path:
+    """The user's cache: ``$XDG_CACHE_HOME/worldmodel/dmlab``, or ``~/.cache/worldmodel/dmlab``."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    # According to the XDG specification, a relative path is ignored.
+    root = given if os.path.isabs(given) else os.path.expanduser("~/.cache")
+    return Path(root, "worldmodel", "dmlab")
+
+
+class LevelCache:
+    """The interface of ``deepmind_lab.Lab(level_cache=…)``: one file per key in ``folder``, shared by all processes.
+
+    A cache that cannot be read or written only costs time: no exception is raised, because it would end ``Lab.reset``.
+    Files can be deleted at any time.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._warned = False
+
+    def fetch(self, key: str, path: str) -> bool:
+        """Copy the map of a key to ``path``; False if it is missing or damaged."""
+        file = self._file(key)
+        try:
+            if not zipfile.is_zipfile(file):  # a map is a pk3, a zip file; a partial one has no directory
+                return False
+            shutil.copyfile(file, path)
+            return True
+        except OSError as error:
+            self._warn(error)
+            return False
+
+    def write(self, key: str, path: str) -> None:
+        """Store the map at ``path`` under a key, atomically."""
+        part: str | None = None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # A unique name for every write, because two environments of a process may compile the same map.
+            descriptor, part = tempfile.mkstemp(prefix=".", suffix=".part", dir=self.folder)
+            os.close(descriptor)
+            shutil.copyfile(path, part)
+            os.replace(part, self._file(key))
+            part = None
+        except OSError as error:
+            self._warn(error)
+        finally:
+            if part is not None:
+                Path(part).unlink(missing_ok=True)
+
+    def _file(self, key: str) -> Path:
+        # A key is a map's name and a checksum. Other keys are hashed so that no file is outside the folder.
+        plain = re.fullmatch(r"\w[\w.-]{0,200}", key, re.ASCII)
+        return self.folder / (key if plain else hashlib.sha256(key.encode()).hexdigest())
+
+    def _warn(self, error: OSError) -> None:
+        if not self._warned:
+            log.warning("the level cache %s cannot be used: %s; maps are compiled again", self.folder, error)
+        self._warned = True

@@ -20,13 +20,13 @@ Infos = dict[str, Any]
 class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """``num_envs`` dreams: ``gymnasium.make_vec("worldmodel/Dream-v0", num_envs=64, run=…)``.
 
-    Every row has its own generator: row i with seed s equals :class:`worldmodel.envs.dream.DreamEnv` with seed s + i,
+    Every row has its own generator: row i with seed s equals :class:`worldmodel.envs.dreams.DreamEnv` with seed s + i,
     up to rounding.
 
     ``autoreset_mode`` is one of gymnasium's: ``NextStep`` (ended rows restart in the next step, whose action is
     ignored), ``SameStep`` (ended rows restart at once; their last results are in ``final_obs`` and ``final_info``),
     ``Disabled`` (``reset(options={"reset_mask": …})`` restarts rows). Everything else is as in
-    :class:`worldmodel.envs.dream.DreamEnv`.
+    :class:`worldmodel.envs.dreams.DreamEnv`.
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012 (gymnasium's own declaration)

@@ -6,18 +6,61 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gymnasium
 import numpy as np
 import torch
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
 
-from worldmodel.data.store import Split
-from worldmodel.envs.starts import Starts
-from worldmodel.errors import EnvError
+from worldmodel.data.store import EpisodeStore, Split
+from worldmodel.errors import DataError, EnvError
 from worldmodel.heads import make_sampler
 from worldmodel.priors import replace_rows, select_rows
 from worldmodel.runs.folder import PRIOR, find_run, open_episodes
 from worldmodel.util.ranges import Count, NonNegative, Share
 from worldmodel.world import Precision, WorldModel
+
+
+class Starts:
+    """Start positions of dreams in a store, all equally probable: ``context`` frames followed by at least one recorded
+    step, so that no dream starts at the end of an episode.
+
+    Raises :class:`DataError` if no episode of the split is long enough, or for an unknown split.
+    """
+
+    def __init__(self, store: EpisodeStore, split: Split, context: int):
+        self.store, self.split, self.context = store, split, context
+        self._count()
+
+    def draw(self, rng: np.random.Generator) -> tuple[int, int]:
+        """Draw an episode and its first context frame. Damaged episodes are excluded and another one is drawn."""
+        while True:
+            number = int(rng.integers(self._ends[-1]))
+            index = int(np.searchsorted(self._ends, number, side="right"))
+            episode, first = int(self._episodes[index]), number - int(self._ends[index] - self._room[index])
+            try:
+                self.store.episode(episode)
+                return episode, first
+            except DataError:
+                self.store.verify([episode])
+                self._count()
+
+    def read(self, starts: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """→ frames (B, T0, C, H, W) uint8 and the actions that led to them, (B, T0) int64."""
+        parts = [self.store.read(episode, first, first + self.context) for episode, first in starts]
+        frames, records = (np.stack(part) for part in zip(*parts, strict=True))
+        return torch.from_numpy(frames), torch.from_numpy(records["action"].astype(np.int64))
+
+    def _count(self) -> None:
+        episodes = self.store.split(self.split)
+        room = self.store.frame_counts[episodes] - self.context
+        self._episodes, self._room = episodes[room > 0], room[room > 0]
+        self._ends = self._room.cumsum()
+        if not len(self._ends):
+            raise DataError(
+                f"no episode of split={self.split} in {self.store.path} has {self.context + 1} frames to start a dream "
+                "from; choose another split (train, held_out, all) or a smaller context"
+            )
+
 
 OBSERVATIONS = ("pixels", "codes")
 
@@ -166,3 +209,64 @@ def open_dreams(
     seen = max(1, world.prior.context) if context is None else context
     starts = Starts(open_episodes(folder, world.spec, data), split, seen)
     return DreamBatch(world, starts, batch, horizon, temperature, top_k, end_threshold)
+
+
+ROW = np.zeros(1, np.int64)
+
+
+class DreamEnv(gymnasium.Env[np.ndarray, Any]):
+    """One dream. Actions are those of the run; rewards are the prior's expectation.
+
+    Observations are ``pixels``, (H, W, C) uint8 as the tokenizer decodes them, or ``codes``, (N,) int64, the grid in
+    raster order (its shape is ``metadata["grid"]``). A dream starts from frames of a recorded episode, terminates as
+    predicted by the prior and is truncated at the horizon. ``settings``: see
+    :func:`~worldmodel.envs.dreams.open_dreams`.
+
+    ``info`` has the start of the dream (``episode``, ``frame``: the last context frame), then the ``end_probability``
+    of every step. All random numbers come from ``np_random``.
+
+    Raises the errors of :func:`~worldmodel.envs.dreams.open_dreams`, and :class:`EnvError` for an action out of range
+    and for a step before the first reset or after the end.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012 (gymnasium's own declaration)
+
+    def __init__(
+        self,
+        run: str | Path | None = None,
+        observations: str = "pixels",
+        render_mode: str | None = None,
+        **settings: Any,
+    ):
+        self._dreams = open_dreams(run, **settings)
+        self._kind, self.render_mode = observations, render_mode
+        self.metadata = {**type(self).metadata, **self._dreams.metadata}
+        self.observation_space = self._dreams.observation_space(observations)
+        self.action_space = self._dreams.action_space
+        self._running: bool | None = None  # None before the first reset
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begin a dream at a recorded frame drawn by ``np_random``."""
+        super().reset(seed=seed)
+        start = self._dreams.begin(ROW, [self.np_random])
+        self._running = True
+        return self._dreams.observe(self._kind)[0], {name: int(value[0]) for name, value in start.items()}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        if not self._running:
+            when = "before the first reset" if self._running is None else "after the end of the dream"
+            raise EnvError(f"step {when}; call reset to begin one")
+        result = self._dreams.step(ROW, self._dreams.action(action), [self.np_random])
+        rewards, ends, terminated, truncated = (value.item() for value in result)
+        self._running = not (terminated or truncated)
+        return self._dreams.observe(self._kind)[0], rewards, terminated, truncated, {"end_probability": ends}
+
+    def render(self) -> Any:
+        """The decoded frame, (H, W, 3) uint8."""
+        if self.render_mode is None:
+            return None
+        if self._running is None:
+            raise EnvError("render before the first reset; call reset to begin a dream")
+        return self._dreams.render()[0]

@@ -6,6 +6,12 @@ report a timeout as terminal, and number the buttons in reverse order.
 
 from __future__ import annotations
 
+import os
+import re
+import shlex
+import struct
+import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +24,6 @@ from vizdoom import GameVariable, ScreenFormat, ScreenResolution
 
 from worldmodel.config.checks import checked
 from worldmodel.data.pictures import resize
-from worldmodel.envs import engine
 from worldmodel.envs.buttons import make_actions
 from worldmodel.errors import EnvError
 from worldmodel.util.ranges import Count, Pixels, Positive
@@ -94,8 +99,8 @@ class VizdoomEnv(gymnasium.Env[np.ndarray, Any]):
         super().reset(seed=seed)
         try:
             if not self._game.is_running():
-                engine.stop(self._game)
-                engine.start(self._game)
+                self._game.close()
+                _start_engine(self._game)
             # Seeded for every episode, so one seed fixes all that follow; a seed set before the start counts otherwise.
             self._game.set_seed(int(self.np_random.integers(2**31)))
             self._game.new_episode()
@@ -113,7 +118,7 @@ class VizdoomEnv(gymnasium.Env[np.ndarray, Any]):
             terminated = self._game.is_episode_finished()
             state = None if terminated else self._game.get_state()
         except _ENGINE_ERRORS as error:
-            engine.stop(self._game)
+            self._game.close()
             raise EnvError(f"ViZDoom's engine died: {_reason(error)}; reset starts a new one") from error
         if state is None:
             return self._draw_gauges(resize(self._screen, self.size)), reward, True, False, {}
@@ -125,7 +130,7 @@ class VizdoomEnv(gymnasium.Env[np.ndarray, Any]):
         return self._draw_gauges(self._screen.copy()) if self.render_mode == "rgb_array" else None
 
     def close(self) -> None:
-        engine.stop(self._game)
+        self._game.close()
 
     def _observe(self, state: vizdoom.GameState) -> np.ndarray:
         self._screen = state.screen_buffer
@@ -178,12 +183,12 @@ def _gauge_maxima(gauges: Mapping[str, float]) -> Iterator[tuple[GameVariable, f
 
 def _configured_game(scenario: str, size: int, map: str | None) -> vizdoom.DoomGame:
     """A configured game without buttons and weapon, not yet running."""
-    scenarios = engine.scenarios()
+    scenarios = _scenarios()
     if scenario not in scenarios:
         raise EnvError(f"unknown ViZDoom scenario {scenario!r}; the bundled ones are {', '.join(scenarios)}")
     game = vizdoom.DoomGame()
     game.load_config(str(Path(vizdoom.scenarios_path, f"{scenario}.cfg")))
-    maps = engine.maps(scenarios[scenario])
+    maps = _maps(scenarios[scenario])
     if map is not None and map.upper() not in maps:
         raise EnvError(f"the scenario {scenario} has no map {map!r}; it has {', '.join(maps)}")
     game.set_doom_map(map or next((name for name in maps if name == game.get_doom_map().upper()), maps[0]))
@@ -201,3 +206,60 @@ def _configured_game(scenario: str, size: int, map: str | None) -> vizdoom.DoomG
     game.set_screen_resolution(next((mode for height, mode in _RESOLUTIONS if height >= size), _RESOLUTIONS[-1][1]))
     game.set_available_game_variables([*game.get_available_game_variables(), *_POSE])
     return game
+
+
+_MULTIPLAYER = {"cig", "multi_duel"}  # without a start for one player: ViZDoom ends the process
+
+# Runs in the child before exec, in an isolated interpreter: 1 is PR_SET_PDEATHSIG, 9 is SIGKILL. The signal is sent
+# when the parent's thread ends, which is ViZDoom's own and lives as long as the engine should. The process number
+# shows whether the parent died before the call.
+_GUARD = """
+import ctypes, os, sys
+folder, parent, engine = sys.argv[1:4]
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, 9)
+if os.getppid() != int(parent):
+    sys.exit(1)
+os.chdir(folder)
+os.execv(engine, [engine, *sys.argv[4:]])
+"""
+
+
+def _start_engine(game: vizdoom.DoomGame) -> None:
+    """Initialise a configured game with an engine that ends with its parent process and leaves no files. Raises what
+    ``DoomGame.init`` raises.
+
+    ViZDoom runs its engine as a child process. By itself, it survives the death of its parent by SIGKILL or SIGTERM
+    (and ignores SIGTERM), writes ``_vizdoom/`` and ``_vizdoom.ini`` into the working directory, and leaves its shared
+    memory when it is killed. So the engine is started by a small guard, which asks the kernel to kill it when its
+    parent dies (only on Linux) and moves it to a temporary directory. The directory and the names of the shared memory
+    are removed as soon as both processes have opened them. (If the process is killed before that, 20 kB remain.)
+    """
+    engine = Path(vizdoom.__file__).with_name("vizdoom")
+    with tempfile.TemporaryDirectory(prefix="worldmodel-vizdoom-") as folder:
+        guard = Path(folder, "engine")
+        command = [sys.executable, "-ISc", _GUARD, folder, str(os.getpid()), str(engine)]
+        guard.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
+        guard.chmod(0o700)
+        game.set_vizdoom_path(str(guard))
+        game.set_doom_config_path(os.devnull)  # the user's Doom settings must not change the frames
+        game.init()
+    for kind in ("SM", "MQCtr", "MQDoom"):  # the memory itself is freed when both processes have ended
+        Path("/dev/shm", f"ViZDoom{kind}{game.get_instance_id()}").unlink(missing_ok=True)
+
+
+def _scenarios() -> dict[str, Path]:
+    """The bundled scenarios for one player: name → WAD, the file of its maps."""
+    folder, games = Path(vizdoom.scenarios_path), Path(vizdoom.__file__).parent
+    wads = {path.stem: path for path in [*folder.glob("*.wad"), *games.glob("freedoom*.wad")]}
+    return {name: wads[name] for name in sorted(wads) if (folder / f"{name}.cfg").exists() and name not in _MULTIPLAYER}
+
+
+def _maps(wad: Path) -> list[str]:
+    """Names of the maps in a WAD, in its order. With an unknown map the engine would wait forever."""
+    with wad.open("rb") as file:
+        _, count, offset = struct.unpack("<4sii", file.read(12))
+        file.seek(offset)
+        entries = struct.iter_unpack("<ii8s", file.read(16 * count))
+    names = [name.rstrip(b"\0").decode("ascii", "replace") for _, _, name in entries]
+    return [name for name in names if re.fullmatch(r"E\dM\d|MAP\d\d", name)]

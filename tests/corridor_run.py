@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from corridor import CHOOSE, SPEC
 
-from worldmodel.agents.run import AGENT, build_actor, save_network
+from worldmodel.agents.actor import AGENT, build_actor, save_network
 from worldmodel.config.cli import compose_config
 from worldmodel.runs.folder import PRIOR, TOKENIZER, new_run
 from worldmodel.runs.models import build_prior, build_tokenizer, save_weights

@@ -19,11 +19,10 @@ from torch import Tensor
 
 from worldmodel import collect
 from worldmodel.agents import evaluate, train
-from worldmodel.agents.actor_critic import ActorCritic, FrameReader
+from worldmodel.agents.actor import build_actor
+from worldmodel.agents.actor_critic import ActorCritic, FrameReader, lambda_returns, reach
 from worldmodel.agents.imagination import ImaginationObjective, imagine, log_probability
 from worldmodel.agents.loop import plan_rounds
-from worldmodel.agents.returns import lambda_returns, reach
-from worldmodel.agents.run import build_actor
 from worldmodel.config.cli import compose_config
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError

@@ -19,15 +19,16 @@ import pytest
 from corridor_run import save_run
 from PIL import Image
 
-from worldmodel.agents import compare, evaluate, evaluation, playing, train
+from worldmodel.agents import compare, evaluate, playing, train
+from worldmodel.agents.actor import RETURNS
 from worldmodel.agents.choice import agent_name_of
 from worldmodel.agents.explorers import UniformExplorer
 from worldmodel.agents.playing import UnfinishedEvaluation, play
-from worldmodel.agents.run import RETURNS
 from worldmodel.config.cli import compose_config
 from worldmodel.envs import make_frames
 from worldmodel.errors import BusyError, EnvError
 from worldmodel.recording.recorder import Order, Recording
+from worldmodel.runs.data import spec_of
 
 Say = Callable[..., str]
 ACT = partial(make_frames, corridor.ID, size=16)
@@ -190,7 +191,7 @@ def test_an_interrupted_evaluation_goes_on(say: Say, tmp_path: Path, monkeypatch
 
 def test_what_was_kept_of_another_agent_is_of_no_use(tmp_path: Path) -> None:
     folder = tmp_path / "agents" / "right"
-    spec = evaluation.spec_of(ACT)
+    spec = spec_of(ACT)
     (one,) = play(ACT, corridor.Right(), orders([4]))
     with UnfinishedEvaluation(folder, spec, {"seed": 7}) as kept:
         kept.add(one)
@@ -213,7 +214,7 @@ def test_what_was_kept_of_another_agent_is_of_no_use(tmp_path: Path) -> None:
 
 def test_a_kept_episode_that_is_damaged_is_played_again(tmp_path: Path) -> None:
     folder = tmp_path / "agents" / "right"
-    spec = evaluation.spec_of(ACT)
+    spec = spec_of(ACT)
     with UnfinishedEvaluation(folder, spec, {}) as kept:
         for one in play(ACT, corridor.Right(), orders(range(3))):
             kept.add(one)

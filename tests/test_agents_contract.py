@@ -12,12 +12,12 @@ from hydra.utils import instantiate
 from tiny import SMALL_PRIOR, SMALL_TOKENIZER, SPEC, frames
 
 from worldmodel import configs
+from worldmodel.agents.actor import AGENT, build_actor, load_actor, save_network
+from worldmodel.agents.actor_critic import DISCOUNT
 from worldmodel.agents.base import Agent
 from worldmodel.agents.choice import LEARNER_SETTINGS
 from worldmodel.agents.mpc import MPCAgent
 from worldmodel.agents.planner import Planner
-from worldmodel.agents.returns import DISCOUNT
-from worldmodel.agents.run import AGENT, build_actor, load_actor, save_network
 from worldmodel.config.cli import compose_config
 from worldmodel.errors import RunError
 from worldmodel.runs.folder import PRIOR, TOKENIZER, new_run

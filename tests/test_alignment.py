@@ -27,10 +27,8 @@ from worldmodel.data.sources import Arrays, Minari
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import Windows
 from worldmodel.dreaming.videos import Place, read_scene
-from worldmodel.envs import dream as dream_module
-from worldmodel.envs.dream import DreamEnv
-from worldmodel.envs.dreams import DreamBatch
-from worldmodel.envs.starts import Starts
+from worldmodel.envs import dreams as dream_module
+from worldmodel.envs.dreams import DreamBatch, DreamEnv, Starts
 from worldmodel.envs.wrappers import FrameEnv
 from worldmodel.priors import Step
 from worldmodel.recording.pool import receive, send

@@ -24,8 +24,8 @@ from tiny import SMALL_PRIOR
 from worldmodel.config.cli import compose_config
 from worldmodel.data.store import EpisodeStore
 from worldmodel.envs import make_frames
-from worldmodel.envs.dream import DreamEnv
 from worldmodel.envs.dream_vector import DreamVectorEnv
+from worldmodel.envs.dreams import DreamEnv
 from worldmodel.errors import ConfigError, DataError, EnvError, RunError
 from worldmodel.priors.prior import BINS
 from worldmodel.runs.folder import PRIOR, TOKENIZER, new_run

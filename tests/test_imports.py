@@ -36,10 +36,7 @@ SETTINGS_READERS = (
     "worldmodel/config/",
     "worldmodel/runs/",
     *(f"worldmodel/{command}.py" for command in COMMANDS),
-    *(
-        f"agents/{name}.py"
-        for name in ("train", "evaluate", "evaluation", "choice", "run", "loop", "stage", "sb3", "sb3_training")
-    ),
+    *(f"agents/{name}.py" for name in ("train", "evaluate", "evaluation", "choice", "actor", "loop", "sb3_training")),
 )
 SOUND = ("worldmodel/speech/",)
 RESERVED = {
@@ -55,7 +52,7 @@ RESERVED = {
     "minari": ("worldmodel/data/sources/minari.py",),
     "vizdoom": ("envs",),
     "deepmind_lab": ("envs/dmlab_engine.py",),
-    "stable_baselines3": ("agents/sb3_policy.py", "agents/sb3_training.py"),
+    "stable_baselines3": ("agents/sb3.py", "agents/sb3_training.py"),
     "tensorboard": ("worldmodel/training",),
     "hydra": SETTINGS_READERS,
     "omegaconf": SETTINGS_READERS,

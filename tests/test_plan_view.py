@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from worldmodel.agents.base import Plan
-from worldmodel.agents.plan_view import BLANK, lagged_strips, plan_strips, save_plan
+from worldmodel.agents.report import BLANK, lagged_strips, plan_strips, save_plan
 from worldmodel.errors import ConfigError
 from worldmodel.types import Episode
 

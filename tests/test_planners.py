@@ -18,8 +18,7 @@ from torch import Tensor
 from worldmodel.agents import planner as planning
 from worldmodel.agents.mcts import MCTSAgent
 from worldmodel.agents.mpc import MPCAgent
-from worldmodel.agents.planner import Planner
-from worldmodel.agents.planning_model import PlanningModel
+from worldmodel.agents.planner import Planner, PlanningModel
 from worldmodel.agents.tree import Node, Widening
 from worldmodel.errors import ConfigError, RunError
 from worldmodel.heads import make_sampler
@@ -326,7 +325,8 @@ def test_what_a_planner_cannot_imagine_with(tmp_path: Path) -> None:
     agent = MCTSAgent("square")
     ready(agent, corridor, 3)
     with pytest.raises(
-        RunError, match="the environment has the actions stay, go, and the run square was trained with a0, a1, a2"
+        RunError,
+        match="the run square was trained with the actions a0, a1, a2, and this environment has stay, go; choose",
     ):
         agent.begin(("stay", "go"), np.random.default_rng(0))
     agent.begin(names, np.random.default_rng(0))

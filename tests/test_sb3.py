@@ -18,8 +18,7 @@ import torch
 from corridor_run import save_run
 
 from worldmodel.agents import evaluate, train
-from worldmodel.agents.sb3 import SB3Agent
-from worldmodel.agents.sb3_policy import SETTINGS, WEIGHTS, PolicyInfo
+from worldmodel.agents.sb3 import SETTINGS, WEIGHTS, PolicyInfo, SB3Agent
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import RunError
 from worldmodel.types import Episode

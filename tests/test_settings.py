@@ -10,7 +10,7 @@ import pytest
 from annotated_types import Ge, Gt
 from omegaconf import OmegaConf
 
-from worldmodel.agents.stage import AgentStage
+from worldmodel.agents.loop import AgentStage
 from worldmodel.config import checks
 from worldmodel.config.cli import Settings, choices, compose_config
 from worldmodel.errors import ConfigError

@@ -17,7 +17,7 @@ if not (Path(__file__).parent / "configs").is_dir() and (_root / "configs").is_d
 
 gymnasium.register(
     id="worldmodel/Dream-v0",
-    entry_point="worldmodel.envs.dream:DreamEnv",
+    entry_point="worldmodel.envs.dreams:DreamEnv",
     vector_entry_point="worldmodel.envs.dream_vector:DreamVectorEnv",
     order_enforce=False,  # it says itself, in one line, what must come before a step
 )

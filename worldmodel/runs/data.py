@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import time
@@ -17,6 +18,7 @@ from worldmodel.errors import ConfigError, DataError
 from worldmodel.recording.collect import collect
 from worldmodel.recording.recorder import ActionSource, FrameSource
 from worldmodel.runs.folder import load_config
+from worldmodel.types import Spec
 from worldmodel.util.files import replace_text
 from worldmodel.util.progress import deferred, progress_bars
 from worldmodel.util.ranges import Text
@@ -41,6 +43,12 @@ def env_maker(config: DictConfig | str | Path) -> Callable[[], FrameSource]:
     return functools.partial(construct, check(settings, "env"))
 
 
+def spec_of(make_env: Callable[[], FrameSource]) -> Spec:
+    """The spec of an environment."""
+    with contextlib.closing(make_env()) as env:
+        return env.data_spec
+
+
 def build_source(config: DictConfig) -> Source:
     """The source of the settings. Raises :class:`ConfigError` for a missing setting."""
     if missing := sorted(OmegaConf.missing_keys(config.source)):
@@ -59,9 +67,7 @@ def record_steps(config: DictConfig, explorer: ActionSource, steps: int) -> None
     """
     settings = config.collect
     make_env = env_maker(config)
-    env = make_env()
-    spec = env.data_spec
-    env.close()
+    spec = spec_of(make_env)
     with EpisodeStore.writer(config.data, spec) as store:
         store.verify()
         limits = {"longest": settings.longest, "timeout": settings.timeout}

@@ -12,6 +12,7 @@ PACKAGES = {"envs": "worldmodel.envs", "agents": "worldmodel.agents"}
 
 TARGETS = {
     "worldmodel.agents.actor_critic.ActorCriticAgent": "worldmodel.agents.actor.ActorCriticAgent",
+    "worldmodel.agents.sb3.learn": "worldmodel.agents.sb3_training.learn",
     "worldmodel.data.sources.TIMIT": "worldmodel.speech.sources.TIMIT",
     "worldmodel.data.sources.VCTK": "worldmodel.speech.sources.VCTK",
     "worldmodel.nn.causal": "worldmodel.speech.nn.causal",

@@ -206,7 +206,7 @@ class PriorStage(Stage):
 
 
 STAGES: dict[str, Stage] = {stage.name: stage for stage in (TokenizerStage(), SecondStage(), PriorStage())}
-"""The stages of a world model, in order. An agent's stage is its own: :mod:`worldmodel.agents.stage`."""
+"""The stages of a world model, in order. An agent's stage is its own: :mod:`worldmodel.agents.loop`."""
 
 
 def stages_of(config: DictConfig, stage: str = "all") -> list[Stage]:
