@@ -14,9 +14,8 @@ from torch import Tensor
 from worldmodel.errors import ConfigError
 from worldmodel.likelihoods import Categorical, LogisticMixture, SquaredError
 from worldmodel.quantizers import VectorQuantizer
-from worldmodel.tokenizers import VAE, VIMCO, VQVAE, Autoencoder, Tokenizer, vimco
-from worldmodel.tokenizers.base import importance_weighted
-from worldmodel.tokenizers.vae import Gaussian
+from worldmodel.tokenizers import VAE, VIMCO, VQVAE, Autoencoder, Tokenizer, variational
+from worldmodel.tokenizers.variational import Gaussian, importance_weighted
 from worldmodel.types import to_float
 
 LIKELIHOODS = {"categorical": Categorical, "mixture": partial(LogisticMixture, components=2)}
@@ -122,7 +121,7 @@ def test_a_squared_error_has_no_bound() -> None:
 def exact_mean_of_bound(model: VIMCO, frame: Tensor, samples: int) -> Tensor:
     """L_S by the sum over all K^(N·S) tuples of samples, with its gradient, ()."""
     posterior = model._posterior(to_float(frame))
-    log_q = vimco.log_prob(posterior, all_grids(model)[:, None])[:, 0].double()  # (9,)
+    log_q = variational.log_prob(posterior, all_grids(model)[:, None])[:, 0].double()  # (9,)
     weights = conditional(model, frame[0]).double() - model.uniform_nats() - log_q
     tuples = torch.tensor(list(itertools.product(range(len(log_q)), repeat=samples)))  # (9^S, S)
     values = weights[tuples].logsumexp(1) - math.log(samples)
@@ -156,13 +155,13 @@ def test_the_gradient_of_vimco_is_that_of_its_bound_in_expectation(
     expected = gradients(model)
     grids = all_grids(model)
     with torch.no_grad():
-        log_q = vimco.log_prob(model._posterior(to_float(frame)), grids[:, None])[:, 0]
+        log_q = variational.log_prob(model._posterior(to_float(frame)), grids[:, None])[:, 0]
     assert 0.3 < torch.special.entr(log_q.exp()).sum() < 0.97 * math.log(len(grids))  # neither a point nor flat
     assert conditional(model, frame[0]).std() > 1
     value = 0.0
     for chosen in itertools.product(range(len(grids)), repeat=samples):
         drawn = grids[list(chosen)][:, None]
-        monkeypatch.setattr(vimco, "draw", lambda *_, drawn=drawn: drawn)
+        monkeypatch.setattr(variational, "draw", lambda *_, drawn=drawn: drawn)
         loss = model(frame).losses["bound"] * -model.subpixels
         probability = log_q[list(chosen)].sum().exp()
         (probability * loss).backward()
@@ -213,7 +212,7 @@ def test_samples_of_no_weight_are_left_out_without_a_trace(monkeypatch: pytest.M
 
     monkeypatch.setattr(VIMCO, "_decoded", counting)
     few = step_gradients(larger_vimco(1000))
-    monkeypatch.setattr(vimco, "NEGLIGIBLE", -1.0)
+    monkeypatch.setattr(variational, "NEGLIGIBLE", -1.0)
     every = step_gradients(larger_vimco(1000))
     assert decoded[0] == 60 and decoded[1] < 60 and decoded[2:] == [60, 60]
     assert few[1] == every[1]
@@ -223,7 +222,7 @@ def test_samples_of_no_weight_are_left_out_without_a_trace(monkeypatch: pytest.M
 
 def test_the_leave_one_out_baseline_is_that_of_the_paper() -> None:
     weights = torch.tensor([[0.5, -300.0], [2.0, -310.0], [-1.0, -250.0]], dtype=torch.float64)
-    baseline = vimco.leave_one_out(weights)
+    baseline = variational.leave_one_out(weights)
     for j, b in itertools.product(range(3), range(2)):
         others = [float(weights[s, b]) for s in range(3) if s != j]
         geometric = sum(others) / 2
@@ -233,7 +232,7 @@ def test_the_leave_one_out_baseline_is_that_of_the_paper() -> None:
 
 def test_codes_are_drawn_by_their_probabilities() -> None:
     probabilities = torch.tensor([[0.0, 0.5, 0.0, 0.2, 0.3, 0.0]])
-    codes = vimco.draw(probabilities.log(), 40000, torch.Generator().manual_seed(0))
+    codes = variational.draw(probabilities.log(), 40000, torch.Generator().manual_seed(0))
     assert codes.shape == (40000, 1)
     shares = torch.bincount(codes.flatten(), minlength=6) / 40000
     torch.testing.assert_close(shares, probabilities[0], rtol=0, atol=0.01)

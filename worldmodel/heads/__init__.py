@@ -6,16 +6,5 @@ from worldmodel.heads.pixelcnn import PixelCNNHead, PixelCNNLikelihood
 from worldmodel.heads.sampling import Ancestral, Predictive, Randomness, Sampler, make_sampler
 from worldmodel.heads.transformer import TransformerHead
 
-__all__ = [
-    "Ancestral",
-    "GridSpec",
-    "Head",
-    "HierarchyHead",
-    "PixelCNNHead",
-    "PixelCNNLikelihood",
-    "Predictive",
-    "Randomness",
-    "Sampler",
-    "TransformerHead",
-    "make_sampler",
-]
+__all__ = ["GridSpec", "Head", "HierarchyHead", "PixelCNNHead", "PixelCNNLikelihood", "TransformerHead"]
+__all__ += ["Ancestral", "Predictive", "Randomness", "Sampler", "make_sampler"]

@@ -20,12 +20,12 @@ State = Any  # what a module carries from one call to the next: a tree of tensor
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class GridSpec:
-    """Facts of the grids of codes and of the actions, of which trunks and heads are constructed."""
+    """The properties of the grids of codes and of the actions with which trunks and heads are constructed."""
 
     grid: tuple[int, ...]  # shape of a grid of codes; (N,) where several grids stand in one row
-    codebook: Tensor  # (K, D); (S, K, D) where the last axis of the grid is of S slots; (levels, K, D) for levels
+    codebook: Tensor  # (K, D); (S, K, D) where the last axis of the grid has S slots; (levels, K, D) for levels
     action_names: tuple[str, ...] = ()  # A names of the actions (or classes, speakers, captions)
-    levels: tuple[tuple[int, ...], ...] = ()  # shapes of the grids, the coarsest first; empty where there is one grid
+    levels: tuple[tuple[int, ...], ...] = ()  # shapes of the grids, coarsest first; empty for one grid
 
     @property
     def positions(self) -> int:
@@ -49,18 +49,16 @@ class GridSpec:
 class Head(nn.Module, abc.ABC):
     """Autoregressive over the N positions of one grid in an order of its own: p(code i | codes < i, context).
 
-    Codes and contexts are in raster order, here as everywhere. ``order`` and the calls below ``ordered_logits`` are for
-    samplers, which draw position after position: there, index i is the position that comes i-th in the head's order.
-
-    The sampler sees nothing but these calls. ``extend`` is what makes both samplers fast: it computes the positions
-    ``start … stop − 1`` behind a verified prefix, of which the state holds what the head makes of it.
+    Codes and contexts are in raster order, here as everywhere, except in ``ordered_logits`` and the methods after it,
+    which are for samplers: there, index i is the position that comes i-th in the head's order. ``extend`` makes the
+    samplers fast: it computes some positions after a final prefix, whose features are in the state.
     """
 
     order: Tensor  # (N,) int64: the raster index of the position that comes i-th
     place: Tensor  # (N,) int64, the inverse: when each position of the raster comes
-    groups: list[int]  # sizes, Σ = N: runs of positions that do not look at each other, so that one pass may draw a run
-    vectors: Tensor  # (K, D) float, where the codes lie: centred, mean squared length 1
-    stepwise: bool = False  # whether one position alone costs so little beside all that, on a CPU, no guess pays off
+    groups: list[int]  # sizes, Σ = N: runs of positions that do not depend on each other: one pass may draw a run
+    vectors: Tensor  # (K, D) float: vectors of the codes, centred, mean squared length 1
+    stepwise: bool = False  # whether single positions are so cheap on a CPU that predictive sampling is slower
 
     def set_order(self, order: Tensor) -> None:
         """Called once by the constructors."""
@@ -86,25 +84,23 @@ class Head(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def forecast(self, contexts: Tensor) -> Tensor:
-        """contexts (B, N, width) → logits (B, N, K) of every code on its own: a first guess for predictive sampling.
-
-        What is in raster order and what is in the head's order gives logits in the same order.
-        """
+        """contexts (B, N, width) in any order → logits (B, N, K), in the same order, of every code on its own: a first
+        guess for predictive sampling."""
 
     @abc.abstractmethod
     def ordered_logits(self, codes: Tensor, contexts: Tensor) -> Tensor:
-        """What :meth:`forward` returns, all in the head's order: logits[:, i] sees codes[:, :i] alone."""
+        """:meth:`forward` in the head's order: logits[:, i] depend on codes[:, :i] only."""
 
     @abc.abstractmethod
     def begin(self, contexts: Tensor) -> RowState:
-        """A state for the grids of ``contexts`` (B, N, width), with nothing computed yet."""
+        """The state before the first position, for grids with ``contexts`` (B, N, width)."""
 
     @abc.abstractmethod
     def extend(self, state: Any, codes: Tensor, start: int, stop: int) -> Tensor:
         """Logits (B, stop − start, K) of the positions start … stop − 1.
 
-        ``codes`` (B, N): the entries before ``stop − 1`` are read. Those before ``start`` are final: what the head
-        makes of them is kept in the state, in place, and is not computed again.
+        ``codes`` (B, N): the entries before ``stop − 1`` are read. Those before ``start`` are final: their features are
+        kept in the state, in place, and not computed again.
         """
 
 
@@ -116,8 +112,8 @@ def nats(logits: Tensor, codes: Tensor) -> Tensor:
 class CodeEmbedding(nn.Module):
     """Codes (...) int64 in [-1, K) → vectors (..., width); -1 is "no code" and has a learnt vector of its own.
 
-    ``codebook`` (K, D): the tokenizer's vectors, which :func:`project` turns into the first table. Of several
-    codebooks, (S, K, D), each has a table of its own, and codes are (..., S).
+    ``codebook`` (K, D): the tokenizer's vectors, which :func:`project` turns into the initial table, so that similar
+    codes start with similar vectors. Of several codebooks, (S, K, D), each has its own table, and codes are (..., S).
     """
 
     def __init__(self, codebook: Tensor, width: int):
@@ -144,19 +140,17 @@ class LevelEmbedding(nn.Module):
         self.embed = nn.ModuleList(CodeEmbedding(book, width) for book in codebook)
 
     def forward(self, codes: Tensor) -> Tensor:
-        parts = codes.split(self.sizes, -1)
-        return torch.cat([embed(part) for embed, part in zip(self.embed, parts, strict=True)], -2)
+        parts = zip(self.embed, codes.split(self.sizes, -1), strict=True)
+        return torch.cat([embed(part) for embed, part in parts], -2)
 
 
 def embedding(spec: GridSpec, width: int) -> nn.Module:
-    """Of the codes of one grid, or of those of several levels."""
-    if spec.levels:
-        return LevelEmbedding(spec.codebook, width, spec.levels)
-    return CodeEmbedding(spec.codebook, width)
+    """An embedding of the codes of one grid or of several levels."""
+    return LevelEmbedding(spec.codebook, width, spec.levels) if spec.levels else CodeEmbedding(spec.codebook, width)
 
 
 def classifier(codebook: Tensor, width: int) -> nn.Linear:
-    """width → K logits that start with the geometry of the codebook: what is near in pixels starts out as likely."""
+    """width → K logits, which start similar for codes whose vectors are similar."""
     layer = Logits(width, len(codebook))
     layer.weight.data.copy_(0.04 * project(codebook, width))
     nn.init.zeros_(layer.bias)

@@ -1,4 +1,4 @@
-"""A head over several grids of one frame: a head of its own for each, the coarser grids conditioning the finer ones."""
+"""A head over several grids of one frame: one head for each grid, conditioned on the coarser grids."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from worldmodel.util.ranges import Count
 
 @dataclasses.dataclass
 class HierarchyState(RowState):
-    """What is known of the levels while they are drawn."""
+    """The state of the levels while they are drawn."""
 
     contexts: Tensor  # (B, N, width)
     levels: list[RowState | None]  # of each level's head; None until the coarser codes were first given
@@ -28,29 +28,25 @@ class HierarchyState(RowState):
 class Above(nn.Module):
     """The coarser grids as a context of each position of a finer one: (B, N of the finer, width).
 
-    Codes are embedded, read by convolutions at the resolution of their own grid, and laid over the finer one.
+    Codes are embedded, read by convolutions at the resolution of their own grid, and interpolated to the finer one.
     """
 
     def __init__(self, grids: Sequence[Sequence[int]], codebooks: Sequence[Tensor], onto: Sequence[int], width: int):
         super().__init__()
         self.grids, self.onto = [tuple(grid) for grid in grids], tuple(onto)
-        rank = len(self.onto)
+        rank, conv = len(self.onto), CONV[len(self.onto)]
         self.embed = nn.ModuleList(CodeEmbedding(codebook, width) for codebook in codebooks)
         self.read = nn.ModuleList(
-            nn.Sequential(
-                CONV[rank](width, width, 3, padding=1), *(ResidualBlock(rank, width, width) for _ in range(2))
-            )
+            nn.Sequential(conv(width, width, 3, padding=1), *(ResidualBlock(rank, width, width) for _ in range(2)))
             for _ in grids
         )
-        self.fine = CONV[rank](width, width, 3, padding=1)  # tells apart the positions that share a coarse one
+        self.fine = conv(width, width, 3, padding=1)  # tells apart the positions that share a coarse one
 
     def forward(self, codes: Sequence[Tensor]) -> Tensor:
         """The codes of the coarser grids, each (B, its positions)."""
-        maps = [
-            F.interpolate(read(embed(part.unflatten(1, grid)).movedim(-1, 1)), self.onto)
-            for embed, read, part, grid in zip(self.embed, self.read, codes, self.grids, strict=True)
-        ]
-        x = torch.stack(maps).sum(0)
+        levels = zip(self.embed, self.read, codes, self.grids, strict=True)
+        maps = [read(embed(part.unflatten(1, grid)).movedim(-1, 1)) for embed, read, part, grid in levels]
+        x = torch.stack([F.interpolate(part, self.onto) for part in maps]).sum(0)
         return (x + self.fine(F.silu(x))).flatten(2).movedim(1, -1)
 
 
@@ -84,9 +80,8 @@ class HierarchyHead(Head):
             make(GridSpec(tuple(level), book), context_width + (width if n else 0))
             for n, (make, level, book) in enumerate(zip(makers, levels, codebook, strict=True))
         )
-        self.above = nn.ModuleList(
-            Above(levels[:n], list(codebook[:n]), levels[n], width) for n in range(1, len(levels))
-        )
+        finer = range(1, len(levels))
+        self.above = nn.ModuleList(Above(levels[:n], list(codebook[:n]), levels[n], width) for n in finer)
         self.begins = [sum(self.sizes[:n]) for n in range(len(levels))]
         orders: list[Tensor] = [head.order + begin for head, begin in zip(self.heads, self.begins, strict=True)]
         self.set_order(torch.cat(orders))
@@ -97,18 +92,15 @@ class HierarchyHead(Head):
         """The context of a level's positions, in its head's order, from the codes of the coarser levels."""
         if level == 0:
             return contexts
-        seen = self.above[level - 1](
-            [head.in_raster(part) for head, part in zip(self.heads, parts[:level], strict=False)]
-        )
+        coarser = zip(self.heads[:level], parts[:level], strict=True)
+        seen = self.above[level - 1]([head.in_raster(part) for head, part in coarser])
         return torch.cat([contexts, self.heads[level].in_order(seen).to(contexts.dtype)], -1)
 
     def ordered_logits(self, codes: Tensor, contexts: Tensor) -> Tensor:
-        parts, given = codes.split(self.sizes, 1), contexts.split(self.sizes, 1)
-        logits = [
-            head.ordered_logits(part, self._context(level, context, parts))
-            for level, (head, part, context) in enumerate(zip(self.heads, parts, given, strict=True))
-        ]
-        return torch.cat(logits, 1)
+        parts = codes.split(self.sizes, 1)
+        own = [self._context(level, context, parts) for level, context in enumerate(contexts.split(self.sizes, 1))]
+        levels = zip(self.heads, parts, own, strict=True)
+        return torch.cat([head.ordered_logits(part, context) for head, part, context in levels], 1)
 
     def begin(self, contexts: Tensor) -> HierarchyState:
         return HierarchyState(contexts, [None] * len(self.sizes))

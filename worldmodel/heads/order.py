@@ -1,13 +1,12 @@
-"""Orders in which a head walks over the positions of a grid, and the earlier codes that each position looks at.
+"""Orders in which a head draws the positions of a grid, and the earlier codes that each position reads directly.
 
-*Raster* order is that of the PixelCNN: row by row, every position beside the one just drawn. *Checkerboard* order
-draws the dark squares first, in raster order, and then the light ones, each between four known neighbours. *Quincunx*
-order goes from coarse to fine: a few positions far apart in raster order, then, again and again, those in the middle of
-four known ones and those between these, until none is left.
+*Raster* order is that of the PixelCNN: row by row. *Checkerboard* order draws the dark squares first, in raster order,
+and then the light ones, each between four known neighbours. *Quincunx* order goes from coarse to fine: a few distant
+positions in raster order, then repeatedly the centres of four known ones and the positions between these.
 
-The likelihood is exact in any order. But a position between known ones depends little on those drawn beside it, so
-chains of dependence are short, a fixed-point iteration over all positions settles in few passes, and positions that do
-not look at each other at all may be drawn together (docs/experiments.md has the figures).
+The likelihood is exact in any order. But a position between known ones depends little on those drawn next to it. So
+chains of dependence are short, a fixed-point iteration over all positions converges in few passes, and positions that
+do not read each other may be drawn together (docs/experiments.md has the figures).
 """
 
 from __future__ import annotations
@@ -29,21 +28,21 @@ WIDER: list[Cell] = [(-1, -3), (-1, 3), (1, -3), (1, 3)]
 
 
 class Phase(NamedTuple):
-    """Cells that are drawn one behind the other, or that do not look at each other."""
+    """Cells that are drawn one after the other, or that do not read each other."""
 
     cells: list[Cell]
-    offsets: list[Cell]  # where each looks, 8 places (rows, columns), known or not
+    offsets: list[Cell]  # the 8 places (rows, columns) that each cell reads where they are known
     unit: int = 1  # of the offsets
-    chained: bool = False  # each looks at those of its phase that come before it, too
+    chained: bool = False  # each reads the earlier cells of its phase, too
 
 
 class Order(NamedTuple):
     """A permutation of the N positions of a grid."""
 
     positions: Tensor  # (N,) int64: raster index of the i-th position
-    phases: list[int]  # sizes, Σ = N: runs of positions whose neighbours lie alike
-    groups: list[int]  # sizes, Σ = N: runs of positions that do not look at each other
-    neighbours: Tensor  # (N, 8) int64: places in this order of the codes that each looks at, N for "none"
+    phases: list[int]  # sizes, Σ = N: runs of positions whose neighbours have the same offsets
+    groups: list[int]  # sizes, Σ = N: runs of positions that do not read each other
+    neighbours: Tensor  # (N, 8) int64: places in this order of the codes that each position reads, N for none
 
 
 def make_order(name: OrderName, grid: Sequence[int]) -> Order:
@@ -57,9 +56,8 @@ def make_order(name: OrderName, grid: Sequence[int]) -> Order:
     for phase in phases:
         begin = place[phase.cells[0]]
         for here, (row, column) in enumerate(phase.cells, begin):
-            near = [
-                place.get((row + phase.unit * down, column + phase.unit * right), -1) for down, right in phase.offsets
-            ]
+            unit = phase.unit
+            near = [place.get((row + unit * down, column + unit * right), -1) for down, right in phase.offsets]
             known = here if phase.chained else begin
             neighbours.append([j if 0 <= j < known else len(cells) for j in near])
         groups += [1] * len(phase.cells) if phase.chained else [len(phase.cells)]
@@ -85,9 +83,7 @@ def _quincunx(height: int, width: int) -> list[Phase]:
     while stride > 1:
         half = stride // 2
         middle = _lattice(height, width, stride, half, half)
-        early, late = (
-            [cell for cell in middle if (cell[0] // stride + cell[1] // stride) % 2 == parity] for parity in (0, 1)
-        )
+        early, late = ([(r, c) for r, c in middle if (r // stride + c // stride) % 2 == parity] for parity in (0, 1))
         phases += [
             Phase(early, [*DIAGONAL, *WIDER], half),
             Phase(late, [*DIAGONAL, *FAR], half),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import abc
 import copy
 import math
 from typing import Annotated, Any
@@ -22,13 +21,9 @@ from worldmodel.util.ranges import Count, PassedTo
 
 
 class SiteHead(Head):
-    """A PixelCNN on grids of one size: every code sees all codes before it in raster order, slots innermost.
+    """A PixelCNN on grids of one size: every code depends on all codes before it in raster order, slots innermost."""
 
-    A site reads the context of its first slot.
-    """
-
-    # A position costs a few products of a vector; a pass over 32×32 sites costs as much as sixty positions do.
-    stepwise = True
+    stepwise = True  # a pass over 32×32 sites costs as much as sixty single positions
 
     def __init__(self, model: CodePixelCNN, sizes: tuple[int, int, int], vectors: Tensor):
         super().__init__()
@@ -37,12 +32,8 @@ class SiteHead(Head):
         self.set_order(torch.arange(math.prod(sizes)))
         self.vectors = nn.Buffer(vectors, persistent=False)
 
-    @abc.abstractmethod
     def condition(self, contexts: Tensor) -> Tensor:
-        """contexts (B, N, width) → what the PixelCNN is conditioned on, (B, h, w, width)."""
-
-    def sites(self, contexts: Tensor) -> Tensor:
-        """contexts (B, N, width) → those of the sites, (B, h, w, width)."""
+        """contexts (B, N, width) → condition of the PixelCNN, (B, h, w, width): the context of a site's first slot."""
         return contexts[:, :: self.sizes[2]].unflatten(1, self.sizes[:2])
 
     def ordered_logits(self, codes: Tensor, contexts: Tensor) -> Tensor:
@@ -59,7 +50,7 @@ class PixelCNNHead(SiteHead):
     """A prior over grids of codes.
 
     Args:
-        spec: of grids (h, w) or (h, w, S); (n,) is one row, or one site of n slots where the codebooks differ, and
+        spec: of grids (h, w) or (h, w, S); (n,) is one row, or one site of n slots with their own codebooks, and
             (n, S) is then one row of sites.
         context_width: of the trunk's vectors.
         width: of the network. network: the other settings of :class:`~worldmodel.nn.pixelcnn.GatedPixelCNN`.
@@ -83,7 +74,7 @@ class PixelCNNHead(SiteHead):
                 f"{tuple(grid)} with {len(codebook) if codebook.dim() == 3 else 1}; choose another head or tokenizer"
             )
         books = codebook if codebook.dim() == 3 else codebook.expand(sizes[2], -1, -1)
-        # Codes of different codebooks have no common geometry: temperature 0 then takes the most probable one.
+        # Codes of different codebooks have no common geometry: temperature 0 then takes the most probable code.
         vectors = torch.eye(books.shape[1]) if codebook.dim() == 3 else centred(codebook)
         model = CodePixelCNN(books, context_width, width, **network)
         super().__init__(model, (sizes[0], sizes[1], sizes[2]), vectors)
@@ -91,7 +82,7 @@ class PixelCNNHead(SiteHead):
         self.guess, self.guess_logits = nn.Linear(context_width, sizes[2] * width), SlotLogits(books, width)
 
     def condition(self, contexts: Tensor) -> Tensor:
-        return self.sites(contexts) + self.position
+        return super().condition(contexts) + self.position
 
     def forecast(self, contexts: Tensor) -> Tensor:
         x = F.silu(self.guess(self.condition(contexts).flatten(0, 2))).unflatten(-1, (self.sizes[2], -1))
@@ -99,18 +90,14 @@ class PixelCNNHead(SiteHead):
 
 
 class PixelHead(SiteHead):
-    """A decoder's PixelCNN on frames of one size, for the samplers. It has no guess: all values are as likely."""
-
-    def condition(self, contexts: Tensor) -> Tensor:
-        return self.sites(contexts)
+    """The PixelCNN of a decoder on frames of one size, for the samplers. Its forecast is uniform."""
 
     def forecast(self, contexts: Tensor) -> Tensor:
         return contexts.new_zeros(*contexts.shape[:2], len(self.vectors))
 
 
 class PixelCNNLikelihood(Likelihood):
-    """p(frame | a map of the same size): each sub-pixel sees those before it in raster order, the channels of a pixel
-    one after the other.
+    """p(frame | a map of the same size), autoregressive over sub-pixels in raster order, channels innermost.
 
     Args:
         channels: C of a frame. outputs: channels of the map that the decoder has to give.
@@ -118,7 +105,7 @@ class PixelCNNLikelihood(Likelihood):
         width: of the network. network: the other settings of :class:`~worldmodel.nn.pixelcnn.GatedPixelCNN`.
     """
 
-    keep_float32 = False  # it may learn in bfloat16; what decides on values is a float32 copy
+    keep_float32 = False  # it may be trained in bfloat16; values are drawn by a float32 copy
 
     def __init__(
         self,
@@ -130,9 +117,10 @@ class PixelCNNLikelihood(Likelihood):
     ):
         super().__init__(channels)
         self.outputs, self.num_values = outputs, num_values
-        self.exact = num_values == NUM_VALUES  # fewer values are those of another picture
+        self.exact = num_values == NUM_VALUES  # with fewer values, frames are rounded
         values = torch.linspace(-1, 1, num_values)
-        # Waves of several lengths: near values start out alike, and edges can be told.
+        self.vectors = centred(values[:, None])
+        # Cosines of several frequencies: near values have similar initial vectors, and distant ones differ.
         waves = torch.cos(torch.pi / 2 * (values + 1)[:, None] * torch.arange(1, 9)) / torch.arange(1, 9)
         self.model = CodePixelCNN(waves.expand(channels, -1, -1), outputs, width, **network)
         self.heads: dict[tuple[int, int], PixelHead] = {}  # by the size of frames; made when one is drawn
@@ -160,15 +148,13 @@ class PixelCNNLikelihood(Likelihood):
         return LossAndFrames(self._nats(logits, codes).mean(), expected.movedim(-1, 1))
 
     def mean(self, outputs: Tensor) -> Tensor:
-        """outputs (B, outputs, H, W) → (B, C, H, W) in [-1, 1]: the frame without chance, in which every sub-pixel is
-        the value nearest to what is expected after those before it.
-
-        The expected frame itself is a sum over all frames. This one takes as long as a sample.
+        """outputs (B, outputs, H, W) → (B, C, H, W) in [-1, 1]: a deterministic frame, in which every sub-pixel is the
+        value nearest to its expectation given those before it. (The expected frame would be a sum over all frames.)
         """
         return self._draw(outputs, 0.0, None)
 
     def sample(self, outputs: Tensor, generator: Generator | None = None, temperature: float = 1.0) -> Tensor:
-        """outputs (B, outputs, H, W) → a frame of the distribution, (B, C, H, W) in [-1, 1]."""
+        """outputs (B, outputs, H, W) → frames drawn from the distribution, (B, C, H, W) in [-1, 1]."""
         return self._draw(outputs, temperature, generator)
 
     @torch.no_grad()
@@ -184,13 +170,10 @@ class PixelCNNLikelihood(Likelihood):
         return codes.unflatten(1, head.sizes).movedim(-1, 1).float() * (2 / (self.num_values - 1)) - 1
 
     def _head(self, size: tuple[int, int]) -> PixelHead:
-        """The PixelCNN on frames of a size; in float32, since it decides on values, whatever it was cast to."""
+        """The PixelCNN on frames of a size, always in float32, since it decides on values."""
         model = self.model
         if next(model.parameters()).dtype == torch.bfloat16:
-            return PixelHead(copy.deepcopy(model).float().eval(), (*size, model.slots), self._vectors())
+            return PixelHead(copy.deepcopy(model).float().eval(), (*size, model.slots), self.vectors)
         if size not in self.heads:
-            self.heads[size] = PixelHead(model, (*size, model.slots), self._vectors())
+            self.heads[size] = PixelHead(model, (*size, model.slots), self.vectors)
         return self.heads[size]
-
-    def _vectors(self) -> Tensor:
-        return centred(torch.linspace(-1, 1, self.num_values)[:, None])

@@ -1,6 +1,6 @@
 """Samplers: from a head's logits and noise drawn beforehand to the codes of a grid.
 
-Both samplers compute the same function. With Gumbel noise g the sample of position i is
+All samplers compute the same function. With Gumbel noise g the sample of position i is
 
     code[i] = argmax_k  logits[i, k] / temperature + g[i, k],      logits[i] = head(codes[< i], context),
 
@@ -10,39 +10,96 @@ is the one whose vector e lies nearest to the expected vector:
 
     code[i] = argmin_k  ‖e[k] − Σ_j p[i, j] e[j]‖²,               p[i] = softmax(logits[i]).
 
-The single most probable code (``top_k`` 1) is often the one that stands still: what moves is spread over many similar
+With the most probable code (``top_k`` 1), moving objects often stop: their probability is spread over many similar
 codes, none of which is probable on its own (docs/experiments.md has figures).
 
-*Ancestral* sampling evaluates it position by
-position. *Predictive* sampling (Wiggers & Hoogeboom, *Predictive Sampling with Forecasting Autoregressive Models*,
-ICML 2020; Song et al., *Accelerating Feedforward Computation via Parallel Nonlinear Equation Solving*, ICML 2021)
-guesses the
-whole grid, evaluates every position at once and repeats until nothing changes: the only fixed point is the ancestral
-sample, and at least one more position is right after every pass.
+*Ancestral* sampling evaluates the head position by position. *Predictive* sampling (Wiggers & Hoogeboom, *Predictive
+Sampling with Forecasting Autoregressive Models*, ICML 2020; Song et al., *Accelerating Feedforward Computation via
+Parallel Nonlinear Equation Solving*, ICML 2021) guesses the whole grid, evaluates every position at once and repeats
+until nothing changes: the only fixed point is the ancestral sample, and each pass makes at least one more position
+right.
 
 In floating point, two orders of summation may disagree when the best two scores of a position are nearly equal. Such
-a near tie (closer than ``TIE``, far above the rounding error) is decided by ``settle``, which both samplers share and
-which evaluates the head in one fixed way, row by row; so the samples are equal, not just almost always.
+a near tie (closer than ``TIE``, far above the rounding error) is decided by ``settle``, which evaluates the head in one
+fixed way, row by row. So the samples of all samplers are always equal.
 """
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Hashable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from worldmodel.errors import ConfigError
 from worldmodel.heads.base import Head
-from worldmodel.heads.graphs import GraphCache
 
 TIE = {torch.float64: 1e-9, torch.float32: 5e-5, torch.bfloat16: 0.0, torch.float16: 0.0}
-GRAPHS = GraphCache()
 Randomness = Generator | Sequence[np.random.Generator] | None
-"""Where noise comes from: one source for the batch, or one a row, so that no row's draws depend on the other rows."""
-PAYS_OFF = 15  # ancestral passes a trajectory from which on the predictive sampler is the faster one on a CPU
+"""The source of noise: one for the batch, or one for each row, so that the draws of a row do not depend on others."""
+PAYS_OFF = 15  # ancestral passes per trajectory from which on the predictive sampler is faster on a CPU
+
+
+Function = Callable[..., tuple[Tensor, ...]]
+KEPT = 8  # graphs for each module; each of them holds the memory of its intermediate results
+
+
+class Recording(NamedTuple):
+    """A captured CUDA graph and the memory that it reads from and writes to."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
+class GraphCache:
+    """Recordings of functions of tensors that also read the weights of a module: many small kernels that are recorded
+    once and then launched as one CUDA graph."""
+
+    def __init__(self) -> None:
+        self.recordings: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, Recording]] = weakref.WeakKeyDictionary()
+
+    def call(self, module: nn.Module, key: Hashable, function: Function, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """``function(*inputs)``, by replay if it was called with this module, key and shapes before.
+
+        The function must not synchronise with the host, nor branch on the values of its inputs. A module whose weights
+        moved to other memory is recorded again; changes of weights in place take effect.
+        """
+        known = self.recordings.setdefault(module, {})
+        where = tuple(parameter.data_ptr() for parameter in module.parameters())
+        full = (key, where, tuple((tuple(x.shape), x.dtype, x.device) for x in inputs))
+        if full not in known:
+            while len(known) >= KEPT:
+                known.pop(next(iter(known)))
+            known[full] = record(function, inputs)
+        recording = known[full]
+        for static, given in zip(recording.inputs, inputs, strict=True):
+            static.copy_(given)
+        recording.graph.replay()
+        return tuple(output.clone() for output in recording.outputs)
+
+
+def record(function: Function, inputs: tuple[Tensor, ...]) -> Recording:
+    """Capture one call, after some calls on another stream, in which libraries initialise, as capturing requires."""
+    static = tuple(x.clone() for x in inputs)
+    device = inputs[0].device
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            function(*static)
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = function(*static)
+    return Recording(graph, static, outputs)
+
+
+GRAPHS = GraphCache()
 
 
 class Sampler(abc.ABC):
@@ -50,7 +107,7 @@ class Sampler(abc.ABC):
 
     Args:
         temperature: divides the logits; 0 takes the code nearest to the expected vector of every position.
-        top_k: only the k most probable codes of a position count; None: all.
+        top_k: draw from the k most probable codes of a position only; None: from all.
     """
 
     def __init__(self, temperature: float = 1.0, top_k: int | None = None):
@@ -116,9 +173,9 @@ class Sampler(abc.ABC):
         return codes, near
 
     def settle(self, head: Head, contexts: Tensor, noise: Tensor | None, codes: Tensor, ambiguous: Tensor) -> None:
-        """Decide near ties anew, in place, in an order of summation that no sampler changes: row by row, whole grids.
+        """Decide near ties again, in place, in the same order of summation for all samplers: row by row, whole grids.
 
-        Only where that changes a code must those behind it be drawn again.
+        Where that changes a code, those after it are drawn again.
         """
         for row in ambiguous.any(-1).nonzero().flatten().tolist():
             one, changed = slice(row, row + 1), False
@@ -131,10 +188,10 @@ class Sampler(abc.ABC):
 
 
 class Ancestral(Sampler):
-    """One position after the other, with what is known of those before kept in the head's state: the fewest operations.
+    """One position after the other, with the earlier ones in the state of the head: the fewest operations.
 
-    Positions that do not look at each other (the head's groups) are drawn in one pass, unless ``together`` is false.
-    On a GPU the whole row of passes is one CUDA graph.
+    Positions that do not depend on each other (the groups of the head) are drawn in one pass, unless ``together`` is
+    false. On a GPU all passes are one CUDA graph.
     """
 
     def __init__(self, temperature: float = 1.0, top_k: int | None = None, together: bool = True):
@@ -167,7 +224,7 @@ class Ancestral(Sampler):
 class Predictive(Sampler):
     """Fixed-point iteration from a guess: the head's own forecast of each code, under the same noise.
 
-    A pass computes only what lies behind the groups that every row has verified; converged rows leave the batch.
+    A pass computes only the positions after the groups that every row has verified; converged rows leave the batch.
     """
 
     def run(self, head: Head, contexts: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -186,7 +243,7 @@ class Predictive(Sampler):
             logits = head.extend(state, codes, start, positions)
             new, tie[:, start:] = self.choose(logits, None if noise is None else noise[:, start:], head.vectors)
             total += len(rows)
-            # All before the first difference was computed from right codes, and so was the group of the difference.
+            # All positions before the first difference, and its group, were computed from right codes.
             first = torch.where(new == codes[:, start:], positions, ends[start:]).amin(1)
             codes[:, start:] = new
             verified = torch.maximum(verified, first)
@@ -201,16 +258,13 @@ class Predictive(Sampler):
 
 
 class Automatic(Sampler):
-    """The faster one: predictive for small batches on a CPU, unless the head is made to go step by step; ancestral
-    elsewhere. The samples are the same."""
-
-    def __init__(self, temperature: float = 1.0, top_k: int | None = None):
-        super().__init__(temperature, top_k)
-        self.few, self.many = Predictive(temperature, top_k), Ancestral(temperature, top_k)
+    """The faster sampler: predictive for small batches on a CPU, unless single steps of the head are cheap (its
+    ``stepwise``); else ancestral. The samples are the same."""
 
     def run(self, head: Head, contexts: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         few = contexts.device.type == "cpu" and len(head.groups) >= PAYS_OFF * len(contexts)
-        return (self.few if few and not head.stepwise else self.many).run(head, contexts, noise)
+        sampler = Predictive if few and not head.stepwise else Ancestral
+        return sampler(self.temperature, self.top_k).run(head, contexts, noise)
 
 
 SAMPLERS: dict[str, type[Sampler]] = {"auto": Automatic, "ancestral": Ancestral, "predictive": Predictive}

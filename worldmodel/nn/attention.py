@@ -2,15 +2,13 @@
 
 The position of a step enters by its distance alone, through a learnt bias of every head (Raffel et al., *Exploring the
 Limits of Transfer Learning*, JMLR 2020, section 2.1) that starts as the linear one of Press et al., *Train Short, Test
-Long* (ALiBi), ICLR 2022: distances that training windows never reach keep a sensible bias. No step has an absolute
-place, so T calls of ``step`` equal one ``forward`` over T steps for any T, and a full cache forgets its oldest step and
-nothing else.
+Long* (ALiBi), ICLR 2022: distances that training windows never reach keep a sensible bias. Positions are never
+absolute, so T calls of ``step`` equal one ``forward`` over T steps for any T, and a full cache drops its oldest step.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -26,15 +24,18 @@ class AttentionCache(NamedTuple):
 
     keys: Tensor  # (*batch, heads, W, width / heads)
     values: Tensor  # (*batch, heads, W, width / heads)
-    valid: Tensor  # (*batch, W) bool: whether later steps may look at this place
+    valid: Tensor  # (*batch, W) bool: whether later steps may attend to it
+
+
+Caches = tuple[AttentionCache, ...]  # one for each block of a stack
 
 
 class WindowedAttention(nn.Module):
     """Pre-norm block of attention to the last ``window`` steps (the own one among them) and an MLP.
 
     Args:
-        width: of the vectors, a multiple of ``heads``. window: W, steps. depth: blocks of the whole stack, which share
-            the growth of the residual stream between them.
+        width: of the vectors, a multiple of ``heads``. window: W, steps. depth: number of blocks of the stack, by which
+            the initial outputs are scaled.
     """
 
     def __init__(self, width: int, heads: int, window: int, depth: int = 1):
@@ -55,12 +56,11 @@ class WindowedAttention(nn.Module):
     def forward(self, x: Tensor, first: int = 0, valid: Tensor | None = None) -> Tensor:
         """x (*batch, T, width) → (*batch, T − first, width), the steps from ``first`` on.
 
-        ``valid`` (*batch, T) bool: steps that no later step may look at are False; None: all may be looked at.
+        ``valid`` (*batch, T) bool: False for steps to which no later step may attend; None: all are valid.
         """
         q, k, v = self._split(self.norm1(x))
-        attended = F.scaled_dot_product_attention(
-            q[..., first:, :], k, v, attn_mask=self._mask(first, x.shape[-2], valid)
-        )
+        mask = self._mask(first, x.shape[-2], valid)
+        attended = F.scaled_dot_product_attention(q[..., first:, :], k, v, attn_mask=mask)
         return self._finish(x[..., first:, :], attended)
 
     def begin(self, *batch: int) -> AttentionCache:
@@ -127,27 +127,25 @@ class TimeTransformer(nn.Module):
             x = block(x, 0, valid)
         return self.norm(self.blocks[-1](x, first, valid))
 
-    def begin(self, *batch: int) -> tuple[AttentionCache, ...]:
+    def begin(self, *batch: int) -> Caches:
         """One cache a block."""
         return tuple(block.begin(*batch) for block in self.blocks)
 
-    def step(
-        self, x: Tensor, caches: Sequence[AttentionCache], valid: Tensor | None = None
-    ) -> tuple[Tensor, tuple[AttentionCache, ...]]:
+    def step(self, x: Tensor, caches: Caches, valid: Tensor | None = None) -> tuple[Tensor, Caches]:
         """As :meth:`WindowedAttention.step`."""
-        behind = []
-        for block, cache in zip(self.blocks, caches, strict=True):
-            x, new = block.step(x, cache, valid)
-            behind.append(new)
-        return self.norm(x), tuple(behind)
+        x, lower = self._lower(x, caches, valid)
+        x, last = self.blocks[-1].step(x, caches[-1], valid)
+        return self.norm(x), (*lower, last)
 
-    def observe(
-        self, x: Tensor, caches: Sequence[AttentionCache], valid: Tensor | None = None
-    ) -> tuple[AttentionCache, ...]:
+    def observe(self, x: Tensor, caches: Caches, valid: Tensor | None = None) -> Caches:
         """The caches that :meth:`step` would return."""
-        *lower, last = self.blocks
+        x, lower = self._lower(x, caches, valid)
+        return (*lower, self.blocks[-1].observe(x, caches[-1], valid))
+
+    def _lower(self, x: Tensor, caches: Caches, valid: Tensor | None) -> tuple[Tensor, list[AttentionCache]]:
+        """Output and caches of all blocks but the last."""
         behind = []
-        for block, cache in zip(lower, caches, strict=False):
+        for block, cache in zip(self.blocks[:-1], caches[:-1], strict=True):
             x, new = block.step(x, cache, valid)
             behind.append(new)
-        return (*behind, last.observe(x, caches[-1], valid))
+        return x, behind

@@ -1,14 +1,13 @@
 """The gated PixelCNN: features of every site of a grid, made of the sites before it in raster order and of a condition.
 
 van den Oord, Kalchbrenner, Vinyals, Espeholt, Graves, Kavukcuoglu, *Conditional Image Generation with PixelCNN
-Decoders*, NeurIPS 2016. A *vertical* stack sees all rows above, a *horizontal* one the row to the left; the second
-reads the first, so that nothing before a site is out of sight. Instead of masked kernels there are smaller ones and
+Decoders*, NeurIPS 2016. A *vertical* stack reads all rows above, a *horizontal* one the sites to the left and the
+vertical stack, so that a site depends on all sites before it. Instead of masked kernels there are smaller ones and
 padding above and to the left. The first layer leaves out the site itself (and its row, in the vertical stack); all
-others may see it, since it no longer holds anything of the site's own value.
+others include it, since its features do not depend on its own value.
 
-Beyond the paper, the vertical stack has a residual, too: what stands further above would fade from layer to layer.
-
-Tensors lie as (B, h, w, channels), which convolutions on a CPU like best and which makes 1×1 convolutions matrix
+Beyond the paper, the vertical stack has a residual, too; without it, the influence of distant rows would fade from
+layer to layer. Tensors are (B, h, w, channels): fast for convolutions on a CPU, and 1×1 convolutions become matrix
 products.
 """
 
@@ -38,9 +37,9 @@ class GatedLayer(nn.Module):
 
     Args:
         inputs, width: channels before and behind it. condition: channels of the condition.
-        reach: rows that it looks up, and columns that it looks to the left, and in the rows above to the right.
-        strict: whether it leaves out the site itself and its row; it then has no residual, which would show the site.
-        last: whether none comes behind it; what it would hand on is then left out.
+        reach: rows that it reads above, and columns to the left, and in the rows above to the right.
+        strict: whether it leaves out the site itself and its row; its outputs then have no residual.
+        last: whether it is the last layer, which has no outputs for another one.
         dropout: share of the gated activations that are set to 0 in training.
     """
 
@@ -59,7 +58,7 @@ class GatedLayer(nn.Module):
 
     def look_up(self, padded: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         """The vertical stack: rows with ``reach`` rows and columns around them (B, reach + n, w + 2·reach, inputs) and
-        their condition (B, n, w, ·) → the next rows (B, n, w, width) and what they tell the horizontal stack, 2·width.
+        their condition (B, n, w, ·) → the next rows (B, n, w, width) and the input of the horizontal stack, 2·width.
         """
         up, left = self.condition(condition).chunk(2, -1)
         seen = padded[:, : padded.shape[1] - 1] if self.strict else padded
@@ -96,7 +95,7 @@ def convolve(x: Tensor, layer: nn.Linear, rows: int) -> Tensor:
 
 @dataclasses.dataclass
 class GridState(RowState):
-    """What the layers made of the sites so far. Rows and columns of padding stand before them."""
+    """Inputs and outputs of the layers for the sites so far, with rows and columns of padding before them."""
 
     condition: Tensor  # (B, h, w, ·)
     above: list[Tensor]  # a layer: its input in the vertical stack, (B, reach + h, w + 2·reach, ·)
@@ -107,7 +106,7 @@ class GridState(RowState):
 
 
 class GatedPixelCNN(nn.Module):
-    """Values of a grid, embedded, and a condition → features of each site, which see the sites before it alone.
+    """Embedded values of a grid and a condition → features of each site, which depend on the sites before it only.
 
     Args:
         inputs: channels of an embedded value. condition: channels of the condition. outputs: of the features.
@@ -150,7 +149,7 @@ class GatedPixelCNN(nn.Module):
         return self.out(torch.cat(skips, -1))
 
     def begin(self, condition: Tensor) -> GridState:
-        """The state of grids of which nothing is known, for their conditions (B, h, w, ·)."""
+        """The state before any site is known, for grids with the conditions (B, h, w, ·)."""
         batch, height, width = condition.shape[:3]
         above, left, from_above = [], [], []
         for index, reach in enumerate(self.reaches):
@@ -170,7 +169,7 @@ class GatedPixelCNN(nn.Module):
         width = state.condition.shape[2]
         self._write(state, x, max(state.known - 1, 0))
         row, end = state.known // width, (stop - 1) // width + 1
-        # What the vertical stack makes of a row is final as soon as one of its sites is known.
+        # The outputs of the vertical stack for a row are final as soon as one of its sites is known.
         self._look_up(state, max(row, (state.known - 1) // width + 1), end)
         if stop - state.known == 1:
             self._look_left_from(state, row, state.known % width)
@@ -183,8 +182,8 @@ class GatedPixelCNN(nn.Module):
         """The vertical stack of the rows row … end − 1."""
         if row >= end:
             return
-        for index, (layer, reach) in enumerate(zip(self.layers, self.reaches, strict=True)):
-            up, from_above = layer.look_up(state.above[index][:, row : reach + end], state.condition[:, row:end])
+        for index, layer in enumerate(self.layers):
+            up, from_above = layer.look_up(state.above[index][:, row : layer.reach + end], state.condition[:, row:end])
             state.from_above[index][:, row:end] = from_above
             if index + 1 < len(self.layers):
                 into = self.reaches[index + 1]
@@ -193,8 +192,8 @@ class GatedPixelCNN(nn.Module):
     def _look_left(self, state: GridState, row: int, end: int, columns: slice) -> None:
         """The horizontal stack of some columns of the rows row … end − 1, and the features."""
         skips = []
-        for index, (layer, reach) in enumerate(zip(self.layers, self.reaches, strict=True)):
-            seen = state.left[index][:, row:end, columns.start : reach + columns.stop]
+        for index, layer in enumerate(self.layers):
+            seen = state.left[index][:, row:end, columns.start : layer.reach + columns.stop]
             left, skip = layer.look_left(seen, state.from_above[index][:, row:end, columns])
             if index + 1 < len(self.layers):
                 into = self.reaches[index + 1]

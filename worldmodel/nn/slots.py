@@ -1,4 +1,4 @@
-"""Codes of a site: several, each with a codebook of its own, one after the other; and a PixelCNN over such sites."""
+"""Distributions over several codes at one site, each from its own codebook, and a PixelCNN over such sites."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class SlotLogits(nn.Module):
     def __init__(self, codebooks: Tensor, width: int):
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.table = nn.Parameter(0.04 * tables(codebooks, width).data)  # what is near in pixels starts out as likely
+        self.table = nn.Parameter(0.04 * tables(codebooks, width).data)  # similar codes start with similar logits
         self.bias = nn.Parameter(torch.zeros(codebooks.shape[:2]))
 
     def forward(self, x: Tensor, first: int = 0) -> Tensor:
@@ -48,8 +48,8 @@ class SlotLogits(nn.Module):
 class SlotClassifier(nn.Module):
     """Features of a site and its codes so far → logits of the next: p(code j | codes < j, features).
 
-    Every slot has its own vectors of codes, its own view of the features and of each slot before it, and its own
-    classifier, since the codebooks have nothing in common; the residual network between these is the same for all.
+    Every slot has its own vectors of codes, its own projections of the features and of each slot before it, and its own
+    classifier, since the codebooks have nothing in common. All slots share the residual network between these.
 
     Args:
         codebooks: (S, K, D). features: channels.
@@ -102,7 +102,7 @@ class CodePixelCNN(nn.Module):
         self.classify = SlotClassifier(codebooks, width, width)
 
     def enter(self, codes: Tensor) -> Tensor:
-        """(..., S) → (..., width): what the slots of a site say together."""
+        """(..., S) → (..., width): the sum of the vectors of a site's codes."""
         return lookup(self.embed, codes).sum(-2)
 
     def forward(self, codes: Tensor, condition: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ class CodePixelCNN(nn.Module):
     def extend(self, state: GridState, codes: Tensor, start: int, stop: int) -> Tensor:
         """codes (B, N) → logits (B, stop − start, K) of the codes start … stop − 1; those before ``start`` are final.
 
-        What the network makes of the sites is kept in the state, in place.
+        The features of the sites are kept in the state, in place.
         """
         first, last = start // self.slots, (stop - 1) // self.slots + 1  # sites
         sites = codes[:, first * self.slots : last * self.slots].unflatten(1, (-1, self.slots))
@@ -125,7 +125,7 @@ class CodePixelCNN(nn.Module):
             since = max(state.known - 1, 0)
             news = codes[:, since * self.slots : (last - 1) * self.slots].unflatten(1, (-1, self.slots))
             self.network.extend(state, self.enter(news), last)
-        state.known = max(state.known, first + 1)  # a site sees those before it alone
+        state.known = max(state.known, first + 1)  # a site depends only on those before it
         features = state.features.flatten(1, 2)[:, first:last]
         if last - first == 1:
             begin = first * self.slots

@@ -5,16 +5,5 @@ from worldmodel.priors.condition import CaptionTrunk, ConditionTrunk
 from worldmodel.priors.conv_trunk import ConvTrunk
 from worldmodel.priors.prior import Prior
 
-__all__ = [
-    "CaptionTrunk",
-    "ConditionTrunk",
-    "ConvTrunk",
-    "LatentPrior",
-    "Prior",
-    "PriorState",
-    "Step",
-    "Trunk",
-    "join_rows",
-    "replace_rows",
-    "select_rows",
-]
+__all__ = ["CaptionTrunk", "ConditionTrunk", "ConvTrunk", "LatentPrior", "Prior", "PriorState", "Step", "Trunk"]
+__all__ += ["join_rows", "replace_rows", "select_rows"]

@@ -20,20 +20,20 @@ Tree = TypeVar("Tree")
 
 
 class Trunk(nn.Module, abc.ABC):
-    """Reads past grids and actions, one pass a frame, and returns the context of the next grid: one vector a code.
+    """Past grids and actions → the context of the next grid: one vector for each code.
 
-    At index t it is given the *previous* grid (−1 everywhere where there is none) and the action that leads to the
-    frame t; ``forward`` over T steps equals T calls of ``step``, whatever the length: a full context slides.
+    The inputs at index t are the *previous* grid (−1 everywhere where there is none) and the action that leads to frame
+    t. ``forward`` over T steps equals T calls of ``step`` for any T: a full context slides.
     """
 
     width: int  # of a context vector
-    remembers: bool = True  # whether past grids matter; the frames of a trunk without a past stand on their own
+    remembers: bool = True  # whether past grids matter
     sees_actions: bool = True  # whether actions (or classes) matter
 
     @abc.abstractmethod
     def forward(self, previous: Tensor, actions: Tensor, first: int = 0) -> Tensor:
         """previous (B, T, *grid) int64, actions (B, T) int64 → contexts (B, T − first, N, width) of the steps from
-        ``first`` on; the others are seen, but what is theirs alone is not computed."""
+        ``first`` on, which depend on all steps."""
 
     @abc.abstractmethod
     def begin(self, batch: int) -> State:
@@ -41,14 +41,14 @@ class Trunk(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def step(self, state: State, previous: Tensor, actions: Tensor) -> tuple[Tensor, State]:
-        """previous (B, *grid), actions (B,) → contexts (B, N, width) and the state behind this frame."""
+        """previous (B, *grid), actions (B,) → contexts (B, N, width) and the state after this frame."""
 
-    @abc.abstractmethod
     def observe(self, state: State, previous: Tensor, actions: Tensor) -> State:
         """The state that :meth:`step` would return, where the context is not needed (it may cost less)."""
+        return self.step(state, previous, actions)[1]
 
     def learn(self, name: str) -> int | None:
-        """The condition that stands for a name, known or new, where the trunk reads names; None where it does not."""
+        """The condition of a name, known or new, for a trunk that reads names; None for others."""
         return None
 
 
@@ -67,7 +67,7 @@ class PriorState(NamedTuple):
 
 
 class LatentPrior(nn.Module, abc.ABC):
-    """p(latents of a frame | latents so far, actions so far): of codes, or of the numbers of a VAE."""
+    """p(latents of a frame | latents so far, actions so far), for codes or for the latents of a VAE."""
 
     grid: tuple[int, ...]  # the shape of the latents of a frame
     context: int = 0  # leading frames of a training segment that are seen but not predicted
@@ -79,7 +79,7 @@ class LatentPrior(nn.Module, abc.ABC):
         self.loss_weights = dict(loss_weights or {})  # of the terms of training; 1 where none is given
 
     def condition_index(self, name: str) -> int:
-        """The index that stands for an action or a class. Raises :class:`UnknownActionError`, which lists the names."""
+        """The index of an action or a class. Raises :class:`UnknownActionError`, which lists the names."""
         if name not in self.action_names:
             raise UnknownActionError(name, self.action_names)
         return self.action_names.index(name)
@@ -105,8 +105,7 @@ class LatentPrior(nn.Module, abc.ABC):
     def bound(
         self, model: Autoencoder, frames: Tensor, conditions: Tensor, generator: Generator | None = None
     ) -> Bound:
-        """The bound of an autoencoder on frames (B, C, *size) uint8 of their own, with this prior of the latents in the
-        place of the fixed one; nats, (B,)."""
+        """The bound of an autoencoder on single frames (B, C, *size) uint8, with this prior of the latents."""
         codes = model.encode(frames)
         reconstruction = model.given(frames, codes)
         nats = -self.log_likelihood(codes[:, None], conditions[:, None])[:, 0]

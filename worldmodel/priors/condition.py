@@ -1,4 +1,4 @@
-"""Trunks of sources without a past: an image is made of its class alone, or of what a caption says of it."""
+"""Trunks without history, for images: the context is a function of the class or the caption."""
 
 from __future__ import annotations
 
@@ -17,16 +17,15 @@ from worldmodel.priors.base import Trunk
 from worldmodel.types import NO_ACTION
 from worldmodel.util.ranges import Count, Share
 
-START = 0
-"""The token before the first word of a caption."""
+START = 0  # the token before the first word of a caption
 
 
 class Memoryless(Trunk):
-    """What such trunks share: contexts are a function of the action (or class) alone, and there is no state.
+    """The base of these trunks: contexts depend on the action (or class) only, and there is no state.
 
     Args:
-        drop: share of the training conditions that are hidden, so that the prior also serves without a class; with 1
-            the class is never used, as is right where every class has one frame, which it would identify.
+        drop: share of the training conditions that are hidden, so that the prior also works without a class; with 1
+            the class is never used, which is for data whose classes have one frame each.
     """
 
     remembers = False
@@ -47,9 +46,6 @@ class Memoryless(Trunk):
 
     def step(self, state: State, previous: Tensor, actions: Tensor) -> tuple[Tensor, State]:
         return self._contexts(actions), state
-
-    def observe(self, state: State, previous: Tensor, actions: Tensor) -> State:
-        return state
 
     def _contexts(self, actions: Tensor) -> Tensor:
         """actions of any shape → (..., N, width), some of them hidden in training."""
@@ -78,10 +74,9 @@ class ConditionTrunk(Memoryless):
 class CaptionTrunk(Memoryless):
     """The condition read as a text: a transformer over its words, to which every position of the grid attends.
 
-    The names of the actions (or classes) are the captions, their words parted by ``_``: ``a_red_bus``. So captions
-    share what their words have in common, and new ones of known words may be asked for (:meth:`learn`). With a head
-    over the codes this is DALL·E's model (Ramesh et al., 2021) of the text's tokens and then the picture's, without
-    a loss for the text.
+    The names of the actions (or classes) are the captions, their words separated by ``_``: ``a_red_bus``. New captions
+    of known words are possible (:meth:`learn`). With a head over the codes this is the model of DALL·E (Ramesh et al.,
+    2021), first the tokens of the text and then those of the image, without a loss for the text.
 
     Args:
         spec: of the grids and the captions. width: of a context vector.
@@ -98,7 +93,8 @@ class CaptionTrunk(Memoryless):
         self.vocabulary = {word: number for number, word in enumerate(known, START + 1)}
         self.longest = 1 + max(map(len, split))
         table = torch.stack([self._tokens([])] + [self._tokens(each) for each in split])
-        self.register_buffer("table", table, persistent=False)  # the names travel in the Spec
+        # (captions + 1, longest) int64: tokens, −1 after the last; the first row is no caption. Spec stores the names.
+        self.table: Tensor = nn.Buffer(table, persistent=False)
         self.embed = nn.Embedding(1 + len(self.vocabulary), width)
         self.place = nn.Parameter(torch.randn(self.longest, width) * 0.02)
         layer = nn.TransformerEncoderLayer(width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
@@ -107,10 +103,8 @@ class CaptionTrunk(Memoryless):
         self.key_value = nn.Linear(width, 2 * width, bias=False)
         self.out = nn.Linear(width, width)
 
-    table: Tensor  # (captions + 1, longest) int64: tokens, −1 behind the last; the first row is no caption at all
-
     def contexts_of(self, conditions: Tensor) -> Tensor:
-        asked, where = conditions.unique(return_inverse=True)  # a caption is read once, however many pictures it has
+        asked, where = conditions.unique(return_inverse=True)  # a caption is read once for all of its images
         tokens = self.table[asked + 1]
         empty = tokens < 0
         read = self.read(self.embed(tokens.clamp(min=0)) + self.place, src_key_padding_mask=empty)
@@ -120,7 +114,7 @@ class CaptionTrunk(Memoryless):
         return self.out(seen.transpose(1, 2).flatten(2))[where]
 
     def learn(self, caption: str) -> int:
-        """The condition that stands for a caption of known words, new or not.
+        """The condition of a caption of known words, new or not.
 
         Raises :class:`UnknownActionError` for a word that training did not have, and :class:`ConfigError` for more
         words than the longest caption of training has.
@@ -138,7 +132,7 @@ class CaptionTrunk(Memoryless):
         return len(self.table) - 2
 
     def _tokens(self, caption: Sequence[str]) -> Tensor:
-        """(longest,): the start, the words, −1 for nothing."""
+        """(longest,): the start, the words, −1 for none."""
         known = [START, *(self.vocabulary[word] for word in caption)]
         return torch.tensor(known + [-1] * (self.longest - len(known)))
 

@@ -1,4 +1,4 @@
-"""A trunk of convolutions over the last few code grids, with a memory over time for what lies further back."""
+"""A trunk of convolutions over the last few grids of codes, with an optional memory of earlier frames."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from worldmodel.util.ranges import Count
 
 
 class ConvTrunkState(NamedTuple):
-    grids: Tensor  # (B, history − 1, *grid) int64, the grids before the previous one, oldest first
-    actions: Tensor  # (B, history − 1) int64
+    grids: Tensor  # (B, history, *grid) int64, oldest first
+    actions: Tensor  # (B, history) int64
     memory: MemoryState  # caches of the attention over time; empty without a memory
 
 
@@ -31,11 +31,8 @@ class FilmBlock(nn.Module):
         self.film = nn.Linear(condition, 2 * width)
         self.first = CONV[rank](width, width, 3, padding=1)
         self.second = CONV[rank](width, width, 3, padding=1)
-        nn.init.zeros_(self.film.weight)
-        nn.init.zeros_(self.film.bias)
-        nn.init.zeros_(self.second.weight)
-        assert self.second.bias is not None
-        nn.init.zeros_(self.second.bias)
+        for parameter in (*self.film.parameters(), *self.second.parameters()):
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """x (M, width, *grid), condition (M, F) → (M, width, *grid)."""
@@ -46,8 +43,8 @@ class FilmBlock(nn.Module):
 
 
 class ConvTrunk(Trunk):
-    """Convolutions over the last ``history`` grids, conditioned on the actions between them (FiLM, Perez et al., 2018)
-    and on the output of a memory over the frames so far.
+    """Convolutions over the last ``history`` grids, conditioned on their actions (FiLM, Perez et al., 2018) and on the
+    output of a memory of the frames so far.
 
     The memory represents each frame by one vector, which has little detail but depends on the whole frame, and so
     identifies the place. Its output is a part of the condition and, by a linear layer, an input of every position.
@@ -102,30 +99,31 @@ class ConvTrunk(Trunk):
     def forward(self, previous: Tensor, actions: Tensor, first: int = 0) -> Tensor:
         batch, steps = actions.shape
         state = self.begin(batch)
-        grids = torch.cat([state.grids, previous], 1)[:, first:].unfold(1, self.history, 1).movedim(-1, 2)
-        acts = torch.cat([state.actions, actions], 1)[:, first:].unfold(1, self.history, 1)
+        grids = torch.cat([state.grids[:, 1:], previous], 1)[:, first:].unfold(1, self.history, 1).movedim(-1, 2)
+        acts = torch.cat([state.actions[:, 1:], actions], 1)[:, first:].unfold(1, self.history, 1)
         remembered = [self.memory(previous, actions, first).flatten(0, 1)] if self.memory else []
         contexts = self._contexts(grids.flatten(0, 1), acts.flatten(0, 1), remembered)
         return contexts.unflatten(0, (batch, steps - first))
 
     def begin(self, batch: int) -> ConvTrunkState:
-        device = self.position.device
-        before = self.history - 1
-        grids = torch.full((batch, before, *self.grid), -1, dtype=torch.int64, device=device)
-        acts = torch.full((batch, before), -1, dtype=torch.int64, device=device)
+        shape, device = (batch, self.history), self.position.device
+        grids = torch.full((*shape, *self.grid), -1, dtype=torch.int64, device=device)
+        acts = torch.full(shape, -1, dtype=torch.int64, device=device)
         return ConvTrunkState(grids, acts, self.memory.begin(batch) if self.memory else ())
 
     def step(self, state: ConvTrunkState, previous: Tensor, actions: Tensor) -> tuple[Tensor, ConvTrunkState]:
-        grids = torch.cat([state.grids, previous[:, None]], 1)
-        acts = torch.cat([state.actions, actions[:, None]], 1)
+        grids, acts = self._slide(state, previous, actions)
         remembered, memory = [], state.memory
         if self.memory:
             vector, memory = self.memory.step(memory, previous, actions)
             remembered.append(vector)
-        return self._contexts(grids, acts, remembered), ConvTrunkState(grids[:, 1:], acts[:, 1:], memory)
+        return self._contexts(grids, acts, remembered), ConvTrunkState(grids, acts, memory)
 
     def observe(self, state: ConvTrunkState, previous: Tensor, actions: Tensor) -> ConvTrunkState:
-        grids = torch.cat([state.grids, previous[:, None]], 1)[:, 1:]
-        acts = torch.cat([state.actions, actions[:, None]], 1)[:, 1:]
         memory = self.memory.observe(state.memory, previous, actions) if self.memory else ()
-        return ConvTrunkState(grids, acts, memory)
+        return ConvTrunkState(*self._slide(state, previous, actions), memory)
+
+    @staticmethod
+    def _slide(state: ConvTrunkState, previous: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        grids = torch.cat([state.grids[:, 1:], previous[:, None]], 1)
+        return grids, torch.cat([state.actions[:, 1:], actions[:, None]], 1)

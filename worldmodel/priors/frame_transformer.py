@@ -25,10 +25,10 @@ MemoryState = tuple[AttentionCache, ...]  # one cache a block, the batch first i
 
 
 class TimeMemory(nn.Module):
-    """Every frame is summed up in one vector (all of its codes, and the action); attention over time runs on those.
+    """Attention over time between frames, each represented by one vector of all of its codes and its action.
 
-    ``forward`` over T steps equals T calls of ``step``. No later step looks at one that saw no codes: what precedes
-    the first frame, or was hidden in training, is as if it had never been.
+    ``forward`` over T steps equals T calls of ``step``. No later step attends to a step without codes: those before the
+    first frame, or hidden in training, have no influence.
 
     Args:
         spec: of the grids and the actions.
@@ -71,14 +71,13 @@ class TimeMemory(nn.Module):
         return self.time.observe(frames, state, seen)
 
     def _frames(self, previous: Tensor, actions: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-        """→ a vector of every frame (…, width) and whether its codes were seen (…); ``batch`` dimensions lead."""
+        """→ a vector of every frame (…, width) and whether it has codes (…); the first ``batch`` dimensions remain."""
         seen = (previous.flatten(batch) >= 0).any(-1)
         return self.enter(self.embed(previous).flatten(batch)) + self.act(actions + 1), seen
 
 
 class LevelNeighbourhoods(nn.Module):
-    """Each grid's codes in their own neighbourhood: embedded codes of several grids in one row (M, embed, N) →
-    (M, width, N)."""
+    """A convolution of each of several grids: embedded codes in one row (M, embed, N) → (M, width, N)."""
 
     def __init__(self, levels: Sequence[Sequence[int]], embed: int, width: int):
         super().__init__()
@@ -86,24 +85,23 @@ class LevelNeighbourhoods(nn.Module):
         self.convs = nn.ModuleList(CONV[len(level)](embed, width, 3, padding=1) for level in self.levels)
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = x.split([math.prod(level) for level in self.levels], 2)
-        grids = [part.unflatten(2, level) for part, level in zip(parts, self.levels, strict=True)]
-        return torch.cat([conv(grid).flatten(2) for conv, grid in zip(self.convs, grids, strict=True)], 2)
+        parts = zip(self.convs, self.levels, x.split([math.prod(level) for level in self.levels], 2), strict=True)
+        return torch.cat([conv(part.unflatten(2, level)).flatten(2) for conv, level, part in parts], 2)
 
 
 class FrameTransformer(Trunk):
-    """Attention over the last ``window`` frames a block, each frame one vector, spread over the positions of the grid.
+    """Attention over the last ``window`` frames a block; the vector of a frame gives contexts of all positions.
 
-    One vector a frame is a bottleneck for detail, and much of a frame is its predecessor moved a little. So every
-    position also reads the previous codes in its 3×3 neighbourhood (3 in rank 1), and the frame's vector, which
-    depends on the action, scales and shifts them (FiLM, Perez et al., 2018). The slots of a site share its context.
+    Since most details are in the previous frame, every position also reads the previous codes in its 3×3 neighbourhood
+    (3 in rank 1), which the vector of the frame, a function of the action, too, scales and shifts (FiLM, Perez et al.,
+    2018). The slots of a site share its context.
 
     Args:
         spec: of the grids, of one level or of several, and the actions.
         width: of a context vector. model, blocks, heads, window: width and shape of the transformer.
         embed: width of an embedded code. spread: width of the part of the frame's vector that one site alone receives.
-        reach: sites to either side that a site reads in the previous grid. Windows of sound want all of them: what goes
-            on at the first site of one is what went on at the last site of the other.
+        reach: sites to either side that a site reads in the previous grid. Windows of sound need all of them, since the
+            first site of a window continues the last site of the one before.
         drop: share of the training segments whose actions are hidden, so that the prior also serves without actions.
 
     Raises :class:`ConfigError` for a grid of slots alone.

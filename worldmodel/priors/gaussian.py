@@ -18,7 +18,7 @@ from worldmodel.heads.sampling import Randomness, Sampler
 from worldmodel.nn.pixelcnn import GatedPixelCNN
 from worldmodel.priors.base import LatentPrior, PriorState, Step, Terms
 from worldmodel.tokenizers.base import Autoencoder, Bound
-from worldmodel.tokenizers.vae import VAE
+from worldmodel.tokenizers.variational import VAE
 from worldmodel.types import Segment
 from worldmodel.util.ranges import Count, Weights
 

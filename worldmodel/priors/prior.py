@@ -12,13 +12,14 @@ from torch.nn import functional as F
 from worldmodel.heads.base import CodeEmbedding, GridSpec, Head, nats
 from worldmodel.heads.sampling import Randomness, Sampler
 from worldmodel.nn.modules import Logits, uniform
+from worldmodel.nn.precision import dtype_of
 from worldmodel.priors.base import LatentPrior, PriorState, Step, Terms, Trunk
 from worldmodel.tokenizers.base import Autoencoder, require_codes
 from worldmodel.types import Segment
 from worldmodel.util.ranges import Share, Weights, Whole
 
 BINS = 65
-SPAN = 8.0  # the outermost bins stand at ±symexp(8) ≈ ±2,980
+SPAN = 8.0  # the outermost bins are ±symexp(8) ≈ ±2,980
 
 
 def symexp(x: Tensor) -> Tensor:
@@ -79,12 +80,12 @@ class Prior(LatentPrior):
         action_names: of the actions (or classes, or speakers).
         trunk, head: constructors, called with a :class:`~worldmodel.heads.base.GridSpec`; the head with the width of
             the trunk's contexts, too.
-        context: leading frames of a training segment that are seen but not predicted (0 for one-step sources).
+        context: leading frames of a training segment that are seen but not predicted.
         forget: share of the training segments whose oldest frames (a random number of them) are hidden, so that dreams
             may start from fewer frames than ``context``.
         corrupt: largest share of the seen codes of a training segment that are replaced by random ones (each segment
-            draws its share from 0 to this), so that a dream survives its own mistakes; 0 for none.
-        outcomes: whether frames have rewards and ends. Without, none are learnt, and a step's are zeros.
+            draws its share from 0 to this), so that dreams are robust to their own errors; 0 for none.
+        outcomes: whether frames have rewards and ends. If not, none are learnt, and those of a step are zeros.
         loss_weights: of the terms of training; 1 where none is given.
     """
 
@@ -113,14 +114,14 @@ class Prior(LatentPrior):
         self.outcomes = OutcomeHead(spec.codebook, self.positions, self.trunk.width) if outcomes else None
 
     def condition_index(self, name: str) -> int:
-        """Also of a caption, which may be new. Raises :class:`UnknownActionError` for a word that the data lack."""
+        """Also of a caption, which may be new. Raises :class:`UnknownActionError` for an unknown word."""
         index = self.trunk.learn(name)
         return super().condition_index(name) if index is None else index
 
     def contexts(self, codes: Tensor, actions: Tensor, first: int = 0) -> Tensor:
-        """codes (B, T, *grid), actions (B, T) → contexts (B, T − first, N, width); step t does not see codes t."""
+        """codes (B, T, *grid), actions (B, T) → contexts (B, T − first, N, width), those of step t without codes t."""
         nothing = torch.full_like(codes[:, :1], -1)
-        return self.trunk(torch.cat([nothing, codes[:, :-1]], 1), actions, first).to(self.head_dtype)
+        return self.trunk(torch.cat([nothing, codes[:, :-1]], 1), actions, first).to(dtype_of(self.head))
 
     def forward(self, codes: Tensor, actions: Tensor) -> Tensor:
         """codes (B, T, *grid) int64, actions (B, T) int64 (the action that led to the frame, −1 for none) → logits
@@ -194,14 +195,14 @@ class Prior(LatentPrior):
         return PriorState(self.trunk.begin(batch), nothing)
 
     def observe(self, state: PriorState, codes: Tensor, actions: Tensor) -> PriorState:
-        """Take in a frame that was seen: codes (B, *grid), the action that led to it (B,), −1 for none."""
+        """The state after a seen frame: codes (B, *grid), the action that led to it (B,), −1 for none."""
         return PriorState(self.trunk.observe(state.trunk, state.previous, actions), codes)
 
     def step(
         self, state: PriorState, actions: Tensor, sampler: Sampler, generator: Randomness = None
     ) -> tuple[Step, PriorState]:
         contexts, trunk = self.trunk.step(state.trunk, state.previous, actions)
-        contexts = contexts.to(self.head_dtype)  # the trunk may run in bfloat16; the head decides on codes and does not
+        contexts = contexts.to(dtype_of(self.head))  # the head, which decides on codes, is never in bfloat16
         codes, passes = sampler.sample(self.head, contexts, generator)
         grids = codes.unflatten(1, self.grid)
         if self.outcomes is None:
@@ -209,7 +210,3 @@ class Prior(LatentPrior):
         else:
             rewards, ends = self.outcomes.expected(contexts, codes)
         return Step(grids, rewards, ends, passes), PriorState(trunk, grids)
-
-    @property
-    def head_dtype(self) -> torch.dtype:
-        return next(self.head.parameters()).dtype

@@ -35,16 +35,6 @@ class Bound(NamedTuple):
     reconstruction: Tensor  # (B,) float32: −log p(x|z) of the z of the posterior; the rest are nats of the latents
 
 
-def importance_weighted(conditional: Tensor, weights: Tensor) -> Bound:
-    """The bound of S samples z_s of q, L_S = E log (1/S) Σ_s w_s, w_s = p(x, z_s) / q(z_s|x) (Burda et al., 2016).
-
-    ``weights`` (S, B) are log w_s, ``conditional`` (S, B) log p(x|z_s), in nats. The reconstruction of the bound is the
-    mean of −log p(x|z_s) weighted by w_s, since samples with a small weight hardly change the bound.
-    """
-    total = math.log(len(weights)) - weights.logsumexp(0)
-    return Bound(total, -(weights.softmax(0) * conditional).sum(0))
-
-
 class Autoencoder(nn.Module, abc.ABC):
     """An observation (C, *size) ↔ latents of a fixed shape.
 

@@ -71,16 +71,14 @@ class VQVAE2(Tokenizer):
         if self.quantizers[0].shape or self.quantizers[0].soft:
             raise ConfigError("a level has one whole code at each place; choose a quantizer without slots or mixtures")
         width = self.quantizers[0].width
-        self.encoders = nn.ModuleList(
-            ConvEncoder(rank, inside, level, blocks) for inside, level in zip([channels, *tops], widths, strict=False)
-        )
+        ins = [channels, *tops[:-1]]
+        self.encoders = nn.ModuleList(ConvEncoder(rank, i, level, blocks) for i, level in zip(ins, widths, strict=True))
         # From a level to the next finer one, beside the features of that level.
         self.show = nn.ModuleList(
             ConvDecoder(rank, width, tops[n], widths[n + 1], blocks) for n in range(len(widths) - 1)
         )
-        self.project = module_list(
-            CONV[rank](top * (1 if n == len(tops) - 1 else 2), width, 1) for n, top in enumerate(tops)
-        )
+        read = [*(2 * top for top in tops[:-1]), tops[-1]]  # features, and on all levels but the coarsest what is shown
+        self.project = module_list(CONV[rank](channels, width, 1) for channels in read)
         self.likelihood = likelihood(channels=channels)
         outputs = None if self.likelihood.outputs == channels else self.likelihood.outputs
         self.decoder = ConvDecoder(rank, width * len(widths), channels, widths[0], blocks, outputs)

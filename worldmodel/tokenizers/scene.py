@@ -62,9 +62,8 @@ class GridVQVAE(nn.Module):
         cells = math.prod(self.small)
         self.project = nn.Linear(widths[-1] * cells, self.quantizer.width)
         self.unfold = nn.Linear(self.quantizer.width, widths[-1] * cells)
-        self.spread = nn.Sequential(
-            ResidualBlock(rank, widths[-1], widths[-1]), nn.ReLU(), CONV[rank](widths[-1], context, 3, padding=1)
-        )
+        enter, leave = ResidualBlock(rank, widths[-1], widths[-1]), CONV[rank](widths[-1], context, 3, padding=1)
+        self.spread = nn.Sequential(enter, nn.ReLU(), leave)
         self.settle = nn.Sequential(*(ResidualBlock(rank, context, context) for _ in range(blocks)))
         self.position = nn.Parameter(torch.zeros(context, *self.observed))
         self.head = head(GridSpec(self.observed, codebook), context)

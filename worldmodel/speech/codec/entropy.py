@@ -25,6 +25,7 @@ from scipy.sparse import csr_array
 
 from worldmodel.data.codes import fingerprint
 from worldmodel.errors import ConfigError, DataError
+from worldmodel.nn.precision import dtype_of
 from worldmodel.priors import Prior
 from worldmodel.priors.base import PriorState
 from worldmodel.types import NO_ACTION
@@ -221,7 +222,7 @@ class PriorModel(CodeModel):
             codes = torch.zeros(1, prior.positions, dtype=torch.int64)  # of this window so far
             with _one_thread():
                 contexts, trunk = prior.trunk.step(state.trunk, state.previous, unknown)
-                head = prior.head.begin(contexts.to(prior.head_dtype))
+                head = prior.head.begin(contexts.to(dtype_of(prior.head)))
             for position in range(prior.positions):
                 with _one_thread():
                     logits = prior.head.extend(head, codes, position, position + 1)[0, 0]
