@@ -124,8 +124,11 @@ def parse_index(index: bytes) -> tuple[list[Entry], list[str]]:
     return entries, unreadable
 
 
-def read_spec(path: Path) -> Spec:
-    """The Spec of the store in a folder. Raises :class:`DataError` when it is missing or damaged."""
+def read_spec(path: Path, wanted: Spec | None = None) -> Spec:
+    """The Spec of the store in a folder.
+
+    Raises :class:`DataError` when it is missing or damaged, or, naming the first field, when it is not the one wanted.
+    """
     file = path / "spec.json"
     remedy = f"copy {file.name} from a run that was trained on it, or choose another folder with data=…"
     if not file.exists() and (path / "index.jsonl").exists():
@@ -133,19 +136,15 @@ def read_spec(path: Path) -> Spec:
     if not file.exists():
         raise DataError(f"no data at {path}; python -m worldmodel.collect data={path} records some")
     try:
-        return Spec.from_json(file.read_text())
+        spec = Spec.from_json(file.read_text())
     except (DataError, UnicodeDecodeError) as error:
         raise DataError(f"{file} is damaged: {error}; {remedy}") from error
-
-
-def check_same_spec(path: Path, there: Spec, wanted: Spec) -> None:
-    """Raises :class:`DataError` naming the first field in which two Specs differ."""
-    for field in dataclasses.fields(Spec):
-        old, new = (json.loads(spec.to_json())[field.name] for spec in (there, wanted))
-        if old != new:
-            raise DataError(
-                f"{path} holds data with {field.name} {short(old)}, not {short(new)}; choose another folder with data=…"
-            )
+    there, expected = (json.loads((each or spec).to_json()) for each in (spec, wanted))
+    for name in (field.name for field in dataclasses.fields(Spec)):
+        if there[name] != expected[name]:
+            data = f"{path} holds data with {name} {short(there[name])}, not {short(expected[name])}"
+            raise DataError(f"{data}; choose another folder with data=…")
+    return spec
 
 
 class Shards:

@@ -110,23 +110,14 @@ def _code_scores(
     if prior is not None:
         scores["prior_nats"] = -prior.log_likelihood(codes[:, None], conditions[:, None])[:, 0]
         if prior.sees_actions and 1 < prior.num_actions <= MAX_CLASSES:
-            scores |= _class_scores(prior, codes, conditions)
+            known = conditions >= 0
+            codes, classes = codes[known, None], conditions[known, None]
+            each = [prior.log_likelihood(codes, torch.full_like(classes, n))[:, 0] for n in range(prior.num_actions)]
+            nats = torch.stack(each).double()  # (A, B)
+            mean = nats.logsumexp(0) - math.log(prior.num_actions)
+            scores["class_nats"] = nats.gather(0, classes.T)[0] - mean
+            scores["recognised"] = nats.argmax(0) == classes[:, 0]
     return scores
-
-
-def _class_scores(prior: LatentPrior, codes: Tensor, conditions: Tensor) -> dict[str, Tensor]:
-    """``class_nats`` and ``recognised``, see :class:`Scores`, of codes (B, *grid) of frames whose class is known."""
-    known = conditions >= 0
-    each = [
-        prior.log_likelihood(codes[known, None], torch.full_like(conditions[known, None], number))[:, 0].double()
-        for number in range(prior.num_actions)
-    ]
-    nats = torch.stack(each)  # (A, B)
-    own = nats.gather(0, conditions[None, known])[0]
-    return {
-        "class_nats": own - (nats.logsumexp(0) - math.log(prior.num_actions)),
-        "recognised": nats.argmax(0) == conditions[known],
-    }
 
 
 def _frames(segment: Segment, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -98,14 +98,6 @@ class InverseDynamics(nn.Module):
         joined = torch.cat([first, second, second - first], 1)
         return self.body(joined.contiguous(memory_format=torch.channels_last)).float()
 
-    @torch.inference_mode()
-    def read(self, before: Tensor, after: Tensor) -> Tensor:
-        """Most probable actions (n,) on the host, of (n, C, H, W) uint8 pairs."""
-        self.eval()
-        device = next(self.parameters()).device
-        chunks = zip(before.split(256), after.split(256), strict=True)
-        return torch.cat([self(a.to(device), b.to(device)).argmax(-1).cpu() for a, b in chunks])
-
 
 def train_classifier(
     pairs: Pairs,
@@ -224,9 +216,12 @@ class Reading:
         }
 
 
+@torch.inference_mode()
 def read(model: InverseDynamics, pairs: Pairs, actions: int) -> Reading:
     """Predict the action of every pair."""
-    predicted = model.read(pairs.before, pairs.after)
+    device = next(model.parameters()).device
+    chunks = zip(pairs.before.split(256), pairs.after.split(256), strict=True)
+    predicted = torch.cat([model(a.to(device), b.to(device)).argmax(-1).cpu() for a, b in chunks])
     confusion = torch.bincount(pairs.actions * actions + predicted, minlength=actions**2).reshape(actions, actions)
     unchanged = (pairs.after.float() - pairs.before.float()).abs().flatten(1).mean(1) < UNCHANGED
     counts = torch.bincount(pairs.actions, minlength=actions).clamp(min=1)

@@ -80,14 +80,13 @@ def one_step(
 @torch.inference_mode()
 def _tokenize(world: WorldModel, episode: Episode) -> tuple[Tensor, dict[str, np.ndarray]]:
     """Codes (T, *grid) int64 on the host, and the errors of the reconstruction."""
-    codes, errors, similar = [], [], []
+    results = []
     for part in torch.from_numpy(np.array(episode.frames)).split(256):
         grid = world.tokenizer.encode(part.to(world.device))
         pictures = world.tokenizer.decode(grid).cpu()
-        codes.append(grid.cpu())
-        errors.append(mse(pictures, part))
-        similar.append(ssim(pictures, part))
-    return torch.cat(codes), {"squared_error": torch.cat(errors).numpy(), "similarity": torch.cat(similar).numpy()}
+        results.append((grid.cpu(), mse(pictures, part), ssim(pictures, part)))
+    codes, errors, similar = map(torch.cat, zip(*results, strict=True))
+    return codes, {"squared_error": errors.numpy(), "similarity": similar.numpy()}
 
 
 def _tiles(total: int, context: int, length: int) -> Iterator[tuple[int, int, int]]:

@@ -38,6 +38,7 @@ def rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
     """The figures of one evaluation as (name, value) lines; an empty value heads a section."""
     one, codes = figures["one_step"], figures["codes"]
     picture, prior = one["reconstruction"], one["prior"]
+    error, constant = (one["rewards"][f"mean_absolute_error{of}"] for of in ("", "_of_a_constant"))
     lines = [
         (f"One step, {one['frames']} held-out frames of {one['episodes']} episodes", ""),
         ("reconstruction PSNR (mean over frames)", number(picture["psnr"]) + " dB"),
@@ -50,7 +51,7 @@ def rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
         ("prior, bits per frame", number(prior["bits_per_frame"], 1)),
         ("prior, bits per code", f"{number(prior['bits_per_code'])} (uniform {prior['bits_per_code_uniform']:.2f})"),
         ("prior, bits per code, shuffled actions", number(prior["bits_per_code_shuffled_actions"])),
-        ("reward, mean absolute error", _reward_line(one["rewards"])),
+        ("reward, mean absolute error", f"{error:.4g} (always the median: {constant:.4g})"),
         ("reward events", _events_line(one["rewards"]["events"])),
         ("ends", _events_line(one["ends"])),
     ]
@@ -89,11 +90,6 @@ def _cells(values: Iterable[str]) -> str:
 
 def _percent(share: float | None) -> str:
     return "–" if share is None else f"{share:.0%}"
-
-
-def _reward_line(rewards: dict[str, Any]) -> str:
-    constant = rewards["mean_absolute_error_of_a_constant"]
-    return f"{rewards['mean_absolute_error']:.4g} (always the median: {constant:.4g})"
 
 
 def _events_line(events: dict[str, Any] | None) -> str:
