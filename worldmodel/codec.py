@@ -47,8 +47,11 @@ def main(args: argparse.Namespace, config: Config) -> None:
     suffixes = (SUFFIX,) if action == "encode" else SOUND_SUFFIXES
     check_output(args.output, suffixes)
 
-    from worldmodel.runs.folder import TOKENIZER  # only now, since it imports torch
-    from worldmodel.runs.kind import Kind, choose_run
+    from worldmodel.runs.folder import (
+        TOKENIZER,  # only now, since it imports torch
+        Kind,
+        choose_run,
+    )
     from worldmodel.speech.codec.run import decode_file, encode_file, load_codec
 
     run = choose_run(args.overrides, config, TOKENIZER, Kind.SPEECH)

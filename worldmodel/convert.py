@@ -34,8 +34,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 @entry_point("convert", DESCRIPTION, add_flags, operands=("FILE",))
 def main(args: argparse.Namespace, config: Config) -> None:
     """Load the run, encode, decode in each voice, write, report."""
-    from worldmodel.runs.folder import TOKENIZER  # only now, since it imports torch
-    from worldmodel.runs.kind import Kind, choose_run
+    from worldmodel.runs.folder import (
+        TOKENIZER,  # only now, since it imports torch
+        Kind,
+        choose_run,
+    )
     from worldmodel.speech.media import choose_speakers, write_voices
     from worldmodel.speech.sound import normalise, read_sound
     from worldmodel.speech.voice import VoiceModel

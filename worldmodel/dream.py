@@ -68,8 +68,7 @@ def main(args: argparse.Namespace, config: Config) -> None:
         )
 
     from worldmodel.dreaming import videos  # only now, since it imports torch
-    from worldmodel.runs.folder import PRIOR, given_data, open_episodes
-    from worldmodel.runs.kind import Kind, choose_run
+    from worldmodel.runs.folder import PRIOR, Kind, choose_run, given_data, open_episodes
     from worldmodel.world import WorldModel
 
     run = choose_run(args.overrides, config, PRIOR, Kind.WORLD)

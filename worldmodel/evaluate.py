@@ -54,8 +54,7 @@ def main(args: argparse.Namespace, config: Config) -> None:
     """Find the run and its data, measure, print, write."""
     from worldmodel.evaluation import images_report  # only now, since it imports torch
     from worldmodel.evaluation.report import table
-    from worldmodel.runs.folder import PRIOR, TOKENIZER, find_run
-    from worldmodel.runs.kind import Kind, choose_run, kind_of_run
+    from worldmodel.runs.folder import PRIOR, TOKENIZER, Kind, choose_run, find_run, kind_of_run
 
     console = Console()
     if args.compare is not None:
@@ -85,8 +84,7 @@ def measure(
     from worldmodel.data.store import EpisodeStore
     from worldmodel.dreaming.models import load_model
     from worldmodel.evaluation import images, images_report, report, suite
-    from worldmodel.runs.folder import given_data, load_config
-    from worldmodel.runs.kind import Kind, kind_of_run
+    from worldmodel.runs.folder import Kind, given_data, kind_of_run, load_config
 
     store = EpisodeStore.open(given_data(args.overrides, config) or load_config(run).data)
     store.verify()

@@ -40,8 +40,7 @@ def main(args: argparse.Namespace, config: Config) -> None:
 
     from worldmodel import media
     from worldmodel.dreaming.models import ImageModel
-    from worldmodel.runs.folder import PRIOR
-    from worldmodel.runs.kind import Kind, choose_run
+    from worldmodel.runs.folder import PRIOR, Kind, choose_run
 
     count = PER_CLASS if args.count is None else args.count
     run = choose_run(args.overrides, config, PRIOR, Kind.IMAGES)

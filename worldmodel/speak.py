@@ -40,8 +40,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace, config: Config) -> None:
     """Load the run, draw codes, decode, write, report."""
     from worldmodel.heads import make_sampler  # only now, since it imports torch
-    from worldmodel.runs.folder import PRIOR
-    from worldmodel.runs.kind import Kind, choose_run
+    from worldmodel.runs.folder import PRIOR, Kind, choose_run
     from worldmodel.speech.media import choose_speakers, write_voices
     from worldmodel.speech.voice import VoiceModel
 

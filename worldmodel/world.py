@@ -16,8 +16,7 @@ from worldmodel.errors import ConfigError
 from worldmodel.heads import Randomness, Sampler, make_sampler
 from worldmodel.nn.precision import Precision, cast, resolve_precision
 from worldmodel.priors import Prior, PriorState, Step
-from worldmodel.runs.folder import load_spec
-from worldmodel.runs.kind import Kind, check_kind
+from worldmodel.runs.folder import Kind, check_kind, load_spec
 from worldmodel.runs.models import load_prior, load_tokenizer, resolve_device
 from worldmodel.tokenizers import Tokenizer
 from worldmodel.types import NO_ACTION, Spec
