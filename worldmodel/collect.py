@@ -14,13 +14,13 @@ from worldmodel.errors import ConfigError
 from worldmodel.util.ranges import Count
 
 DESCRIPTION = """\
-Play an environment with an explorer and record what it sees, in several processes. The same
-command again appends. It can be stopped at any moment: only the episodes then being recorded
+Play an environment with an explorer and record its frames, in several processes. Run again, the
+command appends. It can be stopped at any moment: only the episodes that are being recorded then
 are lost, and after Ctrl-C or SIGTERM not even these.
 
-With source=cifar10, images, imagenet, dmlab, minari, npz, vctk or timit, and source.path=…, take
-in what lies in that folder instead. The same command again takes in what is missing: what is new
-in the folder, what an interruption left, what was damaged since."""
+With source=cifar10, images, imagenet, dmlab, minari, npz, vctk or timit, and source.path=…, import
+the files of that folder instead. Run again, the command imports what is missing: new files, what
+an interruption left out, and episodes that were damaged since."""
 
 Workers = Annotated[int, Ge(1), Le(1024)]
 

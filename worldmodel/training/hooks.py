@@ -208,13 +208,13 @@ class Measure:
 class ProgressBar(Hook):
     """Loss, headline metrics, steps/s and time left: a bar on a terminal, else a line every ten seconds."""
 
-    def __init__(self, console: Console | None = None, line_seconds: float = 10.0):
+    def __init__(self) -> None:
         columns = (
             TextColumn("{task.description} {task.percentage:3.0f}%"),
             BarColumn(24),
             TextColumn("{task.fields[shown]}"),
         )
-        self._bars = Bars(console or Console(), seconds=line_seconds, columns=columns)
+        self._bars = Bars(Console(), columns=columns)
         self._task: TaskID | None = None
         self._figures = ""
 

@@ -59,7 +59,6 @@ class MasterOptimizer:
         module: nn.Module,
         *,
         betas: tuple[float, float] = (0.9, 0.99),
-        eps: float = 1e-8,
         weight_decay: float = 0.0,
         clip: float | None = None,
         muon: float = 0.0,
@@ -78,7 +77,7 @@ class MasterOptimizer:
             {"params": [m for m in others if m.ndim >= 2], "weight_decay": weight_decay},
             {"params": [m for m in others if m.ndim < 2], "weight_decay": 0.0},
         ]
-        self.adam = torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=betas, eps=eps, fused=True)
+        self.adam = torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=betas, fused=True)
         # Views of the masters as matrices, which Muon updates in place.
         self.matrices = {name: nn.Parameter(as_matrix(m.detach())) for name, m in named if name in hidden}
         self.muon = (
