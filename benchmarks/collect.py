@@ -1,8 +1,9 @@
-"""The cost of recording compared with playing: ``python -m benchmarks.collect``, or with any ``env=…``.
+"""Measure the overhead of recording over playing the bare environment, and the gain of several processes.
 
-The bare environment is stepped in this process under the actions that were just recorded. Recording as many steps is
-:func:`worldmodel.recording.collect.collect`, with one process and with several, from the first step to the last episode
-on disk. The contenders are measured in turn, and ratios are computed per round.
+The bare environment is stepped in this process under the actions that were just recorded. Recording as
+many steps is worldmodel.recording.collect.collect, with one process and with several, from the first
+step to the last episode on disk. The contenders are measured in turn, and ratios are computed per round.
+Figures are only meaningful on an idle machine; its load is printed in the heading.
 """
 
 from __future__ import annotations
@@ -31,10 +32,6 @@ from worldmodel.recording.recorder import FrameSource
 from worldmodel.runs.data import env_maker
 from worldmodel.util.ranges import Count
 
-DESCRIPTION = """\
-Measure the overhead of recording over the bare environment and the gain of several processes. Figures are only
-meaningful on an idle machine; its load is printed in the heading."""
-
 CPU = torch.device("cpu")
 
 
@@ -44,7 +41,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_report(parser, 5)
 
 
-@entry_point("benchmarks.collect", DESCRIPTION, add_flags)
+@entry_point("benchmarks.collect", __doc__, add_flags)
 def main(args: argparse.Namespace, config: Config) -> None:
     """Run the benchmark and print the figures."""
     where, console = machine(CPU), Console()

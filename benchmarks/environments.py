@@ -1,4 +1,8 @@
-"""Actions, speed and frames of every installed environment: ``python -m benchmarks.environments``."""
+"""Play every installed environment, or those of --only, with uniform actions in one process.
+
+Prints a row of Markdown for each: its name, frame shape, actions, and frames per second with all
+wrappers (median and highest of the parts), or the reason why it cannot be made.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +25,6 @@ from worldmodel.errors import WorldModelError
 from worldmodel.media import gallery, save_png
 from worldmodel.runs.data import env_maker
 
-DESCRIPTION = """\
-Play every installed environment, or those of --only, with uniform actions in one process. Prints a row of Markdown for
-each: its name, frame shape, actions, and frames per second with all wrappers (median and highest of the parts), or the
-reason why it cannot be made."""
 SHEET_FRAMES = 8  # per environment
 
 
@@ -36,7 +36,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sheet", type=Path, metavar="FILE", help="write some frames of each as one PNG")
 
 
-@entry_point("benchmarks.environments", DESCRIPTION, add_flags)
+@entry_point("benchmarks.environments", __doc__, add_flags)
 def main(args: argparse.Namespace, config: Config) -> None:
     """Run the benchmark. Overrides such as ``env.size=48`` apply to every environment."""
     console, rows = Console(), []

@@ -1,4 +1,10 @@
-"""The quantizer compared with vector-quantize-pytorch: ``python -m benchmarks.quantizer``. Needs ``.[benchmarks]``."""
+"""Compare time and memory of worldmodel's vector quantizer with those of vector-quantize-pytorch.
+
+Both have the same codebook and vectors. Measured are a training step (forward, moving averages,
+commitment term, backward) and encoding, in turn in one process; ratios are computed per round.
+Memory is the growth of a separate process during three calls. The exit code is 1 if the two choose
+different codes. Needs the extra .[benchmarks].
+"""
 
 from __future__ import annotations
 
@@ -19,12 +25,6 @@ from worldmodel.config.flags import add_number
 from worldmodel.errors import ConfigError
 from worldmodel.quantizers import VectorQuantizer
 from worldmodel.util.ranges import Count
-
-DESCRIPTION = """\
-Compare time and memory of worldmodel's vector quantizer with those of vector-quantize-pytorch, with the same codebook
-and vectors: a training step (forward, moving averages, commitment term, backward) and encoding. Both are measured in
-turn in one process, and ratios are computed per round. Memory is the growth of a separate process during three calls.
-The exit code is 1 if the two choose different codes."""
 
 OURS, THEIRS = "worldmodel", "vector-quantize-pytorch"
 DEVICE = torch.device("cpu")
@@ -154,7 +154,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_report(parser, 11)
 
 
-@entry_point("benchmarks.quantizer", DESCRIPTION, add_flags)
+@entry_point("benchmarks.quantizer", __doc__, add_flags)
 def main(args: argparse.Namespace, config: Config) -> None:
     """Run the benchmark and print the figures."""
     problem = Problem(args.batch, args.length, args.width, args.codes, args.threads)

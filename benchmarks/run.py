@@ -1,4 +1,7 @@
-"""Measures speeds and peak memory: ``python -m benchmarks.run run=my_way_home-1``, or any settings without a run."""
+"""Measure speeds and peak memory of a run (run=name), or of the untrained model of the settings, on recorded episodes
+(data=folder). Contenders are measured in turn; a figure is the median of the rounds, with the lowest and the highest.
+Prints tables and writes JSON, which docs/benchmarks.md explains.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +33,6 @@ from worldmodel.errors import ConfigError
 from worldmodel.nn.precision import PRECISIONS
 from worldmodel.util.files import replace_text
 from worldmodel.util.ranges import Count
-
-DESCRIPTION = """\
-Measure speeds and peak memory of a run (run=name), or of the untrained model of the settings, on recorded episodes
-(data=folder). Contenders are measured in turn; a figure is the median of the rounds, with the lowest and the highest.
-Prints tables and writes JSON, which docs/benchmarks.md explains."""
 
 MEASURES: dict[str, Callable[[Subject, Plan], list[Figure]]] = {
     "store": parts.measure_store,  # first, because files that others have mapped cannot be dropped from the cache
@@ -74,7 +72,7 @@ def listed(choices: Iterable[str] | None = None) -> Callable[[str], list[Any]]:
     return read
 
 
-@entry_point("benchmarks.run", DESCRIPTION, add_flags)
+@entry_point("benchmarks.run", __doc__, add_flags)
 def main(args: argparse.Namespace, config: Config) -> None:
     """Run the benchmark and print the figures."""
     if args.out is not None and not args.out.parent.is_dir():

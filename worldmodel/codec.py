@@ -1,7 +1,12 @@
-"""Codec: speech as a bitstream, and back::
+"""Speech as a bitstream, and back. The run is one of experiment=codec.
 
-python -m worldmodel.codec encode in.wav --kbps 3
-python -m worldmodel.codec decode in.wmc
+encode FILE   write a WAV or FLAC file as a bitstream (.wmc), with the sound that it decodes to and
+              the spectrograms of both: python -m worldmodel.codec encode in.wav --kbps 3
+decode FILE   write the sound of a bitstream that the same run wrote
+
+The bitstream is entropy-coded by a model of the codes: counts of the training codes (kept in the
+run's folder, made at first use), or the run's prior, which decodes on a machine like this one only;
+none: codes of fixed width; auto: the shortest.
 """
 
 from __future__ import annotations
@@ -18,14 +23,6 @@ from worldmodel.util.ranges import Positive
 
 ENTROPY = ("auto", "none", "counts", "prior")
 SUFFIX = ".wmc"
-DESCRIPTION = f"""\
-encode FILE   write a WAV or FLAC file as a bitstream ({SUFFIX}), with the sound that it decodes to and
-              the spectrograms of both
-decode FILE   write the sound of a bitstream that the same run wrote
-
-The run is one of experiment=codec. The bitstream is entropy-coded by a model of the codes:
-counts of the training codes (kept in the run's folder, made at first use), or the run's prior,
-which decodes on a machine like this one only; none: codes of fixed width; auto: the shortest."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +32,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_output(parser, (SUFFIX, *SOUND_SUFFIXES))
 
 
-@entry_point("codec", DESCRIPTION, add_flags, operands=("encode|decode", "FILE"))
+@entry_point("codec", __doc__, add_flags, operands=("encode|decode", "FILE"))
 def main(args: argparse.Namespace, config: Config) -> None:
     """Load the run, encode or decode, write, report."""
     action, file = args.operands[0], Path(args.operands[1])

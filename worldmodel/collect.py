@@ -1,4 +1,11 @@
-"""Collect: play an environment with an explorer and record the episodes, or take in images and recordings."""
+"""Play an environment with an explorer and record its frames, in several processes. Run again, the
+command appends. It can be stopped at any moment: only the episodes that are being recorded then
+are lost, and after Ctrl-C or SIGTERM not even these.
+
+With source=cifar10, images, imagenet, dmlab, minari, npz, vctk or timit, and source.path=…, import
+the files of that folder instead. Run again, the command imports what is missing: new files, what
+an interruption left out, and episodes that were damaged since.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +20,6 @@ from worldmodel.config.flags import add_number
 from worldmodel.errors import ConfigError
 from worldmodel.util.ranges import Count
 
-DESCRIPTION = """\
-Play an environment with an explorer and record its frames, in several processes. Run again, the
-command appends. It can be stopped at any moment: only the episodes that are being recorded then
-are lost, and after Ctrl-C or SIGTERM not even these.
-
-With source=cifar10, images, imagenet, dmlab, minari, npz, vctk or timit, and source.path=…, import
-the files of that folder instead. Run again, the command imports what is missing: new files, what
-an interruption left out, and episodes that were damaged since."""
-
 Workers = Annotated[int, Ge(1), Le(1024)]
 
 
@@ -30,7 +28,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_number(parser, "--workers", Workers, "simulator processes (collect.workers)")
 
 
-@entry_point("collect", DESCRIPTION, add_flags)
+@entry_point("collect", __doc__, add_flags)
 def main(args: argparse.Namespace, config: Config) -> None:
     """Build the explorer or the source and record or import its episodes."""
     from omegaconf import OmegaConf

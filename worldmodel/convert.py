@@ -1,6 +1,7 @@
-"""Convert: the words of a recording in the voices of other speakers::
+"""Speak the words of FILE (WAV, FLAC) in the voices of speakers that a run of speech was trained on.
+Writes a .wav file for each speaker and a page of spectrograms.
 
-python -m worldmodel.convert in.wav --speakers p226
+  python -m worldmodel.convert in.wav --speakers p226
 """
 
 from __future__ import annotations
@@ -19,10 +20,6 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-DESCRIPTION = """\
-Speak the words of FILE (WAV, FLAC) in the voices of speakers that a run of speech was trained on.
-Writes a .wav file for each speaker and a page of spectrograms."""
-
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--speakers", metavar="A,B", help="speakers, separated by commas (the first of the run)")
@@ -31,7 +28,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_output(parser, SOUND_SUFFIXES)
 
 
-@entry_point("convert", DESCRIPTION, add_flags, operands=("FILE",))
+@entry_point("convert", __doc__, add_flags, operands=("FILE",))
 def main(args: argparse.Namespace, config: Config) -> None:
     """Load the run, encode, decode in each voice, write, report."""
     from worldmodel.runs.folder import (

@@ -1,7 +1,11 @@
-"""Dream: show the model some recorded frames, then let it imagine what the actions of the user's choice lead to::
+"""Dream a video: the model sees a few recorded frames, then only actions. Without --actions and
+--replay, a held-out episode is replayed. Writes an mp4, a gif and a contact sheet; seen frames
+have a blue edge, dreamt ones an orange edge; step 0 is the last seen frame.
 
-python -m worldmodel.dream --actions forward,left
-python -m worldmodel.dream --replay 4 --horizon 30
+A script of actions is 'forward*12,left*4', or 'forward,left' for a few steps of each action.
+With --horizon it is repeated until the horizon is filled, and cut there.
+
+  python -m worldmodel.dream --replay 4 --horizon 30
 """
 
 from __future__ import annotations
@@ -19,14 +23,6 @@ from worldmodel.dreaming.actions import MAX_STEPS, REPEAT
 from worldmodel.errors import ConfigError
 from worldmodel.util.output import VIDEO_SUFFIXES, output_of
 
-DESCRIPTION = f"""\
-Dream a video: the model sees a few recorded frames, then only actions. Without --actions and
---replay, a held-out episode is replayed. Writes an mp4, a gif and a contact sheet; seen frames
-have a blue edge, dreamt ones an orange edge; step 0 is the last seen frame.
-
-A script of actions is 'forward*12,left*4', or 'forward,left' for {REPEAT} steps of each action.
-With --horizon it is repeated until the horizon is filled, and cut there."""
-
 MOVED = {
     "--convert": "a command: python -m worldmodel.convert FILE --speakers …",
     "--seconds": "a flag of python -m worldmodel.speak",
@@ -40,7 +36,9 @@ MOVED = {
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--actions", metavar="SCRIPT", help="actions to dream under")
+    what.add_argument(
+        "--actions", metavar="SCRIPT", help=f"actions to dream under ({REPEAT} steps of each without counts)"
+    )
     what.add_argument(
         "--replay", metavar="EPISODE[:FRAME]", help="dream under an episode's actions, beside the recorded frames"
     )
@@ -59,7 +57,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_output(parser, VIDEO_SUFFIXES)
 
 
-@entry_point("dream", DESCRIPTION, add_flags, moved=MOVED)
+@entry_point("dream", __doc__, add_flags, moved=MOVED)
 def main(args: argparse.Namespace, config: Config) -> None:
     """Load the run, choose the scene, imagine, write, report."""
     if args.start is not None and args.actions is None:

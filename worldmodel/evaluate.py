@@ -1,7 +1,11 @@
-"""``python -m worldmodel.evaluate``: measures a run on held-out episodes.
+"""Measure a run on held-out episodes. A run of an environment: reconstruction, use of codes, bits of
+the prior, open-loop dreams against baselines, accuracy of actions, rewards and ends. Images:
+reconstruction, use of codes, bits per dimension and their parts. Speech: bits per sample,
+conversions into other voices, speakers and phonemes in the codes. Prints a table and writes
+metrics.json, pictures, plots and report.html to the folder evaluation/ of the run.
 
-The same in Python: ``evaluate(WorldModel.load(run), EpisodeStore.open(data), QUICK)`` of
-:mod:`worldmodel.evaluation.suite` returns all figures.
+In Python, evaluate(WorldModel.load(run), EpisodeStore.open(data), QUICK) of
+worldmodel.evaluation.suite returns all figures.
 """
 
 from __future__ import annotations
@@ -24,13 +28,6 @@ from worldmodel.util.ranges import Count
 if TYPE_CHECKING:
     from worldmodel.evaluation.suite import Settings
 
-DESCRIPTION = """\
-Measure a run on held-out episodes. A run of an environment: reconstruction, use of codes, bits of
-the prior, open-loop dreams against baselines, accuracy of actions, rewards and ends. Images:
-reconstruction, use of codes, bits per dimension and their parts. Speech: bits per sample,
-conversions into other voices, speakers and phonemes in the codes. Prints a table and writes
-metrics.json, pictures, plots and report.html to the folder evaluation/ of the run."""
-
 FLAGS_OF = {"quick": "WORLD", "windows": "WORLD", "top_k": "WORLD", "skip": "WORLD", "timit": "SPEECH"}
 """Flags that only a kind of run has."""
 
@@ -49,7 +46,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compare", metavar="RUN,RUN", help="compare the bits per dimension of evaluated runs")
 
 
-@entry_point("evaluate", DESCRIPTION, add_flags)
+@entry_point("evaluate", __doc__, add_flags)
 def main(args: argparse.Namespace, config: Config) -> None:
     """Find the run and its data, measure, print, write."""
     from worldmodel.evaluation import images_report  # only now, since it imports torch

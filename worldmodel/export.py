@@ -1,4 +1,11 @@
-"""Export: write the episodes of a store as a Minari data set, or as npz files that any program with numpy reads."""
+"""Write the episodes of data=… (or of the chosen source or environment) without loss for other
+programs.
+
+--to minari writes a Minari data set, which minari.load_dataset opens by its id. --to npz writes a
+folder with an npz file for each episode: obs (T + 1, H, W, C), action, reward, terminated,
+truncated (T,). To import either again: python -m worldmodel.collect source=minari (or source=npz)
+source.path=…
+"""
 
 from __future__ import annotations
 
@@ -15,15 +22,6 @@ from worldmodel.errors import ConfigError
 from worldmodel.util.files import whole_folder
 from worldmodel.util.progress import Bars, deferred
 
-DESCRIPTION = """\
-Write the episodes of data=… (or of the chosen source or environment) without loss for other
-programs.
-
---to minari writes a Minari data set, which minari.load_dataset opens by its id. --to npz writes a
-folder with an npz file for each episode: obs (T + 1, H, W, C), action, reward, terminated,
-truncated (T,). To import either again: python -m worldmodel.collect source=minari (or source=npz)
-source.path=…"""
-
 MADE_BY = {"npz": "ep*.npz", "minari": "data/metadata.json"}
 """Files by which a folder of each format is recognised before it is overwritten."""
 
@@ -38,7 +36,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace an existing export")
 
 
-@entry_point("export", DESCRIPTION, add_flags)
+@entry_point("export", __doc__, add_flags)
 def main(args: argparse.Namespace, config: Config) -> None:
     """Choose episodes and folder, write, report."""
     if args.to == "npz" and (args.id or args.storage):

@@ -1,6 +1,9 @@
-"""Quickstart: collect, train, dream and measure on a laptop without a GPU, in less than ten minutes.
+"""All of it in one go, on a laptop without a GPU, in less than ten minutes: collect episodes of ViZDoom
+(or of env=…), train the tokenizer and the prior, dream, measure.
 
-python -m worldmodel.quickstart
+--minutes is a budget for the whole; training takes what the rest leaves, so that a slower machine
+ends with a weaker model, not later. What is recorded and trained already is kept: after an
+interruption the same command goes on.
 """
 
 from __future__ import annotations
@@ -17,14 +20,6 @@ from worldmodel.dreaming.actions import parse_script
 from worldmodel.errors import ConfigError
 from worldmodel.types import Spec
 
-DESCRIPTION = """\
-All of it in one go: collect episodes of ViZDoom (or of env=…), train the tokenizer and the prior,
-dream, measure.
-
---minutes is a budget for the whole; training takes what the rest leaves, so that a slower machine
-ends with a weaker model, not later. What is recorded and trained already is kept: after an
-interruption the same command goes on."""
-
 REST = 75.0  # seconds set aside for what is not trained or collected: encoding the set, dreaming, measuring
 WALK = "forward*8,left*8,forward*8,right*8"
 
@@ -36,7 +31,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-@entry_point("quickstart", DESCRIPTION, add_flags)
+@entry_point("quickstart", __doc__, add_flags)
 def main(args: argparse.Namespace, config: Config) -> None:
     """Collect what is missing, train within the budget, dream and measure."""
     from worldmodel.config.checks import check_groups  # only now: neither --help nor a wrong flag should wait

@@ -1,6 +1,8 @@
-"""Sample: draw images of classes or captions from a run of images::
+"""Draw images from a run of images and write them as one .png file, a row for each class or caption:
+--classes airplane,frog or --classes 'a red bus,two birds'. Without --classes: the first classes,
+evenly over many.
 
-python -m worldmodel.sample --classes airplane,frog --count 16
+  python -m worldmodel.sample --classes airplane,frog --count 16
 """
 
 from __future__ import annotations
@@ -19,21 +21,17 @@ from worldmodel.util.output import options_in_name, output_of, words_in_name
 PER_CLASS = 8
 MOST_CLASSES = 10  # without --classes
 SUFFIXES = (".png",)
-DESCRIPTION = f"""\
-Draw images from a run of images and write them as one .png file, a row for each class or caption:
---classes airplane,frog or --classes 'a red bus,two birds'. Without --classes: the first
-{MOST_CLASSES} classes, evenly over many."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--classes", metavar="A,B", help="classes or captions to draw, separated by commas")
+    parser.add_argument("--classes", metavar="A,B", help=f"classes or captions to draw ({MOST_CLASSES} classes)")
     add_number(parser, "--count", Few, f"images of each class ({PER_CLASS}); in all, if the prior has no classes")
     add_sampling(parser)
     add_seed(parser)
     add_output(parser, SUFFIXES)
 
 
-@entry_point("sample", DESCRIPTION, add_flags)
+@entry_point("sample", __doc__, add_flags)
 def main(args: argparse.Namespace, config: Config) -> None:
     """Load the run, draw, write, report."""
     import torch  # only now: neither --help nor a wrong flag should wait for it

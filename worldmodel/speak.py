@@ -1,6 +1,7 @@
-"""Speak: speech that the prior of a run draws, in the voices of speakers::
+"""Draw speech from the prior of a run of speech. Writes a .wav file for each speaker and a page of
+spectrograms. The prior has learnt no words: what it draws is babble in the voice of a speaker.
 
-python -m worldmodel.speak --speakers p225 --seconds 3
+  python -m worldmodel.speak --speakers p225 --seconds 3
 """
 
 from __future__ import annotations
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
 
 SECONDS = 3.0
 LONGEST = 600  # seconds; more is taken for a slip of the finger
-DESCRIPTION = """\
-Draw speech from the prior of a run of speech. Writes a .wav file for each speaker and a page of
-spectrograms. The prior has learnt no words: what it draws is babble in the voice of a speaker."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +34,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_output(parser, SOUND_SUFFIXES)
 
 
-@entry_point("speak", DESCRIPTION, add_flags)
+@entry_point("speak", __doc__, add_flags)
 def main(args: argparse.Namespace, config: Config) -> None:
     """Load the run, draw codes, decode, write, report."""
     from worldmodel.heads import make_sampler  # only now, since it imports torch

@@ -1,7 +1,11 @@
-"""Train: the tokenizer, then the codes of the whole set, then the prior. Goes on where it was stopped.
+"""Train a model on the recorded episodes: first the tokenizer, then the prior over its codes.
 
-python -m worldmodel.train
-torchrun --nproc-per-node 2 -m worldmodel.train
+The latest run is continued if it is unfinished and has the same settings; otherwise a new one is
+started. Ctrl-C saves and stops, and the same command goes on. run=name names the run: another name
+starts another. Budgets are settings too: training.tokenizer.steps, training.prior.max_seconds, …;
+--steps and --minutes are short for them. On two GPUs:
+
+  torchrun --nproc-per-node 2 -m worldmodel.train
 """
 
 from __future__ import annotations
@@ -18,14 +22,6 @@ from worldmodel.config.flags import add_number
 from worldmodel.errors import WorldModelError
 from worldmodel.util.ranges import Count, Positive
 
-DESCRIPTION = """\
-Train a model on the recorded episodes: first the tokenizer, then the prior over its codes.
-
-The latest run is continued if it is unfinished and has the same settings; otherwise a new one is
-started. Ctrl-C saves and stops, and the same command goes on. run=name names the run: another name
-starts another. Budgets are settings too: training.tokenizer.steps, training.prior.max_seconds, …;
---steps and --minutes are short for them."""
-
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stage", default="all", help="what to train: tokenizer, second or prior (all)")
@@ -35,7 +31,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_number(parser, "--minutes", Positive, "time, of which the prior gets 7/3 of what each stage before it gets")
 
 
-@entry_point("train", DESCRIPTION, add_flags)
+@entry_point("train", __doc__, add_flags)
 def main(args: argparse.Namespace, config: Config) -> None:
     """Share the budget among the stages and train them."""
     from worldmodel.runs.stages import share_seconds, stages_of  # only now, since they import torch

@@ -142,7 +142,7 @@ class Parser(argparse.ArgumentParser):
 def parse(
     argv: Sequence[str] | None,
     command: str,
-    description: str,
+    description: str | None,
     add_flags: AddFlags,
     operands: Sequence[str] = (),
     moved: Mapping[str, str] | None = None,
@@ -156,7 +156,7 @@ def parse(
     parser = Parser(
         prog=prog,
         usage=" ".join([prog, *operands, "[flags] [key=value …]"]),
-        description=description,
+        description=(description or "").strip(),
         epilog=OVERRIDES_HELP,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=26),
         allow_abbrev=False,
@@ -190,7 +190,7 @@ def _overrides(word: str) -> bool:
 def run_entry_point(
     main: Main,
     command: str,
-    description: str,
+    description: str | None,
     add_flags: AddFlags = lambda parser: None,
     argv: Sequence[str] | None = None,
     operands: Sequence[str] = (),
@@ -223,7 +223,7 @@ def run_entry_point(
 
 
 def entry_point(
-    command: str, description: str, add_flags: AddFlags = lambda parser: None, **more: Any
+    command: str, description: str | None, add_flags: AddFlags = lambda parser: None, **more: Any
 ) -> Callable[[Main], Callable[..., int]]:
     """Decorates ``main(args, config)``: it becomes ``main(argv)``, which returns what :func:`run_entry_point` does."""
     return lambda main: lambda argv=None: run_entry_point(main, command, description, add_flags, argv, **more)
