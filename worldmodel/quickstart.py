@@ -1,5 +1,5 @@
-"""All of it in one go, on a laptop without a GPU, in less than ten minutes: collect episodes of ViZDoom
-(or of env=…), train the tokenizer and the prior, dream, measure.
+"""All of it in one go, in less than ten minutes on a laptop without a GPU: collect episodes of
+ViZDoom (or of env=…), train the tokenizer and the prior, dream, measure.
 
 --minutes is a budget for the whole; training takes what the rest leaves, so that a slower machine
 ends with a weaker model, not later. What is recorded and trained already is kept: after an
