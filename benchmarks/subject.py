@@ -23,7 +23,8 @@ from worldmodel.runs.folder import (
     new_run,
     open_episodes,
 )
-from worldmodel.runs.models import build_prior, build_tokenizer, resolve_device, save_weights
+from worldmodel.runs.models import build_prior, build_tokenizer, resolve_device
+from worldmodel.training.checkpoint import save_tensors
 from worldmodel.types import Spec
 from worldmodel.world import Precision, WorldModel
 
@@ -94,6 +95,6 @@ def _untrained(config: DictConfig, spec: Spec, runs: Path) -> Path:
     tokenizer = build_tokenizer(config, spec)
     prior = build_prior(config, spec, tokenizer)
     folder = new_run(DictConfig({**config, "runs": str(runs), "run": "untrained"}), spec)
-    save_weights(folder / TOKENIZER, tokenizer.state_dict())
-    save_weights(folder / PRIOR, prior.state_dict())
+    save_tensors(folder / TOKENIZER, tokenizer.state_dict())
+    save_tensors(folder / PRIOR, prior.state_dict())
     return folder

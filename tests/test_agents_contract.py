@@ -21,8 +21,9 @@ from worldmodel.agents.planner import Planner
 from worldmodel.config.cli import compose_config
 from worldmodel.errors import RunError
 from worldmodel.runs.folder import PRIOR, TOKENIZER, new_run
-from worldmodel.runs.models import build_prior, build_tokenizer, save_weights
+from worldmodel.runs.models import build_prior, build_tokenizer
 from worldmodel.tokenizers import require_codes
+from worldmodel.training.checkpoint import save_tensors
 
 ELSEWHERE = {"sb3_ppo"}  # plays by a zip of its library's: tests/test_sb3.py
 NAMES = sorted({path.stem for path in (Path(configs.__file__).parent / "agent").glob("*.yaml")} - ELSEWHERE)
@@ -45,11 +46,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     tokenizer = require_codes(build_tokenizer(config, SPEC))
     folder = new_run(config, SPEC)
-    save_weights(folder / TOKENIZER, tokenizer.state_dict())
-    save_weights(folder / PRIOR, build_prior(config, SPEC, tokenizer).state_dict())
+    save_tensors(folder / TOKENIZER, tokenizer.state_dict())
+    save_tensors(folder / PRIOR, build_prior(config, SPEC, tokenizer).state_dict())
     network = config.agent.learner.network
     save_network(folder, network, 0.9)
-    save_weights(folder / AGENT, build_actor(network, tokenizer, len(SPEC.action_names)).state_dict())
+    save_tensors(folder / AGENT, build_actor(network, tokenizer, len(SPEC.action_names)).state_dict())
     assert (load_actor(folder)[1].num_actions, load_actor(folder)[1].discount) == (3, 0.9)
     return folder
 

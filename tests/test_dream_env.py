@@ -29,7 +29,8 @@ from worldmodel.envs.dreams import DreamEnv
 from worldmodel.errors import ConfigError, DataError, EnvError, RunError
 from worldmodel.priors.prior import BINS
 from worldmodel.runs.folder import PRIOR, TOKENIZER, new_run
-from worldmodel.runs.models import build_prior, build_tokenizer, save_weights
+from worldmodel.runs.models import build_prior, build_tokenizer
+from worldmodel.training.checkpoint import save_tensors
 from worldmodel.types import Episode, Spec
 from worldmodel.world import WorldModel
 
@@ -68,8 +69,8 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         outcomes.end.bias.fill_(-2.2)
         outcomes.reward.bias.copy_(-0.5 * (torch.arange(BINS) - BINS // 2).abs())  # rewards of some units
     made = new_run(config, SPEC)
-    save_weights(made / TOKENIZER, tokenizer.state_dict())
-    save_weights(made / PRIOR, prior.state_dict())
+    save_tensors(made / TOKENIZER, tokenizer.state_dict())
+    save_tensors(made / PRIOR, prior.state_dict())
     return made
 
 

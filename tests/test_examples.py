@@ -17,8 +17,9 @@ from worldmodel.config.cli import compose_config
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError
 from worldmodel.runs.folder import TOKENIZER, new_run
-from worldmodel.runs.models import build_tokenizer, load_tokenizer, save_weights
+from worldmodel.runs.models import build_tokenizer, load_tokenizer
 from worldmodel.speech.sound import read_sound
+from worldmodel.training.checkpoint import save_tensors
 from worldmodel.types import Spec
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -121,7 +122,7 @@ def test_a_voice_is_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     spec = Spec("vctk", (1, 640), ("p225", "p226"), 25.0)
     torch.manual_seed(0)
     folder = new_run(config, spec)
-    save_weights(folder / TOKENIZER, build_tokenizer(config, spec).state_dict())
+    save_tensors(folder / TOKENIZER, build_tokenizer(config, spec).state_dict())
     wave = put(tmp_path / "in.wav", voice(0.3))
     example("convert_a_voice").main(wave, "p226", folder, tmp_path / "out.wav")
     converted = read_sound(tmp_path / "out.wav")

@@ -16,7 +16,8 @@ from worldmodel.heads.order import ORDERS, make_order
 from worldmodel.heads.transformer import TransformerHead
 from worldmodel.priors import Prior
 from worldmodel.priors.prior import OutcomeHead, symexp, two_hot
-from worldmodel.runs.models import load_weights, save_weights
+from worldmodel.runs.models import load_weights
+from worldmodel.training.checkpoint import save_tensors
 
 
 @pytest.fixture(params=PRIORS)
@@ -225,7 +226,7 @@ def test_every_parameter_learns(prior: Prior) -> None:
 
 def test_saved_and_loaded_bit_for_bit(prior: Prior, tmp_path: Path) -> None:
     segment = random_segment()
-    save_weights(tmp_path / "prior.safetensors", prior.state_dict())
+    save_tensors(tmp_path / "prior.safetensors", prior.state_dict())
     expected = prior.log_likelihood(segment.codes, segment.actions)
     with torch.no_grad():
         for parameter in prior.parameters():

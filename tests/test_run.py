@@ -13,8 +13,9 @@ from torch import nn
 from worldmodel.errors import ConfigError, RunError
 from worldmodel.runs import folder as runs_module
 from worldmodel.runs.folder import CONFIG, PRIOR, SPEC, TOKENIZER, find_run, list_runs, load_config, load_spec, new_run
-from worldmodel.runs.models import build_tokenizer, load_tokenizer, load_weights, resolve_device, save_weights
+from worldmodel.runs.models import build_tokenizer, load_tokenizer, load_weights, resolve_device
 from worldmodel.tokenizers import VQVAE
+from worldmodel.training.checkpoint import save_tensors
 from worldmodel.types import Spec
 
 SPEC_HERE = Spec("toy/Env-v0", (3, 16, 16), ("noop", "left"), 8.75, {"level": 3})
@@ -126,7 +127,7 @@ def test_tokenizer_survives_save_and_load_bit_for_bit(tmp_path: Path) -> None:
     assert isinstance(tokenizer, VQVAE) and tokenizer.grid == (4, 4)
     frames = torch.randint(256, (5, 3, 16, 16), dtype=torch.uint8)
     tokenizer(frames, torch.Generator().manual_seed(0))  # lays the codebook on data
-    save_weights(folder / TOKENIZER, tokenizer.state_dict(), {"steps": 1})
+    save_tensors(folder / TOKENIZER, tokenizer.state_dict(), {"steps": 1})
     loaded = load_tokenizer(folder)
     assert torch.equal(loaded.encode(frames), tokenizer.eval().encode(frames))
     codes = loaded.encode(frames)
@@ -142,7 +143,7 @@ def test_missing_weights_say_how_to_get_them(tmp_path: Path) -> None:
 
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
-    save_weights(path, nn.Linear(3, 2).state_dict())
+    save_tensors(path, nn.Linear(3, 2).state_dict())
     with pytest.raises(RunError, match=r"bias is \(2,\) where \(4,\) is expected and 1 more; train first"):
         load_weights(nn.Linear(3, 4), path)
     with pytest.raises(RunError, match="bias is unknown"):

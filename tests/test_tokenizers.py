@@ -15,8 +15,9 @@ from worldmodel.config.cli import compose_config
 from worldmodel.errors import ConfigError
 from worldmodel.likelihoods import LogisticMixture
 from worldmodel.quantizers import FiniteScalarQuantizer, ProductQuantizer, VectorQuantizer
-from worldmodel.runs.models import build_prior, build_tokenizer, load_weights, save_weights
+from worldmodel.runs.models import build_prior, build_tokenizer, load_weights
 from worldmodel.tokenizers import VQVAE, Autoencoder, Tokenizer
+from worldmodel.training.checkpoint import save_tensors
 from worldmodel.training.objectives import TokenizerObjective
 from worldmodel.types import Segment, Spec, to_float, to_uint8
 
@@ -118,7 +119,7 @@ def test_a_few_steps_lower_the_reconstruction_error(autoencoder: Autoencoder) ->
 @pytest.mark.parametrize("name", KINDS)
 def test_saved_and_loaded_bit_for_bit(name: str, tmp_path: Path) -> None:
     model, other = tiny_autoencoder(name), tiny_autoencoder(name)
-    save_weights(tmp_path / "weights.safetensors", model.state_dict())
+    save_tensors(tmp_path / "weights.safetensors", model.state_dict())
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.add_(1)

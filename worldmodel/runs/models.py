@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,7 +11,7 @@ from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from torch import Tensor, nn
+from torch import nn
 
 from worldmodel.config.checks import check, find
 from worldmodel.config.cli import one_line
@@ -32,7 +32,7 @@ from worldmodel.runs.folder import (
 from worldmodel.tokenizers import Autoencoder, Tokenizer, require_codes
 from worldmodel.tokenizers.scene import GridVQVAE, Stacked
 from worldmodel.training.base import Augmentation
-from worldmodel.training.checkpoint import check_fit, load_tensors, save_tensors
+from worldmodel.training.checkpoint import check_fit, load_tensors
 from worldmodel.types import Spec
 
 
@@ -111,11 +111,6 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if count else "cpu"
     return torch.device("cuda:0" if name == "cuda" else name)
-
-
-def save_weights(path: Path, weights: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None) -> None:
-    """Write a state dict with JSON metadata of its training."""
-    save_tensors(path, weights, meta)
 
 
 def load_weights(

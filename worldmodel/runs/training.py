@@ -20,12 +20,13 @@ from worldmodel.data.windows import Windows
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.media import plots
 from worldmodel.runs.folder import METRICS, checkpoint_of
-from worldmodel.runs.models import check_trained, load_weights, resolve_device, save_weights
+from worldmodel.runs.models import check_trained, load_weights, resolve_device
 from worldmodel.runs.resume import check_no_orphan, run_to_train, run_with_weights
 from worldmodel.runs.stages import Stage, StageSettings, prerequisites, stage_settings, stages_of
 from worldmodel.tokenizers import Autoencoder, Tokenizer
 from worldmodel.training import hooks as watch
 from worldmodel.training.base import Objective, make_batches
+from worldmodel.training.checkpoint import save_tensors
 from worldmodel.training.fit import FitResult, Hook, fit, weighted_sum
 from worldmodel.types import Segment, Spec
 
@@ -150,7 +151,7 @@ def train_stage(
             facts["kept_step"] = result.kept_step
         if tokenizer is not None:
             facts["tokenizer"] = fingerprint(stage.load(folder))  # the tokenizer of its codes
-        save_weights(folder / stage.file, weights, facts)
+        save_tensors(folder / stage.file, weights, facts)
         if records := watch.read_json_lines(folder / METRICS):
             plots.save_panels(folder / "metrics.png", plots.metrics_panels(records), title=folder.name)
     fabric.barrier()
