@@ -6,13 +6,12 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 
 from worldmodel.training.base import Batches, Objective
 from worldmodel.training.checkpoint import load_tensors, save_tensors
@@ -212,7 +211,8 @@ class ProgressBar(Hook):
         columns = (
             TextColumn("{task.description} {task.percentage:3.0f}%"),
             BarColumn(24),
-            TextColumn("{task.fields[shown]}"),
+            TimeRemainingColumn(),
+            TextColumn("left  {task.fields[shown]}"),
         )
         self._bars = Bars(Console(), columns=columns)
         self._task: TaskID | None = None
@@ -225,7 +225,7 @@ class ProgressBar(Hook):
             self._bars.console.print(
                 f"{fit.stage}: going on at step {fit.step} ({fit.elapsed:.0f} s done)", highlight=False
             )
-        self._task = self._bars.add_task(fit.stage, total=1.0)
+        self._task = self._bars.add_task(fit.stage, total=1.0, completed=fit.progress)
         self._bars.start()
 
     def on_log(self, fit: Fit, values: dict[str, float]) -> None:
@@ -234,20 +234,10 @@ class ProgressBar(Hook):
 
     def on_step(self, fit: Fit) -> None:
         if self._task is not None:
-            self._bars.update(self._task, completed=fit.progress, shown=self._text(fit))
+            rate = (fit.step - fit.first_step) / max(fit.elapsed - fit.elapsed_before, 1e-9)
+            shown = f"step {fit.step}  {rate:.1f} steps/s  {self._figures}"
+            self._bars.update(self._task, completed=fit.progress, shown=shown)
 
     def close(self) -> None:
         if self._task is not None:
             self._bars.stop()
-
-    def _text(self, fit: Fit) -> str:
-        rate = (fit.step - fit.first_step) / max(fit.elapsed - fit.elapsed_before, 1e-9)
-        left = f"{timedelta(seconds=round(seconds_left(fit, rate)))} left" if fit.step > fit.first_step else ""
-        return "  ".join(part for part in (f"step {fit.step}", self._figures, f"{rate:.1f} steps/s", left) if part)
-
-
-def seconds_left(fit: Fit, rate: float) -> float:
-    """Until the budget of steps or of seconds runs out, whichever comes first."""
-    by_steps = (fit.settings.steps - fit.step) / max(rate, 1e-9)
-    by_clock = math.inf if fit.settings.max_seconds is None else fit.settings.max_seconds - fit.elapsed
-    return max(0.0, min(by_steps, by_clock))
