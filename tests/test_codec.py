@@ -202,7 +202,7 @@ def test_another_codec_or_model_is_refused(codec: Codec, counts: CountModel) -> 
     with pytest.raises(DataError, match=r"entropy-coded by the model .* none was given"):
         codec.read(coded)
     fewer = CountModel([codec.encode(noise(4000, 9))], codec.num_codes)
-    with pytest.raises(DataError, match=f"and this one is {fewer.fingerprint().hex()}"):
+    with pytest.raises(DataError, match=f"and this one is {fewer.fingerprint.hex()}"):
         codec.read(coded, fewer)
     with pytest.raises(ConfigError, match="of 4 codebooks of 99 codes"):
         compress(codec, noise(203), 2, CountModel([np.zeros((3, 4), np.int64)], 99))
@@ -212,7 +212,7 @@ def test_another_codec_or_model_is_refused(codec: Codec, counts: CountModel) -> 
 class Oracle(CodeModel):
     """Knows the next code all but surely: of the code c before, (7 c + 3) mod K."""
 
-    num_codes, num_codebooks = 64, 3
+    num_codes, num_codebooks, fingerprint = 64, 3, b"oracle.."
 
     def __init__(self, chance: Callable[[int], float]):
         self.chance = chance
@@ -223,9 +223,6 @@ class Oracle(CodeModel):
             chances = np.full(64, (1 - self.chance(code)) / 63)
             chances[(7 * code + 3) % 64] = self.chance(code)
             code = yield chances
-
-    def fingerprint(self) -> bytes:
-        return b"oracle.."
 
 
 def test_a_code_costs_what_its_probability_says_and_the_improbable_can_be_sent() -> None:
@@ -279,7 +276,7 @@ def test_counts_of_codes_without_order_cost_next_to_nothing_more_than_fixed_widt
 def test_counts_are_saved_and_refused_without_codes(counts: CountModel, tmp_path: Path) -> None:
     counts.save(tmp_path / "counts.safetensors")
     found = CountModel.load(tmp_path / "counts.safetensors")
-    assert found.fingerprint() == counts.fingerprint()
+    assert found.fingerprint == counts.fingerprint
     assert (found.probabilities(1, 20, 2) == counts.probabilities(1, 20, 2)).all()
     for content in (b"nothing of the kind", b""):
         (tmp_path / "counts.safetensors").write_bytes(content)

@@ -12,6 +12,7 @@ from worldmodel.errors import ConfigError
 from worldmodel.likelihoods import Categorical, LogisticMixture, SquaredError
 from worldmodel.likelihoods.base import frames_of
 from worldmodel.speech.nn.wavenet import WaveNetLikelihood
+from worldmodel.speech.nn.wavenet_network import WaveNet
 
 SMALL = {"width": 8, "layers": 4, "cycle": 3, "hidden": 8}
 LIKELIHOODS = {"mixture": partial(LogisticMixture, components=3), "categorical": Categorical}
@@ -26,6 +27,11 @@ def make(group: int = 4, memory: int = 5, levels: str = "mixture") -> WaveNetLik
     return model.double().eval()
 
 
+def reach(model: WaveNet) -> int:
+    """Receptive field in samples."""
+    return (1 + sum(layer.dilation for layer in model.layers)) * model.group + model.group - 1
+
+
 def signal(length: int, batch: int = 2) -> torch.Tensor:
     return frames_of(torch.randint(0, 256, (batch, 1, length))).double()
 
@@ -35,11 +41,11 @@ def signal(length: int, batch: int = 2) -> torch.Tensor:
 def test_from_queues_every_sample_is_that_of_the_whole_pass(group: int, memory: int, levels: str) -> None:
     model = make(group, memory, levels)
     outputs = torch.randn(2, 6, 40 // group, dtype=torch.float64)
-    drawn = model.draw(outputs, torch.Generator().manual_seed(1))
-    assert drawn.samples.shape == (2, 40) and drawn.samples.unique().numel() > 10
-    found = model.distribution(outputs, frames_of(drawn.samples)[:, None])
+    samples, noise = model.draw(outputs, torch.Generator().manual_seed(1))
+    assert samples.shape == (2, 40) and samples.unique().numel() > 10
+    found = model.distribution(outputs, frames_of(samples)[:, None])
     for at in range(40):  # that pass saw the samples before, and its choice is the sample that was drawn
-        assert torch.equal(model.choose(found[:, :, at], drawn.noise[:, at]), drawn.samples[:, at])
+        assert torch.equal(model.choose(found[:, :, at], noise[:, at]), samples[:, at])
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6, 0.0])
@@ -48,7 +54,7 @@ def test_numpy_draws_the_samples_that_torch_draws(
     levels: str, temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, outputs = make(levels=levels), torch.randn(3, 6, 50, dtype=torch.float64)
-    fast = model.draw(outputs, torch.Generator().manual_seed(1), temperature).samples
+    fast = model.draw(outputs, torch.Generator().manual_seed(1), temperature)[0]
     slow = WaveNetLikelihood._draw_group
     state: list[object] = []
 
@@ -64,7 +70,7 @@ def test_numpy_draws_the_samples_that_torch_draws(
     begin = model.model.begin
     monkeypatch.setattr(model.model, "begin", lambda features: state.append(begin(features)) or state[0])
     monkeypatch.setattr("worldmodel.speech.nn.wavenet.SampleLevel", Slow)
-    assert torch.equal(model.draw(outputs, torch.Generator().manual_seed(1), temperature).samples, fast)
+    assert torch.equal(model.draw(outputs, torch.Generator().manual_seed(1), temperature)[0], fast)
 
 
 @pytest.mark.parametrize(("group", "memory"), [(1, 1), (4, 5), (8, 3)])
@@ -78,7 +84,7 @@ def test_a_sample_sees_what_came_before_it_and_nothing_else(group: int, memory: 
         after = model.distribution(outputs, changed)
         differs = (after != before).any(1).any(0)
         assert not differs[: at + 1].any()
-        assert differs[at + 1] and not differs[at + 1 + model.model.reach :].any()
+        assert differs[at + 1] and not differs[at + 1 + reach(model.model) :].any()
 
 
 def test_the_reach_is_that_of_the_gradient() -> None:
@@ -98,7 +104,7 @@ def test_the_reach_is_that_of_the_gradient() -> None:
         module.SILENCE = silence
     seen = slope[0].abs().sum(-1).nonzero()[:, 0]
     assert seen.max() == 162
-    assert seen.min() == 163 - model.reach
+    assert seen.min() == 163 - reach(model)
 
 
 @pytest.mark.parametrize("levels", LIKELIHOODS)
@@ -140,8 +146,10 @@ def test_features_and_history_are_learnt() -> None:
         optimizer.step()
     assert loss.item() < start - 1
     turns = torch.tensor([[1, 1, 0, 1, 0, 0]])
-    drawn = model.draw(torch.nn.functional.one_hot(turns, 2).float().movedim(1, -1), torch.Generator().manual_seed(0))
-    assert [int(part.sign()) for part in drawn.samples[0].diff()[3::4]] == [1, -1, 1, -1, -1]
+    samples, _ = model.draw(
+        torch.nn.functional.one_hot(turns, 2).float().movedim(1, -1), torch.Generator().manual_seed(0)
+    )
+    assert [int(part.sign()) for part in samples[0].diff()[3::4]] == [1, -1, 1, -1, -1]
 
 
 def test_what_does_not_fit_is_told() -> None:

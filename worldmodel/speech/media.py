@@ -14,7 +14,6 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.media import save_png
@@ -86,8 +85,7 @@ def spectrogram(waves: Sequence[tuple[str, np.ndarray]], rate: int, title: str =
             _draw_levels(above, mel, rate, loudest)
             above.set_title(label)
             _draw_pitch(below, wave, rate)
-        rows[-1].set_xlim(0, seconds)
-        rows[-1].set_xlabel("seconds")
+        rows[-1].set(xlim=(0, seconds), xlabel="seconds")
         rows[-1].tick_params(labelbottom=True)
         canvas.draw()
         return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])
@@ -102,20 +100,16 @@ def _draw_levels(axes: Axes, mel: np.ndarray, rate: int, loudest: float) -> None
     )  # fmt: skip
     names = [f"{hertz / 1000:g}k" if hertz >= 1000 else str(hertz) for hertz in TICKS_HERTZ if hertz <= rate / 2]
     axes.set_yticks(mels[1 : 1 + len(names)], names)
-    axes.set_ylabel("Hz")
     axes.grid(visible=False)
-    axes.set_facecolor("white")  # after the end of a shorter wave
+    axes.set(ylabel="Hz", facecolor="white")  # white after the end of a shorter wave
 
 
 def _draw_pitch(axes: Axes, wave: np.ndarray, rate: int) -> None:
     track = pitch(wave, rate)
     axes.plot(track.times, track.hertz, color=COLOURS[0], linewidth=1.8, solid_capstyle="round")
-    axes.set_yscale("log")
-    axes.set_ylim(*PITCH_HERTZ)
-    axes.yaxis.set_major_locator(FixedLocator(PITCH_TICKS))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda hertz, _: f"{hertz:g}"))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.set_ylabel("F0, Hz")
+    axes.set(yscale="log", ylim=PITCH_HERTZ, ylabel="F0, Hz")
+    axes.set_yticks(PITCH_TICKS, [str(hertz) for hertz in PITCH_TICKS])
+    axes.set_yticks([], minor=True)
     voiced = track.hertz[np.isfinite(track.hertz)]
     label = f"median {np.median(voiced):.0f} Hz" if len(voiced) else "no voice"
     axes.text(0.995, 0.94, label, ha="right", va="top", fontsize=8, color=TEXT, transform=axes.transAxes)

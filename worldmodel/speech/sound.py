@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import soxr
+from scipy import ndimage
 
 from worldmodel.errors import DataError
 from worldmodel.speech.pitch import high_pass
@@ -110,11 +111,8 @@ def active(wave: np.ndarray, rate: int) -> np.ndarray:
     background = np.percentile(level, 5)
     above = level > np.clip(background + ABOVE_BACKGROUND, loud - RANGE, loud - LEAST_RANGE)
     run = min(ACTIVE_HOPS, max(1, len(level) // 2))  # for short sounds
-    starts = np.flatnonzero(np.lib.stride_tricks.sliding_window_view(above, run).all(1))
-    near = np.zeros(len(level), bool)
-    for start in starts:
-        near[max(0, start - NEAR_HOPS) : start + run + NEAR_HOPS] = True
-    return above & near
+    long = ndimage.binary_opening(above, np.ones(run))
+    return above & ndimage.binary_dilation(long, np.ones(2 * NEAR_HOPS + 1))
 
 
 def trim(wave: np.ndarray, rate: int, margin: float = MARGIN) -> np.ndarray:

@@ -56,9 +56,8 @@ class VoiceModel:
         """A wave (n,) float of [-1, 1] at :attr:`rate` → windows (T, 1, L) uint8, padded with silence."""
         if wave.ndim != 1 or not len(wave):
             raise ConfigError(f"a wave is one row of at least one number, not {wave.shape}")
-        levels = np.full(-(-len(wave) // self.window) * self.window, SILENCE, np.uint8)
-        levels[: len(wave)] = to_samples(wave)
-        return torch.from_numpy(levels).view(-1, 1, self.window)
+        samples = np.pad(to_samples(wave), (0, -len(wave) % self.window), constant_values=SILENCE)
+        return torch.from_numpy(samples).view(-1, 1, self.window)
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:

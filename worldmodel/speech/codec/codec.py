@@ -129,7 +129,7 @@ class Codec:
         if model is None:
             payload, name = pack(codes, self.num_codes), NO_MODEL
         else:
-            payload, name = entropy.encode(model, codes)[0] + _checksum(codes), model.fingerprint()
+            payload, name = entropy.encode(model, codes)[0] + _checksum(codes), model.fingerprint
         return Bitstream(self.rate, samples, codes.shape[1], self.fingerprint, name, payload, gain)
 
     def read(self, stream: Bitstream, model: entropy.CodeModel | None = None) -> np.ndarray:
@@ -151,8 +151,8 @@ class Codec:
         shape = self.positions(stream.samples), stream.codebooks
         if stream.model == NO_MODEL:
             return unpack(stream.payload, shape, self.num_codes)
-        if model is None or model.fingerprint() != stream.model:
-            given = "none was given" if model is None else f"this one is {model.fingerprint().hex()}"
+        if model is None or model.fingerprint != stream.model:
+            given = "none was given" if model is None else f"this one is {model.fingerprint.hex()}"
             raise DataError(f"the bitstream is entropy-coded by the model {stream.model.hex()}, and {given}")
         self._check(model)
         codes = entropy.decode(model, stream.payload[:-2], *shape)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import copy
+import functools
 import hashlib
 import math
 from collections.abc import Generator, Iterator
@@ -37,16 +38,13 @@ class CodeModel(abc.ABC):
 
     num_codes: int  # K
     num_codebooks: int  # Q
+    fingerprint: bytes  # 8 bytes that identify the model
 
     @abc.abstractmethod
     def predict(self, num_codebooks: int) -> Generator[np.ndarray, int, None]:
         """Predict a stream of the first ``num_codebooks`` codebooks: the generator yields the probabilities of the next
         code, (K,) float64, not necessarily normalised, and deterministic; it is sent that code.
         """
-
-    @abc.abstractmethod
-    def fingerprint(self) -> bytes:
-        """8 bytes that identify the model."""
 
 
 def encode(model: CodeModel, codes: np.ndarray) -> tuple[bytes, float]:
@@ -165,11 +163,9 @@ class CountModel(CodeModel):
             probabilities[codes] += scale * counts
         return probabilities
 
-    def fingerprint(self) -> bytes:
-        digest = hashlib.sha256()
-        for _, array in sorted(self._arrays().items()):
-            digest.update(array.tobytes())
-        return digest.digest()[:8]
+    @functools.cached_property
+    def fingerprint(self) -> bytes:  # type: ignore[override]
+        return hashlib.sha256(b"".join(array.tobytes() for _, array in sorted(self._arrays().items()))).digest()[:8]
 
     def _fit(self, codebook: int, codes: np.ndarray, contexts: tuple[np.ndarray, ...]) -> None:
         """Fit m and the weights of a codebook to its training codes (n,) and their contexts."""
@@ -210,10 +206,7 @@ class PriorModel(CodeModel):
         self.num_codes, self.num_codebooks = prior.num_codes, prior.grid[-1] if len(prior.grid) > 1 else 1
         if len(prior.grid) > 2 or prior.head.order.tolist() != list(range(prior.positions)):
             raise ConfigError("an entropy model needs a head that orders codes by position; choose prior=codec")
-        self._name = bytes.fromhex(fingerprint(prior))[:8]
-
-    def fingerprint(self) -> bytes:
-        return self._name
+        self.fingerprint = bytes.fromhex(fingerprint(prior))[:8]
 
     def predict(self, num_codebooks: int) -> Generator[np.ndarray, int, None]:
         prior, unknown = self.prior, torch.tensor([NO_ACTION])

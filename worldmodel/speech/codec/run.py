@@ -110,7 +110,7 @@ def model_named(run: Path, codec: Codec, name: bytes) -> CodeModel | None:
             model = models_of(run, codec, wanted)[wanted]
         except (ConfigError, DataError):
             continue
-        if model is not None and model.fingerprint() == name:
+        if model is not None and model.fingerprint == name:
             return model
     raise DataError(
         f"the bitstream is entropy-coded by the model {name.hex()}, which the run {run.name} does not have: its "

@@ -30,6 +30,9 @@ class Conversion(NamedTuple):
     wave: np.ndarray  # (n,) float32
 
 
+Conversions = Sequence[Conversion]
+
+
 def conversion(
     world: VoiceModel,
     sources: Sequence[Utterance],
@@ -77,11 +80,7 @@ def in_voices(
 
 
 def voice_figures(
-    classifier: SpeakerClassifier,
-    speakers: Sequence[int],
-    own: Sequence[Conversion],
-    other: Sequence[Conversion],
-    seed: int,
+    classifier: SpeakerClassifier, speakers: Sequence[int], own: Conversions, other: Conversions, seed: int
 ) -> dict[str, Any]:
     """Shares of one-second crops that are classified as a speaker; means over utterances."""
 
@@ -107,15 +106,13 @@ def voice_figures(
     }
 
 
-def by_source(own: Sequence[Conversion], values: np.ndarray) -> np.ndarray:
+def by_source(own: Conversions, values: np.ndarray) -> np.ndarray:
     """Values of the conversions of each source to all other voices → means over those of a source, which are not
     independent: (S,)."""
     return values.reshape(len(own), -1).mean(1)
 
 
-def phone_figures(
-    classifier: PhoneClassifier, own: Sequence[Conversion], other: Sequence[Conversion], seed: int
-) -> dict[str, Any]:
+def phone_figures(classifier: PhoneClassifier, own: Conversions, other: Conversions, seed: int) -> dict[str, Any]:
     """Share of frames that are classified as another phone than the real source at the same time."""
     resynthesised, converted = (
         phoneme_errors(classifier, [each.source.wave for each in group], [each.wave for each in group])
@@ -130,7 +127,7 @@ def phone_figures(
 
 
 def pitch_figures(
-    world: VoiceModel, sources: Sequence[Utterance], speakers: Sequence[int], other: Sequence[Conversion]
+    world: VoiceModel, sources: Sequence[Utterance], speakers: Sequence[int], other: Conversions
 ) -> dict[str, Any]:
     """Mean F0 of each real voice in hertz, the distance of that of converted speech from its target and its source, the
     share of voiced frames, and the correlation of F0 with the source.
@@ -162,9 +159,7 @@ def pitch_figures(
     }
 
 
-def distortion(
-    sources: Sequence[Utterance], own: Sequence[Conversion], other: Sequence[Conversion], seed: int
-) -> dict[str, Any] | None:
+def distortion(sources: Sequence[Utterance], own: Conversions, other: Conversions, seed: int) -> dict[str, Any] | None:
     """Mel-cepstral distortion in dB to the target's recording of the same sentence; None without such recordings."""
     recordings = {(each.speaker, sentence(each.key)): each.wave for each in sources}
     resynthesised = {(each.source.speaker, sentence(each.source.key)): each.wave for each in own}
@@ -187,9 +182,7 @@ def sentence(key: str) -> str:
     return parts[1] if common else key
 
 
-def example_waves(
-    world: VoiceModel, speakers: Sequence[int], conversions: Sequence[Conversion]
-) -> list[tuple[str, np.ndarray]]:
+def example_waves(world: VoiceModel, speakers: Sequence[int], conversions: Conversions) -> list[tuple[str, np.ndarray]]:
     """The first source of each speaker, real, decoded in its own voice, and in that of the next speaker."""
     waves = {(id(each.source), each.target): each.wave for each in conversions}
     shown = []

@@ -16,7 +16,7 @@ from worldmodel.runs.folder import load_config
 from worldmodel.runs.models import build_tokenizer
 from worldmodel.speech.evaluation.utterances import Utterance, flat_codes
 from worldmodel.speech.scores.classifiers import train_phone_classifier
-from worldmodel.speech.scores.codes import both_ways, joined, kmeans_codes, shuffled
+from worldmodel.speech.scores.codes import Rows, both_ways, joined, kmeans_codes, shuffled
 from worldmodel.speech.scores.features import HOP, log_mel, mel_cepstrum, normalised, pooled
 from worldmodel.speech.sources import NO_PHONE, PHONEMES, SILENT, frame_phones, phone_files, read_phones
 from worldmodel.speech.voice import VoiceModel
@@ -35,7 +35,7 @@ def phoneme_figures(
         return None
     hop = round(world.window / math.prod(world.tokenizer.grid))
     labels = [frame_phones(read_phones(aligned[each.key]), each.codes.numel(), hop) for each in utterances]
-    halves = np.array([int(each.held_out) for each in utterances])
+    halves = [int(each.held_out) for each in utterances]
     sentences = [each.key.rpartition("/")[2] for each in utterances]
     apart = [{sentence for sentence, half in zip(sentences, halves, strict=True) if half == own} for own in (0, 1)]
     if not (apart[0] - apart[1] and apart[1] - apart[0]):  # no sentence can be scored
@@ -61,12 +61,7 @@ def phoneme_figures(
 
 
 def supervised_figures(
-    utterances: Sequence[Utterance],
-    labels: Sequence[np.ndarray],
-    aligned: dict[str, Path],
-    hop: int,
-    known: set[str],
-    seed: int,
+    utterances: Sequence[Utterance], labels: Rows, aligned: dict[str, Path], hop: int, known: set[str], seed: int
 ) -> dict[str, Any]:
     """An upper reference: a classifier trained on the labels of the training half, pooled to the rate of the codes and
     scored on held-out speakers and sentences."""

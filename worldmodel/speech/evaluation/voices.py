@@ -16,7 +16,7 @@ import torch
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.evaluation.metrics import CodeUsage, mean_interval, usage_of
-from worldmodel.evaluation.openloop import Progress, silent
+from worldmodel.evaluation.openloop import Progress
 from worldmodel.evaluation.report import heading
 from worldmodel.runs.data import source_path
 from worldmodel.speech.evaluation import codecs, voices_report
@@ -45,13 +45,7 @@ MAX_SPEAKERS = 8  # the first speakers, which are converted to each other
 
 
 def evaluate_voices(
-    run: Path,
-    world: VoiceModel,
-    store: EpisodeStore,
-    timit: Path | None = None,
-    seed: int = 0,
-    command: str = "",
-    progress: Progress = silent,
+    run: Path, world: VoiceModel, store: EpisodeStore, timit: Path | None, seed: int, command: str, progress: Progress
 ) -> dict[str, Any]:
     """Evaluate a speech run on the held-out utterances of ``store`` and write the report to its folder ``evaluation``.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -20,13 +20,6 @@ from worldmodel.speech.sound import SILENCE
 from worldmodel.util.ranges import Count, PassedTo, Whole
 
 WINDOW, FFT, RATE = 400, 512, 16_000  # of the auxiliary spectra
-
-
-class Draw(NamedTuple):
-    """A signal and the noise that it was drawn with."""
-
-    samples: Tensor  # (B, L) int64
-    noise: Tensor  # (B, L, numbers a sample)
 
 
 class SampleLevel:
@@ -192,14 +185,17 @@ class WaveNetLikelihood(Likelihood):
     def mean(self, outputs: Tensor) -> Tensor:
         """The signal in which every sample is its expectation given those before it. It is often silent; use
         :meth:`sample` for listening."""
-        return frames_of(self.draw(outputs, temperature=0.0).samples)[:, None]
+        return frames_of(self.draw(outputs, temperature=0.0)[0])[:, None]
 
     def sample(self, outputs: Tensor, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
-        return frames_of(self.draw(outputs, generator, temperature).samples)[:, None]
+        return frames_of(self.draw(outputs, generator, temperature)[0])[:, None]
 
     @torch.no_grad()
-    def draw(self, outputs: Tensor, generator: torch.Generator | None = None, temperature: float = 1.0) -> Draw:
-        """outputs (B, outputs, M) → a signal of M · group samples, sample by sample, with cached convolutions.
+    def draw(
+        self, outputs: Tensor, generator: torch.Generator | None = None, temperature: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """outputs (B, outputs, M) → a signal of L = M · group samples, (B, L) int64, sample by sample, with cached
+        convolutions, and the noise that it was drawn with, (B, L, numbers).
 
         The noise is drawn beforehand, so that :meth:`choose` returns the same samples for parameters of a cached step
         and of a whole pass.
@@ -207,7 +203,8 @@ class WaveNetLikelihood(Likelihood):
         model, group, memory = self.model, self.model.group, self.model.memory
         features = outputs.movedim(1, -1).to(model.waves.dtype)
         batch, steps = features.shape[:2]
-        noise = uniform((batch, steps * group, self.numbers), features.device, generator)
+        numbers = 2 if self.shifts_means else 1  # noise values per sample: two for a mixture of logistics
+        noise = uniform((batch, steps * group, numbers), features.device, generator)
         state = model.begin(features)
         lead = max(group, memory)
         samples = torch.full((batch, lead + steps * group), SILENCE, device=features.device)
@@ -224,7 +221,7 @@ class WaveNetLikelihood(Likelihood):
                 fast.group(sample_array, value_array, at, contexts.numpy(), weights.numpy(), drawn.numpy())
             else:
                 self._draw_group(state, samples, values, at, contexts, weights, drawn, temperature)
-        return Draw(samples[:, lead:], noise)
+        return samples[:, lead:], noise
 
     def _draw_group(
         self,
@@ -247,11 +244,6 @@ class WaveNetLikelihood(Likelihood):
             chosen = self.choose(parameters, noise[:, n - at], temperature)
             samples[:, n] = chosen
             values[:, n] = self.model.waves[chosen, 0]
-
-    @property
-    def numbers(self) -> int:
-        """Noise values per sample: one for a softmax, two for a mixture of logistics."""
-        return 1 if not isinstance(self.sample_likelihood, LogisticMixture) else 2
 
     def choose(self, parameters: Tensor, noise: Tensor, temperature: float = 1.0) -> Tensor:
         """Parameters (B, parameters) of one sample each and uniform noise (B, numbers) → sample values (B,) int64."""

@@ -117,11 +117,6 @@ class WaveNet(nn.Module):
 
     waves: Tensor  # (256, WAVES)
 
-    @property
-    def reach(self) -> int:
-        """Receptive field in samples."""
-        return (1 + sum(layer.dilation for layer in self.layers)) * self.group + self.group - 1
-
     def forward(self, samples: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         """samples (B, M · group) int64, features (B, M, features) → parameters (B, M · group, parameters) and
         linear predictions (B, M · group); those of a sample depend on earlier samples only."""

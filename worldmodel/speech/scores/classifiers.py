@@ -20,7 +20,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from worldmodel.evaluation.openloop import Progress, silent
 from worldmodel.speech.scores.features import (
@@ -85,14 +85,14 @@ def windows(wave: Tensor, length: int) -> Tensor:
 
 def fit(
     make: Callable[[], M],
-    loss_of: Callable[[M, torch.Generator], Tensor],
+    loss_of: Callable[[M, Generator], Tensor],
     budget: Budget,
     seed: int,
     name: str,
     progress: Progress,
 ) -> M:
     """Construct a model, train it with AdamW and a one-cycle learning rate, and set the evaluation mode."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):  # initial weights and dropout draw from the global generator
         torch.manual_seed(seed)
         model = make()
@@ -155,12 +155,12 @@ def train_speaker_classifier(
     groups = [[as_wave(wave) for wave, label in zip(waves, labels, strict=True) if label == s] for s in range(count)]
     places = [torch.tensor([max(1, len(wave) - budget.crop + 1) for wave in group]).double() for group in groups]
 
-    def drawn(speaker: int, generator: torch.Generator) -> Tensor:
+    def drawn(speaker: int, generator: Generator) -> Tensor:
         which = int(torch.multinomial(places[speaker], 1, generator=generator))
         start = int(torch.randint(int(places[speaker][which]), (), generator=generator))
         return crop(groups[speaker][which], start, budget.crop)
 
-    def loss(model: SpeakerClassifier, generator: torch.Generator) -> Tensor:
+    def loss(model: SpeakerClassifier, generator: Generator) -> Tensor:
         chosen = torch.randint(count, (budget.batch,), generator=generator)
         examples = torch.stack([drawn(speaker, generator) for speaker in chosen.tolist()])
         return F.cross_entropy(model(degraded_log_mels(examples, generator)), chosen, label_smoothing=0.05)
@@ -217,7 +217,7 @@ def train_phone_classifier(
     frames = budget.crop // HOP
     places = torch.tensor([max(1, len(label) - frames + 1) for label in targets]).double()
 
-    def loss(model: PhoneClassifier, generator: torch.Generator) -> Tensor:
+    def loss(model: PhoneClassifier, generator: Generator) -> Tensor:
         examples, wanted = [], []
         for which in torch.multinomial(places, budget.batch, replacement=True, generator=generator).tolist():
             start = int(torch.randint(int(places[which]), (), generator=generator))

@@ -177,7 +177,7 @@ def phoneme_mapping(
 def both_ways(
     codes: Rows,
     labels: Rows,
-    halves: Sequence[int] | np.ndarray,
+    halves: Sequence[int],
     sentences: Sequence[str],
     vocabulary: int,
     leave_out: int = NO_PHONE,
