@@ -73,16 +73,16 @@ def test_log_mels_are_the_filtered_power_of_a_plain_transform() -> None:
     frame = padded[3 * 160 : 3 * 160 + 512]
     hann = np.pad(0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 400), 56)
     power = np.abs(np.fft.rfft(frame * hann)) ** 2
-    wanted = np.log(power @ mel_filters(features.BANDS, features.FFT, features.RATE).numpy())
+    wanted = np.log(power @ mel_filters(features.BANDS, 512, features.RATE).numpy())
     assert features.log_mel(wave)[3].numpy() == pytest.approx(wanted, rel=1e-4)
 
 
 def test_mel_filters_sum_to_one_between_the_outer_centres() -> None:
-    filters = mel_filters(40, features.FFT, features.RATE)
+    filters = mel_filters(40, 512, features.RATE)
     inside = filters.sum(1)[5:-20]
     assert torch.allclose(inside, torch.ones(len(inside)), atol=1e-5)
     with pytest.raises(ValueError, match="too narrow"):
-        mel_filters(300, features.FFT, features.RATE)
+        mel_filters(300, 512, features.RATE)
 
 
 def test_the_cepstrum_is_the_cosine_series_of_log_amplitude() -> None:
@@ -199,7 +199,7 @@ def test_log_spectral_distance_of_a_gain_is_the_gain() -> None:
     distance = distances.log_spectral_distance(wave, coarse)
     score = distances.wave_scores([wave, wave], [coarse, wave])["log_spectral_distance"]
     assert 0 < distance < 3 and score["samples"] == 2 and score["value"] == pytest.approx(distance / 2)
-    with pytest.raises(ValueError, match="pair up"):
+    with pytest.raises(ValueError, match="shorter"):
         distances.wave_scores([wave], [])
 
 

@@ -21,11 +21,10 @@ from worldmodel.speech.codec.bitstream import width_of
 from worldmodel.speech.codec.codec import Codec
 from worldmodel.speech.codec.entropy import CodeModel, CountModel
 from worldmodel.speech.codec.run import prior_of
-from worldmodel.speech.evaluation.utterances import Utterance, flat_codes
 from worldmodel.speech.scores.distances import wave_scores
 from worldmodel.speech.separate import SeparateLevels
 from worldmodel.speech.sound import to_wave
-from worldmodel.speech.voice import VoiceModel
+from worldmodel.speech.voice import Utterance, VoiceModel, flat_codes
 from worldmodel.tokenizers import VQVAE
 
 CODED_UTTERANCES = 10  # held-out utterances that are entropy-coded; a prior codes one code at a time

@@ -14,12 +14,11 @@ from torch import Tensor
 from worldmodel.evaluation.metrics import ratio_of_sums
 from worldmodel.runs.folder import load_config
 from worldmodel.runs.models import build_tokenizer
-from worldmodel.speech.evaluation.utterances import Utterance, flat_codes
 from worldmodel.speech.scores.classifiers import train_phone_classifier
 from worldmodel.speech.scores.codes import Rows, both_ways, joined, kmeans_codes, shuffled
 from worldmodel.speech.scores.features import HOP, log_mel, mel_cepstrum, normalised, pooled
 from worldmodel.speech.sources import NO_PHONE, PHONEMES, SILENT, frame_phones, phone_files, read_phones
-from worldmodel.speech.voice import VoiceModel
+from worldmodel.speech.voice import Utterance, VoiceModel, flat_codes
 from worldmodel.tokenizers import VQVAE, require_codes
 from worldmodel.tokenizers.base import join
 

@@ -22,7 +22,6 @@ from worldmodel.runs.data import source_path
 from worldmodel.speech.evaluation import codecs, voices_report
 from worldmodel.speech.evaluation.conversion import conversion
 from worldmodel.speech.evaluation.phoneme_codes import phoneme_figures
-from worldmodel.speech.evaluation.utterances import Utterance, flat_codes, load_utterances
 from worldmodel.speech.scores.classifiers import (
     PhoneClassifier,
     SpeakerClassifier,
@@ -35,12 +34,13 @@ from worldmodel.speech.scores.features import HOP, RATE
 from worldmodel.speech.separate import SeparateLevels
 from worldmodel.speech.sound import normalise, read_sound
 from worldmodel.speech.sources import PHONEMES, TIMIT, frame_phones, phone_files, read_phones
-from worldmodel.speech.voice import VoiceModel
+from worldmodel.speech.voice import Utterance, VoiceModel, flat_codes, load_utterances
 from worldmodel.tokenizers.base import join
 from worldmodel.types import NO_ACTION
 
 MIN_SECONDS = 15.0  # of training speech of a target speaker
 SOURCES_PER_SPEAKER = 4  # held-out utterances that are converted
+MAX_RESYNTHESISED = 16  # held-out utterances that are coded and decoded
 MAX_SPEAKERS = 8  # the first speakers, which are converted to each other
 
 
@@ -50,11 +50,16 @@ def evaluate_voices(
     """Evaluate a speech run on the held-out utterances of ``store`` and write the report to its folder ``evaluation``.
 
     ``timit``: the folder of TIMIT, whose alignments label the codes of its recordings and train the phone classifier;
-    figures that need it are left out without it. Raises :class:`DataError` when the data do not fit.
+    figures that need it are left out without it. Raises :class:`DataError` when the data do not fit,
+    :class:`ConfigError` for another sampling rate than 16,000.
     """
     if (store.spec.frame_shape, store.spec.action_names) != (world.spec.frame_shape, world.spec.action_names):
         raise DataError(f"{store.path} has other speakers or windows than {run}; give another data=…")
-    check_rate(world.rate)
+    if world.rate != RATE:  # which the classifiers and the spectra support
+        raise ConfigError(
+            f"speech is scored at {RATE:,} samples a second, not {world.rate:,}; collect it again with "
+            f"source.rate={RATE}"
+        )
     utterances = load_utterances(world, store, progress)
     held_out = [each for each in utterances if each.held_out]
     if not held_out:
@@ -78,11 +83,9 @@ def evaluate_voices(
         classifiers = train_classifiers(utterances, speakers, timit, seed, progress)
         figures["conversion"], shown = conversion(world, sources, speakers, classifiers, seed, progress)
     else:
-        figures["resynthesis"], shown = resynthesis(world, held_out[: 4 * SOURCES_PER_SPEAKER], seed)
+        figures["resynthesis"], shown = resynthesis(world, held_out[:MAX_RESYNTHESISED], seed)
     if isinstance(world.tokenizer, SeparateLevels):
-        figures["levels"], more = codecs.level_figures(
-            world, world.tokenizer, held_out[: 4 * SOURCES_PER_SPEAKER], seed
-        )
+        figures["levels"], more = codecs.level_figures(world, world.tokenizer, held_out[:MAX_RESYNTHESISED], seed)
         shown = more + shown
     voices_report.save(figures, shown, run / "evaluation")
     return figures
@@ -100,14 +103,6 @@ def find_timit(folder: str | None, store: EpisodeStore) -> Path | None:
         return given
     path = source_path(store) if store.spec.env_id == "timit" else None
     return path if path is not None and path.is_dir() else None
-
-
-def check_rate(rate: int) -> None:
-    """Raises :class:`ConfigError` for a rate that the classifiers and the spectra do not support."""
-    if rate != RATE:
-        raise ConfigError(
-            f"speech is scored at {RATE:,} samples a second, not {rate:,}; collect it again with source.rate=16000"
-        )
 
 
 def chosen_speakers(utterances: Sequence[Utterance]) -> list[int]:
@@ -145,11 +140,9 @@ def bit_figures(world: VoiceModel, held_out: Sequence[Utterance], seed: int) -> 
     if tokenizer.likelihood.exact:
         wave = np.zeros(len(held_out))
         for number, each in enumerate(held_out):
-            signal, speaker = (
-                join(each.frames[None]).to(world.device),
-                torch.tensor([each.speaker], device=world.device),
-            )
-            wave[number] = float(tokenizer.given(signal, each.signal_codes.to(world.device), speaker)) / bit
+            speaker, signal = torch.tensor([each.speaker], device=world.device), join(each.frames[None])
+            nats = tokenizer.given(signal.to(world.device), each.signal_codes.to(world.device), speaker)
+            wave[number] = float(nats) / bit
         bits = {"wave": wave / samples, "fixed": (wave + codes * math.log2(tokenizer.num_codes)) / samples}
     if world.prior is not None:
         costs = np.zeros(len(held_out))

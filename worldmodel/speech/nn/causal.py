@@ -140,11 +140,6 @@ def _checked(rank: int, widths: Sequence[int], strides: Sequence[int]) -> None:
     check_strides(widths, strides)
 
 
-def _units(width: int, blocks: int) -> list[nn.Module]:
-    """Residual units of dilations 1, 3, 9, …"""
-    return [CausalUnit(width, 3**block) for block in range(blocks)]
-
-
 class CausalEncoder(CausalSequence):
     """Sound (B, channels, n · factor) → (B, widths[-1], n).
 
@@ -161,7 +156,8 @@ class CausalEncoder(CausalSequence):
         modules: list[nn.Module] = []
         for inputs, width, stride in zip([channels, *widths[:-1]], widths, strides, strict=True):
             modules += [nn.SiLU()] if modules else []
-            modules += [CausalConv(inputs, width, 2 * stride, stride), *_units(width, blocks)]
+            units = [CausalUnit(width, 3**block) for block in range(blocks)]
+            modules += [CausalConv(inputs, width, 2 * stride, stride), *units]
         super().__init__([*modules, nn.SiLU(), CausalConv(widths[-1], widths[-1], 3)])
         self.factor = math.prod(strides)
 
@@ -188,7 +184,7 @@ class CausalDecoder(CausalSequence):
         for level in reversed(range(len(widths))):
             width, stride = widths[level], strides[level]
             up = CausalUpsampling(width, widths[level - 1] if level else last, (2 if level else 4) * stride, stride)
-            modules += [*_units(width, blocks), nn.SiLU(), up]
+            modules += [*[CausalUnit(width, 3**block) for block in range(blocks)], nn.SiLU(), up]
         _prepare(up.conv, gain=GAIN / 4)  # the initial output is quieter than speech
         super().__init__(modules)
         self.factor = math.prod(strides)

@@ -53,11 +53,17 @@ def mel_filters(bands: int, fft: int, rate: int) -> Tensor:
     return filters.float()
 
 
-def mel_power(waves: Tensor, bands: int, hop: int, window: int, fft: int, rate: int) -> Tensor:
+def size_of(window: int) -> int:
+    """Samples of the transform of a window: the next power of two."""
+    return 1 << (window - 1).bit_length()
+
+
+def mel_power(waves: Tensor, bands: int, hop: int, window: int, rate: int) -> Tensor:
     """Pressure (..., n) float32 → (..., n // hop, bands): power |STFT|² under each mel filter.
 
     Frame i is the spectrum of a Hann window in the *middle* of the samples [hop i, hop (i + 1)).
     """
+    fft = size_of(window)
     margin = (fft - hop) // 2
     padded = F.pad(waves.reshape(-1, waves.shape[-1]), (margin, margin), mode="reflect")
     hann = torch.hann_window(window, device=waves.device)
@@ -67,10 +73,10 @@ def mel_power(waves: Tensor, bands: int, hop: int, window: int, fft: int, rate: 
     return mels[:, : waves.shape[-1] // hop].reshape(*waves.shape[:-1], -1, bands)
 
 
-def log_mels(waves: Tensor, bands: int, hop: int, window: int, fft: int, rate: int) -> Tensor:
+def log_mels(waves: Tensor, bands: int, hop: int, window: int, rate: int) -> Tensor:
     """Pressure (..., n) → (..., n // hop, bands): log power, scaled to about N(0, 1) for speech."""
     with torch.autocast(waves.device.type, enabled=False):
-        power = mel_power(waves.float(), bands, hop, window, fft, rate)
+        power = mel_power(waves.float(), bands, hop, window, rate)
         return 0.25 * (power.clamp(min=FLOOR).log() + 4)
 
 
@@ -131,8 +137,7 @@ class MelEncoder(Encoder):
             raise ConfigError("a MelEncoder is for sound of one channel")
         check_strides(widths, strides)
         self.factor = hop * math.prod(strides)
-        fft = 1 << (window - 1).bit_length()
-        self.spectra = {"bands": bands, "hop": hop, "window": window, "fft": fft, "rate": rate}
+        self.spectra = {"bands": bands, "hop": hop, "window": window, "rate": rate}
         self.subtract_mean, self.warp = subtract_mean, warp
         self.down = nn.ModuleList(
             CONV[1](inputs, width, max(2 * stride, 3), stride=stride, padding=(max(2 * stride, 3) - stride) // 2)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
 from worldmodel.likelihoods import Likelihood, LossAndFrames
-from worldmodel.speech.nn.mel import companded, expanded, log_mels, mel_filters, of_log_mels
+from worldmodel.speech.nn.mel import companded, expanded, log_mels, mel_filters, of_log_mels, size_of
 from worldmodel.util.ranges import Count, Counts, NonNegative, Whole
 
 SHORTEST = 1e-4  # floor of magnitudes: the noise of µ-law near silence
@@ -46,8 +46,8 @@ class MelSpectra(Likelihood):
         if channels != 1:
             raise ConfigError(f"spectra are of sound of one channel, not of {channels}")
         self.outputs, self.stride, self.window, self.iterations = bands, hop, window, iterations
-        self.fft = 1 << (window - 1).bit_length()
-        self.spectra = {"bands": bands, "hop": hop, "window": window, "fft": self.fft, "rate": rate}
+        self.fft = size_of(window)
+        self.spectra = {"bands": bands, "hop": hop, "window": window, "rate": rate}
         filters = mel_filters(bands, self.fft, rate)
         self.cepstra = cepstra
         place = (torch.arange(bands) + 0.5) * torch.pi / bands

@@ -19,7 +19,7 @@ from worldmodel.speech.nn.wavenet_network import WaveNet, WaveNetState
 from worldmodel.speech.sound import SILENCE
 from worldmodel.util.ranges import Count, PassedTo, Whole
 
-WINDOW, FFT, RATE = 400, 512, 16_000  # of the auxiliary spectra
+WINDOW, RATE = 400, 16_000  # of the auxiliary spectra
 
 
 class SampleLevel:
@@ -169,7 +169,7 @@ class WaveNetLikelihood(Likelihood):
         if self.read is None:
             return {}
         wave = expanded(frames[:, 0].float())
-        target = log_mels(wave, self.read.out_channels, self.stride, WINDOW, FFT, RATE).movedim(1, -1)
+        target = log_mels(wave, self.read.out_channels, self.stride, WINDOW, RATE).movedim(1, -1)
         return {"spectra": F.mse_loss(self.read(outputs.to(self.read.weight.dtype)), target)}
 
     def _shifted(self, parameters: Tensor, predictions: Tensor) -> Tensor:

@@ -20,7 +20,6 @@ from worldmodel.speech.nn.mel import FLOOR, companded, expanded
 RATE = 16000  # Hz
 HOP = 160  # samples between frames: 10 ms
 WINDOW = 400  # samples of the Hann window: 25 ms
-FFT = 512
 BANDS = 80
 LOUDNESS = 0.05  # root mean square of the waves that a classifier receives
 
@@ -55,7 +54,7 @@ def as_integers(
 
 def mel_power(waves: Tensor) -> Tensor:
     """(..., n) float32 → (..., n // 160, 80): power |STFT|² under each mel filter."""
-    return sound.mel_power(waves, BANDS, HOP, WINDOW, FFT, RATE)
+    return sound.mel_power(waves, BANDS, HOP, WINDOW, RATE)
 
 
 def log_mel(wave: Wave, floor: float = FLOOR) -> Tensor:
