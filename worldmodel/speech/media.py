@@ -66,8 +66,7 @@ def log_mels(wave: np.ndarray, rate: int) -> np.ndarray:
 
 def spectrogram(waves: Sequence[tuple[str, np.ndarray]], rate: int, title: str = "") -> np.ndarray:
     """Log-mel spectrograms of labelled waves (n,) of one rate, one below the other, each with its pitch, on a shared
-    time axis and colour scale: an image (height, width, 3) uint8. Raises :class:`DataError` without a sound.
-    """
+    time axis and colour scale: an image (height, width, 3) uint8. Raises :class:`DataError` without a sound."""
     if not waves or any(wave.ndim != 1 or not len(wave) for _, wave in waves):
         raise DataError("there is no sound to show")
     mels = [log_mels(wave, rate) for _, wave in waves]

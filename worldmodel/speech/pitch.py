@@ -77,8 +77,7 @@ def high_pass(wave: np.ndarray, rate: int, below: float = CUTOFF) -> np.ndarray:
 
 def _differences(frames: np.ndarray, width: int, longest: int) -> tuple[np.ndarray, np.ndarray]:
     """Steps 2 and 3 of frames (N, width + longest): the difference function of lags 0 … longest over its own mean up to
-    that lag, (N, longest + 1); and the energy of each frame (N,).
-    """
+    that lag, (N, longest + 1); and the energy of each frame (N,)."""
     size = 1 << (frames.shape[1] + width).bit_length()
     spectrum = np.fft.rfft(frames, size)
     product = np.fft.irfft(spectrum * np.fft.rfft(frames[:, :width], size).conj(), size)[:, : longest + 1]
@@ -106,8 +105,7 @@ def _periods(normal: np.ndarray, shortest: int, threshold: float) -> np.ndarray:
 
 def _without_octave_errors(hertz: np.ndarray) -> np.ndarray:
     """Correct estimates (N,) that are whole octaves from the median of their neighbours; drop other outliers and short
-    runs.
-    """
+    runs."""
     octaves = np.log2(hertz)
     near = np.lib.stride_tricks.sliding_window_view(
         np.pad(octaves, NEIGHBOURS // 2, constant_values=np.nan), NEIGHBOURS

@@ -126,8 +126,7 @@ def trim(wave: np.ndarray, rate: int, margin: float = MARGIN) -> np.ndarray:
 
 def normalise(wave: np.ndarray, rate: int, loudness: float = LOUDNESS) -> np.ndarray:
     """Subtract the median of a wave (n,) and scale its active part to ``loudness`` dBFS RMS, or less where a peak would
-    exceed :data:`PEAK`. A silent wave is returned unchanged.
-    """
+    exceed :data:`PEAK`. A silent wave is returned unchanged."""
     on = active(wave, rate)
     if not on.any():
         return wave
@@ -139,8 +138,7 @@ def normalise(wave: np.ndarray, rate: int, loudness: float = LOUDNESS) -> np.nda
 
 def to_frames(wave: np.ndarray, window: int = WINDOW) -> np.ndarray:
     """A wave (n,) → frames (T, 1, window) uint8, µ-law. A last incomplete window is padded with silence if it is more
-    than half full, else dropped.
-    """
+    than half full, else dropped."""
     count = len(wave) // window + (2 * (len(wave) % window) > window)
     filled = np.concatenate([wave[: count * window], np.zeros(max(0, count * window - len(wave)), np.float32)])
     return to_samples(filled).reshape(count, 1, window)

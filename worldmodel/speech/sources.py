@@ -167,8 +167,7 @@ class TIMIT(Speech):
 
 def timit_files(folder: str | Path, suffixes: Sequence[str]) -> dict[str, Path]:
     """Files with one of the lower-case suffixes below a folder of TIMIT by key, sorted: fcjf0/sa1 →
-    TRAIN/DR1/FCJF0/SA1.WAV. Of several with one key (SA1.WAV, SA1.WAV.wav), the first one.
-    """
+    TRAIN/DR1/FCJF0/SA1.WAV. Of several with one key (SA1.WAV, SA1.WAV.wav), the first one."""
     recordings: dict[str, Path] = {}
     for file in sorted(Path(folder).rglob("*")):
         speaker = TIMIT_SPEAKER.fullmatch(file.parent.name)
@@ -204,8 +203,7 @@ class Phones(NamedTuple):
 
 def phoneme_index(phone: str) -> int:
     """The index of a phone's phoneme in :data:`PHONEMES`, or :data:`NO_PHONE`. Raises :class:`DataError` for an unknown
-    phone.
-    """
+    phone."""
     if phone not in FOLDING:
         raise DataError(f"unknown phone {phone!r}; TIMIT has {', '.join(sorted(FOLDING))}")
     name = FOLDING[phone]
@@ -214,8 +212,7 @@ def phoneme_index(phone: str) -> int:
 
 def read_phones(path: str | Path) -> Phones:
     """Read an alignment ``.phn`` with a line ``start end phone`` per phone, in samples. Raises :class:`DataError` for
-    another file.
-    """
+    another file."""
     rows = []
     try:
         for line in Path(path).read_text(encoding="ascii").splitlines():

@@ -43,8 +43,7 @@ class CodeModel(abc.ABC):
     @abc.abstractmethod
     def predict(self, num_codebooks: int) -> Generator[np.ndarray, int, None]:
         """Predict a stream of the first ``num_codebooks`` codebooks: the generator yields the probabilities of the next
-        code, (K,) float64, not necessarily normalised, and deterministic; it is sent that code.
-        """
+        code, (K,) float64, not necessarily normalised, and deterministic; it is sent that code."""
 
 
 def encode(model: CodeModel, codes: np.ndarray) -> tuple[bytes, float]:
@@ -150,8 +149,7 @@ class CountModel(CodeModel):
 
     def probabilities(self, codebook: int, earlier: int, coarser: int) -> np.ndarray:
         """(K,) of a code, given the code of its codebook at the previous position and that of the previous codebook at
-        its position; K for none.
-        """
+        its position; K for none."""
         marginal = (self.single[codebook] + 0.5) / (self.single[codebook].sum() + 0.5 * self.num_codes)
         m = self.smoothing[codebook]
         probabilities = self.weights[codebook, 0] * marginal

@@ -83,8 +83,7 @@ def level_figures(
     world: VoiceModel, tokenizer: SeparateLevels, chosen: Sequence[Utterance], seed: int
 ) -> tuple[dict[str, Any], list[tuple[str, np.ndarray]]]:
     """Figures of utterances that are decoded from the codes of one level of :class:`SeparateLevels`, for each level,
-    coarsest first; and the first utterance as decoded from each level.
-    """
+    coarsest first; and the first utterance as decoded from each level."""
     generator = torch.Generator(world.device).manual_seed(seed)
     real = [each.wave for each in chosen]
     figures, shown = {}, [(f"{chosen[0].key}, real", real[0])]
@@ -103,10 +102,8 @@ def level_figures(
     return figures, shown
 
 
-def rows(figures: dict[str, Any] | None) -> list[tuple[str, str]]:
+def rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
     """(name, value) lines; an empty value heads a section."""
-    if figures is None:
-        return []
     streams = f", streaming with a latency of {figures['latency_ms']:g} ms" if figures["causal"] else ""
     lines = [(f"Codec, {figures['utterances']} utterances{streams}", "")]
     for rate in figures["rates"]:
@@ -119,10 +116,8 @@ def rows(figures: dict[str, Any] | None) -> list[tuple[str, str]]:
     return lines
 
 
-def panels(figures: dict[str, Any] | None) -> list[Panel]:
+def panels(figures: dict[str, Any]) -> list[Panel]:
     """Scores against the bitrate: a line for codes of fixed width, and one for each entropy model."""
-    if figures is None:
-        return []
     result = []
     names = {"si_sdr": "SI-SDR, dB (higher is better)", "log_spectral_distance": "log-spectral distance, dB (lower)"}
     for key, title in names.items():

@@ -76,7 +76,8 @@ def lines(figures: dict[str, Any]) -> Rows:
         rows += _phonemes(phonemes)
     if conversion := figures.get("conversion"):
         rows += _conversion(conversion)
-    rows += codecs.rows(figures.get("codec"))
+    if codec := figures.get("codec"):
+        rows += codecs.rows(codec)
     if resynthesis := figures.get("resynthesis"):
         rows.append((f"Coded and decoded, {resynthesis['utterances']} utterances", ""))
         rows += intervals(resynthesis, QUALITY, unit=" dB")
@@ -141,7 +142,7 @@ def _conversion(figures: dict[str, Any]) -> Rows:
 
 def panels(figures: dict[str, Any]) -> list[Panel]:
     """Bars of the scores, bitrates of a codec, and the use of the codes."""
-    result = codecs.panels(figures.get("codec"))
+    result = codecs.panels(figures["codec"]) if "codec" in figures else []
     if section := figures.get("phonemes"):
         short = {name: name.replace(", ", "\n").replace(" codes", "\ncodes") for name in SYSTEMS if name in section}
         bars = {

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
+from numpy import ndarray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -46,13 +47,7 @@ class SampleLevel:
         self.temperature = temperature
 
     def group(
-        self,
-        samples: np.ndarray,
-        values: np.ndarray,
-        at: int,
-        contexts: np.ndarray,
-        weights: np.ndarray,
-        noise: np.ndarray,
+        self, samples: ndarray, values: ndarray, at: int, contexts: ndarray, weights: ndarray, noise: ndarray
     ) -> None:
         """Write the samples of one group into ``samples`` (B, T) int64 and ``values`` (B, T), starting at index ``at``.
 
@@ -77,21 +72,21 @@ class SampleLevel:
             samples[:, at + n] = chosen
             values[:, at + n] = self.waves[chosen]
 
-    def _draw_index(self, logits: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    def _draw_index(self, logits: ndarray, noise: ndarray) -> ndarray:
         """Logits (B, K), uniform noise (B,) → indices (B,) by the inverse of the cumulative distribution."""
         logits = logits / self.temperature
         logits -= logits.max(1, keepdims=True)
         share = np.exp(logits, out=logits).cumsum(1)
-        indices: np.ndarray = (share <= noise[:, None] * share[:, -1:]).sum(1)
+        indices: ndarray = (share <= noise[:, None] * share[:, -1:]).sum(1)
         return np.minimum(indices, share.shape[1] - 1)
 
-    def _draw_softmax(self, parameters: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    def _draw_softmax(self, parameters: ndarray, noise: ndarray) -> ndarray:
         if self.temperature == 0:
             share = np.exp(parameters - parameters.max(1, keepdims=True))
             return _nearest(share @ self.waves / share.sum(1))
         return self._draw_index(parameters, noise[:, 0])
 
-    def _draw_mixture(self, parameters: np.ndarray, prediction: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    def _draw_mixture(self, parameters: ndarray, prediction: ndarray, noise: ndarray) -> ndarray:
         assert self.mixture is not None and self.centres is not None
         count, rows = self.mixture.components, np.arange(len(parameters))
         if self.temperature == 0:
@@ -106,13 +101,13 @@ class SampleLevel:
         return _nearest(mean + self.temperature * scale * noise[:, 1])
 
 
-def _silu(x: np.ndarray) -> np.ndarray:
+def _silu(x: ndarray) -> ndarray:
     y = np.exp(-x)
     y += 1
     return np.divide(x, y, out=y)
 
 
-def _nearest(values: np.ndarray) -> np.ndarray:
+def _nearest(values: ndarray) -> ndarray:
     """Amplitudes (B,), about [-1, 1] → the nearest sample values (B,) int64."""
     samples = np.rint((values + 1) * 127.5)
     return np.minimum(np.maximum(samples, 0, out=samples), NUM_VALUES - 1, out=samples).astype(np.int64)

@@ -81,7 +81,10 @@ def leakage(
 
     Raises ``ValueError`` for codes and speakers that do not fit.
     """
-    rows, held = ([_code_rows(row, vocabulary) for row in part] for part in (codes, held_codes))
+    rows, held = (
+        [as_integers(row, np.shape(row), 0, vocabulary, "codes").reshape(len(row), -1) for row in part]
+        for part in (codes, held_codes)
+    )
     labels, count = speaker_labels(speakers, len(rows))
     wanted = as_integers(held_speakers, (len(held),), 0, count, "held-out speakers")
     if window < 1 or len({row.shape[1] for row in rows + held}) > 1:
@@ -106,11 +109,6 @@ def leakage(
         rates = [float((own == speaker).double().mean()) for own, speaker in zip(predicted, wanted, strict=True)]
         figures[name] = mean_interval(np.array(rates)).to_json()
     return figures
-
-
-def _code_rows(codes: np.ndarray, vocabulary: int) -> Tensor:
-    """(T,) or (T, S) integers → (T, S) int64."""
-    return as_integers(codes, np.shape(codes), 0, vocabulary, "codes").reshape(len(codes), -1)
 
 
 @dataclasses.dataclass(frozen=True)
