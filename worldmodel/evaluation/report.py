@@ -173,10 +173,8 @@ dt {{ font-weight: 600 }} .about {{ color: #666 }}
 
 def heading(run: str, environment: str, device: torch.device, command: str) -> dict[str, Any]:
     """The first entries of ``metrics.json``: run, environment, date, command and machine."""
-    if device.type == "cuda":
-        machine = torch.cuda.get_device_name(device)
-    else:
-        machine = f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    processor = f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else processor
     return {
         "run": run,
         "environment": environment,

@@ -164,10 +164,9 @@ def metrics_panels(records: Iterable[Mapping[str, Any]], names: Sequence[str] | 
                 steps, values = curves.setdefault((str(record.get("stage", "")), name), ([], []))
                 steps.append(record["step"])
                 values.append(value)
-    stages = list(dict.fromkeys(stage for stage, _ in curves))
-    order = list(names) if names is not None else list(dict.fromkeys(name for _, name in curves))
-    keys = [(stage, name) for stage in stages for name in order if (stage, name) in curves]
-    lines = {key: Line(*curves[key], noisy=True) for key in keys}
+    order = names if names is not None else dict.fromkeys(name for _, name in curves)
+    keys = [(stage, name) for stage in dict.fromkeys(stage for stage, _ in curves) for name in order]
+    lines = {key: Line(*curves[key], noisy=True) for key in keys if key in curves}
     return [Panel(f"{stage}: {name}".lstrip(": "), {name: line}, "step") for (stage, name), line in lines.items()]
 
 

@@ -15,22 +15,20 @@ from pathlib import Path
 import imageio_ffmpeg
 import numpy as np
 
-from worldmodel.data.records import Item
+from worldmodel.data.records import HELD_OUT_EVERY, Item
 from worldmodel.data.sources.base import Source, check_folder
 from worldmodel.errors import DataError
 from worldmodel.types import Episode, Spec
 from worldmodel.util.ranges import Text
 
 META = "meta.json"
-HOLD_OUT = 10
-"""Every tenth recording of a folder is held out, by its number."""
-
 ARRAYS = ("actions", "rewards", "terminated", "truncated")
 
 
 class Recordings(Source):
     """The recordings of a folder with a ``meta.json``, or of all such folders below ``path``.
 
+    Every tenth recording of a folder is held out, by its number.
     Raises :class:`DataError` when there is none, and when their actions, sizes or rates differ.
     """
 
@@ -54,7 +52,7 @@ class Recordings(Source):
     def read(self, index: int) -> Item:
         video = self._videos[index]
         number = int(re.sub(r"\D", "", video.stem) or index)
-        return Item(read_episode(video, self.spec), number % HOLD_OUT == HOLD_OUT - 1, self.keys[index])
+        return Item(read_episode(video, self.spec), number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1, self.keys[index])
 
 
 def _spec(meta: Path, name: str) -> Spec:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from worldmodel.data.records import Item
+from worldmodel.data.records import HELD_OUT_EVERY, Item
 from worldmodel.data.sources.base import Source, check_folder, image_item
 from worldmodel.errors import DataError
 from worldmodel.types import NO_ACTION, Spec, plain_name
@@ -22,9 +22,6 @@ MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 WORDS = ("LOC_synset_mapping.txt", "words.txt")
 """Files with the class names of ImageNet's folders: ``n01440764 tench, Tinca tinca``."""
 
-HOLD_OUT = 10
-"""Every tenth file is held out, counted over all files in sorted order."""
-
 MOST_LETTERS = 1000  # of a caption; longer ones are cut
 
 ONE_CLASS = "image"
@@ -36,7 +33,8 @@ class ImageFolder(Source):
 
     The top-level sub-folder of an image is its class; images outside sub-folders have none. A file of :data:`WORDS` in
     the folder or next to it provides class names. The first line of a text file of the same name (``0001.png``,
-    ``0001.txt``) is a caption, which replaces the class. Raises :class:`DataError` without images.
+    ``0001.txt``) is a caption, which replaces the class. Every tenth file is held out, counted over all files in sorted
+    order. Raises :class:`DataError` without images.
     """
 
     def __init__(self, path: Text, size: Pixels, name: Text = "images"):
@@ -67,7 +65,7 @@ class ImageFolder(Source):
 
     def read(self, index: int) -> Item:
         image = read_image(self._files[index], self._size)
-        return image_item(image, self._labels[index], index % HOLD_OUT == HOLD_OUT - 1, self.keys[index])
+        return image_item(image, self._labels[index], index % HELD_OUT_EVERY == HELD_OUT_EVERY - 1, self.keys[index])
 
 
 def _pictures(folder: Path) -> Iterable[Path]:
