@@ -1,4 +1,9 @@
-"""``python -m worldmodel.agents.compare``: compares evaluations of agents and pools the seeds of an agent."""
+"""Compare evaluations of agents: interquartile mean, mean and success over all episodes of all seeds,
+with 95 % intervals over seeds and episodes, and the probability that an episode of one agent is
+better than one of another. Files of the same agent (its name in metrics.json) are its seeds. For
+agents trained in the real environment, returns during training are shown, too. Writes
+comparison.json and comparison.png.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +18,10 @@ from worldmodel.config.cli import EXIT_USER_ERROR, Parser, one_line
 from worldmodel.errors import WorldModelError
 from worldmodel.util.files import replace_text
 
-DESCRIPTION = """\
-Compare evaluations of agents: interquartile mean, mean and success over all episodes of all seeds,
-with 95 % intervals over seeds and episodes, and the probability that an episode of one agent is
-better than one of another. Files of the same agent (its name in metrics.json) are its seeds. For
-agents trained in the real environment, returns during training are shown, too. Writes
-comparison.json and comparison.png."""
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = Parser("python -m worldmodel.agents.compare", description=DESCRIPTION)
+    parser = Parser("python -m worldmodel.agents.compare", description=__doc__)
     parser.add_argument("files", nargs="+", type=Path, metavar="metrics.json", help="evaluations, or their folders")
     parser.add_argument("--to", type=Path, default=Path("."), metavar="FOLDER", help="where to write (default: here)")
     try:

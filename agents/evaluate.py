@@ -1,4 +1,12 @@
-"""``python -m worldmodel.agents.evaluate``: evaluates an agent in the real environment and in its dreams."""
+"""Evaluate an agent in the real environment: return, length and success with 95 % intervals, plots
+and a video. With a world model (run=…, or the run of the agent), also dreams under the actions of
+the agent, and the correlation of dreamt and obtained returns.
+
+The seeds of episode i depend only on seed and i, so they are the same for every agent. Writes
+metrics.json, report.png, episodes.mp4, dream.mp4 (a short one also as a GIF) and for a planner
+plan.mp4 (an episode, and the frames imagined 1, 4 and 8 steps before). The folder is
+<run>/agents/<agent>-<env>/, or runs/agents/… without a run.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +21,6 @@ from worldmodel.config.cli import Config, entry_point
 from worldmodel.config.flags import add_number
 from worldmodel.errors import ConfigError
 from worldmodel.util.ranges import Count, NonNegative, Whole
-
-DESCRIPTION = """\
-Evaluate an agent in the real environment: return, length and success with 95 % intervals, plots
-and a video. With a world model (run=…, or the run of the agent), also dreams under the actions of
-the agent, and the correlation of dreamt and obtained returns.
-
-The seeds of episode i depend only on seed and i, so they are the same for every agent. Writes
-metrics.json, report.png, episodes.mp4, dream.mp4 (a short one also as a GIF) and for a planner
-plan.mp4 (an episode, and the frames imagined 1, 4 and 8 steps before). The folder is
-<run>/agents/<agent>-<env>/, or runs/agents/… without a run."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +37,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="name of the agent in files and tables (the choice of agent=)")
 
 
-@entry_point("worldmodel.agents.evaluate", DESCRIPTION, add_flags)
+@entry_point("worldmodel.agents.evaluate", __doc__, add_flags)
 def main(args: argparse.Namespace, config: Config) -> None:
     """Evaluate the agent and print the results."""
     if args.name is not None and not re.fullmatch(r"[\w.+@-]*\w[\w.+@-]*", args.name):

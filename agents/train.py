@@ -1,15 +1,4 @@
-"""``python -m worldmodel.agents.train``: trains an agent with the learner of its settings."""
-
-from __future__ import annotations
-
-import argparse
-import sys
-
-from worldmodel.config.cli import Config, entry_point
-from worldmodel.errors import RunError
-
-DESCRIPTION = """\
-Train an agent. agent=actor_critic: every round collects steps in the environment (the first round
+"""Train an agent. agent=actor_critic: every round collects steps in the environment (the first round
 with the explorer, the others with the actor), trains the world model on all steps, and trains the
 actor and its critic in its dream.
 
@@ -20,10 +9,19 @@ run=… no steps are collected: the actor is trained in the dream of that run.
 agent=sb3_ppo run=…: Stable-Baselines3's PPO in the dream of a run. Without run=, it is trained in
 the real environment for steps= steps, as a baseline.
 
-The same command resumes an interrupted training."""
+The same command resumes an interrupted training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from worldmodel.config.cli import Config, entry_point
+from worldmodel.errors import RunError
 
 
-@entry_point("worldmodel.agents.train", DESCRIPTION)
+@entry_point("worldmodel.agents.train", __doc__)
 def main(args: argparse.Namespace, config: Config) -> None:
     """Find the learner of the agent and run it."""
     from worldmodel.agents.choice import agent_name_of, find_learner  # slow: imports torch
