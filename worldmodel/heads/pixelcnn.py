@@ -14,9 +14,9 @@ from worldmodel.errors import ConfigError
 from worldmodel.heads.base import GridSpec, Head
 from worldmodel.heads.sampling import make_sampler
 from worldmodel.likelihoods.base import NUM_VALUES, Likelihood, LossAndFrames
-from worldmodel.nn.modules import centred
+from worldmodel.nn.modules import centred, wide
 from worldmodel.nn.pixelcnn import GatedPixelCNN, GridState
-from worldmodel.nn.slots import CodePixelCNN, SlotLogits, wide
+from worldmodel.nn.slots import CodePixelCNN, SlotLogits
 from worldmodel.util.ranges import Count, PassedTo
 
 
@@ -40,7 +40,7 @@ class SiteHead(Head):
         return self.model(codes.unflatten(1, self.sizes), self.condition(contexts)).flatten(1, 3)
 
     def begin(self, contexts: Tensor) -> GridState:
-        return self.model.begin(self.condition(contexts))
+        return self.model.network.begin(self.condition(contexts))
 
     def extend(self, state: GridState, codes: Tensor, start: int, stop: int) -> Tensor:
         return self.model.extend(state, codes, start, stop)

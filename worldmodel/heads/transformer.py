@@ -1,4 +1,4 @@
-"""The transformer head: small, autoregressive over groups of positions, each with its known neighbours at hand."""
+"""The transformer head: autoregressive over groups of positions, each of which reads its known neighbours directly."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from worldmodel.util.ranges import Count
 
 @dataclasses.dataclass
 class HeadState(RowState):
-    """What is known of the grids while they are drawn."""
+    """The state of grids while they are drawn."""
 
-    inputs: Tensor  # (B, N, width): the part of every position's input that is known beforehand
-    keys: list[Tensor]  # a block: (B, heads, 1 + N, width / heads), the first belongs to no code
+    inputs: Tensor  # (B, N, width): the part of every position's input that does not depend on codes
+    keys: list[Tensor]  # a block: (B, heads, 1 + N, width / heads), the first of them learnt, for no code
     values: list[Tensor]
     known: int = 0  # keys and values of the codes before are final
     tables: Tables | None = None  # what `TransformerHead.tables` returned
@@ -30,16 +30,16 @@ class HeadState(RowState):
 class Tables(NamedTuple):
     """Products of the weights, kept until one of these changes."""
 
-    key: list[tuple[int, int]]  # where each weight lies, and how often it was written
-    weights: list[Tensor]  # held, so that no other weight can come to lie there
+    key: list[tuple[int, int]]  # the address and the version of each weight
+    weights: list[Tensor]  # held, so that no other tensor can get such an address
     products: Tensor  # (phases × places × (K + 1), width)
 
 
 class HeadBlock(nn.Module):
-    """Pre-norm attention to the codes that are known, and an MLP.
+    """Pre-norm attention to the known codes, and an MLP.
 
-    Keys and values are made of the codes themselves, not of the stream of the positions, so that a code changes its own
-    alone and a position sees nothing of its own group.
+    Keys and values are functions of single codes, not of the residual stream, so that a changed code changes only its
+    own, and positions do not depend on their own group.
     """
 
     def __init__(self, width: int, heads: int):
@@ -48,7 +48,7 @@ class HeadBlock(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query = nn.Linear(width, width, bias=False)
         self.key_value = nn.Linear(width, 2 * width, bias=False)
-        self.nothing = nn.Parameter(torch.zeros(2, heads, 1, width // heads))  # key and value where no code is known
+        self.nothing = nn.Parameter(torch.zeros(2, heads, 1, width // heads))  # key and value for no code
         self.out = nn.Linear(width, width, bias=False)
         self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
         for layer in (self.out, self.down):
@@ -60,7 +60,7 @@ class HeadBlock(nn.Module):
         return key, value
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-        """x (B, n, width); keys, values (B, heads, m, ·); bias (n, m), −∞ where a position must not look."""
+        """x (B, n, width); keys, values (B, heads, m, ·); bias (n, m), −∞ where a position must not attend."""
         query = self.query(self.norm1(x)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         x = x + self.out(attention(query, keys, values, bias).transpose(1, 2).flatten(2))
         return x + self.down(F.silu(self.up(self.norm2(x))))
@@ -108,7 +108,7 @@ class TransformerHead(Head):
         begins = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)  # (N,) where the group of each position begins
         self.begins = begins.tolist()
         hidden = torch.arange(-1, self.positions) >= begins[:, None]
-        # (N, 1 + N): 0 where a position may look, −∞ elsewhere; the first column is "nothing".
+        # (N, 1 + N): 0 where a position may attend, −∞ elsewhere; the first column is for no code.
         self.bias = nn.Buffer(torch.zeros(hidden.shape).masked_fill(hidden, -math.inf), persistent=False)
         size = walk.neighbours.shape[1] * embed
         self.enter_codes = module_list(nn.Linear(size, width, bias=False) for _ in self.phases)
@@ -121,8 +121,9 @@ class TransformerHead(Head):
         self.guess = nn.Sequential(nn.Linear(context_width, width), nn.SiLU(), classifier(codebook, width))
         phase = torch.arange(len(self.phases)).repeat_interleave(torch.tensor(self.phases))
         rows = torch.arange(walk.neighbours.shape[1]) + walk.neighbours.shape[1] * phase[:, None]
-        rows = rows * (len(codebook) + 1)  # (N, 8) int64: where in the tables the answers of each neighbour begin
-        self.rows = nn.Buffer(rows, persistent=False)
+        self.rows = nn.Buffer(
+            rows * (len(codebook) + 1), persistent=False
+        )  # (N, 8): first row of a place in the tables
         self._tables: Tables | None = None
 
     def ordered_logits(self, codes: Tensor, contexts: Tensor) -> Tensor:
@@ -148,7 +149,7 @@ class TransformerHead(Head):
 
     def extend(self, state: HeadState, codes: Tensor, start: int, stop: int) -> Tensor:
         x = state.inputs[:, start:stop] + self._near(codes, start, stop, state.tables)
-        a, seen = state.known, self.begins[stop - 1]  # the last group looks at the codes before it
+        a, seen = state.known, self.begins[stop - 1]  # the last group attends to the codes before it
         memory = self._memory(codes[:, a:seen], state.inputs[:, a:seen]) if a < seen else None
         bias = self.bias[start:stop, : 1 + seen].to(x.dtype)
         for block, keys, values in zip(self.blocks, state.keys, state.values, strict=True):
@@ -162,14 +163,14 @@ class TransformerHead(Head):
         return self.guess(contexts).float()
 
     def _memory(self, codes: Tensor, inputs: Tensor) -> Tensor:
-        """codes (B, n) and the inputs of their positions (B, n, width) → what may be looked at, (B, n, width)."""
+        """codes (B, n) and the inputs of their positions (B, n, width) → inputs of keys and values, (B, n, width)."""
         return self.norm_memory(self.embed_memory(codes) + inputs)
 
     def tables(self) -> Tables | None:
         """The contribution of every code as the neighbour at each place of each phase.
 
-        Sampling looks it up instead of multiplying by a small matrix for every phase, which took a third of a pass.
-        Kept until a weight changes. None where gradients are wanted, and on a GPU: a CUDA graph would keep an old one.
+        Sampling looks them up instead of multiplying by a small matrix for every phase, which took a third of a pass.
+        None where gradients are needed, and on a GPU, where a CUDA graph would keep outdated tables.
         """
         weights = [weight.detach() for weight in (self.embed.table, *(enter.weight for enter in self.enter_codes))]
         if torch.is_grad_enabled() or weights[0].device.type != "cpu":

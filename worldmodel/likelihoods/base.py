@@ -1,9 +1,8 @@
-"""What a decoder's outputs say about the values of a frame: exact probabilities of uint8 values, or a squared error.
+"""The interface of likelihoods of frames, given the outputs of a decoder; and the squared error.
 
-Frames are float in [-1, 1], on the 256 values that :func:`worldmodel.types.to_float` makes of bytes. Sub-pixels (a
-channel of a pixel; a sample of sound) are independent given the outputs, so that figures of different likelihoods can
-be compared. All of it is computed in float32, whatever the decoder computed in: the outputs that it rounded are then
-the parameters of a distribution that still sums to one.
+Frames are float in [-1, 1], on the 256 values that :func:`worldmodel.types.to_float` makes of bytes. Sub-pixels are the
+channels of a pixel, or samples of sound. Likelihoods are computed in float32 whatever the precision of the decoder, so
+that probabilities sum to one.
 """
 
 from __future__ import annotations
@@ -26,15 +25,11 @@ class LossAndFrames(NamedTuple):
 
 
 class Likelihood(nn.Module, abc.ABC):
-    """p(frame | outputs) by sub-pixel.
-
-    Args:
-        channels: C of the frames.
-    """
+    """p(frame | outputs) by sub-pixel. ``channels``: C of the frames."""
 
     keep_float32 = True
-    outputs: int  # channels that the decoder has to give
-    stride: int = 1  # places of the frame, along each axis, that share one place of the outputs
+    outputs: int  # output channels of the decoder
+    stride: int = 1  # of the outputs in the frame, along each axis
     exact: bool  # whether log_prob is the log-likelihood of uint8 values
 
     def __init__(self, channels: int):
@@ -55,8 +50,8 @@ class Likelihood(nn.Module, abc.ABC):
         return self.mean(outputs)
 
     def loss_and_frames(self, outputs: Tensor, frames: Tensor) -> LossAndFrames:
-        """The training loss and the expected frames. An autoregressive likelihood returns the expectation of each
-        sub-pixel given the true ones before it, which takes one pass."""
+        """The training loss and the expected frames; of an autoregressive likelihood, the expectation of each sub-pixel
+        given the true ones before it."""
         return LossAndFrames(self.loss(outputs, frames), self.mean(outputs.detach()))
 
     def loss(self, outputs: Tensor, frames: Tensor) -> Tensor:
@@ -85,8 +80,8 @@ def frames_of(values: Tensor) -> Tensor:
 class SquaredError(Likelihood):
     """Outputs are the frames; the loss is the mean squared error.
 
-    Not exact: ``log_prob`` is the negative squared error, a log density up to a scale and a constant that nobody
-    fitted, and no bound on bits can be made of it. Whoever needs one refuses a likelihood that is not ``exact``.
+    It is not exact: ``log_prob`` is the negative squared error, a log density up to an unknown scale and constant, so
+    that it gives no bound on bits.
     """
 
     exact = False

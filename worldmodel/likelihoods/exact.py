@@ -14,13 +14,13 @@ from worldmodel.likelihoods.base import HALF, NUM_VALUES, Likelihood, frames_of,
 from worldmodel.nn.modules import inverse_cdf, uniform
 from worldmodel.util.ranges import Count
 
-ROWS = 4096  # sub-pixels whose 256 scores are worked on at a time on a CPU: 4 MB, which stays in its cache
+ROWS = 4096  # sub-pixels whose 256 scores are processed at a time on a CPU: 4 MB, which fit into its cache
 
 
 class Categorical(Likelihood):
     """A softmax over the 256 values of each sub-pixel; output channel c · 256 + l is the score of value l of channel c.
 
-    The scores lie with the values innermost (channels-last), and are worked on some thousand rows at a time.
+    Scores are channels-last, so that those of a sub-pixel are adjacent, and are processed in blocks.
     """
 
     exact = True
@@ -59,9 +59,9 @@ def _rows(scores: Tensor) -> int:
 class _LogSoftmaxAt(torch.autograd.Function):
     """log_softmax(scores)[values] of rows: scores (M, 256) of any float type, values (M,) → (M,) float32.
 
-    On a CPU the scores of 32 frames of 32×32 are 100 MB in float32, and what limits a plain cross-entropy is memory: it
-    writes as much again forward, and once more for a cast. Here a block of rows is finished while it is in the cache,
-    and nothing of that size is kept but the scores themselves; backward makes the softmax again.
+    On a CPU, a cross-entropy of 32 frames of 32×32, whose scores are 100 MB in float32, is limited by memory bandwidth.
+    Here each block of rows is processed while it is in the cache, and only the scores are kept; backward computes the
+    softmax again.
     """
 
     @staticmethod
@@ -93,14 +93,10 @@ class LogisticMixture(Likelihood):
     """A mixture of logistic densities for each sub-pixel; a value has the mass of its bin, the edge bins are open.
 
     The mass of a bin is σ(a) − σ(b) with a, b = (x ± half a bin − μ) / s (Salimans et al., *PixelCNN++*, 2017), here
-    without its conditioning of channels on channels. It is computed as σ(a) σ(−b) (1 − e^(b−a)), the same number
-    without the difference of two numbers near each other, so that no bin is so far from μ that its gradient is lost.
+    without its conditioning of channels on channels. It is computed as σ(a) σ(−b) (1 − e^(b−a)), without a difference
+    of nearly equal numbers, so that bins far from μ have a gradient, too.
 
     Output channels: C times (components weights, components means, components log scales).
-
-    Args:
-        channels: C of the frames.
-        components: logistics in the mixture.
     """
 
     exact = True
@@ -111,7 +107,7 @@ class LogisticMixture(Likelihood):
         super().__init__(channels)
         self.components = components
         self.outputs = channels * 3 * components
-        # Zero outputs mean a flat distribution, and components that differ from the start.
+        # Zero outputs give a nearly flat distribution with different components.
         places = (torch.arange(components) + 0.5) * (2 / components) - 1
         self.places = nn.Buffer(places, persistent=False)
         self.start = -math.log(components) - 1
@@ -123,7 +119,7 @@ class LogisticMixture(Likelihood):
     def mixture(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Numbers of sub-pixels (..., 3 components) float32 → log weights, means, log scales, (..., components)."""
         weights, means, scales = parameters.chunk(3, -1)
-        # A soft floor keeps a gradient; the ceiling is so far away that nothing sensible reaches it.
+        # A soft lower bound keeps a gradient; the upper bound is never reached in practice.
         floor = self.narrowest + F.softplus(scales + self.start - self.narrowest)
         return torch.log_softmax(weights, -1), means + self.places, floor.clamp(max=self.widest)
 

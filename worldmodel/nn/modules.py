@@ -53,6 +53,11 @@ def _select(value: Any, rows: Tensor) -> Any:
     return value.select(rows) if isinstance(value, RowState) else value
 
 
+def wide(x: Tensor) -> Tensor:
+    """At least float32."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def uniform(shape: Sequence[int], device: torch.device, generator: Generator | None) -> Tensor:
     """Uniform noise in [0, 1), float32, on a device; it is drawn on the device of the generator."""
     where = device if generator is None else generator.device

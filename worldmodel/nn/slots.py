@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from worldmodel.nn.modules import module_list, project
+from worldmodel.nn.modules import module_list, project, wide
 from worldmodel.nn.pixelcnn import GatedPixelCNN, GridState
 
 
@@ -21,11 +21,6 @@ def lookup(table: Tensor, codes: Tensor) -> Tensor:
     """table (S, K, width), codes (..., S) int64 → (..., S, width)."""
     slots, count = table.shape[:2]
     return F.embedding(codes + count * torch.arange(slots, device=codes.device), table.flatten(0, 1))
-
-
-def wide(x: Tensor) -> Tensor:
-    """At least float32."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 class SlotLogits(nn.Module):
@@ -109,10 +104,6 @@ class CodePixelCNN(nn.Module):
         """→ logits (B, h, w, S, K), float32 at least."""
         features = self.network(self.enter(codes), condition)
         return wide(self.classify(features.flatten(0, 2), codes.flatten(0, 2))).unflatten(0, codes.shape[:3])
-
-    def begin(self, condition: Tensor) -> GridState:
-        """The state of grids of which nothing is known."""
-        return self.network.begin(condition)
 
     def extend(self, state: GridState, codes: Tensor, start: int, stop: int) -> Tensor:
         """codes (B, N) → logits (B, stop − start, K) of the codes start … stop − 1; those before ``start`` are final.

@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 
 
 class Quantized(NamedTuple):
-    """What a quantiser returns; D is the width, K the number of codes, ``shape`` what becomes of a vector."""
+    """The result of a quantiser; D is the width, K the number of codes, ``shape`` that of the codes of a vector."""
 
     vectors: Tensor  # (..., D), the vectors of the codes, gradients through to the input
     codes: Tensor  # (..., *shape) int64 in [0, K); -1 where training left a code out
@@ -21,11 +21,11 @@ class Quantized(NamedTuple):
 class Quantizer(nn.Module, abc.ABC):
     """Interface of all quantisers. They compute in float32 whatever the precision around them.
 
-    A vector becomes ``shape`` codes: ``()`` is a single one, ``(S,)`` are S of them, each from a codebook of its own,
-    whose vectors lie side by side or are added up.
+    A vector becomes codes of ``shape``: ``()`` is a single one, ``(S,)`` are S codes, each from its own codebook, whose
+    vectors are concatenated or added.
     """
 
-    soft: bool = False  # whether the vectors of training are mixtures of codes, which N ln K does not pay for
+    soft: bool = False  # whether the vectors of training are mixtures of codes, so that N ln K is no bound
     keep_float32 = True  # read by the training loop: parameters and buffers are never cast
     num_codes: int  # K
     width: int  # D
@@ -44,7 +44,7 @@ class Quantizer(nn.Module, abc.ABC):
         """Codes (..., *shape) → vectors (..., D) float32."""
 
     def codebook(self) -> Tensor:
-        """All vectors: (K, D), or (*shape, K, D of one code). Beware of implicit codebooks with very many codes."""
+        """All vectors: (K, D), or (*shape, K, D of one code). It is large for implicit codebooks of many codes."""
         return self.lookup(torch.arange(self.num_codes, device=next(self.buffers()).device))
 
 

@@ -40,9 +40,9 @@ class ProductQuantizer(CompositeQuantizer):
             width is that of a part: D is S times as much.
         num_codes: K of every part; None for a quantiser that brings it, as FSQ does with its levels.
 
-    The terms are means over the slots and keep their names: a weight means the same with one slot and with ten.
-    The slots take turns, so that any quantiser will do: on a CPU one batched product and minimum over all of them
-    takes as long (8,192 vectors, 10 slots of 512).
+    Loss terms are means over the slots, so that their weights do not depend on S. The slots are computed one after the
+    other, by any quantiser: one batched product and minimum over all takes as long on a CPU (8,192 vectors, 10 slots of
+    512).
     """
 
     def __init__(self, slots: Count, quantizer: Callable[..., Quantizer], num_codes: NumCodes | None = None):
@@ -76,26 +76,24 @@ class ResidualQuantizer(CompositeQuantizer):
 
     Zeghidour et al., *SoundStream*, 2021, section III.C and algorithm 1; Défossez et al., *EnCodec*, 2022, section 3.2.
 
-    How many codebooks are used is chosen with the codes: a code of -1 is none, and adds nothing in :meth:`lookup`.
-    The codes of the first q codebooks do not depend on the others, so that one model serves every bitrate.
-    :meth:`encode` always gives all Q codes, each in [0, K).
+    The codes of the first q codebooks do not depend on the others, so that one model serves every bitrate:
+    :meth:`encode` gives all Q codes, each in [0, K), and in :meth:`lookup` a code of -1 is none and adds nothing.
 
     Args:
         num_codebooks: Q.
-        quantizer: constructor of the quantiser of a codebook, called Q times, with ``num_codes`` where that is given.
-            It makes a single code of a vector, and no mixtures of codes.
+        quantizer: constructor of the quantiser of a codebook, called Q times, with ``num_codes`` where that is given;
+            without slots or mixtures of codes.
         num_codes: K of every codebook; None for a quantiser that brings it.
         dropout: share of the samples of a training batch (its first axis) that go through the first q codebooks only,
-            q uniform in 1 … Q for each (quantiser dropout; 1 in SoundStream, ½ in DAC). Without it a model is good at Q
-            codebooks, and at fewer by chance.
+            q uniform in 1 … Q for each (quantiser dropout; 1 in SoundStream, ½ in DAC). Without it, a model is not
+            trained for fewer codebooks than Q.
 
-    In training the codes of a codebook that a sample does not reach are -1, and the codebook does not see the sample:
-    moving averages, revival and loss terms are of what arrives. A codebook's batch is then a part of the batch: the
-    idle batches after which a code restarts have to be more than for a single quantiser. At least one sample
-    of a batch goes through all codebooks, so that every codebook sees something on every process.
+    In training, the codes of a sample in the codebooks that it does not reach are -1, and these codebooks are trained
+    on the other samples only; ``revive_after`` has to be larger than for a single quantiser. At least one sample of a
+    batch goes through all codebooks, so that every codebook is trained on every process.
 
-    The terms are sums over the codebooks, as in EnCodec's equation (5): the first one weighs what it does alone. Each
-    is weighed by the share of the vectors that arrive. Gradients pass straight through, once, to the input.
+    Loss terms are sums over the codebooks, as in EnCodec's equation (5), each weighted by the share of the vectors that
+    reach it. Gradients pass straight through, once, to the input.
 
     Raises ValueError for fewer than 1 codebook, a dropout outside [0, 1], or a quantiser that does not fit.
     """
@@ -153,10 +151,8 @@ class ResidualQuantizer(CompositeQuantizer):
         return Quantized(straight.view(vectors.shape), codes.view(*vectors.shape[:-1], *self.shape), losses)
 
     def _reached(self, vectors: Tensor, generator: Generator | None) -> Tensor | None:
-        """How many codebooks each vector goes through, (M,) on its device; None where all go through all.
-
-        The draws of a batch are stratified: they share out (0, 1) between them, each being uniform in it.
-        """
+        """How many codebooks each vector goes through, (M,) on its device; None where all go through all. The draws of
+        a batch are stratified over (0, 1)."""
         if not (self.training and self.dropout) or vectors.dim() < 2:
             return None
         samples, (num_codebooks,) = len(vectors), self.shape

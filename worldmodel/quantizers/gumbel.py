@@ -1,4 +1,4 @@
-"""The Gumbel-softmax quantiser: a code is drawn from a distribution that the input states, smoothly while it learns."""
+"""The Gumbel-softmax quantiser: codes are drawn from a distribution given the input, relaxed in training."""
 
 from __future__ import annotations
 
@@ -15,24 +15,23 @@ from worldmodel.util.ranges import Count, NumCodes, Temperature
 class GumbelQuantizer(Quantizer):
     """The discrete VAE of DALL·E (Ramesh et al., 2021, section 2.1 and appendix A.2).
 
-    A linear layer makes K logits of the D numbers of the input, which are standardised by the mean and the deviation
-    that they have in the first training batch: an encoder's outputs begin with more offset than variety, and the offset
-    would choose the same few codes everywhere. In training the output is the table's vectors, weighed
-    by softmax((logits + Gumbel noise) / temperature) (Jang et al., 2017; Maddison et al., 2017); in evaluation it is
-    the vector of the largest logit, and the input has no gradient.
+    A linear layer makes K logits of the input (D), standardised by its mean and deviation in the first training batch:
+    the initial outputs of an encoder have a large common offset, which would select the same few codes everywhere. In
+    training the output is the mean of the table's vectors weighted by softmax((logits + Gumbel noise) / temperature)
+    (Jang et al., 2017; Maddison et al., 2017); in evaluation it is the vector of the largest logit, and the input has
+    no gradient.
 
     Args:
         num_codes: K.
         width: D, of the input and of the codes' vectors.
-        start, end: the temperature at first and at last.
-        anneal_steps: training batches over which it falls from one to the other, along half a cosine.
-        hard: in training the vector of one drawn code goes forward, and the gradient is that of the weighed vectors
-            (straight through); else the weighed vectors themselves do.
+        start, end: initial and final temperature. anneal_steps: batches between them, on half a cosine.
+        hard: in training the output is the vector of one drawn code, with the gradient of the weighted mean (straight
+            through); else the weighted mean itself.
 
-    The term ``kl`` is KL(q ‖ uniform) = ln K − H(q) in nats, a mean over the codes: alone it is content with each q
-    broad, or all on the same few codes. The term ``diversity`` is ln K − H(mean of q over the batch), of wav2vec 2.0
-    (Baevski et al., 2020, section 3.2): it is 0 when all codes are used alike. ``codes`` of the result are those of the
-    largest logits, in training too: what :meth:`encode` gives.
+    The term ``kl`` is KL(q ‖ uniform) = ln K − H(q) in nats, a mean over the codes; alone it does not prevent that few
+    codes are used. The term ``diversity`` is ln K − H(mean of q over the batch), of wav2vec 2.0 (Baevski et al., 2020,
+    section 3.2): 0 when all codes are used equally. ``codes`` of the result are those of the largest logits, in
+    training too, as :meth:`encode` gives them.
     """
 
     soft = True
@@ -73,9 +72,6 @@ class GumbelQuantizer(Quantizer):
 
     def lookup(self, codes: Tensor) -> Tensor:
         return F.embedding(codes, self.table)
-
-    def codebook(self) -> Tensor:
-        return self.table
 
     def forward(self, vectors: Tensor, generator: Generator | None = None) -> Quantized:
         if self.training:

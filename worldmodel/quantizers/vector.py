@@ -22,10 +22,9 @@ AT_A_TIME = 2**22  # distances that are in memory at a time, 16 MiB
 def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
     """Index (M,) of the nearest row of ``codebook`` (K, D) for each row of ``vectors`` (M, D).
 
-    Computed in float32 whatever the inputs, under autocast too. The mean of the codebook is subtracted from both first:
-    with a common offset the expanded square ‖e‖²/2 − z·e loses the digits that decide. The M×K matrix
-    is made in chunks, in the same place. These are large on purpose: every call of several threads ends in a wait for
-    the slowest, which costs most where others are at work on the processor.
+    Computed in float32 whatever the inputs, under autocast too. The mean of the codebook is subtracted from both first,
+    since with a common offset the expanded square ‖e‖²/2 − z·e is imprecise. The M×K matrix is computed in chunks, in
+    the same memory; large ones, since the threads of each call wait for the slowest.
     """
     codebook, vectors = codebook.float(), vectors.float()
     offset = codebook.mean(0)
@@ -47,8 +46,7 @@ def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
 class _Choose(torch.autograd.Function):
     """Vectors z (..., D), codes (...), table (K, D) → the codes' vectors e and mean (z − e)².
 
-    The gradients are those of z + sg[e − z] and of the mean with respect to z, in fewer passes over memory: the
-    difference is made once and kept.
+    The gradients are those of z + sg[e − z] and of the mean with respect to z, in fewer passes over memory.
     """
 
     @staticmethod
@@ -73,11 +71,11 @@ class VectorQuantizer(Quantizer):
         width: D.
         update: ``"ema"`` or ``"loss"`` (the term ``codebook``: ‖sg[z] − e‖²).
         decay: of the moving averages.
-        revive_after: a code unused for this many training batches restarts at a random input vector of the batch,
-            with its count and its sum, so that it does not collapse again at the next step. 0: never.
+        revive_after: a code unused for this many training batches restarts at a random input vector of the batch, with
+            a count and a sum to match. 0: never.
 
-    Both give the term ``commitment``, ‖z − sg[e]‖²: its weight is the paper's β, and it belongs to the encoder. Over
-    several processes counts and sums are added up, so that all hold the same codebook.
+    Both updates give the term ``commitment``, ‖z − sg[e]‖², whose weight is the paper's β. Over several processes
+    counts and sums are added up, so that all have the same codebook.
     """
 
     def __init__(
@@ -104,9 +102,6 @@ class VectorQuantizer(Quantizer):
     def lookup(self, codes: Tensor) -> Tensor:
         return F.embedding(codes, self.table)
 
-    def codebook(self) -> Tensor:
-        return self.table
-
     def forward(self, vectors: Tensor, generator: Generator | None = None) -> Quantized:
         vectors = vectors.float()
         flat = vectors.detach().reshape(-1, self.width)
@@ -124,7 +119,7 @@ class VectorQuantizer(Quantizer):
 
     @torch.no_grad()
     def _start(self, flat: Tensor, generator: Generator | None) -> None:
-        """Lay the codebook on the inputs of the first training batch (random rows, then Lloyd's algorithm)."""
+        """Initialise the codebook from the first training batch (random rows, then Lloyd's algorithm)."""
         if self.started.item():
             return
         table = broadcast_first(self._candidates(flat, generator))
@@ -151,13 +146,13 @@ class VectorQuantizer(Quantizer):
 
     @torch.no_grad()
     def _follow(self, flat: Tensor, codes: Tensor, generator: Generator | None) -> None:
-        """Move the averages towards this batch, then restart the codes that nobody uses."""
+        """Update the averages with this batch, then restart unused codes."""
         counts, sums = self._statistics(flat, codes)
         self.idle.add_(1).masked_fill_(counts > 0, 0)
         if self.update == "ema":
             self.counts.lerp_(counts, 1 - self.decay)
             self.sums.lerp_(sums, 1 - self.decay)
-            used = (self.counts > 1e-3)[:, None]  # an average over next to nothing stays where it is
+            used = (self.counts > 1e-3)[:, None]  # codes with almost no uses keep their vectors
             self.table.copy_(torch.where(used, self.sums / self.counts.clamp(min=1e-3)[:, None], self.table))
         if self.revive_after:
             dead = self.idle >= self.revive_after
@@ -172,8 +167,7 @@ class FiniteScalarQuantizer(Quantizer):
     """FSQ: each of D numbers is squashed and rounded to a few levels (Mentzer et al., ICLR 2024); no codebook to learn.
 
     Args:
-        levels: levels of each dimension, e.g. ``(8, 8, 8)``: K is their product, D their number. The table of all codes
-            is never built.
+        levels: of each dimension, e.g. ``(8, 8, 8)``; K is their product, D their number. No table is stored.
     """
 
     def __init__(self, levels: Annotated[Sequence[NumCodes], Len(1)]):
