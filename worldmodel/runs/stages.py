@@ -193,10 +193,7 @@ class PriorStage(Stage):
             train = Windows(source, "train", length, lead, rewarded=settings.rewarded)
         else:  # of frames, which are varied and encoded in every step
             train = Windows(getattr(source, "store", source), "train", length + MARGIN, lead, whole=True)
-        return {
-            "train": train,
-            "held_out": Windows(source, "held_out", length, lead),
-        }
+        return {"train": train, "held_out": Windows(source, "held_out", length, lead)}
 
     def objective(self, config: DictConfig, model: LatentPrior, tokenizer: Autoencoder, epoch: int = 100) -> Objective:
         augment = build_augmentation(config, self.name)

@@ -158,12 +158,7 @@ class Evaluation(Hook):
     Its named results go to the other hooks that write. Only one process evaluates; the others wait at the next step.
     """
 
-    def __init__(
-        self,
-        every_steps: int,
-        evaluate: Callable[[Objective], dict[str, float]],
-        writers: tuple[Hook, ...],
-    ):
+    def __init__(self, every_steps: int, evaluate: Callable[[Objective], dict[str, float]], writers: tuple[Hook, ...]):
         self.every_steps, self.evaluate, self.writers = every_steps, evaluate, writers
         self._step = -1
 
