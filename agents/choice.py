@@ -26,9 +26,8 @@ def agent_name_of(overrides: Sequence[str], config: DictConfig) -> str:
     chosen = [word.partition("=")[2] for word in overrides if word.lstrip("+").startswith("agent=")]
     if chosen:
         return chosen[-1].strip("'\"")
-    folder = Path(str(files("worldmodel.configs"))) / "agent"
     for name in choices()["agent"]:
-        if OmegaConf.select(OmegaConf.load(folder / f"{name}.yaml"), "_target_") == config.agent.get("_target_"):
+        if OmegaConf.select(_load_agent(name), "_target_") == config.agent.get("_target_"):
             return name
     return str(config.agent.get("_target_")).rpartition(".")[2].lower()
 
@@ -48,7 +47,7 @@ def find_agent_run(config: DictConfig, spec: Spec) -> Path | None:
     needs = "run" in config.agent.keys()  # noqa: SIM118 (OmegaConf's "in" ignores missing values)
     if config.run is None and not needs:
         return None
-    holding = str(getattr(_target(config), "needs", PRIOR)) if needs else PRIOR
+    holding = str(getattr(find(config.agent.get("_target_"), "agent._target_"), "needs", PRIOR)) if needs else PRIOR
     folder = find_run(config.runs, config.run, holding, suits=lambda run: _same_environment(load_spec(run), spec))
     if not (folder / holding).is_file():
         raise RunError(f"the run {folder} has no {holding}, which this agent needs; train it, or choose another run=…")
@@ -87,16 +86,12 @@ def find_learner(config: DictConfig, name: str) -> Callable[[DictConfig], Path]:
     """The training function, ``agent.learner._target_``. Raises :class:`ConfigError` for an agent without one."""
     target = OmegaConf.select(config, "agent.learner._target_")
     if target is None:
-        trainable = [each for each in choices()["agent"] if _has_learner(each)]
+        trainable = [each for each in choices()["agent"] if "learner" in _load_agent(each)]
         raise ConfigError(f"agent={name} cannot be trained; choose agent={' or agent='.join(trainable)}")
     settings = check(OmegaConf.to_container(config.agent.learner, resolve=True), "agent.learner")
     learner: Callable[..., Path] = find(settings.pop("_target_"), "agent.learner._target_")
     return functools.partial(learner, **settings)
 
 
-def _has_learner(name: str) -> bool:
-    return "learner" in OmegaConf.load(Path(str(files("worldmodel.configs"))) / "agent" / f"{name}.yaml")
-
-
-def _target(config: DictConfig) -> Any:
-    return find(config.agent.get("_target_"), "agent._target_")
+def _load_agent(name: str) -> Any:
+    return OmegaConf.load(Path(str(files("worldmodel.configs"))) / "agent" / f"{name}.yaml")

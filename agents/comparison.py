@@ -1,4 +1,8 @@
-"""Compares evaluations of agents and pools the seeds of an agent."""
+"""Compares evaluations of agents and pools the seeds of an agent.
+
+The statistics are those of Agarwal et al., *Deep Reinforcement Learning at the Edge of the Statistical Precipice*,
+2021. Their runs have one score per task; here a run has one score per episode, and intervals account for both.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +15,50 @@ from typing import Any
 import numpy as np
 
 from worldmodel.agents.actor import RETURNS
-from worldmodel.agents.statistics import disjoint, interquartile_mean, probability_of_improvement, stratified
 from worldmodel.errors import RunError
-from worldmodel.evaluation.metrics import Interval
+from worldmodel.evaluation.metrics import Interval, auroc, resampled
 from worldmodel.evaluation.report import number
 from worldmodel.media import plots
 from worldmodel.training.hooks import read_json_lines
+
+Scores = Sequence[np.ndarray]  # for each run, the returns of its episodes (E,)
+
+
+def interquartile_mean(scores: np.ndarray) -> float:
+    """Mean of the middle half: the ⌊n / 4⌋ lowest and the ⌊n / 4⌋ highest of n values are left out."""
+    values = np.sort(np.asarray(scores, np.float64).ravel())
+    cut = len(values) // 4
+    return float(values[cut : len(values) - cut].mean())
+
+
+def probability_of_improvement(scores: np.ndarray, others: np.ndarray) -> float:
+    """P(X > Y) + P(X = Y) / 2 for X one of ``scores`` and Y one of ``others``."""
+    pooled = np.concatenate([np.ravel(scores), np.ravel(others)])
+    probability = auroc(pooled, np.arange(len(pooled)) < np.size(scores))
+    assert probability is not None
+    return probability
+
+
+def stratified(statistic: Callable[..., float], *agents: Scores, seed: int = 0) -> Interval:
+    """Bootstrap interval of ``statistic(scores, …)`` with the pooled scores (n,) of each agent.
+
+    Runs are resampled within an agent and episodes within a run, so that an agent whose seeds differ has a wide
+    interval regardless of the number of episodes.
+    """
+    value = statistic(*(np.concatenate(scores) for scores in agents))
+    samples = sum(len(run) for run in agents[0])
+    return resampled(lambda rng: statistic(*(_resample(scores, rng) for scores in agents)), value, samples, seed)
+
+
+def _resample(scores: Scores, generator: np.random.Generator) -> np.ndarray:
+    runs = generator.integers(len(scores), size=len(scores))
+    return np.concatenate([scores[run][generator.integers(len(scores[run]), size=len(scores[run]))] for run in runs])
+
+
+def disjoint(one: Interval, other: Interval) -> bool:
+    """Whether two intervals have no value in common."""
+    return bool(one.low > other.high or other.low > one.high)
+
 
 # name → title, measured value of an episode, statistic of the pooled values
 MEASURES: dict[str, tuple[str, str, Callable[..., float]]] = {
@@ -151,9 +193,8 @@ def lines(result: dict[str, Any]) -> list[tuple[str, str]]:
     for pair in result["pairs"]:
         measures = [title for name, (title, _, _) in MEASURES.items() if pair["apart"][name]]
         comparison = f"disjoint: {'; '.join(measures)}" if measures else "none disjoint"
-        rows.append(
-            (f"{pair['one']} over {pair['other']}", f"{number(pair['probability_of_improvement'])}  {comparison}")
-        )
+        title = f"{pair['one']} over {pair['other']}"
+        rows.append((title, f"{number(pair['probability_of_improvement'])}  {comparison}"))
     return rows
 
 

@@ -4,31 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from worldmodel.agents.actor_critic import reach
-from worldmodel.agents.statistics import rank_interval
+from worldmodel.evaluation.metrics import Interval, resampled
 from worldmodel.types import Episode
+from worldmodel.world import WorldModel
 
 DREAMS_AT_ONCE = 32
-
-
-class SupportsImagine(Protocol):
-    """The interface of :meth:`worldmodel.world.WorldModel.imagine`."""
-
-    def imagine(
-        self,
-        frames: Tensor,
-        actions: Tensor,
-        *,
-        seen_actions: Tensor,
-        temperature: float = 1.0,
-        generator: torch.Generator | None = None,
-    ) -> Any: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +80,7 @@ def episode_windows(episode: Episode, number: int, context: int, horizon: int, c
 
 
 def dream_returns(
-    world: SupportsImagine,
+    world: WorldModel,
     windows: Sequence[Window],
     temperature: float = 1.0,
     seed: int = 0,
@@ -114,11 +100,7 @@ def dream_returns(
         frames = torch.from_numpy(np.stack([window.seen for window in part]))
         seen_actions = torch.from_numpy(np.stack([window.seen_actions for window in part]))
         dream = world.imagine(
-            frames,
-            torch.from_numpy(actions),
-            seen_actions=seen_actions,
-            temperature=temperature,
-            generator=generator,
+            frames, torch.from_numpy(actions), seen_actions=seen_actions, temperature=temperature, generator=generator
         )
         earned = (dream.rewards.double() * reach(1 - dream.ends.double())).cpu().numpy()
         dreamt[rows] = np.where(taken, earned, 0).sum(1)
@@ -137,3 +119,29 @@ def _batches(windows: Sequence[Window]) -> Iterator[list[int]]:
         part = [row for row in order[:DREAMS_AT_ONCE] if len(windows[row].seen) == seen]
         yield part
         order = order[len(part) :]
+
+
+def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Spearman's ρ: the correlation of the ranks; NaN if all values of one of them are equal."""
+    from scipy.stats import rankdata  # takes a second to import
+
+    x, y = (rankdata(values) - (len(values) + 1) / 2 for values in (one, other))
+    scale = float(np.sqrt((x @ x) * (y @ y)))
+    return float(x @ y) / scale if scale else float("nan")
+
+
+def rank_interval(one: np.ndarray, other: np.ndarray, clusters: np.ndarray, seed: int = 0) -> Interval | None:
+    """Spearman's ρ of pairs (n,) with a bootstrap interval over clusters (n,), such as the episodes of the pairs.
+
+    None if all values of one of them are equal.
+    """
+    value = rank_correlation(one, other)
+    if np.isnan(value):
+        return None
+    members = [np.flatnonzero(clusters == cluster) for cluster in np.unique(clusters)]
+
+    def draw(rng: np.random.Generator) -> float:
+        rows = np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))])
+        return rank_correlation(one[rows], other[rows])
+
+    return resampled(draw, value, len(members), seed)

@@ -14,9 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 from worldmodel.agents import report
 from worldmodel.agents.actor import SETTINGS
 from worldmodel.agents.choice import LEARNER_SETTINGS, agent_folder, build_agent, find_agent_run
+from worldmodel.agents.comparison import interquartile_mean, stratified
 from worldmodel.agents.dreamt_returns import ReturnPairs, Window, dream_returns, episode_windows
 from worldmodel.agents.playing import UnfinishedEvaluation, play
-from worldmodel.agents.statistics import interquartile_mean, stratified
 from worldmodel.evaluation.metrics import mean_interval
 from worldmodel.recording.recorder import ActionSource, FrameSource, Order, Recording
 from worldmodel.runs.data import env_maker, spec_of

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from worldmodel.agents.base import Plan
 from worldmodel.agents.planner import EpisodeState, Planner, PlanningModel, Transition
@@ -87,10 +88,8 @@ class MPCAgent(Planner):
         for number in range(self.iterations):
             evaluated = self.evaluate_candidates(model, state, actions, guided)
             elites, weights = self._choose(evaluated.returns)
-            elite_probabilities = torch.nn.functional.one_hot(
-                evaluated.actions[elites], model.num_actions
-            ).float()  # (E, L, A)
-            elite_probabilities = torch.einsum("e,ela->la", weights, elite_probabilities)
+            chosen = F.one_hot(evaluated.actions[elites], model.num_actions).float()  # (E, L, A)
+            elite_probabilities = torch.einsum("e,ela->la", weights, chosen)
             probabilities = self._floor(self.smoothing * probabilities + (1 - self.smoothing) * elite_probabilities)
             if self.out_of_time:
                 break

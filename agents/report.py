@@ -51,19 +51,11 @@ def save_plots(path: Path, metrics: dict[str, Any]) -> Path:
     """Plot returns and lengths of the episodes and, with a world model, dreamt against obtained returns."""
     returns, lengths = (np.array([episode[key] for episode in metrics["episodes"]]) for key in ("return", "length"))
     shares = (np.arange(len(returns)) + 0.5) / len(returns)
+    sorted_returns = {"episodes": plots.Line(np.sort(returns), shares, points=True)}
+    by_length = {"episodes": plots.Line(lengths, returns, points=True, colour=plots.COLOURS[2])}
     panels = [
-        plots.Panel(
-            "return of an episode",
-            {"episodes": plots.Line(np.sort(returns), shares, points=True)},
-            "return",
-            "share of episodes below",
-        ),
-        plots.Panel(
-            "return and length",
-            {"episodes": plots.Line(lengths, returns, points=True, colour=plots.COLOURS[2])},
-            "steps",
-            "return",
-        ),
+        plots.Panel("return of an episode", sorted_returns, "return", "share of episodes below"),
+        plots.Panel("return and length", by_length, "steps", "return"),
     ]
     if dream := metrics.get("dream"):
         rho = dream["all"]["rank_correlation"]

@@ -60,11 +60,9 @@ class AtariEnv(gymnasium.Env[np.ndarray, Any]):
         self.render_mode = render_mode
         self._lives = 0
         self._screen = np.zeros((*self._ale.getScreenDims(), *([] if gray else [3])), np.uint8)
-        self.metadata = {
-            **type(self).metadata,
-            "render_fps": FRAMES_PER_SECOND / frame_skip,
-            "action_names": tuple(action.name.lower() for action in self._actions),
-        }
+        names = tuple(action.name.lower() for action in self._actions)
+        own = {"render_fps": FRAMES_PER_SECOND / frame_skip, "action_names": names}
+        self.metadata = {**type(self).metadata, **own}
         self.observation_space = gymnasium.spaces.Box(0, 255, self._screen.shape, np.uint8)
         self.action_space = gymnasium.spaces.Discrete(len(self._actions))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 
 from vizdoom import Button
@@ -41,11 +42,8 @@ def make_actions(names: Sequence[str], turn: float, combine: bool | Sequence[Seq
         raise EnvError(f"no discrete action among the buttons {', '.join(names)}")
     chosen: dict[str, tuple[str, ...]] = {name: (name,) for name in single}
     if combine:
-        combinations = (
-            _all_combinations(list(single))
-            if combine is True
-            else [_combination(entry, action_of) for entry in combine]
-        )
+        listed = [] if combine is True else [_combination(entry, action_of) for entry in combine]
+        combinations = listed or _all_combinations(list(single))
         chosen |= {"+".join(pressed): tuple(pressed) for pressed in combinations}
     used = list(dict.fromkeys(button for button, _ in single.values()))
     values = [
@@ -84,9 +82,7 @@ def _all_combinations(names: Sequence[str]) -> list[list[str]]:
     axes: dict[str, list[str | None]] = {}
     for name in names:
         axes.setdefault(_axis(name), [None]).append(name)
-    count = 1
-    for choices in axes.values():
-        count *= len(choices)
+    count = math.prod(map(len, axes.values()))
     if count > MOST_ACTIONS:
         raise EnvError(
             f"combine=true makes {count} actions of {', '.join(names)}, more than {MOST_ACTIONS}; "

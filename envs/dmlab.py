@@ -109,14 +109,18 @@ class DeepMindLabEnv(gymnasium.Env[np.ndarray, Any], EzPickle):
             self, level, width, height, frame_skip, actions, minimal_ui, renderer, observation, strict, level_cache,
             config, render_mode,
         )  # fmt: skip
-        texts = {"width": width, "height": height, "fps": FPS, **_checked_config({} if config is None else config)}
+        if twice := next((key for key in _OWN if key in (config or {})), None):
+            raise EnvError(f"config.{twice} is set by {_OWN[twice]}; leave it out of config")
+        values: dict[str, Scalar] = {"width": width, "height": height, "fps": FPS, **(config or {})}
         if minimal_ui:
-            texts["minimalUI"] = True
-        cache = _cache(level_cache)
+            values["minimalUI"] = True
+        # Lab accepts only texts.
+        texts = {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in values.items()}
+        cache = None
+        if level_cache:
+            cache = LevelCache(default_folder() if level_cache is True else Path(level_cache).expanduser())
         self._actions = checked_actions(actions)
-        self._settings = EngineSettings(
-            level, observation, {key: _text(value) for key, value in texts.items()}, renderer, cache
-        )
+        self._settings = EngineSettings(level, observation, texts, renderer, cache)
         self.render_mode = render_mode
         self.frame_skip = frame_skip
         self.strict = strict
@@ -126,11 +130,8 @@ class DeepMindLabEnv(gymnasium.Env[np.ndarray, Any], EzPickle):
         self._picture = np.zeros((height, width, 3), np.uint8)
         self._remaining: float | None = None  # frames until the time limit; None if not reported
         self._limited = False  # whether the current episode has a time limit
-        self.metadata = {
-            **type(self).metadata,
-            "render_fps": FPS / frame_skip,
-            "action_names": tuple(self._actions),
-        }
+        own = {"render_fps": FPS / frame_skip, "action_names": tuple(self._actions)}
+        self.metadata = {**type(self).metadata, **own}
         self.observation_space = gymnasium.spaces.Box(0, 255, (height, width, 3), np.uint8)
         self.action_space = gymnasium.spaces.Discrete(len(self._actions))
 
@@ -151,7 +152,7 @@ class DeepMindLabEnv(gymnasium.Env[np.ndarray, Any], EzPickle):
                 f"level {self._settings.level!r} is over within {self.frame_skip} frames, {_RESETS} times in a row; "
                 "choose a smaller frame_skip or longer episodes"
             )
-        self._read(engine)
+        self._picture, self._remaining = engine.view()
         # In levels that report the clock but have no time limit it stays at 0.
         self._limited = self._remaining is not None and self._remaining > 0
         return self._picture.copy(), {"discarded_reward": discarded}
@@ -168,7 +169,7 @@ class DeepMindLabEnv(gymnasium.Env[np.ndarray, Any], EzPickle):
             )
         reward = engine.step(self._vectors[number], self.frame_skip)
         if engine.running:
-            self._read(engine)
+            self._picture, self._remaining = engine.view()
             return self._picture.copy(), reward, False, False, {}
         # Half a frame of tolerance, because the clock counts in fractions of a second.
         truncated = self._limited and self._remaining is not None and self._remaining <= self.frame_skip + 0.5
@@ -181,13 +182,15 @@ class DeepMindLabEnv(gymnasium.Env[np.ndarray, Any], EzPickle):
     def close(self) -> None:
         """Close the engine; the environment cannot be reset afterwards."""
         self._closed = True
-        self._stop()
+        if self._engine is not None:
+            self._engine.close()
 
     def _ready_engine(self) -> Engine:
         """The engine for the next episode, a new one if necessary or ``strict``."""
         if self._engine is not None and self._engine.alive and not (self.strict and self._engine.episodes):
             return self._engine
-        self._stop()
+        if self._engine is not None:
+            self._engine.close()
         engine = Engine(self._settings)
         try:
             self._vectors = vectors(self._actions, engine.action_spec)
@@ -196,30 +199,3 @@ class DeepMindLabEnv(gymnasium.Env[np.ndarray, Any], EzPickle):
             raise
         self._engine = engine
         return engine
-
-    def _stop(self) -> None:
-        if self._engine is not None:
-            self._engine.close()
-        self._engine = None
-
-    def _read(self, engine: Engine) -> None:
-        view = engine.view()
-        self._picture, self._remaining = view.picture, view.remaining
-
-
-def _cache(given: bool | str) -> LevelCache | None:
-    if not given:
-        return None
-    return LevelCache(default_folder() if given is True else Path(given).expanduser())
-
-
-def _checked_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    for key, argument in _OWN.items():
-        if key in config:
-            raise EnvError(f"config.{key} is set by {argument}; leave it out of config")
-    return dict(config)
-
-
-def _text(value: Scalar) -> str:
-    """A setting as text, the only type that Lab accepts."""
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -44,14 +44,6 @@ class EngineSettings:
     cache: LevelCache | None
 
 
-@dataclasses.dataclass(frozen=True)
-class EngineObservation:
-    """The frame and the clock of the engine."""
-
-    picture: np.ndarray  # (H, W, 3) uint8
-    remaining: float | None  # frames until the time limit; None if the level does not report it
-
-
 def load_module() -> Any:
     """Import ``deepmind_lab``. Raises :class:`EnvError` with a remedy if it is missing or does not load."""
     if MODULE not in sys.modules and find_spec(MODULE) is None:
@@ -102,10 +94,11 @@ class Engine:
         self._moving = bool(action.any())
         return reward
 
-    def view(self) -> EngineObservation:
-        """The current observation; only while :attr:`running`."""
+    def view(self) -> tuple[np.ndarray, float | None]:
+        """The frame, (H, W, 3) uint8, and the frames until the time limit or None if the level does not report them;
+        only while :attr:`running`."""
         seen = self._call(lambda lab: lab.observations())
-        return EngineObservation(seen[self._picture], float(seen[REMAINING][0]) if self._timed else None)
+        return seen[self._picture], float(seen[REMAINING][0]) if self._timed else None
 
     def close(self) -> None:
         """Close the engine; repeated calls have no effect."""

@@ -64,8 +64,7 @@ class VizdoomEnv(gymnasium.Env[np.ndarray, Any]):
         buttons: Sequence[str] | None = None,  # names of ViZDoom's buttons; None: those of the scenario
         combine: bool | Sequence[Annotated[Sequence[str], Len(2)]] | None = None,  # pressed together; True: all
         weapon: bool = True,  # show the player's weapon
-        gauges: Mapping[str, Positive]
-        | None = None,  # ViZDoom's game variables, each with its full value: {HEALTH: 100}
+        gauges: Mapping[str, Positive] | None = None,  # game variables and their full values: {HEALTH: 100}
         map: str | None = None,  # of a scenario with several maps, such as E1M2 of freedoom1; None: the first
         render_mode: str | None = None,
     ):
@@ -84,11 +83,8 @@ class VizdoomEnv(gymnasium.Env[np.ndarray, Any]):
         self._game.set_available_buttons(actions.buttons)
         self._screen = np.zeros((1, 1, 3), np.uint8)
         self._gauge_fractions: tuple[float, ...] = ()
-        self.metadata = {
-            **type(self).metadata,
-            "render_fps": vizdoom.DEFAULT_TICRATE / frame_skip,
-            "action_names": actions.names,
-        }
+        own = {"render_fps": vizdoom.DEFAULT_TICRATE / frame_skip, "action_names": actions.names}
+        self.metadata = {**type(self).metadata, **own}
         self.observation_space = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
         self.action_space = gymnasium.spaces.Discrete(len(self._actions))
 

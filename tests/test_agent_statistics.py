@@ -7,14 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from worldmodel.agents.statistics import (
-    disjoint,
-    interquartile_mean,
-    probability_of_improvement,
-    rank_correlation,
-    rank_interval,
-    stratified,
-)
+from worldmodel.agents.comparison import disjoint, interquartile_mean, probability_of_improvement, stratified
+from worldmodel.agents.dreamt_returns import rank_correlation, rank_interval
 from worldmodel.evaluation.metrics import Interval
 
 
