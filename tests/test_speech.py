@@ -289,7 +289,7 @@ def test_conversions_are_judged(spoken: Path, say: Callable[..., str], monkeypat
 
 
 def test_codes_are_read_as_phonemes(tmp_path: Path, say: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worldmodel.speech.evaluation.phoneme_codes.train_phone_classifier", train_shortly)
+    monkeypatch.setattr("worldmodel.speech.evaluation.codes.train_phone_classifier", train_shortly)
     monkeypatch.setattr("worldmodel.speech.evaluation.voices.MIN_SECONDS", 0.01)  # but no speaker is in both halves
     write_timit(tmp_path / "set", ("fvmh0", "faem0", "mcpm0", "marc0"))
     say(collect, "experiment=timit-phonemes", "source.path=set")

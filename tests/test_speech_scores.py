@@ -11,8 +11,9 @@ import torch
 from worldmodel.evaluation.metrics import ratio_of_means
 from worldmodel.speech import sound
 from worldmodel.speech.nn.mel import mel_filters
-from worldmodel.speech.scores import classifiers, distances, features
+from worldmodel.speech.scores import classifiers
 from worldmodel.speech.scores import codes as codes_of
+from worldmodel.speech.scores import waves as waves_of
 from worldmodel.speech.scores.classifiers import (
     Budget,
     SpeakerClassifier,
@@ -21,7 +22,7 @@ from worldmodel.speech.scores.classifiers import (
     windows,
 )
 
-RATE = features.RATE
+RATE = waves_of.RATE
 VOWELS = np.array([[730, 1090, 2440], [270, 2290, 3010], [300, 870, 2240], [530, 1840, 2480]])  # Hz, a i u e
 SILENCE = len(VOWELS)
 SCALES = (0.82, 1.0, 1.2)  # of the formants: the lengths of three vocal tracts
@@ -45,7 +46,7 @@ def utterance(seed: int, scale: float = 1.0, parts: int = 16) -> tuple[np.ndarra
         waves.append(sound * (vowel != SILENCE))
     wave = np.concatenate(waves)
     wave = wave / np.abs(wave).max() * generator.uniform(0.1, 0.8) + 1e-4 * generator.normal(size=len(wave))
-    return wave.astype(np.float32), np.repeat(order, PART // features.HOP)
+    return wave.astype(np.float32), np.repeat(order, PART // waves_of.HOP)
 
 
 def noise(seconds: float, seed: int = 0, level: float = 0.1) -> np.ndarray:
@@ -57,14 +58,14 @@ def noise(seconds: float, seed: int = 0, level: float = 0.1) -> np.ndarray:
 
 def test_a_tone_is_in_its_band_and_frames_lie_on_their_samples() -> None:
     time = np.arange(RATE) / RATE
-    mels = features.log_mel(np.sin(2 * np.pi * 1000 * time).astype(np.float32))
+    mels = waves_of.log_mel(np.sin(2 * np.pi * 1000 * time).astype(np.float32))
     assert mels.shape == (100, 80)
     wanted = 2595 * math.log10(1 + 1000 / 700) / (2595 * math.log10(1 + 8000 / 700) / 81) - 1
     assert (mels[5:-5].argmax(1) - wanted).abs().max() <= 0.5
     click = np.zeros(RATE, dtype=np.float32)
     click[50 * 160 : 51 * 160] = noise(0.01)
-    assert int(features.log_mel(click).sum(1).argmax()) == 50
-    assert len(features.log_mel(click[:-1])) == 99
+    assert int(waves_of.log_mel(click).sum(1).argmax()) == 50
+    assert len(waves_of.log_mel(click[:-1])) == 99
 
 
 def test_log_mels_are_the_filtered_power_of_a_plain_transform() -> None:
@@ -73,36 +74,36 @@ def test_log_mels_are_the_filtered_power_of_a_plain_transform() -> None:
     frame = padded[3 * 160 : 3 * 160 + 512]
     hann = np.pad(0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 400), 56)
     power = np.abs(np.fft.rfft(frame * hann)) ** 2
-    wanted = np.log(power @ mel_filters(features.BANDS, 512, features.RATE).numpy())
-    assert features.log_mel(wave)[3].numpy() == pytest.approx(wanted, rel=1e-4)
+    wanted = np.log(power @ mel_filters(waves_of.BANDS, 512, waves_of.RATE).numpy())
+    assert waves_of.log_mel(wave)[3].numpy() == pytest.approx(wanted, rel=1e-4)
 
 
 def test_mel_filters_sum_to_one_between_the_outer_centres() -> None:
-    filters = mel_filters(40, 512, features.RATE)
+    filters = mel_filters(40, 512, waves_of.RATE)
     inside = filters.sum(1)[5:-20]
     assert torch.allclose(inside, torch.ones(len(inside)), atol=1e-5)
     with pytest.raises(ValueError, match="too narrow"):
-        mel_filters(300, 512, features.RATE)
+        mel_filters(300, 512, waves_of.RATE)
 
 
 def test_the_cepstrum_is_the_cosine_series_of_log_amplitude() -> None:
     mels = torch.randn(7, 80, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    cepstrum = features.mel_cepstrum(mels, 79)
+    cepstrum = waves_of.mel_cepstrum(mels, 79)
     place = (torch.arange(80, dtype=torch.float64) + 0.5) / 80 * torch.pi
     series = sum(cepstrum[:, d, None] * torch.cos(place * d) for d in range(80))
     assert torch.allclose(torch.as_tensor(series), mels / 2, atol=1e-5)
     with pytest.raises(ValueError, match="from 0 to 79"):
-        features.mel_cepstrum(mels, 80)
+        waves_of.mel_cepstrum(mels, 80)
 
 
 def test_normalising_and_pooling() -> None:
     rows = torch.randn(103, 5) * 3 + 7
     rows[:, 4] = 2.0
-    done = features.normalised(rows)
+    done = waves_of.normalised(rows)
     assert done.mean(0).abs().max() < 1e-5
     assert torch.allclose(done[:, :4].square().mean(0), torch.ones(4), atol=1e-4)
     assert bool((done[:, 4] == 0).all())
-    assert torch.allclose(features.pooled(rows)[1], rows[4:8].mean(0)) and len(features.pooled(rows)) == 25
+    assert torch.allclose(waves_of.pooled(rows)[1], rows[4:8].mean(0)) and len(waves_of.pooled(rows)) == 25
 
 
 @pytest.mark.parametrize(
@@ -116,7 +117,7 @@ def test_normalising_and_pooling() -> None:
 )
 def test_what_is_no_wave_is_refused(wave: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        features.log_mel(wave)
+        waves_of.log_mel(wave)
 
 
 # Alignment
@@ -136,7 +137,7 @@ def test_warping_finds_the_least_total(shape: tuple[int, int]) -> None:
     generator = np.random.default_rng(sum(shape))
     a, b = generator.normal(size=(shape[0], 3)), generator.normal(size=(shape[1], 3))
     cost = np.linalg.norm(a[:, None] - b, axis=-1)
-    path = distances.dtw(a, b)
+    path = waves_of.dtw(a, b)
     assert path[0].tolist() == [0, 0] and path[-1].tolist() == [shape[0] - 1, shape[1] - 1]
     assert {tuple(step) for step in np.diff(path, axis=0)} <= {(1, 1), (1, 0), (0, 1)}
     assert cost[path[:, 0], path[:, 1]].sum() == pytest.approx(least_total(cost))
@@ -144,32 +145,32 @@ def test_warping_finds_the_least_total(shape: tuple[int, int]) -> None:
 
 def test_warping_undoes_a_change_of_tempo() -> None:
     rows = np.random.default_rng(0).normal(size=(20, 4))
-    path = distances.dtw(rows, np.repeat(rows, 3, axis=0))
+    path = waves_of.dtw(rows, np.repeat(rows, 3, axis=0))
     assert path.tolist() == [[i // 3, i] for i in range(60)]
 
 
 def test_distortion_is_the_difference_of_spectra_in_decibels() -> None:
     wave, _ = utterance(0)
-    assert distances.mel_cepstral_distortion(wave, wave) == pytest.approx(0, abs=1e-4)
-    assert distances.mel_cepstral_distortion(wave, wave * 0.1) == pytest.approx(0, abs=1e-3)
+    assert waves_of.mel_cepstral_distortion(wave, wave) == pytest.approx(0, abs=1e-4)
+    assert waves_of.mel_cepstral_distortion(wave, wave * 0.1) == pytest.approx(0, abs=1e-3)
     # To the last coefficient and frame by frame, it is the root mean square difference of log-mels without their mean.
     a, b = noise(0.3), noise(0.3, 1)
-    levels = [10 / math.log(10) * features.log_mel(w, floor=1e-30).double() for w in (a, b)]
+    levels = [10 / math.log(10) * waves_of.log_mel(w, floor=1e-30).double() for w in (a, b)]
     gap = levels[0] - levels[1]
     wanted = (gap - gap.mean(1, keepdim=True)).square().mean(1)
     # A cosine series gives every coefficient the square ½ on average.
-    cepstra = distances.mel_cepstra(a, 79) - distances.mel_cepstra(b, 79)
+    cepstra = waves_of.mel_cepstra(a, 79) - waves_of.mel_cepstra(b, 79)
     gaps = 10 / math.log(10) * np.sqrt(2 * np.square(cepstra).sum(1))
     assert gaps.mean() == pytest.approx(float(wanted.sqrt().mean()), rel=1e-4)
-    assert distances.mel_cepstral_distortion(a, b, 79) <= gaps.mean()
+    assert waves_of.mel_cepstral_distortion(a, b, 79) <= gaps.mean()
 
 
 def test_distortion_tells_words_from_voices() -> None:
     wave, _ = utterance(0)
     slower = np.concatenate([wave[i : i + 1600] for i in range(0, len(wave), 1600) for _ in (0, 1)])
-    assert distances.mel_cepstral_distortion(wave, slower) < distances.mel_cepstral_distortion(wave, utterance(7)[0])
+    assert waves_of.mel_cepstral_distortion(wave, slower) < waves_of.mel_cepstral_distortion(wave, utterance(7)[0])
     with pytest.raises(ValueError, match="without sound"):
-        distances.mel_cepstral_distortion(wave, np.zeros(RATE, np.float32))
+        waves_of.mel_cepstral_distortion(wave, np.zeros(RATE, np.float32))
 
 
 # Codec
@@ -181,26 +182,26 @@ def test_si_sdr_is_what_was_mixed_whatever_the_gain() -> None:
     other = other - (other @ signal) / (signal @ signal) * signal  # orthogonal
     other *= np.linalg.norm(signal) / np.linalg.norm(other) * 10 ** (-12 / 20)
     for gain in (0.1, 1.0, -3.0):
-        assert distances.si_sdr(signal, gain * (signal + other) + 0.01) == pytest.approx(12, abs=1e-3)
-    assert distances.si_sdr(signal, signal) == distances.LIMIT
-    assert distances.si_sdr(signal, np.zeros_like(signal)) == -distances.LIMIT
+        assert waves_of.si_sdr(signal, gain * (signal + other) + 0.01) == pytest.approx(12, abs=1e-3)
+    assert waves_of.si_sdr(signal, signal) == waves_of.LIMIT
+    assert waves_of.si_sdr(signal, np.zeros_like(signal)) == -waves_of.LIMIT
     with pytest.raises(ValueError, match="without sound"):
-        distances.si_sdr(np.zeros_like(signal), signal)
+        waves_of.si_sdr(np.zeros_like(signal), signal)
     with pytest.raises(ValueError, match="cannot be compared"):
-        distances.si_sdr(signal, signal[:-1])
+        waves_of.si_sdr(signal, signal[:-1])
 
 
 def test_log_spectral_distance_of_a_gain_is_the_gain() -> None:
     wave = noise(1.0)
-    assert distances.log_spectral_distance(wave, wave) == 0
-    assert distances.log_spectral_distance(wave, wave / 2) == pytest.approx(20 * math.log10(2), abs=0.01)
-    assert distances.log_spectral_distance(wave, np.zeros_like(wave)) < 70
+    assert waves_of.log_spectral_distance(wave, wave) == 0
+    assert waves_of.log_spectral_distance(wave, wave / 2) == pytest.approx(20 * math.log10(2), abs=0.01)
+    assert waves_of.log_spectral_distance(wave, np.zeros_like(wave)) < 70
     coarse = sound.to_wave(sound.to_samples(wave))
-    distance = distances.log_spectral_distance(wave, coarse)
-    score = distances.wave_scores([wave, wave], [coarse, wave])["log_spectral_distance"]
+    distance = waves_of.log_spectral_distance(wave, coarse)
+    score = waves_of.wave_scores([wave, wave], [coarse, wave])["log_spectral_distance"]
     assert 0 < distance < 3 and score["samples"] == 2 and score["value"] == pytest.approx(distance / 2)
     with pytest.raises(ValueError, match="shorter"):
-        distances.wave_scores([wave], [])
+        waves_of.wave_scores([wave], [])
 
 
 # k-means and mapping
@@ -370,12 +371,12 @@ def test_training_is_decided_by_the_seed() -> None:
 
 def test_degrading_leaves_level_and_length_and_is_drawn_from_its_generator() -> None:
     waves = torch.from_numpy(np.stack([utterance(i)[0][:8000] for i in range(8)]))
-    first, second = (features.degraded(waves, torch.Generator().manual_seed(1)) for _ in (0, 1))
+    first, second = (waves_of.degraded(waves, torch.Generator().manual_seed(1)) for _ in (0, 1))
     assert torch.equal(first, second) and first.shape == waves.shape and bool(first.isfinite().all())
-    mels = features.levelled_log_mels(waves)
-    assert torch.allclose(features.levelled_log_mels(waves * 0.1), mels, atol=1e-3)
-    assert features.blurred(mels, torch.Generator().manual_seed(0)).shape == mels.shape
-    assert bool(features.levelled_log_mels(torch.zeros(1, 1600)).isfinite().all())
+    mels = waves_of.levelled_log_mels(waves)
+    assert torch.allclose(waves_of.levelled_log_mels(waves * 0.1), mels, atol=1e-3)
+    assert waves_of.blurred(mels, torch.Generator().manual_seed(0)).shape == mels.shape
+    assert bool(waves_of.levelled_log_mels(torch.zeros(1, 1600)).isfinite().all())
 
 
 @pytest.fixture(scope="module")

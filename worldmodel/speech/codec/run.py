@@ -20,7 +20,7 @@ from worldmodel.speech import media as speech_media
 from worldmodel.speech.codec.bitstream import NO_MODEL, Bitstream
 from worldmodel.speech.codec.codec import Codec
 from worldmodel.speech.codec.entropy import CodeModel, CountModel, PriorModel
-from worldmodel.speech.scores.distances import log_spectral_distance, si_sdr
+from worldmodel.speech.scores.waves import log_spectral_distance, si_sdr
 from worldmodel.speech.sound import normalise, read_sound
 from worldmodel.tokenizers import VQVAE
 from worldmodel.util.output import Output

@@ -14,7 +14,7 @@ from worldmodel.evaluation.metrics import mean_interval, ratio_of_means
 from worldmodel.evaluation.openloop import Progress, silent
 from worldmodel.speech.pitch import log_f0_correlation, mean_log_f0, pitch
 from worldmodel.speech.scores.classifiers import PhoneClassifier, SpeakerClassifier, phoneme_errors, speaker_shares
-from worldmodel.speech.scores.distances import log_spectral_distance, mel_cepstral_distortion
+from worldmodel.speech.scores.waves import log_spectral_distance, mel_cepstral_distortion
 from worldmodel.speech.sound import to_wave
 from worldmodel.speech.voice import Utterance, VoiceModel
 

@@ -19,9 +19,9 @@ from worldmodel.evaluation.metrics import CodeUsage, mean_interval, usage_of
 from worldmodel.evaluation.openloop import Progress
 from worldmodel.evaluation.report import heading
 from worldmodel.runs.data import source_path
-from worldmodel.speech.evaluation import codecs, voices_report
+from worldmodel.speech.evaluation import voices_report
+from worldmodel.speech.evaluation.codes import codec_figures, level_figures, phoneme_figures
 from worldmodel.speech.evaluation.conversion import conversion
-from worldmodel.speech.evaluation.phoneme_codes import phoneme_figures
 from worldmodel.speech.scores.classifiers import (
     PhoneClassifier,
     SpeakerClassifier,
@@ -29,8 +29,7 @@ from worldmodel.speech.scores.classifiers import (
     train_speaker_classifier,
 )
 from worldmodel.speech.scores.codes import leakage
-from worldmodel.speech.scores.distances import wave_scores
-from worldmodel.speech.scores.features import HOP, RATE
+from worldmodel.speech.scores.waves import HOP, RATE, wave_scores
 from worldmodel.speech.separate import SeparateLevels
 from worldmodel.speech.sound import normalise, read_sound
 from worldmodel.speech.sources import PHONEMES, TIMIT, frame_phones, phone_files, read_phones
@@ -74,7 +73,7 @@ def evaluate_voices(
     parts = {
         "leakage": leakage_figures(world, utterances),
         "phonemes": None if timit is None else phoneme_figures(run, world, utterances, timit, seed),
-        "codec": codecs.codec_figures(run, world, utterances, seed, progress),
+        "codec": codec_figures(run, world, utterances, seed, progress),
     }
     figures |= {name: part for name, part in parts.items() if part is not None}
     speakers = chosen_speakers(utterances)
@@ -85,7 +84,7 @@ def evaluate_voices(
     else:
         figures["resynthesis"], shown = resynthesis(world, held_out[:MAX_RESYNTHESISED], seed)
     if isinstance(world.tokenizer, SeparateLevels):
-        figures["levels"], more = codecs.level_figures(world, world.tokenizer, held_out[:MAX_RESYNTHESISED], seed)
+        figures["levels"], more = level_figures(world, world.tokenizer, held_out[:MAX_RESYNTHESISED], seed)
         shown = more + shown
     voices_report.save(figures, shown, run / "evaluation")
     return figures

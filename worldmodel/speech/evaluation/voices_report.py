@@ -12,9 +12,9 @@ import numpy as np
 from worldmodel.evaluation.figures import usage_panel
 from worldmodel.evaluation.report import number, write_report
 from worldmodel.media.plots import COLOURS, Bar, Panel
-from worldmodel.speech.evaluation import codecs
+from worldmodel.speech.evaluation.codes import codec_panels, codec_rows
 from worldmodel.speech.media import save_sound, spectrogram
-from worldmodel.speech.scores.features import RATE
+from worldmodel.speech.scores.waves import RATE
 
 DEFINITIONS = {
     "held out": "Utterances that are not used for training: in VCTK, the sentences whose number ends in 3 or 8; in "
@@ -77,7 +77,7 @@ def lines(figures: dict[str, Any]) -> Rows:
     if conversion := figures.get("conversion"):
         rows += _conversion(conversion)
     if codec := figures.get("codec"):
-        rows += codecs.rows(codec)
+        rows += codec_rows(codec)
     if resynthesis := figures.get("resynthesis"):
         rows.append((f"Coded and decoded, {resynthesis['utterances']} utterances", ""))
         rows += intervals(resynthesis, QUALITY, unit=" dB")
@@ -142,7 +142,7 @@ def _conversion(figures: dict[str, Any]) -> Rows:
 
 def panels(figures: dict[str, Any]) -> list[Panel]:
     """Bars of the scores, bitrates of a codec, and the use of the codes."""
-    result = codecs.panels(figures["codec"]) if "codec" in figures else []
+    result = codec_panels(figures["codec"]) if "codec" in figures else []
     if section := figures.get("phonemes"):
         short = {name: name.replace(", ", "\n").replace(" codes", "\ncodes") for name in SYSTEMS if name in section}
         bars = {

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from worldmodel.evaluation.openloop import Progress, silent
-from worldmodel.speech.scores.features import (
+from worldmodel.speech.scores.waves import (
     BANDS,
     HOP,
     RATE,

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from worldmodel.evaluation.metrics import bootstrap, mean_interval, ratio_of_sums
 from worldmodel.evaluation.openloop import silent
 from worldmodel.speech.scores.classifiers import Budget, fit, repeated, speaker_labels, windows
-from worldmodel.speech.scores.features import as_integers
+from worldmodel.speech.scores.waves import as_integers
 from worldmodel.speech.sources import NO_PHONE
 
 Rows = Sequence[np.ndarray]
@@ -208,12 +208,26 @@ def kmeans_codes(features: Sequence[Tensor], clusters: int, fit_on: Sequence[boo
     """Codes of n utterances of (T, D) features by k-means, (T,) each: codes without a network, a baseline for a
     tokenizer with as many codes at the same rate.
 
-    The centres are fitted to the utterances that ``fit_on`` selects: the best of four results of Lloyd's algorithm from
-    k-means++ seeds. Log-mels pooled to the rate of the codes are the features of the paper; their :func:`mel_cepstrum`
-    with the mean over the utterance subtracted is stronger. Raises ``ValueError`` for fewer vectors than clusters.
+    The centres are fitted to the utterances that ``fit_on`` selects: the best of four results of Lloyd's algorithm.
+    Log-mels pooled to the rate of the codes are the features of the paper; their :func:`mel_cepstrum` with the mean
+    over the utterance subtracted is stronger. Raises ``ValueError`` for fewer vectors than clusters.
     """
     from sklearn.cluster import KMeans  # takes a second to import
 
-    chosen = [row for row, fit in zip(features, fit_on, strict=True) if fit]
-    centres = KMeans(clusters, n_init=4, max_iter=100, random_state=seed).fit(torch.cat(chosen).numpy())
+    points = torch.cat([row for row, fit in zip(features, fit_on, strict=True) if fit])
+    generator = torch.Generator().manual_seed(seed)
+    seeds = [_kmeans_seeds(points, clusters, generator).numpy() for _ in range(4)]
+    fitted = [KMeans(clusters, init=each, n_init=1, max_iter=100, tol=0).fit(points.numpy()) for each in seeds]
+    centres = min(fitted, key=lambda each: each.inertia_)
     return [centres.predict(row.numpy()) for row in features]
+
+
+def _kmeans_seeds(points: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
+    """k-means++ (Arthur and Vassilvitskii 2007): each further centre a point drawn in proportion to its squared
+    distance from the nearest centre so far."""
+    chosen = [int(torch.randint(len(points), (), generator=generator))]
+    distance = (points - points[chosen[0]]).square().sum(1)
+    while len(chosen) < clusters:
+        chosen.append(int(torch.multinomial(distance + 1e-12, 1, generator=generator)))
+        distance = torch.minimum(distance, (points - points[chosen[-1]]).square().sum(1))
+    return points[chosen]
