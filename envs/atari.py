@@ -16,6 +16,7 @@ from ale_py import roms
 
 from worldmodel.config.checks import checked
 from worldmodel.errors import EnvError
+from worldmodel.types import Info
 from worldmodel.util.ranges import Count, ShareBelowOne, Whole
 
 FRAMES_PER_SECOND = 60
@@ -66,9 +67,7 @@ class AtariEnv(gymnasium.Env[np.ndarray, Any]):
         self.observation_space = gymnasium.spaces.Box(0, 255, self._screen.shape, np.uint8)
         self.action_space = gymnasium.spaces.Discrete(len(self._actions))
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[np.ndarray, Info]:
         """Begin an episode: a new game, or the same game after a lost life."""
         super().reset(seed=seed)
         new = self.life_loss == "info" or self._lives == 0 or bool((options or {}).get("new_game"))
@@ -79,7 +78,7 @@ class AtariEnv(gymnasium.Env[np.ndarray, Any]):
         self._lives = self._ale.lives()
         return self._screen.copy(), self._info(False)
 
-    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, Info]:
         """Repeat one action for ``frame_skip`` frames or until the game is over. The reward is the game's score."""
         reward = self._play(self._actions[int(action)], self.frame_skip)
         over, truncated = self._ale.game_over(with_truncation=False), self._ale.game_truncated()

@@ -12,6 +12,7 @@ from annotated_types import Ge
 from crafter.constants import actions as ACTIONS
 
 from worldmodel.config.checks import checked
+from worldmodel.types import Info
 from worldmodel.util.ranges import Count
 
 SMALLEST = 18
@@ -65,16 +66,14 @@ class CrafterEnv(gymnasium.Env[np.ndarray, Any]):
         self.observation_space = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
         self.action_space = gymnasium.spaces.Discrete(len(ACTIONS))
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[np.ndarray, Info]:
         """Begin an episode in a new world."""
         super().reset(seed=seed)
         self._game._seed = int(self.np_random.integers(2**31))  # hashed with the number of the episode
         self._game._episode = self._steps = 0
         return self._game.reset(), {}
 
-    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, Info]:
         """Take one action; ``info`` is Crafter's, with inventory and achievements."""
         frame, reward, dead, info = self._game.step(int(action))
         self._steps += 1

@@ -18,6 +18,7 @@ from gymnasium.utils import EzPickle
 from worldmodel.config.checks import checked
 from worldmodel.envs.dmlab_engine import Engine, EngineSettings, LevelCache, default_folder, load_module
 from worldmodel.errors import EnvError
+from worldmodel.types import Info
 from worldmodel.util.ranges import Count, Text
 
 # The axes are look left/right and down/up (pixels per frame; negative looks left), strafe left/right, move back and
@@ -135,9 +136,7 @@ class DeepMindLabEnv(gymnasium.Env[np.ndarray, Any], EzPickle):
         self.observation_space = gymnasium.spaces.Box(0, 255, (height, width, 3), np.uint8)
         self.action_space = gymnasium.spaces.Discrete(len(self._actions))
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[np.ndarray, Info]:
         """Begin an episode and start the engine if necessary. Raises :class:`EnvError` if it does not start."""
         super().reset(seed=seed)
         if self._closed:
@@ -157,7 +156,7 @@ class DeepMindLabEnv(gymnasium.Env[np.ndarray, Any], EzPickle):
         self._limited = self._remaining is not None and self._remaining > 0
         return self._picture.copy(), {"discarded_reward": discarded}
 
-    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, Info]:
         """Repeat one action for ``frame_skip`` frames."""
         engine = self._engine
         if engine is None or not engine.alive or not engine.running:

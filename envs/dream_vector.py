@@ -13,8 +13,7 @@ from gymnasium.vector.utils import batch_space
 
 from worldmodel.envs.dreams import open_dreams
 from worldmodel.errors import EnvError
-
-Infos = dict[str, Any]
+from worldmodel.types import Info
 
 
 class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
@@ -72,17 +71,17 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         return tuple(self._seeds)
 
     def reset(
-        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, Infos]:
+        self, *, seed: int | Sequence[int | None] | None = None, options: Info | None = None
+    ) -> tuple[np.ndarray, Info]:
         """Start all rows or those of ``options["reset_mask"]``, (num_envs,) bool. With seed s, row i has s + i."""
         mask = self._mask((options or {}).get("reset_mask"))
         self._seed(seed, mask)
-        infos: Infos = {}
+        infos: Info = {}
         self._begin(mask, infos)
         self._done = np.zeros(self.num_envs, bool) if self._done is None else self._done & ~mask
         return self._dreams.observe(self._kind), infos
 
-    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Infos]:
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Info]:
         """Step all rows under actions (num_envs,)."""
         if self._done is None:
             raise EnvError("step before the first reset; call reset to begin the dreams")
@@ -90,7 +89,7 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             over = ", ".join(map(str, np.flatnonzero(self._done)))
             raise EnvError(f"step after the end of the dreams {over}; reset them with options={{'reset_mask': …}}")
         acts, ended = self._dreams.action(actions), self._done  # only in NextStep can dreams have ended here
-        infos: Infos = {}
+        infos: Info = {}
         rewards = np.zeros(self.num_envs)
         terminated, truncated = np.zeros((2, self.num_envs), bool)
         rows = np.flatnonzero(~ended)
@@ -115,16 +114,16 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             raise EnvError("render before the first reset; call reset to begin the dreams")
         return tuple(self._dreams.render())
 
-    def _begin(self, mask: np.ndarray, infos: Infos) -> None:
+    def _begin(self, mask: np.ndarray, infos: Info) -> None:
         rows = np.flatnonzero(mask)
         _add_infos(infos, self._dreams.begin(rows, [self._rngs[row] for row in rows]), rows, self.num_envs)
 
-    def _restart_ended(self, done: np.ndarray, seen: np.ndarray, infos: Infos) -> Infos:
+    def _restart_ended(self, done: np.ndarray, seen: np.ndarray, infos: Info) -> Info:
         """Restart the rows that have just ended, in ``seen`` in place; their last results go into the infos."""
         final = np.full(self.num_envs, None, object)
         for row in np.flatnonzero(done):
             final[row] = seen[row].copy()
-        new_infos: Infos = {"final_obs": final, "_final_obs": done.copy()}
+        new_infos: Info = {"final_obs": final, "_final_obs": done.copy()}
         new_infos["final_info"], new_infos["_final_info"] = _infos_of(infos, done), done.copy()
         new_infos |= _infos_of(infos, ~done)
         self._begin(done, new_infos)
@@ -158,16 +157,16 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
                 self._rngs[row], self._seeds[row] = seeding.np_random(one)
 
 
-def _add_infos(infos: Infos, values: Mapping[str, np.ndarray], rows: np.ndarray, count: int) -> None:
+def _add_infos(infos: Info, values: Mapping[str, np.ndarray], rows: np.ndarray, count: int) -> None:
     """Add values (n,) of some rows in gymnasium's format: zeros elsewhere, and a mask of the rows as ``_name``."""
     for name, value in values.items():
         infos[name], infos[f"_{name}"] = np.zeros(count, value.dtype), np.zeros(count, bool)
         infos[name][rows], infos[f"_{name}"][rows] = value, True
 
 
-def _infos_of(infos: Infos, rows: np.ndarray) -> Infos:
+def _infos_of(infos: Info, rows: np.ndarray) -> Info:
     """The infos of the rows (B,) bool only, without names that none of them has."""
-    new_infos: Infos = {}
+    new_infos: Info = {}
     for name, value in infos.items():
         if not name.startswith("_") and (present := infos[f"_{name}"] & rows).any():
             new_infos[name], new_infos[f"_{name}"] = np.where(present, value, 0).astype(value.dtype), present

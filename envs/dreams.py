@@ -16,6 +16,7 @@ from worldmodel.errors import DataError, EnvError
 from worldmodel.heads import make_sampler
 from worldmodel.priors import replace_rows, select_rows
 from worldmodel.runs.folder import PRIOR, find_run, open_episodes
+from worldmodel.types import Info
 from worldmodel.util.ranges import Count, NonNegative, Share
 from worldmodel.world import Precision, WorldModel
 
@@ -245,16 +246,14 @@ class DreamEnv(gymnasium.Env[np.ndarray, Any]):
         self.action_space = self._dreams.action_space
         self._running: bool | None = None  # None before the first reset
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[np.ndarray, Info]:
         """Begin a dream at a recorded frame drawn by ``np_random``."""
         super().reset(seed=seed)
         start = self._dreams.begin(ROW, [self.np_random])
         self._running = True
         return self._dreams.observe(self._kind)[0], {name: int(value[0]) for name, value in start.items()}
 
-    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, Info]:
         if not self._running:
             when = "before the first reset" if self._running is None else "after the end of the dream"
             raise EnvError(f"step {when}; call reset to begin one")

@@ -26,6 +26,7 @@ from worldmodel.config.checks import checked
 from worldmodel.data.pictures import resize
 from worldmodel.envs.buttons import make_actions
 from worldmodel.errors import EnvError
+from worldmodel.types import Info
 from worldmodel.util.ranges import Count, Pixels, Positive
 
 _POSE = (GameVariable.POSITION_X, GameVariable.POSITION_Y, GameVariable.ANGLE)
@@ -88,9 +89,7 @@ class VizdoomEnv(gymnasium.Env[np.ndarray, Any]):
         self.observation_space = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
         self.action_space = gymnasium.spaces.Discrete(len(self._actions))
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[np.ndarray, Info]:
         """Begin an episode; starts the engine where there is none. Raises :class:`EnvError` if it cannot start."""
         super().reset(seed=seed)
         try:
@@ -107,7 +106,7 @@ class VizdoomEnv(gymnasium.Env[np.ndarray, Any]):
             raise EnvError("ViZDoom's engine starts but returns no frame")
         return self._observe(state), self._info(state)
 
-    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, Info]:
         """Repeat one action for ``frame_skip`` tics. At a terminal state the last frame is returned."""
         try:
             reward = self._game.make_action(self._actions[int(action)], self.frame_skip)

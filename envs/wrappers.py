@@ -15,7 +15,7 @@ from worldmodel.config.checks import checked
 from worldmodel.data.pictures import SMALLEST, channels_first, frame_shape, own_action_names, resize
 from worldmodel.envs.discrete import Actions, discrete
 from worldmodel.errors import EnvError, WorldModelError
-from worldmodel.types import DEFAULT_RATE, Spec
+from worldmodel.types import DEFAULT_RATE, Info, Spec
 from worldmodel.util.ranges import Names, PassedTo, Pixels, Text
 
 _PACKAGES = {  # prefix of an id → package that registers it
@@ -72,13 +72,11 @@ class FrameEnv(gymnasium.Wrapper[np.ndarray, int, Any, Any]):
             env_kwargs=dict(env_kwargs if env_kwargs is not None else env.spec.kwargs if env.spec else {}),
         )
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[np.ndarray, Info]:
         observation, info = self.env.reset(seed=seed, options=options)
         return self._frame(observation), info
 
-    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, Info]:
         observation, reward, terminated, truncated, info = self.env.step(self._actions.values[action])
         return self._frame(observation), float(reward), bool(terminated), bool(truncated), info
 

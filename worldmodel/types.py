@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # the processes that record episodes need the types of this m
     import torch
     from torch import Tensor
 
+Info = dict[str, Any]  # of a step of an environment, as in gymnasium
 NO_ACTION = -1
 """The action of a frame that no known action led to, such as the first frame of an episode without a condition."""
 
