@@ -30,7 +30,7 @@ from benchmarks.timing import Figure, Plan
 from worldmodel.config.cli import Config, entry_point
 from worldmodel.config.flags import add_number
 from worldmodel.errors import ConfigError
-from worldmodel.nn.precision import PRECISIONS
+from worldmodel.nn.modules import PRECISIONS
 from worldmodel.util.files import replace_text
 from worldmodel.util.ranges import Count
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from worldmodel.config.checks import read
 from worldmodel.errors import ConfigError, RunError
-from worldmodel.nn.precision import cast
+from worldmodel.nn.modules import cast
 from worldmodel.training.base import Losses, Objective, step_seed
 from worldmodel.training.checkpoint import load_tensors
 from worldmodel.training.fit import Fit, FitResult, FitSettings, Hook, fit

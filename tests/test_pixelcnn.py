@@ -21,8 +21,8 @@ from worldmodel.heads import (
     TransformerHead,
     make_sampler,
 )
+from worldmodel.nn.modules import cast
 from worldmodel.nn.pixelcnn import GatedPixelCNN
-from worldmodel.nn.precision import cast
 from worldmodel.priors import ConditionTrunk, Prior
 from worldmodel.tokenizers import Tokenizer
 from worldmodel.types import Segment, to_float, to_uint8

@@ -14,7 +14,7 @@ from torch import Tensor
 from worldmodel import media
 from worldmodel.errors import ConfigError
 from worldmodel.heads import Randomness, Sampler, make_sampler
-from worldmodel.nn.precision import Precision, cast, resolve_precision
+from worldmodel.nn.modules import Precision, cast, resolve_precision
 from worldmodel.priors import Prior, PriorState, Step
 from worldmodel.runs.folder import Kind, check_kind, load_spec
 from worldmodel.runs.models import load_prior, load_tokenizer, resolve_device

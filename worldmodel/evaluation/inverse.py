@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from worldmodel.errors import RunError
 from worldmodel.evaluation.metrics import ratio_of_means
 from worldmodel.evaluation.openloop import Progress, reconstruct, silent
-from worldmodel.nn.modules import to_channels_last
-from worldmodel.nn.precision import native_bfloat16
+from worldmodel.nn.modules import native_bfloat16, to_channels_last
 from worldmodel.training.checkpoint import check_fit, load_tensors, save_tensors
 from worldmodel.types import Episode, to_float
 from worldmodel.world import WorldModel

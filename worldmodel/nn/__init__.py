@@ -1,1 +1,1 @@
-"""Blocks that know nothing of codes, data or environments."""
+"""Layers that are independent of codes, data and environments."""

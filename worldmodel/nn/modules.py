@@ -1,20 +1,25 @@
-"""Small additions to PyTorch: typed lists of modules, states of rows, noise, and starts of learnt tables."""
+"""Small additions to PyTorch: typed lists of modules, states of rows, number formats, noise, initial tables."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Literal, Self, TypeVar
+from typing import cast as as_type
 
 import torch
 from torch import Generator, Tensor, nn
 
+from worldmodel.errors import ConfigError
+
+Precision = Literal["auto", "fp32", "bf16"]
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 M = TypeVar("M", bound=nn.Module)
 
 
 def module_list(modules: Iterable[M]) -> Sequence[M]:
     """An ``nn.ModuleList`` whose elements keep their type."""
-    return cast(Sequence[M], nn.ModuleList(modules))
+    return as_type(Sequence[M], nn.ModuleList(modules))
 
 
 def to_channels_last(module: nn.Module) -> None:
@@ -42,7 +47,7 @@ class RowState:
     def select(self, rows: Tensor) -> Self:
         """The state of some rows of the batch."""
         fields = {name: _select(value, rows) for name, value in vars(self).items()}
-        return dataclasses.replace(cast(Any, self), **fields)
+        return dataclasses.replace(as_type(Any, self), **fields)
 
 
 def _select(value: Any, rows: Tensor) -> Any:
@@ -84,3 +89,43 @@ def centred(codebook: Tensor) -> Tensor:
     table = codebook.detach().float()
     table = table - table.mean(0)
     return table / table.square().sum(-1).mean().sqrt().clamp(min=1e-6)
+
+
+def native_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions for bfloat16; without them it is several times slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def resolve_precision(name: Precision, device: torch.device) -> torch.dtype:
+    """``auto`` (bfloat16 where the device computes in it), ``fp32`` or ``bf16``. Raises :class:`ConfigError`."""
+    if name == "auto":
+        return torch.bfloat16 if native_bfloat16(device) else torch.float32
+    if name not in PRECISIONS:
+        raise ConfigError(f"unknown precision {name!r}; choose auto, {' or '.join(PRECISIONS)}")
+    return PRECISIONS[name]
+
+
+def cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Casts parameters and floating buffers in place and returns the module.
+
+    A child with ``keep_float32 = True`` (such as a quantiser, whose distances and moving averages need the precision)
+    keeps its tensors. Weights are cast once: the casts of autocast, of all weights at every step, take as much time on
+    two CPU cores as a small model gains.
+    """
+    if dtype == torch.float32 or getattr(module, "keep_float32", False):
+        return module
+    for parameter in module.parameters(recurse=False):
+        parameter.data = parameter.data.to(dtype)
+    for name, buffer in module.named_buffers(recurse=False):
+        if buffer.is_floating_point():
+            module._buffers[name] = buffer.to(dtype)
+    for child in module.children():
+        cast(child, dtype)
+    return module
+
+
+def dtype_of(module: nn.Module) -> torch.dtype:
+    """The number format of the first parameter of a module."""
+    return next(module.parameters()).dtype

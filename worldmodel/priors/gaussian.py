@@ -1,7 +1,7 @@
 """A learned prior over the continuous latents of a VAE: a PixelCNN over sites, mixtures of Gaussians within them.
 
-With it the VAE has the chance that the codes of a VQ-VAE have: the fixed prior of training gives way to one that was
-fitted to latents of training frames, and the bound is E_q [−log p(x | z) + log q(z | x) − log p_ψ(z)].
+As for the codes of a VQ-VAE, it replaces the fixed prior of training; E_q [−log p(x|z) + log q(z|x) − log p_ψ(z)] is
+the bound.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class GaussianPrior(LatentPrior):
     Args:
         tokenizer: the VAE; gives the shape of the latents, and is not kept.
         action_names: of the classes. condition: width of an embedded class.
-        width, layers: of the PixelCNN. hidden: numbers a latent from which its mixture is read. components: of it.
-        loss_weights: of the terms of training; 1 where none is given.
+        width, layers: of the PixelCNN. hidden: features of each latent. components: of its mixture.
+        loss_weights: as of :class:`~worldmodel.priors.Prior`.
     """
 
     remembers = False
-    keep_float32 = True  # densities of latents that may be very sure
+    keep_float32 = True  # densities may be very narrow
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class GaussianPrior(LatentPrior):
         # (S, S, 1): 1 where the first latent comes before the second.
         self.known = nn.Buffer(torch.ones(slots, slots).triu(1)[:, :, None], persistent=False)
         self.out = nn.Parameter(torch.randn(slots, hidden, 3 * components) * 0.1 / math.sqrt(hidden))
-        self.bias = nn.Parameter(torch.randn(slots, 3 * components) * 0.5)  # apart, so that components start apart
+        self.bias = nn.Parameter(torch.randn(slots, 3 * components) * 0.5)  # different initial components
 
     def _features(self, latents: Tensor, conditions: Tensor) -> Tensor:
         """latents (B, h, w, S), conditions (B,) with −1 for none → (B, h, w, S, hidden), which see earlier sites."""

@@ -11,8 +11,7 @@ from torch.nn import functional as F
 
 from worldmodel.heads.base import CodeEmbedding, GridSpec, Head, nats
 from worldmodel.heads.sampling import Randomness, Sampler
-from worldmodel.nn.modules import Logits, uniform
-from worldmodel.nn.precision import dtype_of
+from worldmodel.nn.modules import Logits, dtype_of, uniform
 from worldmodel.priors.base import LatentPrior, PriorState, Step, Terms, Trunk
 from worldmodel.tokenizers.base import Autoencoder, require_codes
 from worldmodel.types import Segment

@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 
 from worldmodel.errors import ConfigError
 from worldmodel.likelihoods import Likelihood
-from worldmodel.nn.precision import cast
+from worldmodel.nn.modules import cast
 from worldmodel.types import NO_ACTION, to_float, to_uint8
 
 FRAMES_AT_A_TIME = 256  # of one pass of an autoencoder; more would only need more memory

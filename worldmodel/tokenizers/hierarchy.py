@@ -12,8 +12,7 @@ from torch.nn import functional as F
 from worldmodel.errors import ConfigError
 from worldmodel.likelihoods import Likelihood, SquaredError
 from worldmodel.nn.convnets import CONV, ConvDecoder, ConvEncoder
-from worldmodel.nn.modules import channels_last, module_list, to_channels_last, uniform
-from worldmodel.nn.precision import dtype_of
+from worldmodel.nn.modules import channels_last, dtype_of, module_list, to_channels_last, uniform
 from worldmodel.quantizers import Quantizer
 from worldmodel.tokenizers.base import Reconstruction, Tokenizer
 from worldmodel.types import to_uint8
@@ -31,11 +30,10 @@ class VQVAE2(Tokenizer):
         widths: for every level, the finest first, the channels behind each of its halvings. The first list leads from
             the frame to the finest grid, each other one from a grid to the next coarser.
         blocks: residual blocks of every encoder and decoder.
-        num_codes: K of every level. likelihood: as of the VQ-VAE.
+        num_codes: K of every level. likelihood, loss_weights: as of the VQ-VAE.
         hide: share of the training frames of which the decoder sees the coarser grids alone (how many of them is
             drawn): the quantiser dropout of SoundStream (Zeghidour et al., 2021, section III.C), over levels. Without
             it, the fine grid has all information and the coarse one soon uses few of its codes.
-        loss_weights: of the terms of training; 1 where none is given.
 
     Raises :class:`ConfigError` when the size of the frames cannot be halved that often.
     """

@@ -1,6 +1,7 @@
 """Autoencoders whose latents are drawn from a posterior: the VAE, and VIMCO with discrete latents.
 
-Both are compared with the VQ-VAE in its paper, and have its encoder and decoder.
+Both are compared with the VQ-VAE in its paper, and have its encoder and decoder. Their constructors raise
+:class:`ConfigError` when the size of the frames cannot be halved that often or the likelihood is not exact.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ NEGLIGIBLE = 1e-8  # a share of the gradient below the rounding error of float32
 
 
 def importance_weighted(conditional: Tensor, weights: Tensor) -> Bound:
-    """The bound of S samples z_s of q, L_S = E log (1/S) Σ_s w_s, w_s = p(x, z_s) / q(z_s|x) (Burda et al., 2016).
+    """The bound of S samples z_s of q, L_S = E log (1/S) Σ_s w_s, w_s = p(x, z_s) / q(z_s|x) (Burda et al., *Importance
+    Weighted Autoencoders*, 2016).
 
     ``weights`` (S, B) are log w_s, ``conditional`` (S, B) log p(x|z_s), in nats. The reconstruction of the bound is the
     mean of −log p(x|z_s) weighted by w_s, since samples with a small weight hardly change the bound.
@@ -68,8 +70,6 @@ class VAE(ConvolutionalAutoencoder):
         frame_shape, widths, blocks, loss_weights: as of the VQ-VAE.
         latents: numbers at each position; the grid is (*size / 2**len(widths), latents).
         likelihood: constructor of an exact :class:`~worldmodel.likelihoods.Likelihood`.
-
-    Raises :class:`ConfigError` when the size of the frames cannot be halved that often or the likelihood is not exact.
     """
 
     certain = False
@@ -113,9 +113,7 @@ class VAE(ConvolutionalAutoencoder):
         return Reconstruction(result.frames, None, losses, nats)
 
     def _bound(self, frames: Tensor, generator: Generator | None, samples: int | None) -> Bound:
-        """The evidence lower bound for one sample, with its KL divergence in closed form; for more, the importance
-        weighted L_S = E log (1/S) Σ_s p(x, z_s) / q(z_s | x) (Burda et al., *Importance Weighted Autoencoders*, 2016).
-        """
+        """The evidence lower bound for one sample, with its KL divergence in closed form; else importance weighted."""
         posterior = self._posterior(frames)
         if samples is None or samples == 1:
             reconstruction = -self.log_likelihood(frames, posterior.sample(generator))
@@ -145,8 +143,6 @@ class VIMCO(ConvolutionalAutoencoder, Tokenizer):
         samples: S of training, at least 2.
         likelihood: constructor of an exact :class:`~worldmodel.likelihoods.Likelihood`.
         chunk: grids that are decoded at a time; it changes memory and speed, and no result.
-
-    Raises :class:`ConfigError` when the size of the frames cannot be halved that often or the likelihood is not exact.
     """
 
     certain = False

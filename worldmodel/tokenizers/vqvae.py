@@ -10,8 +10,7 @@ from torch import Generator, Tensor, nn
 from worldmodel.errors import ConfigError
 from worldmodel.likelihoods import Likelihood, SquaredError
 from worldmodel.nn.convnets import CONV, ConvDecoder, ConvEncoder, Encoder
-from worldmodel.nn.modules import channels_last, to_channels_last, uniform
-from worldmodel.nn.precision import dtype_of
+from worldmodel.nn.modules import channels_last, dtype_of, to_channels_last, uniform
 from worldmodel.quantizers import Quantizer
 from worldmodel.tokenizers.base import Autoencoder, Reconstruction, Tokenizer, as_float
 from worldmodel.types import NO_ACTION

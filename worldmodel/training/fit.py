@@ -16,7 +16,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from worldmodel.errors import ConfigError, RunError
-from worldmodel.nn.precision import Precision, cast, resolve_precision
+from worldmodel.nn.modules import Precision, cast, resolve_precision
 from worldmodel.training.base import Ahead, Batches, Objective, RunningMeans, step_seed
 from worldmodel.training.checkpoint import check_fit, load_tensors, save_tensors
 from worldmodel.training.optim import Decay, MasterOptimizer, WeightAverage, learning_rate_factor

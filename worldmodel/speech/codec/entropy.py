@@ -26,7 +26,7 @@ from scipy.sparse import csr_array
 
 from worldmodel.data.codes import fingerprint
 from worldmodel.errors import ConfigError, DataError
-from worldmodel.nn.precision import dtype_of
+from worldmodel.nn.modules import dtype_of
 from worldmodel.priors import Prior
 from worldmodel.priors.base import PriorState
 from worldmodel.types import NO_ACTION
