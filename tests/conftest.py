@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,25 +11,34 @@ from typing import Any
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core: threads of torch would compete
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+MOST_PROCESSES = 8  # each needs about 1.5 GB
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    return min(os.cpu_count() or 1, MOST_PROCESSES)
+
+
 PLOTS = "worldmodel.media.plots"
-rendered: set[str] = set()  # titles of panels
+rendered: set[str] = set()  # names of pages
 
 
 @pytest.fixture(autouse=True)
-def panels_are_rendered_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rendering a page takes a second, and every training, however small, makes some: where each of its panels has been
-    rendered before, by title, a page is drawn but an empty one is rendered."""
+def pages_are_rendered_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rendering a page takes a second, and every training, however small, makes some: after the first page of a file
+    name, such as metrics.png, the panels of later ones are drawn, but an empty page is rendered."""
     if PLOTS not in sys.modules:
         return
     plots: Any = importlib.import_module(PLOTS)
     whole = plots.Figure
 
     class Page(whole):
-        def savefig(self, *args: Any, **options: Any) -> None:
-            titles = {axes.get_title(loc="left") for axes in self.axes}
-            page = whole(figsize=(1, 1)) if titles <= rendered else super()
-            page.savefig(*args, **options)
-            rendered.update(titles)
+        def savefig(self, path: Path, **options: Any) -> None:
+            page = whole(figsize=(1, 1)) if path.name in rendered else super()
+            page.savefig(path, **options)
+            rendered.add(path.name)
 
     monkeypatch.setattr(plots, "Figure", Page)
 

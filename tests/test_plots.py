@@ -15,7 +15,7 @@ from worldmodel.media.plots import Bar, Line, Panel, Shares, metrics_panels, sav
 
 
 @pytest.fixture(autouse=True)
-def panels_are_rendered_once() -> None:
+def pages_are_rendered_once() -> None:
     """Not here: every page is rendered."""
 
 
