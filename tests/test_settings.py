@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from worldmodel.runs.stages import STAGES
 from worldmodel.util.ranges import PassedTo
 
 GROUPS = {name: names for name, names in choices().items() if "/" not in name}
+NEEDED = {"sb3_ppo": "stable_baselines3"}  # package that an optional choice needs
 FOREIGN = "agent.learner.ppo."  # parameters of Stable-Baselines3's PPO: their types are checked
 
 
@@ -89,6 +91,8 @@ def check_setting(setting: Setting) -> None:
 def test_every_setting_of_a_group_is_checked(group: str) -> None:
     seen = set()
     for choice in GROUPS[group]:
+        if importlib.util.find_spec(NEEDED.get(choice, "worldmodel")) is None:
+            continue
         for setting in settings_of(group, choice):
             if setting.value != checks.MISSING and (key := (setting.name, repr(setting))) not in seen:
                 seen.add(key)

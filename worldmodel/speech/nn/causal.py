@@ -156,8 +156,8 @@ class CausalEncoder(CausalSequence):
         modules: list[nn.Module] = []
         for inputs, width, stride in zip([channels, *widths[:-1]], widths, strides, strict=True):
             modules += [nn.SiLU()] if modules else []
-            units = [CausalUnit(width, 3**block) for block in range(blocks)]
-            modules += [CausalConv(inputs, width, 2 * stride, stride), *units]
+            modules += [CausalConv(inputs, width, 2 * stride, stride)]
+            modules += [CausalUnit(width, 3**block) for block in range(blocks)]
         super().__init__([*modules, nn.SiLU(), CausalConv(widths[-1], widths[-1], 3)])
         self.factor = math.prod(strides)
 
