@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import operator
 import os
+import traceback
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -12,9 +15,10 @@ import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete
 
 from worldmodel.config.checks import checked
-from worldmodel.data.pictures import SMALLEST, channels_first, frame_shape, own_action_names, resize
+from worldmodel.data import validate
+from worldmodel.data.pictures import frame_shape, own_action_names, resize
 from worldmodel.envs.discrete import Actions, discrete
-from worldmodel.errors import EnvError, WorldModelError
+from worldmodel.errors import DataError, EnvError, UnknownActionError, WorldModelError
 from worldmodel.types import DEFAULT_RATE, Info, Spec
 from worldmodel.util.ranges import Names, PassedTo, Pixels, Text
 
@@ -24,7 +28,31 @@ _PACKAGES = {  # prefix of an id → package that registers it
     "BabyAI-": "minigrid",
     "MiniWorld-": "miniworld",
 }
+_CONTRACT = {
+    "reset": "reset(*, seed=None, options=None) → (observation, info)",
+    "step": "step(action) → (observation, reward, terminated, truncated, info)",
+    "render": "render() → an image (H, W, 3) uint8, with render_mode rgb_array",
+}
+_RESULTS = {"reset": 2, "step": 5}
 _INSTALLED_AS = {"ale_py": "ale-py", "minigrid": "minigrid", "miniworld": "miniworld", "crafter": "crafter"}
+
+MOST_FPS = 1e6
+_OWN = (
+    "your own environment, also one that is registered in a notebook or a script, must be in a module, which the "
+    "processes that record import: env.id=my_module:{id}"
+)
+
+
+@dataclasses.dataclass
+class _Moment:
+    """Where an environment is, for error messages."""
+
+    env_id: str
+    seed: int | None = None
+    step: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.env_id}, step {self.step} of the episode with seed {self.seed}"
 
 
 class FrameEnv(gymnasium.Wrapper[np.ndarray, int, Any, Any]):
@@ -34,6 +62,10 @@ class FrameEnv(gymnasium.Wrapper[np.ndarray, int, Any, Any]):
     environments with other observations. Actions are numbered; ``actions`` selects them, see
     :mod:`worldmodel.envs.discrete`. Raises :class:`EnvError` for actions that cannot be numbered, a source without an
     image and a size below 1.
+
+    What the environment returns is checked (:mod:`worldmodel.data.validate`): :meth:`reset` and :meth:`step` raise
+    :class:`DataError`, with the method and what gymnasium expects, for what cannot be recorded, and
+    :class:`UnknownActionError`.
     """
 
     @checked
@@ -51,12 +83,13 @@ class FrameEnv(gymnasium.Wrapper[np.ndarray, int, Any, Any]):
         self.size = size
         self.source = source
         env_id = env_id or (env.spec.id if env.spec else type(env.unwrapped).__name__)
+        self._moment = _Moment(env_id)
         self._actions = discrete(env.action_space, actions, env_id)
         self._key: str | None = None
         self._channels_first = False
         if source == "observation":
             self._key, shape = _find_picture(env.observation_space, env_id)
-            self._channels_first = channels_first(shape)
+            self._channels_first = validate.channel_axis(shape) == 0
             channels = shape[0] if self._channels_first else (*shape, 1)[2]
         else:
             if env.render_mode != "rgb_array":
@@ -68,35 +101,94 @@ class FrameEnv(gymnasium.Wrapper[np.ndarray, int, Any, Any]):
             env_id=env_id,
             frame_shape=(channels, size, size),
             action_names=_action_names(env, self._actions, action_names, env_id),
-            rate=float(env.metadata.get("render_fps") or DEFAULT_RATE),
+            rate=_rate(env, env_id),
             env_kwargs=dict(env_kwargs if env_kwargs is not None else env.spec.kwargs if env.spec else {}),
         )
 
     def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[np.ndarray, Info]:
-        observation, info = self.env.reset(seed=seed, options=options)
+        self._moment.seed, self._moment.step = seed, 0
+        observation, info = self._call("reset", seed=seed, options=options)
         return self._frame(observation), info
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, Info]:
-        observation, reward, terminated, truncated, info = self.env.step(self._actions.values[action])
-        return self._frame(observation), float(reward), bool(terminated), bool(truncated), info
+        moment = self._moment
+        moment.step += 1
+        try:
+            number = operator.index(action)
+        except TypeError:  # such as 1.0 or an array
+            number = -1
+        if not 0 <= number < len(self._actions.values):
+            raise UnknownActionError(action, self.data_spec.action_names)
+        observation, reward, terminated, truncated, info = self._call("step", self._actions.values[number])
+        return (
+            self._frame(observation),
+            validate.reward(reward, moment),
+            validate.flag(terminated, moment, "terminated"),
+            validate.flag(truncated, moment, "truncated"),
+            info,
+        )
+
+    def _call(self, method: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """What ``reset`` or ``step`` returns: a tuple of as many values as gymnasium states, the last one a dict."""
+        try:
+            result = getattr(self.env, method)(*args, **kwargs)
+        except (TypeError, ValueError, AttributeError) as error:
+            if not _in_gymnasium(error):
+                raise
+            reason = f"cannot be called ({error})"
+        else:
+            if isinstance(result, tuple) and len(result) == _RESULTS[method] and isinstance(result[-1], dict):
+                return result
+            reason = f"returned {validate.described(result)}"
+            if isinstance(result, tuple) and len(result) == _RESULTS[method]:
+                reason = f"returned {validate.described(result[-1])} as info"
+        raise DataError(f"{self._moment}: {method}() {reason}; gymnasium expects {_CONTRACT[method]}")
 
     def _frame(self, observation: Any) -> np.ndarray:
+        what = "the observation is"
         if self.source == "render":
-            observation = self.env.render()
+            observation, what = self.env.render(), "render() returned"
+            if not hasattr(observation, "dtype"):
+                raise DataError(
+                    f"{self._moment}: render() returned {validate.described(observation)}; gymnasium expects "
+                    f"{_CONTRACT['render']}"
+                )
         elif self._key is not None:
+            if not isinstance(observation, Mapping) or self._key not in observation:
+                raise DataError(
+                    f"{self._moment}: the observation is {validate.described(observation)}, without the image "
+                    f"{self._key!r} of the observation space"
+                )
             observation = observation[self._key]
-        picture = np.asarray(observation, np.uint8)
+        picture = validate.pixels(observation, self._moment, what)
         shape = picture.shape
         if picture.ndim == 2:
             picture = picture[..., None]
         if self._channels_first and picture.ndim == 3:
             picture = picture.transpose(1, 2, 0)
         if picture.ndim != 3 or picture.shape[2] != self.data_spec.frame_shape[0] or not picture.size:
-            raise ValueError(  # not EnvError, after which a reset would be tried
-                f"{self.data_spec.env_id} returned an image of shape {shape}, but its space has "
-                f"{self.data_spec.frame_shape[0]} channels; fix it, or wrap it"
-            )
+            wanted = f"{self.data_spec.frame_shape[0]} channels; fix it, or wrap it"
+            space = "gymnasium expects (H, W, 3)," if self.source == "render" else "its space has"
+            raise DataError(f"{self._moment}: {what} an image of shape {shape}, but {space} {wanted}")
         return np.ascontiguousarray(resize(picture, self.size).transpose(2, 0, 1))
+
+
+def _in_gymnasium(error: Exception) -> bool:
+    """Whether an error was raised here or in gymnasium, which cannot use what an environment returned or accepts, and
+    not within the environment."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return str(frames[-1][0].f_globals["__name__"]).startswith((__name__, "gymnasium.core", "gymnasium.wrappers"))
+
+
+def _rate(env: gymnasium.Env[Any, Any], env_id: str) -> float:
+    """Frames a second according to the metadata. Raises :class:`EnvError` for what is none."""
+    rate = (env.metadata or {}).get("render_fps") or DEFAULT_RATE
+    try:
+        if 0 < float(rate) <= MOST_FPS:
+            return float(rate)
+    except (TypeError, ValueError):
+        pass
+    raise EnvError(f"{env_id} has metadata with render_fps {rate!r}; it must be a number above 0")
 
 
 def make_frames(
@@ -134,7 +226,9 @@ def make_frames(
             f"environment {id!r} needs the Python package {package!r}, which is not installed{hint}"
         ) from error
     except (gymnasium.error.Error, ImportError, TypeError, ValueError, AssertionError, KeyError) as error:
-        raise EnvError(f"cannot make environment {id!r}: {' '.join(str(error).split())}") from error
+        unknown = isinstance(error, gymnasium.error.UnregisteredEnv) and ":" not in full_id
+        hint = f"; {_OWN.format(id=id)}" if unknown else ""
+        raise EnvError(f"cannot make environment {id!r}: {' '.join(str(error).split())}{hint}") from error
     except Exception as error:  # of the environment's own making: its module or its constructor may raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise EnvError(f"cannot make environment {id!r}: {reason}") from error
@@ -151,8 +245,8 @@ def _find_picture(space: gymnasium.Space[Any], env_id: str) -> tuple[str | None,
     pictures = [(key, part.shape) for key, part in spaces.items() if isinstance(part, Box) and _is_picture(part)]
     if not pictures:
         raise EnvError(
-            f"{env_id} observes {' '.join(str(space).split())[:160]}, no image of 8-bit pixels, "
-            f"{SMALLEST}×{SMALLEST} or more; env.source=render records the rendered frames instead"
+            f"{env_id} observes {' '.join(str(space).split())[:160]}, no {validate.READABLE}; "
+            "env.source=render records the rendered frames instead"
         )
     if len(pictures) > 1:
         raise EnvError(f"{env_id} observes several images ({', '.join(str(key) for key, _ in pictures)}); wrap it")

@@ -158,8 +158,8 @@ def test_an_environment_that_a_data_set_describes_is_not_built(spaces: bool, roo
     [
         (PICTURE, MultiDiscrete([2, 3]), r"has actions MultiDiscrete\(\[2 3\]\); only Discrete ones can be read"),
         (PICTURE, Box(-1, 1, (2,)), r"has actions Box\(.*; only Discrete ones can be read"),
-        (Box(-1, 1, (24, 20, 3), np.float32), Discrete(3), "no picture of 8-bit pixels"),
-        (Dict({"a": Box(0, 255, (8, 8, 3), np.uint8)}), Discrete(3), "no picture of 8-bit pixels"),
+        (Box(-1, 1, (24, 20, 3), np.float32), Discrete(3), "no image of 8-bit pixels"),
+        (Dict({"a": Box(0, 255, (8, 8, 3), np.uint8)}), Discrete(3), "no image of 8-bit pixels"),
     ],
 )
 def test_what_holds_something_else_is_one_line(space: Space[Any], actions: Space[Any], message: str) -> None:

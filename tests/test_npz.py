@@ -168,8 +168,11 @@ def test_damaged_files_are_named_and_everything_else_is_stored(
         ({"obs": None}, "has no obs, but action, reward, done, life_loss; source.keys={obs: …, action: …"),
         ({"reward": None}, "has no reward, but "),
         ({"done": None}, "has no done, and no terminated and truncated; source.keys="),
-        ({"obs": numbered(*range(9)).astype(np.float32)}, r"holds float32 \(9, 16, 16, 3\) for obs; frames are uint8"),
-        ({"obs": numbered(*range(9), shape=(7, 7, 3))}, ".*16 pixels wide and high or more"),
+        (
+            {"obs": numbered(*range(9)).astype(np.float32)},
+            r"holds float32 \(9, 16, 16, 3\) for obs; each of its frames must be an image of 8-bit",
+        ),
+        ({"obs": numbered(*range(9), shape=(7, 7, 3))}, ".*16×16 or more, with 1 to 15 channels"),
         ({"obs": np.zeros((), np.uint8)}, r"holds uint8 \(\) for obs"),
         ({"obs": np.asfortranarray(numbered(*range(9)))}, "holds obs column by column"),
         ({"obs": numbered(*range(8))}, "has 9 actions and 8 frames; it needs as many, or one frame more"),

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -218,7 +219,7 @@ def test_a_batch_that_was_cut_short_keeps_what_is_indexed(tmp_path: Path) -> Non
 
 def test_a_batch_with_one_misfit_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with EpisodeStore.writer(tmp_path, SPEC) as store:
-        with pytest.raises(DataError, match=r"condition 3 of an episode is neither -1 nor in \[0, 3\)"):
+        with pytest.raises(DataError, match=r"episode 1: the condition is 3; it is -1 for none, or in \[0, 3\)"):
             store.extend([Item(make_image(0)), Item(make_image(1, condition=3))])
         assert len(store) == 0
     assert not (tmp_path / "index.jsonl").exists() and not (tmp_path / "shard-00000.frames").exists()
@@ -383,16 +384,27 @@ def test_missing_and_unreadable_stores(tmp_path: Path) -> None:
         ({"frames": np.zeros((8, 3, 8, 9), np.uint8)}, r"needs uint8 frames \(T, 3, 8, 8\); got uint8 \(8, 3, 8, 9\)"),
         ({"frames": np.zeros((8, 3, 8, 8), np.float32)}, r"needs uint8 frames .*; got float32"),
         ({"frames": np.zeros((0, 3, 8, 8), np.uint8)}, r"got uint8 \(0, 3, 8, 8\)"),
-        ({"frames": np.zeros((7, 3, 8, 8), np.uint8)}, r"actions of an episode are \(8,\); give \(7,\)"),
-        ({"actions": np.zeros(7, int)}, r"are \(7,\); give \(8,\), for each frame the action that led to it"),
-        ({"actions": np.full(8, 3)}, r"actions must be in \[0, 3\)"),
-        ({"actions": np.full(8, -1)}, r"actions must be in \[0, 3\)"),
-        ({"rewards": np.zeros(9, np.float32)}, r"are \(9,\); give \(8,\), for each frame the reward"),
-        ({"actions": np.array([3, *[0] * 7])}, r"the condition 3 of an episode is neither -1 nor in \[0, 3\)"),
-        ({"actions": np.array([-2, *[0] * 7])}, r"the condition -2 of an episode is neither -1 nor in \[0, 3\)"),
+        ({"frames": np.zeros((7, 3, 8, 8), np.uint8)}, r"actions of an episode are int64 \(8,\) .*; give \(7,\)"),
+        (
+            {"actions": np.zeros(7, int)},
+            r"are int64 \(7,\) from 0 to 0; give \(8,\), for each frame the action that led to it",
+        ),
+        ({"actions": np.array([0, 0, 3, *[0] * 5])}, r"episode 0, step 2: the action is 3; actions are in \[0, 3\)"),
+        ({"actions": np.full(8, -1)}, r"episode 0, step 1: the action is -1; actions are in \[0, 3\)"),
+        ({"actions": np.zeros(8)}, r"actions of an episode are float64 \(8,\)"),
+        ({"rewards": np.array([0, 0, np.nan, *[0] * 5])}, r"episode 0, step 2: the reward is nan; it must be a finite"),
+        ({"rewards": np.array([0, 1e39, *[0] * 6])}, r"step 1: the reward is 1e\+39; it must be a finite number"),
+        ({"rewards": np.array(["1"] * 8)}, r"rewards of an episode are <U1 \(8,\)"),
+        ({"terminated": "no"}, r"episode 0: terminated is 'no'"),
+        (
+            {"rewards": np.zeros(9, np.float32)},
+            r"are float32 \(9,\) from 0 to 0; give \(8,\), for each frame the reward",
+        ),
+        ({"actions": np.array([3, *[0] * 7])}, r"the condition is 3; it is -1 for none, or in \[0, 3\)"),
+        ({"actions": np.array([-2, *[0] * 7])}, r"the condition is -2; it is -1 for none, or in \[0, 3\)"),
     ],
 )
-def test_an_episode_that_does_not_fit_is_refused(tmp_path: Path, broken: dict[str, np.ndarray], message: str) -> None:
+def test_an_episode_that_does_not_fit_is_refused(tmp_path: Path, broken: dict[str, Any], message: str) -> None:
     with EpisodeStore.writer(tmp_path, SPEC) as store:
         with pytest.raises(DataError, match=message):
             store.append(dataclasses.replace(make_episode(0), **broken))

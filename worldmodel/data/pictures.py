@@ -11,23 +11,15 @@ import gymnasium
 import numpy as np
 from PIL import Image
 
-SMALLEST = 16
-"""Minimum size in pixels; smaller arrays are encodings of a state (MiniGrid's 7×7×3), not images."""
-
-
-def channels_first(shape: tuple[int, ...]) -> bool:
-    """Whether an image of this shape is (C, H, W)."""
-    return len(shape) == 3 and shape[0] <= 4 < shape[2]
+from worldmodel.data.validate import channel_axis
 
 
 def frame_shape(shape: tuple[int, ...], size: int | None = None) -> tuple[int, int, int] | None:
     """(H, W), (H, W, C) or (C, H, W) → (C, H, W), or (C, size, size); None for other shapes."""
-    if len(shape) not in (2, 3) or sorted(shape)[-2] < SMALLEST:
+    axis = channel_axis(shape)
+    if axis is None:
         return None
-    if channels_first(shape):
-        channels, height, width = shape
-    else:
-        height, width, channels = shape if len(shape) == 3 else (*shape, 1)
+    height, width, channels = (*shape[1:], shape[0]) if axis == 0 else (*shape, 1)[:3]
     return (channels, height, width) if size is None else (channels, size, size)
 
 
@@ -46,7 +38,7 @@ def to_frames(pictures: np.ndarray, size: int | None = None) -> np.ndarray:
     """(n, H, W), (n, H, W, C) or (n, C, H, W) uint8 → (n, C, H, W), or resized to (n, C, size, size)."""
     shape = pictures.shape[1:]
     last = pictures[..., None] if len(shape) == 2 else pictures
-    if channels_first(shape):
+    if channel_axis(shape) == 0:
         last = pictures.transpose(0, 2, 3, 1)
     if size is not None and last.shape[1:3] != (size, size):
         last = np.stack([resize(np.ascontiguousarray(picture), size) for picture in last])

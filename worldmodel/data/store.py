@@ -36,12 +36,12 @@ from worldmodel.data.records import (
     Entry,
     Item,
     Shards,
-    check_fits,
     checksum,
     parse_index,
     read_spec,
     to_records,
 )
+from worldmodel.data.validate import check_episode
 from worldmodel.errors import BusyError, DataError
 from worldmodel.types import Episode, Spec
 from worldmodel.util.files import append_line, replace_text, take_lock
@@ -188,8 +188,8 @@ class EpisodeStore:
         """
         if self._lock is None:
             raise DataError(f"{self.path} is open for reading; EpisodeStore.writer opens it for writing")
-        for item in items:
-            check_fits(item.episode, self.spec)
+        for number, item in enumerate(items, self.next_number):
+            check_episode(item.episode, self.spec, f"{self.path}, episode {item.key or number}")
         before = len(self)
         while rest := items[len(self) - before :]:
             sizes = [item.episode.frames.nbytes for item in rest]
@@ -213,8 +213,8 @@ class EpisodeStore:
                 shard=shard,
                 offset=entries[-1].end if entries else offset,
                 length=item.episode.steps,
-                terminated=item.episode.terminated,
-                truncated=item.episode.truncated,
+                terminated=bool(item.episode.terminated),
+                truncated=bool(item.episode.truncated),
                 crc=crc,
                 held_out=held_out,
                 key=item.key,

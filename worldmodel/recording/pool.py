@@ -2,7 +2,8 @@
 
 A recorder receives orders, None when there are no more, or one of two requests, ``STOP`` and ``RESCUE``. It sends
 tuples ``(kind, …)``: ``steps`` (number since the last message), ``episode`` (followed by the bytes of its arrays),
-``lost`` (an episode that failed before its first step, with the reason), ``failed`` (the reason), ``done`` (an order).
+``lost`` (an episode that failed before its first step, with the reason), ``failed`` (the reason), ``refused`` (the
+reason: the environment returned what cannot be recorded, so another attempt is useless), ``done`` (an order).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from worldmodel.errors import EnvError, WorldModelError
+from worldmodel.errors import DataError, EnvError, WorldModelError
 from worldmodel.recording.recorder import ActionSource, FrameSource, Order, Recorder, Recording
 from worldmodel.types import Episode
 
@@ -95,7 +96,8 @@ class RecorderPool:
     def reports(self) -> Iterator[Report]:
         """Reports until every step is recorded; an empty one at least every half second.
 
-        Raises :class:`EnvError` when recorders keep failing, and at once when the first cannot take a single step.
+        Raises :class:`EnvError` when recorders keep failing, and at once when the first cannot take a single step;
+        :class:`DataError` at once when an environment returned what cannot be recorded.
         """
         while self._recorders:
             yield Report()
@@ -160,6 +162,8 @@ class RecorderPool:
                         yield Report(recording=recording, warning=_cut(recording))
                     case "lost":
                         yield Report(warning=f"an episode was lost before its first step: {message[1]}")
+                    case "refused":
+                        raise DataError(message[1])
                     case "failed" if recorder.order and recorder.order.whole:  # it would fail again
                         raise EnvError(f"an episode failed: {message[1]}")
                     case "failed" if not self._stepped:
@@ -239,7 +243,8 @@ def work(
         os._exit(1)
     except Exception as error:
         own = isinstance(error, WorldModelError)
-        results.send(("failed", str(error) if own else f"{type(error).__name__}: {error}"))
+        kind = "refused" if isinstance(error, DataError) else "failed"
+        results.send((kind, str(error) if own else f"{type(error).__name__}: {error}"))
 
 
 def _watch(

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from worldmodel.data.validate import check_episode
 from worldmodel.errors import EnvError
 from worldmodel.types import NO_ACTION, Episode, Spec
 
@@ -90,6 +91,7 @@ class Draft:
     places: set[int] = dataclasses.field(default_factory=set)
     seconds: float = 0.0
     plans: list[Any] | None = None  # None: they are not recorded
+    spec: Spec | None = None  # to check the episode against
 
     @property
     def steps(self) -> int:
@@ -103,7 +105,7 @@ class Draft:
         self.rewards.append(reward)  # last: another thread takes as many frames as there are rewards
 
     def recording(self, terminated: bool, truncated: bool, broken: str | None = None) -> Recording | None:
-        """The episode so far; None before its first step."""
+        """The episode so far; None before its first step. Raises :class:`DataError` if it does not fit the Spec."""
         count = len(self.rewards)
         if count < 2:
             return None
@@ -114,6 +116,8 @@ class Draft:
             terminated=terminated,
             truncated=truncated or not terminated,
         )
+        if self.spec is not None:
+            check_episode(episode, self.spec, self.spec.env_id)
         return Recording(episode, frozenset(self.places), broken, self.seconds, tuple(self.plans or ()))
 
 
@@ -188,7 +192,7 @@ class Recorder:
         """The episodes of an order. Raises :class:`EnvError` after several consecutive failures."""
         rng, failures = order.rng(), 0
         while order.steps > 0 and not self.stopped:
-            self.draft = Draft(plans=[] if order.plans else None)
+            self.draft = Draft(plans=[] if order.plans else None, spec=env.data_spec)
             longest = min(order.longest, order.steps)
             try:
                 recording = record_episode(env, self._agent, rng, longest, self._tick, self.draft)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from worldmodel.data.records import Item, short
+from worldmodel.data.records import Item
 from worldmodel.data.store import EpisodeStore
+from worldmodel.data.validate import check_episode, short
 from worldmodel.errors import DataError
 from worldmodel.types import DEFAULT_RATE, Episode, Spec, plain_name
 
@@ -107,7 +108,9 @@ def fill(
 
     def read(index: int) -> Item | str:
         try:
-            return source.read(index)
+            item = source.read(index)
+            check_episode(item.episode, source.spec, source.keys[index])
+            return item
         except DataError as error:
             return str(error)
 

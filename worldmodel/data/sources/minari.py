@@ -14,8 +14,9 @@ import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete, Space
 
 from worldmodel.data.pictures import frame_shape, own_action_names, to_frames
-from worldmodel.data.records import Item, short
+from worldmodel.data.records import Item
 from worldmodel.data.sources.base import Source, recorded_spec
+from worldmodel.data.validate import READABLE, described, pixels, short
 from worldmodel.errors import DataError
 from worldmodel.types import NO_ACTION, Episode, Spec
 from worldmodel.util.ranges import FramesPerSecond, Names, Pixels, Text
@@ -87,11 +88,14 @@ class Minari(Source):
     def _episode(self, stored: Any, length: int, facts: dict[str, Any]) -> Episode:
         """Raises ValueError when the parts do not fit together."""
         pictures = stored.observations if self._part is None else stored.observations[self._part]
-        frames = to_frames(np.asarray(pictures, np.uint8), self._size)
+        frames = to_frames(pixels(pictures, "its frames"), self._size)
         rewards, terminations, truncations = (
             np.asarray(part).reshape(-1) for part in (stored.rewards, stored.terminations, stored.truncations)
         )
-        actions = np.asarray(stored.actions).astype(np.int64).reshape(-1) - self._start
+        actions = np.asarray(stored.actions)
+        if actions.dtype.kind not in "iu":
+            raise ValueError(f"its actions are {described(actions)}, not whole numbers")
+        actions = actions.astype(np.int64).reshape(-1) - self._start
         counts = {len(frames) - 1, len(actions), len(rewards), len(terminations), len(truncations)}
         if counts != {length}:
             raise ValueError(f"of {length} steps, its parts have {', '.join(map(str, sorted(counts)))}")
@@ -150,7 +154,7 @@ def _picture(
     if wanted is not None and wanted not in shapes:
         raise DataError(f"{path} has no picture {wanted!r}; choose {', '.join(map(str, shapes)) or 'another data set'}")
     if not shapes:
-        raise DataError(f"{path} has observations {_short(space)}, no picture of 8-bit pixels, 16×16 or more")
+        raise DataError(f"{path} has observations {_short(space)}, no {READABLE}")
     if len(shapes) > 1 and wanted is None:
         raise DataError(f"{path} has several pictures; choose with source.observation={'|'.join(map(str, shapes))}")
     key = wanted if wanted is not None else next(iter(shapes))

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from worldmodel.data.pictures import frame_shape
+from worldmodel.data.validate import READABLE
 from worldmodel.errors import DataError
 from worldmodel.types import NO_ACTION
 from worldmodel.util.files import as_bytes
@@ -123,8 +124,7 @@ class FrameStream:
         self.at = 0  # the next frame
         self._last: np.ndarray | None = None  # the one before it, where it was read
         if dtype != np.uint8 or frame_shape(self.shape) is None:
-            raise DataError(f"{file} holds {dtype} {shape} for {name}; frames are uint8 (T, H, W, C), (T, C, H, W) or "
-                            "(T, H, W), 16 pixels wide and high or more")  # fmt: skip
+            raise DataError(f"{file} holds {dtype} {shape} for {name}; each of its frames must be an {READABLE}")
         if fortran and len(shape) > 1:
             raise DataError(f"{file} holds {name} column by column; save it again after numpy.ascontiguousarray")
 
