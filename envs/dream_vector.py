@@ -96,7 +96,7 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if len(rows):
             result = self._dreams.step(rows, acts[rows], [self._rngs[row] for row in rows])
             rewards[rows], terminated[rows], truncated[rows] = result.rewards, result.terminated, result.truncated
-            _add_infos(infos, {"end_probability": result.ends}, rows, self.num_envs)
+            _add_infos(infos, {"dream_end_probability": result.ends}, rows, self.num_envs)
         if ended.any():
             self._begin(ended, infos)
         self._done = terminated | truncated

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +11,7 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 import torch
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
 
 from worldmodel.data.store import EpisodeStore, Split
@@ -124,7 +127,7 @@ class DreamBatch:
         self.state = begun if len(rows) == self.batch else replace_rows(self.state, self._index(rows), begun)
         self.ages[rows] = 0
         episodes, firsts = np.array(starts, np.int64).T
-        return {"episode": episodes, "frame": firsts + self.starts.context - 1}
+        return {"dream_episode": episodes, "dream_frame": firsts + self.starts.context - 1}
 
     def step(self, rows: np.ndarray, actions: np.ndarray, rngs: Sequence[np.random.Generator]) -> StepResult:
         """Step rows under actions (n,) int64; the other rows are unchanged."""
@@ -177,11 +180,13 @@ def open_dreams(
     split: Split = "train",
     context: Count | None = None,
     horizon: Count = 50,
+    max_episode_steps: int | None = None,
     temperature: NonNegative = 1.0,
     top_k: Count | None = None,
     end_threshold: Share | None = None,
     device: str = "auto",
     precision: Precision = "auto",
+    **unknown: object,
 ) -> DreamBatch:
     """Open the dreams of a trained run.
 
@@ -192,6 +197,7 @@ def open_dreams(
         split: of these episodes, ``train``, ``held_out`` or ``all``.
         context: context frames of a dream; None: as many as in the training of the prior.
         horizon: steps after which a dream is truncated.
+        max_episode_steps: the same, as ``gymnasium.make_vec`` passes it on; the smaller of the two counts.
         temperature, top_k: of the samples; temperature 0 makes dreams deterministic.
         end_threshold: least probability of an end at which a frame is terminal; None: ends are sampled.
         device, precision: as :meth:`WorldModel.load` takes them.
@@ -199,9 +205,15 @@ def open_dreams(
     Raises :class:`RunError` when the run is missing, damaged or not of an environment, :class:`EnvError` for a number
     out of range, :class:`DataError` for its episodes, :class:`ConfigError` for another setting.
     """
-    for name, value in (("num_envs", batch), ("horizon", horizon), ("context", 1 if context is None else context)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+    if unknown:
+        known = ", ".join(list(inspect.signature(open_dreams).parameters)[2:-1])
+        raise EnvError(f"the dream environment has no setting {next(iter(unknown))}; choose {known}")
+    steps = None if max_episode_steps == -1 else max_episode_steps  # as gymnasium.make understands it
+    counts = {"num_envs": batch, "horizon": horizon, "context": context, "max_episode_steps": steps}
+    for name, value in counts.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1):
             raise EnvError(f"{name}={value}: give a whole number of at least 1")
+    horizon = min(horizon, steps or horizon)
     if end_threshold is not None and not 0 < end_threshold <= 1:
         raise EnvError(f"end_threshold={end_threshold}: give a probability above 0, at most 1, or None to sample it")
     make_sampler("auto", temperature, top_k)  # checks the settings before anything slow
@@ -223,8 +235,8 @@ class DreamEnv(gymnasium.Env[np.ndarray, Any]):
     predicted by the prior and is truncated at the horizon. ``settings``: see
     :func:`~worldmodel.envs.dreams.open_dreams`.
 
-    ``info`` has the start of the dream (``episode``, ``frame``: the last context frame), then the ``end_probability``
-    of every step. All random numbers come from ``np_random``.
+    ``info`` has the start of the dream (``dream_episode``, ``dream_frame``: the last context frame), then the
+    ``dream_end_probability`` of every step. All random numbers come from ``np_random``.
 
     Raises the errors of :func:`~worldmodel.envs.dreams.open_dreams`, and :class:`EnvError` for an action out of range
     and for a step before the first reset or after the end.
@@ -244,7 +256,19 @@ class DreamEnv(gymnasium.Env[np.ndarray, Any]):
         self.metadata = {**type(self).metadata, **self._dreams.metadata}
         self.observation_space = self._dreams.observation_space(observations)
         self.action_space = self._dreams.action_space
+        self._spec: EnvSpec | None = None
         self._running: bool | None = None  # None before the first reset
+
+    @property  # type: ignore[override]
+    def spec(self) -> EnvSpec | None:
+        """What gymnasium registered, with the horizon as the number of steps, which wrappers such as
+        ``TimeAwareObservation`` ask for."""
+        return self._spec
+
+    @spec.setter
+    def spec(self, spec: EnvSpec | None) -> None:
+        limit = min(self._dreams.horizon, (spec and spec.max_episode_steps) or self._dreams.horizon)
+        self._spec = spec and dataclasses.replace(spec, max_episode_steps=limit)
 
     def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[np.ndarray, Info]:
         """Begin a dream at a recorded frame drawn by ``np_random``."""
@@ -260,7 +284,7 @@ class DreamEnv(gymnasium.Env[np.ndarray, Any]):
         result = self._dreams.step(ROW, self._dreams.action(action), [self.np_random])
         rewards, ends, terminated, truncated = (value.item() for value in result)
         self._running = not (terminated or truncated)
-        return self._dreams.observe(self._kind)[0], rewards, terminated, truncated, {"end_probability": ends}
+        return self._dreams.observe(self._kind)[0], rewards, terminated, truncated, {"dream_end_probability": ends}
 
     def render(self) -> Any:
         """The decoded frame, (H, W, 3) uint8."""

@@ -26,7 +26,7 @@ from worldmodel.config.checks import checked
 from worldmodel.data.pictures import resize
 from worldmodel.envs.buttons import make_actions
 from worldmodel.errors import EnvError
-from worldmodel.types import Info
+from worldmodel.types import POSE, Info
 from worldmodel.util.ranges import Count, Pixels, Positive
 
 _POSE = (GameVariable.POSITION_X, GameVariable.POSITION_Y, GameVariable.ANGLE)
@@ -47,7 +47,7 @@ class VizdoomEnv(gymnasium.Env[np.ndarray, Any]):
     ``gauges`` adds a bar at the bottom, whose length is the variable's fraction of its full value. At a terminal state
     the frame and the gauges are those of the previous step.
 
-    ``info["pose"]`` is (x, y, angle): the position in map units and the heading in degrees.
+    ``info["worldmodel_pose"]`` is (x, y, angle): the position in map units and the heading in degrees.
 
     Raises :class:`EnvError` for an unknown scenario, button or variable, and from :meth:`step` if the engine died; the
     next :meth:`reset` starts a new engine.
@@ -147,7 +147,7 @@ class VizdoomEnv(gymnasium.Env[np.ndarray, Any]):
 
     def _info(self, state: vizdoom.GameState) -> dict[str, Any]:
         variables = np.asarray(state.game_variables, np.float32)
-        return {"pose": variables[-len(_POSE) :]}
+        return {POSE: variables[-len(_POSE) :]}
 
 
 _ENGINE_ERRORS = (

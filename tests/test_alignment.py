@@ -209,8 +209,8 @@ def test_the_dream_environment(store: EpisodeStore, world: World, monkeypatch: p
     monkeypatch.setattr(dream_module, "open_dreams", lambda run: dreams)
     env = DreamEnv(observations="codes")
     (index, led_by), info = env.reset(seed=3)
-    episode = store.episode(info["episode"])
-    assert (index, led_by) == (info["frame"], episode.actions[info["frame"]] + 1)
+    episode = store.episode(info["dream_episode"])
+    assert (index, led_by) == (info["dream_frame"], episode.actions[info["dream_frame"]] + 1)
     terminated = False
     while not terminated:
         action = int(index * index) % 3

@@ -190,9 +190,9 @@ def test_a_cut_before_the_first_step_is_no_episode() -> None:
 
 def test_places_are_poses_or_coarse_pictures() -> None:
     frame = np.zeros((3, 16, 16), np.uint8)
-    pose = {"pose": np.array([10.0, -5.0, 31.0])}
-    assert place_of(frame, pose) == place_of(frame + 200, {"pose": np.array([60.0, -60.0, 59.0])})
-    assert place_of(frame, pose) != place_of(frame, {"pose": np.array([10.0, -5.0, 29.0])})
+    pose = {"worldmodel_pose": np.array([10.0, -5.0, 31.0])}
+    assert place_of(frame, pose) == place_of(frame + 200, {"worldmodel_pose": np.array([60.0, -60.0, 59.0])})
+    assert place_of(frame, pose) != place_of(frame, {"worldmodel_pose": np.array([10.0, -5.0, 29.0])})
     brighter = frame.copy()
     brighter[:, :4, :4] = 100
     assert place_of(frame, {}) == place_of(frame + 3, {}) != place_of(brighter, {})

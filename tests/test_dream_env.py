@@ -156,8 +156,8 @@ def test_a_dream_starts_from_recorded_frames_and_goes_on_as_the_world_model_does
                    **settings(run))  # fmt: skip
     world, store = WorldModel.load(run, "cpu", "fp32"), EpisodeStore.open(run.parent / "data")
     seen, info = env.reset(seed=0)
-    episode, now = store.episode(info["episode"]), info["frame"]
-    assert info["episode"] in store.split("train") and 3 <= now < episode.steps
+    episode, now = store.episode(info["dream_episode"]), info["dream_frame"]
+    assert info["dream_episode"] in store.split("train") and 3 <= now < episode.steps
     frames = torch.tensor(episode.frames[now - 3 : now + 1])
     assert seen.tolist() == world.tokenizer.encode(frames)[-1].flatten().tolist()
     seen_actions = episode.actions[now - 3 : now + 1]
@@ -166,7 +166,7 @@ def test_a_dream_starts_from_recorded_frames_and_goes_on_as_the_world_model_does
         codes, reward, terminated, truncated, told = env.step(action)
         assert codes.tolist() == dream.codes[0, t].flatten().tolist()
         assert reward == pytest.approx(float(dream.rewards[0, t]), rel=1e-5)
-        assert told["end_probability"] == pytest.approx(float(dream.ends[0, t]), rel=1e-5)
+        assert told["dream_end_probability"] == pytest.approx(float(dream.ends[0, t]), rel=1e-5)
         assert not terminated and not truncated
         picture = env.render()
         assert picture is not None and np.array_equal(picture, dream.frames[0, t].permute(1, 2, 0).numpy())
@@ -175,10 +175,10 @@ def test_a_dream_starts_from_recorded_frames_and_goes_on_as_the_world_model_does
 def test_starts_are_spread_over_the_split(run: Path) -> None:
     env = DreamEnv(split="held_out", observations="codes", **settings(run))
     env.reset(seed=0)
-    places = [env.reset()[1] for _ in range(150)]
-    assert {(place["episode"], place["frame"]) for place in places} == {(e, f) for e in (4, 5) for f in range(3, 12)}
+    places = {tuple(env.reset()[1].values()) for _ in range(150)}
+    assert places == {(e, f) for e in (4, 5) for f in range(3, 12)}
     longest = DreamEnv(context=12, **settings(run)).reset(seed=0)[1]
-    assert longest["frame"] == 11  # the last frame is where the episode ended
+    assert longest["dream_frame"] == 11  # the last frame is where the episode ended
     with pytest.raises(DataError, match=r"no episode of split=train .* has 14 frames .*smaller context"):
         DreamEnv(context=13, **settings(run))
 
@@ -206,7 +206,7 @@ def test_the_horizon_truncates_and_the_end_terminates(run: Path) -> None:
     env.reset(seed=0)
     for _ in range(80):
         *_, terminated, _, info = env.step(0)
-        ends.append(info["end_probability"])
+        ends.append(info["dream_end_probability"])
         drawn.append(terminated)
         env.reset()
     assert abs(np.sum(drawn) - np.sum(ends)) < 4 * np.sqrt(np.sum(np.array(ends) * (1 - np.array(ends))))

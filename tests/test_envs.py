@@ -47,7 +47,7 @@ def test_it_is_made_by_its_id() -> None:
     )
     observation, info = env.reset(seed=0)
     assert env.observation_space == Box(0, 255, (48, 48, 3), np.uint8) and env.action_space == Discrete(4)
-    assert observation in env.observation_space and info["pose"].shape == (3,)
+    assert observation in env.observation_space and info["worldmodel_pose"].shape == (3,)
     assert env.metadata["action_names"] == ("noop", "forward", "left", "right")
     assert env.metadata["render_fps"] == 35 / 4
     env.close()
@@ -57,12 +57,12 @@ def test_it_is_made_by_its_id() -> None:
 def test_a_turn_is_the_same_angle_every_time(frame_skip: int, degrees: float) -> None:
     env = VizdoomEnv(frame_skip=frame_skip, turn_degrees=degrees)
     _, info = env.reset(seed=1)
-    angle = info["pose"][2]
+    angle = info["worldmodel_pose"][2]
     for action, sign in [(LEFT, 1)] * 5 + [(RIGHT, -1)] * 5 + [(NOOP, 0), (LEFT, 1), (FORWARD, 0)]:
         *_, info = env.step(action)
-        turned = (info["pose"][2] - angle + 180) % 360 - 180
+        turned = (info["worldmodel_pose"][2] - angle + 180) % 360 - 180
         assert turned == pytest.approx(sign * degrees, abs=0.05)
-        angle = info["pose"][2]
+        angle = info["worldmodel_pose"][2]
     env.close()
 
 
@@ -70,9 +70,9 @@ def test_forward_walks_where_one_looks(env: VizdoomEnv) -> None:
     _, before = env.reset(seed=2)  # a place with room in front
     for _ in range(4):
         *_, info = env.step(FORWARD)
-    x, y = info["pose"][:2] - before["pose"][:2]
+    x, y = info["worldmodel_pose"][:2] - before["worldmodel_pose"][:2]
     assert np.hypot(x, y) > 20
-    assert np.degrees(np.arctan2(y, x)) % 360 == pytest.approx(before["pose"][2], abs=2)
+    assert np.degrees(np.arctan2(y, x)) % 360 == pytest.approx(before["worldmodel_pose"][2], abs=2)
 
 
 def test_the_same_seed_plays_the_same_episodes(env: VizdoomEnv) -> None:
@@ -113,7 +113,7 @@ def test_a_timeout_is_a_truncation_with_a_picture() -> None:
     while not terminated and not truncated:
         observation, _, terminated, truncated, info = env.step(NOOP)
         steps += 1
-    assert truncated and not terminated and "pose" in info
+    assert truncated and not terminated and "worldmodel_pose" in info
     assert 70 <= steps <= 75  # 300 tics, some of which pass before the first step
     assert observation.max() > 50
     env.close()
@@ -216,8 +216,8 @@ def test_combined_actions_do_both(env: VizdoomEnv) -> None:
     _, before = both.reset(seed=2)
     for _ in range(4):
         *_, after = both.step(4)
-    assert np.hypot(*(after["pose"] - before["pose"])[:2]) > 15
-    assert (after["pose"][2] - before["pose"][2]) % 360 == pytest.approx(60, abs=0.2)
+    assert np.hypot(*(after["worldmodel_pose"] - before["worldmodel_pose"])[:2]) > 15
+    assert (after["worldmodel_pose"][2] - before["worldmodel_pose"][2]) % 360 == pytest.approx(60, abs=0.2)
     both.close()
 
 

@@ -130,13 +130,13 @@ def walk(explorer: Agent, steps: int) -> tuple[int, float]:
         if done:
             frame, info = env.reset(seed=int(rng.integers(2**31)))
             explorer.begin(env.data_spec.action_names, rng)
-        action, before = explorer.act(frame), info["pose"]
+        action, before = explorer.act(frame), info["worldmodel_pose"]
         frame, _, terminated, truncated, info = env.step(action)
         done = terminated or truncated
-        if "pose" in info:
-            poses.add(tuple(np.floor_divide(info["pose"], (64, 64, 30))))
+        if "worldmodel_pose" in info:
+            poses.add(tuple(np.floor_divide(info["worldmodel_pose"], (64, 64, 30))))
             walked += action == 1
-            blocked += action == 1 and np.hypot(*(info["pose"] - before)[:2]) < 1
+            blocked += action == 1 and np.hypot(*(info["worldmodel_pose"] - before)[:2]) < 1
     env.close()
     return len(poses), blocked / walked
 

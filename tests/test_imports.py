@@ -44,6 +44,7 @@ RESERVED = {
     "PIL": ("worldmodel/media", "worldmodel/data/pictures.py", "worldmodel/data/sources/images.py"),
     "imageio_ffmpeg": ("worldmodel/media", "worldmodel/data/sources/dmlab.py"),
     "pickle": ("worldmodel/data/sources/cifar10.py",),  # the published format; read by a restricted unpickler
+    "cloudpickle": ("worldmodel/recording/pool.py",),  # for processes that it starts, never for files
     "soundfile": SOUND,
     "constriction": SOUND,
     "soxr": SOUND,
@@ -57,7 +58,7 @@ RESERVED = {
     "hydra": SETTINGS_READERS,
     "omegaconf": SETTINGS_READERS,
 }
-FORBIDDEN = ("dill", "cloudpickle", "joblib")
+FORBIDDEN = ("dill", "joblib")
 
 
 def files() -> list[Path]:

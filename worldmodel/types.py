@@ -39,6 +39,9 @@ Info = dict[str, Any]  # of a step of an environment, as in gymnasium
 NO_ACTION = -1
 """The action of a frame that no known action led to, such as the first frame of an episode without a condition."""
 
+POSE = "worldmodel_pose"
+"""Key of an info: x and y in map units, heading in degrees. Other programs use "pose" for other things."""
+
 DEFAULT_RATE = 15.0
 """Frames a second of environments and recordings that do not state a rate."""
 

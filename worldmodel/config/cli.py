@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import logging
 import os
 import re
 import shlex
@@ -29,6 +28,9 @@ else:
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+
+SLUG = "worldmodel.slug"
+"""A resolver of the settings: a gymnasium id such as ALE/Pong-v5 names folders, so it becomes ale-pong-v5."""
 
 OUT_OF_MEMORY = re.compile(r"out of memory|(can't|cannot|unable to) allocate", re.IGNORECASE)
 """How torch says it, on whatever device; it has no error of its own for it on a CPU."""
@@ -74,17 +76,13 @@ def compose_config(overrides: Sequence[str] = ()) -> Config:
 
     Raises :class:`ConfigError` in one line: Hydra's reason, the choices of a group, or what a value must be.
     """
-    from hydra import compose, initialize_config_module
     from omegaconf import OmegaConf
 
-    # A gymnasium id such as ALE/Pong-v5 names folders, so it becomes ale-pong-v5.
-    OmegaConf.register_new_resolver(
-        "slug", lambda text: re.sub(r"[^a-z0-9]+", "-", str(text).lower()).strip("-"), replace=True
-    )
+    if not OmegaConf.has_resolver(SLUG):
+        OmegaConf.register_new_resolver(SLUG, lambda text: re.sub(r"[^a-z0-9]+", "-", str(text).lower()).strip("-"))
     check_choices(overrides)
     try:
-        with initialize_config_module("worldmodel.configs", version_base="1.3"):
-            config = compose("config", overrides=list(overrides))
+        config = _composed(list(overrides))
         OmegaConf.resolve(config)
         plain = OmegaConf.to_container(config)
         assert isinstance(plain, dict)
@@ -99,6 +97,27 @@ def compose_config(overrides: Sequence[str] = ()) -> Config:
         if not isinstance(error, (*config_errors(), ValueError, AssertionError)):  # Hydra raises the last two, as well
             raise
         raise ConfigError(f"cannot apply {' '.join(overrides) or 'the settings'}: {one_line(error)}") from error
+
+
+def _composed(overrides: list[str]) -> Config:
+    """What ``hydra.compose`` returns, without its global state and resolvers, which belong to the program around us."""
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra._internal.utils import create_config_search_path
+    from hydra.types import RunMode
+    from hydra.version import VersionBase, setbase
+    from omegaconf import open_dict
+
+    base = VersionBase.instance()
+    theirs = base.version_base
+    setbase("1.3")
+    try:
+        loader = ConfigLoaderImpl(create_config_search_path("pkg://worldmodel.configs"))
+        config = loader.load_configuration("config", overrides, RunMode.RUN, from_shell=False)
+    finally:
+        base.version_base = theirs
+    with open_dict(config):
+        del config["hydra"]
+    return config
 
 
 def check_choices(overrides: Sequence[str]) -> None:
@@ -197,7 +216,6 @@ def run_entry_point(
     moved: Mapping[str, str] | None = None,
 ) -> int:
     """Parse, run, report: returns 0, 2 after a user's error (one line on stderr), 130 after Ctrl-C."""
-    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it tells an error, and then raises it
     try:
         args, config = parse(argv, command, description, add_flags, operands, moved)
         if args.config:

@@ -16,14 +16,16 @@ import multiprocessing
 import os
 import queue
 import signal
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from multiprocessing.spawn import get_executable
 from typing import Any
 
+import cloudpickle
 import numpy as np
 
 from worldmodel.errors import DataError, EnvError, WorldModelError
@@ -36,13 +38,25 @@ MOST_FAILURES = 5  # consecutive failures without a recorded episode
 STOP_SECONDS = 5.0
 PIPE_BYTES = 2**20  # the limit of Linux for unprivileged users
 START_SECONDS = 120.0  # for the start of an interpreter on a busy machine
+PROGRAM = """
+import sys
+from multiprocessing.connection import Connection
+
+results = Connection(int(sys.argv[1]), readable=False)
+control = Connection(int(sys.argv[2]), writable=False)
+del sys.argv[1:]
+sys.path[:] = control.recv()
+from worldmodel.recording.pool import work
+work(results, control)
+"""
+"""A recorder. A process of :mod:`multiprocessing` would first run the user's script again, if it has no main guard."""
 
 
 @dataclasses.dataclass
 class _Recorder:
     """The state of one process in the pool."""
 
-    process: BaseProcess
+    process: subprocess.Popen[bytes]
     results: Connection
     control: Connection
     order: Order | None  # with the remaining steps; None after the last order
@@ -64,8 +78,9 @@ class Report:
 class RecorderPool:
     """At most ``workers`` processes that share orders; a context manager that ends all of them.
 
-    ``make_env`` and ``agent`` are picklable. ``timeout`` is the seconds of silence after which a recorder counts as
-    hung.
+    ``make_env`` and ``agent`` are sent to the processes: modules are imported there, and what a script or a notebook
+    defines is sent by value. ``timeout`` is the seconds of silence after which a recorder counts as hung. Raises
+    :class:`EnvError` for what cannot be sent.
     """
 
     def __init__(
@@ -76,8 +91,14 @@ class RecorderPool:
         workers: int,
         timeout: float,
     ):
-        self._spawn = multiprocessing.get_context("spawn")  # engines and threads do not survive a fork
-        self._arguments = make_env, agent, workers
+        try:
+            self._task = cloudpickle.dumps((make_env, agent, workers))
+        except Exception as error:  # an object may raise anything when it is pickled
+            raise EnvError(
+                "the environment or its agent cannot be sent to a recorder process "
+                f"({type(error).__name__}: {' '.join(str(error).split())}); define and register it in a module, "
+                "and name the module: env.id=my_module:MyEnv-v0"
+            ) from error
         self._timeout = timeout
         self._failures = 0
         self._stepped = False  # whether any step was recorded
@@ -116,28 +137,37 @@ class RecorderPool:
             yield from self._listen(left, self._give_up)
 
     def _start(self, order: Order, place: int) -> None:
-        results, their_results = self._spawn.Pipe(duplex=False)
-        their_control, control = self._spawn.Pipe(duplex=False)
+        results, their_results = multiprocessing.Pipe(duplex=False)
+        their_control, control = multiprocessing.Pipe(duplex=False)
         if hasattr(fcntl, "F_SETPIPE_SZ"):  # on Linux: fewer context switches
             with contextlib.suppress(OSError):
                 fcntl.fcntl(results.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-        arguments = (*self._arguments, their_results, their_control)
-        process = self._spawn.Process(target=work, args=arguments, daemon=True)
-        process.start()
+        pipes = their_results.fileno(), their_control.fileno()
+        flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+        process = subprocess.Popen(  # no fork, which engines and threads do not survive
+            [get_executable(), *flags, "-P", "-c", PROGRAM, *map(str, pipes)],
+            stdin=subprocess.DEVNULL,
+            pass_fds=pipes,
+            process_group=0,  # Ctrl-C reaches only this process, which then requests unfinished episodes
+        )
         their_results.close()  # so that its death ends the pipe
         their_control.close()
         deadline = time.monotonic() + max(self._timeout, START_SECONDS)
         self._recorders.append(_Recorder(process, results, control, order, place, deadline))
+        self._send(self._recorders[-1], sys.path)
+        with contextlib.suppress(OSError):
+            control.send_bytes(self._task)
         self._send(self._recorders[-1], order)
 
-    def _send(self, recorder: _Recorder, message: Order | str | None) -> None:
+    def _send(self, recorder: _Recorder, message: object) -> None:
         with contextlib.suppress(OSError):  # it has ended, which the other pipe shows
             recorder.control.send(message)
 
     def _remove(self, recorder: _Recorder) -> None:
         self._recorders.remove(recorder)
-        recorder.process.kill()
-        recorder.process.join()
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # all have ended
+            os.killpg(recorder.process.pid, signal.SIGKILL)  # with what a simulator started, such as compilers of maps
+        recorder.process.wait()
         recorder.results.close()
         recorder.control.close()
 
@@ -177,8 +207,9 @@ class RecorderPool:
                 if recorder.order is None:  # it has closed its environment
                     self._remove(recorder)
                     continue
-                recorder.process.join(1)
-                code = recorder.process.exitcode
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    recorder.process.wait(1)
+                code = recorder.process.returncode
                 ended = f"ended with exit code {code}" + ("; fewer workers need less memory" if code == -9 else "")
                 yield failed(recorder, self._silent() if recorder.hung else ended)
 
@@ -215,15 +246,19 @@ def _cut(recording: Recording) -> str | None:
     return f"an episode was cut after {recording.episode.steps:,} steps and marked truncated: {recording.broken}"
 
 
-def work(
-    make_env: Callable[[], FrameSource], agent: ActionSource, workers: int, results: Connection, control: Connection
-) -> None:
-    """Body of the process. It records the orders that it receives, until it receives None or the other process ends.
+def work(results: Connection, control: Connection) -> None:
+    """Body of the process: receives ``make_env``, an agent and the number of processes that share the cores.
 
-    ``workers``: number of processes that share the cores.
+    It records the orders that it receives, until it receives None or the other process ends.
     """
-    os.setpgrp()  # Ctrl-C reaches only the other process, which then requests unfinished episodes
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for pipe in (results, control):
+        os.set_inheritable(pipe.fileno(), False)  # so that a process of the simulator does not hold it open
+    try:
+        make_env, agent, workers = control.recv()
+    except Exception as error:  # the module of an environment or an agent may raise anything
+        results.send(("failed", f"it cannot be made in a process of its own: {type(error).__name__}: {error}"))
+        return
     if torch := sys.modules.get("torch"):  # loaded by agents with a network
         torch.set_num_threads(min(torch.get_num_threads(), max(1, (os.cpu_count() or 1) // workers)))
     orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
@@ -240,7 +275,7 @@ def work(
                 results.send(("done",))
         results.close()
     except (BrokenPipeError, ConnectionResetError):
-        os._exit(1)
+        _die()
     except Exception as error:
         own = isinstance(error, WorldModelError)
         kind = "refused" if isinstance(error, DataError) else "failed"
@@ -262,7 +297,12 @@ def _watch(
         if recording is not None:
             send(results, recording)
     finally:
-        os._exit(1)
+        _die()
+
+
+def _die() -> None:
+    """End this process and those of its simulator, even while the other thread is in the simulator's code."""
+    os.killpg(0, signal.SIGKILL)
 
 
 def send(results: Connection, recording: Recording) -> None:

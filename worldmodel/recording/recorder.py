@@ -14,7 +14,7 @@ import numpy as np
 
 from worldmodel.data.validate import check_episode
 from worldmodel.errors import EnvError
-from worldmodel.types import NO_ACTION, Episode, Spec
+from worldmodel.types import NO_ACTION, POSE, Episode, Spec
 
 REPORT_SECONDS = 0.2
 MOST_BROKEN = 3  # consecutive failed episodes after which a recorder is replaced
@@ -159,9 +159,9 @@ def record_episode(
 
 
 def place_of(frame: np.ndarray, info: Mapping[str, Any]) -> int:
-    """An id of the place: the cell of ``info["pose"]``, 64 units × 64 units × 30°, or else a hash of a coarse frame."""
-    if "pose" in info:
-        x, y, angle = map(float, info["pose"])  # for a few numbers, Python is faster than numpy
+    """An id of the place: the cell of ``info[POSE]``, 64 units × 64 units × 30°, or else a hash of a coarse frame."""
+    if POSE in info:
+        x, y, angle = map(float, info[POSE])  # for a few numbers, Python is faster than numpy
         return zlib.crc32(struct.pack("<3i", int(x // 64), int(y // 64), int(angle // 30)))
     sums = frame.sum(0, dtype=np.int32)
     for axis, size in enumerate(sums.shape):  # 4 × 4 tiles

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import gymnasium
+from gymnasium.envs.registration import EnvSpec, load_env_creator
 from omegaconf import DictConfig, OmegaConf
 
 from worldmodel.config.checks import build, check, check_value, construct
@@ -40,7 +44,22 @@ def env_maker(config: DictConfig | str | Path) -> Callable[[], FrameSource]:
     settings = OmegaConf.to_container(config.env, resolve=True)
     assert isinstance(settings, dict)
     check_value("env.name", Text, settings.pop("name", None))
-    return functools.partial(construct, check(settings, "env"))
+    return functools.partial(_make, _registered(settings.get("id")), check(settings, "env"))
+
+
+def _registered(id: object) -> EnvSpec | None:
+    """How this process makes an environment by its gymnasium id; None if the id names a module, or is unknown."""
+    spec = gymnasium.registry.get(str(id))
+    if spec is not None and str(spec.entry_point).startswith("__main__:"):
+        spec = dataclasses.replace(spec, entry_point=load_env_creator(str(spec.entry_point)))  # type: ignore[arg-type]
+    return spec
+
+
+def _make(spec: EnvSpec | None, settings: dict[str, Any]) -> FrameSource:
+    """The environment of checked settings, in a process to which ``spec`` may be unknown."""
+    if spec is not None:
+        gymnasium.registry.setdefault(spec.id, spec)
+    return construct(settings)  # type: ignore[no-any-return]
 
 
 def spec_of(make_env: Callable[[], FrameSource]) -> Spec:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import os
+import pkgutil
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -217,10 +218,8 @@ def kind_of(config: DictConfig, spec: Spec) -> Kind:
 
 def _reads_past(target: str) -> bool:
     """Whether the class of a prior or a trunk reads earlier frames."""
-    from hydra.utils import get_object
-
     try:
-        return bool(getattr(get_object(target), "remembers", True))
+        return bool(getattr(pkgutil.resolve_name(target), "remembers", True))
     except Exception as error:  # an import may raise anything
         raise ConfigError(f"prior: there is no {target} to build ({one_line(error)})") from error
 

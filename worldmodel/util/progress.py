@@ -123,4 +123,4 @@ def deferred() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(caught)
     finally:
         for number, handler in previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)  # None: of a program that is not written in Python
