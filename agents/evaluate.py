@@ -11,7 +11,6 @@ plan.mp4 (an episode, and the frames imagined 1, 4 and 8 steps before). The fold
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from pathlib import Path
 
@@ -40,14 +39,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 @entry_point("worldmodel.agents.evaluate", __doc__, add_flags)
 def main(args: argparse.Namespace, config: Config) -> None:
     """Evaluate the agent and print the results."""
-    if args.name is not None and not re.fullmatch(r"[\w.+@-]*\w[\w.+@-]*", args.name):
-        raise ConfigError(f"--name {args.name!r}: the name becomes that of a folder; use letters, digits and - _ . + @")
-
     from worldmodel.agents import report  # slow: imports torch
     from worldmodel.agents.choice import agent_name_of
     from worldmodel.agents.evaluation import Settings, evaluate
     from worldmodel.evaluation.report import table
+    from worldmodel.runs.folder import is_folder_name
 
+    if args.name is not None and not is_folder_name(args.name):
+        raise ConfigError(f"--name {args.name!r}: the name becomes that of a folder; it cannot begin with . or hold /")
     settings = Settings(args.success, args.horizon, args.starts, args.temperature, args.videos)
     agent_name = agent_name_of(args.overrides, config)
     metrics = evaluate(config, settings, agent_name, args.name or agent_name, args.command)

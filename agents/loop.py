@@ -8,9 +8,11 @@ is trained in the world model of an existing run.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,8 +29,9 @@ from worldmodel.data.windows import Windows
 from worldmodel.errors import ConfigError, RunError
 from worldmodel.recording.recorder import ActionSource
 from worldmodel.runs.data import record_steps, recorded
-from worldmodel.runs.folder import PRIOR, checkpoint_of, find_run, load_config
+from worldmodel.runs.folder import PRIOR, checkpoint_of, claim, find_run, load_config
 from worldmodel.runs.models import check_trained
+from worldmodel.runs.resume import to_be_trained
 from worldmodel.runs.stages import Source, Stage, StageSettings, stage_settings, stages_of
 from worldmodel.runs.training import make_fabric, train, train_stage
 from worldmodel.tokenizers import Tokenizer
@@ -139,7 +142,7 @@ def learn_in_dream(config: DictConfig, settings: LearnerSettings) -> Path:
         raise RunError(f"the run {folder} has no trained world model; train it: python -m worldmodel.train "
                        f"run={folder.name}")  # fmt: skip
     data = str(load_config(folder).data)
-    if str(config.data) not in (data, f"data/{config.source.name}"):
+    if str(config.data) != f"data/{config.source.name}" and os.path.abspath(config.data) != data:
         raise ConfigError(f"{folder.name} was trained on {data}, not on {config.data}; leave data= out")
     config.data = data
     print(f"training the actor in the dream of {folder.name}")
@@ -168,15 +171,16 @@ def train_actor(config: DictConfig, settings: LearnerSettings, folder: Path, pre
     """Train the actor of a run in the dream of its world model, starting from the weights of the run ``previous``."""
     fabric = make_fabric(config)
     fabric.launch()
-    if check_trained(folder, AGENT):
-        fabric.print(f"the agent is trained already; to train it again remove {folder / AGENT} and "
-                    f"{checkpoint_of(folder, AGENT)}")  # fmt: skip
-        return
     world = WorldModel.load(folder, device=str(fabric.device))
-    if fabric.is_global_zero:
-        save_network(folder, config.agent.learner.network, settings.dream.get("discount", DISCOUNT))
-    initial = None if previous is None else previous / AGENT
-    train_stage(fabric, config, AgentStage(world, settings.dream), EpisodeStore.open(str(config.data)), folder, initial)
+    stage, store = AgentStage(world, settings.dream), EpisodeStore.open(str(config.data))
+    with claim(folder) if fabric.is_global_zero else contextlib.nullcontext():
+        if not to_be_trained(config, folder, stage):
+            fabric.print(f"the agent is trained already; to train it again remove {folder / AGENT} and "
+                        f"{checkpoint_of(folder, AGENT)}")  # fmt: skip
+            return
+        if fabric.is_global_zero:
+            save_network(folder, config.agent.learner.network, settings.dream.get("discount", DISCOUNT))
+        train_stage(fabric, config, stage, store, folder, None if previous is None else previous / AGENT)
 
 
 def save_returns(store: EpisodeStore, folder: Path) -> None:

@@ -21,6 +21,7 @@ from worldmodel.agents.report import plot_returns
 from worldmodel.agents.sb3 import INSTALL, SETTINGS, TRAIN_FIRST, WEIGHTS, PolicyInfo, View, require_sb3
 from worldmodel.errors import ConfigError, RunError
 from worldmodel.runs.data import env_maker, spec_of
+from worldmodel.runs.folder import claim
 from worldmodel.runs.models import load_tokenizer, resolve_device
 from worldmodel.training.hooks import read_json_lines
 from worldmodel.types import Spec
@@ -177,7 +178,6 @@ def train(
     Raises :class:`ConfigError` for settings that PPO rejects and KeyboardInterrupt after an interruption; finished work
     is kept.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     kept = [record for record in read_json_lines(folder / RETURNS) if record["step"] <= info.steps]
     replace_text(folder / RETURNS, "".join(json.dumps(record) + "\n" for record in kept))  # up to the last checkpoint
     model = make_model(envs, info, settings, seed, device)
@@ -242,27 +242,28 @@ def learn(config: DictConfig, **settings: Annotated[Any, PassedTo(LearnerSetting
     run = find_agent_run(config, spec)
     folder = agent_folder(config, NAME, run)
     learner = LearnerSettings(**settings)
-    info = make_policy_info(learner, spec, run)
-    if (folder / SETTINGS).is_file():
-        info = _resume(folder, info)
-        if info.done:
-            print(f"trained already, {info.steps:,} steps, in {folder}; remove it, or choose another seed=…")
-            return folder
+    expected = make_policy_info(learner, spec, run)
     steps = int(config.steps if run is None else learner.dream["steps"])
     if not steps:
         name = "steps" if run is None else "agent.learner.dream.steps"
         raise ConfigError(f"{name} is 0; PPO needs steps in the real environment or in the dream of a run (run=…)")
-    if run is None:
-        limited: Any = TimeLimit  # FrameSource has the methods of a gymnasium environment, but not its type
-        envs: VecEnv = DummyVecEnv([lambda: limited(make_env(), int(config.collect.longest))] * learner.envs)
-    else:
-        envs = dream_envs(run, str(config.device), **learner.dream)
-    where = "the real environment" if run is None else f"the dream of {run.name}"
-    print(f"{NAME} in {where}: {steps:,} steps, {info.steps:,} already taken")
-    try:
-        train(envs, info, learner, steps, int(config.seed), str(resolve_device(str(config.device))), folder)
-    finally:
-        envs.close()
+    folder.mkdir(parents=True, exist_ok=True)
+    with claim(folder):
+        info = _resume(folder, expected) if (folder / SETTINGS).is_file() else expected
+        if info.done and info.steps >= steps:
+            print(f"trained already, {info.steps:,} steps, in {folder}; remove it, or choose another seed=…")
+            return folder
+        if run is None:
+            limited: Any = TimeLimit  # FrameSource has the methods of a gymnasium environment, but not its type
+            envs: VecEnv = DummyVecEnv([lambda: limited(make_env(), int(config.collect.longest))] * learner.envs)
+        else:
+            envs = dream_envs(run, str(config.device), **learner.dream)
+        where = "the real environment" if run is None else f"the dream of {run.name}"
+        print(f"{NAME} in {where}: {steps:,} steps, {info.steps:,} already taken")
+        try:
+            train(envs, info, learner, steps, int(config.seed), str(resolve_device(str(config.device))), folder)
+        finally:
+            envs.close()
     run_word = "" if run is None else f" run={run.name}"
     print(
         f"the agent is in {folder}; "

@@ -19,8 +19,8 @@ from worldmodel.config.cli import compose_config
 from worldmodel.data.codes import encode_store
 from worldmodel.data.store import EpisodeStore
 from worldmodel.dreaming.models import ImageModel
-from worldmodel.errors import ConfigError, DataError, RunError
-from worldmodel.runs.folder import load_config
+from worldmodel.errors import BusyError, ConfigError, DataError, RunError
+from worldmodel.runs.folder import claim, load_config
 from worldmodel.runs.models import load_prior, load_tokenizer
 from worldmodel.runs.resume import fixed_settings
 from worldmodel.runs.training import train
@@ -216,6 +216,80 @@ def test_an_unfinished_run_accepts_another_budget(data: Path, tmp_path: Path, mo
     folder = train(settings(data, tmp_path, training__tokenizer__steps=8), "tokenizer")
     assert folder.name == "square-1"
     assert load_tensors(folder / "tokenizer.safetensors", "")[1]["steps"] == 8
+
+
+def test_more_steps_continue_a_finished_stage(finished: Path, data: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished, tmp_path / "square-1")
+    before = (folder / "tokenizer.safetensors").read_bytes()
+
+    def prior(steps: int, **changes) -> tuple[int, int, int]:
+        """Steps that the settings, the weights and the metrics state."""
+        changes |= {"run": "square-1", "training__prior__steps": steps}
+        assert train(settings(data, tmp_path, **changes)) == folder
+        facts = load_tensors(folder / "prior.safetensors", "")[1]
+        made = max(line["step"] for line in read_json_lines(folder / "metrics.jsonl") if line["stage"] == "prior")
+        return load_config(folder).training.prior.steps, facts["steps"], made
+
+    assert prior(20) == (30, 30, 30)
+    assert prior(60) == (60, 60, 60)
+    assert prior(60, training__prior__max_seconds=1e6) == (60, 60, 60)
+    assert (folder / "tokenizer.safetensors").read_bytes() == before
+    WorldModel.load(folder, device="cpu")
+
+
+def test_more_steps_that_cannot_be_added_are_refused_and_nothing_is_written(
+    finished: Path, data: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(finished, tmp_path / "square-1")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    longer = settings(data, tmp_path, run="square-1", training__tokenizer__steps=60)
+    with pytest.raises(
+        RunError, match=r"trained for 30 steps, and \S*prior\.safetensors depends .* --weights-of square-1"
+    ):
+        train(longer)
+    assert train(longer, more=False) == folder
+    (folder / "checkpoints/prior.safetensors").unlink()
+    with pytest.raises(RunError, match=r"the prior of square-1 was trained for 30 steps, and has no checkpoint to"):
+        train(settings(data, tmp_path, run="square-1", training__prior__steps=60))
+    del before[folder / "checkpoints/prior.safetensors"]
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_an_interrupted_continuation_goes_on(
+    finished: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(finished, tmp_path / "square-1")
+    longer = settings(data, tmp_path, run="square-1", training__prior__steps=60)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, "prior", 45)
+        with pytest.raises(KeyboardInterrupt):
+            train(longer)
+    assert load_config(folder).training.prior.steps == 30  # as the weights
+    assert train(longer) == folder
+    assert load_tensors(folder / "prior.safetensors", "")[1]["steps"] == 60
+    assert load_config(folder).training.prior.steps == 60
+
+
+def test_a_run_is_trained_by_one_process(finished: Path, data: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished, tmp_path / "square-1")
+    (folder / "prior.safetensors").unlink()
+    before = (folder / "config.yaml").read_bytes()
+    short = {"training__prior__steps": 2, "training__tokenizer__steps": 2}
+    with claim(folder):
+        with pytest.raises(BusyError, match=r"another process is training \S*square-1; wait for it, or .* run=…"):
+            train(settings(data, tmp_path, run="square-1"))
+        assert (folder / "config.yaml").read_bytes() == before
+        assert train(settings(data, tmp_path, **short)).name == "square-2"
+    assert train(settings(data, tmp_path, run="square-1")) == folder
+    claim(folder).close()  # released after training
+
+
+def test_a_copied_tokenizer_keeps_its_budget(finished: Path, data: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "one")
+    other = {"run": "two", "training__tokenizer__steps": 99, "training__prior__steps": 2, "prior__trunk__width": 8}
+    folder = train(settings(data, tmp_path, **other), tokenizer_of="one")
+    assert load_config(folder).training.tokenizer.steps == 30
+    assert train(settings(data, tmp_path, **other)) == folder
 
 
 def test_a_stage_with_patience_hands_over_its_best_weights(

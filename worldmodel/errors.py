@@ -24,7 +24,7 @@ class DataError(WorldModelError):
 
 
 class BusyError(DataError):
-    """A store that another process is writing to."""
+    """A store that another process is writing to, or a run that another process is training."""
 
 
 class RunError(WorldModelError):

@@ -78,12 +78,11 @@ def measure(
     args: argparse.Namespace, config: Config, run: Path, console: Console
 ) -> tuple[dict[str, Any], list[tuple[str, str]], str]:
     """The figures of a run, the lines of its table, and the names of the other files in its report."""
-    from worldmodel.data.store import EpisodeStore
     from worldmodel.dreaming.models import load_model
     from worldmodel.evaluation import images, images_report, report, suite
-    from worldmodel.runs.folder import Kind, given_data, kind_of_run, load_config
+    from worldmodel.runs.folder import Kind, given_data, kind_of_run, open_data
 
-    store = EpisodeStore.open(given_data(args.overrides, config) or load_config(run).data)
+    store = open_data(run, given_data(args.overrides, config))
     store.verify()
     model: Any = load_model(run, str(config.device))
     kind, seed = kind_of_run(run), int(config.seed)

@@ -10,6 +10,7 @@ source.path=…
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -19,7 +20,7 @@ from worldmodel.config.cli import Config, entry_point
 from worldmodel.data.export import Storage, check_exportable, check_id, default_folder, to_minari, to_npz
 from worldmodel.data.store import EpisodeStore, Split
 from worldmodel.errors import ConfigError
-from worldmodel.util.files import whole_folder
+from worldmodel.util.files import check_writable, expanded, whole_folder
 from worldmodel.util.progress import Bars, deferred
 
 MADE_BY = {"npz": "ep*.npz", "minari": "data/metadata.json"}
@@ -48,11 +49,13 @@ def main(args: argparse.Namespace, config: Config) -> None:
         raise ConfigError(
             f"{store.path} holds no episode of --split {args.split}; python -m worldmodel.collect records some"
         )
-    dataset_id = check_id(args.id or f"{store.path.resolve().name}-v0") if args.to == "minari" else ""
-    default = default_folder(dataset_id) if dataset_id else Path("exports") / store.path.resolve().name
-    folder = (Path(args.out).expanduser() if args.out else default).absolute()
+    name = os.path.basename(os.path.abspath(store.path))
+    dataset_id = check_id(args.id or f"{name}-v0") if args.to == "minari" else ""
+    default = default_folder(dataset_id) if dataset_id else Path("exports") / name
+    folder = (expanded(args.out) if args.out else default).absolute()
     _check_free(folder, args.to, args.overwrite)
     check_exportable(store, least=1 if dataset_id else 0)
+    check_writable(folder.parent)
     started = time.monotonic()
     with deferred() as stopped, Bars() as bar, whole_folder(folder) as part:
         task = bar.add_task("writing", total=len(indices))

@@ -61,7 +61,7 @@ def main(args: argparse.Namespace, config: Config) -> None:
     share_seconds(config, stages, max(60 * args.minutes - REST - (time.monotonic() - started), 60.0))
     for stage in stages:
         config.training[stage.name].steps = 1_000_000  # the clock decides
-    run = train(config)
+    run = train(config, more=False)
     title("3/4 dream")
     where = [f"run={run.name}", *(o for o in args.overrides if not o.startswith("run="))]
     call("dream", "--actions", actions, *where)

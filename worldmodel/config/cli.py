@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 from worldmodel.config.checks import MISSING, check_value, read
 from worldmodel.errors import ConfigError, WorldModelError
-from worldmodel.util.ranges import Count, PassedTo, Seed, Text, Whole
+from worldmodel.util.ranges import Count, FilePath, PassedTo, Seed, Text, Whole
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig as Config  # the composed settings
@@ -34,6 +34,10 @@ SLUG = "worldmodel.slug"
 
 OUT_OF_MEMORY = re.compile(r"out of memory|(can't|cannot|unable to) allocate", re.IGNORECASE)
 """How torch says it, on whatever device; it has no error of its own for it on a CPU."""
+
+PATHS = {"data", "runs", "run", "source.path", "agent.run", "agent.folder", "explorer.run", "explorer.folder"}
+PATHS |= {"env.kwargs.level_cache"}
+"""Settings that are paths or names of folders."""
 
 Main = Callable[[argparse.Namespace, Config], None]
 AddFlags = Callable[[argparse.ArgumentParser], None]
@@ -52,9 +56,9 @@ overrides of settings, as key=value (Hydra's syntax), anywhere among the flags:
 class Settings:
     """The settings of ``configs/config.yaml`` that are no group. Groups are checked by those who build from them."""
 
-    data: Text  # folder of the episodes
-    runs: Text  # folder of the runs
-    run: Text | None  # name of the run
+    data: FilePath  # folder of the episodes
+    runs: FilePath  # folder of the runs
+    run: FilePath | None  # name of the run, or its folder
     stem: Text | None = None  # what runs are called
     device: Text
     seed: Seed
@@ -82,7 +86,7 @@ def compose_config(overrides: Sequence[str] = ()) -> Config:
         OmegaConf.register_new_resolver(SLUG, lambda text: re.sub(r"[^a-z0-9]+", "-", str(text).lower()).strip("-"))
     check_choices(overrides)
     try:
-        config = _composed(list(overrides))
+        config = _composed([quote_path(override) for override in overrides])
         OmegaConf.resolve(config)
         plain = OmegaConf.to_container(config)
         assert isinstance(plain, dict)
@@ -96,7 +100,28 @@ def compose_config(overrides: Sequence[str] = ()) -> Config:
     except Exception as error:
         if not isinstance(error, (*config_errors(), ValueError, AssertionError)):  # Hydra raises the last two, as well
             raise
-        raise ConfigError(f"cannot apply {' '.join(overrides) or 'the settings'}: {one_line(error)}") from error
+        raise ConfigError(f"cannot apply {' '.join(overrides) or 'the settings'}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Why settings cannot be applied; Hydra links to its grammar, and advises a flag that commands do not have."""
+    from hydra.errors import OverrideParseException
+
+    text = one_line(error)
+    if isinstance(error, OverrideParseException) or "--multirun" in text:
+        return "this is not one value; write a text with special characters in quotes: 'key=\"a (b), c\"'"
+    return text
+
+
+def quote_path(override: str) -> str:
+    """An override of a path, quoted for Hydra's grammar, so that the path arrives as the shell passed it. What is
+    quoted already, ``null``, ``true`` and ``false`` are left to Hydra."""
+    key, equals, path = override.partition("=")
+    if key.lstrip("+") not in PATHS or path in ("", "null", "true", "false") or re.fullmatch(r"(['\"]).*\1", path):
+        return override
+    # Hydra reads backslashes as escapes only before a quote, which the end of the text is, too.
+    quoted = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), path)
+    return f"{key}{equals}'{quoted}'"
 
 
 def _composed(overrides: list[str]) -> Config:
@@ -190,7 +215,7 @@ def parse(
     args = parser.parse_intermixed_args(argv)
     args.command = shlex.join([*prog.split(), *argv])
     args.overrides = [word for word in args.words if _overrides(word)]
-    args.operands = [word for word in args.words if word not in args.overrides]
+    args.operands = [os.path.expanduser(word) for word in args.words if not _overrides(word)]
     if len(args.operands) < len(operands):
         raise ConfigError(f"{operands[len(args.operands)]} is missing; see {prog} --help")
     if len(args.operands) > len(operands):
@@ -202,8 +227,9 @@ def parse(
 
 
 def _overrides(word: str) -> bool:
-    """Whether a word overrides a setting; the name of a file that exists does not."""
-    return word.startswith("~") or ("=" in word and not Path(word).is_file())
+    """Whether a word overrides a setting; the name of a file that exists does not, nor does ``~/file``."""
+    deleted = word.startswith("~") and "/" not in word.partition("=")[0]
+    return deleted or ("=" in word and not os.path.isfile(os.path.expanduser(word)))
 
 
 def run_entry_point(

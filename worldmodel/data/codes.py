@@ -7,6 +7,7 @@ when the store has grown.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -23,7 +24,7 @@ from torch import nn
 
 from worldmodel.data.store import EpisodeStore
 from worldmodel.tokenizers.base import Tokenizer
-from worldmodel.util.files import as_bytes, replace_text, reserve
+from worldmodel.util.files import as_bytes, replace_text, reserve, take_lock
 
 
 class CodeStore:
@@ -51,32 +52,42 @@ def encode_store(
     """The codes of every frame, from the cache in ``folder``, or computed and cached there.
 
     ``progress(frames done, frames to encode)`` is called after every batch of frames. The tokenizer is moved to
-    ``device``. Raises :class:`DataError` for a damaged episode, OSError when the disk is full.
+    ``device``. While another process writes the cache, this one waits. Raises :class:`DataError` for a damaged episode,
+    OSError when the disk is full.
     """
     folder = Path(folder)
     key = {"tokenizer": fingerprint(tokenizer), "episodes": _names(store)}
-    old, known = _open_cache(folder)
-    if known is not None and all(old.get(name) == value for name, value in key.items()):
-        return CodeStore(store, known)
-    if old.get("tokenizer") != key["tokenizer"]:
-        known = None
+    if (codes := _read(folder, key)) is not None:
+        return CodeStore(store, codes)
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "codes.npy.tmp"  # a fixed name, overwritten after a crash
-    dtype = np.uint16 if tokenizer.num_codes <= 2**16 else np.uint32
-    try:
-        out = open_memmap(temporary, "w+", dtype, (store.frames, *tokenizer.grid))
-        reserve(temporary)
-        missing = list(range(len(store))) if known is None else _copy_known(out, store, known, old["episodes"])
-        _encode(out, store, missing, tokenizer, device, batch, progress)
-        out.flush()
-        crc = zlib.crc32(as_bytes(out))
-        del out
-        (folder / "codes.json").unlink(missing_ok=True)  # no key may describe other codes
-        os.replace(temporary, folder / "codes.npy")
-    finally:
-        temporary.unlink(missing_ok=True)
-    replace_text(folder / "codes.json", json.dumps({**key, "crc": crc}))
-    return CodeStore(store, np.load(folder / "codes.npy", mmap_mode="r"))
+    with take_lock(folder, wait=True) or contextlib.nullcontext():
+        if (codes := _read(folder, key)) is not None:  # another process was writing them
+            return CodeStore(store, codes)
+        old, known = _open_cache(folder)
+        if old.get("tokenizer") != key["tokenizer"]:
+            known = None
+        temporary = folder / "codes.npy.tmp"  # a fixed name, overwritten after a crash
+        dtype = np.uint16 if tokenizer.num_codes <= 2**16 else np.uint32
+        try:
+            out = open_memmap(temporary, "w+", dtype, (store.frames, *tokenizer.grid))
+            reserve(temporary)
+            missing = list(range(len(store))) if known is None else _copy_known(out, store, known, old["episodes"])
+            _encode(out, store, missing, tokenizer, device, batch, progress)
+            out.flush()
+            crc = zlib.crc32(as_bytes(out))
+            del out
+            (folder / "codes.json").unlink(missing_ok=True)  # no key may describe other codes
+            os.replace(temporary, folder / "codes.npy")
+        finally:
+            temporary.unlink(missing_ok=True)
+        replace_text(folder / "codes.json", json.dumps({**key, "crc": crc}))
+        return CodeStore(store, np.load(folder / "codes.npy", mmap_mode="r"))
+
+
+def _read(folder: Path, key: dict[str, Any]) -> np.ndarray | None:
+    """The codes of the cache, if they are all of those that ``key`` describes."""
+    own, codes = _open_cache(folder)
+    return codes if all(own.get(name) == value for name, value in key.items()) else None
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -44,7 +44,7 @@ from worldmodel.data.records import (
 from worldmodel.data.validate import check_episode
 from worldmodel.errors import BusyError, DataError
 from worldmodel.types import Episode, Spec
-from worldmodel.util.files import append_line, replace_text, take_lock
+from worldmodel.util.files import append_line, expanded, replace_text, take_lock
 
 ASIDE = "damaged.jsonl"
 MOST_NAMED = 10  # maximum number of damaged episodes that are reported by line
@@ -76,7 +76,7 @@ class EpisodeStore:
     @classmethod
     def open(cls, path: str | Path) -> EpisodeStore:
         """An existing store, to read. Raises :class:`DataError` when there is none or its Spec is unreadable."""
-        path = Path(path)
+        path = expanded(path)
         return cls(path, read_spec(path))
 
     @classmethod
@@ -86,7 +86,7 @@ class EpisodeStore:
         Raises :class:`DataError` when the store has another Spec, :class:`BusyError` when another
         process is writing.
         """
-        path = Path(path)
+        path = expanded(path)
         if path.exists() and not path.is_dir():
             raise DataError(f"{path} is no folder; choose another with data=…")
         path.mkdir(parents=True, exist_ok=True)

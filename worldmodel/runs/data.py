@@ -23,7 +23,7 @@ from worldmodel.recording.collect import collect
 from worldmodel.recording.recorder import ActionSource, FrameSource
 from worldmodel.runs.folder import load_config
 from worldmodel.types import Spec
-from worldmodel.util.files import replace_text
+from worldmodel.util.files import expanded, replace_text
 from worldmodel.util.progress import deferred, progress_bars
 from worldmodel.util.ranges import Text
 
@@ -108,7 +108,10 @@ def import_source(config: DictConfig) -> None:
         with deferred() as stopped, progress_bars(transient=False) as progress:
             report = functools.partial(progress, "reading")
             filled = fill(store, source, config.collect.workers, report, stopped)
-        replace_text(store.path / SOURCE, OmegaConf.to_yaml(config.source, resolve=True))  # where it came from
+        origin = OmegaConf.create(OmegaConf.to_container(config.source, resolve=True))
+        if (path := expanded(str(origin.get("path")))).exists():  # Minari takes an id, too
+            origin.path = str(path.absolute())
+        replace_text(store.path / SOURCE, OmegaConf.to_yaml(origin))
         print(f"new       {filled.added:,} of {len(source):,}, {filled.known:,} were there, "
               f"in {time.monotonic() - started:.1f} s")  # fmt: skip
         print(_contents(store))
@@ -151,4 +154,4 @@ def source_path(store: EpisodeStore) -> Path | None:
     if not (store.path / SOURCE).is_file():
         return None
     path = OmegaConf.select(OmegaConf.load(store.path / SOURCE), "path")
-    return None if path is None else Path(str(path)).expanduser()
+    return None if path is None else expanded(str(path))

@@ -10,15 +10,16 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 from omegaconf import DictConfig, OmegaConf
 
 from worldmodel.config.cli import one_line
 from worldmodel.data.store import EpisodeStore
-from worldmodel.errors import ConfigError, DataError, RunError
+from worldmodel.errors import BusyError, ConfigError, DataError, RunError
 from worldmodel.runs.migrate import migrate
 from worldmodel.types import Spec
-from worldmodel.util.files import replace_text
+from worldmodel.util.files import expanded, replace_text, take_lock
 
 CONFIG = "config.yaml"
 SPEC = "spec.json"
@@ -66,14 +67,14 @@ def find_run(
 
     Raises :class:`RunError`, which lists the runs.
     """
-    runs = Path(runs)
+    runs = expanded(runs)
     known = list_runs(runs)
     if stem is not None and name is None:
         known = [run for run in known if number_of(run, stem) is not None]
         if not known:
             raise RunError(f"there is no run of {stem} in {runs}; train one, or name another with run=…")
     if name is not None:
-        for folder in (runs / name, Path(name)):
+        for folder in (runs / name, expanded(name)):
             if (folder / CONFIG).is_file():
                 return folder
         raise RunError(f"unknown run {str(name)!r}; {_listing(runs, known)}")
@@ -98,7 +99,7 @@ def new_run(config: DictConfig, spec: Spec) -> Path:
     """
     runs = Path(config.runs)
     for name in (config.run, config.get("stem")):
-        if name is not None and not re.fullmatch(r"[\w.+@ -]*\w[\w.+@ -]*", str(name)):
+        if name is not None and not is_folder_name(str(name)):
             raise RunError(f"the name of a run is a plain name of a folder, not {str(name)!r}")
     runs.mkdir(parents=True, exist_ok=True)
     draft = runs / f".new-{os.getpid()}"
@@ -117,6 +118,20 @@ def new_run(config: DictConfig, spec: Spec) -> Path:
         shutil.rmtree(draft, ignore_errors=True)
 
 
+def is_folder_name(name: str) -> bool:
+    """Whether a name can be that of a folder which is not hidden."""
+    return bool(name.strip()) and name.isprintable() and not name.startswith(".") and "/" not in name
+
+
+def claim(folder: Path) -> IO[str]:
+    """The lock of the training in a folder, released when it is closed. Raises :class:`BusyError` if another process
+    has it."""
+    lock = take_lock(folder)
+    if lock is None:
+        raise BusyError(f"another process is training {folder}; wait for it, or choose another name with run=…")
+    return lock
+
+
 def _candidates(config: DictConfig, runs: Path) -> Iterator[Path]:
     if config.run is not None:
         yield runs / str(config.run)
@@ -128,12 +143,40 @@ def _candidates(config: DictConfig, runs: Path) -> Iterator[Path]:
 
 
 def save_config(folder: Path, config: DictConfig) -> None:
-    """Write the resolved settings of a run."""
-    replace_text(folder / CONFIG, OmegaConf.to_yaml(config, resolve=True))
+    """Write the resolved settings of a run.
+
+    Below the folder that holds ``runs``, the folder of the data is stated relative to that of the run, so that both can
+    be moved together; elsewhere it is an absolute path.
+    """
+    settings = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+    if "data" in settings:
+        run, above = _real(folder), _real(folder).parents[1]
+        paths = (os.path.abspath(settings.data), os.path.realpath(settings.data))
+        inside = [path for path in paths if above in Path(path).parents and above != Path("/")]
+        settings.data = os.path.relpath(inside[0], run) if inside else paths[0]
+    replace_text(folder / CONFIG, OmegaConf.to_yaml(settings))
+
+
+def _real(folder: Path) -> Path:
+    """The folder of a run by its own name in the folder that a link to ``runs`` leads to."""
+    absolute = Path(os.path.abspath(folder))
+    return Path(os.path.realpath(absolute.parent), absolute.name)
+
+
+def _data_of(folder: Path, stated: str) -> str:
+    """The absolute path of the data of a run, given what its settings state.
+
+    Earlier versions stated it relative to the working folder, which is looked for above the run, and then here.
+    """
+    run = _real(folder)
+    places = [run] if stated.startswith("..") else []
+    places += [run.parents[1], Path.cwd(), *run.parents] if len(run.parents) > 1 else [Path.cwd()]
+    paths = [os.path.normpath(place / os.path.expanduser(stated)) for place in places]
+    return next(filter(os.path.isdir, paths), paths[0])
 
 
 def load_config(folder: str | Path) -> DictConfig:
-    """The settings of a run. Raises :class:`RunError`."""
+    """The settings of a run, with the absolute path of its data. Raises :class:`RunError`."""
     path = Path(folder, CONFIG)
     try:
         config = OmegaConf.load(path)
@@ -143,7 +186,10 @@ def load_config(folder: str | Path) -> DictConfig:
         raise RunError(f"{path} is damaged ({one_line(error)}); {RESTORE}") from error
     if not isinstance(config, DictConfig) or not {"tokenizer", "prior", "training"} <= set(config):
         raise RunError(f"{path} is damaged (it lacks tokenizer, prior or training); {RESTORE}")
-    return OmegaConf.create(migrate(OmegaConf.to_container(config)))
+    settings = migrate(OmegaConf.to_container(config))
+    if isinstance(settings.get("data"), str):
+        settings["data"] = _data_of(Path(folder), settings["data"])
+    return OmegaConf.create(settings)
 
 
 def load_spec(folder: str | Path) -> Spec:
@@ -163,12 +209,20 @@ def given_data(overrides: Sequence[str], config: DictConfig) -> str | None:
     return str(config.data) if any(word.lstrip("+").startswith("data=") for word in overrides) else None
 
 
+def open_data(run: str | Path, data: str | Path | None = None) -> EpisodeStore:
+    """The same for episodes that may be of another specification."""
+    path = str(load_config(run).data) if data is None else data
+    if data is None and not os.path.isdir(path):
+        raise DataError(f"the episodes that {run} was trained on are not at {path} any more; name their folder: data=…")
+    return EpisodeStore.open(path)
+
+
 def open_episodes(run: str | Path, spec: Spec, data: str | Path | None = None) -> EpisodeStore:
     """Open the episodes in ``data``, or those that the run was trained on.
 
     Raises :class:`DataError` when there are none or when they do not fit the run.
     """
-    store = EpisodeStore.open(str(load_config(run).data) if data is None else data)
+    store = open_data(run, data)
     if (store.spec.frame_shape, store.spec.action_names) != (spec.frame_shape, spec.action_names):
         raise DataError(f"{store.path} has other frames or actions than {run}; give another data=…")
     return store

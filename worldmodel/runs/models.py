@@ -169,10 +169,12 @@ def load_prior(folder: str | Path, tokenizer: Autoencoder, device: torch.device 
 
 def check_trained(folder: Path, name: str) -> bool:
     """Whether a run has a file of weights. Raises :class:`RunError`, naming the remedy, when it is damaged."""
-    if not (folder / name).is_file():
-        return False
-    load_tensors(*_file(folder, name))
-    return True
+    return facts_of(folder, name) is not None
+
+
+def facts_of(folder: Path, name: str) -> dict[str, Any] | None:
+    """What a file of weights states beside them, None without the file. Raises :class:`RunError` when it is damaged."""
+    return load_tensors(*_file(folder, name))[1] if (folder / name).is_file() else None
 
 
 def _file(folder: str | Path, name: str) -> tuple[Path, str, str]:

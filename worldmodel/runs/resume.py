@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -13,6 +14,7 @@ from worldmodel.errors import ConfigError, RunError
 from worldmodel.runs.folder import (
     TOKENIZER,
     checkpoint_of,
+    claim,
     find_run,
     later_files,
     list_runs,
@@ -22,14 +24,17 @@ from worldmodel.runs.folder import (
     number_of,
     save_config,
 )
-from worldmodel.runs.models import check_trained
-from worldmodel.runs.stages import Stage, prerequisites, stages_of
+from worldmodel.runs.models import check_trained, facts_of
+from worldmodel.runs.stages import STAGES, Stage, prerequisites, stage_settings, stages_of
 from worldmodel.types import Spec
-from worldmodel.util.files import replace_text, whole
+from worldmodel.util.files import replace_text, take_lock, whole
 
 BUDGET = ("steps", "max_seconds", "log_every", "evaluate_every", "evaluate_batches", "checkpoint_seconds",
           "patience")  # fmt: skip
 """Settings of a stage that may change when a run is continued."""
+
+TOKENIZER_OF = "tokenizer_of.txt"
+"""States where a copied tokenizer is from."""
 
 DEFAULTS = {"rewarded": 0.0}
 """Values of settings that older runs do not have."""
@@ -44,26 +49,71 @@ def check_no_orphan(folder: Path, stage: Stage) -> None:
                        "run=another-name")  # fmt: skip
 
 
-def run_to_train(config: DictConfig, spec: Spec, stages: Sequence[Stage], tokenizer_of: str | None = None) -> Path:
-    """The run to continue, or a new one. A run keeps its settings except for budgets."""
-    folder = run_to_continue(config, spec, stages)
+@contextlib.contextmanager
+def run_to_train(
+    config: DictConfig, spec: Spec, stages: Sequence[Stage], tokenizer_of: str | None = None
+) -> Iterator[Path]:
+    """The run to continue, or a new one, which no other process trains meanwhile.
+
+    Raises :class:`BusyError` if another process trains the named run; an unnamed one is then left to it.
+    """
+    other = None
     if tokenizer_of is not None:
         tokenizer = stages_of(config, "tokenizer")
         other = run_with_weights(config, spec, tokenizer, tokenizer_of, "the tokenizer cannot be copied from")
-        folder = new_run(config, spec) if folder is None else folder
-        copy_tokenizer(other, folder)
-    for needed in prerequisites(config, stages):
-        if folder is None or not (folder / needed.file).is_file():
-            raise RunError(f"{(folder or Path(config.runs, 'a new run')) / needed.file} is missing, which the "
-                           f"{stages[-1].title} requires; train it first: --stage {needed.name}, or no --stage "
-                           "at all")  # fmt: skip
-    if folder is None:
-        return new_run(config, spec)
+        config.training.tokenizer = load_config(other).training.tokenizer  # the budget that it was trained with
+    with contextlib.ExitStack() as stack:
+        folder = None
+        if found := run_to_continue(config, spec, stages):
+            folder, lock = found
+            stack.enter_context(lock)
+        for needed in prerequisites(config, stages):
+            copied = other is not None and needed.file == TOKENIZER
+            if not copied and (folder is None or not (folder / needed.file).is_file()):
+                raise RunError(f"{(folder or Path(config.runs, 'a new run')) / needed.file} is missing, which the "
+                               f"{stages[-1].title} requires; train it first: --stage {needed.name}, or no --stage "
+                               "at all")  # fmt: skip
+        if folder is None:
+            folder = new_run(config, spec)
+            stack.enter_context(claim(folder))
+        if other is not None:
+            copy_tokenizer(other, folder)
+        yield folder
+
+
+def to_be_trained(config: DictConfig, folder: Path, stage: Stage, more: bool = True) -> bool:
+    """Whether a stage is not trained yet, or has a larger budget (``more``) than it was trained with.
+
+    Raises :class:`RunError` when its training cannot be continued, and for damaged weights.
+    """
+    facts = facts_of(folder, stage.file)
+    if facts is None:
+        check_no_orphan(folder, stage)
+        return True
+    settings = stage_settings(config, stage)
+    kept = load_config(folder).training.get(stage.name) or {}
+    spent = facts.get("budget") or [kept.get("steps"), kept.get("max_seconds")]
+    none = float("inf")  # where nothing is stated
+    enough = facts.get("steps", none) >= settings.steps or facts.get("seconds", 0) >= (settings.max_seconds or none)
+    copied = stage.file == TOKENIZER and (folder / TOKENIZER_OF).is_file()
+    if not more or enough or copied or spent == [settings.steps, settings.max_seconds]:
+        return False
+    reason = "has no checkpoint to continue from" if not checkpoint_of(folder, stage.file).is_file() else ""
+    if later := later_files(folder, stage.file):
+        reason = f"{later[0]} depends on it"
+    if reason:
+        weights = f" --weights-of {folder.name}" if stage.name in STAGES else ""
+        raise RunError(f"the {stage.title} of {folder.name} was trained for {facts['steps']} steps, and {reason}; for "
+                       f"more steps start another run: run=another-name{weights}")  # fmt: skip
+    return True
+
+
+def state_budget(config: DictConfig, folder: Path, stage: Stage) -> None:
+    """Write the budget of a stage that has been trained, and the folder of the data, to the settings of a run."""
     kept = load_config(folder)
-    merged = OmegaConf.merge(kept, {"training": OmegaConf.to_container(config.training)})
-    assert isinstance(merged, DictConfig)
-    save_config(folder, merged)
-    return folder
+    kept.training[stage.name] = config.training[stage.name]
+    kept.data = config.data
+    save_config(folder, kept)
 
 
 def run_with_weights(config: DictConfig, spec: Spec, stages: Sequence[Stage], name: str, purpose: str) -> Path:
@@ -89,13 +139,14 @@ def copy_tokenizer(other: Path, folder: Path) -> None:
         raise ConfigError(f"{folder.name} already has a tokenizer; choose another name with run=…")
     with whole(own) as part:
         shutil.copyfile(wanted, part)
-    replace_text(folder / "tokenizer_of.txt", f"{TOKENIZER} was trained by the run {other.name}\n")
+    replace_text(folder / TOKENIZER_OF, f"{TOKENIZER} was trained by the run {other.name}\n")
 
 
-def run_to_continue(config: DictConfig, spec: Spec, stages: Sequence[Stage]) -> Path | None:
-    """The named run, or the latest unfinished run with these settings, or None.
+def run_to_continue(config: DictConfig, spec: Spec, stages: Sequence[Stage]) -> tuple[Path, IO[str]] | None:
+    """The named run, or the latest unfinished run with these settings that no other process trains, with its lock; or
+    None.
 
-    Raises :class:`ConfigError` when the named run has other settings.
+    Raises :class:`ConfigError` when the named run has other settings, and :class:`BusyError`.
     """
     runs = Path(config.runs)
     known = list_runs(runs)
@@ -106,7 +157,7 @@ def run_to_continue(config: DictConfig, spec: Spec, stages: Sequence[Stage]) -> 
         if difference := compare(config, spec, folder):
             raise ConfigError(f"the run {config.run!r} was started with other settings ({difference}); choose another "
                               "name with run=…, or the settings it was started with")  # fmt: skip
-        return folder
+        return folder, claim(folder)
     # Not only the latest: another experiment may have been trained since.
     alike = [name for name in known if name == known[-1] or number_of(name, str(config.stem)) is not None]
     for name in reversed(alike):
@@ -120,7 +171,10 @@ def run_to_continue(config: DictConfig, spec: Spec, stages: Sequence[Stage]) -> 
         if other:
             continue
         finished = all((folder / stage.file).is_file() for stage in stages)
-        return None if finished and budgets(config) != budgets(load_config(folder)) else folder
+        if finished and budgets(config) != budgets(load_config(folder)):
+            return None
+        if lock := take_lock(folder):
+            return folder, lock
     return None
 
 

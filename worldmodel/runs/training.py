@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -20,8 +21,8 @@ from worldmodel.data.windows import Windows
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.media import plots
 from worldmodel.runs.folder import METRICS, checkpoint_of
-from worldmodel.runs.models import check_trained, load_weights, resolve_device
-from worldmodel.runs.resume import check_no_orphan, run_to_train, run_with_weights
+from worldmodel.runs.models import load_weights, resolve_device
+from worldmodel.runs.resume import run_to_train, run_with_weights, state_budget, to_be_trained
 from worldmodel.runs.stages import Stage, StageSettings, prerequisites, stage_settings, stages_of
 from worldmodel.tokenizers import Autoencoder, Tokenizer
 from worldmodel.training import hooks as watch
@@ -32,15 +33,21 @@ from worldmodel.types import Segment, Spec
 
 
 def train(
-    config: DictConfig, stage: str = "all", tokenizer_of: str | None = None, weights_of: str | None = None
+    config: DictConfig,
+    stage: str = "all",
+    tokenizer_of: str | None = None,
+    weights_of: str | None = None,
+    more: bool = True,
 ) -> Path:
     """Train the stages that are not finished and return the folder of the run.
 
     ``tokenizer_of``: a run whose trained tokenizer is copied, so that priors can be compared on the same codes.
-    ``weights_of``: a run with the same settings whose weights are the initial ones.
+    ``weights_of``: a run with the same settings whose weights are the initial ones. ``more``: whether a larger budget
+    than that of a finished stage continues its training.
 
-    Raises :class:`DataError` without data, :class:`ConfigError` for settings that do not fit, :class:`RunError` for a
-    damaged or diverged run, and KeyboardInterrupt after saving on an interruption.
+    Raises :class:`DataError` without data, :class:`BusyError` when another process trains the run, :class:`ConfigError`
+    for settings that do not fit, :class:`RunError` for a damaged or diverged run, and KeyboardInterrupt after saving on
+    an interruption.
     """
     stages = stages_of(config, stage)
     store = open_store(config)
@@ -51,16 +58,19 @@ def train(
         purpose = "training cannot start from the weights of"
         first = run_with_weights(config, store.spec, stages, weights_of, purpose)
     fabric.launch()
-    chosen = str(run_to_train(config, store.spec, stages, tokenizer_of)) if fabric.is_global_zero else ""
-    folder = Path(fabric.broadcast(chosen))
-    fabric.print(f"run {folder.name}", flush=True)
-    for each in stages:
-        if check_trained(folder, each.file):
-            fabric.print(f"the {each.title} is trained already; to start another run: run=another-name", flush=True)
-            continue
-        check_no_orphan(folder, each)
-        train_stage(fabric, config, each, store, folder, None if first is None else first / each.file)
-    fabric.print(f"weights, metrics and curves are in {folder}", flush=True)
+    with contextlib.ExitStack() as stack:
+        chosen = ""
+        if fabric.is_global_zero:
+            chosen = str(stack.enter_context(run_to_train(config, store.spec, stages, tokenizer_of)))
+        folder = Path(fabric.broadcast(chosen))
+        unfinished = [each for each in stages if to_be_trained(config, folder, each, more)]
+        fabric.print(f"run {folder.name}", flush=True)
+        for each in stages:
+            if each in unfinished:
+                train_stage(fabric, config, each, store, folder, None if first is None else first / each.file)
+            else:
+                fabric.print(f"the {each.title} is trained already; to start another run: run=another-name", flush=True)
+        fabric.print(f"weights, metrics and curves are in {folder}", flush=True)
     return folder
 
 
@@ -146,11 +156,13 @@ def train_stage(
     if fabric.is_global_zero:
         prefix = f"{stage.name}."
         weights = {k.removeprefix(prefix): v for k, v in result.weights.items() if k.startswith(prefix)}
-        facts = {"stage": stage.name, "steps": result.steps, "seconds": round(result.seconds, 1)}
+        facts: dict[str, Any] = {"stage": stage.name, "steps": result.steps, "seconds": round(result.seconds, 1)}
         if result.kept_step is not None:
             facts["kept_step"] = result.kept_step
         if tokenizer is not None:
             facts["tokenizer"] = fingerprint(stage.load(folder))  # the tokenizer of its codes
+        facts["budget"] = [settings.steps, settings.max_seconds]
+        state_budget(config, folder, stage)
         save_tensors(folder / stage.file, weights, facts)
         if records := watch.read_json_lines(folder / METRICS):
             plots.save_panels(folder / "metrics.png", plots.metrics_panels(records), title=folder.name)

@@ -23,6 +23,7 @@ from worldmodel.data.sources.base import Source, check_folder
 from worldmodel.errors import MOST_NAMES, DataError
 from worldmodel.speech.sound import LOUDNESS, RATE, SUFFIXES, WINDOW, normalise, read_sound, to_frames, trim
 from worldmodel.types import Episode, Spec
+from worldmodel.util.files import expanded
 from worldmodel.util.ranges import Names, Text
 
 WindowLength = Annotated[int, Ge(1), Le(2**20)]
@@ -248,4 +249,4 @@ def frame_phones(aligned: Phones, windows: int, hop: int = 640) -> np.ndarray:
 
 def phone_files(folder: str | Path) -> dict[str, Path]:
     """All alignments below a folder of TIMIT by the keys of their recordings."""
-    return timit_files(Path(folder).expanduser(), (".phn",))
+    return timit_files(expanded(folder), (".phn",))

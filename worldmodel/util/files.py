@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -18,11 +19,24 @@ def as_bytes(array: np.ndarray) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
 
 
-def take_lock(path: Path) -> IO[str] | None:
-    """The writer's lock of a folder, or None when another process holds it."""
+def expanded(path: str | Path) -> Path:
+    """A path in which a leading ``~`` stands for the home folder, as a shell reads it."""
+    return Path(os.path.expanduser(path))
+
+
+def check_writable(folder: Path) -> None:
+    """Raises OSError unless files can be written to a folder, which need not exist yet; nothing is left there."""
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    with naming(folder), tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def take_lock(path: Path, wait: bool = False) -> IO[str] | None:
+    """The writer's lock of a folder, or None when another process holds it and ``wait`` is false."""
     file = open(path / "lock", "w")  # noqa: SIM115 (it stays open as long as the lock is held)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         file.close()
         return None
@@ -96,6 +110,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
     Missing folders are made; when the block fails, what there was at ``path`` is as it was.
     """
+    path = path.resolve()  # of a symbolic link, the folder is replaced and not the link
     path.parent.mkdir(parents=True, exist_ok=True)
     part, before = (path.with_name(f".{path.name}.{os.getpid()}.{word}") for word in ("part", "before"))
     part.mkdir()

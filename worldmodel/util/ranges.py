@@ -6,6 +6,7 @@ parameter with :mod:`annotated_types`: ``num_codes: Annotated[int, Ge(2)]``.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -47,7 +48,12 @@ def _text(value: Any) -> str:
     return value
 
 
+def _path(value: Any) -> str:
+    return os.path.expanduser(_text(value))
+
+
 Text = Annotated[str, Parsed(_text)]
+FilePath = Annotated[str, Parsed(_path)]
 Count = Annotated[int, Ge(1), Le(MOST)]
 Whole = Annotated[int, Ge(0), Le(MOST)]
 NumCodes = Annotated[int, Ge(2), Le(MOST)]

@@ -15,6 +15,7 @@ from worldmodel.data.store import EpisodeStore
 from worldmodel.data.validate import check_episode, short
 from worldmodel.errors import DataError
 from worldmodel.types import DEFAULT_RATE, Episode, Spec, plain_name
+from worldmodel.util.files import expanded
 
 CHUNK = 16  # items that are read between checks for interruptions
 BATCH_BYTES = 16 * 2**20  # of frames that are written at once
@@ -46,7 +47,7 @@ def image_item(image: np.ndarray, label: int, held_out: bool, key: str) -> Item:
 
 def check_folder(path: str | Path, wanted: str) -> Path:
     """The absolute path of a folder. Raises :class:`DataError` with a description of what is ``wanted`` there."""
-    folder = Path(path).expanduser().resolve()
+    folder = expanded(path).resolve()
     if not folder.is_dir():
         what = "is no folder" if folder.exists() else "does not exist"
         raise DataError(f"{path} {what}; source.path=… names {wanted}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import warnings
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -19,6 +18,7 @@ from worldmodel.data.sources.base import Source, recorded_spec
 from worldmodel.data.validate import READABLE, described, pixels, short
 from worldmodel.errors import DataError
 from worldmodel.types import NO_ACTION, Episode, Spec
+from worldmodel.util.files import expanded
 from worldmodel.util.ranges import FramesPerSecond, Names, Pixels, Text
 
 SPEC = "worldmodel_spec"
@@ -114,7 +114,7 @@ class Minari(Source):
 def _open(path: str, download: bool) -> Any:
     """The data set in a folder, or known by an id."""
     minari = package()
-    folder = Path(path).expanduser()
+    folder = expanded(path)
     try:
         if not folder.is_dir():
             if download:

@@ -17,6 +17,7 @@ from worldmodel.data.sources.base import Source, check_folder, recorded_spec
 from worldmodel.data.sources.npz_file import KEYS, FrameStream, Key, Recording, damage, look
 from worldmodel.errors import DataError
 from worldmodel.types import Episode, Spec
+from worldmodel.util.files import expanded
 from worldmodel.util.ranges import Count, FramesPerSecond, Names, Pixels, Text
 
 SPEC = "spec.json"  # next to the files of an export
@@ -137,7 +138,7 @@ class Arrays(Source):
 
 def _find(path: str) -> tuple[Path, list[Path]]:
     """The folder and the files in it."""
-    file = Path(path).expanduser().resolve()
+    file = expanded(path).resolve()
     if file.is_file():
         return file.parent, [file]
     folder = check_folder(path, "an npz file, or a folder of them")

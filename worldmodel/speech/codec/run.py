@@ -11,10 +11,9 @@ import numpy as np
 
 from worldmodel import media
 from worldmodel.data.codes import encode_store
-from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.priors import Prior
-from worldmodel.runs.folder import CODES, PRIOR, load_config, load_spec
+from worldmodel.runs.folder import CODES, PRIOR, load_spec, open_data
 from worldmodel.runs.models import check_trained, load_prior, load_tokenizer, resolve_device
 from worldmodel.speech import media as speech_media
 from worldmodel.speech.codec.bitstream import NO_MODEL, Bitstream
@@ -73,7 +72,7 @@ def training_codes(run: Path, codec: Codec) -> list[np.ndarray]:
 
     Raises :class:`DataError` when the data are missing.
     """
-    store = EpisodeStore.open(str(load_config(run).data))
+    store = open_data(run)
     tokenizer = codec.tokenizer
     codes = encode_store(store, tokenizer, run / CODES, next(tokenizer.parameters()).device)
     return [np.asarray(codes.episode(int(e))).reshape(-1, codec.num_codebooks) for e in store.split("train")]

@@ -36,6 +36,7 @@ from worldmodel.speech.sources import PHONEMES, TIMIT, frame_phones, phone_files
 from worldmodel.speech.voice import Utterance, VoiceModel, flat_codes, load_utterances
 from worldmodel.tokenizers.base import join
 from worldmodel.types import NO_ACTION
+from worldmodel.util.files import expanded
 
 MIN_SECONDS = 15.0  # of training speech of a target speaker
 SOURCES_PER_SPEAKER = 4  # held-out utterances that are converted
@@ -96,7 +97,7 @@ def find_timit(folder: str | None, store: EpisodeStore) -> Path | None:
     Raises :class:`ConfigError` when ``folder`` is no folder.
     """
     if folder is not None:
-        given = Path(folder).expanduser()
+        given = expanded(folder)
         if not given.is_dir():
             raise ConfigError(f"--timit {folder} is no folder; it names the folder of TIMIT, with .phn files")
         return given
