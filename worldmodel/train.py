@@ -2,8 +2,9 @@
 
 The latest run is continued if it is unfinished and has the same settings; otherwise a new one is
 started. Ctrl-C saves and stops, and the same command goes on. run=name names the run: another name
-starts another, and more steps for a finished one continue its training. Budgets are settings too: training.tokenizer.steps, training.prior.max_seconds, …;
---steps and --minutes are short for them. On two GPUs:
+starts another, and more steps for a finished one continue its training. Budgets are settings too:
+training.tokenizer.steps, training.prior.max_seconds, …; --steps and --minutes are short for them.
+On two GPUs:
 
   torchrun --nproc-per-node 2 -m worldmodel.train
 """
