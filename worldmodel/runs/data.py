@@ -109,7 +109,7 @@ def import_source(config: DictConfig) -> None:
             report = functools.partial(progress, "reading")
             filled = fill(store, source, config.collect.workers, report, stopped)
         origin = OmegaConf.create(OmegaConf.to_container(config.source, resolve=True))
-        if (path := expanded(str(origin.get("path")))).exists():  # Minari takes an id, too
+        if (path := expanded(str(OmegaConf.select(origin, "path")))).exists():  # Minari takes an id, too
             origin.path = str(path.absolute())
         replace_text(store.path / SOURCE, OmegaConf.to_yaml(origin))
         print(f"new       {filled.added:,} of {len(source):,}, {filled.known:,} were there, "
