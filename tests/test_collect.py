@@ -303,14 +303,28 @@ def test_an_interruption_in_the_middle_of_a_message_waits_for_its_end(
 
 
 SLOW = """
-import time
+import os, pathlib, time
 import gymnasium
+from worldmodel.recording import pool
 from worldmodel.envs.vizdoom import VizdoomEnv
 
+pool.STOP_SECONDS = 60  # also in the command, which makes the environment to read its properties
+
 class Slow(VizdoomEnv):
+    # Two short episodes, and a third that waits in its middle, so that a signal always meets an unfinished one.
+    episodes = steps = 0
+
+    def reset(self, **settings):
+        self.episodes, self.steps = self.episodes + 1, 0
+        return super().reset(**settings)
+
     def step(self, action):
-        time.sleep(0.003)  # so that no recorder waits for the writer when the signal comes
-        return super().step(action)
+        frame, reward, _, _, info = super().step(action)
+        self.steps += 1
+        if self.episodes == 3 and self.steps > 5:
+            pathlib.Path(__file__).with_name(f"waiting-{os.getpid()}").touch()
+            time.sleep(0.2)
+        return frame, reward, False, self.episodes < 3 and self.steps == 20, info
 
 gymnasium.register("Slow-v0", Slow)
 """
@@ -322,18 +336,20 @@ def test_an_interruption_keeps_what_was_recorded(tmp_path: Path, number: signal.
     folder = tmp_path / "here"
     folder.mkdir()
     data, gym = folder / "data", ("env=gym", "env.id=slow:Slow-v0", "+env.kwargs.size=32")
-    process = start_command(data, *gym, "collect.steps=1000000", "collect.longest=100", path_to=(tmp_path,))
-    wait_for_episodes(data, 3)
+    process = start_command(data, *gym, "collect.steps=1000000", path_to=(tmp_path,))
+    while process.poll() is None and len(list(tmp_path.glob("waiting-*"))) < 2:
+        time.sleep(0.05)
+    wait_for_episodes(data, 4)
     process.send_signal(number)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == (-9 if number == signal.SIGKILL else 130), errors
     if number != signal.SIGKILL:
         assert "interrupted" in errors and "Traceback" not in errors
     with EpisodeStore.writer(data, EpisodeStore.open(data).spec) as store:  # the lock is free
-        assert len(store) >= 3 and store.verify() == [] and store.damaged == []
-        halves = [entry for entry in store.entries if entry.length < 100 and not entry.terminated]
-        assert all(entry.truncated for entry in store.entries if not entry.terminated)
-        assert bool(halves) == (number != signal.SIGKILL)
+        assert store.verify() == [] and store.damaged == [] and all(entry.truncated for entry in store.entries)
+        lengths = sorted(entry.length for entry in store.entries)
+        assert lengths.count(20) == 4 and min(lengths) > 5
+        assert len(lengths) == (4 if number == signal.SIGKILL else 6)  # with the unfinished ones
     for _ in range(100):
         if not processes_in(folder):
             break

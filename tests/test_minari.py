@@ -232,3 +232,42 @@ def test_an_arrow_data_set_is_read_and_asked_for_where_it_cannot_be(
     np.testing.assert_array_equal(found.frames, buffer.observations["image"].transpose(0, 3, 1, 2))
     np.testing.assert_array_equal(found.actions[1:], buffer.actions)
     assert found.terminated and not found.truncated
+
+
+def test_what_minari_does_not_check_names_data_set_episode_and_step(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    h5py = pytest.importorskip("h5py", reason="minari[hdf5] is not installed")
+    make(lengths=(4, 2, 3, 2))
+    with h5py.File(root / "toy/maze-v0/data/main_data.hdf5", "a") as data:
+        data["episode_0/actions"][2] = 7
+        data["episode_1/rewards"][1] = np.inf
+        floats = data["episode_2/observations"][:] / 255
+        del data["episode_2/observations"]
+        data["episode_2/observations"] = floats
+    argv = ("source=minari", "source.path=toy/maze-v0", f"data={tmp_path / 'data'}")
+    code, out, _ = take_in(capsys, *argv)
+    assert code == 2 and out.startswith("new       1 of 4")
+    source = Minari("toy/maze-v0")
+    with EpisodeStore.writer(tmp_path / "data", source.spec) as store:
+        reasons = fill(store, source).unreadable
+    assert reasons[0].startswith("toy/maze-v0/0, step 3: the action is 7; actions are in [0, 3)")
+    assert reasons[1].startswith("toy/maze-v0/1, step 2: the reward is inf; it must be a finite number")
+    assert "episode 2 of toy/maze-v0 cannot be read (its frames: the image is float64 (4, 24, 20, 3)" in reasons[2]
+
+
+def test_a_data_set_without_episodes_is_refused(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make(lengths=(2,))
+    for name in ("metadata.json", "main_data.hdf5"):
+        file = root / "toy/maze-v0/data" / name
+        if name == "metadata.json":
+            file.write_text(json.dumps({**json.loads(file.read_text()), "total_episodes": 0, "total_steps": 0}))
+        else:
+            h5py = pytest.importorskip("h5py", reason="minari[hdf5] is not installed")
+            with h5py.File(file, "a") as data:
+                del data["episode_0"]
+    code, _, err = take_in(capsys, "source=minari", "source.path=toy/maze-v0", f"data={tmp_path / 'data'}")
+    assert (code, err) == (
+        2, "error: toy/maze-v0 holds no episode that can be imported; choose another source.path=…\n"
+    )  # fmt: skip
+    assert not (tmp_path / "data").exists()

@@ -152,7 +152,9 @@ def test_damaged_files_are_named_and_everything_else_is_stored(
     source = Arrays(str(tmp_path / "set"))
     for name in "bcdef":
         index = next(index for index, key in enumerate(source.keys) if key.startswith(f"set/{name}"))
-        with pytest.raises(DataError, match=f"{name}.npz cannot be read .*remove it or restore it"):
+        others = {"e": "holds an array of objects", "f": "is a file of format pickle"}
+        message = others.get(name, "cannot be read .*remove it or restore it")
+        with pytest.raises(DataError, match=f"{name}.npz {message}"):
             source.read(index)
     for name in "bcdef":
         write_npz(files[name], ends=(4,))
@@ -271,3 +273,53 @@ def test_the_real_recordings_hold_frames_after_their_actions(game: str, steps: i
     small = np.stack([to_frames(picture[None], 64)[0].transpose(1, 2, 0) for picture, _ in played]).astype(int)
     apart = {shift: np.abs(small[2:-2] - obs[2 + shift : steps - 2 + shift]).mean() for shift in (-2, -1, 0, 1, 2)}
     assert min(apart, key=lambda shift: apart[shift]) == 0, apart
+
+
+def packed(value: Any, dtype: Any = None) -> np.ndarray:
+    """An array of two arrays, of one episode each."""
+    array = np.empty(2, object)
+    array[:] = [value, value]
+    return array
+
+
+def test_intact_files_that_are_not_supported_are_told_apart_from_damaged_ones(tmp_path: Path) -> None:
+    file = tmp_path / "a.npz"
+
+    def reason() -> str:
+        with pytest.raises(DataError) as caught:
+            Arrays(str(tmp_path))
+        return str(caught.value)
+
+    for name in ("obs", "action", "reward", "done"):
+        write_npz(file, **{name: packed(np.zeros(3))})
+        assert "restore" not in reason() and ("array of objects" in reason() or "holds object (2,)" in reason())
+    write_npz(file)
+    data = bytearray(file.read_bytes())
+    for mark, at in ((b"PK\1\2", 10), (b"PK\3\4", 8)):  # the method of compression of every part
+        start = -1
+        while (start := data.find(mark, start + 1)) >= 0:
+            data[start + at] = 93  # Zstandard, as Python 3.14 writes it
+    file.write_bytes(data)
+    assert "is compressed or encrypted in a way that is not supported" in reason()
+    file.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
+    assert "a.npz is a file of format HDF5, which is not supported here; save it again with numpy.sav" in reason()
+    np.save(tmp_path / "a.npy", np.zeros(3))
+    (tmp_path / "a.npy").rename(file)
+    assert "is a file of format npy" in reason()
+
+
+def test_a_header_that_states_fewer_frames_than_there_are_is_refused(tmp_path: Path) -> None:
+    write_npz(tmp_path / "a.npz")
+    with np.load(tmp_path / "a.npz") as arrays:
+        others = {name: array for name, array in arrays.items() if name != "obs"}
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for name, array in others.items():
+            with archive.open(f"{name}.npy", "w") as part:
+                np.lib.format.write_array(part, array)
+        with archive.open("obs.npy", "w") as part:  # as by a program that did not know how many would come
+            np.lib.format.write_array_header_1_0(
+                part, {"descr": "|u1", "fortran_order": False, "shape": (0, 16, 16, 3)}
+            )
+            part.write(numbered(*range(9)).tobytes())
+    with pytest.raises(DataError, match=r"obs states \(0, 16, 16, 3\), 0 bytes, and holds 6,912; its header"):
+        Arrays(str(tmp_path))

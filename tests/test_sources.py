@@ -357,8 +357,8 @@ def a_bomb(file: Path) -> None:
     ("damage", "message"),
     [
         (cut, "cannot be read"),
-        (lambda file: file.write_bytes(b""), "no picture that can be read"),
-        (lambda file: file.write_bytes(b"<html>not found</html>"), "no picture that can be read"),
+        (lambda file: file.write_bytes(b""), "cannot be read .it is no picture"),
+        (lambda file: file.write_bytes(b"<html>not found</html>"), "cannot be read .it is no picture"),
         (too_deep, r"of mode I;16; convert it to 8-bit RGB"),
         (a_bomb, "cannot be read"),
     ],
@@ -405,7 +405,7 @@ def test_recordings_are_read_frame_by_frame(tmp_path: Path) -> None:
         ({"rewards": np.zeros(4, np.float32)}, "different lengths"),
         ({"actions": np.full(5, 2)}, "actions that meta.json does not name"),
         ({"actions": np.zeros(5)}, "no whole numbers"),
-        ({"actions": np.array([None] * 5)}, r"ep0001.npz cannot be read"),
+        ({"actions": np.array([None] * 5)}, r"ep0001.npz holds an array of objects"),
     ],
 )
 def test_a_recording_that_does_not_fit_is_named(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -488,3 +488,43 @@ def test_the_real_deepmind_lab_is_read() -> None:
     frames = np.stack([np.frombuffer(frame, np.uint8).reshape(size[1], size[0], 3) for frame in film])
     np.testing.assert_array_equal(item.episode.frames, frames.transpose(0, 3, 1, 2))
     assert item.episode.steps == len(frames) - 1 and item.episode.truncated
+
+
+def test_frames_of_another_size_are_refused_also_with_as_many_bytes(tmp_path: Path) -> None:
+    write_recording(tmp_path, 0)
+    facts = json.loads((tmp_path / "meta.json").read_text())
+    (tmp_path / "meta.json").write_text(
+        json.dumps({**facts, "width": 2 * facts["width"], "height": facts["height"] // 2})
+    )
+    with pytest.raises(DataError, match=r"ep0000\.mp4 has no frames of .*, as meta.json states"):
+        Recordings(str(tmp_path)).read(0)
+
+
+def test_the_only_recording_is_not_held_out(tmp_path: Path) -> None:
+    write_recording(tmp_path, 9)
+    assert not Recordings(str(tmp_path)).read(0).held_out
+
+
+def test_numbers_alone_are_no_caption_and_captions_can_be_left_out(tmp_path: Path) -> None:
+    write_images(tmp_path, ("a/0.png", "b/1.png"))
+    (tmp_path / "a/0.txt").write_text("0 0.946392 0.238711 8.7e-1 0.9\n1 0 0 1 1")
+    assert ImageFolder(str(tmp_path), 8).spec.action_names == ("a", "b")
+    (tmp_path / "b/1.txt").write_text("2 birds")
+    assert ImageFolder(str(tmp_path), 8).spec.action_names == ("2_birds", "a")
+    assert ImageFolder(str(tmp_path), 8, captions=False).spec.action_names == ("a", "b")
+
+
+def test_parts_of_a_data_set_are_no_classes(tmp_path: Path) -> None:
+    write_images(tmp_path, ("Train/cat/0.png", "val/cat/1.png"))
+    with pytest.raises(DataError, match=r"are Train, val, which are no classes; source\.path=.*Train reads one"):
+        ImageFolder(str(tmp_path), 8)
+    assert ImageFolder(str(tmp_path / "Train"), 8).spec.action_names == ("cat",)
+
+
+@pytest.mark.parametrize(
+    ("head", "kind"), [(b"\0\0\0\x18ftypheic", "HEIC"), (b'<?xml version="1.0"?>\n<svg>', "SVG"), (b"%PDF-1.4", "PDF")]
+)
+def test_an_intact_file_of_another_format_is_not_called_damaged(head: bytes, kind: str, tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(head + bytes(50))
+    with pytest.raises(DataError, match=rf"x\.png is a file of format {kind}, which is not supported here; convert it"):
+        read_image(tmp_path / "x.png", 8)

@@ -89,14 +89,14 @@ def holding(value: float) -> Callable[[Path], object]:
 
 
 DAMAGES: list[tuple[str, Callable[[Path], object], str]] = [
-    (".flac", cut, "is damaged or no sound"),
-    (".flac", overwritten, "is damaged or no sound"),
+    (".flac", cut, "cannot be read .damaged or no sound"),
+    (".flac", overwritten, "cannot be read .damaged or no sound"),
     (".wav", cut, r"is cut off: [\d,]+ of 4,800 samples are missing"),
     (".WAV", cut, r"is cut off: [\d,]+ of 4,800 samples are missing"),
-    (".wav", lambda file: file.write_bytes(file.read_bytes()[:30]), "is damaged or no sound|is cut off"),
+    (".wav", lambda file: file.write_bytes(file.read_bytes()[:30]), "damaged or no sound|is cut off"),
     (".WAV", lambda file: file.write_bytes(sphere(voice(), coding="pcm,embedded-shorten-v2.00")), "by shorten"),
     (".wav", lambda file: file.write_bytes(b""), "is empty"),
-    (".flac", lambda file: file.write_bytes(b"<html>not found</html>"), r"no sound \(Format not recognised\)"),
+    (".flac", lambda file: file.write_bytes(b"<html>not found</html>"), r"no sound: Format not recognised"),
     (".wav", lambda file: soundfile.write(file, voice()[:0], RATE), "holds no sample"),
     (".wav", holding(np.nan), "no numbers"),
     (".wav", holding(np.inf), "no numbers"),
@@ -119,9 +119,48 @@ def test_a_bad_file_is_one_line_with_its_name(
 def test_a_wav_from_a_pipe_has_no_length_and_is_whole(tmp_path: Path) -> None:
     file = put(tmp_path / "a.wav", voice())
     content = file.read_bytes()
-    for size in (b"\xff\xff\xff\xff", b"\x00\xff\xff\xff"):
-        file.write_bytes(content[:4] + size + content[8:40] + size + content[44:])
-        assert len(read_sound(file)) == 4800
+    wanted = read_sound(file)
+    for size in (0, 0x7FFFF000, 0x7FFFFFFF, 0xFFFFFF00, 0xFFFFFFFF):  # as GStreamer, SoX, arecord and ffmpeg write it
+        length = size.to_bytes(4, "little")
+        file.write_bytes(content[:4] + length + content[8:40] + length + content[44:])
+        np.testing.assert_array_equal(read_sound(file), wanted)
+    file.write_bytes(content[:40] + bytes(4) + b"LIST" + bytes(4))  # no sample, and then another chunk
+    with pytest.raises(DataError, match="holds no sample"):
+        read_sound(file)
+
+
+def test_a_flac_from_a_pipe_has_no_length_and_is_whole(tmp_path: Path) -> None:
+    file = put(tmp_path / "a.flac", voice())
+    wanted, content = read_sound(file), bytearray(file.read_bytes())
+    content[21] &= 0xF0  # the number of samples, 36 bits
+    content[22:26] = bytes(4)
+    file.write_bytes(content)
+    np.testing.assert_array_equal(read_sound(file), wanted)
+    cut(file)
+    with pytest.raises(DataError, match="damaged or no sound"):
+        read_sound(file)
+
+
+def test_intact_sound_that_is_not_supported_is_not_called_damaged(tmp_path: Path) -> None:
+    file = put(tmp_path / "a.wav", voice())
+    content = bytearray(file.read_bytes())
+    content[20:22] = b"\xff\0"
+    file.write_bytes(content)
+    with pytest.raises(
+        DataError, match=r"a\.wav is a WAV file of compression 0x00ff, which is not supported .* ffmpeg -i"
+    ):
+        read_sound(file)
+    file.write_bytes(b"\0\0\0\x1cftypM4A \0\0")
+    with pytest.raises(
+        DataError, match=r"a\.wav is a file of format M4A, which is not supported here; convert it: ffm"
+    ):
+        read_sound(file)
+
+
+def test_the_only_utterances_are_not_held_out(tmp_path: Path) -> None:
+    put(tmp_path / "wav48_silence_trimmed/p225/p225_003_mic1.flac", voice())
+    source = VCTK(str(tmp_path))
+    assert [source.read(index).held_out for index in range(len(source))] == [False]
 
 
 # ------------------------------------------------------------------------------------------- trimming, loudness, frames
@@ -239,7 +278,10 @@ def test_what_is_silent_or_bad_is_named_and_the_others_come_in(tmp_path: Path) -
         filled = fill(store, source)
         assert filled.added == 5 and len(filled.unreadable) == 3
         for reason, name, why in zip(
-            filled.unreadable, ("001", "002", "003"), ("is silent", "is damaged", "160 samples"), strict=True
+            filled.unreadable,
+            ("001", "002", "003"),
+            ("is silent", "damaged or no sound", "160 samples"),
+            strict=True,
         ):
             assert f"p225_{name}_mic1.flac {why}" in reason or (f"p225_{name}" in reason and why in reason)
         put(folder / "p225_001_mic1.flac", voice())

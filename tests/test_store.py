@@ -445,3 +445,24 @@ def test_an_index_line_is_appended_whole_or_not_at_all(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, ignored)
     assert file.read_text() == "first\n"
+
+
+def test_a_store_is_never_held_out_as_a_whole(tmp_path: Path) -> None:
+    by_checksum = next(
+        episode
+        for episode in map(make_episode, range(1000))
+        if records.checksum(episode.frames, records.to_records(episode)) % records.HELD_OUT_EVERY == 0
+    )
+    with EpisodeStore.writer(tmp_path / "same", SPEC) as store:
+        store.append(by_checksum)
+        assert store.require("train").tolist() == [0]
+        with pytest.raises(DataError, match=r"of the 1 episodes at .*same, none is held out; .* source\.longest=…"):
+            store.require("held_out")
+        store.append(by_checksum)
+        assert store.require("held_out").tolist() == [1]
+    with EpisodeStore.writer(tmp_path / "stated", SPEC) as store:  # what a source states is kept
+        with pytest.raises(DataError, match=r"stated holds no finished episode yet; python -m worldmodel"):
+            store.require("train")
+        store.append(by_checksum, held_out=True)
+        with pytest.raises(DataError, match=r"of the 1 episodes at .*stated, all are held out; .* source\.longest=…"):
+            store.require("train")

@@ -14,8 +14,9 @@ An episode exists when it has an index line. Bytes after the last indexed episod
 an interruption loses at most the batch that is being written.
 
 The source may state whether an episode is held out. Otherwise its checksum determines it, for about one in ten, so that
-it does not depend on other episodes or on the store. Only if a store of three episodes or more would have none, the
-appended one is held out.
+it does not depend on other episodes or on the store. There are two exceptions: while a store has no episode for
+training, none is held out by its checksum; and if a store of three episodes or more would have none held out, the
+appended one is.
 """
 
 from __future__ import annotations
@@ -146,6 +147,17 @@ class EpisodeStore:
             raise DataError(f"unknown split {name!r}; choose train, held_out or all")
         return np.flatnonzero(splits[name])
 
+    def require(self, name: Split) -> np.ndarray:
+        """Like :meth:`split`. Raises :class:`DataError`, with the remedy, when no episode is in it."""
+        if len(indices := self.split(name)):
+            return indices
+        held_out = "none is" if name == "held_out" else "all are"
+        where = f"of the {len(self):,} episodes at {self.path}, {held_out} held out" if len(self) else ""
+        raise DataError(
+            f"{where or f'{self.path} holds no finished episode yet'}; python -m worldmodel.collect data={self.path} "
+            "records more, and source=npz source.longest=… cuts a long recording into several (into another data=…)"
+        )
+
     def episode(self, index: int) -> Episode:
         """Episode ``index``; its frames are a read-only view of the memory map.
 
@@ -204,10 +216,13 @@ class EpisodeStore:
         crcs = [checksum(*parts) for parts in zip(frames, records, strict=True)]
         entries: list[Entry] = []
         any_held_out = any(entry.held_out for entry in self.entries)
+        any_training = any(not entry.held_out for entry in self.entries)
         for number, (item, crc) in enumerate(zip(items, crcs, strict=True)):
             needed = len(self) + number + 1 >= HELD_OUT_FROM and not any_held_out
-            held_out = crc % HELD_OUT_EVERY == 0 or needed if item.held_out is None else item.held_out
+            by_checksum = any_training and (crc % HELD_OUT_EVERY == 0 or needed)
+            held_out = by_checksum if item.held_out is None else bool(item.held_out)
             any_held_out |= held_out
+            any_training |= not held_out
             entry = Entry(
                 episode=self.next_number + number,
                 shard=shard,

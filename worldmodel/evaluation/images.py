@@ -242,9 +242,7 @@ def evaluate_images(
     spec, model, prior = images.spec, images.model, images.prior
     if (store.spec.frame_shape, store.spec.action_names) != (spec.frame_shape, spec.action_names):
         raise DataError(f"{store.path} has other frames or classes than {run}; give another data=…")
-    frames = Windows(store, "held_out")
-    if not len(frames):
-        raise DataError(f"{len(store)} episodes at {store.path}, none of them held out")
+    frames = Windows(store, store.require("held_out"))
     figures = {
         **heading(run.name, spec.env_id, images.device, command),
         **summary(score(model, prior, frames, seed=seed, progress=progress), model, seed, len(spec.action_names)),

@@ -114,10 +114,7 @@ def _held_out(world: WorldModel, store: EpisodeStore) -> np.ndarray:
         if mine != theirs:
             trained = f"the run was trained on {name} {mine}"
             raise DataError(f"{trained}, the data at {store.path} have {theirs}; choose data=…")
-    held_out = store.split("held_out")
-    if not len(held_out):
-        raise DataError(f"{len(store)} episodes at {store.path}, none of them held out; collect more first")
-    return held_out
+    return store.require("held_out")
 
 
 def _windows(store: EpisodeStore, settings: Settings, held_out: np.ndarray, reach: int) -> Segment:

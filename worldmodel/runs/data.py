@@ -76,6 +76,8 @@ def build_source(config: DictConfig) -> Source:
     source = build(OmegaConf.to_container(config.source, resolve=True), "source")
     if not isinstance(source, Source):
         raise ConfigError(f"{config.source._target_} is no source; choose one of configs/source")
+    if not len(source):
+        raise DataError(f"{config.source.path} holds no episode that can be imported; choose another source.path=…")
     return source
 
 

@@ -18,7 +18,7 @@ from worldmodel.config.cli import one_line
 from worldmodel.data.codes import fingerprint
 from worldmodel.data.store import EpisodeStore, Split
 from worldmodel.data.windows import Windows
-from worldmodel.errors import ConfigError, DataError
+from worldmodel.errors import ConfigError
 from worldmodel.media import plots
 from worldmodel.runs.folder import METRICS, checkpoint_of
 from worldmodel.runs.models import load_weights, resolve_device
@@ -80,8 +80,7 @@ def open_store(config: DictConfig) -> EpisodeStore:
         logging.getLogger("worldmodel.data").setLevel(logging.ERROR)  # only the first process reports damaged episodes
     store = EpisodeStore.open(config.data)
     store.verify()  # batches are not checked
-    if not len(store.split("train")):
-        raise DataError(f"{config.data} holds no finished episode yet; collect some: python -m worldmodel.collect")
+    store.require("train")
     return store
 
 

@@ -14,6 +14,7 @@ This module is without torch, like all that read data; :func:`worldmodel.speech.
 
 from __future__ import annotations
 
+import io
 import math
 import re
 from pathlib import Path
@@ -25,6 +26,7 @@ from scipy import ndimage
 
 from worldmodel.errors import DataError
 from worldmodel.speech.pitch import high_pass
+from worldmodel.util.formats import unreadable
 
 SUFFIXES = (".wav", ".flac")
 WINDOW, RATE = 640, 16000
@@ -35,6 +37,12 @@ FLOOR = -60.0  # dBFS; a wave with a lower loud level is silent
 RANGE, ABOVE_BACKGROUND, LEAST_RANGE = 35.0, 12.0, 25.0  # dB; see above
 MARGIN = 0.05  # seconds that are kept around the active part
 PEAK = 0.99  # normalisation keeps all samples below
+MOST_SAMPLES = 2**48  # more stand for an unknown length
+NO_LENGTH = 0x7FFFF000  # bytes; lengths from here on, of programs that write WAV to a pipe, are not true
+CHUNKS = (b"LIST", b"JUNK", b"fact", b"id3 ", b"bext", b"cue ", b"smpl")  # that may follow a data chunk without samples
+UNCOMPRESSED = (1, 3, 6, 7, 0xFFFE)  # codes of WAV with as many bytes for every sample: PCM, float, A-law, µ-law
+READ = (*UNCOMPRESSED, 2, 0x11, 0x31, 0x40, 0x50, 0x55)
+BLOCK = 2**20  # samples that are read at once
 MOST_HERTZ = 768_000  # higher rates are errors
 
 HOP = 0.01  # seconds between levels, each over two hops
@@ -68,10 +76,11 @@ def read_sound(path: str | Path, rate: int = RATE) -> np.ndarray:
     """
     path = Path(path)
     try:
-        in_header = _samples_in_header(path)
-        with soundfile.SoundFile(path) as file:
-            own, wave = file.samplerate, file.read(dtype="float32", always_2d=True)
-            missing = max(file.frames, in_header or 0) - len(wave)
+        in_header, whole = _header(path)
+        with soundfile.SoundFile(path if whole is None else io.BytesIO(whole)) as file:
+            own, wave = file.samplerate, _to_the_end(file)
+            stated = file.frames if file.frames < MOST_SAMPLES and not file.subtype.startswith("MPEG") else 0
+            missing = max(stated, in_header or 0) - len(wave)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); remove it or restore it") from error
     except (soundfile.SoundFileError, RuntimeError, ValueError) as error:
@@ -144,25 +153,44 @@ def to_frames(wave: np.ndarray, window: int = WINDOW) -> np.ndarray:
     return to_samples(filled).reshape(count, 1, window)
 
 
-def _samples_in_header(path: Path) -> int | None:
-    """Samples per channel according to the header of a WAV file, or None. Libsndfile ignores missing samples."""
+def _to_the_end(file: soundfile.SoundFile) -> np.ndarray:
+    """All samples (n, channels) float32, also of a file without a known length."""
+    file.seekable = lambda: False  # type: ignore[method-assign]  # it would seek after each block, which needs a length
+    blocks = [np.empty((0, file.channels), np.float32)]
+    while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
+        blocks.append(block)
+    return np.concatenate(blocks)
+
+
+def _header(path: Path) -> tuple[int | None, bytes | None]:
+    """Samples per channel according to the header of a WAV or SPHERE file, or None; libsndfile ignores missing samples.
+    If the writer of a WAV could not know its length (a pipe), the whole file, with its true length."""
     with path.open("rb") as file:
         head = file.read(1024)
         if head.startswith(b"NIST_1A"):
             match = re.search(rb"sample_count -i (\d+)", head)
-            return int(match[1]) if match else None
+            return (int(match[1]) if match else None), None
         if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
-            return None
-        block = 1
+            return None, None
+        code, block = 0, 1
         file.seek(12)
         while len(chunk := file.read(8)) == 8:
             size = int.from_bytes(chunk[4:], "little")
-            if chunk[:4] == b"data":  # files written to a pipe have no length, or the greatest one
-                return size // block if 0 < size < 0xFFFFF000 else None
+            if chunk[:4] == b"data":
+                start = file.tell()
+                present = path.stat().st_size - start
+                empty = size == 0 and (not present or file.read(4) in CHUNKS)
+                if not empty and (size == 0 or NO_LENGTH <= size > present):
+                    whole = bytearray(path.read_bytes())
+                    whole[start - 4 : start] = present.to_bytes(4, "little")
+                    return None, bytes(whole)
+                return (size // block if code in UNCOMPRESSED else None), None
             content = file.read(min(size, 16)) if chunk[:4] == b"fmt " else b""
-            block = int.from_bytes(content[12:14], "little") or block
+            if len(content) >= 14:
+                code, block = (int.from_bytes(content[at : at + 2], "little") for at in (0, 12))
+                block = max(block, 1)
             file.seek(size + size % 2 - len(content), 1)
-    return None
+    return None, None
 
 
 def _reason(path: Path, error: Exception) -> str:
@@ -174,4 +202,7 @@ def _reason(path: Path, error: Exception) -> str:
     if b"embedded-shorten" in head:
         return "is SPHERE compressed by shorten, which is not read; convert it with sph2pipe -f wav"
     message = str(getattr(error, "error_string", error)).removeprefix("Error : ").rstrip(".")
-    return f"is damaged or no sound ({message}); remove it or restore it"
+    remedy = f"convert it: ffmpeg -i {path.name} {path.stem}-pcm.wav"
+    if head[:4] == b"RIFF" and head[12:16] == b"fmt " and (code := int.from_bytes(head[20:22], "little")) not in READ:
+        return f"is a WAV file of compression {code:#06x}, which is not supported here; {remedy}"
+    return unreadable(path, f"damaged or no sound: {message}", ("WAV", "FLAC", "Ogg", "MP3"), remedy)

@@ -19,7 +19,7 @@ import numpy as np
 from annotated_types import Ge, Le
 
 from worldmodel.data.records import Item
-from worldmodel.data.sources.base import Source, check_folder
+from worldmodel.data.sources.base import Source, check_folder, some_for_training
 from worldmodel.errors import MOST_NAMES, DataError
 from worldmodel.speech.sound import LOUDNESS, RATE, SUFFIXES, WINDOW, normalise, read_sound, to_frames, trim
 from worldmodel.types import Episode, Spec
@@ -56,7 +56,10 @@ class Speech(Source):
     def __init__(
         self, name: str, utterances: Sequence[Utterance], window: int, rate: int, loudness: float | None, trimmed: bool
     ):
-        self.utterances = utterances
+        held_out = some_for_training([utterance.held_out for utterance in utterances])
+        self.utterances = [
+            dataclasses.replace(utterance, held_out=own) for utterance, own in zip(utterances, held_out, strict=True)
+        ]
         speakers = tuple(sorted({utterance.speaker for utterance in utterances}))
         self.keys = [utterance.key for utterance in utterances]
         self.spec = Spec(name, (1, window), speakers, rate / window)

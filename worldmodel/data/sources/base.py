@@ -45,6 +45,11 @@ def image_item(image: np.ndarray, label: int, held_out: bool, key: str) -> Item:
     return Item(Episode(image[None], condition, reward, terminated=False, truncated=False), held_out, key)
 
 
+def some_for_training(held_out: Sequence[bool]) -> list[bool]:
+    """Whether each item is held out; none of them, if a rule would hold out all of the few that there are."""
+    return [False] * len(held_out) if all(held_out) else list(held_out)
+
+
 def check_folder(path: str | Path, wanted: str) -> Path:
     """The absolute path of a folder. Raises :class:`DataError` with a description of what is ``wanted`` there."""
     folder = expanded(path).resolve()

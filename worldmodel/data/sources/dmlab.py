@@ -9,16 +9,17 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import zipfile
 from pathlib import Path
 
 import imageio_ffmpeg
 import numpy as np
 
 from worldmodel.data.records import HELD_OUT_EVERY, Item
-from worldmodel.data.sources.base import Source, check_folder
+from worldmodel.data.sources.base import Source, check_folder, some_for_training
+from worldmodel.data.sources.npz_file import readable
 from worldmodel.errors import DataError
 from worldmodel.types import Episode, Spec
+from worldmodel.util.formats import unreadable
 from worldmodel.util.ranges import Text
 
 META = "meta.json"
@@ -44,6 +45,8 @@ class Recordings(Source):
         self._videos = [video for folder in folders for video in sorted(folder.glob("ep*.mp4"))]
         if not self._videos:
             raise DataError(f"there is no recording ep0000.mp4 in {', '.join(map(str, folders))}")
+        numbers = [int(re.sub(r"\D", "", video.stem) or index) for index, video in enumerate(self._videos)]
+        self._held_out = some_for_training([number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 for number in numbers])
         # Keys include the name of the folder.
         self.keys = [f"{video.parent.name}/{video.stem}" for video in self._videos]
         if len(set(self.keys)) < len(self.keys):
@@ -51,8 +54,7 @@ class Recordings(Source):
 
     def read(self, index: int) -> Item:
         video = self._videos[index]
-        number = int(re.sub(r"\D", "", video.stem) or index)
-        return Item(read_episode(video, self.spec), number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1, self.keys[index])
+        return Item(read_episode(video, self.spec), self._held_out[index], self.keys[index])
 
 
 def _spec(meta: Path, name: str) -> Spec:
@@ -86,11 +88,10 @@ def read_episode(video: Path, spec: Spec) -> Episode:
 
 
 def _read_steps(file: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            steps = {name: arrays[name] for name in ARRAYS}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{file} cannot be read ({error}); it should hold {', '.join(ARRAYS)}") from error
+    with readable(file), np.load(file, allow_pickle=False) as arrays:
+        if lacking := [name for name in ARRAYS if name not in arrays]:
+            raise DataError(f"{file} has no {', '.join(lacking)}; it should hold {', '.join(ARRAYS)}")
+        steps = {name: arrays[name] for name in ARRAYS}
     if {array.shape for array in steps.values()} != {steps["actions"].shape} or steps["actions"].ndim != 1:
         raise DataError(f"{file} holds {', '.join(ARRAYS)} of different lengths")
     if steps["actions"].dtype.kind not in "iu" or any(steps[name].dtype.kind not in "biuf" for name in ARRAYS):
@@ -102,13 +103,17 @@ def read_video(file: Path, shape: tuple[int, ...]) -> np.ndarray:
     """All frames of a video with frames of ``shape`` (3, H, W): (n, 3, H, W) uint8. Raises :class:`DataError`."""
     channels, height, width = shape
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-v", "error", "-xerror", "-i", str(file), "-map", "0:v:0"]
-    command += ["-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    command += ["-fps_mode", "passthrough", "-f", "image2pipe", "-c:v", "ppm", "-pix_fmt", "rgb24", "-"]
     done = subprocess.run(command, capture_output=True)
     if done.returncode:
         reason = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:] or [f"ffmpeg {done.returncode}"]
-        raise DataError(f"{file} cannot be read ({reason[0]}); remove it or restore it")
-    size = channels * height * width
-    if len(done.stdout) % size:
+        if "matches no streams" in reason[0]:
+            raise DataError(f"{file} holds no video")
+        raise DataError(f"{file} {unreadable(file, reason[0], ('MP4', 'Matroska', 'AVI'), 'convert it to MP4')}")
+    header = f"P6\n{width} {height}\n255\n".encode()  # before every frame
+    size = len(header) + channels * height * width
+    rows = np.frombuffer(done.stdout[: len(done.stdout) // size * size], np.uint8).reshape(-1, size)
+    if len(done.stdout) % size or (rows[:, : len(header)] != np.frombuffer(header, np.uint8)).any():
         raise DataError(f"{file} has no frames of {width}×{height}, as {META} states")
-    frames = np.frombuffer(done.stdout, np.uint8).reshape(-1, height, width, channels)
+    frames = rows[:, len(header) :].reshape(-1, height, width, channels)
     return np.ascontiguousarray(frames.transpose(0, 3, 1, 2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,9 +14,14 @@ from worldmodel.data.records import HELD_OUT_EVERY, Item
 from worldmodel.data.sources.base import Source, check_folder, image_item
 from worldmodel.errors import DataError
 from worldmodel.types import NO_ACTION, Spec, plain_name
+from worldmodel.util.formats import unreadable
 from worldmodel.util.ranges import Pixels, Text
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WebP")
+SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+"""Names of sub-folders that are parts of a data set."""
+
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 """Modes that are converted to 8-bit RGB; CMYK without its colour profile, approximately."""
 
@@ -33,26 +39,31 @@ class ImageFolder(Source):
 
     The top-level sub-folder of an image is its class; images outside sub-folders have none. A file of :data:`WORDS` in
     the folder or next to it provides class names. The first line of a text file of the same name (``0001.png``,
-    ``0001.txt``) is a caption, which replaces the class. Every tenth file is held out, counted over all files in sorted
-    order. Raises :class:`DataError` without images.
+    ``0001.txt``) is a caption, which replaces the class, except for numbers alone (boxes of a detector) and with
+    ``captions=False``. Every tenth file is held out, counted over all files in sorted order. Raises :class:`DataError`
+    without images, and if all sub-folders are called like splits (train, val).
     """
 
-    def __init__(self, path: Text, size: Pixels, name: Text = "images"):
+    def __init__(self, path: Text, size: Pixels, name: Text = "images", captions: bool = True):
         folder = check_folder(path, "a folder of pictures")
         self._files = sorted(_pictures(folder), key=lambda file: file.relative_to(folder).parts)
         if not self._files:
             raise DataError(f"there is no picture in {folder}; known are {', '.join(SUFFIXES)}")
         within = [file.relative_to(folder).parts for file in self._files]
         folders = sorted({parts[0] for parts in within if len(parts) > 1})
+        if folders and {own.lower() for own in folders} <= SPLITS:
+            raise DataError(
+                f"the sub-folders of {folder} are {', '.join(folders)}, which are no classes; "
+                f"source.path={folder / folders[0]} reads one of them, whose sub-folders are the classes"
+            )
         numbers = {own: number for number, own in enumerate(folders)}
         beside = NO_ACTION if folders else 0  # the class of images outside sub-folders
         labels = [numbers[parts[0]] if len(parts) > 1 else beside for parts in within]
         names = class_names(folders, folder) or (ONE_CLASS,)
-        captions = {number: text for number, file in enumerate(self._files) if (text := read_caption(file))}
-        if captions:
+        texts = {number: text for number, file in enumerate(self._files) if captions and (text := read_caption(file))}
+        if texts:
             called = [
-                captions.get(number, names[label] if folders and label >= 0 else "")
-                for number, label in enumerate(labels)
+                texts.get(number, names[label] if folders and label >= 0 else "") for number, label in enumerate(labels)
             ]
             names = tuple(sorted({name for name in called if name}))
             known = {name: number for number, name in enumerate(names)}
@@ -91,11 +102,10 @@ def read_image(file: Path, size: int) -> np.ndarray:
             if opened.mode not in MODES:
                 raise DataError(f"{file} is of mode {opened.mode}; convert it to 8-bit RGB")
             image = _to_rgb(ImageOps.exif_transpose(opened))
-    except UnidentifiedImageError as error:
-        raise DataError(f"{file} is no picture that can be read; remove it or restore it") from error
     # The decoders raise what they happen to raise on bytes that are not theirs.
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError) as error:
-        raise DataError(f"{file} cannot be read ({error}); remove it or restore it") from error
+        reason = "it is no picture" if isinstance(error, UnidentifiedImageError) else error
+        raise DataError(f"{file} {unreadable(file, reason, FORMATS, 'convert it to PNG')}") from error
     side = min(image.size)
     left, top = ((extent - side) // 2 for extent in image.size)
     image = image.crop((left, top, left + side, top + side))
@@ -129,12 +139,18 @@ def class_names(folders: list[str], folder: Path) -> tuple[str, ...]:
 
 
 def read_caption(picture: Path) -> str:
-    """The caption of a picture as a name, from the first line of the text file beside it; empty without one."""
+    """The caption of a picture as a name, from the first line of the text file beside it; empty without one, and for
+    numbers alone."""
     try:
         with picture.with_suffix(".txt").open(encoding="utf-8", errors="replace") as lines:
-            return plain_name(lines.readline(MOST_LETTERS))
+            line = lines.readline(MOST_LETTERS)
     except OSError:
         return ""
+    try:
+        np.array(re.split(r"[\s,;]+", line.strip(" \r\n,;")), float)
+    except ValueError:
+        return plain_name(line)
+    return ""
 
 
 def _words(folder: Path) -> dict[str, str]:

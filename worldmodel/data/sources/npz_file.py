@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ from worldmodel.data.validate import READABLE
 from worldmodel.errors import DataError
 from worldmodel.types import NO_ACTION
 from worldmodel.util.files import as_bytes
+from worldmodel.util.formats import unreadable
 
 Key = Literal["obs", "action", "reward", "done", "terminated", "truncated", "life_loss", "held_out", "condition"]
 KEYS: tuple[Key, ...] = get_args(Key)
@@ -45,17 +47,24 @@ class Recording:
 
 
 @contextlib.contextmanager
-def _readable(file: Path) -> Iterator[None]:
-    """Convert errors of a damaged file to one that names it."""
+def readable(file: Path) -> Iterator[None]:
+    """Convert errors of a file that is damaged, or intact and not supported, to one that names it and says which."""
+    again = "save it again with numpy.savez_compressed"
     try:
         yield
     except _BROKEN as error:
-        raise DataError(f"{file} cannot be read ({error}); remove it or restore it") from error
+        if str(error).startswith("Object arrays"):
+            reason = "holds an array of objects, such as one array per episode; save one array of numbers with all "
+            raise DataError(f"{file} {reason}steps, or one file per episode") from error
+        if isinstance(error, NotImplementedError) or "password" in str(error):
+            reason = f"is compressed or encrypted in a way that is not supported ({error})"
+            raise DataError(f"{file} {reason}; {again}") from error
+        raise DataError(f"{file} {unreadable(file, error, (), again)}") from error
 
 
 def look(file: Path, called: Mapping[str, str]) -> Recording:
     """The steps of a file whose arrays are ``called`` so, by :data:`KEYS`. Raises :class:`DataError`, naming it."""
-    with _readable(file):
+    with readable(file):
         archive = np.load(file, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise ValueError("it is no npz")
@@ -112,7 +121,7 @@ class FrameStream:
 
     def __init__(self, file: Path, name: str):
         self.file = file
-        with _readable(file):
+        with readable(file):
             self._archive = zipfile.ZipFile(file)
             self._stream: Any = self._archive.open(f"{name}.npy")
             version = np.lib.format.read_magic(self._stream)
@@ -125,6 +134,10 @@ class FrameStream:
         self._last: np.ndarray | None = None  # the one before it, where it was read
         if dtype != np.uint8 or frame_shape(self.shape) is None:
             raise DataError(f"{file} holds {dtype} {shape} for {name}; each of its frames must be an {READABLE}")
+        stated, held = math.prod(shape), self._archive.getinfo(f"{name}.npy").file_size - self._start
+        if stated != held:
+            reason = f"{name} states {shape}, {stated:,} bytes, and holds {held:,}"
+            raise DataError(f"{file}: {reason}; its header is incorrect or it is cut off, save it again")
         if fortran and len(shape) > 1:
             raise DataError(f"{file} holds {name} column by column; save it again after numpy.ascontiguousarray")
 
@@ -134,7 +147,7 @@ class FrameStream:
         rest, at = block, first
         if first == self.at - 1 and self._last is not None:  # two parts of a cut episode share a frame
             block[0], rest, at = self._last, block[1:], self.at
-        with _readable(self.file):
+        with readable(self.file):
             self._stream.seek(self._start + at * int(np.prod(self.shape)))
             view = as_bytes(rest)
             while view:
@@ -153,7 +166,7 @@ class FrameStream:
 def damage(file: Path) -> str:
     """Why a file cannot be read completely; empty if all its checksums are right."""
     try:
-        with _readable(file), zipfile.ZipFile(file) as archive:
+        with readable(file), zipfile.ZipFile(file) as archive:
             if broken := archive.testzip():
                 raise zipfile.BadZipFile(f"the checksum of {broken} is wrong")
     except DataError as error:

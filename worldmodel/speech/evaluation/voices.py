@@ -60,10 +60,9 @@ def evaluate_voices(
             f"speech is scored at {RATE:,} samples a second, not {world.rate:,}; collect it again with "
             f"source.rate={RATE}"
         )
+    store.require("held_out")
     utterances = load_utterances(world, store, progress)
     held_out = [each for each in utterances if each.held_out]
-    if not held_out:
-        raise DataError(f"{len(store)} utterances at {store.path}, none of them held out")
     figures: dict[str, Any] = {
         **heading(run.name, world.spec.env_id, world.device, command),
         "utterances": len(held_out),
