@@ -6,6 +6,7 @@ reset, so that a process can make an environment and fork before it is used.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,6 +18,7 @@ from gymnasium.utils import EzPickle
 
 from worldmodel.config.checks import checked
 from worldmodel.envs.dmlab_engine import Engine, EngineSettings, LevelCache, default_folder, load_module
+from worldmodel.envs.dmlab_process import EngineProcess
 from worldmodel.errors import EnvError
 from worldmodel.types import Info
 from worldmodel.util.ranges import Count, Text
@@ -72,16 +74,24 @@ FPS = 60
 Scalar = bool | int | float | str
 MultipleOfFour = Annotated[int, Ge(4), MultipleOf(4)]
 _OWN = {"width": "width", "height": "height", "fps": "frame_skip", "minimalUI": "minimal_ui"}  # config → argument
+_NUMBERS = ("episodeLengthSeconds", "maxAltCameraWidth", "maxAltCameraHeight")  # with other values, Lab aborts later
 _RESETS = 10  # attempts at a reset whose first no-op does not end the episode
+
+
+def _is_positive(value: Scalar) -> bool:
+    try:
+        return 0 < float(value) < math.inf
+    except ValueError:
+        return False
 
 
 class DeepMindLabEnv(gymnasium.Env[np.ndarray, Any], EzPickle):
     """One level. Observations are (height, width, 3) uint8, actions are Discrete, one per name of ``actions``.
 
     Every episode begins with one no-op of ``frame_skip`` frames, because the first frame may be the previous episode's;
-    its reward is only reported as ``info["discarded_reward"]``. Lab has no observation at the end of an episode: the
-    last one is returned again. An end is a truncation if the level's clock had at most ``frame_skip`` frames left, and
-    terminal otherwise, as in levels without a clock.
+    its reward (``info["noop_reward"]``) is added to that of the first step. Lab has no observation at the end of an
+    episode: the last one is returned again. An end is a truncation if the level's clock had at most ``frame_skip``
+    frames left, and terminal otherwise, as in levels without a clock.
 
     Raises :class:`EnvError` for invalid settings and a missing module, :meth:`reset` for a level, observation or
     setting that Lab rejects, :meth:`step` if the engine fails; the next :meth:`reset` starts a new one. Pickling and
@@ -112,6 +122,9 @@ class DeepMindLabEnv(gymnasium.Env[np.ndarray, Any], EzPickle):
         )  # fmt: skip
         if twice := next((key for key in _OWN if key in (config or {})), None):
             raise EnvError(f"config.{twice} is set by {_OWN[twice]}; leave it out of config")
+        for key in _NUMBERS:
+            if not _is_positive(value := (config or {}).get(key, 1)):
+                raise EnvError(f"config.{key} is {value!r}; it must be a number above 0")
         values: dict[str, Scalar] = {"width": width, "height": height, "fps": FPS, **(config or {})}
         if minimal_ui:
             values["minimalUI"] = True
@@ -126,7 +139,8 @@ class DeepMindLabEnv(gymnasium.Env[np.ndarray, Any], EzPickle):
         self.frame_skip = frame_skip
         self.strict = strict
         load_module()  # reports a missing module now; the engine starts at the first reset
-        self._engine: Engine | None = None
+        self._engine: Engine | EngineProcess | None = None
+        self._owed = 0.0  # reward of the no-op, until the first step
         self._closed = False
         self._picture = np.zeros((height, width, 3), np.uint8)
         self._remaining: float | None = None  # frames until the time limit; None if not reported
@@ -143,7 +157,7 @@ class DeepMindLabEnv(gymnasium.Env[np.ndarray, Any], EzPickle):
             raise EnvError("this DeepMind Lab environment is closed; make a new one")
         for _ in range(_RESETS):
             engine = self._ready_engine()
-            discarded = engine.begin(int(self.np_random.integers(2**31)), self.frame_skip)
+            self._owed = engine.begin(int(self.np_random.integers(2**31)), self.frame_skip)
             if engine.running:
                 break
         else:
@@ -154,7 +168,7 @@ class DeepMindLabEnv(gymnasium.Env[np.ndarray, Any], EzPickle):
         self._picture, self._remaining = engine.view()
         # In levels that report the clock but have no time limit it stays at 0.
         self._limited = self._remaining is not None and self._remaining > 0
-        return self._picture.copy(), {"discarded_reward": discarded}
+        return self._picture.copy(), {"noop_reward": self._owed}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, Info]:
         """Repeat one action for ``frame_skip`` frames."""
@@ -166,7 +180,8 @@ class DeepMindLabEnv(gymnasium.Env[np.ndarray, Any], EzPickle):
             raise EnvError(
                 f"there is no action {number}; choose 0 to {len(self._vectors) - 1}: {', '.join(self._actions)}"
             )
-        reward = engine.step(self._vectors[number], self.frame_skip)
+        reward = engine.step(self._vectors[number], self.frame_skip) + self._owed
+        self._owed = 0.0
         if engine.running:
             self._picture, self._remaining = engine.view()
             return self._picture.copy(), reward, False, False, {}
@@ -184,13 +199,13 @@ class DeepMindLabEnv(gymnasium.Env[np.ndarray, Any], EzPickle):
         if self._engine is not None:
             self._engine.close()
 
-    def _ready_engine(self) -> Engine:
-        """The engine for the next episode, a new one if necessary or ``strict``."""
-        if self._engine is not None and self._engine.alive and not (self.strict and self._engine.episodes):
+    def _ready_engine(self) -> Engine | EngineProcess:
+        """The engine for the next episode, a new one if necessary."""
+        if self._engine is not None and self._engine.alive and not self._engine.spent:
             return self._engine
         if self._engine is not None:
             self._engine.close()
-        engine = Engine(self._settings)
+        engine = EngineProcess(self._settings) if self.strict else Engine(self._settings)
         try:
             self._vectors = vectors(self._actions, engine.action_spec)
         except EnvError:

@@ -1,7 +1,8 @@
 """Wraps a ``deepmind_lab.Lab`` so that calls which would crash or hang the process raise an error instead.
 
-Observed with the real module: ``reset()`` and ``action_spec()`` after ``close()`` crash the process, calls in a process
-that was forked after the first use hang, and the last look or move action continues after a reset.
+Observed with the real module: ``reset()`` and ``action_spec()`` after ``close()`` crash the process. In a process that
+was forked after the first use, a new ``Lab`` hangs and ``close()`` crashes. The last look or move action continues
+after a reset. A map that is damaged ends the process, as do other failures of the engine.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib
+import io
 import logging
 import os
 import re
@@ -16,6 +18,7 @@ import shutil
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -77,6 +80,11 @@ class Engine:
         return self._lab is not None
 
     @property
+    def spent(self) -> bool:
+        """Whether another engine must take its place while this one is alive."""
+        return False
+
+    @property
     def running(self) -> bool:
         """Whether the episode continues; observations and steps are only possible while it does."""
         return self._call(lambda lab: bool(lab.is_running()))
@@ -85,7 +93,7 @@ class Engine:
         """Begin an episode and take one no-op of ``frames``, which may end it; returns the reward."""
         self._release_action(seed, frames)
         self._reset(seed)
-        # The current frame may be the previous episode's, and the reward of the no-op a difference to its score.
+        # The current frame may be the previous episode's.
         return self.step(self._noop, frames)
 
     def step(self, action: np.ndarray, frames: int) -> float:
@@ -131,7 +139,8 @@ class Engine:
         except (RuntimeError, ValueError, TypeError, OSError) as error:
             self.close()
             raise EnvError(
-                f"DeepMind Lab failed in level {self._level!r}: {_reason(error)}; reset starts it again"
+                f"DeepMind Lab failed in level {self._level!r}: {_reason(error)}"
+                f"{missing_programs()}; reset starts it again"
             ) from error
 
     @staticmethod
@@ -164,10 +173,15 @@ def _start(settings: EngineSettings) -> tuple[Any, bool]:
         _check_picture(lab, settings)
         return lab, timed
     except (RuntimeError, ValueError, TypeError, OSError) as error:
-        raise EnvError(
-            f"DeepMind Lab cannot start level {settings.level!r}: {_reason(error)}; levels are paths such as "
-            "seekavoid_arena_01 or contributed/dmlab30/explore_goal_locations_small, config holds a level's settings"
-        ) from error
+        levels = (
+            "levels are paths such as seekavoid_arena_01 or contributed/dmlab30/explore_goal_locations_small, "
+            "config holds a level's settings"
+        )
+        hardware = settings.renderer == "hardware" and not re.search("level not found|setting", str(error), re.I)
+        remedy = (
+            "renderer=hardware needs a Lab that was built with it; choose renderer=software" if hardware else levels
+        )
+        raise EnvError(f"DeepMind Lab cannot start level {settings.level!r}: {_reason(error)}; {remedy}") from error
 
 
 def _check_picture(lab: Any, settings: EngineSettings) -> None:
@@ -185,6 +199,12 @@ def _check_picture(lab: Any, settings: EngineSettings) -> None:
 
 def _reason(error: Exception) -> str:
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
+def missing_programs() -> str:
+    """The end of a message about programs with which Lab compiles maps; empty if they are installed."""
+    missing = [name for name in ("bash", "zip") if shutil.which(name) is None]
+    return f"; {' and '.join(missing)}, with which it compiles maps, cannot be found" if missing else ""
 
 
 log = logging.getLogger(__name__)
@@ -211,15 +231,20 @@ class LevelCache:
 
     def fetch(self, key: str, path: str) -> bool:
         """Copy the map of a key to ``path``; False if it is missing or damaged."""
-        file = self._file(key)
         try:
-            if not zipfile.is_zipfile(file):  # a map is a pk3, a zip file; a partial one has no directory
-                return False
-            shutil.copyfile(file, path)
+            data = self._file(key).read_bytes()
+            with zipfile.ZipFile(io.BytesIO(data)) as pack:  # a map is a pk3, a zip file
+                if not pack.namelist() or pack.testzip() is not None:
+                    return False
+            Path(path).write_bytes(data)
             return True
+        except FileNotFoundError:
+            return False
         except OSError as error:
             self._warn(error)
             return False
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, ValueError):
+            return False  # Lab would end the process
 
     def write(self, key: str, path: str) -> None:
         """Store the map at ``path`` under a key, atomically."""

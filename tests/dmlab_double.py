@@ -1,16 +1,17 @@
 """A stand-in for the module ``deepmind_lab``, as strict as the real one and with its traps.
 
 Written from what was observed on the real module. It raises where that raises, misreads where that misreads, shows the
-last episode's picture after a reset, lets the last action go on through it, has nothing to show at the end, and differs
-in a reused instance. Where the real one crashes or hangs its process, it raises :class:`Fatal`, which no ``except
-Exception`` catches. The world: one turns (the picture rolls) and walks (it brightens); the goal is
-where 200 frames of walking lead.
+last episode's picture after a reset, lets the last action go on through it, has nothing to show at the end, differs
+in a reused instance, and leaks what is not closed. Where the real one crashes or hangs its process, it raises
+:class:`Fatal`, which no ``except Exception`` catches. The world: one turns (the picture rolls) and walks (it
+brightens); the goal is where 200 frames of walking lead.
 """
 
 from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from typing import Any
 
 import numpy as np
@@ -28,11 +29,15 @@ LEVELS = {  # seconds of an episode; None: no time limit, and a clock that stand
     "seekavoid_arena_01": 20,
     "nav_maze_random_goal_01": 60,
     "contributed/dmlab30/explore_goal_locations_small": 90,  # compiles a map at every reset
+    "lt_chasm": 120,
     "lt_endless": None,
     "tests/empty_room_test": 1,  # has none of the usual observations
     "tests/often_over": 20,  # is over in the first frame, but for seeds that are multiples of 4
     "tests/always_over": 20,
+    "tests/first_frame_counts": 20,  # gives a reward in the first frame
+    "tests/missing_map": 20,  # ends the process at a reset
 }
+LEAKED, DESCRIPTORS = 4, 1000  # open files that a closed instance leaves; the most of a process
 COMPILES, UNDECORATED = "contributed/dmlab30/explore_goal_locations_small", "tests/empty_room_test"
 GOAL, HELD_THROUGH_RESET = 200, 2  # steps forward; frames of the last action that a reset lets pass
 OPTIONS = ("width", "height", "fps", "minimalUI", "episodeLengthSeconds", "gadgetSelect")
@@ -57,7 +62,8 @@ class Lab:
     ):
         global _used_in
         _used_in = _used_in or os.getpid()
-        self._check_fork()
+        if _used_in != os.getpid():
+            raise Fatal("made in a process that was forked after the first use: hangs")
         self.closed, self._status = True, "none"  # a constructor that raises leaves nothing open
         config = {} if config is None else config
         if type(level) is not str or type(observations) is not list or type(config) is not dict:
@@ -66,17 +72,27 @@ class Lab:
             raise TypeError("bad argument type for built-in operation")
         if renderer not in ("software", "hardware"):
             raise RuntimeError(f'Failed to set renderer must be "hardware" or "software" actual "{renderer}"!')
+        if sum(one.closed for one in made) * LEAKED > DESCRIPTORS:
+            raise RuntimeError("Failed to init environment - Too many open files")
+        if renderer == "hardware" and "NO_HARDWARE" in os.environ:
+            raise RuntimeError("Failed to connect RL API")
         if level not in LEVELS:
             raise RuntimeError(f"Failed to init environment - \"Level not found: '{level}'\"\n")
         for key, value in config.items():
             if key not in OPTIONS:
                 raise RuntimeError(f'Failed to init environment - "Invalid setting: "{key}" = "{value}""')
         self.level, self.config, self.renderer, self.cache = level, config, renderer, level_cache
-        self.width, self.height = int(config.get("width", "320")), int(config.get("height", "240"))
+        try:
+            self.width, self.height = int(config.get("width", "320")), int(config.get("height", "240"))
+        except ValueError:
+            raise RuntimeError("Failed to init environment - width and height must be numbers") from None
         if self.width % 4 or self.height % 4:
             raise RuntimeError("Failed to init environment - width and height must be multiples of 4")
         length = config.get("episodeLengthSeconds", LEVELS[level])
-        self._limit = None if length is None or length == "false" else round(60 * float(length))
+        try:
+            self._limit = None if length is None else round(60 * float(length))
+        except ValueError:
+            raise Fatal("episodeLengthSeconds is accepted, and aborts the process later") from None
         self._names = observations
         known = [spec["name"] for spec in self._specs()]
         for name in observations:
@@ -104,6 +120,7 @@ class Lab:
             {"name": "RGB", "shape": (3, *picture), "dtype": np.uint8},
             {"name": "BGR_INTERLEAVED", "shape": (*picture, 3), "dtype": np.uint8},
         ]
+        specs += [{"name": f"DEBUG.{number}", "shape": (3,), "dtype": np.float64} for number in range(37)]
         if self.level != UNDECORATED:
             specs.append({"name": "INSTR", "shape": (), "dtype": str})
             specs.append({"name": "FRAMES_REMAINING_AT_60", "shape": (1,), "dtype": np.float64})
@@ -116,24 +133,24 @@ class Lab:
 
     def reset(self, episode: int = -1, seed: Any = None) -> bool:
         self._check_open("reset")
-        if type(seed) is not int:  # None would draw from the module's own, unseeded generator
+        if seed is not None and type(seed) is not int:
             raise ValueError(f"'seed' must be int or None, was '{type(seed).__name__}'.")
-        if not 0 <= seed < 2**31:
-            raise OverflowError("signed integer is greater than maximum")
+        seed = self.resets if seed is None else seed % 2**31
         assert type(episode) is int
+        if self.level == "tests/missing_map":
+            raise Fatal("the map is missing: exit")
         if self.level == COMPILES:
             self._compile(seed % 3)
         self.seeds.append(seed)
         self._stale = self.resets > 0
         self.resets += 1
-        self._look = self._walked = self._score_of_old = 0
+        self._look = self._walked = 0
         self._frame = 0
         self._status = "running"
         self._act(HELD_THROUGH_RESET)  # of what was last held
         return True
 
     def step(self, action: Any, num_steps: int = 1) -> float:
-        self._check_fork()
         if type(action) is not np.ndarray:
             raise TypeError("argument 1 must be numpy.ndarray")
         if self.closed or self._status != "running":
@@ -146,7 +163,7 @@ class Lab:
         plain = np.lib.stride_tricks.as_strided(action, action.shape, (action.itemsize,))
         self._action = plain.astype(np.int64)
         self.steps.append((plain.tolist(), num_steps))
-        reward = -7.0 * (self._stale and self.resets > 1)  # the old score goes: a difference that nobody earned
+        reward = 3.0 * (self.level == "tests/first_frame_counts" and self._frame == 0)
         self._stale = False
         for _ in range(num_steps):
             reward += self._act(1)
@@ -162,7 +179,6 @@ class Lab:
         return not self.closed and self._status == "running"
 
     def observations(self) -> dict[str, Any]:
-        self._check_fork()
         if not self.is_running():
             raise RuntimeError("Environment in wrong status for call to observations()")
         if not self._stale:
@@ -173,11 +189,13 @@ class Lab:
             "RGB_INTERLEAVED": self._last_picture.copy(),
             "BGR_INTERLEAVED": self._last_picture[..., ::-1].copy(),
             "FRAMES_REMAINING_AT_60": np.array([left]),
+            "INSTR": "",
         }
         return {name: seen[name] for name in self._names}
 
     def close(self) -> bool:
-        self._check_fork()
+        if _used_in != os.getpid():
+            raise Fatal("closed after a fork: segmentation fault")
         was_open, self.closed = not self.closed, True
         return was_open
 
@@ -201,8 +219,12 @@ class Lab:
         key, path = f"maze{number}_noaas_0123456789abcdef", f"/tmp/dmlab-double-{os.getpid()}.pk3"
         try:
             if self.cache is not None and self.cache.fetch(key, path):
-                if zipfile.ZipFile(path).read("maps/maze.bsp") != key.encode():
-                    raise RuntimeError("Failed to start environment - the map is another one")
+                try:
+                    whole = zipfile.ZipFile(path).read("maps/maze.bsp") == key.encode()
+                except (zipfile.BadZipFile, zlib.error):
+                    whole = False
+                if not whole:
+                    raise Fatal("the map is damaged: exit")
                 return
             compiled.append(key)
             with zipfile.ZipFile(path, "w") as pack:
@@ -214,11 +236,5 @@ class Lab:
                 os.remove(path)
 
     def _check_open(self, what: str) -> None:
-        self._check_fork()
         if self.closed:
             raise Fatal(f"{what}() after close(): segmentation fault")
-
-    @staticmethod
-    def _check_fork() -> None:
-        if _used_in != os.getpid():
-            raise Fatal("used after a fork: hangs")

@@ -31,6 +31,10 @@ GIVEN = {  # what the general ones need to be told
     "atari/any": ("env.kwargs.game=skiing", "env.kwargs.full_action_space=true", "env.kwargs.sticky=0.25"),
     "minigrid/any": ("env.kwargs.task=BabyAI-GoToObj-v0",),
     "miniworld/any": ("env.kwargs.task=MiniWorld-OneRoom-v0",),
+    # A seed determines the frames only of a new engine of DeepMind Lab.
+    "dmlab/level": ("env.kwargs.level=lt_chasm", "env.kwargs.strict=true"),
+    "dmlab/nav_maze_random_goal_01": ("env.kwargs.strict=true",),
+    "dmlab/seekavoid_arena_01": ("env.kwargs.strict=true",),
 }
 ALIKE = ("vizdoom/freedoom2",)  # nothing that one sees at first depends on the seed
 SPAWNED = ("vizdoom/my_way_home", "atari/pong", "minigrid/door_key", "miniworld/four_rooms", "crafter")

@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import fcntl
 import itertools
-import multiprocessing
 import os
 import queue
 import signal
@@ -22,7 +21,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
-from multiprocessing.spawn import get_executable
 from typing import Any
 
 import cloudpickle
@@ -31,6 +29,7 @@ import numpy as np
 from worldmodel.errors import DataError, EnvError, WorldModelError
 from worldmodel.recording.recorder import ActionSource, FrameSource, Order, Recorder, Recording
 from worldmodel.types import Episode
+from worldmodel.util.processes import Child, start
 
 STOP, RESCUE = "stop", "rescue"
 """Requests: end the episode; or, while the environment hangs, send the unfinished episode."""
@@ -38,27 +37,13 @@ MOST_FAILURES = 5  # consecutive failures without a recorded episode
 STOP_SECONDS = 5.0
 PIPE_BYTES = 2**20  # the limit of Linux for unprivileged users
 START_SECONDS = 120.0  # for the start of an interpreter on a busy machine
-PROGRAM = """
-import sys
-from multiprocessing.connection import Connection
-
-results = Connection(int(sys.argv[1]), readable=False)
-control = Connection(int(sys.argv[2]), writable=False)
-del sys.argv[1:]
-sys.path[:] = control.recv()
-from worldmodel.recording.pool import work
-work(results, control)
-"""
-"""A recorder. A process of :mod:`multiprocessing` would first run the user's script again, if it has no main guard."""
 
 
 @dataclasses.dataclass
 class _Recorder:
     """The state of one process in the pool."""
 
-    process: subprocess.Popen[bytes]
-    results: Connection
-    control: Connection
+    child: Child
     order: Order | None  # with the remaining steps; None after the last order
     place: int  # its index in the pool
     deadline: float  # time.monotonic() by which it has to send a message
@@ -137,45 +122,35 @@ class RecorderPool:
             yield from self._listen(left, self._give_up)
 
     def _start(self, order: Order, place: int) -> None:
-        results, their_results = multiprocessing.Pipe(duplex=False)
-        their_control, control = multiprocessing.Pipe(duplex=False)
+        child = start("worldmodel.recording.pool", "work", own_group=True)  # Ctrl-C requests unfinished episodes
         if hasattr(fcntl, "F_SETPIPE_SZ"):  # on Linux: fewer context switches
             with contextlib.suppress(OSError):
-                fcntl.fcntl(results.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-        pipes = their_results.fileno(), their_control.fileno()
-        flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
-        process = subprocess.Popen(  # no fork, which engines and threads do not survive
-            [get_executable(), *flags, "-P", "-c", PROGRAM, *map(str, pipes)],
-            stdin=subprocess.DEVNULL,
-            pass_fds=pipes,
-            process_group=0,  # Ctrl-C reaches only this process, which then requests unfinished episodes
-        )
-        their_results.close()  # so that its death ends the pipe
-        their_control.close()
+                fcntl.fcntl(child.results.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         deadline = time.monotonic() + max(self._timeout, START_SECONDS)
-        self._recorders.append(_Recorder(process, results, control, order, place, deadline))
-        self._send(self._recorders[-1], sys.path)
+        self._recorders.append(_Recorder(child, order, place, deadline))
         with contextlib.suppress(OSError):
-            control.send_bytes(self._task)
+            child.control.send_bytes(self._task)
         self._send(self._recorders[-1], order)
 
-    def _send(self, recorder: _Recorder, message: object) -> None:
+    def _send(self, recorder: _Recorder, message: Order | str | None) -> None:
         with contextlib.suppress(OSError):  # it has ended, which the other pipe shows
-            recorder.control.send(message)
+            recorder.child.control.send(message)
 
     def _remove(self, recorder: _Recorder) -> None:
         self._recorders.remove(recorder)
         with contextlib.suppress(ProcessLookupError, PermissionError):  # all have ended
-            os.killpg(recorder.process.pid, signal.SIGKILL)  # with what a simulator started, such as compilers of maps
-        recorder.process.wait()
-        recorder.results.close()
-        recorder.control.close()
+            os.killpg(
+                recorder.child.process.pid, signal.SIGKILL
+            )  # with what a simulator started, such as compilers of maps
+        recorder.child.process.wait()
+        recorder.child.results.close()
+        recorder.child.control.close()
 
     def _listen(self, seconds: float, failed: Callable[[_Recorder, str], Report]) -> Iterator[Report]:
-        ready = wait([recorder.results for recorder in self._recorders], seconds)
-        for recorder in [one for one in self._recorders if one.results in ready]:
+        ready = wait([recorder.child.results for recorder in self._recorders], seconds)
+        for recorder in [one for one in self._recorders if one.child.results in ready]:
             try:
-                message = recorder.results.recv()
+                message = recorder.child.results.recv()
                 if not recorder.hung:
                     recorder.deadline = time.monotonic() + self._timeout
                 match message[0]:
@@ -183,7 +158,7 @@ class RecorderPool:
                         self._stepped |= message[1] > 0
                         yield Report(steps=message[1])
                     case "episode":
-                        recording = receive(message, recorder.results)
+                        recording = receive(message, recorder.child.results)
                         recorder.order = recorder.order and recorder.order.without(recording)
                         self._stepped = True
                         recorder.saved = recorder.hung
@@ -208,13 +183,13 @@ class RecorderPool:
                     self._remove(recorder)
                     continue
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    recorder.process.wait(1)
-                code = recorder.process.returncode
+                    recorder.child.process.wait(1)
+                code = recorder.child.process.returncode
                 ended = f"ended with exit code {code}" + ("; fewer workers need less memory" if code == -9 else "")
                 yield failed(recorder, self._silent() if recorder.hung else ended)
 
     def _silent(self) -> str:
-        return f"silent for {self._timeout:g} s"
+        return f"silent for {self._timeout:g} s; raise collect.timeout if its simulator compiles maps"
 
     def _rescue(self, recorder: _Recorder) -> Report:
         """Request the unfinished episode of a recorder that hangs, for instance because its simulator died."""
@@ -252,8 +227,6 @@ def work(results: Connection, control: Connection) -> None:
     It records the orders that it receives, until it receives None or the other process ends.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for pipe in (results, control):
-        os.set_inheritable(pipe.fileno(), False)  # so that a process of the simulator does not hold it open
     try:
         make_env, agent, workers = control.recv()
     except Exception as error:  # the module of an environment or an agent may raise anything
