@@ -74,6 +74,8 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self, *, seed: int | Sequence[int | None] | None = None, options: Info | None = None
     ) -> tuple[np.ndarray, Info]:
         """Start all rows or those of ``options["reset_mask"]``, (num_envs,) bool. With seed s, row i has s + i."""
+        if options is not None and not isinstance(options, Mapping):
+            raise EnvError(f"options are {options!r:.60}; give a dict, such as {{'reset_mask': …}}, or None")
         mask = self._mask((options or {}).get("reset_mask"))
         self._seed(seed, mask)
         infos: Info = {}
@@ -145,8 +147,10 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         count = self.num_envs
         if seed is None or isinstance(seed, int | np.integer):
             seeds: Sequence[int | None] = [None if seed is None else int(seed) + row for row in range(count)]
-        else:
+        elif isinstance(seed, Sequence) and not isinstance(seed, str | bytes):
             seeds = seed
+        else:
+            raise EnvError(f"seed is {seed!r:.60}; give a whole number, a list of {count} of them, or None")
         if len(seeds) != count:
             raise EnvError(f"{len(seeds)} seeds for num_envs={count}; give one per environment, or one number")
         if not self._rngs:

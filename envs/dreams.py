@@ -14,13 +14,14 @@ import torch
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
 
+from worldmodel.config.checks import check_value
 from worldmodel.data.store import EpisodeStore, Split
 from worldmodel.errors import DataError, EnvError
 from worldmodel.heads import make_sampler
 from worldmodel.priors import replace_rows, select_rows
 from worldmodel.runs.folder import PRIOR, find_run, open_episodes
 from worldmodel.types import Info
-from worldmodel.util.ranges import Count, NonNegative, Share
+from worldmodel.util.ranges import MOST, Count, NonNegative, Share
 from worldmodel.world import Precision, WorldModel
 
 
@@ -68,6 +69,12 @@ class Starts:
 
 OBSERVATIONS = ("pixels", "codes")
 
+KINDS: dict[str, Any] = {
+    "run": str | Path | None, "runs": str | Path, "data": str | Path | None, "split": str, "temperature": float,
+    "top_k": int | None, "end_threshold": float | None, "device": str, "precision": str,
+}  # fmt: skip
+"""Types of settings whose ranges are checked where they are used."""
+
 
 class StepResult(NamedTuple):
     """Results of one step of n dreams."""
@@ -113,7 +120,7 @@ class DreamBatch:
 
     def observation_space(self, kind: str) -> Box | MultiDiscrete:
         """Of one row. Raises :class:`EnvError` for an unknown kind."""
-        if kind not in OBSERVATIONS:
+        if not isinstance(kind, str) or kind not in OBSERVATIONS:
             raise EnvError(f"observations={kind!r}; choose {' or '.join(OBSERVATIONS)}")
         if kind == "codes":
             return MultiDiscrete([self.world.prior.num_codes] * self.world.prior.positions)
@@ -158,7 +165,10 @@ class DreamBatch:
 
     def action(self, action: Any) -> np.ndarray:
         """One action or (B,) actions as (B,) int64. Raises :class:`EnvError` for invalid actions."""
-        acts, count = np.atleast_1d(np.asarray(action)), len(self.world.spec.action_names)
+        try:
+            acts, count = np.atleast_1d(np.asarray(action)), len(self.world.spec.action_names)
+        except ValueError as error:  # lists of several lengths
+            raise EnvError(f"actions are {action!r:.60}; give ({self.batch},) integers") from error
         if acts.shape != (self.batch,) or not np.issubdtype(acts.dtype, np.integer):
             raise EnvError(f"actions are {acts.dtype} of shape {acts.shape}; give ({self.batch},) integers")
         wrong = acts[(acts < 0) | (acts >= count)]
@@ -211,9 +221,12 @@ def open_dreams(
     steps = None if max_episode_steps == -1 else max_episode_steps  # as gymnasium.make understands it
     counts = {"num_envs": batch, "horizon": horizon, "context": context, "max_episode_steps": steps}
     for name, value in counts.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1):
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int | np.integer) or not 1 <= value <= MOST
+        ):
             raise EnvError(f"{name}={value}: give a whole number of at least 1")
     horizon = min(horizon, steps or horizon)
+    check_kinds(run, runs, data, split, temperature, top_k, end_threshold, device, precision)
     if end_threshold is not None and not 0 < end_threshold <= 1:
         raise EnvError(f"end_threshold={end_threshold}: give a probability above 0, at most 1, or None to sample it")
     make_sampler("auto", temperature, top_k)  # checks the settings before anything slow
@@ -222,6 +235,12 @@ def open_dreams(
     seen = max(1, world.prior.context) if context is None else context
     starts = Starts(open_episodes(folder, world.spec, data), split, seen)
     return DreamBatch(world, starts, batch, horizon, temperature, top_k, end_threshold)
+
+
+def check_kinds(*settings: Any) -> None:
+    """Raises :class:`ConfigError` for a setting of :func:`open_dreams` that is not of its type, before it is used."""
+    for (name, kind), value in zip(KINDS.items(), settings, strict=True):
+        check_value(name, kind, value.item() if isinstance(value, np.generic) else value)
 
 
 ROW = np.zeros(1, np.int64)

@@ -278,8 +278,10 @@ def test_counts_are_saved_and_refused_without_codes(counts: CountModel, tmp_path
     found = CountModel.load(tmp_path / "counts.safetensors")
     assert found.fingerprint == counts.fingerprint
     assert (found.probabilities(1, 20, 2) == counts.probabilities(1, 20, 2)).all()
-    for content in (b"nothing of the kind", b""):
-        (tmp_path / "counts.safetensors").write_bytes(content)
+    content = bytearray((tmp_path / "counts.safetensors").read_bytes())
+    content[-3] ^= 1
+    for bad in (b"nothing of the kind", b"", bytes(content)):
+        (tmp_path / "counts.safetensors").write_bytes(bad)
         with pytest.raises(DataError, match=r"counts\.safetensors is no entropy model"):
             CountModel.load(tmp_path / "counts.safetensors")
     with pytest.raises(DataError, match="cannot read"):

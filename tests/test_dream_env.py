@@ -390,3 +390,35 @@ def test_steps_of_many_out_of_turn_are_refused(run: Path) -> None:
     env.reset(options={"reset_mask": np.array([True, False, True, False])})
     with pytest.raises(EnvError, match=r"after the end of the dreams 1, 3; reset them"):
         env.step(np.zeros(4, np.int64))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": None}, "temperature is null; it must be a finite number"),
+        ({"temperature": float("nan")}, "temperature is nan; it must be a finite number"),
+        ({"top_k": [1]}, "top_k"),
+        ({"end_threshold": "a"}, "end_threshold is 'a'"),
+        ({"split": {"a": 1}}, "split is"),
+        ({"device": 1}, "device is 1; it must be a text"),
+        ({"data": 0.5}, "data is 0.5"),
+        ({"observations": np.zeros(2)}, "observations="),
+        ({"horizon": 10**20}, "horizon=100000000000000000000: give a whole number"),
+    ],
+)
+def test_settings_of_another_type_are_one_clear_line(run: Path, settings: dict[str, Any], message: str) -> None:
+    for make in (DreamEnv, DreamVectorEnv):
+        with pytest.raises((ConfigError, EnvError)) as caught:
+            make(run, **settings)
+        assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert DreamEnv(run, temperature=np.float32(1), horizon=np.int64(2)).action_space.n == 3
+
+
+def test_calls_with_another_type_are_one_clear_line(run: Path) -> None:
+    many = DreamVectorEnv(run, 2)
+    for words in ({"options": b"x"}, {"options": [1]}, {"seed": 0.5}, {"seed": "ab"}, {"seed": object()}):
+        with pytest.raises(EnvError, match=r"options are|seed is"):
+            many.reset(**words)
+    many.reset()
+    with pytest.raises(EnvError, match=r"actions are \[\[0\], \[1, 2\]\]; give \(2,\) integers"):
+        many.step([[0], [1, 2]])  # type: ignore[arg-type]

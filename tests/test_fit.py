@@ -290,6 +290,25 @@ def test_metrics_lines_behind_the_resumed_step_are_dropped(tmp_path: Path) -> No
     assert {"seconds", "learning_rate", "loss", "error_term", "size", "gradient_norm", "error"} <= set(lines[-1])
 
 
+def test_a_crash_behind_the_last_checkpoint_repeats_no_line_of_metrics(tmp_path: Path) -> None:
+    path, metrics = tmp_path / "c", tmp_path / "metrics.jsonl"
+
+    def chain(*last: Hook) -> list[Hook]:
+        lines = JsonLines(metrics)
+        return [lines, Evaluation(5, lambda objective: {"held_out_loss": 1.0}, (lines,)), Checkpoint(path, 0), *last]
+
+    class Crash(Hook):
+        def on_end(self, fit: Fit) -> None:
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError):
+        run(path, chain(Crash()))
+    before = read_json_lines(metrics)
+    assert [line["step"] for line in before if "loss" not in line] == [5, 10, 12]
+    run(path, chain())
+    assert read_json_lines(metrics) == before
+
+
 def test_evaluation_uses_averaged_weights_and_disturbs_nothing(tmp_path: Path) -> None:
     seen: list[dict[str, Tensor]] = []
 

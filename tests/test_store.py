@@ -131,7 +131,9 @@ def test_an_older_store_keeps_every_tenth_held_out(tmp_path: Path) -> None:
     fill(tmp_path, 23)
     index = tmp_path / "index.jsonl"
     lines = [json.loads(line) for line in index.read_text().splitlines()]
-    index.write_text("".join(json.dumps({k: v for k, v in line.items() if k != "held_out"}) + "\n" for line in lines))
+    index.write_text(
+        "".join(json.dumps({k: v for k, v in line.items() if k not in ("held_out", "check")}) + "\n" for line in lines)
+    )
     assert EpisodeStore.open(tmp_path).split("held_out").tolist() == [9, 19]
     with EpisodeStore.writer(tmp_path, SPEC) as store:
         for seed in range(1000, 1040):
@@ -466,3 +468,45 @@ def test_a_store_is_never_held_out_as_a_whole(tmp_path: Path) -> None:
         store.append(by_checksum, held_out=True)
         with pytest.raises(DataError, match=r"of the 1 episodes at .*stated, all are held out; .* source\.longest=…"):
             store.require("train")
+
+
+def test_a_wrong_byte_of_a_line_of_the_index_is_noticed(tmp_path: Path) -> None:
+    """Also in what no other checksum covers: the split, the flags, the key and the names of the fields."""
+    with EpisodeStore.writer(tmp_path, SPEC) as store:
+        store.extend([Item(make_episode(seed), held_out=True, key=f"a/{seed}") for seed in range(3)])
+    index = tmp_path / "index.jsonl"
+    whole = index.read_text()
+    for old, new in (
+        ("a/1", "a/7"),
+        ('"held_out"', '"helt_out"'),
+        ('"check"', '"cheek"'),
+        ('"episode": 1', '"episode": 5'),
+    ):
+        assert old in whole
+        index.write_text(whole.replace(old, new))
+        opened = EpisodeStore.open(tmp_path)
+        assert opened.damaged and len(opened) < 3, old
+        (tmp_path / "damaged.jsonl").unlink()
+
+
+def test_episodes_behind_the_end_of_the_index_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fill(tmp_path, 3)
+    assert EpisodeStore.open(tmp_path).verify() == [] and not caplog.messages
+    index = tmp_path / "index.jsonl"
+    lines = index.read_text().splitlines(keepends=True)
+    for kept in ("".join(lines[:2]), "".join(lines)[:-9], ""):
+        index.write_text(kept)
+        assert EpisodeStore.open(tmp_path).verify() == []
+        assert "holds frames behind its last episode" in caplog.messages[-1]
+        caplog.clear()
+    index.write_text("".join(lines[:2]))
+    with EpisodeStore.writer(tmp_path, SPEC) as store:
+        assert EpisodeStore.open(tmp_path).verify() == [] and not caplog.messages  # they are being written, perhaps
+        store.append(make_episode(9))
+    assert EpisodeStore.open(tmp_path).verify() == [] and not caplog.messages
+
+
+def test_a_specification_with_an_unknown_field_is_damaged() -> None:
+    assert Spec.from_json(SPEC.to_json()) == SPEC
+    with pytest.raises(DataError, match="unknown fields: crc33"):
+        Spec.from_json(SPEC.to_json().replace("crc32", "crc33"))

@@ -269,7 +269,9 @@ def test_codes_of_another_tokenizer_are_computed_again(store: EpisodeStore, tmp_
     assert_codes_right(large, offset=70_000)
 
 
-@pytest.mark.parametrize("damage", ["cut", "key", "garbage", "missing", "foreign", "flipped"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "key", "garbage", "missing", "foreign", "flipped", "header", "order", "no check"]
+)
 def test_a_damaged_cache_is_built_again(store: EpisodeStore, tmp_path: Path, damage: str) -> None:
     encode_store(store, FourCodes(), tmp_path)
     codes, key = tmp_path / "codes.npy", tmp_path / "codes.json"
@@ -283,6 +285,12 @@ def test_a_damaged_cache_is_built_again(store: EpisodeStore, tmp_path: Path, dam
         codes.unlink()
     elif damage == "flipped":  # a code that the vocabulary does not have, perhaps
         codes.write_bytes(codes.read_bytes()[:-10] + b"\xff" * 10)
+    elif damage == "header":
+        codes.write_bytes(codes.read_bytes().replace(b")", b"("))
+    elif damage == "order":  # of the bytes of a number
+        codes.write_bytes(codes.read_bytes().replace(b"<u2", b">u2"))
+    elif damage == "no check":
+        key.write_text(key.read_text().replace('"check"', '"crc"'))
     else:
         key.write_text(json.dumps([1, 2]))
     tokenizer = FourCodes()

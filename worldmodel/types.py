@@ -74,6 +74,8 @@ class Spec:
             # A wrong digit of a shape would make all data appear damaged. Older files have no checksum.
             if (crc := raw.pop("crc32", None)) is not None and crc != _checksum(raw):
                 raise ValueError("wrong checksum; if you edited it, remove its line crc32")
+            if unknown := set(raw) - {field.name for field in dataclasses.fields(cls)}:
+                raise ValueError(f"unknown fields: {', '.join(sorted(unknown))}")
             spec = cls(
                 env_id=re.sub(r"^envs:", "worldmodel.envs:", str(raw["env_id"])),  # as versions before 0.2 wrote it
                 frame_shape=tuple(int(n) for n in raw["frame_shape"]),

@@ -26,6 +26,9 @@ from worldmodel.data.store import EpisodeStore
 from worldmodel.tokenizers.base import Tokenizer
 from worldmodel.util.files import as_bytes, replace_text, reserve, take_lock
 
+CHECK = "check"
+"""In codes.json, the CRC-32 of all else in it and of codes.npy. Codes without one are computed again."""
+
 
 class CodeStore:
     """Codes of all episodes of a store: those of episode e start at row ``starts[e]``."""
@@ -74,13 +77,13 @@ def encode_store(
             missing = list(range(len(store))) if known is None else _copy_known(out, store, known, old["episodes"])
             _encode(out, store, missing, tokenizer, device, batch, progress)
             out.flush()
-            crc = zlib.crc32(as_bytes(out))
             del out
+            check = _check(temporary, key)
             (folder / "codes.json").unlink(missing_ok=True)  # no key may describe other codes
             os.replace(temporary, folder / "codes.npy")
         finally:
             temporary.unlink(missing_ok=True)
-        replace_text(folder / "codes.json", json.dumps({**key, "crc": crc}))
+        replace_text(folder / "codes.json", json.dumps({**key, CHECK: check}))
         return CodeStore(store, np.load(folder / "codes.npy", mmap_mode="r"))
 
 
@@ -109,15 +112,19 @@ def _names(store: EpisodeStore) -> list[list[int]]:
 
 
 def _open_cache(folder: Path) -> tuple[dict[str, Any], np.ndarray | None]:
-    """Key and codes of the cache; an empty key and None if it is missing or damaged."""
+    """Key and codes of the cache; an empty key and None if it is missing, damaged, or without a checksum."""
     try:
         key = json.loads((folder / "codes.json").read_text())
-        codes = np.load(folder / "codes.npy", mmap_mode="r", allow_pickle=False)
-        frames = sum(length + 1 for _, length, _ in key["episodes"])
-        valid = len(codes) == frames and key.get("crc") in (None, zlib.crc32(as_bytes(codes)))  # older caches have none
+        if key.pop(CHECK) == _check(folder / "codes.npy", key):
+            return key, np.load(folder / "codes.npy", mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}, None
-    return (key, codes) if valid else ({}, None)
+        pass
+    return {}, None
+
+
+def _check(file: Path, key: dict[str, Any]) -> int:
+    """CRC-32 of the file of codes, with its header, and of the key."""
+    return zlib.crc32(json.dumps(key).encode(), zlib.crc32(as_bytes(np.memmap(file, np.uint8, "r"))))
 
 
 def _copy_known(out: np.ndarray, store: EpisodeStore, known: np.ndarray, old_names: list[list[int]]) -> list[int]:

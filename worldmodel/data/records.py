@@ -7,7 +7,7 @@ import json
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,9 @@ HELD_OUT_EVERY = 10
 """One episode in so many is held out, on average."""
 
 SHARD_BYTES = 512 * 2**20
+
+CHECK = "check"
+"""Field of an index line: the CRC-32 of the other fields."""
 
 
 class Item(NamedTuple):
@@ -71,15 +74,21 @@ class Entry:
 
     def to_line(self) -> str:
         """Inverse of :meth:`from_line`, without a line break."""
-        return json.dumps({name: value for name, value in vars(self).items() if (name, value) != ("key", None)})
+        fields = {name: value for name, value in vars(self).items() if (name, value) != ("key", None)}
+        return json.dumps({**fields, CHECK: _check(fields)})
 
     @classmethod
     def from_line(cls, line: str) -> Entry:
         """Raises ValueError, KeyError or TypeError for an invalid line."""
         raw = json.loads(line)
+        # Older lines have no checksum, and then no field that is not known here.
+        if (check := raw.pop(CHECK, None)) is not None and check != _check(raw):
+            raise ValueError("wrong checksum")
         # Stores without this field held out every tenth episode.
         raw.setdefault("held_out", raw["episode"] % HELD_OUT_EVERY == HELD_OUT_EVERY - 1)
         names = {field.name for field in dataclasses.fields(cls)}
+        if check is None and set(raw) - names:
+            raise ValueError("an unknown field")
         entry = cls(**{name: value for name, value in raw.items() if name in names})
         numbers = (entry.episode, entry.shard, entry.offset, entry.length, entry.crc)
         if not all(isinstance(number, int) and number >= 0 for number in numbers):
@@ -89,6 +98,10 @@ class Entry:
         if not isinstance(entry.key, (str, type(None))):
             raise ValueError("the key is not a text")
         return entry
+
+
+def _check(fields: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(fields).encode())
 
 
 def parse_index(index: bytes) -> tuple[list[Entry], list[str]]:
@@ -177,6 +190,14 @@ class Shards:
                     how = "missing" if frames[place] < 0 else "cut off"
                     missing.setdefault(entry, f"{self.file(*place).name} is {how}")
         return missing
+
+    def goes_on_behind(self, last: Entry | None) -> bool:
+        """Whether there are bytes behind the ``last`` episode of a store; None: it has none."""
+        shard, end = (0, 0) if last is None else (last.shard, last.end)
+        file = self.file(shard, "frames")
+        return self.file(shard + 1, "frames").exists() or (
+            file.exists() and file.stat().st_size > end * self.frame_bytes
+        )
 
     def _map(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
         frames: np.ndarray = np.memmap(self.file(shard, "frames"), np.uint8, "r")

@@ -6,7 +6,7 @@ A store is a folder::
     shard-00000.frames   uint8 frames of all episodes of the shard, one after another
     shard-00000.steps    one record a frame: the action that led to it and the reward on arriving; at the first frame
                          the action is the episode's condition, or -1
-    index.jsonl          one line per episode: location, length, flags and checksum; written last
+    index.jsonl          one line per episode: location, length, flags and checksums; written last
     damaged.jsonl        index lines of damaged episodes, with the reason
     lock                 held by the one writer
 
@@ -244,9 +244,16 @@ class EpisodeStore:
         """Check sizes and checksums of all or some episodes; set the damaged ones aside.
 
         Returns a line for each damaged episode. The indices of later episodes decrease. Commands that read a whole
-        store call it first.
+        store call it first. Bytes behind the last episode are logged: those of an interrupted recording, or of
+        episodes whose lines an index has lost.
         """
         wanted = range(len(self)) if indices is None else indices
+        last = max(self.entries, key=lambda entry: (entry.shard, entry.offset), default=None)
+        if indices is None and self._shards.goes_on_behind(last) and self._only_writer():
+            log.warning(
+                "%s holds frames behind its last episode: a recording was interrupted, or index.jsonl is cut off; "
+                "the next recording overwrites them", self.path,
+            )  # fmt: skip
         damaged = self._shards.missing(self.entries[index] for index in wanted)
         for index in wanted:
             entry = self.entries[index]
@@ -258,6 +265,17 @@ class EpisodeStore:
             except DataError:
                 damaged[entry] = "wrong checksum"
         return self._set_aside(damaged)
+
+    def _only_writer(self) -> bool:
+        """Whether no other process is writing."""
+        if self._lock is not None:
+            return True
+        with contextlib.suppress(OSError):  # the folder may be read-only
+            lock = take_lock(self.path)
+            if lock is None:
+                return False
+            lock.close()
+        return True
 
     def _describe(self, entry: Entry) -> str:
         return f"episode {entry.episode} in {self._shards.file(entry.shard, 'frames')}"

@@ -171,7 +171,7 @@ class Fit:
         self.check_finite()
         if self.fabric.is_global_zero:
             meta = {"stage": self.stage, "step": self.step, "elapsed": self.elapsed, "window": self.window.state()}
-            save_tensors(path, self._tensors(), meta)
+            save_tensors(path, self._tensors(), {**meta, "learning_rate": self.learning_rate})
 
     def resume(self, path: Path) -> None:
         """Goes on from a checkpoint. All processes read the file: nodes must share the folder of the runs."""
@@ -190,6 +190,7 @@ class Fit:
             if f"buffer.{name}" in tensors:
                 value.copy_(tensors[f"buffer.{name}"])
         self.window.load(meta["window"], self.fabric.device)
+        self.learning_rate = float(meta.get("learning_rate", 0.0))  # older files lack it; it is logged only
         self.step = self.first_step = int(meta["step"])
         self.elapsed = self.elapsed_before = float(meta["elapsed"])
         self._started = time.monotonic()

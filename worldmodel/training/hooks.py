@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -51,22 +52,25 @@ class Checkpoint(Hook):
 class JsonLines(Hook):
     """Appends one JSON object a window to ``metrics.jsonl``: stage, step, seconds, learning_rate, then the means.
 
-    On resume the lines of this stage behind the resumed step are dropped, and any line that a crash cut short.
+    On resume the lines of this stage behind the resumed step are dropped, and any line that a crash cut short. Lines
+    that were written before the crash are not written again.
     """
 
     def __init__(self, path: Path):
         self.path = path
         self._file: TextIO | None = None
+        self._written: set[tuple[int, bool]] = set()  # steps, and whether the line is of a window or an evaluation
 
     def on_start(self, fit: Fit) -> None:
         if not fit.fabric.is_global_zero:
             return
         records = [r for r in read_json_lines(self.path) if r.get("stage") != fit.stage or r["step"] <= fit.step]
+        self._written = {(r["step"], "loss" in r) for r in records if r.get("stage") == fit.stage}
         replace_text(self.path, "".join(json.dumps(record) + "\n" for record in records))
         self._file = self.path.open("a")
 
     def on_log(self, fit: Fit, values: dict[str, float]) -> None:
-        if self._file is None:
+        if self._file is None or (fit.step, "loss" in values) in self._written:
             return
         facts = {"stage": fit.stage, "step": fit.step, "seconds": round(fit.elapsed, 3)}
         # JSON has no infinity; the PSNR of a perfect copy is one.
@@ -100,11 +104,13 @@ class TensorBoard(Hook):
     def __init__(self, folder: Path):
         self.folder = folder
         self._writer: SummaryWriter | None = None
+        self._excepthook = threading.excepthook
 
     def on_start(self, fit: Fit) -> None:
         if fit.fabric.is_global_zero:
             from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
+            threading.excepthook = self._in_thread
             self._writer = SummaryWriter(str(self.folder), purge_step=fit.step + 1 if fit.step else None)
 
     def on_log(self, fit: Fit, values: dict[str, float]) -> None:
@@ -114,8 +120,14 @@ class TensorBoard(Hook):
 
     def close(self) -> None:
         if self._writer is not None:
+            threading.excepthook = self._excepthook
             self._writer.close()
             self._writer = None
+
+    def _in_thread(self, args: threading.ExceptHookArgs) -> None:
+        """Errors of the system in TensorBoard's thread (a full disk) are raised by the next call of the writer."""
+        if not (issubclass(args.exc_type, OSError) and type(args.thread).__module__.startswith("tensorboard")):
+            self._excepthook(args)
 
 
 class EarlyStopping(Hook):

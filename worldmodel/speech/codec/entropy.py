@@ -20,8 +20,8 @@ from pathlib import Path
 import constriction
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 from scipy.sparse import csr_array
 
 from worldmodel.data.codes import fingerprint
@@ -112,23 +112,27 @@ class CountModel(CodeModel):
     def save(self, path: str | Path) -> None:
         """Write it as safetensors, atomically."""
         with whole(Path(path)) as part:
-            save_file(self._arrays(), part)
+            save_file(self._arrays(), part, {"fingerprint": self.fingerprint.hex()})
 
     @classmethod
     def load(cls, path: str | Path) -> CountModel:
         """Raises :class:`DataError` when the file is missing or invalid."""
         model = cls.__new__(cls)
         try:
-            arrays = load_file(path)
+            with safe_open(path, "np") as file:
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+                facts = file.metadata() or {}
             model.single, model.smoothing, model.weights = (arrays[name] for name in ("single", "smoothing", "weights"))
             model.num_codebooks, model.num_codes = model.single.shape
             shape = model.num_codebooks * (model.num_codes + 1), model.num_codes
             places = [divmod(arrays[f"keys{i}"], model.num_codes) for i in range(2)]
             model.pairs = [csr_array((arrays[f"counts{i}"], places[i]), shape) for i in range(2)]
+            if facts.get("fingerprint") not in (None, model.fingerprint.hex()):  # older files lack it
+                raise ValueError("wrong checksum")
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror or error}") from None
         except (SafetensorError, KeyError, ValueError):
-            raise DataError(f"{path} is no entropy model, or damaged; make it again") from None
+            raise DataError(f"{path} is no entropy model, or damaged; remove it, and it is made again") from None
         return model
 
     def _arrays(self) -> dict[str, np.ndarray]:

@@ -1,0 +1,97 @@
+"""Calls of the environments with arguments of random types, shapes and in random order."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.error import Error as GymnasiumError
+
+from benchmarks.faults.corridor import ID
+from benchmarks.faults.judge import Outcome, Result, captured
+from benchmarks.faults.world import make_run
+from worldmodel.config.cli import message_of
+from worldmodel.envs import make_frames
+from worldmodel.envs.dream_vector import DreamVectorEnv
+from worldmodel.envs.dreams import DreamEnv
+
+CALLS = 12  # of one environment
+THINGS: tuple[Any, ...] = (
+    [[0], [1, 2]],
+    None, True, -1, 0, 1, 2, 10**20, 0.5, float("nan"), float("inf"), "", "left", "a\nb", b"x", [], [0], [[0]], [None],
+    (1, 2), {}, {"a": 1}, {"reset_mask": [True]}, {"reset_mask": np.array([True, False])}, object(), 1j, range(2),
+    np.int64(1), np.uint8(1), np.float32(0), np.bool_(True), np.zeros(0), np.zeros(2, int), np.ones((2, 1), int),
+    np.array([0, 5]), np.array(["a", "b"]), np.array(None), np.array(1),
+)  # fmt: skip
+
+
+def inject(scratch: Path, rng: random.Random) -> Iterator[Result]:
+    """Build environments and call them; about half of the arguments are right ones."""
+    run = make_run(scratch)
+    makers: dict[str, Callable[..., Any]] = {
+        "Dream-v0": lambda **more: DreamEnv(**{"run": run, "device": "cpu", "horizon": 5, **more}),
+        "Dream-v0, vector": lambda **more: DreamVectorEnv(
+            **{"run": run, "num_envs": 2, "device": "cpu", "horizon": 5, **more}
+        ),
+        "wrapped environment": lambda **more: make_frames(**{"id": ID, "size": 16, **more}),
+    }
+    options = {
+        "Dream-v0": ("run", "observations", "render_mode", "data", "split", "context", "horizon", "temperature",
+                     "top_k", "end_threshold", "device", "precision"),
+        "Dream-v0, vector": ("num_envs", "autoreset_mode", "observations", "horizon", "temperature", "context"),
+        "wrapped environment": ("id", "kwargs", "size", "source", "action_names", "actions"),
+    }  # fmt: skip
+    while True:
+        for part, make in makers.items():
+            more = {rng.choice(options[part]): rng.choice(THINGS)} if rng.random() < 0.3 else {}
+            env, result = call(part, f"({more})", lambda: make(**more))  # noqa: B023
+            yield result
+            for _ in range(CALLS if env is not None else 0):
+                yield step(part, env, rng)
+
+
+def step(part: str, env: Any, rng: random.Random) -> Result:
+    """One call of an environment, whose result is checked."""
+    right, name = rng.random() < 0.5, rng.choice(("step", "step", "step", "reset", "render", "close"))
+    thing: Any = rng.choice(THINGS)
+    if name == "step":
+        action = env.action_space.sample() if right else thing
+        value, result = call(part, f".step({action!r})", lambda: env.step(action))
+        return result if value is None else check_step(part, env, action, value)
+    if name == "reset":
+        words = {} if right else {rng.choice(("seed", "options")): thing}
+        value, result = call(part, f".reset({words})", lambda: env.reset(**words))
+        if value is None or (isinstance(value[1], dict) and env.observation_space.contains(value[0])):
+            return result
+        return Result(part, Outcome.LOST, f".reset({words}): an observation outside of the space")
+    return call(part, f".{name}()", getattr(env, name))[1]
+
+
+def call(part: str, what: str, function: Callable[[], Any]) -> tuple[Any, Result]:
+    """The value of a function, or the one clear error that it raised."""
+    try:
+        with captured():
+            return function(), Result(part, Outcome.SAME)
+    except Exception as error:
+        message = str(error) if isinstance(error, GymnasiumError) else message_of(error)
+        clear = bool(message) and "\n" not in str(message)
+        detail = f"{what}: {type(error).__name__}: {error}"
+        return None, Result(part, Outcome.REFUSED if clear else Outcome.LOST, detail)
+
+
+def check_step(part: str, env: Any, action: Any, value: Any) -> Result:
+    """What gymnasium specifies of a step's five values."""
+    observation, reward, terminated, truncated, info = value
+    if isinstance(env, gymnasium.vector.VectorEnv):
+        flags = all(each.dtype == bool and each.shape == (env.num_envs,) for each in (terminated, truncated))
+        numbers = reward.shape == (env.num_envs,) and np.isfinite(reward).all()
+    else:
+        flags = isinstance(terminated, bool) and isinstance(truncated, bool)
+        numbers = isinstance(reward, float) and np.isfinite(reward)
+    if env.observation_space.contains(observation) and flags and numbers and isinstance(info, dict):
+        return Result(part, Outcome.SAME)
+    return Result(part, Outcome.LOST, f".step({action!r}) returned what gymnasium does not specify")
