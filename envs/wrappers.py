@@ -191,6 +191,15 @@ def _rate(env: gymnasium.Env[Any, Any], env_id: str) -> float:
     raise EnvError(f"{env_id} has metadata with render_fps {rate!r}; it must be a number above 0")
 
 
+def _render_without_display(module: str | None) -> None:
+    """Prepares what renders on a machine without a display, where a program cannot have windows of its own."""
+    display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if module == "miniworld" or not display:
+        os.environ.setdefault("PYGLET_HEADLESS", "True")  # read when pyglet is imported
+    if not display:
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # without it, SDL reports an error
+
+
 def make_frames(
     id: Text,
     kwargs: Annotated[Mapping[str, Any], PassedTo(by_id=True)] | None = None,
@@ -206,12 +215,10 @@ def make_frames(
     :class:`FrameEnv` does.
     """
     settings = dict(kwargs or {})
-    os.environ.setdefault("PYGLET_HEADLESS", "True")  # MiniWorld renders without a display; read at import
     if source == "render":
         settings.setdefault("render_mode", "rgb_array")
-        # Without this, SDL reports an error on a machine without a display.
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     module = next((module for start, module in _PACKAGES.items() if id.startswith(start)), None)
+    _render_without_display(module)
     full_id = f"{module}:{id}" if module else id
     try:
         with warnings.catch_warnings():

@@ -123,11 +123,16 @@ def test_a_plain_environment_fits_the_recordings(lab: ModuleType) -> None:
 )
 def test_any_level_has_settings_and_a_folder(lab: ModuleType, overrides: list[str], level: str, name: str) -> None:
     extra = ["env.size=16", "env.kwargs.config={episodeLengthSeconds: 30}", "env.kwargs.actions={go: [0,0,0,1,0,0,0]}"]
+    extra.append("env.kwargs.observation=BGR_INTERLEAVED")
     config = compose_config([*overrides, *extra])
     env = env_maker(config)()
     env.reset(seed=0)
     assert config.env.name == name and env.data_spec.action_names == ("go",)
-    assert lab.made[0].level == level and lab.made[0].config["episodeLengthSeconds"] == "30"
+    assert (
+        lab.made[0]._names[0] == "BGR_INTERLEAVED"
+        and lab.made[0].level == level
+        and lab.made[0].config["episodeLengthSeconds"] == "30"
+    )
     env.close()
 
 

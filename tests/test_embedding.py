@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -10,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.singleton import Singleton
 from hydra.version import VersionBase
 from omegaconf import OmegaConf
 
 from worldmodel.agents.explorers import UniformExplorer
-from worldmodel.config.cli import compose_config
+from worldmodel.config.cli import Config, compose_config, entry_point
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import EnvError
 from worldmodel.recording.collect import collect
@@ -93,12 +96,26 @@ def run(tmp_path: Path, *command: str, text: str | None = None) -> list[str]:
         [sys.executable, *command], input=text, capture_output=True, text=True, cwd=tmp_path, env=environment
     )
     assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
     return [line for line in done.stdout.splitlines() if line.startswith("result")]
 
 
 def test_a_hydra_application_without_a_main_guard_runs_once(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(APPLICATION)
     assert run(tmp_path, "app.py") == ["result (0, 20) 3 True app"]
+
+
+def test_a_script_that_is_its_own_module_is_refused_without_a_main_guard(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(MINE + """
+from worldmodel import collect
+
+if "Mine-v0" not in gymnasium.registry:
+    gymnasium.register("Mine-v0", entry_point=Mine)
+code = collect.main(["env=gym", "env.id=app:Mine-v0", "env.size=32", "collect.steps=20", "collect.workers=1"])
+print("result", __name__, code)
+""")  # fmt: skip
+    assert run(tmp_path, "app.py") == ["result __main__ 2"]
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir() and path.name != "__pycache__"] == ["conf"]
 
 
 def test_a_notebook_has_a_running_loop_and_no_file(tmp_path: Path) -> None:
@@ -131,3 +148,20 @@ def test_foreign_infos_are_no_places() -> None:
     frame = np.zeros((3, 8, 8), np.uint8)
     infos = [{}, {"pose": "sitting"}, {"pose": None}, {"pose": np.full(3, np.nan)}, {"episode": 1, "frame": object()}]
     assert len({place_of(frame, info) for info in infos}) == 1
+
+
+def test_a_command_leaves_the_generators_of_the_program_as_they_were() -> None:
+    torch.manual_seed(1)
+    np.random.seed(2)
+    random.seed(3)
+    states = torch.get_rng_state(), np.random.get_state()[1], random.getstate()
+
+    @entry_point("test", None)
+    def main(args: argparse.Namespace, config: Config) -> None:
+        torch.manual_seed(0)
+        np.random.seed(0)
+        random.seed(0)
+
+    assert main([]) == 0
+    assert torch.equal(torch.get_rng_state(), states[0]) and np.array_equal(np.random.get_state()[1], states[1])
+    assert random.getstate() == states[2]

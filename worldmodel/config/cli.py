@@ -9,10 +9,11 @@ import argparse
 import contextlib
 import dataclasses
 import os
+import random
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -241,7 +242,13 @@ def run_entry_point(
     operands: Sequence[str] = (),
     moved: Mapping[str, str] | None = None,
 ) -> int:
-    """Parse, run, report: returns 0, 2 after a user's error (one line on stderr), 130 after Ctrl-C."""
+    """Parse, run, report: returns 0, 2 after a user's error (one line on stderr), 130 after Ctrl-C.
+
+    Raises :class:`ConfigError` in a script that another command imports, because it must not go on.
+    """
+    if _imported_by_a_command():
+        raise ConfigError(f"{command} is called by a script that another command imports; put it under if __name__ == "
+                          "'__main__':, or the environment into a module of its own")  # fmt: skip
     try:
         args, config = parse(argv, command, description, add_flags, operands, moved)
         if args.config:
@@ -249,7 +256,8 @@ def run_entry_point(
 
             print(OmegaConf.to_yaml(config), end="")
             return 0
-        main(args, config)
+        with _own_random_numbers():
+            main(args, config)
         return 0
     except BrokenPipeError:  # the reader of our output went away, as in `… | head`
         with contextlib.suppress(OSError):
@@ -264,6 +272,32 @@ def run_entry_point(
             raise
         print(f"error: {message}", file=sys.stderr)
         return EXIT_USER_ERROR
+
+
+def _imported_by_a_command() -> bool:
+    """Whether the caller's script is being imported, as the module of an environment, by a command or its recorder."""
+    frame, importing = sys._getframe(2).f_back, False
+    while frame is not None:
+        importing |= frame.f_code.co_filename.startswith("<frozen importlib")
+        if importing and frame.f_globals.get("__name__") in (__name__, "worldmodel.recording.pool"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+@contextlib.contextmanager
+def _own_random_numbers() -> Iterator[None]:
+    """Leaves the global generators of the program around a command as they were; trainings, for one, seed them."""
+    torch, numpy = sys.modules.get("torch"), sys.modules.get("numpy")
+    python, arrays = random.getstate(), numpy and numpy.random.get_state()
+    devices = list(range(torch.cuda.device_count())) if torch and torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices) if torch else contextlib.nullcontext():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            if numpy:
+                numpy.random.set_state(arrays)
 
 
 def entry_point(
