@@ -37,10 +37,7 @@ _RESULTS = {"reset": 2, "step": 5}
 _INSTALLED_AS = {"ale_py": "ale-py", "minigrid": "minigrid", "miniworld": "miniworld", "crafter": "crafter"}
 
 MOST_FPS = 1e6
-_OWN = (
-    "your own environment, also one that is registered in a notebook or a script, must be in a module, which the "
-    "processes that record import: env.id=my_module:{id}"
-)
+_OWN = "if your own module registers it, name the module, which is then imported: env.id=my_module:{id}"
 
 
 @dataclasses.dataclass

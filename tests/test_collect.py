@@ -487,7 +487,7 @@ for name, kind in list(globals().items()):
         ("tiny_envs:NoReset", "recording fails at its first step: OSError: the simulator is not there"),
         ("tiny_envs:FourParts", "FourParts-v0, step 1 of the episode with seed"),
         ("tiny_envs:FourParts", "step() returned a tuple of 4 values; gymnasium expects step(action) → (observation, "),
-        ("Mine", "in a module, which the processes that record import: env.id=my_module:Mine-v0"),
+        ("Mine", "if your own module registers it, name the module, which is then imported: env.id=my_module:Mine-v0"),
         ("tiny_envs:OtherShape", "the observation is an image of shape (16, 16, 5), but its space has 3 channels"),
         ("tiny_envs:Flat", "the observation is an image of shape (16,), but its space has 3 channels"),
         ("tiny_envs:Nothing", "the observation is None; an image needs integers from 0 to 255 (uint8)"),

@@ -46,7 +46,7 @@ def arguments(target: Any, settings: Mapping[str, Any], name: str) -> Iterator[S
     types = checks.parameters(target).types
     for key, value in settings.items():
         annotation = types.get(key)
-        mark = next((mark for mark in checks._marks(annotation) if isinstance(mark, PassedTo)), None)
+        mark = next((mark for mark in checks.marks(annotation) if isinstance(mark, PassedTo)), None)
         if checks._builds(value):
             yield from built(value, f"{name}.{key}")
         elif mark is not None and isinstance(value, Mapping):
@@ -77,7 +77,7 @@ def check_setting(setting: Setting) -> None:
     assert setting.annotation not in (None, Any), f"{setting.name} has no annotated parameter"
     checks.check_value(setting.name, setting.annotation, setting.value)
     if isinstance(setting.value, (int, float)) and not isinstance(setting.value, bool):
-        least = [mark for mark in checks._marks(setting.annotation) if isinstance(mark, (Ge, Gt))]
+        least = [mark for mark in checks.marks(setting.annotation) if isinstance(mark, (Ge, Gt))]
         if setting.name.startswith(FOREIGN):
             return
         assert least, f"{setting.name} may be as small as you like"

@@ -169,7 +169,7 @@ def parameters(target: Any) -> Parameters:
                 types.setdefault(each.name, hints.get(each.name, Any))
         rest = [each.name for each in own if each.kind is each.VAR_KEYWORD]
         passes_on = bool(rest)
-        for mark in _marks(hints.get(rest[0])) if rest else ():
+        for mark in marks(hints.get(rest[0])) if rest else ():
             if isinstance(mark, PassedTo):
                 types = {**parameters(find(mark.target, rest[0])).types, **types}
                 passes_on = False
@@ -194,7 +194,7 @@ def _deeper(value: Any, annotation: Any, name: str, id: Any) -> Any:
     """A value whose parts are checked, too: what is built from it, or the arguments that it passes on."""
     if _builds(value):
         return check(value, name)
-    for mark in _marks(annotation):
+    for mark in marks(annotation):
         if isinstance(mark, PassedTo) and isinstance(value, Mapping):
             target = _environment(id) if mark.by_id else _importable(mark.target)
             return value if target is None else check_arguments(target, value, name)
@@ -230,12 +230,12 @@ def _builds(value: Any) -> bool:
     return is_list(value) and any(map(_builds, value))
 
 
-def _marks(annotation: Any) -> Iterator[Any]:
+def marks(annotation: Any) -> Iterator[Any]:
     """What an annotation says beside the type, also within a union."""
     if get_origin(annotation) is Annotated:
         yield from annotation.__metadata__
     for each in get_args(annotation):
-        yield from _marks(each)
+        yield from marks(each)
 
 
 @functools.cache

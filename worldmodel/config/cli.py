@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 from worldmodel.config.checks import MISSING, check_value, read
+from worldmodel.config.verbatim import keep_texts
 from worldmodel.errors import ConfigError, WorldModelError
 from worldmodel.util.ranges import Count, FilePath, PassedTo, Seed, Text, Whole
 
@@ -88,6 +89,7 @@ def compose_config(overrides: Sequence[str] = ()) -> Config:
     check_choices(overrides)
     try:
         config = _composed([quote_path(override) for override in overrides])
+        keep_texts(config, overrides, Settings)
         OmegaConf.resolve(config)
         plain = OmegaConf.to_container(config)
         assert isinstance(plain, dict)

@@ -1,0 +1,62 @@
+"""Keeps texts as they were typed: Hydra reads 1e3 as 1000.0, 1_0 as 10, and null in a list of names as None."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from worldmodel.config.checks import find, marks, parameters
+from worldmodel.errors import ConfigError
+from worldmodel.util.ranges import Parsed
+
+_ENTRY = re.compile(r"""\s*('(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^,'"\[\]{}]+)\s*(?:,|$)""")
+
+
+def keep_texts(config: Any, overrides: Sequence[str], settings: type) -> None:
+    """Replace values of composed settings that should be texts, and were read as something else, by what was typed.
+
+    ``settings``: the dataclass of settings that are in no group.
+    """
+    from omegaconf import OmegaConf
+
+    for override in overrides:
+        key, equals, typed = override.partition("=")
+        key = key.lstrip("+")
+        if not equals or key.startswith("~") or "@" in key:
+            continue
+        value = OmegaConf.select(config, key)
+        value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+        text = _as_typed(value, typed.strip())
+        if text != value and _is_text(config, key.split("."), settings):
+            OmegaConf.update(config, key, text)
+
+
+def _as_typed(value: Any, typed: str) -> Any:
+    """The text of a number, of true or false, and of the entries of a list or a mapping; another value as it is."""
+    if isinstance(value, (int, float)):
+        return typed
+    entries = [entry.strip() for entry in _ENTRY.findall(typed[1:-1])]
+    plain = (type(None), int, float)
+    if isinstance(value, list) and typed.startswith("[") and len(entries) == len(value):
+        return [entry if isinstance(own, plain) else own for own, entry in zip(value, entries, strict=True)]
+    if isinstance(value, dict) and typed.startswith("{"):
+        pairs = {name.strip(): text.strip() for name, _, text in (entry.partition(":") for entry in entries)}
+        return {name: pairs.get(name, own) if isinstance(own, plain) else own for name, own in value.items()}
+    return value
+
+
+def _is_text(config: Any, path: Sequence[str], settings: type) -> bool:
+    """Whether the parameter that a setting sets is a text, or texts in a list or a mapping."""
+    from omegaconf import DictConfig
+
+    target, name, node = settings, path[0], config
+    for part in path:
+        if isinstance(node, DictConfig) and "_target_" in node:
+            target, name = node._target_, part
+        node = node[part] if isinstance(node, DictConfig) else None
+    try:
+        annotation = parameters(find(target, name)).types.get(name)
+    except ConfigError:  # which is reported when it is built
+        return False
+    return any(isinstance(mark, Parsed) for mark in marks(annotation))
