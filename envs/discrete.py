@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Space
 
+from worldmodel.data import validate
 from worldmodel.errors import EnvError
 
 MOST_COMBINED = 32
@@ -33,6 +34,7 @@ BINS = 3
 WIDEST = 1e9
 """A wider Box, for example with the largest float as bound, counts as unbounded."""
 _NAMED = "env.actions={left: [-1, 0], right: [1, 0]} names the actions"
+_CHOSEN = "env.actions={up: 2, down: 3} chooses some of them"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +63,8 @@ def discrete(space: Space[Any], requested: Mapping[str, Any] | None, env_id: str
         if not isinstance(space, Box) or bins < 2:
             raise EnvError(f"env.actions.bins={bins}: a Box is cut into 2 or more; {env_id} has {_shown(space)}")
     if isinstance(space, Discrete):
+        if space.n > validate.MOST_ACTIONS:
+            raise EnvError(f"{env_id} has {_shown(space)}, more than {validate.MOST_ACTIONS:,} actions; {_CHOSEN}")
         values = tuple(range(int(space.start), int(space.start + space.n)))
         return Actions(values, tuple(map(str, values)), native=True)
     parts = _parts(space, bins, env_id)

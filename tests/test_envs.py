@@ -338,6 +338,7 @@ def test_what_it_renders_can_be_the_frame() -> None:
         (image(32, 32, 3), Text(3), "wrap it so that they are Discrete, MultiDiscrete, MultiBinary or Box"),
         (image(32, 32, 3), Box(-np.inf, 1, (2,)), "actions without bounds, .* env.actions={left: .* names the actions"),
         (image(32, 32, 3), Box(-1, 1, (400,)), "801 one at a time; env.actions={left: "),
+        (image(32, 32, 3), Discrete(10**9), "more than 10,000 actions; env.actions={up: 2, down: 3} chooses"),
         (Box(0, 1, (32, 32, 3)), None, r"no image of 8-bit pixels, 16×16 or more, .*; env\.source=render"),
         (Dict(image=image(7, 7, 3)), None, "no image"),
         (Dict(left=image(32, 32), right=image(32, 32)), None, r"several images \(left, right\)"),

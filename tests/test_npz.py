@@ -181,8 +181,10 @@ def test_damaged_files_are_named_and_everything_else_is_stored(
         ({"action": np.zeros((9, 4))}, r"holds float64 \(9, 4\) for action; it needs one number a step"),
         ({"action": np.linspace(0, 1, 9)}, "holds actions that are no whole numbers from 0 on"),
         ({"action": np.arange(9) - 1}, "holds actions that are no whole numbers from 0 on"),
+        ({"action": np.full(9, 10**9)}, "holds the action 1,000,000,000; they are numbered from 0 to 9,999"),
+        ({"done": np.full(9, 0.5)}, r"holds float64 \(9,\) from 0.5 to 0.5 for done; it needs true or false"),
         ({"reward": np.zeros(8)}, r"holds float64 \(8,\) for reward"),
-        ({"reward": np.full(9, np.nan)}, "holds rewards that are no finite numbers"),
+        ({"reward": np.full(9, np.nan)}, "holds rewards that are no finite numbers, first nan at index 0"),
     ],
 )
 def test_files_of_something_else_are_one_line(changes: dict[str, Any], message: str, tmp_path: Path) -> None:

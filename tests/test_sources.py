@@ -403,6 +403,7 @@ def test_recordings_are_read_frame_by_frame(tmp_path: Path) -> None:
     [
         ({"frames": 4}, r"ep0001.mp4 has 4 frames; its 5 steps need 6"),
         ({"rewards": np.zeros(4, np.float32)}, "different lengths"),
+        ({"terminated": np.array([0, 1, 0, 0, 0])}, r"ep0001.npz ends before its last step"),
         ({"actions": np.full(5, 2)}, "actions that meta.json does not name"),
         ({"actions": np.zeros(5)}, "no whole numbers"),
         ({"actions": np.array([None] * 5)}, r"ep0001.npz holds an array of objects"),

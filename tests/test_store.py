@@ -510,3 +510,22 @@ def test_a_specification_with_an_unknown_field_is_damaged() -> None:
     assert Spec.from_json(SPEC.to_json()) == SPEC
     with pytest.raises(DataError, match="unknown fields: crc33"):
         Spec.from_json(SPEC.to_json().replace("crc32", "crc33"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"frame_shape": (8,)}, r"not a data specification: .*\(8,\), 3 actions"),
+        ({"frame_shape": (0, 8, 8)}, "not a data specification"),
+        ({"rate": float("nan")}, "not a data specification: .* nan frames a second"),
+        ({"action_names": ()}, "not a data specification: .* 0 actions"),
+        ({"action_names": ("a", "a")}, "two actions have the same name"),
+        ({"env_kwargs": {"level": {1, 2}}}, "specification of test cannot be written as JSON: .* set is not JSON"),
+    ],
+)
+def test_a_spec_that_is_none_is_refused_before_anything_is_written(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=message):
+        EpisodeStore.writer(tmp_path / "data", dataclasses.replace(SPEC, **changes))
+    assert not (tmp_path / "data").exists()

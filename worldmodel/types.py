@@ -64,6 +64,10 @@ class Spec:
 
     def to_json(self) -> str:
         fields = dataclasses.asdict(self)
+        try:
+            json.dumps(fields)
+        except TypeError as error:
+            raise DataError(f"the specification of {self.env_id} cannot be written as JSON: {error}") from error
         return json.dumps({**fields, "crc32": _checksum(fields)}, indent=1)
 
     @classmethod
@@ -85,6 +89,8 @@ class Spec:
             )
             if len(spec.frame_shape) < 2 or min(spec.frame_shape) < 1 or not spec.action_names or not spec.rate > 0:
                 raise ValueError(f"{spec.frame_shape}, {len(spec.action_names)} actions, {spec.rate} frames a second")
+            if len(set(spec.action_names)) < len(spec.action_names):
+                raise ValueError("two actions have the same name")
             return spec
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"not a data specification: {error!r}") from error

@@ -84,10 +84,11 @@ class EpisodeStore:
     def writer(cls, path: str | Path, spec: Spec) -> EpisodeStore:
         """Open or create the store at ``path`` for appending.
 
-        Raises :class:`DataError` when the store has another Spec, :class:`BusyError` when another
+        Raises :class:`DataError` for a Spec that is not valid or not that of the store, :class:`BusyError` when another
         process is writing.
         """
         path = expanded(path)
+        Spec.from_json(spec.to_json())  # which checks it
         if path.exists() and not path.is_dir():
             raise DataError(f"{path} is no folder; choose another with data=…")
         path.mkdir(parents=True, exist_ok=True)

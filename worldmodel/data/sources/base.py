@@ -12,7 +12,7 @@ import numpy as np
 
 from worldmodel.data.records import Item
 from worldmodel.data.store import EpisodeStore
-from worldmodel.data.validate import check_episode, short
+from worldmodel.data.validate import MOST_ACTIONS, check_episode, short
 from worldmodel.errors import DataError
 from worldmodel.types import DEFAULT_RATE, Episode, Spec, plain_name
 from worldmodel.util.files import expanded
@@ -71,6 +71,8 @@ def recorded_spec(
 
     Actions without names are numbered. Raises :class:`DataError` for too few or duplicate names.
     """
+    if actions > MOST_ACTIONS:
+        raise DataError(f"the recordings hold {actions:,} actions, more than {MOST_ACTIONS:,}; number them from 0")
     names = [
         plain_name(str(word)) for word in action_names or (known.action_names if known else map(str, range(actions)))
     ]

@@ -78,6 +78,8 @@ def read_episode(video: Path, spec: Spec) -> Episode:
         raise DataError(f"{video} has {len(frames)} frames; its {count} steps need {count + 1}")
     if count and not 0 <= steps["actions"].min() <= steps["actions"].max() < len(spec.action_names):
         raise DataError(f"{video.with_suffix('.npz')} holds actions that {META} does not name")
+    if (steps["terminated"].astype(bool) | steps["truncated"].astype(bool))[:-1].any():
+        raise DataError(f"{video.with_suffix('.npz')} ends before its last step; save one file for each episode")
     return Episode.from_steps(
         frames=frames,
         actions=steps["actions"],
@@ -107,7 +109,7 @@ def read_video(file: Path, shape: tuple[int, ...]) -> np.ndarray:
     done = subprocess.run(command, capture_output=True)
     if done.returncode:
         reason = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:] or [f"ffmpeg {done.returncode}"]
-        if "matches no streams" in reason[0]:
+        if b"matches no streams" in done.stderr:
             raise DataError(f"{file} holds no video")
         raise DataError(f"{file} {unreadable(file, reason[0], ('MP4', 'Matroska', 'AVI'), 'convert it to MP4')}")
     header = f"P6\n{width} {height}\n255\n".encode()  # before every frame

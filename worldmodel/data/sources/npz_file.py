@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from worldmodel.data.pictures import frame_shape
-from worldmodel.data.validate import READABLE
+from worldmodel.data.validate import MOST_ACTIONS, READABLE, described, first
 from worldmodel.errors import DataError
 from worldmodel.types import NO_ACTION
 from worldmodel.util.files import as_bytes
@@ -82,8 +82,13 @@ def look(file: Path, called: Mapping[str, str]) -> Recording:
     count = len(steps["actions"])
     if stream.frames not in (count, count + 1):
         raise DataError(f"{file} has {count} actions and {stream.frames} frames; it needs as many, or one frame more")
-    held_out = bool(arrays["held_out"]) if arrays.get("held_out", np.zeros(0)).shape == () else None
-    condition = int(arrays["condition"]) if arrays.get("condition", np.zeros(0)).shape == () else NO_ACTION
+    single = {
+        key: arrays[key].item()
+        for key in ("held_out", "condition")  # others may use these names for something else
+        if key in arrays and arrays[key].shape == () and arrays[key].dtype.kind in "biu"
+    }
+    held_out = bool(single["held_out"]) if "held_out" in single else None
+    condition = single.get("condition", NO_ACTION)
     return Recording(file, stream.frames, stream.shape, held_out=held_out, condition=condition, **steps)
 
 
@@ -101,8 +106,13 @@ def _steps(arrays: Mapping[str, np.ndarray], file: Path) -> dict[str, np.ndarray
     actions, rewards = flat["action"], flat["reward"].astype(np.float32)
     if actions.dtype.kind not in "iu" or actions.min(initial=0) < 0:
         raise DataError(f"{file} holds actions that are no whole numbers from 0 on; only discrete ones can be read")
-    if not np.isfinite(rewards).all():
-        raise DataError(f"{file} holds rewards that are no finite numbers")
+    if actions.max(initial=0) >= MOST_ACTIONS:
+        raise DataError(f"{file} holds the action {actions.max():,}; they are numbered from 0 to {MOST_ACTIONS - 1:,}")
+    if (wrong := first(~np.isfinite(rewards))) is not None:
+        raise DataError(f"{file} holds rewards that are no finite numbers, first {rewards[wrong]} at index {wrong}")
+    for key in {"done", "terminated", "truncated"} & set(flat):
+        if not np.isin(flat[key], (0, 1)).all():
+            raise DataError(f"{file} holds {described(flat[key])} for {key}; it needs true or false for each step")
     none = np.zeros(len(actions), bool)
     ends = {key: flat[key].astype(bool) for key in ("done", "terminated", "truncated", "life_loss") if key in flat}
     done = ends.get("done", none)
