@@ -16,14 +16,16 @@ from rich.console import Console
 
 from worldmodel.config.cli import EXIT_USER_ERROR, Parser, one_line
 from worldmodel.errors import WorldModelError
-from worldmodel.util.files import replace_text
+from worldmodel.util.files import expanded, replace_text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = Parser("python -m worldmodel.agents.compare", description=__doc__)
-    parser.add_argument("files", nargs="+", type=Path, metavar="metrics.json", help="evaluations, or their folders")
-    parser.add_argument("--to", type=Path, default=Path("."), metavar="FOLDER", help="where to write (default: here)")
+    parser.add_argument("files", nargs="+", type=expanded, metavar="metrics.json", help="evaluations, or their folders")
+    parser.add_argument(
+        "--to", type=expanded, default=Path("."), metavar="FOLDER", help="where to write (default: here)"
+    )
     try:
         args = parser.parse_args(argv)
 

@@ -22,7 +22,7 @@ from worldmodel.recording.recorder import ActionSource, FrameSource, Order, Reco
 from worldmodel.runs.data import env_maker, spec_of
 from worldmodel.runs.folder import PRIOR
 from worldmodel.types import Episode, Spec
-from worldmodel.util.files import replace_text
+from worldmodel.util.files import check_writable, replace_text
 from worldmodel.util.progress import Bars, deferred
 from worldmodel.world import WorldModel
 
@@ -159,6 +159,7 @@ def evaluate(config: DictConfig, settings: Settings, agent_name: str, name: str,
     run = find_agent_run(config, spec)
     folder = agent_folder(config, name, run)
     agent = build_agent(config, run, folder)
+    check_writable(folder)
     world = None
     if run is not None and (run / PRIOR).is_file():
         world = WorldModel.load(run, device=str(config.device))

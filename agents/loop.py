@@ -27,13 +27,14 @@ from worldmodel.config.checks import build, check_groups
 from worldmodel.data.store import EpisodeStore, Split
 from worldmodel.data.windows import Windows
 from worldmodel.errors import ConfigError, RunError
+from worldmodel.priors import Prior
 from worldmodel.recording.recorder import ActionSource
-from worldmodel.runs.data import record_steps, recorded
-from worldmodel.runs.folder import PRIOR, checkpoint_of, claim, find_run, load_config
+from worldmodel.runs.data import env_maker, record_steps, recorded, spec_of
+from worldmodel.runs.folder import PRIOR, Kind, checkpoint_of, claim, find_run, kind_of, load_config
 from worldmodel.runs.models import check_trained
 from worldmodel.runs.resume import to_be_trained
-from worldmodel.runs.stages import Source, Stage, StageSettings, stage_settings, stages_of
-from worldmodel.runs.training import make_fabric, train, train_stage
+from worldmodel.runs.stages import PriorStage, Source, Stage, StageSettings, stage_settings, stages_of
+from worldmodel.runs.training import make_fabric, rehearse, rehearse_stage, train, train_stage
 from worldmodel.tokenizers import Tokenizer
 from worldmodel.types import Spec
 from worldmodel.util.files import replace_text
@@ -116,6 +117,7 @@ def learn(config: DictConfig, **options: Annotated[Any, PassedTo(LearnerSettings
     stage_settings(config, AgentStage)
     if config.steps == 0:
         return learn_in_dream(config, settings)
+    rehearse_agent(config, settings)
     name = str(config.run or f"{config.stem}-agent" + (f"-seed{config.seed}" if config.seed else ""))
     if str(config.data) == f"data/{config.source.name}":
         config.data = f"data/{name}"  # an agent has its own data, whose steps are counted
@@ -131,6 +133,18 @@ def learn(config: DictConfig, **options: Annotated[Any, PassedTo(LearnerSettings
     save_returns(EpisodeStore.open(str(config.data)), folder)
     print(f"the agent is in {folder}; python -m worldmodel.agents.evaluate agent=actor_critic run={folder.name}")
     return folder
+
+
+def rehearse_agent(config: DictConfig, settings: LearnerSettings) -> None:
+    """Build the world model and the agent, and compute their losses once. Raises :class:`ConfigError`."""
+    spec = spec_of(env_maker(config))
+    tokenizer, models = rehearse(config, spec, stages_of(config))
+    prior = models[PriorStage.name]
+    if not (isinstance(tokenizer, Tokenizer) and isinstance(prior, Prior)) or kind_of(config, spec) is not Kind.WORLD:
+        raise ConfigError("an actor needs a tokenizer of codes and a prior that reads earlier frames; choose another "
+                          "prior, such as prior=conv")  # fmt: skip
+    stage = AgentStage(WorldModel(spec, tokenizer, prior), {**settings.dream, "horizon": 2})
+    rehearse_stage(config, spec, stage, tokenizer)
 
 
 def learn_in_dream(config: DictConfig, settings: LearnerSettings) -> Path:

@@ -18,6 +18,7 @@ from worldmodel.config.checks import check_value
 from worldmodel.data.store import EpisodeStore, Split
 from worldmodel.errors import DataError, EnvError
 from worldmodel.heads import make_sampler
+from worldmodel.media import colours
 from worldmodel.priors import replace_rows, select_rows
 from worldmodel.runs.folder import PRIOR, find_run, open_episodes
 from worldmodel.types import Info
@@ -160,8 +161,7 @@ class DreamBatch:
 
     def render(self) -> np.ndarray:
         """(B, H, W, 3) uint8: the decoded frames."""
-        frames = self.observe("pixels")
-        return frames[..., :3] if frames.shape[-1] >= 3 else frames[..., :1].repeat(3, -1)
+        return colours(self.observe("pixels"))
 
     def action(self, action: Any) -> np.ndarray:
         """One action or (B,) actions as (B,) int64. Raises :class:`EnvError` for invalid actions."""

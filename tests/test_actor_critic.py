@@ -224,6 +224,8 @@ def test_experiments_of_agents_make_what_they_name(name: str) -> None:
         (["agent.learner.max_repeat=0"], "agent.learner.max_repeat is 0; it must be at least 1"),
         (["+agent.learner.dream.speed=1"], "there is no agent.learner.dream.speed; choose world, agent, horizon"),
         (["steps=0"], "steps=0 trains an actor in the world model of an existing run: name it with run="),
+        (["prior=pixelcnn"], "an actor needs a tokenizer of codes and a prior that reads earlier frames; choose"),
+        (["tokenizer=vqvae_8x8x10"], "makes 10 codes at each position, and ConvTrunk is for one; choose prior="),
         (["steps=0", "run=gone"], "there are no runs in runs"),
     ],
 )

@@ -52,9 +52,16 @@ def test_tensors_and_grey_and_alpha_become_pictures() -> None:
     assert np.array_equal(pictures(alpha), alpha[:, :3].transpose(0, 2, 3, 1))
 
 
-@pytest.mark.parametrize(
-    "wrong", [frames(2).astype(np.float32), frames(2)[0], frames(2, channels=5), frames(2)[:0]], ids=str
-)
+@pytest.mark.parametrize(("channels", "shown"), [(2, [1]), (5, [4]), (6, [3, 4, 5]), (9, [6, 7, 8]), (16, [15])])
+def test_of_a_stack_the_newest_frame_is_shown(channels: int, shown: list[int]) -> None:
+    stack = frames(2, channels=channels)
+    newest = stack[:, shown].transpose(0, 2, 3, 1)
+    expected = np.broadcast_to(newest, (2, 64, 64, 3))
+    assert np.array_equal(pictures(stack), expected)
+    assert np.array_equal(media.gallery([("", torch.from_numpy(stack[:1]))])[6:-6:2, 6:-6:2][:64, :64], expected[0])
+
+
+@pytest.mark.parametrize("wrong", [frames(2).astype(np.float32), frames(2)[0], frames(2)[:0]], ids=str)
 def test_what_is_no_picture_is_refused(wrong: np.ndarray) -> None:
     with pytest.raises(DataError, match="cannot show"):
         media.Strip(wrong)

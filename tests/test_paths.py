@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import io
 import os
 import shutil
 from pathlib import Path
@@ -11,14 +13,18 @@ import pytest
 from moving_square import SPEC, record
 from omegaconf import OmegaConf
 from PIL import Image
+from rich.console import Console
 
 import worldmodel.collect
 from worldmodel.config.cli import compose_config, run_entry_point
+from worldmodel.config.flags import add_output
 from worldmodel.data.store import SOURCE, EpisodeStore
 from worldmodel.errors import ConfigError, DataError, RunError
+from worldmodel.evaluation.report import table
 from worldmodel.runs.data import source_path
 from worldmodel.runs.folder import find_run, load_config, new_run, open_data, save_config
 from worldmodel.util.files import check_writable
+from worldmodel.util.output import output_of
 
 NAMES = ["données", "写真", "Photos (2019)", "a=b", "a,b", "it's", 'a "b"', "#1", "a&b", "set [1]", "[1]", "{a: 1}",
          "007", "1e3", "a\\", "a\\'b", "'", " a ", "50 %", "v1.2", "-x", "$HOME", "a: b", "~x"]  # fmt: skip
@@ -139,6 +145,44 @@ def test_a_run_may_be_called_so(name: str, tmp_path: Path, monkeypatch: pytest.M
     folder = new_run(OmegaConf.create({**parts, "runs": f"all {name}", "run": name}), SPEC)
     assert folder == Path(f"all {name}", name) == find_run(f"all {name}", name)
     assert load_config(folder).data == str(tmp_path / f"data/{name}") and load_config(folder).run == name
+
+
+def test_an_output_is_a_file_a_folder_or_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Path("results.2026").mkdir()
+
+    def paths(text: str) -> list[str]:
+        parser = argparse.ArgumentParser()
+        add_output(parser, (".mp4", ".png"))
+        output = parser.parse_args([f"--output={text}"]).output
+        return [str(path) for path in output_of(output, Path("run"), "name", (".mp4", ".png")).paths((".mp4", ".png"))]
+
+    assert paths("results.2026") == ["results.2026/name.mp4", "results.2026/name.png"]
+    assert paths("new.folder/") == ["new.folder/name.mp4", "new.folder/name.png"]
+    assert paths("results.2026/a b.png") == ["results.2026/a b.png"]
+    assert paths("a.b/c") == ["a.b/c.mp4", "a.b/c.png"]
+    assert paths("~/results.2026") == [str(tmp_path / "results.2026/name") + suffix for suffix in (".mp4", ".png")]
+    with pytest.raises(ConfigError, match=r"must end in \.mp4, \.png"):
+        paths("a.txt")
+    Path("file").touch()
+    with pytest.raises(NotADirectoryError):
+        paths("file/x")
+    assert sorted(os.listdir()) == ["file", "results.2026"]
+
+
+@pytest.mark.parametrize("width", [20, 40, 80])
+def test_no_value_of_a_table_is_lost_in_a_narrow_terminal(width: int) -> None:
+    lines = [
+        ("One step", ""),
+        ("reconstruction PSNR (mean over frames)", "12.34 [11.20, 13.55] dB"),
+        ("step", "1 5 10"),
+    ]
+    console = Console(width=width, file=io.StringIO())
+    console.print(table({"run": "r", "environment": "e"}, lines))
+    shown = console.file.getvalue()
+    for word in " ".join(value for _, value in lines).split():
+        assert word in shown
 
 
 @pytest.mark.parametrize("name", ["", " ", ".", "..", ".x", "a/b", "a\nb"])

@@ -75,13 +75,13 @@ def main(args: argparse.Namespace, config: Config) -> None:
     usual = max(1, world.prior.context)
     chosen = videos.Choice(args.actions, args.replay, args.start, args.horizon, args.context or usual, config.seed)
     scene = videos.choose_scene(chosen, world.spec, store)
+    options = ("t", args.temperature, 1.0), ("k", args.top_k, None), ("c", chosen.context, usual)
+    name = videos.file_name(chosen, scene, *options, ("x", args.samples, 1))
+    paths = output_of(args.output, run / "dreams", name, VIDEO_SUFFIXES).paths(VIDEO_SUFFIXES)
     started = time.perf_counter()
     dreamt = videos.imagine(world, scene, args.samples, config.seed, args.temperature, args.top_k, args.sampler)
     frames = dreamt.frames.cpu()  # (N, H, C, H, W); on the host, so that the clock has waited for the device
     seconds = time.perf_counter() - started
-    options = ("t", args.temperature, 1.0), ("k", args.top_k, None), ("c", chosen.context, usual)
-    name = videos.file_name(chosen, scene, *options, ("x", args.samples, 1))
-    paths = output_of(args.output, run / "dreams", name, VIDEO_SUFFIXES).paths(VIDEO_SUFFIXES)
     reconstruction = videos.reconstruction(world, scene)
     videos.save(paths, world.spec, scene, frames, reconstruction, args.labels, chosen)
     print(f"run       {run}")

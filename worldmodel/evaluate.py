@@ -22,6 +22,7 @@ from rich.console import Console
 from worldmodel.config.cli import Config, entry_point
 from worldmodel.config.flags import add_number
 from worldmodel.errors import ConfigError
+from worldmodel.util.files import check_writable
 from worldmodel.util.progress import progress_bars
 from worldmodel.util.ranges import Count
 
@@ -69,6 +70,7 @@ def main(args: argparse.Namespace, config: Config) -> None:
         if getattr(args, name) and Kind[owner] is not kind:
             flag = f"--{name.replace('_', '-')}"
             raise ConfigError(f"{flag} is for a run of {Kind[owner]}, and the run {run.name} is of {kind}")
+    check_writable(run / "evaluation")
     figures, lines, pictures = measure(args, config, run, console)
     console.print(table(figures, lines))
     console.print(f"{run / 'evaluation/report.html'}  ({pictures}, metrics.json beside it)", soft_wrap=True)

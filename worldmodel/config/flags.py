@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -55,8 +56,9 @@ def add_output(parser: argparse.ArgumentParser, suffixes: Sequence[str]) -> None
     """``--output``; ``suffixes``: of the files that it may name, which are checked before anything slow is done."""
 
     def read(text: str) -> str:
-        check_output(text, suffixes)
-        return text
+        path = os.path.expanduser(text)
+        check_output(path, suffixes)
+        return path
 
     help = f"one file ({' '.join(suffixes)}), a folder, or a name without suffix"
     parser.add_argument("--output", type=read, metavar="PATH", help=help)

@@ -108,13 +108,13 @@ def _events_line(events: dict[str, Any] | None) -> str:
 
 
 def table(figures: dict[str, Any], lines: Sequence[tuple[str, str]]) -> Group:
-    """Lines as a table without borders for each section, for a terminal of at least 80 columns."""
+    """Lines as a table without borders for each section. In a narrow terminal, names and values are wrapped."""
     parts: list[Table] = []
     for name, value in lines:
         if not value:
             title = Text(name, style="bold")
             parts.append(Table(title=title, title_justify="left", box=None, show_header=False, pad_edge=False))
-            parts[-1].add_column(no_wrap=True)
+            parts[-1].add_column(overflow="fold")
             parts[-1].add_column(overflow="fold")
         else:
             parts[-1].add_row(name, Text(value))

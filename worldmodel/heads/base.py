@@ -37,12 +37,18 @@ class GridSpec:
         """A."""
         return len(self.action_names)
 
-    def require_one_grid(self, model: nn.Module) -> None:
-        """Raises :class:`ConfigError` where there are several grids, which a trunk or head of one cannot serve."""
+    def require_one_grid(self, model: nn.Module, slots: bool = False) -> None:
+        """Raises :class:`ConfigError` where there are several grids, or without ``slots`` several codes at a position,
+        which the trunk or head cannot serve."""
         if self.levels:
             raise ConfigError(
                 f"this tokenizer makes several grids, and {type(model).__name__} is for one; choose prior=hierarchy, "
                 "or prior=jukebox for sound"
+            )
+        if self.codebook.dim() == 3 and not slots:
+            raise ConfigError(
+                f"this tokenizer makes {len(self.codebook)} codes at each position, and {type(model).__name__} is for "
+                "one; choose prior=pixelcnn, or prior=codec, which reads earlier frames, too"
             )
 
 

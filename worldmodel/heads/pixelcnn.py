@@ -59,7 +59,7 @@ class PixelCNNHead(SiteHead):
     def __init__(
         self, spec: GridSpec, context_width: int, width: Count = 128, **network: Annotated[Any, PassedTo(GatedPixelCNN)]
     ):
-        spec.require_one_grid(self)
+        spec.require_one_grid(self, slots=True)
         grid, codebook = spec.grid, spec.codebook
         sizes: tuple[int, ...]
         if len(grid) == 1:  # a row of one codebook, or one site whose slots are a row

@@ -11,6 +11,7 @@ from worldmodel.media.compose import (
     Strip,
     action_names,
     canvases,
+    colours,
     contact_sheet,
     dream_strip,
     gallery,
@@ -18,5 +19,5 @@ from worldmodel.media.compose import (
 )
 from worldmodel.media.write import save, save_png
 
-__all__ = ["Labels", "Strip", "action_names", "canvases", "contact_sheet", "dream_strip", "gallery"]
-__all__ += ["save", "save_png", "triptych"]
+__all__ = ["Labels", "Strip", "action_names", "canvases", "colours", "contact_sheet", "dream_strip"]
+__all__ += ["gallery", "save", "save_png", "triptych"]

@@ -28,8 +28,7 @@ SHEET_COLUMNS = 10
 class Strip:
     """Frames of one source: the truth, a reconstruction or a dream.
 
-    ``frames`` is an array or a tensor with 1 (grey), 3 or 4 (alpha is dropped) channels. Raises :class:`DataError` for
-    other shapes.
+    ``frames`` is an array or a tensor, shown as :func:`colours` says. Raises :class:`DataError` for other shapes.
     """
 
     frames: np.ndarray  # (T, C, H, W) uint8; stored as (T, H, W, 3)
@@ -49,12 +48,23 @@ class Strip:
 
 
 def pictures(frames: np.ndarray | Tensor) -> np.ndarray:
-    """(T, C, H, W) uint8, C of 1, 3 or 4 → (T, H, W, 3) uint8. Raises :class:`DataError` for anything else."""
+    """(T, C, H, W) uint8 → (T, H, W, 3) uint8. Raises :class:`DataError` for anything else."""
     array: np.ndarray = frames.detach().cpu().numpy() if isinstance(frames, Tensor) else np.asarray(frames)
-    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1] not in (1, 3, 4) or 0 in array.shape:
-        raise DataError(f"cannot show {array.dtype} {array.shape}; frames are uint8 (T, C, H, W) with C of 1, 3 or 4")
-    array = np.repeat(array, 3, axis=1) if array.shape[1] == 1 else array[:, :3]
-    return np.ascontiguousarray(array.transpose(0, 2, 3, 1))
+    if array.dtype != np.uint8 or array.ndim != 4 or 0 in array.shape:
+        raise DataError(f"cannot show {array.dtype} {array.shape}; frames are uint8 (T, C, H, W)")
+    return np.ascontiguousarray(colours(array.transpose(0, 2, 3, 1)))
+
+
+def colours(frames: np.ndarray) -> np.ndarray:
+    """What is shown of frames (…, H, W, C): (…, H, W, 3).
+
+    Of a stack of frames, that is the last one: the last three channels if C is a multiple of three, else the last
+    channel as grey. Four channels are red, green, blue and opacity, which is not shown.
+    """
+    channels = frames.shape[-1]
+    if channels == 4:
+        return frames[..., :3]
+    return frames[..., -3:] if channels % 3 == 0 else frames[..., -1:].repeat(3, -1)
 
 
 def action_names(actions: Sequence[int] | np.ndarray | Tensor, names: Sequence[str]) -> tuple[str | None, ...]:
@@ -149,7 +159,7 @@ def contact_sheet(
 
 
 def gallery(rows: Sequence[tuple[str, Tensor]], size: int = 96, title: str = "") -> np.ndarray:
-    """Rows of (label, images (n, C, H, W) uint8, C 1 or 3) → one image (height, width, 3) uint8.
+    """Rows of (label, images (n, C, H, W) uint8) → one image (height, width, 3) uint8.
 
     Images are enlarged by an integer factor to at least ``size`` pixels. Raises :class:`DataError` without images.
     """
@@ -169,7 +179,7 @@ def gallery(rows: Sequence[tuple[str, Tensor]], size: int = 96, title: str = "")
         write(canvas, (gap, y + height / 2), label, letters, INK, "lm", left)
         for column, picture in enumerate(pictures):
             x = left + column * (picture.shape[-1] * scale + gap)
-            pixels = picture.expand(3, -1, -1).movedim(0, -1).cpu().numpy().repeat(scale, 0).repeat(scale, 1)
+            pixels = colours(picture.movedim(0, -1).cpu().numpy()).repeat(scale, 0).repeat(scale, 1)
             canvas.paste(Image.fromarray(pixels), (x, y))
         y += height + gap
     return np.asarray(canvas)

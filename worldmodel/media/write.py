@@ -14,7 +14,7 @@ from PIL import Image
 from worldmodel.errors import ConfigError
 from worldmodel.media import draw
 from worldmodel.media.compose import Labels, Strip, canvases, contact_sheet
-from worldmodel.util.files import whole
+from worldmodel.util.files import check_writable, expanded, whole
 from worldmodel.util.output import VIDEO_SUFFIXES, check_suffix
 
 GIF_SIZE = 192  # minimum size of frames in a gif
@@ -33,7 +33,8 @@ def save(
 
     Raises :class:`ConfigError` for another suffix, unknown labels or a missing encoder.
     """
-    path = check_suffix(path, VIDEO_SUFFIXES)
+    path = check_suffix(expanded(path), VIDEO_SUFFIXES)
+    check_writable(path.parent)  # ffmpeg would only report a broken pipe
     match path.suffix.lower():
         case ".mp4":
             save_mp4(path, canvases(strips, labels, across=across), rate)
@@ -103,7 +104,10 @@ def save_mp4(path: str | Path, frames: Iterator[np.ndarray], rate: float) -> Non
     with whole(path) as part:
         try:
             quality = ["-crf", "18", "-movflags", "+faststart"]
-            writer = FFMPEG_VideoWriter(str(part), (width, height), rate, codec="libx264", ffmpeg_params=quality)
+            # ffmpeg would take "a:" in front of a relative path for a protocol.
+            writer = FFMPEG_VideoWriter(
+                str(part.absolute()), (width, height), rate, codec="libx264", ffmpeg_params=quality
+            )
         except FileNotFoundError as error:
             raise ConfigError(f"cannot write {path}: no ffmpeg ({error.filename}); {remedy}") from error
         process = writer.proc

@@ -51,7 +51,10 @@ class GaussianPrior(LatentPrior):
     ):
         super().__init__(action_names, loss_weights)
         if not isinstance(tokenizer, VAE):
-            raise ConfigError("this prior is over the continuous latents of a VAE; choose tokenizer=…vae")
+            raise ConfigError(
+                "prior=gaussian is over the continuous latents of a VAE; choose tokenizer=vae, or for codes "
+                "prior=conv, prior=pixelcnn or prior=hierarchy"
+            )
         self.grid, self.components = tokenizer.grid, components
         slots = self.grid[-1]
         self.condition = nn.Embedding(len(action_names) + 1, condition)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from omegaconf import DictConfig
+from torch import nn
 
 from worldmodel.config.cli import one_line
 from worldmodel.data.codes import fingerprint
@@ -52,7 +53,7 @@ def train(
     stages = stages_of(config, stage)
     store = open_store(config)
     fabric = make_fabric(config)
-    rehearse(fabric, config, store.spec, stages)
+    rehearse(config, store.spec, stages, store)
     first = None
     if weights_of is not None:
         purpose = "training cannot start from the weights of"
@@ -97,22 +98,39 @@ def make_fabric(config: DictConfig) -> Fabric:
     return Fabric(accelerator=device.type, devices=devices, num_nodes=everywhere // here, strategy=strategy)
 
 
-def rehearse(fabric: Fabric, config: DictConfig, spec: Spec, stages: Sequence[Stage]) -> None:
+def rehearse(
+    config: DictConfig, spec: Spec, stages: Sequence[Stage], store: EpisodeStore | None = None
+) -> tuple[Autoencoder | None, dict[str, nn.Module]]:
     """Build the models and compute the losses of each for one window, to report errors in the settings of all stages
-    before training. Raises :class:`ConfigError`.
+    before training. Returns the untrained tokenizer and the models by stage.
+
+    ``store``: of the episodes; of sound, whose windows may be too long for them. Raises :class:`ConfigError` and
+    :class:`DataError`.
     """
     tokenizer: Autoencoder | None = None
+    models = {}
+    for stage in (*prerequisites(config, stages), *stages):
+        models[stage.name] = model = rehearse_stage(config, spec, stage, tokenizer)
+        if store is not None and len(spec.frame_shape) == 2:
+            train = stage.windows(stage_settings(config, stage), store, model)["train"]
+            if not train.drawable:
+                train.sample(1, torch.Generator())  # raises the error
+        tokenizer = stage.extended(tokenizer, model)
+    return tokenizer, models
+
+
+def rehearse_stage(config: DictConfig, spec: Spec, stage: Stage, tokenizer: Autoencoder | None) -> nn.Module:
+    """The same for one stage; returns its model."""
+    stage_settings(config, stage)  # checked before a model is built
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        for stage in (*prerequisites(config, stages), *stages):
-            stage_settings(config, stage)  # checked before a model is built
-            model = stage.build(config, spec, tokenizer)
-            objective = stage.objective(config, model, tokenizer).eval()
-            try:
-                losses = objective(blank_window(stage.lead(model) + 1, spec, tokenizer), torch.Generator())
-            except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError) as error:
-                raise ConfigError(f"the {stage.title} does not work with these settings: {one_line(error)}") from error
-            weighted_sum(losses.terms, objective.loss_weights)
-            tokenizer = stage.extended(tokenizer, model)
+        model = stage.build(config, spec, tokenizer)
+        objective = stage.objective(config, model, tokenizer).eval()
+        try:
+            losses = objective(blank_window(stage.lead(model) + 1, spec, tokenizer), torch.Generator())
+        except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            raise ConfigError(f"the {stage.title} does not work with these settings: {one_line(error)}") from error
+        weighted_sum(losses.terms, objective.loss_weights)
+    return model
 
 
 def blank_window(length: int, spec: Spec, tokenizer: Autoencoder | None) -> Segment:

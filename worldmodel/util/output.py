@@ -1,13 +1,16 @@
-"""Where commands write: ``--output`` is a file, a folder that exists, or a name without a suffix."""
+"""Where commands write: ``--output`` is a file, a folder (one that exists, or a name with a final ``/``), or a name
+without a suffix."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from worldmodel.errors import ConfigError
+from worldmodel.util.files import check_writable
 
 VIDEO_SUFFIXES = (".mp4", ".gif", ".png")
 SOUND_SUFFIXES = (".wav", ".flac")
@@ -39,22 +42,28 @@ def check_suffix(path: str | Path, suffixes: Sequence[str]) -> Path:
 
 def check_output(output: str | None, suffixes: Sequence[str]) -> None:
     """Raises :class:`ConfigError` for a file of another suffix, before anything slow is done."""
-    if output is not None and Path(output).suffix and not Path(output).is_dir():
+    if output is not None and Path(output).suffix and not is_folder(output):
         check_suffix(output, suffixes)
 
 
-def output_of(output: str | None, folder: Path, name: str, suffixes: Sequence[str]) -> Output:
-    """What ``--output`` means. Without it, or where it is a folder that exists, the files are called ``name``.
+def is_folder(output: str) -> bool:
+    """Whether an ``--output`` is a folder: one that exists, or a name that ends in ``/``."""
+    return output.endswith(os.sep) or Path(output).is_dir()
 
-    Raises :class:`ConfigError` for a file of another suffix.
+
+def output_of(output: str | None, folder: Path, name: str, suffixes: Sequence[str]) -> Output:
+    """What ``--output`` means. Without it, or where it is a folder, the files are called ``name``.
+
+    Raises :class:`ConfigError` for a file of another suffix, OSError for a folder that cannot be written to.
     """
-    if output is None:
-        return Output(folder / name, "")
-    given = Path(output)
-    if given.is_dir():
-        return Output(given / name, "")
-    check_output(output, suffixes)
-    return Output(given.with_suffix(""), given.suffix)
+    given = folder if output is None else Path(output)
+    if output is None or is_folder(output):
+        result = Output(given / name, "")
+    else:
+        check_output(output, suffixes)
+        result = Output(given.with_suffix(""), given.suffix)
+    check_writable(result.stem.parent)
+    return result
 
 
 def words_in_name(text: str) -> str:
