@@ -60,7 +60,8 @@ def prepare(args: argparse.Namespace, config: Config) -> None:
     if set(groups) & {*TRAINED}:
         sound = "speech" in str(config.tokenizer)
         spec = SPEECH if sound else SPEC
-        rehearse(make_fabric(config), config, spec, stages_of(config))
+        make_fabric(config)
+        rehearse(config, spec, stages_of(config))
 
 
 def inject(scratch: Path, rng: random.Random) -> Iterator[Result]:
