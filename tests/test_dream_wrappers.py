@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from gymnasium.vector.utils import batch_space
 from gymnasium.wrappers import vector
 from test_dream_env import ID, run, settings  # noqa: F401 (run is a fixture)
 
+from worldmodel.world import WorldModel
+
 NAMES = [name for name in wrappers.__all__ if name not in ("vector", "AtariPreprocessing")]  # the second is ALE's
 TWO = Box(-1, 1, (1,), np.float32)  # for wrappers of continuous actions
 
@@ -27,6 +30,9 @@ def dimmed(image: Any) -> Any:
 def steered(action: Any) -> Any:
     """An action of the run for numbers (…, 1) in [-1, 1]."""
     return (np.asarray(action)[..., 0] > 0).astype(np.int64)
+
+
+loaded = functools.cache(WorldModel.load)  # once for all tests
 
 
 BOTH: dict[str, dict[str, Any]] = {
@@ -81,11 +87,14 @@ OF_CODES = (
 def wrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Wraps an environment, skipping where a wrapper needs a package that is not installed."""
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    monkeypatch.setattr(WorldModel, "load", loaded)
 
     def wrapped(package: Any, name: str, env: Any, options: dict[str, Any]) -> Any:
         options = {**options, "video_folder": str(tmp_path)} if name == "RecordVideo" else options
         try:
-            return getattr(package, name)(env, **options)
+            made = getattr(package, name)(env, **options)
+            made.reset(seed=0)
+            return made
         except (DependencyNotInstalled, ModuleNotFoundError) as error:
             pytest.skip(str(error))
 
