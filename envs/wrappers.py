@@ -125,26 +125,33 @@ class FrameEnv(gymnasium.Wrapper[np.ndarray, int, Any, Any]):
             info,
         )
 
-    def _call(self, method: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """What ``reset`` or ``step`` returns: a tuple of as many values as gymnasium states, the last one a dict."""
+    def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """What ``reset``, ``step`` or ``render`` returns; for the first two, a tuple of as many values as gymnasium
+        states, the last one a dict."""
         try:
             result = getattr(self.env, method)(*args, **kwargs)
-        except (TypeError, ValueError, AttributeError) as error:
-            if not _in_gymnasium(error):
-                raise
-            reason = f"cannot be called ({error})"
+        except (WorldModelError, gymnasium.error.Error, OSError, MemoryError):
+            raise
+        except Exception as error:  # an environment may raise anything
+            last = list(traceback.walk_tb(error.__traceback__))[-1][0]
+            module, place = str(last.f_globals.get("__name__")), f"{last.f_code.co_filename}, line {last.f_lineno}"
+            if not module.startswith((__name__, "gymnasium.core", "gymnasium.wrappers")):
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                raise WorldModelError(f"{self._moment}: {method}() raised {reason} ({place})") from error
+            reason = f"cannot be called ({error})"  # or gymnasium cannot use what it returned
         else:
-            if isinstance(result, tuple) and len(result) == _RESULTS[method] and isinstance(result[-1], dict):
+            if method == "render" or (
+                isinstance(result, tuple) and len(result) == _RESULTS[method] and isinstance(result[-1], dict)
+            ):
                 return result
-            reason = f"returned {validate.described(result)}"
-            if isinstance(result, tuple) and len(result) == _RESULTS[method]:
-                reason = f"returned {validate.described(result[-1])} as info"
+            info = isinstance(result, tuple) and len(result) == _RESULTS[method]
+            reason = f"returned {validate.described(result[-1] if info else result)}{' as info' * info}"
         raise DataError(f"{self._moment}: {method}() {reason}; gymnasium expects {_CONTRACT[method]}")
 
     def _frame(self, observation: Any) -> np.ndarray:
         what = "the observation is"
         if self.source == "render":
-            observation, what = self.env.render(), "render() returned"
+            observation, what = self._call("render"), "render() returned"
             if not hasattr(observation, "dtype"):
                 raise DataError(
                     f"{self._moment}: render() returned {validate.described(observation)}; gymnasium expects "
@@ -167,14 +174,8 @@ class FrameEnv(gymnasium.Wrapper[np.ndarray, int, Any, Any]):
             wanted = f"{self.data_spec.frame_shape[0]} channels; fix it, or wrap it"
             space = "gymnasium expects (H, W, 3)," if self.source == "render" else "its space has"
             raise DataError(f"{self._moment}: {what} an image of shape {shape}, but {space} {wanted}")
-        return np.ascontiguousarray(resize(picture, self.size).transpose(2, 0, 1))
-
-
-def _in_gymnasium(error: Exception) -> bool:
-    """Whether an error was raised here or in gymnasium, which cannot use what an environment returned or accepts, and
-    not within the environment."""
-    frames = list(traceback.walk_tb(error.__traceback__))
-    return str(frames[-1][0].f_globals["__name__"]).startswith((__name__, "gymnasium.core", "gymnasium.wrappers"))
+        # A copy in any case, because an environment may return the same array in every step.
+        return np.array(resize(picture, self.size).transpose(2, 0, 1), order="C")
 
 
 def _rate(env: gymnasium.Env[Any, Any], env_id: str) -> float:
@@ -275,8 +276,15 @@ def _action_names(
     elif not actions.native:
         names = list(actions.names)
     else:
-        names = own_action_names(env, actions.values)
+        try:
+            names = own_action_names(env, actions.values)
+        except (TypeError, ValueError, AttributeError) as error:
+            reason = f"{env_id} gives no list of the names of its actions ({error})"
+            raise EnvError(f"{reason}; env.action_names=[…] gives them") from error
     names = names or list(actions.names)
     if len(names) != count or len(set(names)) != count:
-        raise EnvError(f"{env_id} has {count} actions, which need as many different names; got {', '.join(names)}")
+        raise EnvError(
+            f"{env_id} has {count} actions, which need as many different names; got {', '.join(names)}: "
+            "give them with env.action_names=[…]"
+        )
     return tuple(names)

@@ -8,12 +8,12 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete
-from gymnasium.wrappers import TimeLimit
+from gymnasium.wrappers import OrderEnforcing, TimeLimit
 
 from worldmodel.data.pictures import frame_shape, to_frames
 from worldmodel.data.validate import flag, reward
 from worldmodel.envs import FrameEnv
-from worldmodel.errors import DataError, EnvError, UnknownActionError
+from worldmodel.errors import DataError, EnvError, UnknownActionError, WorldModelError
 
 IMAGE = np.arange(16 * 18 * 3, dtype=np.uint16).reshape(16, 18, 3) % 256
 
@@ -156,8 +156,28 @@ def test_errors_of_wrappers_of_gymnasium_name_the_method_and_those_of_the_enviro
             DataError, match=r"reset\(\) cannot be called \(.* unexpected keyword argument 'seed'\)" + RESET
         ):
             play(env)
-    with pytest.raises(KeyError, match="render"):
+    message = r"step 0 of .*: render\(\) raised KeyError: 'render' \(.*test_validate\.py, line \d+\)"
+    with pytest.raises(WorldModelError, match=message) as caught:
         play(Quirk("rgb_array"), source="render")
+    assert not isinstance(caught.value, (DataError, EnvError))  # another process may have more luck
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        FrameEnv(OrderEnforcing(Quirk()), 16).step(0)
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (3, 16, 16), (16, 16, 3), (16, 16, 1), (20, 20)])
+def test_a_frame_does_not_change_with_the_array_of_the_environment(shape: tuple[int, ...]) -> None:
+    array = np.full(shape, 7, np.uint8)
+    frame = play(Quirk(space=Box(0, 255, shape, np.uint8), observation=array))[0]
+    array[:] = 9
+    assert (frame == 7).all() and frame.flags.c_contiguous
+
+
+def test_names_of_actions_that_are_none_are_refused_with_the_remedy() -> None:
+    for names, message in ((5, "no list of the names"), (["a", "a"], "as many different names; got a, a")):
+        env = Quirk()
+        env.metadata = {"action_names": names}
+        with pytest.raises(EnvError, match=rf"{message}.*env\.action_names="):
+            FrameEnv(env, size=16)
 
 
 def test_a_dict_without_its_image_and_an_action_out_of_range_are_named() -> None:
