@@ -1,7 +1,8 @@
-"""Files that execute something when they are loaded without care; all of them write a marker that must not exist."""
+"""Files that execute something when they are loaded without care: all of them create a marker, which must not exist."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -21,161 +22,107 @@ from worldmodel import collect, dream, train
 from worldmodel.agents import evaluate
 from worldmodel.runs.folder import PRIOR, TOKENIZER
 
-TAKEN = ("source.path=files", "data=taken")
-DREAM = ("--actions", "left*2", "device=cpu", "--output", "out.gif")
+Malicious = tuple[str, str, dict[str, bytes]]
+"""A row of the table, a description, and the contents of files by path."""
+DREAM = ("--actions", "left*2", "device=cpu", "--output", "out.gif", "data=data")
+COMMANDS: dict[str, tuple[Callable[[list[str]], int], tuple[str, ...]]] = {
+    "weights": (dream.main, DREAM),
+    "YAML, dream": (dream.main, DREAM),
+    "YAML, agents.evaluate": (evaluate.main, (*ENV, "agent=mpc_quick", "episodes=1", "data=data")),
+    "specification": (dream.main, DREAM),
+    "index": (train.main, (*ENV, "run=other", "data=data")),
+    "npz": (collect.main, ("source=npz", "source.path=files", "data=taken")),
+    "CIFAR-10": (collect.main, ("source=cifar10", "source.path=files", "data=taken")),
+}
+"""Row of the table → the command that reads such files."""
 
 
 class Payload:
-    """An object whose unpickling creates a file."""
+    """An object whose unpickling executes a command."""
 
-    def __init__(self, marker: Path):
-        self.marker = str(marker)
+    def __init__(self, command: str):
+        self.command = command
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, (f"touch {self.marker}",)
+        return os.system, (self.command,)
 
 
 def inject(scratch: Path, rng: random.Random) -> Iterator[Result]:
-    """Every file in turn, through the command that reads it."""
-    pristine, marker = make_run(scratch / "pristine").parent, scratch / "executed"
-    evaluated, trained = (*ENV, "agent=mpc_quick", "episodes=1"), (*ENV, "run=other")
-    for part, files, main, words in (
-        ("weights", weights(marker), dream.main, DREAM),
-        ("YAML, dream", settings(marker), dream.main, DREAM),
-        ("YAML, agents.evaluate", settings(marker), evaluate.main, evaluated),
-        ("specification", specifications(), dream.main, DREAM),
-        ("index", stores(), train.main, trained),
-        ("npz", archives(marker), collect.main, ("source=npz", *TAKEN)),
-        ("CIFAR-10 pickles", batches(marker), collect.main, ("source=cifar10", *TAKEN)),
-    ):
-        for name, write in files.items():
-            yield through(scratch, pristine, marker, part, name, write, main, words)
+    """Every file in turn, in a copy of a run."""
+    run, marker, root = make_run(scratch / "intact"), scratch / "executed", scratch / "copy"
+    for part, name, contents in [*models(run, f"touch {marker}"), *recordings(run, f"touch {marker}")]:
+        shutil.copytree(run.parent, root)
+        (root / "files").mkdir()
+        for path, content in contents.items():
+            (root / path).write_bytes(content)
+        os.chdir(root)
+        before = set(scratch.rglob("*"))
+        main, words = COMMANDS[part]
+        try:
+            code, errors = run_command(main, *words, "runs=.")
+        except Exception as error:
+            code, errors = 1, f"{type(error).__name__}: {error}"
+        outside = [str(path) for path in set(scratch.rglob("*")) - before if root not in path.parents]
+        problem = "it was executed" if marker.exists() else f"wrote {outside}" if outside else ""
+        lost = problem or code not in (0, 2)
+        outcome = Outcome.LOST if lost else Outcome.REFUSED if code == 2 else Outcome.SAME
+        yield Result(part, outcome, f"{name}: {problem} {errors.strip()}")
+        os.chdir(scratch)
+        marker.unlink(missing_ok=True)
+        shutil.rmtree(root)
 
 
-def through(
-    scratch: Path,
-    pristine: Path,
-    marker: Path,
-    part: str,
-    name: str,
-    write: Callable[[Path], Any],
-    main: Callable[[list[str]], int],
-    words: tuple[str, ...],
-) -> Result:
-    """Write a malicious file into a copy of a run and run a command."""
-    root = scratch / "copy"
-    shutil.copytree(pristine, root)
-    os.chdir(root)
-    write(root)
-    before = set(scratch.rglob("*"))
-    try:
-        code, errors = run_command(main, *words, "runs=.", *([] if words[-2:] == TAKEN else ["data=data"]))
-    except Exception as error:
-        code, errors = 1, f"{type(error).__name__}: {error}"
-    outside = [str(path) for path in set(scratch.rglob("*")) - before if root not in path.parents]
-    problem = "it was executed" if marker.exists() else f"wrote {outside}" if outside else ""
-    if not problem and code not in (0, 2):
-        problem = "no clear error"
-    marker.unlink(missing_ok=True)
-    os.chdir(scratch)
-    shutil.rmtree(root)
-    outcome = Outcome.LOST if problem else Outcome.REFUSED if code == 2 else Outcome.SAME
-    return Result(part, outcome, f"{name}: {problem} {errors.strip()}")
+def models(run: Path, command: str) -> Iterator[Malicious]:
+    """Pickles in the place of weights; tags, functions and resolvers in settings."""
+    saved = io.BytesIO()
+    torch.save({"a": Payload(command)}, saved)
+    for name in (TOKENIZER, PRIOR):
+        for kind, content in {"pickle": pickle.dumps(Payload(command)), "torch.save": saved.getvalue()}.items():
+            yield "weights", f"{kind} as {name}", {f"run/{name}": content}
+    nodes = (
+        f"!!python/object/apply:os.system ['{command}']",
+        f"{{_target_: os.system, command: '{command}'}}",
+        f"{{_target_: builtins.exec, _args_: [\"import os; os.system('{command}')\"]}}",
+        f"{{_target_: subprocess.Popen, args: '{command}', shell: true}}",
+        f"${{oc.env:HOME}}; ${{eval:{command}}}",
+    )
+    for node in nodes:
+        for place in ("tokenizer", "prior", "seed"):
+            kept, within = [f"{place}: {node}"], False
+            for line in (run / "config.yaml").read_text().splitlines():
+                within = line.startswith(f"{place}:") or (within and line.startswith((" ", "-")))
+                kept += [] if within else [line]
+            for part in ("YAML, dream", "YAML, agents.evaluate"):
+                yield part, f"{place}: {node}", {"run/config.yaml": "\n".join(kept).encode()}
 
 
-def weights(marker: Path) -> dict[str, Callable[[Path], Any]]:
-    return {
-        f"{kind} as {name}": lambda root, name=name, save=save: save(root / "run" / name)  # type: ignore[misc]
-        for name in (TOKENIZER, PRIOR)
-        for kind, save in {
-            "pickle": lambda file: file.write_bytes(pickle.dumps(Payload(marker))),
-            "torch.save": lambda file: torch.save({"a": Payload(marker)}, file),
-        }.items()
-    }
-
-
-def settings(marker: Path) -> dict[str, Callable[[Path], Any]]:
-    """Settings of a run, with tags of YAML and calls of functions."""
-    command = f"touch {marker}"
-    nodes = {
-        "YAML tag": f"!!python/object/apply:os.system ['{command}']",
-        "_target_: os.system": f"{{_target_: os.system, command: '{command}'}}",
-        "_target_: exec": f"{{_target_: builtins.exec, _args_: [\"import os; os.system('{command}')\"]}}",
-        "_target_: subprocess": f"{{_target_: subprocess.Popen, args: '{command}', shell: true}}",
-        "resolver": f"${{oc.env:HOME}}; ${{eval:{command}}}",
-    }
-    return {
-        f"{name} in {place}": lambda root, place=place, node=node: replace_node(root / "run/config.yaml", place, node)  # type: ignore[misc]
-        for name, node in nodes.items()
-        for place in ("tokenizer", "prior", "seed")
-    }
-
-
-def replace_node(file: Path, place: str, node: str) -> None:
-    """Replace a top-level setting in the text of a YAML file."""
-    kept, skip = [], False
-    for line in file.read_text().splitlines():
-        skip = line.startswith(f"{place}:") or (skip and line.startswith((" ", "-")))
-        kept += [] if skip else [line]
-    file.write_text("\n".join([*kept, f"{place}: {node}", ""]))
-
-
-def specifications() -> dict[str, Callable[[Path], Any]]:
-    """Specifications of data that name modules, or paths."""
-    changes: dict[str, Any] = {
-        "env_id": "os:../../../evil", "action_names": ["../../a", "b"], "frame_shape": [2**40, 16, 16],
-        "env_kwargs": {"_target_": "os.system"},
-    }  # fmt: skip
-
-    def write(root: Path, key: str) -> None:
-        for file in (root / "run/spec.json", root / "data/spec.json"):
-            raw = json.loads(file.read_text())
-            raw.pop("crc32")
-            file.write_text(json.dumps({**raw, key: changes[key]}))
-
-    return {f"specification, {key}": lambda root, key=key: write(root, key) for key in changes}  # type: ignore[misc]
-
-
-def stores() -> dict[str, Callable[[Path], Any]]:
-    line = {"episode": 0, "shard": 0, "offset": 0, "length": 6, "terminated": True, "truncated": False, "crc": 1}
-    return {
-        f"index, shard {shard!r}": lambda root, shard=shard: (root / "data/index.jsonl").write_text(  # type: ignore[misc]
-            json.dumps({**line, "shard": shard}) + "\n"
-        )
-        for shard in ("../../run", 10**30, -1, [0])
-    }
-
-
-def archives(marker: Path) -> dict[str, Callable[[Path], Any]]:
+def recordings(run: Path, command: str) -> Iterator[Malicious]:
+    """Paths, sizes and objects in specifications, indices, npz files and the batches of CIFAR-10."""
+    spec = json.loads((run / "spec.json").read_text())
+    spec.pop("crc32")
+    for change in (
+        {"env_id": "os:../../../evil"}, {"action_names": ["../../a", "b"]}, {"frame_shape": [2**40, 16, 16]},
+        {"env_kwargs": {"_target_": "os.system"}},
+    ):  # fmt: skip
+        content = json.dumps(spec | change).encode()
+        yield "specification", str(change), {"run/spec.json": content, "data/spec.json": content}
+    line = {"episode": 0, "offset": 0, "length": 6, "terminated": True, "truncated": False, "crc": 1}
+    for shard in ("../../run", 10**30, -1, [0]):
+        yield "index", f"shard {shard}", {"data/index.jsonl": json.dumps({**line, "shard": shard}).encode() + b"\n"}
     episode = record(0)
-    arrays = {"obs": episode.frames, "action": episode.actions[1:], "reward": episode.rewards[1:],
-              "done": np.zeros(6, bool)}  # fmt: skip
-    objects = np.array([Payload(marker)], object)
-
-    def write(root: Path, name: str) -> None:
-        (root / "files").mkdir()
-        changed = {**arrays, "action": objects} if name == "objects" else arrays
-        np.savez(root / "files/a.npz", **changed)  # type: ignore[arg-type]
-        if name == "../":
-            with zipfile.ZipFile(root / "files/a.npz", "a") as archive:
-                archive.writestr("../../outside.npy", b"x")
-        elif name == "pickle":
-            (root / "files/a.npz").write_bytes(pickle.dumps(Payload(marker)))
-        elif name == "bomb":
-            header = {"descr": "|u1", "fortran_order": False, "shape": (2**50,)}
-            with (
-                zipfile.ZipFile(root / "files/a.npz", "w", zipfile.ZIP_DEFLATED) as archive,
-                archive.open("action.npy", "w") as part,
-            ):
-                np.lib.format.write_array_header_1_0(part, header)
-
-    return {f"npz, {name}": lambda root, name=name: write(root, name) for name in ("objects", "../", "pickle", "bomb")}  # type: ignore[misc]
-
-
-def batches(marker: Path) -> dict[str, Callable[[Path], Any]]:
-    def write(root: Path) -> None:
-        (root / "files").mkdir()
-        for name in ("batches.meta", *(f"data_batch_{n}" for n in range(1, 6)), "test_batch"):
-            (root / "files" / name).write_bytes(pickle.dumps(Payload(marker)))
-
-    return {"CIFAR-10, pickle": write}
+    arrays: dict[str, Any] = {
+        "obs": episode.frames, "action": episode.actions[1:], "reward": episode.rewards[1:], "done": np.zeros(6, bool),
+    }  # fmt: skip
+    objects, outside, huge = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    np.savez(objects, **{**arrays, "action": np.array([Payload(command)], object)})
+    np.savez(outside, **arrays)
+    with zipfile.ZipFile(outside, "a") as archive:
+        archive.writestr("../../outside.npy", b"x")
+    with zipfile.ZipFile(huge, "w") as archive, archive.open("action.npy", "w") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (2**50,)})
+    for name, each in {"objects": objects, "a member ../..": outside, "a huge array": huge}.items():
+        yield "npz", name, {"files/a.npz": each.getvalue()}
+    payload = pickle.dumps(Payload(command))
+    yield "npz", "a pickle", {"files/a.npz": payload}
+    names = ("batches.meta", "test_batch", *(f"data_batch_{number}" for number in range(1, 6)))
+    yield "CIFAR-10", "pickles", {f"files/{name}": payload for name in names}

@@ -5,7 +5,9 @@ Mounts are made in a namespace of the process and vanish with it; without the ri
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import functools
 import os
 import random
 import resource
@@ -24,65 +26,72 @@ from worldmodel.data.store import EpisodeStore
 
 NEW_NAMESPACE = 0x00020000  # CLONE_NEWNS
 SKIP = 77  # exit code
-STEPS = 60
+STEPS = 20_000  # of the recordings whose recorder gets a signal
+
+Command = Callable[[Path], tuple[int, str]]
+Disturbance = Callable[[Path], contextlib.AbstractContextManager[None]]
 
 
 def inject(scratch: Path, rng: random.Random) -> Iterator[Result]:
     """Every resource in turn, each in a process of its own."""
-    scratch.mkdir(exist_ok=True)
     make_store(scratch / "data", 8)
-    bodies: list[tuple[str, Callable[[Path], None]]] = []
-    for _ in range(6):
-        room = rng.randrange(40, 200)
-        bodies.append(("disk full, collect", lambda root, room=room: disk_full(root, room, collecting)))  # type: ignore[misc]
-        bodies.append(("disk full, train", lambda root, room=room: disk_full(root, room, training)))  # type: ignore[misc]
-    bodies += [("no descriptors", lambda root, left=left: no_descriptors(root, left)) for left in range(1, 13)]  # type: ignore[misc]
-    bodies += [
+    commands = {"collect": collecting, "train": training}
+    disturbances: list[tuple[str, Disturbance]] = [
+        *(("disk full", functools.partial(disk, room=rng.randrange(40, 200))) for _ in range(6)),
+        *(("no descriptors", functools.partial(descriptors, left=left)) for left in range(1, 13)),
         ("read-only folder", read_only),
-        ("clock set back", clock_set_back),
-        ("/dev/shm full", shared_memory_full),
-        ("recorder killed", lambda root: recorder(root, signal.SIGKILL)),
-        ("recorder stopped", lambda root: recorder(root, signal.SIGSTOP)),
+        ("/dev/shm full", shared_memory),
+        ("clock set back", clock),
     ]
+    bodies: list[tuple[str, Callable[[Path], None]]] = [
+        (f"{part}, {name}", functools.partial(disturbed, command=command, disturbance=each))
+        for part, each in disturbances
+        for name, command in commands.items()
+    ]
+    bodies.append(("recorder killed", functools.partial(recorder, number=signal.SIGKILL)))
+    bodies.append(("recorder stopped", functools.partial(recorder, number=signal.SIGSTOP)))
     for number, (part, body) in enumerate(bodies):
         root = scratch / str(number)
         root.mkdir()
-        yield apart(part, lambda: body(root), scratch)  # noqa: B023
+        _, status = os.waitpid(fork(lambda: body(root) or 0, scratch / "log"), 0)  # noqa: B023
+        outcome = {0: Outcome.SAME, SKIP: Outcome.SKIPPED}.get(os.waitstatus_to_exitcode(status), Outcome.LOST)
+        yield Result(part, outcome, log_of(scratch))
 
 
-def apart(part: str, body: Callable[[], None], scratch: Path) -> Result:
-    """Run a body in a forked process; it raises when something is lost."""
-
-    def run() -> int:
-        body()
-        return 0
-
-    _, status = os.waitpid(fork(run, scratch / "log"), 0)
-    code = os.waitstatus_to_exitcode(status)
-    outcome = {0: Outcome.SAME, SKIP: Outcome.SKIPPED}.get(code, Outcome.LOST)
-    return Result(part, outcome, log_of(scratch))
+def disturbed(root: Path, command: Command, disturbance: Disturbance) -> None:
+    """A disturbed command succeeds or says why not in one line; the next one continues, and nothing is lost."""
+    with disturbance(root):
+        code, errors = command(root)
+    if code and not one_line_error(code, errors):
+        raise RuntimeError(f"no clear line: {errors}")
+    before = episodes(root)
+    succeed(command, root)
+    if not before.items() <= episodes(root).items():
+        raise RuntimeError("an episode is lost")
+    if command is training:
+        (root / "whole").mkdir()
+        succeed(command, root / "whole")
+        if trained_facts(root / "whole" / "run") != trained_facts(root / "run"):
+            raise RuntimeError("the continued training differs")
 
 
 def collecting(root: Path) -> tuple[int, str]:
-    return run_command(collect.main, *ENV, f"data={root / 'new'}", "--steps", STEPS)
+    return run_command(collect.main, *ENV, f"data={root / 'new'}", "--steps", 60)
 
 
 def training(root: Path) -> tuple[int, str]:
-    data = root.parent / "data" if (root.parent / "data").exists() else root.parents[1] / "data"
+    data = next(folder / "data" for folder in root.parents if (folder / "data").exists())
     return run_command(train.main, *ENV, *SMALL, *STAGES, f"data={data}", f"runs={root}", "run=run")
 
 
-def refused(result: tuple[int, str]) -> None:
-    if not one_line_error(*result):
-        raise RuntimeError(f"not one clear line: {result}")
-
-
-def succeeded(result: tuple[int, str]) -> None:
-    if result[0]:
-        raise RuntimeError(f"not continued: {result}")
+def succeed(command: Command, root: Path) -> None:
+    code, errors = command(root)
+    if code:
+        raise RuntimeError(f"exit code {code}: {errors}")
 
 
 def episodes(root: Path) -> dict[int, str]:
+    """The digests of all recorded episodes."""
     if not (root / "new" / "spec.json").exists():
         return {}
     store = EpisodeStore.open(root / "new")
@@ -91,110 +100,67 @@ def episodes(root: Path) -> dict[int, str]:
     return {entry.episode: digest_episode(store.episode(index)) for index, entry in enumerate(store.entries)}
 
 
-def compare_training(root: Path) -> None:
-    """The training that was continued is the training that was not disturbed."""
-    (root / "whole").mkdir()
-    succeeded(training(root / "whole"))
-    if trained_facts(root / "whole" / "run") != trained_facts(root / "run"):
-        raise RuntimeError("the continued training differs")
-
-
 def mount(*words: str) -> None:
     """Mount in a namespace of this process. Ends the process where that is not permitted."""
-    if ctypes.CDLL(None).unshare(NEW_NAMESPACE) or subprocess.run(["mount", "--make-rprivate", "/"]).returncode:
-        os._exit(SKIP)
-    if subprocess.run(["mount", *words]).returncode:
+    commands = (["mount", "--make-rprivate", "/"], ["mount", *words])
+    if ctypes.CDLL(None).unshare(NEW_NAMESPACE) or any(subprocess.run(each).returncode for each in commands):
         os._exit(SKIP)
 
 
-def disk_full(root: Path, room: int, command: Callable[[Path], tuple[int, str]]) -> None:
-    """A disk of ``room`` kB. With more room, the same command continues."""
+@contextlib.contextmanager
+def disk(root: Path, room: int) -> Iterator[None]:
+    """A disk of ``room`` kB."""
     mount("-t", "tmpfs", "-o", f"size={room}k", "none", str(root))
-    result = command(root)
-    before = episodes(root)
-    if result[0]:
-        refused(result)
+    yield
     subprocess.run(["mount", "-o", "remount,size=100m", str(root)], check=True)
-    succeeded(command(root))
-    if not before.items() <= episodes(root).items():
-        raise RuntimeError("an episode is lost")
-    if command is training:
-        compare_training(root)
 
 
-def no_descriptors(root: Path, left: int) -> None:
-    """A few descriptors ``left``; with the usual number, the same command continues."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    for command in (collecting, training):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) - 1 + left, hard))
-        result = command(root)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        if result[0]:
-            refused(result)
-        before = episodes(root)
-        succeeded(command(root))
-        if not before.items() <= episodes(root).items():
-            raise RuntimeError("an episode is lost")
+@contextlib.contextmanager
+def read_only(root: Path) -> Iterator[None]:
+    mount("-t", "tmpfs", "-o", "ro", "none", str(root))
+    yield
+    subprocess.run(["mount", "-o", "remount,rw", str(root)], check=True)
 
 
-def read_only(root: Path) -> None:
-    """A folder that may not be written."""
-    mount("-t", "tmpfs", "none", str(root))
-    succeeded(collecting(root))
-    before = episodes(root)
-    subprocess.run(["mount", "-o", "remount,ro", str(root)], check=True)
-    refused(collecting(root))
-    refused(training(root))
-    if episodes(root) != before:
-        raise RuntimeError("an episode is lost")
-
-
-def clock_set_back(root: Path) -> None:
-    """All files are of tomorrow; what is continued is the same."""
-    succeeded(collecting(root))
-    before = episodes(root)
-    result = run_command(train.main, *ENV, *SMALL, *STAGES, f"data={root.parent / 'data'}", f"runs={root}", "run=run",
-                         "--stage", "tokenizer")  # fmt: skip
-    succeeded(result)
-    tomorrow = time.time() + 86_400
-    for path in root.rglob("*"):
-        os.utime(path, (tomorrow, tomorrow))
-    succeeded(collecting(root))
-    succeeded(training(root))
-    if not before.items() <= episodes(root).items():
-        raise RuntimeError("an episode is lost")
-    compare_training(root)
-
-
-def shared_memory_full(root: Path) -> None:
+@contextlib.contextmanager
+def shared_memory(root: Path) -> Iterator[None]:
     """Not a byte of shared memory."""
     mount("-t", "tmpfs", "-o", "size=4k,nr_inodes=2", "none", "/dev/shm")
     Path("/dev/shm/full").write_bytes(bytes(4096))
-    for command in (collecting, training):
-        result = command(root)
-        if result[0]:
-            refused(result)
+    yield
+
+
+@contextlib.contextmanager
+def descriptors(root: Path, left: int) -> Iterator[None]:
+    """A few descriptors ``left``."""
+    usual = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) - 1 + left, usual[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, usual)
+
+
+@contextlib.contextmanager
+def clock(root: Path) -> Iterator[None]:
+    """Afterwards, all files are of tomorrow, and a training is unfinished."""
+    yield
+    (root / "run" / "prior.safetensors").unlink(missing_ok=True)
+    for path in root.rglob("*"):
+        os.utime(path, (time.time() + 86_400,) * 2)
 
 
 def recorder(root: Path, number: int) -> None:
     """The recorder process gets a signal while it records; another records what is missing."""
-    stopped = threading.Event()
 
     def strike() -> None:
-        while not stopped.is_set():
-            if (root / "new/index.jsonl").exists():
-                children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text()
-                for child in children.split():
-                    os.kill(int(child), number)
-                return
+        while not (root / "new/index.jsonl").exists():
             time.sleep(0.01)
+        children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text()
+        for child in children.split():
+            os.kill(int(child), number)
 
     threading.Thread(target=strike, daemon=True).start()
-    code, errors = run_command(
-        collect.main, *ENV, "collect.timeout=10", f"data={root / 'new'}", "collect.steps=20000", "collect.longest=10"
-    )
-    stopped.set()
-    succeeded((code, errors))
+    words = (*ENV, "collect.timeout=10", f"data={root / 'new'}", f"collect.steps={STEPS}", "collect.longest=10")
+    code, errors = run_command(collect.main, *words)
     episodes(root)
-    if EpisodeStore.open(root / "new").steps != 20000 or "was replaced" not in errors:
+    if code or EpisodeStore.open(root / "new").steps != STEPS or "was replaced" not in errors:
         raise RuntimeError(f"not replaced: {errors}")
