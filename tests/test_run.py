@@ -112,6 +112,16 @@ def test_damaged_settings_are_one_line(tmp_path: Path, text: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_changed_number_in_the_settings_is_noticed(tmp_path: Path) -> None:
+    folder = new_run(settings(tmp_path), SPEC_HERE)
+    text = (folder / CONFIG).read_text()
+    (folder / CONFIG).write_text(text.replace("blocks: 1", "blocks: 2"))
+    with pytest.raises(RunError, match=r"damaged \(wrong checksum; if you edited it, remove its last line\)"):
+        load_config(folder)
+    (folder / CONFIG).write_text(text.replace("blocks: 1", "blocks: 2").rpartition("# crc32")[0])
+    assert load_config(folder).tokenizer.blocks == 2
+
+
 def test_damaged_spec_is_one_line(tmp_path: Path) -> None:
     folder = new_run(settings(tmp_path), SPEC_HERE)
     for content in (b"{", b"\xff\xfe", b"[]"):

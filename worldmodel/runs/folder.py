@@ -8,6 +8,7 @@ import os
 import pkgutil
 import re
 import shutil
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
@@ -22,6 +23,8 @@ from worldmodel.types import Spec
 from worldmodel.util.files import expanded, replace_text, take_lock
 
 CONFIG = "config.yaml"
+CHECK = "# crc32 "
+"""Begins the last line of the settings, before the CRC-32 of the lines above."""
 SPEC = "spec.json"
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
@@ -154,7 +157,8 @@ def save_config(folder: Path, config: DictConfig) -> None:
         paths = (os.path.abspath(settings.data), os.path.realpath(settings.data))
         inside = [path for path in paths if above in Path(path).parents and above != Path("/")]
         settings.data = os.path.relpath(inside[0], run) if inside else paths[0]
-    replace_text(folder / CONFIG, OmegaConf.to_yaml(settings))
+    text = OmegaConf.to_yaml(settings)
+    replace_text(folder / CONFIG, f"{text}{CHECK}{zlib.crc32(text.encode()):08x}\n")
 
 
 def _real(folder: Path) -> Path:
@@ -179,6 +183,9 @@ def load_config(folder: str | Path) -> DictConfig:
     """The settings of a run, with the absolute path of its data. Raises :class:`RunError`."""
     path = Path(folder, CONFIG)
     try:
+        text, mark, crc = path.read_text(encoding="utf-8").rpartition(CHECK)
+        if mark and crc.strip() != f"{zlib.crc32(text.encode()):08x}":  # older runs have none
+            raise ValueError("wrong checksum; if you edited it, remove its last line")
         config = OmegaConf.load(path)
     except FileNotFoundError as error:
         raise RunError(f"{path} is missing; {TRAIN_FIRST}") from error
