@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from worldmodel.agents.actor_critic import ActorCritic
 from worldmodel.agents.base import Agent, check_actions, choose
-from worldmodel.errors import RunError
+from worldmodel.errors import ConfigError, RunError
 from worldmodel.runs.folder import find_run, load_spec
 from worldmodel.runs.migrate import migrate
 from worldmodel.runs.models import build_module, load_tokenizer, load_weights
@@ -42,15 +42,30 @@ def save_network(folder: Path, network: DictConfig, discount: float) -> None:
     replace_text(folder / SETTINGS, OmegaConf.to_yaml(settings))
 
 
-def load_actor(folder: Path, device: str | torch.device = "cpu") -> tuple[Tokenizer, ActorCritic]:
-    """Load the tokenizer and the trained actor of a run. Raises :class:`RunError` if there is no actor."""
+def load_network(folder: Path) -> DictConfig:
+    """The settings of a run's actor: its network and γ. Raises :class:`RunError` if there is no actor."""
     if not (folder / SETTINGS).is_file():
         raise RunError(f"the run {folder} has no actor; {TRAIN_FIRST}")
     settings = OmegaConf.load(folder / SETTINGS)
     if not isinstance(settings, DictConfig):
         raise RunError(f"{folder / SETTINGS} is damaged; {TRAIN_FIRST}")
     settings = OmegaConf.create(migrate(OmegaConf.to_container(settings)))
-    network, discount = settings.get("network", settings), settings.get("discount")  # older runs have the network only
+    return settings if "network" in settings else OmegaConf.create({"network": settings})  # older runs have no γ
+
+
+def check_network(folder: Path, network: DictConfig) -> None:
+    """Raises :class:`ConfigError` unless the trained actor of a run has this network."""
+    if load_network(folder).network != OmegaConf.create(OmegaConf.to_container(network, resolve=True)):
+        raise ConfigError(
+            f"the agent of {folder.name} has another network than agent.learner.network; choose its own, or remove "
+            f"{folder / AGENT}"
+        )
+
+
+def load_actor(folder: Path, device: str | torch.device = "cpu") -> tuple[Tokenizer, ActorCritic]:
+    """Load the tokenizer and the trained actor of a run. Raises :class:`RunError` if there is no actor."""
+    settings = load_network(folder)
+    network, discount = settings.network, settings.get("discount")
     tokenizer = load_tokenizer(folder, device)
     actor = build_actor(network, tokenizer, len(load_spec(folder).action_names)).to(device)
     actor.discount = discount

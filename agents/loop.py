@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from worldmodel.agents.actor import AGENT, RETURNS, ActorCriticAgent, build_actor, save_network
+from worldmodel.agents.actor import AGENT, RETURNS, ActorCriticAgent, build_actor, check_network, save_network
 from worldmodel.agents.actor_critic import DISCOUNT, ActorCritic
 from worldmodel.agents.imagination import ImaginationObjective
 from worldmodel.agents.report import plot_returns
@@ -27,14 +27,13 @@ from worldmodel.config.checks import build, check_groups
 from worldmodel.data.store import EpisodeStore, Split
 from worldmodel.data.windows import Windows
 from worldmodel.errors import ConfigError, RunError
-from worldmodel.priors import Prior
 from worldmodel.recording.recorder import ActionSource
 from worldmodel.runs.data import env_maker, record_steps, recorded, spec_of
-from worldmodel.runs.folder import PRIOR, Kind, checkpoint_of, claim, find_run, kind_of, load_config
+from worldmodel.runs.folder import PRIOR, checkpoint_of, claim, find_run, load_config
 from worldmodel.runs.models import check_trained
 from worldmodel.runs.resume import to_be_trained
-from worldmodel.runs.stages import PriorStage, Source, Stage, StageSettings, stage_settings, stages_of
-from worldmodel.runs.training import make_fabric, rehearse, rehearse_stage, train, train_stage
+from worldmodel.runs.stages import Source, Stage, StageSettings, stage_settings, stages_of
+from worldmodel.runs.training import make_fabric, rehearse_stage, rehearse_world, train, train_stage
 from worldmodel.tokenizers import Tokenizer
 from worldmodel.types import Spec
 from worldmodel.util.files import replace_text
@@ -138,11 +137,7 @@ def learn(config: DictConfig, **options: Annotated[Any, PassedTo(LearnerSettings
 def rehearse_agent(config: DictConfig, settings: LearnerSettings) -> None:
     """Build the world model and the agent, and compute their losses once. Raises :class:`ConfigError`."""
     spec = spec_of(env_maker(config))
-    tokenizer, models = rehearse(config, spec, stages_of(config))
-    prior = models[PriorStage.name]
-    if not (isinstance(tokenizer, Tokenizer) and isinstance(prior, Prior)) or kind_of(config, spec) is not Kind.WORLD:
-        raise ConfigError("an actor needs a tokenizer of codes and a prior that reads earlier frames; choose another "
-                          "prior, such as prior=conv")  # fmt: skip
+    tokenizer, prior = rehearse_world(config, spec)
     stage = AgentStage(WorldModel(spec, tokenizer, prior), {**settings.dream, "horizon": 2})
     rehearse_stage(config, spec, stage, tokenizer)
 
@@ -193,6 +188,8 @@ def train_actor(config: DictConfig, settings: LearnerSettings, folder: Path, pre
                         f"{checkpoint_of(folder, AGENT)}")  # fmt: skip
             return
         if fabric.is_global_zero:
+            if (folder / AGENT).is_file():
+                check_network(folder, config.agent.learner.network)
             save_network(folder, config.agent.learner.network, settings.dream.get("discount", DISCOUNT))
         train_stage(fabric, config, stage, store, folder, None if previous is None else previous / AGENT)
 

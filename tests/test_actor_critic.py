@@ -27,6 +27,7 @@ from worldmodel.config.cli import compose_config
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError
 from worldmodel.heads import make_sampler
+from worldmodel.runs.folder import load_config
 from worldmodel.runs.models import build_prior, build_tokenizer
 from worldmodel.tokenizers import require_codes
 from worldmodel.types import NO_ACTION, Segment, Spec
@@ -224,7 +225,7 @@ def test_experiments_of_agents_make_what_they_name(name: str) -> None:
         (["agent.learner.max_repeat=0"], "agent.learner.max_repeat is 0; it must be at least 1"),
         (["+agent.learner.dream.speed=1"], "there is no agent.learner.dream.speed; choose world, agent, horizon"),
         (["steps=0"], "steps=0 trains an actor in the world model of an existing run: name it with run="),
-        (["prior=pixelcnn"], "an actor needs a tokenizer of codes and a prior that reads earlier frames; choose"),
+        (["prior=pixelcnn"], "dreams need a tokenizer of codes and a prior that reads earlier frames; choose"),
         (["tokenizer=vqvae_8x8x10"], "makes 10 codes at each position, and ConvTrunk is for one; choose prior="),
         (["steps=0", "run=gone"], "there are no runs in runs"),
     ],
@@ -265,6 +266,11 @@ def test_the_loop_learns_a_corridor_to_optimality(say: Say, tmp_path: Path) -> N
 
     again = say(train, *words, "steps=600")  # nothing is left to do
     assert "the agent is trained already" in again
+    longer = [*words, "steps=600", "training.agent.steps=162"]
+    err = say(train, *longer, "agent.learner.network.width=32", code=2)
+    assert "the agent of walk-round1 has another network than agent.learner.network; choose its own, or remove" in err
+    assert "going on at step 160" in say(train, *longer)
+    assert load_config(tmp_path / "runs/walk").training.agent.steps == 162
 
     told = say(collect, *corridor.CHOOSE, "explorer=actor", "run=walk", "data=data/his",
                "explorer.random_action_probability=0", "--steps", "60")  # fmt: skip

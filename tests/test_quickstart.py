@@ -35,6 +35,21 @@ def test_a_slip_in_the_actions_is_told_before_the_training(tmp_path: Path, capsy
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ("prior=pixelcnn", "dreams need a tokenizer of codes and a prior that reads earlier frames"),
+        ("tokenizer=vae", "VAE makes no codes, and this prior is over codes; choose prior=gaussian"),
+    ],
+)
+def test_what_cannot_dream_is_told_before_anything_is_collected(
+    choice: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert quickstart.main([f"data={tmp_path}/data", f"runs={tmp_path}/runs", choice]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_is_dreamt_of_by_default_fits_the_environment() -> None:
     doom = Spec("doom", (3, 64, 64), ("noop", "forward", "left", "right"), 8.75)
     assert quickstart.script(None, doom) == "forward*8,left*8,forward*8,right*8"

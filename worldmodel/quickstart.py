@@ -36,9 +36,9 @@ def main(args: argparse.Namespace, config: Config) -> None:
     """Collect what is missing, train within the budget, dream and measure."""
     from worldmodel.config.checks import check_groups  # only now: neither --help nor a wrong flag should wait
     from worldmodel.data.store import EpisodeStore
-    from worldmodel.runs.data import recorded
+    from worldmodel.runs.data import env_maker, recorded, spec_of
     from worldmodel.runs.stages import share_seconds, stage_settings, stages_of
-    from worldmodel.runs.training import train
+    from worldmodel.runs.training import rehearse_world, train
 
     if not 2 < args.minutes < float("inf"):
         raise ConfigError(f"--minutes {args.minutes:g} is no budget; give more than 2, to leave time to train")
@@ -46,6 +46,8 @@ def main(args: argparse.Namespace, config: Config) -> None:
     stages = stages_of(config)
     for stage in stages:
         stage_settings(config, stage)
+    if "_target_" not in config.source:  # what cannot dream is told before anything is collected
+        rehearse_world(config, spec_of(env_maker(config)))
     started = time.monotonic()
     console = Console()
 

@@ -20,6 +20,7 @@ from worldmodel.runs.folder import Kind, check_kind, load_spec
 from worldmodel.runs.models import load_prior, load_tokenizer, resolve_device
 from worldmodel.tokenizers import Tokenizer
 from worldmodel.types import NO_ACTION, Spec
+from worldmodel.util.files import expanded
 
 Actions = Tensor | np.ndarray | Sequence[str] | Sequence[int]  # indices, or names of actions
 
@@ -82,7 +83,7 @@ class WorldModel:
         Raises :class:`RunError` when the run is missing, unfinished, damaged or of another kind, :class:`ConfigError`
         for an unknown device or precision.
         """
-        folder = Path(run)
+        folder = expanded(run)
         check_kind(folder, Kind.WORLD)
         where = resolve_device(device)
         tokenizer = load_tokenizer(folder, where)

@@ -17,6 +17,7 @@ from worldmodel.runs.models import check_trained, load_autoencoder, load_prior, 
 from worldmodel.tokenizers import Autoencoder
 from worldmodel.tokenizers.base import FRAMES_AT_A_TIME
 from worldmodel.types import Spec
+from worldmodel.util.files import expanded
 from worldmodel.world import Precision, WorldModel
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class ImageModel:
 
         Raises as :meth:`WorldModel.load` does.
         """
-        folder, where = Path(run), resolve_device(device)
+        folder, where = expanded(run), resolve_device(device)
         check_kind(folder, Kind.IMAGES)
         model = load_autoencoder(folder, where)
         prior = load_prior(folder, model, where) if check_trained(folder, PRIOR) else None
@@ -98,7 +99,7 @@ def load_model(
 
     ``precision``: of a world model; other models compute in float32. Raises what :meth:`WorldModel.load` raises.
     """
-    folder = Path(run)
+    folder = expanded(run)
     match kind_of_run(folder):
         case Kind.WORLD:
             return WorldModel.load(folder, device, precision)

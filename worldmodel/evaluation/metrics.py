@@ -41,10 +41,8 @@ def ssim(frames: Tensor, others: Tensor) -> Tensor:
 
     Wang, Bovik, Sheikh, Simoncelli, *Image quality assessment: from error visibility to structural similarity*, 2004:
     Gaussian window 11 × 11 with σ = 1.5, K1 = 0.01, K2 = 0.03, data range 255, mean over the positions of the window
-    inside the frame and over channels. Raises ``ValueError`` for smaller frames.
+    inside the frame and over channels. In smaller frames, the window is as large as the frame.
     """
-    if min(frames.shape[-2:]) < SSIM_WINDOW:
-        raise ValueError(f"SSIM needs frames of at least {SSIM_WINDOW}×{SSIM_WINDOW}, got {tuple(frames.shape[-2:])}")
     lead, (channels, height, width) = frames.shape[:-3], frames.shape[-3:]
     x = frames.reshape(-1, height, width).float() / PEAK
     y = others.reshape(-1, height, width).float() / PEAK
@@ -55,9 +53,10 @@ def ssim(frames: Tensor, others: Tensor) -> Tensor:
 
 def _window(extent: int, device: torch.device) -> Tensor:
     """(extent, extent - 10): the Gaussian window along one axis as a matrix, which is faster than a convolution."""
-    offsets = torch.arange(extent, device=device)[:, None] - torch.arange(extent - SSIM_WINDOW + 1, device=device)
-    weights = torch.exp(-(offsets - SSIM_WINDOW // 2).square() / (2 * SSIM_SIGMA**2))
-    weights = weights.masked_fill((offsets < 0) | (offsets >= SSIM_WINDOW), 0.0)
+    size = min(extent, SSIM_WINDOW)
+    offsets = torch.arange(extent, device=device)[:, None] - torch.arange(extent - size + 1, device=device)
+    weights = torch.exp(-(offsets - (size - 1) / 2).square() / (2 * SSIM_SIGMA**2))
+    weights = weights.masked_fill((offsets < 0) | (offsets >= size), 0.0)
     return weights / weights[:, :1].sum()
 
 

@@ -21,10 +21,11 @@ from worldmodel.data.store import EpisodeStore, Split
 from worldmodel.data.windows import Windows
 from worldmodel.errors import ConfigError
 from worldmodel.media import plots
-from worldmodel.runs.folder import METRICS, checkpoint_of
+from worldmodel.priors import Prior
+from worldmodel.runs.folder import METRICS, Kind, checkpoint_of, kind_of
 from worldmodel.runs.models import load_weights, resolve_device
 from worldmodel.runs.resume import run_to_train, run_with_weights, state_budget, to_be_trained
-from worldmodel.runs.stages import Stage, StageSettings, prerequisites, stage_settings, stages_of
+from worldmodel.runs.stages import PriorStage, Stage, StageSettings, prerequisites, stage_settings, stages_of
 from worldmodel.tokenizers import Autoencoder, Tokenizer
 from worldmodel.training import hooks as watch
 from worldmodel.training.base import Objective, make_batches
@@ -117,6 +118,16 @@ def rehearse(
                 train.sample(1, torch.Generator())  # raises the error
         tokenizer = stage.extended(tokenizer, model)
     return tokenizer, models
+
+
+def rehearse_world(config: DictConfig, spec: Spec) -> tuple[Tokenizer, Prior]:
+    """The same for a run that is to dream; returns its untrained models."""
+    tokenizer, models = rehearse(config, spec, stages_of(config))
+    prior = models[PriorStage.name]
+    if not (isinstance(tokenizer, Tokenizer) and isinstance(prior, Prior)) or kind_of(config, spec) is not Kind.WORLD:
+        raise ConfigError("dreams need a tokenizer of codes and a prior that reads earlier frames; choose another "
+                          "prior, such as prior=conv")  # fmt: skip
+    return tokenizer, prior
 
 
 def rehearse_stage(config: DictConfig, spec: Spec, stage: Stage, tokenizer: Autoencoder | None) -> nn.Module:

@@ -21,6 +21,7 @@ from worldmodel.runs.models import check_trained, load_prior, load_tokenizer, re
 from worldmodel.speech.sound import SILENCE, to_samples, to_wave
 from worldmodel.tokenizers import Tokenizer
 from worldmodel.types import NO_ACTION, Spec
+from worldmodel.util.files import expanded
 
 
 class VoiceModel:
@@ -50,7 +51,7 @@ class VoiceModel:
 
         Raises :class:`RunError` when the run is missing, damaged or of another kind.
         """
-        folder, where = Path(run), resolve_device(device)
+        folder, where = expanded(run), resolve_device(device)
         check_kind(folder, Kind.SPEECH)
         tokenizer = load_tokenizer(folder, where)
         prior = load_prior(folder, tokenizer, where) if check_trained(folder, PRIOR) else None
