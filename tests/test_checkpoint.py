@@ -84,6 +84,15 @@ def test_one_changed_byte_is_noticed(tmp_path: Path, where: int | bytes) -> None
         load_tensors(path, "train first", "train it again")
 
 
+def test_a_wrong_byte_in_the_name_of_the_checksum_does_not_hide_another(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_tensors(path, {"a": torch.ones(100)}, {"step": 1})
+    content = path.read_bytes()
+    path.write_bytes(content[:-1].replace(b"crc32", b"crc33") + b"\0")
+    with pytest.raises(RunError, match=r"x\.safetensors is damaged"):
+        load_tensors(path, "train first")
+
+
 def test_a_file_without_a_checksum_is_read(tmp_path: Path) -> None:
     save_file({"a": torch.ones(3)}, tmp_path / "x.safetensors", metadata={"worldmodel": '{"step": 1}'})
     tensors, facts = load_tensors(tmp_path / "x.safetensors", "")

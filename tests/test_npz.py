@@ -325,3 +325,19 @@ def test_a_header_that_states_fewer_frames_than_there_are_is_refused(tmp_path: P
             part.write(numbered(*range(9)).tobytes())
     with pytest.raises(DataError, match=r"obs states \(0, 16, 16, 3\), 0 bytes, and holds 6,912; its header"):
         Arrays(str(tmp_path))
+
+
+@pytest.mark.parametrize("damage", [(b"held_out", b"hemd_out"), (b"'descr'", b"('escr'")])
+def test_a_wrong_byte_in_a_name_or_a_header_is_damage(tmp_path: Path, damage: tuple[bytes, bytes]) -> None:
+    """Also of an array that need not be there, in the directory at the end of the file."""
+    file = tmp_path / "a.npz"
+    write_npz(file, held_out=np.array(True))
+    with zipfile.ZipFile(file) as archive, zipfile.ZipFile(tmp_path / "plain.npz", "w") as plain:
+        for name in archive.namelist():
+            plain.writestr(name, archive.read(name))
+    content = (tmp_path / "plain.npz").read_bytes()
+    file.unlink()
+    place = content.rfind(damage[0])
+    (tmp_path / "plain.npz").write_bytes(content[:place] + damage[1] + content[place + len(damage[0]) :])
+    with pytest.raises(DataError, match=r"plain\.npz cannot be read"):
+        Arrays(str(tmp_path))

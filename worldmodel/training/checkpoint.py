@@ -50,8 +50,8 @@ def load_tensors(path: Path, remedy: str, if_damaged: str | None = None) -> tupl
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        facts = header[META_KEY]
-        if header.get(CHECKSUM_KEY) not in (None, checksum(tensors, facts)):
+        facts = header.pop(META_KEY)
+        if header.pop(CHECKSUM_KEY, None) not in (None, checksum(tensors, facts)) or header:  # nothing else is written
             raise ValueError("wrong checksum")
         return tensors, json.loads(facts)
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:

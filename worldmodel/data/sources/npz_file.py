@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -26,7 +27,8 @@ KEYS: tuple[Key, ...] = get_args(Key)
 the other is not. ``held_out`` and ``condition`` are one value a file, and stand in our own exports."""
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-_BROKEN = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError)
+_BROKEN = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError,
+           tokenize.TokenError)  # fmt: skip
 """Errors of reading a damaged file or one that is no npz."""
 
 
@@ -68,7 +70,9 @@ def look(file: Path, called: Mapping[str, str]) -> Recording:
         archive = np.load(file, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise ValueError("it is no npz")
-        with archive:
+        with archive, zipfile.ZipFile(file) as members:
+            for name in members.namelist():  # a damaged name would hide an array that need not be there
+                members.open(name).close()
             there = {key: name for key, name in called.items() if name in archive.files}
             if lacking := [called[key] for key in ("obs", "action", "reward") if key not in there]:
                 raise DataError(
