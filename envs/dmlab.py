@@ -78,9 +78,9 @@ _NUMBERS = ("episodeLengthSeconds", "maxAltCameraWidth", "maxAltCameraHeight")  
 _RESETS = 10  # attempts at a reset whose first no-op does not end the episode
 
 
-def _is_positive(value: Scalar) -> bool:
+def _is_length(value: Scalar) -> bool:
     try:
-        return 0 < float(value) < math.inf
+        return 0 <= float(value) < math.inf
     except ValueError:
         return False
 
@@ -123,8 +123,8 @@ class DeepMindLabEnv(gymnasium.Env[np.ndarray, Any], EzPickle):
         if twice := next((key for key in _OWN if key in (config or {})), None):
             raise EnvError(f"config.{twice} is set by {_OWN[twice]}; leave it out of config")
         for key in _NUMBERS:
-            if not _is_positive(value := (config or {}).get(key, 1)):
-                raise EnvError(f"config.{key} is {value!r}; it must be a number above 0")
+            if not _is_length(value := (config or {}).get(key, 1)):
+                raise EnvError(f"config.{key} is {value!r}; it must be a number, 0 or more")
         values: dict[str, Scalar] = {"width": width, "height": height, "fps": FPS, **(config or {})}
         if minimal_ui:
             values["minimalUI"] = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import torch
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
 
+import worldmodel
 from worldmodel.config.checks import check_value
 from worldmodel.data.store import EpisodeStore, Split
 from worldmodel.errors import DataError, EnvError
@@ -230,6 +232,8 @@ def open_dreams(
     if end_threshold is not None and not 0 < end_threshold <= 1:
         raise EnvError(f"end_threshold={end_threshold}: give a probability above 0, at most 1, or None to sample it")
     make_sampler("auto", temperature, top_k)  # checks the settings before anything slow
+    if os.getpid() != worldmodel.IMPORTED_IN:  # a fork, such as AsyncVectorEnv's, would wait for torch's other threads
+        torch.set_num_threads(1)
     folder = find_run(runs, run, holding=PRIOR)
     world = WorldModel.load(folder, device, precision)
     seen = max(1, world.prior.context) if context is None else context

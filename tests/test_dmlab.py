@@ -169,9 +169,9 @@ def test_the_score_is_in_the_picture_unless_it_is_not_wanted(make: Make) -> None
         ({"config": {"episodeLengthSeconds": None}}, "config.episodeLengthSeconds is null; "),
         (
             {"config": {"episodeLengthSeconds": "abc"}},
-            "config.episodeLengthSeconds is 'abc'; it must be a number above 0",
+            "config.episodeLengthSeconds is 'abc'; it must be a number, 0 or more",
         ),
-        ({"config": {"episodeLengthSeconds": -5}}, "config.episodeLengthSeconds is -5; it must be a number above 0"),
+        ({"config": {"episodeLengthSeconds": -5}}, "config.episodeLengthSeconds is -5; it must be a number, 0 or more"),
         ({"config": ["fps"]}, r"config is \['fps'\]; it must be values by name"),
         ({"level_cache": 3}, "level_cache is 3; choose true, false"),
         ({"actions": "all"}, "no set of actions 'all'; choose recorded, impala"),

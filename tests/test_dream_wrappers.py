@@ -164,6 +164,20 @@ def test_statistics_of_episodes_mean_what_they_mean_everywhere(run: Path, mode: 
     assert lengths == [[6, 6, 6]] * (10 if mode == "SameStep" else 60 // 7)
 
 
+def test_dreams_of_forked_processes_do_not_wait_for_threads(run: Path) -> None:  # noqa: F811
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    torch.zeros(2**20).add_(1)  # starts the threads
+    envs = gymnasium.make_vec(ID, num_envs=2, vectorization_mode="async", **settings(run))
+    try:
+        envs.reset_async(seed=0)
+        _, infos = envs.reset_wait(timeout=100)
+        assert infos["_dream_episode"].all()
+    finally:
+        envs.close(terminate=True)
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("mode", [None, "sync"])
 def test_the_time_limit_of_gymnasium_is_a_setting_of_many_dreams(run: Path, mode: str | None) -> None:  # noqa: F811
     options = {"num_envs": 2, "vectorization_mode": mode, "end_threshold": 1.0, **settings(run)}

@@ -3,11 +3,14 @@
 Importing it registers the dream of a run with gymnasium: ``gymnasium.make("worldmodel/Dream-v0", run=…)``.
 """
 
+import os
 from pathlib import Path
 
 import gymnasium
 
 __version__ = "0.1.0"
+IMPORTED_IN = os.getpid()
+"""The process that imported the package; its forks have another number."""
 
 # In a checkout the subpackages envs, agents and configs are folders of the repository's root (pyproject.toml maps
 # them into the package); without this a checkout that is not installed could not import them.
