@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_USER_ERROR
     from worldmodel.evaluation.report import table
 
-    console = Console()
+    console = Console(markup=False)  # names may have brackets
     console.print(table({"run": result["env"], "environment": result["environment"]}, lines(result)))
     replace_text(args.to / "comparison.json", json.dumps(result, indent=1))
     console.print(f"{save_chart(result, args.to / 'comparison.png')}  (comparison.json beside it)", soft_wrap=True)

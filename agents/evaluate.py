@@ -50,7 +50,7 @@ def main(args: argparse.Namespace, config: Config) -> None:
     settings = Settings(args.success, args.horizon, args.starts, args.temperature, args.videos)
     agent_name = agent_name_of(args.overrides, config)
     metrics = evaluate(config, settings, agent_name, args.name or agent_name, args.command)
-    console = Console()
+    console = Console(markup=False)  # names may have brackets
     shown = {"run": metrics["agent"], "environment": metrics["environment"]}
     console.print(table(shown, report.lines(metrics)))
     console.print(f"{Path(metrics['folder']) / 'metrics.json'}  (report.png and videos beside it)", soft_wrap=True)

@@ -13,14 +13,17 @@ import pytest
 from moving_square import SPEC, record
 from omegaconf import OmegaConf
 from PIL import Image
+from recordings import write_npz
 from rich.console import Console
 
 import worldmodel.collect
 from worldmodel.config.cli import compose_config, run_entry_point
 from worldmodel.config.flags import add_output
+from worldmodel.data.sources import Arrays
 from worldmodel.data.store import SOURCE, EpisodeStore
 from worldmodel.errors import ConfigError, DataError, RunError
 from worldmodel.evaluation.report import table
+from worldmodel.media.plots import Line, Panel, save_panels
 from worldmodel.runs.data import source_path
 from worldmodel.runs.folder import find_run, load_config, new_run, open_data, save_config
 from worldmodel.util.files import check_writable
@@ -169,6 +172,25 @@ def test_an_output_is_a_file_a_folder_or_a_name(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(NotADirectoryError):
         paths("file/x")
     assert sorted(os.listdir()) == ["file", "results.2026"]
+
+
+def test_brackets_and_dollars_of_names_are_shown(tmp_path: Path) -> None:
+    console = Console(markup=False, file=io.StringIO())
+    console.print(table({"run": "r [x]", "environment": "e"}, [("One step", ""), ("of [bold]", "[1, 2]")]))
+    assert all(word in console.file.getvalue() for word in ("r [x]", "of [bold]", "[1, 2]"))
+    save_panels(tmp_path / "page.png", [Panel("a$\\x$", {"b": Line([0, 1], [1, 2])})], title="$1 $\\y{$")
+    assert (tmp_path / "page.png").is_file()
+
+
+def test_recordings_behind_links_are_found(tmp_path: Path) -> None:
+    write_npz(tmp_path / "disk/level/a.npz", ends=(8,))
+    write_npz(tmp_path / "here/b.npz", ends=(8,))
+    write_npz(tmp_path / "here/.hidden/c.npz")
+    (tmp_path / "here/there").symlink_to(tmp_path / "disk/level")
+    (tmp_path / "disk/level/back").symlink_to(tmp_path / "here")
+    (tmp_path / "link").symlink_to("here")
+    assert Arrays(str(tmp_path / "link")).keys == Arrays(str(tmp_path / "here")).keys
+    assert len({key.rpartition("/")[0] for key in Arrays(str(tmp_path / "link")).keys}) == 2
 
 
 @pytest.mark.parametrize("width", [20, 40, 80])

@@ -21,6 +21,7 @@ from worldmodel.agents import evaluate, train
 from worldmodel.agents.sb3 import SETTINGS, WEIGHTS, PolicyInfo, SB3Agent
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import RunError
+from worldmodel.runs.folder import claim
 from worldmodel.types import Episode
 from worldmodel.world import WorldModel
 
@@ -58,6 +59,10 @@ class TestWithThePackage:
 
     def test_it_learns_in_the_real_environment_and_is_played(self, say: Say, tmp_path: Path) -> None:
         folder = tmp_path / "runs" / "agents" / OWN
+        folder.mkdir(parents=True)
+        with claim(folder):
+            assert "another process is training" in say(train, *PLAIN, "steps=100", code=2)
+            assert [path.name for path in folder.iterdir()] == ["lock"]
         assert "real environment: 100 steps" in say(train, *PLAIN, "steps=100")
         known = PolicyInfo.load(folder)
         assert (known.steps, known.done, known.view, known.stack) == (
@@ -69,6 +74,8 @@ class TestWithThePackage:
         returns = [json.loads(line) for line in (folder / "returns.jsonl").read_text().splitlines()]
         assert returns and all(-1.21 <= one["return"] <= 1 for one in returns)  # as they are, not scaled
         assert "trained already, 128 steps" in say(train, *PLAIN, "steps=100")
+        assert "129 steps, 128 already taken" in say(train, *PLAIN, "steps=129")
+        assert PolicyInfo.load(folder).steps == 160 and PolicyInfo.load(folder).done
         say(evaluate, *PLAIN, "episodes=3", "--videos", "0")
         assert len(json.loads((folder / "metrics.json").read_text())["episodes"]) == 3
         assert (folder / "returns.png").is_file() and (folder / "report.png").is_file()

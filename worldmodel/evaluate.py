@@ -54,7 +54,7 @@ def main(args: argparse.Namespace, config: Config) -> None:
     from worldmodel.evaluation.report import table
     from worldmodel.runs.folder import PRIOR, TOKENIZER, Kind, choose_run, find_run, kind_of_run
 
-    console = Console()
+    console = Console(markup=False)  # names may have brackets
     if args.compare is not None:
         runs = [find_run(config.runs, name.strip()) for name in args.compare.split(",")]
         found = images_report.read_bounds(runs)

@@ -71,8 +71,8 @@ def main(args: argparse.Namespace, config: Config) -> None:
     title("4/4 evaluate")
     call("evaluate", "--quick", *where)
     title("done")
-    console.print(f"Look at {run / 'dreams'}; dream from elsewhere:")
-    console.print(f"  python -m worldmodel.dream --actions '{actions}' --seed 3", soft_wrap=True)
+    print(f"Look at {run / 'dreams'}; dream from elsewhere:")
+    print(f"  python -m worldmodel.dream --actions '{actions}' --seed 3")
 
 
 def script(actions: str | None, spec: Spec) -> str:

@@ -117,7 +117,7 @@ def table(figures: dict[str, Any], lines: Sequence[tuple[str, str]]) -> Group:
             parts[-1].add_column(overflow="fold")
             parts[-1].add_column(overflow="fold")
         else:
-            parts[-1].add_row(name, Text(value))
+            parts[-1].add_row(Text(name), Text(value))
     spaced = [part for table in parts for part in (Text(""), table)]
     return Group(Text(f"{figures['run']} · {figures['environment']}", style="bold"), *spaced)
 

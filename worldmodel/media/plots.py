@@ -24,6 +24,7 @@ COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#5
 GREY = "#8a8f98"
 TEXT = "#444444"
 STYLE: Any = {  # keys of matplotlib's rcParams
+    "text.parse_math": False,  # a name may have dollar signs
     "font.family": "DejaVu Sans",  # shipped with matplotlib
     "font.size": 9,
     "axes.titlesize": 10,

@@ -19,7 +19,7 @@ import numpy as np
 from annotated_types import Ge, Le
 
 from worldmodel.data.records import Item
-from worldmodel.data.sources.base import Source, check_folder, some_for_training
+from worldmodel.data.sources.base import Source, check_folder, files_below, some_for_training
 from worldmodel.errors import MOST_NAMES, DataError
 from worldmodel.speech.sound import LOUDNESS, RATE, SUFFIXES, WINDOW, normalise, read_sound, to_frames, trim
 from worldmodel.types import Episode, Spec
@@ -173,9 +173,9 @@ def timit_files(folder: str | Path, suffixes: Sequence[str]) -> dict[str, Path]:
     """Files with one of the lower-case suffixes below a folder of TIMIT by key, sorted: fcjf0/sa1 →
     TRAIN/DR1/FCJF0/SA1.WAV. Of several with one key (SA1.WAV, SA1.WAV.wav), the first one."""
     recordings: dict[str, Path] = {}
-    for file in sorted(Path(folder).rglob("*")):
+    for file in sorted(files_below(folder, tuple(suffixes))):
         speaker = TIMIT_SPEAKER.fullmatch(file.parent.name)
-        if speaker and file.suffix.lower() in suffixes and not file.name.startswith("."):
+        if speaker:
             recordings.setdefault(f"{speaker['speaker']}/{file.name.partition('.')[0]}".lower(), file)
     return dict(sorted(recordings.items()))
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -57,6 +58,18 @@ def check_folder(path: str | Path, wanted: str) -> Path:
         what = "is no folder" if folder.exists() else "does not exist"
         raise DataError(f"{path} {what}; source.path=… names {wanted}")
     return folder
+
+
+def files_below(folder: str | Path, endings: tuple[str, ...]) -> Iterator[Path]:
+    """Files whose names have one of these lower-case endings, at any depth, also behind links, without hidden ones."""
+    seen: set[str] = set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(root)) in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(root, name) for name in files if name.lower().endswith(endings) and not name.startswith("."))
 
 
 def recorded_spec(

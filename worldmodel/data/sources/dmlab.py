@@ -15,7 +15,7 @@ import imageio_ffmpeg
 import numpy as np
 
 from worldmodel.data.records import HELD_OUT_EVERY, Item
-from worldmodel.data.sources.base import Source, check_folder, some_for_training
+from worldmodel.data.sources.base import Source, check_folder, files_below, some_for_training
 from worldmodel.data.sources.npz_file import readable
 from worldmodel.errors import DataError
 from worldmodel.types import Episode, Spec
@@ -35,7 +35,7 @@ class Recordings(Source):
 
     def __init__(self, path: Text, name: Text = "dmlab"):
         folder = check_folder(path, f"a folder of recordings: {META}, ep0000.mp4, ep0000.npz, …")
-        folders = sorted(meta.parent for meta in folder.rglob(META))
+        folders = sorted(meta.parent for meta in files_below(folder, (META,)) if meta.name == META)
         if not folders:
             raise DataError(f"there is no {META} in or below {folder}; source.path=… names a folder of recordings")
         self.spec = _spec(folders[0] / META, name)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from worldmodel.data.records import HELD_OUT_EVERY, Item
-from worldmodel.data.sources.base import Source, check_folder, image_item
+from worldmodel.data.sources.base import Source, check_folder, files_below, image_item
 from worldmodel.errors import DataError
 from worldmodel.types import NO_ACTION, Spec, plain_name
 from worldmodel.util.formats import unreadable
@@ -46,7 +44,7 @@ class ImageFolder(Source):
 
     def __init__(self, path: Text, size: Pixels, name: Text = "images", captions: bool = True):
         folder = check_folder(path, "a folder of pictures")
-        self._files = sorted(_pictures(folder), key=lambda file: file.relative_to(folder).parts)
+        self._files = sorted(files_below(folder, SUFFIXES), key=lambda file: file.relative_to(folder).parts)
         if not self._files:
             raise DataError(f"there is no picture in {folder}; known are {', '.join(SUFFIXES)}")
         within = [file.relative_to(folder).parts for file in self._files]
@@ -77,18 +75,6 @@ class ImageFolder(Source):
     def read(self, index: int) -> Item:
         image = read_image(self._files[index], self._size)
         return image_item(image, self._labels[index], index % HELD_OUT_EVERY == HELD_OUT_EVERY - 1, self.keys[index])
-
-
-def _pictures(folder: Path) -> Iterable[Path]:
-    """Files with the suffix of a picture, at any depth, also behind links, without hidden ones."""
-    seen: set[str] = set()
-    for root, folders, files in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(root)) in seen:  # a link that leads back
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(root, name) for name in files if name.lower().endswith(SUFFIXES) and not name.startswith("."))
 
 
 def read_image(file: Path, size: int) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 
 from worldmodel.data.pictures import frame_shape, to_frames
 from worldmodel.data.records import Item
-from worldmodel.data.sources.base import Source, check_folder, recorded_spec
+from worldmodel.data.sources.base import Source, check_folder, files_below, recorded_spec
 from worldmodel.data.sources.npz_file import KEYS, FrameStream, Key, Recording, damage, look
 from worldmodel.errors import DataError
 from worldmodel.types import Episode, Spec
@@ -142,7 +142,7 @@ def _find(path: str) -> tuple[Path, list[Path]]:
     if file.is_file():
         return file.parent, [file]
     folder = check_folder(path, "an npz file, or a folder of them")
-    files = sorted(file for file in folder.rglob("*.npz") if not file.name.startswith("."))
+    files = sorted(files_below(folder, (".npz",)))
     if not files:
         raise DataError(f"there is no npz file in or below {folder}; source.path=… names one, or a folder of them")
     return folder, files
