@@ -120,7 +120,7 @@ def test_shorter_episodes_shorten_the_horizon(tmp_path: Path) -> None:
 
 
 def test_data_that_do_not_fit_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"of the 2 episodes at .*, none is held out; python -m worldmodel\.collect"):
+    with pytest.raises(DataError, match=r"of 2 episodes at .*, none is held out; python -m worldmodel\.collect"):
         evaluate(World(), fill(tmp_path / "few", 2), QUICK)  # type: ignore[arg-type]
     other = dataclasses.replace(SPEC, action_names=("stay", "left", "right"))
     with pytest.raises(DataError, match=r"stay.*choose data="):

@@ -458,7 +458,7 @@ def test_a_store_is_never_held_out_as_a_whole(tmp_path: Path) -> None:
     with EpisodeStore.writer(tmp_path / "same", SPEC) as store:
         store.append(by_checksum)
         assert store.require("train").tolist() == [0]
-        with pytest.raises(DataError, match=r"of the 1 episodes at .*same, none is held out; .* source\.longest=…"):
+        with pytest.raises(DataError, match=r"of 1 episode at .*same, none is held out; .* source\.longest=…"):
             store.require("held_out")
         store.append(by_checksum)
         assert store.require("held_out").tolist() == [1]
@@ -466,7 +466,7 @@ def test_a_store_is_never_held_out_as_a_whole(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"stated holds no finished episode yet; python -m worldmodel"):
             store.require("train")
         store.append(by_checksum, held_out=True)
-        with pytest.raises(DataError, match=r"of the 1 episodes at .*stated, all are held out; .* source\.longest=…"):
+        with pytest.raises(DataError, match=r"of 1 episode at .*stated, all are held out; .* source\.longest=…"):
             store.require("train")
 
 

@@ -32,6 +32,11 @@ NPZ = ("source=npz", "source.path=x")
         (("env=gym", "env.id=1e3"), "1e3"),
         (("env=gym", "env.id=on", "env.action_names=[null,on]"), ["null", "on"]),
         (("env=gym", "env.id=x", "env.size=3e1"), 30.0),
+        (("env=gym", "env.id=test_verbatim:Tiny-v0", "+env.kwargs.level=1e3"), "1e3"),
+        (("env=gym", "env.id=test_verbatim:Tiny-v0", "+env.kwargs.depth=1e3"), 1000.0),
+        (("env=gym", "env.id=test_verbatim:Tiny-v0", "+env.kwargs.other=1e3"), 1000.0),
+        (("env=vizdoom/any", "env.kwargs.scenario=1e3"), "1e3"),
+        (("collect.steps=1e3",), 1000),
         (("stem=1e3",), "1e3"),
         (("run=1_0",), "1_0"),
         (("run=null",), None),
@@ -39,7 +44,7 @@ NPZ = ("source=npz", "source.path=x")
     ],
 )  # fmt: skip
 def test_a_name_arrives_as_it_was_typed(overrides: tuple[str, ...], value: Any) -> None:
-    key = overrides[-1].partition("=")[0]
+    key = overrides[-1].partition("=")[0].lstrip("+")
     if overrides[-1] == "source.name=null":
         with pytest.raises(ConfigError, match=r"source\.name is null; it must be a text"):
             compose_config(overrides)
@@ -56,6 +61,12 @@ def test_names_in_a_mapping_and_what_depends_on_a_name_arrive_as_typed() -> None
 
 class Tiny(gymnasium.Env[Any, Any]):
     observation_space, action_space = Box(0, 255, (16, 16, 3), np.uint8), Discrete(9)
+
+    def __init__(self, level: str = "", depth: float = 1, other=None):  # type: ignore[no-untyped-def]
+        pass
+
+
+gymnasium.register("Tiny-v0", Tiny)
 
 
 def env_actions(text: str) -> Any:

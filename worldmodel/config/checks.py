@@ -194,11 +194,16 @@ def _deeper(value: Any, annotation: Any, name: str, id: Any) -> Any:
     """A value whose parts are checked, too: what is built from it, or the arguments that it passes on."""
     if _builds(value):
         return check(value, name)
+    target = receiver(annotation, id) if isinstance(value, Mapping) else None
+    return value if target is None else check_arguments(target, value, name)
+
+
+def receiver(annotation: Any, id: Any) -> Any:
+    """What receives a mapping as keyword arguments; None for another annotation, and for what is not installed."""
     for mark in marks(annotation):
-        if isinstance(mark, PassedTo) and isinstance(value, Mapping):
-            target = _environment(id) if mark.by_id else _importable(mark.target)
-            return value if target is None else check_arguments(target, value, name)
-    return value
+        if isinstance(mark, PassedTo):
+            return _environment(id) if mark.by_id else _importable(mark.target)
+    return None
 
 
 def _importable(target: Any) -> Any:

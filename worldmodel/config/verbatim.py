@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, get_args, get_origin
 
-from worldmodel.config.checks import find, marks, parameters
+from worldmodel.config.checks import find, parameters, receiver
 from worldmodel.errors import ConfigError
-from worldmodel.util.ranges import Parsed
 
 _ENTRY = re.compile(r"""\s*('(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^,'"\[\]{}]+)\s*(?:,|$)""")
 
@@ -28,7 +27,7 @@ def keep_texts(config: Any, overrides: Sequence[str], settings: type) -> None:
         value = OmegaConf.select(config, key)
         value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
         text = _as_typed(value, typed.strip())
-        if text != value and _is_text(config, key.split("."), settings):
+        if text != value and _is_text(OmegaConf.to_container(config), key.split("."), settings):
             OmegaConf.update(config, key, text)
 
 
@@ -47,16 +46,24 @@ def _as_typed(value: Any, typed: str) -> Any:
 
 
 def _is_text(config: Any, path: Sequence[str], settings: type) -> bool:
-    """Whether the parameter that a setting sets is a text, or texts in a list or a mapping."""
-    from omegaconf import DictConfig
-
-    target, name, node = settings, path[0], config
+    """Whether the parameter that a setting sets is a text, or texts in a list or a mapping, and no number."""
+    target, annotation, node = settings, None, config
     for part in path:
-        if isinstance(node, DictConfig) and "_target_" in node:
-            target, name = node._target_, part
-        node = node[part] if isinstance(node, DictConfig) else None
-    try:
-        annotation = parameters(find(target, name)).types.get(name)
-    except ConfigError:  # which is reported when it is built
-        return False
-    return any(isinstance(mark, Parsed) for mark in marks(annotation))
+        node = node if isinstance(node, dict) else {}
+        target = node.get("_target_", target)
+        try:
+            known = None if target is None else parameters(find(target, part)).types.get(part)
+        except ConfigError:  # which is reported when it is built
+            return False
+        annotation = known or annotation
+        target, node = receiver(annotation, node.get("id")), node.get(part)
+    types = list(_types(annotation))
+    return str in types and not any(each in types for each in (int, float, bool, Any))
+
+
+def _types(annotation: Any) -> Iterator[Any]:
+    """The types in an annotation; of a mapping, those of its values."""
+    yield annotation
+    parts = get_args(annotation)
+    for each in parts[1:] if get_origin(annotation) is Mapping else parts:
+        yield from _types(each)

@@ -153,7 +153,8 @@ class EpisodeStore:
         if len(indices := self.split(name)):
             return indices
         held_out = "none is" if name == "held_out" else "all are"
-        where = f"of the {len(self):,} episodes at {self.path}, {held_out} held out" if len(self) else ""
+        count = f"{len(self):,} episode{'s' * (len(self) != 1)}"
+        where = f"of {count} at {self.path}, {held_out} held out" if len(self) else ""
         raise DataError(
             f"{where or f'{self.path} holds no finished episode yet'}; python -m worldmodel.collect data={self.path} "
             "records more, and source=npz source.longest=… cuts a long recording into several (into another data=…)"
