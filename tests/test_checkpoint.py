@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,17 @@ def test_failed_write_keeps_the_old_file_and_the_reason(tmp_path: Path, monkeypa
     assert caught.value.errno == errno.ENOSPC
     assert load_tensors(path, "")[1] == {"step": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_is_removed_after_a_day(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    old, young, other = (tmp_path / f".{name}.part.safetensors" for name in ("x.1", "x.2", "y.1"))
+    for part in (old, young, other):
+        part.touch()
+    for part in (old, other):
+        os.utime(part, (time.time() - 100_000,) * 2)
+    save_tensors(path, {"a": torch.ones(2)})
+    assert sorted(tmp_path.iterdir()) == sorted([path, young, other])
 
 
 def test_others_may_read_what_the_mask_allows(tmp_path: Path) -> None:

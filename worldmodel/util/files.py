@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 import numpy as np
+
+STALE = 86_400.0
+"""Seconds after which nobody is writing a temporary file any more."""
 
 
 def as_bytes(array: np.ndarray) -> memoryview:
@@ -92,10 +97,15 @@ def append_line(path: Path, line: str) -> None:
 def whole(path: Path) -> Iterator[Path]:
     """A temporary name of the same suffix in the same folder, renamed to ``path`` when the block ends well.
 
-    Missing folders are made; when the block fails, what stands under the temporary name is removed.
+    Missing folders are made; when the block fails, what stands under the temporary name is removed. What a killed
+    process left under such a name is removed after a day.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    for old in path.parent.glob(f".{glob.escape(path.stem)}.*.part{glob.escape(path.suffix)}"):
+        with contextlib.suppress(OSError):
+            if time.time() - old.stat().st_mtime > STALE:
+                old.unlink()
     try:
         with naming(path):
             yield part
