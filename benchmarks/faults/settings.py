@@ -10,16 +10,18 @@ import resource
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
+from benchmarks.faults.corridor import ID
 from benchmarks.faults.judge import Outcome, Result, one_line_error, run_command
 from benchmarks.faults.world import SPEC
 from worldmodel.agents.choice import agent_name_of, find_learner
 from worldmodel.agents.loop import AgentStage
-from worldmodel.config.checks import build, check
+from worldmodel.config.checks import check
 from worldmodel.config.cli import Config, choices, entry_point
-from worldmodel.runs.data import build_source, env_maker
+from worldmodel.runs.data import env_maker
 from worldmodel.runs.resume import flatten
 from worldmodel.runs.stages import stage_settings, stages_of
 from worldmodel.runs.training import make_fabric, rehearse
@@ -32,12 +34,20 @@ VALUES = ("-1", "0", "1", "2", "3", "0.5", "-0.5", "1e30", "1e400", ".nan", ".in
 ROOT = "config.yaml"
 TRAINED = ("tokenizer", "prior", "training", "experiment")  # groups whose models are built and tried
 PARTNERS = {
-    f"prior={prior}": f"tokenizer={tokenizer}"
-    for prior, tokenizer in (
-        ("gaussian", "vae"), ("hierarchy", "vqvae2"), ("speech", "speech"), ("jukebox", "jukebox"), ("codec", "codec"),
-    )
+    "prior=gaussian": "tokenizer=vae", "prior=hierarchy": "tokenizer=vqvae2", "prior=speech": "tokenizer=speech",
+    "prior=jukebox": "tokenizer=jukebox", "prior=codec": "tokenizer=codec",
+    "tokenizer=codec": "prior=codec", "tokenizer=jukebox": "prior=jukebox", "tokenizer=vae": "prior=gaussian",
+    "tokenizer=vimco": "prior=pixelcnn", "tokenizer=vqvae2": "prior=hierarchy",
+    "tokenizer=vqvae_8x8x10": "prior=pixelcnn",
+    "env=gym": f"env.id={ID}", "env=atari/any": "env.kwargs.game=pong", "env=vizdoom/any": "env.kwargs.scenario=basic",
+    "env=dmlab/level": "env.kwargs.level=tests/empty", "env=minigrid/any": "env.kwargs.task=Empty-8x8",
+    "env=miniworld/any": "env.kwargs.task=Hallway", "explorer=actor": "explorer.run=tiny",
 }  # fmt: skip
-SPEECH = Spec("tiny", (1, 640), ("p225", "p226"), 25.0)
+"""What a choice needs beside it."""
+SPECS = {
+    "speech": Spec("tiny", (1, 640), ("p225", "p226"), 25.0),
+    "second": Spec("tiny", (3, 84, 84), SPEC.action_names, 10.0),
+}
 MEMORY = 6 * 2**30  # bytes that settings may ask for
 
 
@@ -45,21 +55,19 @@ MEMORY = 6 * 2**30  # bytes that settings may ask for
 def prepare(args: argparse.Namespace, config: Config) -> None:
     """Build and check all that a command builds and checks before its work."""
     groups = [word.lstrip("+").partition("=")[0].split(".")[0] for word in args.overrides]
-    settings = {name: OmegaConf.to_container(config[name], resolve=True) for name in ("explorer", "agent")}
-    if "source" in groups:
-        build_source(config)
+    names = ("source", "explorer", "agent")
+    settings: dict[str, Any] = {name: OmegaConf.to_container(config[name], resolve=True) for name in names}
+    settings["agent"].pop("learner", None)
+    for name in {*groups} & {*settings}:
+        check(settings[name], name)
     if "env" in groups:
         env_maker(config)
-    if "explorer" in groups:
-        build(settings["explorer"], "explorer")
-    if "agent" in groups:
-        check(settings["agent"], "agent")
-        if "learner" in config.agent:
-            find_learner(config, agent_name_of(args.overrides, config))
+    if "learner" in config.agent:
+        find_learner(config, agent_name_of(args.overrides, config))
     stage_settings(config, AgentStage)
     if set(groups) & {*TRAINED}:
-        sound = "speech" in str(config.tokenizer)
-        spec = SPEECH if sound else SPEC
+        kinds = ["speech"] * ("speech" in str(config.tokenizer)) + ["second"] * (config.get("second") is not None)
+        spec = SPECS[kinds[0]] if kinds else SPEC
         make_fabric(config)
         rehearse(config, spec, stages_of(config))
 
@@ -72,7 +80,10 @@ def inject(scratch: Path, rng: random.Random) -> Iterator[Result]:
     for group, name in itertools.cycle(keys):
         key, value = rng.choice(keys[group, name]), rng.choice(VALUES)
         choice = [f"{group}={name}"] if group else []
-        words = ["device=cpu", *choice, *(PARTNERS[word] for word in choice if word in PARTNERS)]
+        partners = [PARTNERS[word] for word in choice if word in PARTNERS]
+        if group == "source" and name != "env":
+            partners.append("source.path=.")
+        words = ["device=cpu", *choice, *partners]
         yield attempt(group or ROOT, [*words, f"{key}={value}"])
 
 
