@@ -17,8 +17,9 @@ from annotated_types import Ge, MultipleOf
 from gymnasium.utils import EzPickle
 
 from worldmodel.config.checks import checked
-from worldmodel.envs.dmlab_engine import Engine, EngineSettings, LevelCache, default_folder, load_module
+from worldmodel.envs.dmlab_engine import Engine, EngineSettings, load_module
 from worldmodel.envs.dmlab_process import EngineProcess
+from worldmodel.envs.level_cache import LevelCache, default_folder
 from worldmodel.errors import EnvError
 from worldmodel.types import Info
 from worldmodel.util.ranges import Count, Text

@@ -8,24 +8,18 @@ after a reset. A map that is damaged ends the process, as do other failures of t
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib
-import io
-import logging
 import os
 import re
 import shutil
 import sys
-import tempfile
-import zipfile
-import zlib
 from collections.abc import Callable
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from worldmodel.envs.level_cache import LevelCache
 from worldmodel.errors import EnvError
 
 MODULE = "deepmind_lab"
@@ -205,70 +199,3 @@ def missing_programs() -> str:
     """The end of a message about programs with which Lab compiles maps; empty if they are installed."""
     missing = [name for name in ("bash", "zip") if shutil.which(name) is None]
     return f"; {' and '.join(missing)}, with which it compiles maps, cannot be found" if missing else ""
-
-
-log = logging.getLogger(__name__)
-
-
-def default_folder() -> Path:
-    """The user's cache: ``$XDG_CACHE_HOME/worldmodel/dmlab``, or ``~/.cache/worldmodel/dmlab``."""
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    # According to the XDG specification, a relative path is ignored.
-    root = given if os.path.isabs(given) else os.path.expanduser("~/.cache")
-    return Path(root, "worldmodel", "dmlab")
-
-
-class LevelCache:
-    """The interface of ``deepmind_lab.Lab(level_cache=…)``: one file per key in ``folder``, shared by all processes.
-
-    A cache that cannot be read or written only costs time: no exception is raised, because it would end ``Lab.reset``.
-    Files can be deleted at any time.
-    """
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self._warned = False
-
-    def fetch(self, key: str, path: str) -> bool:
-        """Copy the map of a key to ``path``; False if it is missing or damaged."""
-        try:
-            data = self._file(key).read_bytes()
-            with zipfile.ZipFile(io.BytesIO(data)) as pack:  # a map is a pk3, a zip file
-                if not pack.namelist() or pack.testzip() is not None:
-                    return False
-            Path(path).write_bytes(data)
-            return True
-        except FileNotFoundError:
-            return False
-        except OSError as error:
-            self._warn(error)
-            return False
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, ValueError):
-            return False  # Lab would end the process
-
-    def write(self, key: str, path: str) -> None:
-        """Store the map at ``path`` under a key, atomically."""
-        part: str | None = None
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            # A unique name for every write, because two environments of a process may compile the same map.
-            descriptor, part = tempfile.mkstemp(prefix=".", suffix=".part", dir=self.folder)
-            os.close(descriptor)
-            shutil.copyfile(path, part)
-            os.replace(part, self._file(key))
-            part = None
-        except OSError as error:
-            self._warn(error)
-        finally:
-            if part is not None:
-                Path(part).unlink(missing_ok=True)
-
-    def _file(self, key: str) -> Path:
-        # A key is a map's name and a checksum. Other keys are hashed so that no file is outside the folder.
-        plain = re.fullmatch(r"\w[\w.-]{0,200}", key, re.ASCII)
-        return self.folder / (key if plain else hashlib.sha256(key.encode()).hexdigest())
-
-    def _warn(self, error: OSError) -> None:
-        if not self._warned:
-            log.warning("the level cache %s cannot be used: %s; maps are compiled again", self.folder, error)
-        self._warned = True

@@ -29,7 +29,8 @@ from worldmodel.config.cli import compose_config
 from worldmodel.data.store import EpisodeStore
 from worldmodel.envs import dmlab_engine, dmlab_process, make_frames
 from worldmodel.envs.dmlab import DeepMindLabEnv
-from worldmodel.envs.dmlab_engine import Engine, EngineSettings, LevelCache, default_folder
+from worldmodel.envs.dmlab_engine import Engine, EngineSettings
+from worldmodel.envs.level_cache import LevelCache, default_folder
 from worldmodel.errors import EnvError, WorldModelError
 from worldmodel.runs.data import env_maker
 
