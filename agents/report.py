@@ -180,10 +180,11 @@ def lagged_strips(
 
     A repeated action has one plan, made at its first step. The imagined frames show the planned actions, which may
     differ from the actions taken later. They are grey where no plan reaches so far, and a lag that is longer than all
-    plans is left out.
+    plans or than the episode is left out.
     """
     strips = [media.Strip(episode.frames, "real", media.action_names(episode.actions, names))]
-    for lag in (lag for lag in lags if any(plan is not None and len(plan) >= lag for plan in plans)):
+    longest = min(episode.steps, max((len(plan) for plan in plans if plan is not None), default=0))
+    for lag in (lag for lag in lags if lag <= longest):
         frames = np.full_like(episode.frames, BLANK)
         actions: list[str | None] = [None] * len(frames)
         last, made_at = None, 0  # the current plan, and the step at which it was made

@@ -60,6 +60,12 @@ def test_an_episode_stands_beside_what_was_foreseen() -> None:
     assert levels(one.frames) == [BLANK, BLANK, 102, 103, 104, 105, 106]
 
 
+def test_an_episode_may_be_shorter_than_the_plans() -> None:
+    short = Episode.from_steps(FRAMES[:3], np.arange(2), np.zeros(2, np.float32), False, True)
+    _, one, *rest = lagged_strips(short, PLANS[:2], NAMES, lags=(1, 4))
+    assert levels(one.frames) == [BLANK, 101, 102] and not rest
+
+
 def test_it_is_written(tmp_path: Path) -> None:
     for name, step in (("plan.png", 0), ("episode.png", None), ("episode.gif", None)):
         path = save_plan(tmp_path / name, EPISODE, PLANS, NAMES, 10.0, step)
