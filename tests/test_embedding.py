@@ -55,13 +55,21 @@ APPLICATION = (
     MINE
     + COLLECT
     + """
-import hydra
+import dataclasses, hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
 gymnasium.register("Mine-v0", entry_point=Mine)
 
-@hydra.main(version_base=None, config_path="conf", config_name="config")
+@dataclasses.dataclass
+class Settings:
+    seed: int = 4
+
+ConfigStore.instance().store(name="config", node=Settings)
+ConfigStore.instance().store(group="env", name="gym", node={"id": "theirs"})
+
+@hydra.main(version_base=None, config_name="config")
 def main(settings):
     recorded = record("Mine-v0")
     print("result", recorded, settings.seed, GlobalHydra.instance().is_initialized(), HydraConfig.get().job.name)
@@ -102,7 +110,7 @@ def run(tmp_path: Path, *command: str, text: str | None = None) -> list[str]:
 
 def test_a_hydra_application_without_a_main_guard_runs_once(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(APPLICATION)
-    assert run(tmp_path, "app.py") == ["result (0, 20) 3 True app"]
+    assert run(tmp_path, "app.py") == ["result (0, 20) 4 True app"]
 
 
 def test_a_script_that_is_its_own_module_is_refused_without_a_main_guard(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import dataclasses
 import os
 import random
@@ -130,6 +131,7 @@ def quote_path(override: str) -> str:
 def _composed(overrides: list[str]) -> Config:
     """What ``hydra.compose`` returns, without its global state and resolvers, which belong to the program around us."""
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra._internal.core_plugins.structured_config_source import StructuredConfigSource
     from hydra._internal.utils import create_config_search_path
     from hydra.types import RunMode
     from hydra.version import VersionBase, setbase
@@ -140,6 +142,13 @@ def _composed(overrides: list[str]) -> Config:
     setbase("1.3")
     try:
         loader = ConfigLoaderImpl(create_config_search_path("pkg://worldmodel.configs"))
+        for source in loader.get_sources():
+            if isinstance(source, StructuredConfigSource):  # of the nodes of the program, only Hydra's own
+                source.store = copy.copy(source.store)
+                nodes = source.store.repo.items()
+                source.store.repo = {
+                    name: node for name, node in nodes if name == "hydra" or getattr(node, "provider", "") == "hydra"
+                }
         config = loader.load_configuration("config", overrides, RunMode.RUN, from_shell=False)
     finally:
         base.version_base = theirs
