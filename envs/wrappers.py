@@ -272,7 +272,7 @@ def _action_names(
     count = len(actions)
     names: list[str] = []
     if given is not None:
-        names = [str(name) for name in given]
+        names = list(map(validate.action_name, given))
     elif not actions.native:
         names = list(actions.names)
     else:

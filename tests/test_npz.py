@@ -109,7 +109,7 @@ def test_arrays_of_other_names_and_shapes(tmp_path: Path, capsys: pytest.Capture
     small = Arrays(str(tmp_path), size=16, keys={"obs": "image", "done": "terminals"}, action_names=["a", "b", "c d"])
     means = pictures.reshape(9, 16, 2, 16, 3, 3).mean((2, 4)).transpose(0, 3, 1, 2)  # of the area that a pixel covers
     assert np.abs(small.read(0).episode.frames - means).max() <= 1
-    assert small.spec.action_names == ("a", "b", "c_d") and source.spec.action_names == ("0", "1", "2")
+    assert small.spec.action_names == ("a", "b", "c d") and source.spec.action_names == ("0", "1", "2")
     settings = (
         "source.keys.obs=image",
         "source.keys.done=terminals",

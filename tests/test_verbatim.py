@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from worldmodel.config.cli import compose_config
 from worldmodel.envs import FrameEnv
-from worldmodel.errors import ConfigError
+from worldmodel.errors import ConfigError, DataError
 
 NPZ = ("source=npz", "source.path=x")
 
@@ -79,3 +79,11 @@ def test_an_action_whose_name_would_change_is_refused(name: str) -> None:
         FrameEnv(Tiny(), 16, actions=env_actions(f"{{{name}: 1, up: 2}}"))
     named = FrameEnv(Tiny(), 16, actions=env_actions("{007: 1, on: 2, up: 3}"))
     assert named.data_spec.action_names == ("007", "on", "up")
+
+
+def test_a_name_of_an_action_is_kept_or_refused() -> None:
+    env = FrameEnv(Tiny(), 16, action_names=["turn left", "1e3", *"abcdefg"])
+    assert env.data_spec.action_names[:2] == ("turn left", "1e3")
+    for name in ("a,b", "a*2", " a"):
+        with pytest.raises(DataError, match=r"action name .*; choose another"):
+            FrameEnv(Tiny(), 16, action_names=[name, *"abcdefgh"])

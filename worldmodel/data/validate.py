@@ -100,6 +100,14 @@ def check_episode(episode: Episode, spec: Spec, where: object) -> None:
         flag(getattr(episode, name), where, name)
 
 
+def action_name(name: object) -> str:
+    """The name of an action as its user gave it. Raises :class:`DataError` for one that action scripts cannot hold."""
+    text = str(name)
+    if text != text.strip() or not text or {",", "*"} & set(text):
+        raise DataError(f"the action name {text!r} is empty, or has a comma, a * or spaces at its ends; choose another")
+    return text
+
+
 def first(wrong: np.ndarray) -> int | None:
     """The index of the first true value, or None."""
     return int(wrong.argmax()) if wrong.any() else None

@@ -13,9 +13,9 @@ import numpy as np
 
 from worldmodel.data.records import Item
 from worldmodel.data.store import EpisodeStore
-from worldmodel.data.validate import MOST_ACTIONS, check_episode, short
+from worldmodel.data.validate import MOST_ACTIONS, action_name, check_episode, short
 from worldmodel.errors import DataError
-from worldmodel.types import DEFAULT_RATE, Episode, Spec, plain_name
+from worldmodel.types import DEFAULT_RATE, Episode, Spec
 from worldmodel.util.files import expanded
 
 CHUNK = 16  # items that are read between checks for interruptions
@@ -86,10 +86,9 @@ def recorded_spec(
     """
     if actions > MOST_ACTIONS:
         raise DataError(f"the recordings hold {actions:,} actions, more than {MOST_ACTIONS:,}; number them from 0")
-    names = [
-        plain_name(str(word)) for word in action_names or (known.action_names if known else map(str, range(actions)))
-    ]
-    if len(names) < actions or len(set(names)) < len(names) or not all(names):
+    names = list(map(action_name, action_names or ()))
+    names = names or (list(known.action_names) if known else list(map(str, range(actions))))
+    if len(names) < actions or len(set(names)) < len(names):
         raise DataError(
             f"the recordings hold {actions} actions, which need as many different names; got "
             f"{short(', '.join(names))}: give them with source.action_names=[…]"

@@ -17,7 +17,7 @@ from worldmodel.data.records import Item
 from worldmodel.data.sources.base import Source, recorded_spec
 from worldmodel.data.validate import READABLE, described, pixels, short
 from worldmodel.errors import DataError
-from worldmodel.types import NO_ACTION, Episode, Spec
+from worldmodel.types import NO_ACTION, Episode, Spec, plain_name
 from worldmodel.util.files import expanded
 from worldmodel.util.ranges import FramesPerSecond, Names, Pixels, Text
 
@@ -180,4 +180,4 @@ def names_of(env_id: str, count: int) -> tuple[str, ...] | None:
         env.close()
     except Exception:  # an environment may raise anything; actions are numbered then
         return None
-    return tuple(names) if len(names) == count else None
+    return tuple(map(plain_name, names)) if len(names) == count else None
