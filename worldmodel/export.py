@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -77,7 +78,7 @@ def main(args: argparse.Namespace, config: Config) -> None:
         f"{frames / seconds:,.0f} frames/s"
     )
     at = f"{dataset_id} at {folder}" if dataset_id else str(folder)
-    print(f"now       {at}; it comes in with source={args.to} source.path={folder}")
+    print(f"now       {at}; it comes in with source={args.to} {shlex.quote(f'source.path={folder}')}")
 
 
 def _check_free(folder: Path, kind: str, overwrite: bool) -> None:

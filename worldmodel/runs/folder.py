@@ -7,6 +7,7 @@ import enum
 import os
 import pkgutil
 import re
+import shlex
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -86,7 +87,7 @@ def find_run(
         return next(filter(suits, candidates), candidates[0])
     if known and holding is not None:
         raise RunError(f"no run in {runs} has {holding} yet ({', '.join(known)}); finish the training of one: "
-                       f"python -m worldmodel.train run={known[-1]}")  # fmt: skip
+                       f"python -m worldmodel.train {shlex.quote(f'run={known[-1]}')}")  # fmt: skip
     raise RunError(_listing(runs, known))
 
 
@@ -247,7 +248,8 @@ def checkpoint_of(folder: Path, name: str) -> Path:
 
 
 def train_command(folder: Path) -> str:
-    return f"python -m worldmodel.train run={folder.name} runs={folder.parent} and the settings it was started with"
+    words = shlex.join([f"run={folder.name}", f"runs={folder.parent}"])
+    return f"python -m worldmodel.train {words} and the settings it was started with"
 
 
 class Kind(enum.StrEnum):
@@ -296,7 +298,7 @@ def check_kind(run: Path, kind: Kind) -> None:
         raise RunError(f"there is no run at {str(run)!r}; train one: python -m worldmodel.train")
     actual = kind_of_run(run)
     if actual is not kind:
-        command = f"python -m worldmodel.{actual.command} run={run.name}"
+        command = f"python -m worldmodel.{actual.command} {shlex.quote(f'run={run.name}')}"
         raise RunError(f"the run {run.name} is of {actual}, not of {kind}; use {command}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -99,12 +100,13 @@ def to_be_trained(config: DictConfig, folder: Path, stage: Stage, more: bool = T
     if not more or enough or copied or spent == [settings.steps, settings.max_seconds]:
         return False
     reason = "has no checkpoint to continue from" if not checkpoint_of(folder, stage.file).is_file() else ""
+    alone = ""
     if later := later_files(folder, stage.file):
-        reason = f"{later[0]} depends on it"
+        reason, alone = f"{later[0]} depends on it", f", or train that alone: --stage {later[0].stem}"
     if reason:
-        weights = f" --weights-of {folder.name}" if stage.name in STAGES else ""
+        weights = f" --weights-of {shlex.quote(folder.name)}" if stage.name in STAGES else ""
         raise RunError(f"the {stage.title} of {folder.name} was trained for {facts['steps']} steps, and {reason}; for "
-                       f"more steps start another run: run=another-name{weights}")  # fmt: skip
+                       f"more steps start another run: run=another-name{weights}{alone}")  # fmt: skip
     return True
 
 

@@ -33,8 +33,11 @@ def check_writable(folder: Path) -> None:
     """Raises OSError unless files can be written to a folder, which need not exist yet; nothing is left there."""
     while not os.path.lexists(folder):
         folder = folder.parent
-    with naming(folder), tempfile.TemporaryFile(dir=folder):
-        pass
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        error.filename = str(folder)  # and not that of the file that was tried
+        raise
 
 
 def take_lock(path: Path, wait: bool = False) -> IO[str] | None:
