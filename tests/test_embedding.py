@@ -126,6 +126,24 @@ print("result", __name__, code)
     assert [path.name for path in tmp_path.iterdir() if path.is_dir() and path.name != "__pycache__"] == ["conf"]
 
 
+def test_a_class_that_cannot_be_sent_by_value_is_told_with_the_remedy(tmp_path: Path) -> None:
+    """The body of a class within a function refers to names that are found only when it runs."""
+    body = "\n".join(f"    {line}" for line in MINE.splitlines() if not line.startswith("from gymnasium"))
+    (tmp_path / "app.py").write_text("from gymnasium.spaces import Box, Discrete\ndef make():\n" + body + """
+    return Mine()
+import gymnasium
+gymnasium.register("Mine-v0", entry_point=lambda: make())
+""" + COLLECT + """
+import contextlib, io
+with contextlib.redirect_stderr(io.StringIO()) as said:
+    code = collect.main(["env=gym", "env.id=Mine-v0", "env.size=32", "collect.steps=20"])
+print("result", code, said.getvalue().splitlines()[-1])
+""")  # fmt: skip
+    (line,) = run(tmp_path, "app.py")
+    assert line.startswith("result 2 error: recording fails") and "'Box'" in line
+    assert line.endswith("define and register it in a module: env.id=my_module:Mine-v0")
+
+
 def test_a_notebook_has_a_running_loop_and_no_file(tmp_path: Path) -> None:
     assert run(tmp_path, "-", text=NOTEBOOK) == ["result (0, 20) 3"]
 

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from worldmodel.config.checks import build, check, check_value, construct
 from worldmodel.data.sources import Source, fill
 from worldmodel.data.store import SOURCE, EpisodeStore
-from worldmodel.errors import ConfigError, DataError
+from worldmodel.errors import ConfigError, DataError, EnvError
 from worldmodel.recording.collect import collect
 from worldmodel.recording.recorder import ActionSource, FrameSource
 from worldmodel.runs.folder import load_config
@@ -57,9 +57,13 @@ def _registered(id: object) -> EnvSpec | None:
 
 def _make(spec: EnvSpec | None, settings: dict[str, Any]) -> FrameSource:
     """The environment of checked settings, in a process to which ``spec`` may be unknown."""
-    if spec is not None:
-        gymnasium.registry.setdefault(spec.id, spec)
-    return construct(settings)  # type: ignore[no-any-return]
+    if spec is None or spec.id in gymnasium.registry:
+        return construct(settings)  # type: ignore[no-any-return]
+    gymnasium.registry[spec.id] = spec
+    try:
+        return construct(settings)  # type: ignore[no-any-return]
+    except EnvError as error:  # not all that a script defines can be sent by value
+        raise EnvError(f"{error}; define and register it in a module: env.id=my_module:{spec.id}") from error
 
 
 def spec_of(make_env: Callable[[], FrameSource]) -> Spec:
