@@ -198,6 +198,7 @@ def _render_without_display(module: str | None) -> None:
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # without it, SDL reports an error
 
 
+@checked
 def make_frames(
     id: Text,
     kwargs: Annotated[Mapping[str, Any], PassedTo(by_id=True)] | None = None,
@@ -212,7 +213,7 @@ def make_frames(
     :class:`EnvError` in one line for an unknown id, a missing package, settings that the environment rejects, and as
     :class:`FrameEnv` does.
     """
-    settings = dict(kwargs or {})
+    id, settings = str(id), dict(kwargs or {})
     if source == "render":
         settings.setdefault("render_mode", "rgb_array")
     module = next((module for start, module in _PACKAGES.items() if id.startswith(start)), None)

@@ -529,3 +529,14 @@ def test_resizing_takes_the_mean_of_the_area() -> None:
     assert np.abs(resize(picture, 4) - wanted).max() <= 1
     assert resize(picture[..., :2], 4).shape == (4, 4, 2)
     assert np.array_equal(resize(picture[:8], 8), picture[:8])
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("id", 1), ("id", float("nan")), ("kwargs", "a=1"), ("kwargs", np.array([0, 5])), ("kwargs", object()),
+     ("size", np.float32(1.5)), ("size", np.array(16)), ("action_names", 1j), ("actions", np.zeros((2, 2)))],
+)  # fmt: skip
+def test_settings_of_another_type_are_one_clear_line(setting: str, value: Any) -> None:
+    with pytest.raises(WorldModelError) as caught:
+        make_frames(**{"id": "CartPole-v1", "source": "render", "size": 16, setting: value})
+    assert "\n" not in str(caught.value)

@@ -13,7 +13,9 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+from numbers import Number
+from types import UnionType
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from worldmodel.config.messages import is_list, message
 from worldmodel.errors import ConfigError, WorldModelError
@@ -110,11 +112,22 @@ def checked(function: Function) -> Function:
     def call(*args: Any, **kwargs: Any) -> Any:
         known = parameters(function).types
         for name, value in signature.bind_partial(*args, **kwargs).arguments.items():
-            if name in known and isinstance(value, PLAIN):
-                check_value(name, known[name], value)
+            if name in known and (isinstance(value, PLAIN) or _takes_plain(known[name])):
+                scalar = isinstance(value, Number) and hasattr(value, "item")  # of numpy
+                check_value(name, known[name], value.item() if scalar else value)
         return function(*args, **kwargs)
 
     return call  # type: ignore[return-value]
+
+
+def _takes_plain(annotation: Any) -> bool:
+    """Whether all values that an annotation permits are plain ones."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _takes_plain(parts[0])
+    if origin in (Union, UnionType):
+        return all(map(_takes_plain, parts))
+    return origin in (Literal, tuple) or (origin or annotation) in (bool, *PLAIN)
 
 
 def build(settings: Any, name: str) -> Any:

@@ -68,7 +68,7 @@ def _reason(error: Mapping[str, Any]) -> str:
 
 
 def _shown(value: Any) -> str:
-    shown = "null" if value is None else repr(value) if isinstance(value, str) else str(value)
+    shown = "null" if value is None else repr(value) if isinstance(value, str) else " ".join(str(value).split())
     return f"{shown[:60]}{'…' * (len(shown) > 60)}"
 
 
