@@ -27,7 +27,15 @@ def keep_texts(config: Any, overrides: Sequence[str], settings: type) -> None:
         value = OmegaConf.select(config, key)
         value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
         text = _as_typed(value, typed.strip())
-        if text != value and _is_text(OmegaConf.to_container(config), key.split("."), settings):
+        if text == value:
+            continue
+        types = list(_types(_annotation(OmegaConf.to_container(config), key.split("."), settings)))
+        number = any(each in types for each in (int, float, bool, Any))
+        if (
+            str in types
+            and not number
+            and isinstance(value, list) == any(get_origin(each) is Sequence for each in types)
+        ):
             OmegaConf.update(config, key, text)
 
 
@@ -45,8 +53,8 @@ def _as_typed(value: Any, typed: str) -> Any:
     return value
 
 
-def _is_text(config: Any, path: Sequence[str], settings: type) -> bool:
-    """Whether the parameter that a setting sets is a text, or texts in a list or a mapping, and no number."""
+def _annotation(config: Any, path: Sequence[str], settings: type) -> Any:
+    """The annotation of the parameter that a setting sets, or of the mapping that it is in; None if it is not known."""
     target, annotation, node = settings, None, config
     for part in path:
         node = node if isinstance(node, dict) else {}
@@ -54,11 +62,10 @@ def _is_text(config: Any, path: Sequence[str], settings: type) -> bool:
         try:
             known = None if target is None else parameters(find(target, part)).types.get(part)
         except ConfigError:  # which is reported when it is built
-            return False
+            return None
         annotation = known or annotation
         target, node = receiver(annotation, node.get("id")), node.get(part)
-    types = list(_types(annotation))
-    return str in types and not any(each in types for each in (int, float, bool, Any))
+    return annotation
 
 
 def _types(annotation: Any) -> Iterator[Any]:
