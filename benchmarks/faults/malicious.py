@@ -91,7 +91,7 @@ def models(run: Path, command: str) -> Iterator[Malicious]:
             kept, within = [f"{place}: {node}"], False
             for line in (run / "config.yaml").read_text().splitlines():
                 within = line.startswith(f"{place}:") or (within and line.startswith((" ", "-")))
-                kept += [] if within else [line]
+                kept += [] if within or line.startswith("# crc32") else [line]  # whoever means harm removes it
             for part in ("YAML, dream", "YAML, agents.evaluate"):
                 yield part, f"{place}: {node}", {"run/config.yaml": "\n".join(kept).encode()}
 
