@@ -383,7 +383,7 @@ def test_an_interruption_keeps_what_was_recorded(tmp_path: Path, number: signal.
         (["env.size=7"], "no image of 8-bit pixels, 16×16 or more"),
         (["env.kwargs.frame_skip=0"], "env.kwargs.frame_skip is 0; it must be at least 1"),
         (["env.source=nowhere"], "env.source is 'nowhere'; choose observation, render"),
-        (["explorer.turns=3"], "explorer.turns is '3'; it must be a list"),
+        (["explorer.turns=3"], "explorer.turns is 3; it must be a list"),
         (["explorer._target_=nowhere.X"], "explorer._target_ is 'nowhere.X', which cannot be imported: "),
         (["data=/dev/null"], "/dev/null is no folder"),
     ],

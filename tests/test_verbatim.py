@@ -32,9 +32,9 @@ NPZ = ("source=npz", "source.path=x")
         (("env=gym", "env.id=1e3"), "1e3"),
         (("env=gym", "env.id=on", "env.action_names=[null,on]"), ["null", "on"]),
         (("env=gym", "env.id=x", "env.size=3e1"), 30.0),
-        (("env=gym", "env.id=test_verbatim:Tiny-v0", "+env.kwargs.level=1e3"), "1e3"),
-        (("env=gym", "env.id=test_verbatim:Tiny-v0", "+env.kwargs.depth=1e3"), 1000.0),
-        (("env=gym", "env.id=test_verbatim:Tiny-v0", "+env.kwargs.other=1e3"), 1000.0),
+        (("env=gym", "env.id=test_verbatim:Verbatim-v0", "+env.kwargs.level=1e3"), "1e3"),
+        (("env=gym", "env.id=test_verbatim:Verbatim-v0", "+env.kwargs.depth=1e3"), 1000.0),
+        (("env=gym", "env.id=test_verbatim:Verbatim-v0", "+env.kwargs.other=1e3"), 1000.0),
         (("env=vizdoom/any", "env.kwargs.scenario=1e3"), "1e3"),
         (("collect.steps=1e3",), 1000),
         (("stem=1e3",), "1e3"),
@@ -66,7 +66,7 @@ class Tiny(gymnasium.Env[Any, Any]):
         pass
 
 
-gymnasium.register("Tiny-v0", Tiny)
+gymnasium.register("Verbatim-v0", Tiny)
 
 
 def env_actions(text: str) -> Any:

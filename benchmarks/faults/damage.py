@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import random
 from collections.abc import Callable, Iterator
@@ -48,7 +49,8 @@ class Subject(NamedTuple):
 
 def inject(scratch: Path, rng: random.Random) -> Iterator[Result]:
     """Damage files of all subjects in turn."""
-    subjects = [make(scratch / make.__name__) for make in MAKERS]
+    makers = [make for make in MAKERS if importlib.util.find_spec(NEEDED.get(make, "worldmodel"))]
+    subjects = [make(scratch / make.__name__) for make in makers]
     intact = {subject.name: (files_of(subject.folder), subject.read()) for subject in subjects}
     while True:
         for subject in subjects:
@@ -213,3 +215,4 @@ def sounds(folder: Path) -> Subject:
 
 
 MAKERS = (store, codes, run, checkpoint, bitstream, npz, minari, pictures, sounds)
+NEEDED = {minari: "minari"}  # packages that may be missing: without them, the files are left out
