@@ -14,7 +14,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from worldmodel.config.cli import EXIT_USER_ERROR, Parser, one_line
+from worldmodel.config.cli import Parser, one_line
+from worldmodel.config.entry_point import EXIT_USER_ERROR
 from worldmodel.errors import WorldModelError
 from worldmodel.util.files import expanded, replace_text
 

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from worldmodel.config.cli import Config, entry_point
+from worldmodel.config.cli import Config
+from worldmodel.config.entry_point import entry_point
 from worldmodel.config.flags import add_number
 from worldmodel.errors import ConfigError
 from worldmodel.util.ranges import Count, NonNegative, Whole

@@ -17,7 +17,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from worldmodel.config.cli import Config, entry_point
+from worldmodel.config.cli import Config
+from worldmodel.config.entry_point import entry_point
 from worldmodel.errors import RunError
 
 

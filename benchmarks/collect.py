@@ -24,7 +24,8 @@ from rich.console import Console
 from benchmarks.run import add_report, heading, machine, table, write_report
 from benchmarks.timing import Figure, rounds, seconds
 from worldmodel.config.checks import build
-from worldmodel.config.cli import Config, entry_point
+from worldmodel.config.cli import Config
+from worldmodel.config.entry_point import entry_point
 from worldmodel.config.flags import add_number
 from worldmodel.data.store import EpisodeStore
 from worldmodel.recording.collect import collect

@@ -19,7 +19,8 @@ from annotated_types import Ge
 from rich.console import Console
 
 from benchmarks.run import listed
-from worldmodel.config.cli import Config, choices, compose_config, entry_point
+from worldmodel.config.cli import Config, choices, compose_config
+from worldmodel.config.entry_point import entry_point
 from worldmodel.config.flags import add_number
 from worldmodel.errors import WorldModelError
 from worldmodel.media import gallery, save_png

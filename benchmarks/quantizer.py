@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from benchmarks.run import add_report, heading, machine, table, write_report
 from benchmarks.timing import Contender, Figure, peak_memory, reset_peak, rounds, seconds
-from worldmodel.config.cli import Config, entry_point
+from worldmodel.config.cli import Config
+from worldmodel.config.entry_point import entry_point
 from worldmodel.config.flags import add_number
 from worldmodel.errors import ConfigError
 from worldmodel.quantizers import VectorQuantizer

@@ -27,7 +27,8 @@ import worldmodel
 from benchmarks import imagine, parts
 from benchmarks.subject import Subject, open_subject
 from benchmarks.timing import Figure, Plan
-from worldmodel.config.cli import Config, entry_point
+from worldmodel.config.cli import Config
+from worldmodel.config.entry_point import entry_point
 from worldmodel.config.flags import add_number
 from worldmodel.errors import ConfigError
 from worldmodel.nn.modules import PRECISIONS

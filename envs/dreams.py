@@ -17,8 +17,9 @@ from gymnasium.spaces import Box, Discrete, MultiDiscrete
 
 import worldmodel
 from worldmodel.config.checks import check_value
-from worldmodel.data.store import EpisodeStore, Split
-from worldmodel.errors import DataError, EnvError
+from worldmodel.data.store import Split
+from worldmodel.envs.starts import Starts
+from worldmodel.errors import EnvError
 from worldmodel.heads import make_sampler
 from worldmodel.media import colours
 from worldmodel.priors import replace_rows, select_rows
@@ -26,49 +27,6 @@ from worldmodel.runs.folder import PRIOR, find_run, open_episodes
 from worldmodel.types import Info
 from worldmodel.util.ranges import MOST, Count, NonNegative, Share
 from worldmodel.world import Precision, WorldModel
-
-
-class Starts:
-    """Start positions of dreams in a store, all equally probable: ``context`` frames followed by at least one recorded
-    step, so that no dream starts at the end of an episode.
-
-    Raises :class:`DataError` if no episode of the split is long enough, or for an unknown split.
-    """
-
-    def __init__(self, store: EpisodeStore, split: Split, context: int):
-        self.store, self.split, self.context = store, split, context
-        self._count()
-
-    def draw(self, rng: np.random.Generator) -> tuple[int, int]:
-        """Draw an episode and its first context frame. Damaged episodes are excluded and another one is drawn."""
-        while True:
-            number = int(rng.integers(self._ends[-1]))
-            index = int(np.searchsorted(self._ends, number, side="right"))
-            episode, first = int(self._episodes[index]), number - int(self._ends[index] - self._room[index])
-            try:
-                self.store.episode(episode)
-                return episode, first
-            except DataError:
-                self.store.verify([episode])
-                self._count()
-
-    def read(self, starts: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """→ frames (B, T0, C, H, W) uint8 and the actions that led to them, (B, T0) int64."""
-        parts = [self.store.read(episode, first, first + self.context) for episode, first in starts]
-        frames, records = (np.stack(part) for part in zip(*parts, strict=True))
-        return torch.from_numpy(frames), torch.from_numpy(records["action"].astype(np.int64))
-
-    def _count(self) -> None:
-        episodes = self.store.split(self.split)
-        room = self.store.frame_counts[episodes] - self.context
-        self._episodes, self._room = episodes[room > 0], room[room > 0]
-        self._ends = self._room.cumsum()
-        if not len(self._ends):
-            raise DataError(
-                f"no episode of split={self.split} in {self.store.path} has {self.context + 1} frames to start a dream "
-                "from; choose another split (train, held_out, all) or a smaller context"
-            )
-
 
 OBSERVATIONS = ("pixels", "codes")
 

@@ -28,10 +28,11 @@ from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import Windows
 from worldmodel.dreaming.videos import Place, read_scene
 from worldmodel.envs import dreams as dream_module
-from worldmodel.envs.dreams import DreamBatch, DreamEnv, Starts
+from worldmodel.envs.dreams import DreamBatch, DreamEnv
+from worldmodel.envs.starts import Starts
 from worldmodel.envs.wrappers import FrameEnv
 from worldmodel.priors import Step
-from worldmodel.recording.pool import receive, send
+from worldmodel.recording.pipe import receive, send
 from worldmodel.recording.recorder import record_episode
 from worldmodel.types import NO_ACTION, Episode
 from worldmodel.world import WorldModel

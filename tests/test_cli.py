@@ -16,7 +16,8 @@ from omegaconf import DictConfig
 import worldmodel
 from worldmodel.__main__ import AGENT_COMMANDS, COMMANDS
 from worldmodel.__main__ import main as dispatch
-from worldmodel.config.cli import compose_config, run_entry_point
+from worldmodel.config.cli import compose_config
+from worldmodel.config.entry_point import run_entry_point
 from worldmodel.errors import ConfigError, DataError
 
 

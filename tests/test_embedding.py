@@ -19,7 +19,8 @@ from hydra.version import VersionBase
 from omegaconf import OmegaConf
 
 from worldmodel.agents.explorers import UniformExplorer
-from worldmodel.config.cli import Config, compose_config, entry_point
+from worldmodel.config.cli import Config, compose_config
+from worldmodel.config.entry_point import entry_point
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import EnvError
 from worldmodel.recording.collect import collect

@@ -17,7 +17,8 @@ from recordings import write_npz
 from rich.console import Console
 
 import worldmodel.collect
-from worldmodel.config.cli import compose_config, run_entry_point
+from worldmodel.config.cli import compose_config
+from worldmodel.config.entry_point import run_entry_point
 from worldmodel.config.flags import add_output
 from worldmodel.data.sources import Arrays
 from worldmodel.data.store import SOURCE, EpisodeStore

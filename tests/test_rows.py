@@ -12,7 +12,7 @@ from tiny import PRIORS, SPEC, random_segment, tiny_prior
 from worldmodel.config.cli import compose_config
 from worldmodel.heads import make_sampler
 from worldmodel.priors import Prior, PriorState, replace_rows, select_rows
-from worldmodel.runs.folder import Kind, kind_of
+from worldmodel.runs.kind import Kind, kind_of
 
 ROWS = torch.tensor([3, 1])
 OTHERS = torch.tensor([0, 2])

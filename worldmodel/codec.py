@@ -15,7 +15,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from worldmodel.config.cli import Config, entry_point
+from worldmodel.config.cli import Config
+from worldmodel.config.entry_point import entry_point
 from worldmodel.config.flags import add_number, add_output
 from worldmodel.errors import ConfigError
 from worldmodel.util.output import SOUND_SUFFIXES, check_output, output_of
@@ -44,11 +45,8 @@ def main(args: argparse.Namespace, config: Config) -> None:
     suffixes = (SUFFIX,) if action == "encode" else SOUND_SUFFIXES
     check_output(args.output, suffixes)
 
-    from worldmodel.runs.folder import (
-        TOKENIZER,  # only now, since it imports torch
-        Kind,
-        choose_run,
-    )
+    from worldmodel.runs.folder import TOKENIZER  # only now, since it imports torch
+    from worldmodel.runs.kind import Kind, choose_run
     from worldmodel.speech.codec.run import decode_file, encode_file, load_codec
 
     run = choose_run(args.overrides, config, TOKENIZER, Kind.SPEECH)

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from worldmodel.config.cli import Config, entry_point
+from worldmodel.config.cli import Config
+from worldmodel.config.entry_point import entry_point
 from worldmodel.config.flags import add_output, add_seed, add_voice_temperature
 from worldmodel.errors import ConfigError
 from worldmodel.util.output import SOUND_SUFFIXES, options_in_name
@@ -31,11 +32,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 @entry_point("convert", __doc__, add_flags, operands=("FILE",))
 def main(args: argparse.Namespace, config: Config) -> None:
     """Load the run, encode, decode in each voice, write, report."""
-    from worldmodel.runs.folder import (
-        TOKENIZER,  # only now, since it imports torch
-        Kind,
-        choose_run,
-    )
+    from worldmodel.runs.folder import TOKENIZER  # only now, since it imports torch
+    from worldmodel.runs.kind import Kind, choose_run
     from worldmodel.speech.media import choose_speakers, write_voices
     from worldmodel.speech.sound import normalise, read_sound
     from worldmodel.speech.voice import VoiceModel

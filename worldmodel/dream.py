@@ -17,7 +17,8 @@ from typing import Annotated
 
 from annotated_types import Ge, Le
 
-from worldmodel.config.cli import Config, entry_point
+from worldmodel.config.cli import Config
+from worldmodel.config.entry_point import entry_point
 from worldmodel.config.flags import Few, add_number, add_output, add_sampling, add_seed
 from worldmodel.dreaming.actions import MAX_STEPS, REPEAT
 from worldmodel.errors import ConfigError
@@ -66,7 +67,8 @@ def main(args: argparse.Namespace, config: Config) -> None:
         )
 
     from worldmodel.dreaming import videos  # only now, since it imports torch
-    from worldmodel.runs.folder import PRIOR, Kind, choose_run, given_data, open_episodes
+    from worldmodel.runs.folder import PRIOR, given_data, open_episodes
+    from worldmodel.runs.kind import Kind, choose_run
     from worldmodel.world import WorldModel
 
     run = choose_run(args.overrides, config, PRIOR, Kind.WORLD)

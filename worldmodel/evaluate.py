@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Ge
 from rich.console import Console
 
-from worldmodel.config.cli import Config, entry_point
+from worldmodel.config.cli import Config
+from worldmodel.config.entry_point import entry_point
 from worldmodel.config.flags import add_number
 from worldmodel.errors import ConfigError
 from worldmodel.util.files import check_writable
@@ -52,7 +53,8 @@ def main(args: argparse.Namespace, config: Config) -> None:
     """Find the run and its data, measure, print, write."""
     from worldmodel.evaluation import images_report  # only now, since it imports torch
     from worldmodel.evaluation.report import table
-    from worldmodel.runs.folder import PRIOR, TOKENIZER, Kind, choose_run, find_run, kind_of_run
+    from worldmodel.runs.folder import PRIOR, TOKENIZER, find_run
+    from worldmodel.runs.kind import Kind, choose_run, kind_of_run
 
     console = Console(markup=False)  # names may have brackets
     if args.compare is not None:
@@ -82,7 +84,8 @@ def measure(
     """The figures of a run, the lines of its table, and the names of the other files in its report."""
     from worldmodel.dreaming.models import load_model
     from worldmodel.evaluation import images, images_report, report, suite
-    from worldmodel.runs.folder import Kind, given_data, kind_of_run, open_data
+    from worldmodel.runs.folder import given_data, open_data
+    from worldmodel.runs.kind import Kind, kind_of_run
 
     store = open_data(run, given_data(args.overrides, config))
     store.verify()

@@ -17,7 +17,8 @@ import time
 from pathlib import Path
 from typing import get_args
 
-from worldmodel.config.cli import Config, entry_point
+from worldmodel.config.cli import Config
+from worldmodel.config.entry_point import entry_point
 from worldmodel.data.export import Storage, check_exportable, check_id, default_folder, to_minari, to_npz
 from worldmodel.data.store import EpisodeStore, Split
 from worldmodel.errors import ConfigError

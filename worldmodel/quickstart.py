@@ -15,7 +15,8 @@ import time
 from rich.console import Console
 
 from worldmodel.__main__ import main as worldmodel
-from worldmodel.config.cli import Config, entry_point
+from worldmodel.config.cli import Config
+from worldmodel.config.entry_point import entry_point
 from worldmodel.dreaming.actions import parse_script
 from worldmodel.errors import ConfigError
 from worldmodel.types import Spec

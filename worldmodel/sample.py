@@ -12,7 +12,8 @@ import sys
 import time
 from collections.abc import Sequence
 
-from worldmodel.config.cli import Config, entry_point
+from worldmodel.config.cli import Config
+from worldmodel.config.entry_point import entry_point
 from worldmodel.config.flags import Few, add_number, add_output, add_sampling, add_seed
 from worldmodel.errors import ConfigError
 from worldmodel.types import NO_ACTION, plain_name
@@ -38,7 +39,8 @@ def main(args: argparse.Namespace, config: Config) -> None:
 
     from worldmodel import media
     from worldmodel.dreaming.models import ImageModel
-    from worldmodel.runs.folder import PRIOR, Kind, choose_run
+    from worldmodel.runs.folder import PRIOR
+    from worldmodel.runs.kind import Kind, choose_run
 
     count = PER_CLASS if args.count is None else args.count
     run = choose_run(args.overrides, config, PRIOR, Kind.IMAGES)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Gt, Le
 
-from worldmodel.config.cli import Config, entry_point
+from worldmodel.config.cli import Config
+from worldmodel.config.entry_point import entry_point
 from worldmodel.config.flags import add_number, add_output, add_sampling, add_seed, add_voice_temperature
 from worldmodel.util.output import SOUND_SUFFIXES, options_in_name
 
@@ -38,7 +39,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace, config: Config) -> None:
     """Load the run, draw codes, decode, write, report."""
     from worldmodel.heads import make_sampler  # only now, since it imports torch
-    from worldmodel.runs.folder import PRIOR, Kind, choose_run
+    from worldmodel.runs.folder import PRIOR
+    from worldmodel.runs.kind import Kind, choose_run
     from worldmodel.speech.media import choose_speakers, write_voices
     from worldmodel.speech.voice import VoiceModel
 

@@ -18,7 +18,8 @@ import sys
 import time
 from pathlib import Path
 
-from worldmodel.config.cli import Config, entry_point, one_line
+from worldmodel.config.cli import Config, one_line
+from worldmodel.config.entry_point import entry_point
 from worldmodel.config.flags import add_number
 from worldmodel.errors import WorldModelError
 from worldmodel.util.ranges import Count, Positive

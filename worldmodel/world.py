@@ -16,7 +16,8 @@ from worldmodel.errors import ConfigError
 from worldmodel.heads import Randomness, Sampler, make_sampler
 from worldmodel.nn.modules import Precision, cast, resolve_precision
 from worldmodel.priors import Prior, PriorState, Step
-from worldmodel.runs.folder import Kind, check_kind, load_spec
+from worldmodel.runs.folder import load_spec
+from worldmodel.runs.kind import Kind, check_kind
 from worldmodel.runs.models import load_prior, load_tokenizer, resolve_device
 from worldmodel.tokenizers import Tokenizer
 from worldmodel.types import NO_ACTION, Spec

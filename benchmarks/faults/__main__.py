@@ -24,7 +24,8 @@ from rich.table import Table
 from benchmarks.faults import damage, environments, kills, malicious, memory, resources, settings
 from benchmarks.faults.judge import Outcome, Result
 from benchmarks.run import heading, listed, machine, write_report
-from worldmodel.config.cli import Config, entry_point
+from worldmodel.config.cli import Config
+from worldmodel.config.entry_point import entry_point
 from worldmodel.config.flags import add_number
 from worldmodel.errors import ConfigError
 from worldmodel.util.ranges import Count, Positive

@@ -7,7 +7,7 @@ import logging
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
@@ -16,7 +16,8 @@ from PIL import Image
 
 from benchmarks.faults.judge import Facts, Result, judge
 from benchmarks.faults.world import digest, digest_episode, make_run, make_store, record
-from worldmodel.config.cli import compose_config, message_of
+from worldmodel.config.cli import compose_config
+from worldmodel.config.entry_point import message_of
 from worldmodel.data import export
 from worldmodel.data.codes import encode_store
 from worldmodel.data.sources import Arrays, ImageFolder, Minari, Source
@@ -147,8 +148,8 @@ def checkpoint(folder: Path) -> Subject:
 
 def bitstream(folder: Path) -> Subject:
     torch.manual_seed(0)
-    tokenizer = build_tokenizer(compose_config(CODEC), Spec("tiny", (1, 640), ("p225", "p226"), 25.0))
-    codec = Codec(tokenizer)  # type: ignore[arg-type]
+    tokenizer: Any = build_tokenizer(compose_config(CODEC), Spec("tiny", (1, 640), ("p225", "p226"), 25.0))
+    codec = Codec(tokenizer)
     wave = np.random.default_rng(0).uniform(-0.5, 0.5, 4000).astype(np.float32)
     written = codec.encode(wave)
     model = CountModel([written], codec.num_codes)

@@ -14,7 +14,7 @@ from gymnasium.error import Error as GymnasiumError
 from benchmarks.faults.corridor import ID
 from benchmarks.faults.judge import Outcome, Result, captured
 from benchmarks.faults.world import make_run
-from worldmodel.config.cli import message_of
+from worldmodel.config.entry_point import message_of
 from worldmodel.envs import make_frames
 from worldmodel.envs.dream_vector import DreamVectorEnv
 from worldmodel.envs.dreams import DreamEnv

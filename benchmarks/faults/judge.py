@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
-from worldmodel.config.cli import message_of
+from worldmodel.config.entry_point import message_of
 
 Facts = Mapping[str, str]
 """What was read, by name: the digests of episodes, codes or weights."""

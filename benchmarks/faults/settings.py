@@ -20,7 +20,8 @@ from benchmarks.faults.world import SPEC
 from worldmodel.agents.choice import agent_name_of, find_learner
 from worldmodel.agents.loop import AgentStage
 from worldmodel.config.checks import check
-from worldmodel.config.cli import Config, choices, entry_point
+from worldmodel.config.cli import Config, choices
+from worldmodel.config.entry_point import entry_point
 from worldmodel.runs.data import env_maker
 from worldmodel.runs.resume import flatten
 from worldmodel.runs.stages import stage_settings, stages_of

@@ -1,27 +1,22 @@
-"""The command line that every entry point shares: argparse flags beside Hydra overrides, one-line errors, exit codes.
-
-:func:`entry_point` makes a command of a function ``main(args, config)``: it parses, composes, calls and reports.
-"""
+"""The command line that every entry point shares: argparse flags beside Hydra overrides, composed settings."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
 import dataclasses
 import os
-import random
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 from worldmodel.config.checks import MISSING, check_value, read
 from worldmodel.config.verbatim import keep_texts
-from worldmodel.errors import ConfigError, WorldModelError
+from worldmodel.errors import ConfigError
 from worldmodel.util.ranges import Count, FilePath, PassedTo, Seed, Text, Whole
 
 if TYPE_CHECKING:
@@ -29,20 +24,13 @@ if TYPE_CHECKING:
 else:
     Config = Any  # --help and wrong flags should not wait for Hydra
 
-EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
-
 SLUG = "worldmodel.slug"
 """A resolver of the settings: a gymnasium id such as ALE/Pong-v5 names folders, so it becomes ale-pong-v5."""
-
-OUT_OF_MEMORY = re.compile(r"out of memory|(can't|cannot|unable to) allocate", re.IGNORECASE)
-"""How torch says it, on whatever device; it has no error of its own for it on a CPU."""
 
 PATHS = {"data", "runs", "run", "source.path", "agent.run", "agent.folder", "explorer.run", "explorer.folder"}
 PATHS |= {"env.kwargs.level_cache"}
 """Settings that are paths or names of folders."""
 
-Main = Callable[[argparse.Namespace, Config], None]
 AddFlags = Callable[[argparse.ArgumentParser], None]
 
 OVERRIDES_HELP = """\
@@ -242,95 +230,3 @@ def _overrides(word: str) -> bool:
     """Whether a word overrides a setting; the name of a file that exists does not, nor does ``~/file``."""
     deleted = word.startswith("~") and "/" not in word.partition("=")[0]
     return deleted or ("=" in word and not os.path.isfile(os.path.expanduser(word)))
-
-
-def run_entry_point(
-    main: Main,
-    command: str,
-    description: str | None,
-    add_flags: AddFlags = lambda parser: None,
-    argv: Sequence[str] | None = None,
-    operands: Sequence[str] = (),
-    moved: Mapping[str, str] | None = None,
-) -> int:
-    """Parse, run, report: returns 0, 2 after a user's error (one line on stderr), 130 after Ctrl-C.
-
-    Raises :class:`ConfigError` in a script that another command imports, because it must not go on.
-    """
-    if _imported_by_a_command():
-        raise ConfigError(f"{command} is called by a script that another command imports; put it under if __name__ == "
-                          "'__main__':, or the environment into a module of its own")  # fmt: skip
-    try:
-        args, config = parse(argv, command, description, add_flags, operands, moved)
-        if args.config:
-            from omegaconf import OmegaConf
-
-            print(OmegaConf.to_yaml(config), end="")
-            return 0
-        with _own_random_numbers():
-            main(args, config)
-        return 0
-    except BrokenPipeError:  # the reader of our output went away, as in `… | head`
-        with contextlib.suppress(OSError):
-            sys.stdout.close()
-        return 0
-    except KeyboardInterrupt:
-        print("\ninterrupted; what was already written is kept, run the same command again to go on", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except Exception as error:
-        message = message_of(error)
-        if message is None:
-            raise
-        print(f"error: {message}", file=sys.stderr)
-        return EXIT_USER_ERROR
-
-
-def _imported_by_a_command() -> bool:
-    """Whether the caller's script is being imported, as the module of an environment, by a command or its recorder."""
-    frame, importing = sys._getframe(2).f_back, False
-    while frame is not None:
-        importing |= frame.f_code.co_filename.startswith("<frozen importlib")
-        if importing and frame.f_globals.get("__name__") in (__name__, "worldmodel.recording.pool"):
-            return True
-        frame = frame.f_back
-    return False
-
-
-@contextlib.contextmanager
-def _own_random_numbers() -> Iterator[None]:
-    """Leaves the global generators of the program around a command as they were; trainings, for one, seed them."""
-    torch, numpy = sys.modules.get("torch"), sys.modules.get("numpy")
-    python, arrays = random.getstate(), numpy and numpy.random.get_state()
-    devices = list(range(torch.cuda.device_count())) if torch and torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices) if torch else contextlib.nullcontext():
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            if numpy:
-                numpy.random.set_state(arrays)
-
-
-def entry_point(
-    command: str, description: str | None, add_flags: AddFlags = lambda parser: None, **more: Any
-) -> Callable[[Main], Callable[..., int]]:
-    """Decorates ``main(args, config)``: it becomes ``main(argv)``, which returns what :func:`run_entry_point` does."""
-    return lambda main: lambda argv=None: run_entry_point(main, command, description, add_flags, argv, **more)
-
-
-def message_of(error: Exception) -> str | None:
-    """One line for an error that the user can remedy, or None for a fault of the program."""
-    if isinstance(error, WorldModelError):
-        return one_line(error)
-    if isinstance(error, OSError) and error.errno is not None:
-        # A full disk, a folder that may not be written: the system's reason and the file are what the user needs.
-        where = f" ({error.filename})" if error.filename else ""
-        return f"{os.strerror(error.errno)}{where}; what was already written is kept"
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error))):
-        return (
-            f"out of memory ({one_line(error)[:200]}); what was already written is kept: "
-            "choose smaller settings, such as training.prior.batch or tokenizer.widths"
-        )
-    if isinstance(error, config_errors()):  # a setting that was not looked at before, such as one of an older run
-        return f"the settings cannot be used: {one_line(error)}"
-    return None

@@ -12,7 +12,8 @@ from torch import Tensor
 from worldmodel.errors import RunError
 from worldmodel.heads import make_sampler
 from worldmodel.priors import LatentPrior
-from worldmodel.runs.folder import PRIOR, Kind, check_kind, kind_of_run, load_spec
+from worldmodel.runs.folder import PRIOR, load_spec
+from worldmodel.runs.kind import Kind, check_kind, kind_of_run
 from worldmodel.runs.models import check_trained, load_autoencoder, load_prior, resolve_device
 from worldmodel.tokenizers import Autoencoder
 from worldmodel.tokenizers.base import FRAMES_AT_A_TIME

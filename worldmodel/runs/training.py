@@ -22,7 +22,8 @@ from worldmodel.data.windows import Windows
 from worldmodel.errors import ConfigError
 from worldmodel.media import plots
 from worldmodel.priors import Prior
-from worldmodel.runs.folder import METRICS, Kind, checkpoint_of, kind_of
+from worldmodel.runs.folder import METRICS, checkpoint_of
+from worldmodel.runs.kind import Kind, kind_of
 from worldmodel.runs.models import load_weights, resolve_device
 from worldmodel.runs.resume import run_to_train, run_with_weights, state_budget, to_be_trained
 from worldmodel.runs.stages import PriorStage, Stage, StageSettings, prerequisites, stage_settings, stages_of

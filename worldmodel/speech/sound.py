@@ -18,6 +18,7 @@ import io
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -153,9 +154,9 @@ def to_frames(wave: np.ndarray, window: int = WINDOW) -> np.ndarray:
     return to_samples(filled).reshape(count, 1, window)
 
 
-def _to_the_end(file: soundfile.SoundFile) -> np.ndarray:
-    """All samples (n, channels) float32, also of a file without a known length."""
-    file.seekable = lambda: False  # type: ignore[method-assign]  # it would seek after each block, which needs a length
+def _to_the_end(file: Any) -> np.ndarray:
+    """All samples (n, channels) float32 of an open SoundFile, also of one without a known length."""
+    file.seekable = lambda: False  # it would seek after each block, which needs a length
     blocks = [np.empty((0, file.channels), np.float32)]
     while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
         blocks.append(block)

@@ -16,7 +16,8 @@ from worldmodel.errors import ConfigError, RunError
 from worldmodel.evaluation.openloop import Progress, silent
 from worldmodel.heads import Sampler
 from worldmodel.priors import Prior
-from worldmodel.runs.folder import PRIOR, Kind, check_kind, load_spec
+from worldmodel.runs.folder import PRIOR, load_spec
+from worldmodel.runs.kind import Kind, check_kind
 from worldmodel.runs.models import check_trained, load_prior, load_tokenizer, resolve_device
 from worldmodel.speech.sound import SILENCE, to_samples, to_wave
 from worldmodel.tokenizers import Tokenizer
