@@ -311,6 +311,35 @@ def test_a_dream_starts_where_there_are_colours_not_contrasts(tmp_path: Path) ->
     assert 0 < sum(place == 20 for place in places) < 40
 
 
+def test_a_replay_starts_where_the_colours_change_not_where_a_picture_only_moves(tmp_path: Path) -> None:
+    """One held-out episode shifts a bright picture; another of less contrast goes from one picture to others."""
+    noise = np.random.default_rng(0).integers(0, 256, (4, 3, 16, 16)).astype(np.uint8)
+    shifted = np.stack([np.roll(noise[0], t, axis=2) for t in range(40)])
+    changing = (noise // 4 + 64 * np.arange(4, dtype=np.uint8)[:, None, None, None]).repeat(10, axis=0)
+    with EpisodeStore.writer(tmp_path / "data", Spec("x", (3, 16, 16), ("a",), 1.0)) as store:
+        for frames in (shifted, changing):
+            store.append(Episode(frames, np.zeros(40, np.int64), np.zeros(40, np.float32), False, True), held_out=True)
+    starts = [random_place(store, 4, 1, 30, np.random.default_rng(seed)) for seed in range(20)]
+    assert {place.episode for place in starts} == {1}
+    stills = {random_place(store, 4, 0, 0, np.random.default_rng(seed)).episode for seed in range(20)}
+    assert stills == {0}  # without recorded steps, only what is to be seen at the start counts
+
+
+def test_every_held_out_episode_is_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with EpisodeStore.writer(tmp_path / "data", SPEC) as store:
+        for seed in range(CANDIDATES // 2):
+            store.append(record(seed), held_out=True)
+    read_frames, read = store.read, []
+
+    def traced(index: int, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        read.append(index)
+        return read_frames(index, first, last)
+
+    monkeypatch.setattr(store, "read", traced)
+    random_place(store, 4, 1, 10, np.random.default_rng(0))
+    assert np.bincount(read).tolist() == [2] * (CANDIDATES // 2)
+
+
 def looked_at(seed: int) -> np.ndarray:
     """The frames between which the place above is chosen."""
     rng = np.random.default_rng(seed)

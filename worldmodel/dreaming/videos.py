@@ -11,18 +11,23 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from worldmodel import media
 from worldmodel.data.store import EpisodeStore
 from worldmodel.dreaming.actions import parse_script
 from worldmodel.errors import ConfigError, DataError
-from worldmodel.evaluation.metrics import CodeUsage, psnr
+from worldmodel.evaluation.metrics import psnr
 from worldmodel.evaluation.openloop import reconstruct
 from worldmodel.types import Spec
 from worldmodel.util.output import options_in_name, words_in_name
 from worldmodel.world import Dream, WorldModel
 
-CANDIDATES = 8  # random places from which one is chosen
+CANDIDATES = 64  # random places from which one is chosen
+CELLS = 16  # frames are reduced to CELLS × CELLS cells to judge what is to be seen at a place
+STRIDE = 3  # of the recorded steps at a place, every third is read
+CONTRAST = 30.0  # in intensity values; greater contrast adds little to the structure of a frame
+ENOUGH = 0.8  # a candidate with this share of the highest score is good enough
 REPLAY_STEPS = 60  # longest replay without a horizon
 REPORTED_STEPS = (1, 5, 10, 15, 30, 60)
 
@@ -83,25 +88,44 @@ def check_place(store: EpisodeStore, place: Place, context: int, steps: int) -> 
 def random_place(store: EpisodeStore, context: int, least: int, wanted: int, rng: np.random.Generator) -> Place:
     """A random place with ``context`` frames and then ``wanted`` steps, or at least ``least``.
 
-    Held-out episodes are preferred. Of :data:`CANDIDATES` places, the one whose last seen frame has the most varied
-    colours is chosen, to avoid views of a wall. Raises :class:`DataError` when no episode is long enough.
+    Held-out episodes are preferred, and :data:`CANDIDATES` places are drawn evenly from all that are long enough. The
+    first one drawn is chosen whose :func:`_score` is at least :data:`ENOUGH` of the highest, to avoid views of a wall.
+    Only recorded frames are read. Raises :class:`DataError` when no episode is long enough.
     """
     available = store.frame_counts - context  # (E,) steps that follow the first frames of each episode
     for episodes in (store.split("held_out"), store.split("train")):
         for steps in (wanted, least):
             choices = episodes[available[episodes] >= steps]
             if len(choices):
-                drawn = [int(index) for index in rng.choice(choices, CANDIDATES)]
+                drawn = [int(index) for index in np.resize(rng.permutation(choices), CANDIDATES)]
                 places = [Place(index, int(rng.integers(available[index] - steps + 1))) for index in drawn]
-                return max(places, key=lambda place: _variety(store, place.episode, place.first + context - 1))
+                scores = np.array([_score(store, place, context, steps) for place in places])
+                return places[int((scores >= ENOUGH * scores.max()).argmax())]
     raise DataError(f"no episode in {store.path} has {context + least} frames; give a smaller --context")
 
 
-def _variety(store: EpisodeStore, episode: int, frame: int) -> float:
-    """Perplexity of a frame's colours, each channel quantized to eight values."""
-    picture = store.read(episode, frame, frame + 1)[0][0] >> 5
-    colours = picture.reshape(len(picture), -1)  # (C, places)
-    return CodeUsage(np.unique(colours, axis=1, return_counts=True)[1]).perplexity
+def _score(store: EpisodeStore, place: Place, context: int, steps: int) -> float:
+    """Structure of the last seen frame times change of the recorded frames up to ``steps`` steps later; no unit.
+
+    Frames are reduced to cells. Structure is the mean absolute difference of neighbouring cells across or down,
+    whichever is less, over the standard deviation of the cells plus :data:`CONTRAST`. A wall close up has differences
+    in one direction only, or in details that are smaller than a cell, or it has few, large areas of great contrast.
+    Change is the Jensen-Shannon divergence of the frames' colours, each channel quantized to eight values: small where
+    an agent only turns in front of a wall. Without steps, structure alone counts.
+    """
+    last = place.first + context - 1
+    stored = store.read(place.episode, last, last + steps + 1)[0][::STRIDE]
+    shown = torch.tensor(media.colours(stored.transpose(0, 2, 3, 1))).movedim(-1, 1)  # (n, 3, H, W)
+    cells = F.adaptive_avg_pool2d(shown.float(), CELLS)  # (n, 3, CELLS, CELLS)
+    across, down = (float(cells[0].diff(dim=dim).abs().mean()) for dim in (2, 1))
+    structure = min(across, down) / (float(cells[0].flatten(1).std(1).mean()) + CONTRAST)
+    if len(cells) == 1:
+        return structure
+    red, green, blue = (cells.flatten(2).long() >> 5).unbind(1)  # (n, CELLS²) of 8 values
+    colours = 64 * red + 8 * green + blue + 512 * torch.arange(len(cells))[:, None]
+    shares = colours.flatten().bincount(minlength=512 * len(cells)).reshape(-1, 512) / CELLS**2
+    entropies = torch.special.entr(shares).sum(1)  # (n,) nats
+    return structure * float(torch.special.entr(shares.mean(0)).sum() - entropies.mean())
 
 
 @dataclasses.dataclass(frozen=True)
