@@ -191,7 +191,7 @@ LAST = len(record(4).frames) - 4  # the last frame of episode 4 at which four fr
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ("--actions forwards", "unknown action 'forwards'; this run knows noop, left, right"),
+        ("--actions forwards", "unknown action 'forwards'; choose noop, left, right"),
         ("--actions left*0", "count '0'"),
         ("--actions left --horizon 0", "--horizon is 0; it must be at least 1"),
         ("--replay 4 --horizon -3", "--horizon is -3; it must be at least 1"),

@@ -159,7 +159,7 @@ def test_bad_requests_are_told_in_one_line(tmp_path: Path, say: Callable[..., st
     say(collect, "source=cifar10", write_source("cifar10", tmp_path))
     say(train, "experiment=cifar10", *QUICK, *SMALL["cifar10"], "tokenizer.widths=[8,8]", "device=cpu")
     for argv, told in (
-        (["--classes", "unicorn"], "unknown action 'unicorn'; this run knows airplane, automobile, bird"),
+        (["--classes", "unicorn"], "unknown action 'unicorn'; choose airplane, automobile, bird"),
         (["--classes", "bird,,bird"], "a class is missing"),
         (["--count", "0"], "--count is 0; it must be at least 1"),
         (["--output", "x.mp4"], "must end in .png"),
@@ -231,7 +231,7 @@ def test_captions_are_read_word_by_word() -> None:
     new = trunk.contexts_of(torch.tensor([3, 0, 1, -1]))
     torch.testing.assert_close(new[1], contexts[1, 0])
     assert all(not torch.allclose(new[0], other, atol=1e-4) for other in new[1:])
-    with pytest.raises(UnknownActionError, match="unknown word 'green'; this run knows a, birds, blue"):
+    with pytest.raises(UnknownActionError, match="unknown word 'green'; choose a, birds, blue"):
         trunk.learn("a green bus")
     with pytest.raises(ConfigError, match="captions here have 1 to 3"):
         trunk.learn("a red red bus")
@@ -251,7 +251,7 @@ def test_pictures_are_drawn_for_captions_that_no_picture_had(tmp_path: Path, say
     say(sample, "source=images", "--classes", "a red bus,a_blue_bus", "--count", "2", "--output", "drawn.png")
     assert np.asarray(Image.open(tmp_path / "drawn.png")).std() > 0
     told = say(sample, "source=images", "--classes", "a red lorry", code=2)
-    assert "unknown word 'lorry'; this run knows a, blue, bus, car, red" in told
+    assert "unknown word 'lorry'; choose a, blue, bus, car, red" in told
 
 
 def test_each_stage_goes_on_where_it_was_and_none_stands_on_lost_codes(tmp_path: Path, say: Callable[..., str]) -> None:

@@ -69,5 +69,5 @@ def test_collect_train_dream(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     capsys.readouterr()
     assert main(["dream", "--actions", "forwards", *where]) == 2
     assert capsys.readouterr().err.strip() == (
-        "error: unknown action 'forwards'; this run knows noop, forward, left, right"
+        "error: unknown action 'forwards'; choose noop, forward, left, right"
     )

@@ -79,7 +79,7 @@ def test_precision_is_of_decoder_and_trunk_alone(tmp_path: Path, monkeypatch: py
 def test_what_does_not_fit_is_named(world: WorldModel) -> None:
     with pytest.raises(UnknownActionError, match="unknown action 'jump'"):
         world.imagine(seen(1), ["jump"])
-    with pytest.raises(ConfigError, match="unknown action 7; this run knows 0 to 2"):
+    with pytest.raises(ConfigError, match="unknown action 7; choose 0 to 2"):
         world.imagine(seen(1), [7])
     with pytest.raises(ConfigError, match="horizon H of at least 1"):
         world.imagine(seen(1), torch.zeros(0, dtype=torch.int64))

@@ -305,7 +305,7 @@ def test_codes_are_read_as_phonemes(tmp_path: Path, say: Callable[..., str], mon
 @pytest.mark.parametrize(
     ("command", "flags", "message"),
     [
-        (speak, ["--speakers", "p999"], "unknown action 'p999'; this run knows p225, p226"),
+        (speak, ["--speakers", "p999"], "unknown action 'p999'; choose p225, p226"),
         (speak, ["--speakers", "p225,"], "a speaker is missing in 'p225,'"),
         (speak, ["--seconds", "-1"], "--seconds is -1; it must be above 0"),
         (speak, ["--seconds", "601"], "--seconds is 601; it must be at most 600"),

@@ -188,7 +188,7 @@ def test_a_dict_without_its_image_and_an_action_out_of_range_are_named() -> None
     env.reset()
     assert env.step(np.int64(1))[1] == 1
     for action in (-1, 2, 1.0, None, "left"):
-        with pytest.raises(UnknownActionError, match=f"unknown action '{action}'; this run knows 0, 1"):
+        with pytest.raises(UnknownActionError, match=f"unknown action '{action}'; choose 0, 1"):
             env.step(action)  # type: ignore[arg-type]
 
 

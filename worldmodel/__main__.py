@@ -11,7 +11,7 @@ import worldmodel
 
 COMMANDS = {
     "quickstart": "collect, train and dream on a laptop, in minutes",
-    "collect": "record episodes of an environment, or take in images and recordings",
+    "collect": "record episodes of an environment, or import images and recordings",
     "train": "train the tokenizer, then the prior; goes on where it was stopped",
     "dream": "dream a video under actions of your choice",
     "sample": "draw images of classes or captions",
@@ -40,7 +40,7 @@ def usage(name: str, commands: Mapping[str, str]) -> str:
             "",
             *lines,
             "",
-            f"{name} COMMAND --help says more; python -m {module}.COMMAND does the same.",
+            f"{name} COMMAND --help lists its flags; python -m {module}.COMMAND does the same.",
         ]
     )
 

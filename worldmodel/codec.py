@@ -41,7 +41,7 @@ def main(args: argparse.Namespace, config: Config) -> None:
         raise ConfigError(f"{action!r} is no action; choose encode or decode")
     for name in ("kbps", "entropy") if action == "decode" else ():
         if getattr(args, name) is not None:
-            raise ConfigError(f"--{name} goes with encode; a bitstream says itself how it was made")
+            raise ConfigError(f"--{name} goes with encode; a bitstream states how it was written")
     suffixes = (SUFFIX,) if action == "encode" else SOUND_SUFFIXES
     check_output(args.output, suffixes)
 

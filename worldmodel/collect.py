@@ -43,7 +43,7 @@ def main(args: argparse.Namespace, config: Config) -> None:
         explorer = build(OmegaConf.to_container(config.explorer, resolve=True), "explorer")
         record_steps(config, explorer, config.collect.steps if args.steps is None else args.steps)
     elif args.steps is not None:
-        raise ConfigError(f"--steps is for source=env; of {config.source.name} everything is taken in")
+        raise ConfigError(f"--steps is for source=env; source={config.source.name} is imported as a whole")
     else:
         import_source(config)
 

@@ -63,7 +63,7 @@ def main(args: argparse.Namespace, config: Config) -> None:
     """Load the run, choose the scene, imagine, write, report."""
     if args.start is not None and args.actions is None:
         raise ConfigError(
-            f"--start {args.start} goes with --actions; a replay starts where --replay EPISODE:FRAME says"
+            f"--start {args.start} goes with --actions; --replay EPISODE:FRAME states where a replay starts"
         )
 
     from worldmodel.dreaming import videos  # only now, since it imports torch
@@ -89,7 +89,7 @@ def main(args: argparse.Namespace, config: Config) -> None:
     print(f"run       {run}")
     print("\n".join(videos.describe(scene, dreamt, frames, reconstruction, seconds)))
     if args.horizon is not None and len(scene.actions) < args.horizon:
-        print(f"note      the episode ends {len(scene.actions)} steps on; --horizon {args.horizon} asked for more")
+        print(f"note      the episode ends {len(scene.actions)} steps on, before --horizon {args.horizon} is reached")
     print("\n".join(f"{'written' if path is paths[0] else '':<10}{path}" for path in paths))
 
 

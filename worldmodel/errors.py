@@ -1,4 +1,4 @@
-"""The family of errors that a user may meet. Each message is one line: the value, the choices, the remedy."""
+"""The errors that commands report to the user. Each message is one line: the value, the choices, the remedy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class WorldModelError(Exception):
 
 
 class ConfigError(WorldModelError):
-    """A setting, flag or override that cannot be honoured."""
+    """A setting, flag or override that cannot be applied."""
 
 
 class EnvError(WorldModelError):
@@ -36,4 +36,4 @@ class UnknownActionError(WorldModelError):
 
     def __init__(self, name: object, known: Sequence[str], what: str = "action"):
         more = f" and {len(known) - MOST_NAMES:,} more" if len(known) > MOST_NAMES else ""
-        super().__init__(f"unknown {what} {str(name)!r}; this run knows {', '.join(known[:MOST_NAMES])}{more}")
+        super().__init__(f"unknown {what} {str(name)!r}; choose {', '.join(known[:MOST_NAMES])}{more}")

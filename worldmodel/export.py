@@ -79,7 +79,7 @@ def main(args: argparse.Namespace, config: Config) -> None:
         f"{frames / seconds:,.0f} frames/s"
     )
     at = f"{dataset_id} at {folder}" if dataset_id else str(folder)
-    print(f"now       {at}; it comes in with source={args.to} {shlex.quote(f'source.path={folder}')}")
+    print(f"now       {at}; to import it: source={args.to} {shlex.quote(f'source.path={folder}')}")
 
 
 def _check_free(folder: Path, kind: str, overwrite: bool) -> None:

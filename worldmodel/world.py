@@ -1,4 +1,4 @@
-"""Imagination: seen frames and actions in, trajectories in code space out, decoded when somebody looks."""
+"""Imagination: seen frames and actions in, trajectories in code space out, decoded when their frames are first read."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ class WorldModel:
         wrong = indices[(indices < least) | (indices >= len(self.spec.action_names))]
         if len(wrong):
             raise ConfigError(
-                f"unknown action {int(wrong[0])}; this run knows 0 to {len(self.spec.action_names) - 1} "
+                f"unknown action {int(wrong[0])}; choose 0 to {len(self.spec.action_names) - 1} "
                 f"({', '.join(self.spec.action_names)})"
             )
         return indices
