@@ -22,5 +22,5 @@ gymnasium.register(
     id="worldmodel/Dream-v0",
     entry_point="worldmodel.envs.dreams:DreamEnv",
     vector_entry_point="worldmodel.envs.dream_vector:DreamVectorEnv",
-    order_enforce=False,  # it says itself, in one line, what must come before a step
+    order_enforce=False,  # its own error names, in one line, what must come before a step
 )

@@ -47,7 +47,7 @@ def main(args: argparse.Namespace, config: Config) -> None:
     stages = stages_of(config)
     for stage in stages:
         stage_settings(config, stage)
-    if "_target_" not in config.source:  # what cannot dream is told before anything is collected
+    if "_target_" not in config.source:  # what cannot dream is reported before anything is collected
         rehearse_world(config, spec_of(env_maker(config)))
     started = time.monotonic()
     console = Console()
@@ -59,7 +59,7 @@ def main(args: argparse.Namespace, config: Config) -> None:
     missing = config.collect.steps - recorded(config)
     if missing > 0:
         call("collect", *args.overrides, f"collect.steps={missing}")
-    actions = script(args.actions, EpisodeStore.open(config.data).spec)  # a slip is told before the training
+    actions = script(args.actions, EpisodeStore.open(config.data).spec)  # an error in the script is reported before the training
     title("2/4 train")
     share_seconds(config, stages, max(60 * args.minutes - REST - (time.monotonic() - started), 60.0))
     for stage in stages:
@@ -77,7 +77,7 @@ def main(args: argparse.Namespace, config: Config) -> None:
 
 
 def script(actions: str | None, spec: Spec) -> str:
-    """The script to dream of: the one that was asked for, a walk, or every action in turn.
+    """The script to dream of: the given one, a walk, or every action in turn.
 
     Raises what :func:`worldmodel.dreaming.actions.parse_script` raises.
     """

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 SECONDS = 3.0
-LONGEST = 600  # seconds; more is taken for a slip of the finger
+LONGEST = 600  # seconds; more is taken for a typing error
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -22,7 +22,7 @@ from worldmodel.errors import ConfigError, WorldModelError
 from worldmodel.util.ranges import PassedTo
 
 MISSING = "???"
-"""How a setting that has to be given and was not yet looks; whoever needs it says so."""
+"""The value of a setting that must be given and is not yet; the code that needs it reports it."""
 
 PLAIN = (int, float, str, type(None), Sequence, Mapping)
 """What may be checked; objects are not."""
@@ -96,7 +96,7 @@ def check_value(name: str, annotation: Any, value: Any) -> Any:
 
 
 def check_groups(config: Any, *groups: str) -> None:
-    """Checks groups of composed settings that are built later, so that a slip is reported before the work begins."""
+    """Checks groups of composed settings that are built later, so that errors are reported before the work begins."""
     from omegaconf import OmegaConf
 
     for name in groups:
@@ -220,7 +220,7 @@ def receiver(annotation: Any, id: Any) -> Any:
 
 
 def _importable(target: Any) -> Any:
-    """What a mark names; None for what belongs to a package that is not installed, which whoever needs it reports."""
+    """What a mark names; None for what belongs to a package that is not installed, which is reported where it is used."""
     try:
         return find(target, "")
     except ConfigError:
@@ -228,7 +228,7 @@ def _importable(target: Any) -> Any:
 
 
 def _environment(id: Any) -> Any:
-    """The constructor of a gymnasium environment; None for one that is not known, which whoever makes it reports."""
+    """The constructor of a gymnasium environment; None for one that is not known, which is reported where it is made."""
     import gymnasium
 
     module, _, name = str(id).rpartition(":")
@@ -249,7 +249,7 @@ def _builds(value: Any) -> bool:
 
 
 def marks(annotation: Any) -> Iterator[Any]:
-    """What an annotation says beside the type, also within a union."""
+    """The metadata of an annotation, also within a union."""
     if get_origin(annotation) is Annotated:
         yield from annotation.__metadata__
     for each in get_args(annotation):
@@ -258,7 +258,7 @@ def marks(annotation: Any) -> Iterator[Any]:
 
 @functools.cache
 def _adapter(annotation: Any) -> Any:
-    """Checks values of a type; None for a type that says nothing."""
+    """Checks values of a type; None for a type that permits anything."""
     from pydantic import ConfigDict, PydanticUserError, TypeAdapter
 
     if annotation is Any:

@@ -27,8 +27,8 @@ else:
 SLUG = "worldmodel.slug"
 """A resolver of the settings: a gymnasium id such as ALE/Pong-v5 names folders, so it becomes ale-pong-v5."""
 
-PATHS = {"data", "runs", "run", "source.path", "agent.run", "agent.folder", "explorer.run", "explorer.folder"}
-PATHS |= {"env.kwargs.level_cache"}
+PATHS = {"data", "runs", "run", "source.path", "agent.run", "agent.folder", "explorer.run", "explorer.folder",
+         "env.kwargs.level_cache"}  # fmt: skip
 """Settings that are paths or names of folders."""
 
 AddFlags = Callable[[argparse.ArgumentParser], None]
@@ -151,7 +151,7 @@ def check_choices(overrides: Sequence[str]) -> None:
     for override in overrides:
         group, equals, choice = override.partition("=")
         known = groups.get(group.lstrip("+"))
-        inline = choice.startswith(("{", "["))  # for Hydra to judge
+        inline = choice.startswith(("{", "["))  # which Hydra checks
         if equals and known is not None and not inline and choice.strip("'\"") not in known:
             raise ConfigError(f"there is no {group.lstrip('+')} {choice!r}; choose {', '.join(known)}")
 

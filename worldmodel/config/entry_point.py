@@ -21,7 +21,7 @@ EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 
 OUT_OF_MEMORY = re.compile(r"out of memory|(can't|cannot|unable to) allocate", re.IGNORECASE)
-"""How torch says it, on whatever device; it has no error of its own for it on a CPU."""
+"""In the messages of torch on all devices; on a CPU, it raises a plain RuntimeError."""
 
 Main = Callable[[argparse.Namespace, Config], None]
 
@@ -52,7 +52,7 @@ def run_entry_point(
         with _own_random_numbers():
             main(args, config)
         return 0
-    except BrokenPipeError:  # the reader of our output went away, as in `… | head`
+    except BrokenPipeError:  # the reader of our output has ended, as in `… | head`
         with contextlib.suppress(OSError):
             sys.stdout.close()
         return 0

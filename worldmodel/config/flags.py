@@ -14,7 +14,7 @@ from worldmodel.config.checks import check_value
 from worldmodel.util.output import check_output
 from worldmodel.util.ranges import Count, NonNegative, Positive, Seed
 
-Few = Annotated[int, Ge(1), Le(1000)]  # more is taken for a slip of the finger
+Few = Annotated[int, Ge(1), Le(1000)]  # more is taken for a typing error
 
 
 def add_number(

@@ -36,7 +36,7 @@ def is_list(value: Any) -> bool:
 
 
 def message(name: str, value: Any, error: Any) -> str:
-    """One line on the error that says most: of the types that are possible, the one that fits best."""
+    """One line on the most specific error: of the types that are possible, the one that fits best."""
     errors = error.errors(include_url=False)
     worst = max(errors, key=lambda each: (len(each["loc"]), not each["type"].endswith(("_type", "_str"))))
     entry = False

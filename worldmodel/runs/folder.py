@@ -216,7 +216,10 @@ def given_data(overrides: Sequence[str], config: DictConfig) -> str | None:
 
 
 def open_data(run: str | Path, data: str | Path | None = None) -> EpisodeStore:
-    """The same for episodes that may be of another specification."""
+    """Open the episodes in ``data``, or those that the run was trained on, whatever their specification.
+
+    Raises :class:`DataError` when there are none.
+    """
     path = str(load_config(run).data) if data is None else data
     if data is None and not os.path.isdir(path):
         raise DataError(f"the episodes that {run} was trained on are not at {path} any more; name their folder: data=…")
@@ -224,9 +227,9 @@ def open_data(run: str | Path, data: str | Path | None = None) -> EpisodeStore:
 
 
 def open_episodes(run: str | Path, spec: Spec, data: str | Path | None = None) -> EpisodeStore:
-    """Open the episodes in ``data``, or those that the run was trained on.
+    """The same for episodes that must have the frames and actions of a run, whose specification is ``spec``.
 
-    Raises :class:`DataError` when there are none or when they do not fit the run.
+    Raises :class:`DataError`, also when they do not fit.
     """
     store = open_data(run, data)
     if (store.spec.frame_shape, store.spec.action_names) != (spec.frame_shape, spec.action_names):

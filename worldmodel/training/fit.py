@@ -132,7 +132,7 @@ class Fit:
     def check_finite(self) -> dict[str, float]:
         """Means of the window. Raises :class:`RunError` when a loss term is no longer a number."""
         means = self.window.means(self.fabric)
-        # The terms are looked at before their sum, to name the culprit.
+        # The terms are checked before their sum, so that the message names the term at fault.
         for name in sorted(self.terms, key=lambda name: name == "loss"):
             if not math.isfinite(means.get(name, 0.0)):
                 raise RunError(

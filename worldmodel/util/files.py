@@ -16,7 +16,7 @@ from typing import IO
 import numpy as np
 
 STALE = 86_400.0
-"""Seconds after which nobody is writing a temporary file any more."""
+"""Age in seconds at which a temporary file is one that a killed process left."""
 
 
 def as_bytes(array: np.ndarray) -> memoryview:
@@ -62,7 +62,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def write_at(path: Path, position: int, array: np.ndarray) -> None:
-    """Put the bytes of an array at a position of a file, cut what lies behind, and see them on the disk."""
+    """Put the bytes of an array at a position of a file, cut what lies behind, and flush them to the disk."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
     with naming(path), os.fdopen(descriptor, "wb", buffering=0) as file:
         file.seek(position)
@@ -74,7 +74,7 @@ def write_at(path: Path, position: int, array: np.ndarray) -> None:
 
 
 def reserve(path: Path) -> None:
-    """Have the disk give a file all of its size now: a full disk is an OSError here, and a crash in a memory map."""
+    """Allocate all of a file's size on the disk: a full disk is an OSError here, and a crash in a memory map."""
     descriptor = os.open(path, os.O_RDWR)
     try:
         with naming(path):

@@ -1,4 +1,4 @@
-"""Formats of files by their first bytes: an intact file of another format is not to be called damaged."""
+"""Formats of files by their first bytes: an intact file of another format must not be reported as damaged."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from worldmodel.util.files import check_writable
 
 VIDEO_SUFFIXES = (".mp4", ".gif", ".png")
 SOUND_SUFFIXES = (".wav", ".flac")
-LONGEST = 60  # characters of a file's name that say what it shows
+LONGEST = 60  # characters of a file's name that describe its content
 
 
 class Output(NamedTuple):
@@ -72,5 +72,5 @@ def words_in_name(text: str) -> str:
 
 
 def options_in_name(*options: tuple[str, float | None, float | None]) -> str:
-    """What tells files apart that were made under other options: (letter, value, default) → ``-t0.5-k7``."""
+    """What distinguishes files that were made under other options: (letter, value, default) → ``-t0.5-k7``."""
     return "".join(f"-{letter}{value:g}" for letter, value, default in options if value not in (default, None))

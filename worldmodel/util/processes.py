@@ -30,7 +30,7 @@ class Child(NamedTuple):
     """A running process."""
 
     process: subprocess.Popen[bytes]
-    results: Connection  # what it sends; its death ends this pipe
+    results: Connection  # what it sends; this pipe ends with the process
     control: Connection  # what it receives
 
 

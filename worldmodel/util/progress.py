@@ -103,7 +103,7 @@ def progress_bars(console: Console | None = None, transient: bool = True) -> Ite
 @contextlib.contextmanager
 def deferred() -> Iterator[Callable[[], bool]]:
     """Within it, the first SIGINT (Ctrl-C) or SIGTERM is only noted, so that it can be answered at a moment when
-    nothing is half done. The value of the ``with`` tells whether it came.
+    nothing is half done. The value of the ``with`` returns whether it came.
 
     Every later one raises KeyboardInterrupt at once. Outside the main thread, the only one that may handle signals, it
     does nothing.

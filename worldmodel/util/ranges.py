@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le, Len, Lt
 
-MOST = 10**12  # more is a slip of the finger
+MOST = 10**12  # more is taken for a typing error
 
 
 @dataclass(frozen=True)
