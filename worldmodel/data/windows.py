@@ -87,24 +87,28 @@ class Windows:
         """Whether there is a window to draw."""
         return bool(self._windows.any())
 
-    def sample(self, batch: int, generator: torch.Generator) -> Segment:
-        """``batch`` random windows; after the ``lead``, every frame is equally likely at every position.
-
-        For that, windows may extend beyond both ends of an episode, with padding. Those that may not (``whole``) are
-        all equally likely. Raises :class:`DataError` when there is no episode, or none that is long enough.
-        """
+    def require(self) -> None:
+        """Raises :class:`DataError` when there is no episode to draw windows from, or none that is long enough."""
         if not len(self.episodes):
             raise DataError(
                 f"no episode to take windows from: {self.store.path} has {len(self.store)}, "
                 f"{len(self.store.split('held_out'))} of them held out; python -m worldmodel.collect records more"
             )
-        ends = np.cumsum(self._windows)
-        if not ends[-1]:
+        if not self.drawable:
             longest = int(self.sizes.max(initial=0))
             raise DataError(
                 f"none of these episodes in {self.store.path} has {self.length} frames, the longest has {longest}; "
                 f"choose training.tokenizer.length={longest} or less"
             )
+
+    def sample(self, batch: int, generator: torch.Generator) -> Segment:
+        """``batch`` random windows; after the ``lead``, every frame is equally likely at every position.
+
+        For that, windows may extend beyond both ends of an episode, with padding. Those that may not (``whole``) are
+        all equally likely. Raises what :meth:`require` raises.
+        """
+        self.require()
+        ends = np.cumsum(self._windows)
         drawn = torch.randint(int(ends[-1]), (batch,), generator=generator).numpy()
         which = np.searchsorted(ends, drawn, side="right")
         start = drawn - (ends - self._windows)[which] - (0 if self.whole else self.length - 1)

@@ -114,9 +114,7 @@ def rehearse(
     for stage in (*prerequisites(config, stages), *stages):
         models[stage.name] = model = rehearse_stage(config, spec, stage, tokenizer)
         if store is not None and len(spec.frame_shape) == 2:
-            train = stage.windows(stage_settings(config, stage), store, model)["train"]
-            if not train.drawable:
-                train.sample(1, torch.Generator())  # raises the error
+            stage.windows(stage_settings(config, stage), store, model)["train"].require()
         tokenizer = stage.extended(tokenizer, model)
     return tokenizer, models
 
@@ -175,8 +173,7 @@ def train_stage(
     model = stage.build(config, store.spec, tokenizer)
     windows = stage.windows(settings, source, model)
     train = windows["train"]
-    if not train.drawable:
-        train.sample(1, torch.Generator())  # raises the error
+    train.require()
     if first is not None:
         load_weights(model, first, "initial weights must be of a run with the same settings")
     epoch = math.ceil(len(train) / (settings.batch * (train.length - train.lead) * fabric.world_size))
