@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from worldmodel.agents.actor_critic import ActorCritic
 from worldmodel.agents.base import Agent, check_actions, choose
+from worldmodel.config.cli import one_line
 from worldmodel.errors import ConfigError, RunError
 from worldmodel.runs.folder import find_run, load_spec
 from worldmodel.runs.migrate import migrate
@@ -43,12 +44,16 @@ def save_network(folder: Path, network: DictConfig, discount: float) -> None:
 
 
 def load_network(folder: Path) -> DictConfig:
-    """The settings of a run's actor: its network and γ. Raises :class:`RunError` if there is no actor."""
-    if not (folder / SETTINGS).is_file():
+    """The settings of a run's actor: its network and γ. Raises :class:`RunError` if they are missing or damaged."""
+    path = folder / SETTINGS
+    if not path.is_file():
         raise RunError(f"the run {folder} has no actor; {TRAIN_FIRST}")
-    settings = OmegaConf.load(folder / SETTINGS)
+    try:
+        settings = OmegaConf.load(path)
+    except Exception as error:  # the YAML parser may raise anything
+        raise RunError(f"{path} is damaged ({one_line(error)}); {TRAIN_FIRST}") from error
     if not isinstance(settings, DictConfig):
-        raise RunError(f"{folder / SETTINGS} is damaged; {TRAIN_FIRST}")
+        raise RunError(f"{path} is damaged; {TRAIN_FIRST}")
     settings = OmegaConf.create(migrate(OmegaConf.to_container(settings)))
     return settings if "network" in settings else OmegaConf.create({"network": settings})  # older runs have no γ
 

@@ -7,6 +7,7 @@ comparison.json and comparison.png.
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Sequence
@@ -14,36 +15,35 @@ from pathlib import Path
 
 from rich.console import Console
 
-from worldmodel.config.cli import Parser, one_line
-from worldmodel.config.entry_point import EXIT_USER_ERROR
-from worldmodel.errors import WorldModelError
-from worldmodel.util.files import expanded, replace_text
+from worldmodel.config.cli import Parser
+from worldmodel.config.entry_point import exit_code
+from worldmodel.util.files import check_writable, expanded, replace_text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """The command line, which takes no settings; returns the exit code."""
+    return exit_code(functools.partial(_compare, argv))
+
+
+def _compare(argv: Sequence[str] | None) -> None:
+    """Parse, read, compare, print, write."""
     parser = Parser("python -m worldmodel.agents.compare", description=__doc__)
     parser.add_argument("files", nargs="+", type=expanded, metavar="metrics.json", help="evaluations, or their folders")
     parser.add_argument(
         "--to", type=expanded, default=Path("."), metavar="FOLDER", help="where to write (default: here)"
     )
-    try:
-        args = parser.parse_args(argv)
+    args = parser.parse_args(argv)
 
-        from worldmodel.agents.comparison import compare, learning, lines, read, save_chart  # slow: torch
-
-        agents = read(args.files)
-        result = compare(agents) | {"learning": learning(agents)}
-    except WorldModelError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return EXIT_USER_ERROR
+    from worldmodel.agents.comparison import compare, learning, lines, read, save_chart  # slow: torch
     from worldmodel.evaluation.report import table
 
+    check_writable(args.to)
+    agents = read(args.files)
+    result = compare(agents) | {"learning": learning(agents)}
     console = Console(markup=False)  # names may have brackets
     console.print(table({"run": result["env"], "environment": result["environment"]}, lines(result)))
     replace_text(args.to / "comparison.json", json.dumps(result, indent=1))
     console.print(f"{save_chart(result, args.to / 'comparison.png')}  (comparison.json beside it)", soft_wrap=True)
-    return 0
 
 
 if __name__ == "__main__":

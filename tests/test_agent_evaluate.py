@@ -288,6 +288,7 @@ class Flaky:
         (["agent=actor_critic", "run=other"], "is of corridor:Corridor-v0 with frames (3, 16, 16)"),
         (["agent=actor_critic", "run=tiny", "env.size=32"], "not of corridor:Corridor-v0 with (3, 32, 32)"),
         (["agent=actor_critic", "run=bare"], "has no agent.safetensors, which this agent needs"),
+        (["agent=actor_critic", "run=torn"], "runs/torn/agent.yaml is damaged (while parsing"),
         (["episodes=0"], "episodes is 0; it must be at least 1"),
         (["--horizon", "0"], "--horizon is 0; it must be at least 1"),
         (["--name", "a/b"], "--name 'a/b': the name becomes that of a folder"),
@@ -296,9 +297,10 @@ class Flaky:
 )
 def test_what_cannot_be_is_one_line(argv: list[str], message: str, say: Say, runs: Path, tmp_path: Path) -> None:
     shutil.copytree(runs, tmp_path / "runs")
-    for name in ("other", "bare"):
+    for name in ("other", "bare", "torn"):
         shutil.copytree(tmp_path / "runs" / "tiny", tmp_path / "runs" / name)
     (tmp_path / "runs" / "bare" / "agent.safetensors").unlink()
+    (tmp_path / "runs" / "torn" / "agent.yaml").write_text("network: {")
     spec = json.loads((tmp_path / "runs" / "other" / "spec.json").read_text())
     del spec["crc32"]
     (tmp_path / "runs" / "other" / "spec.json").write_text(json.dumps({**spec, "action_names": ["up", "down"]}))
@@ -390,3 +392,9 @@ def test_only_what_was_measured_alike_is_compared(say: Say, tmp_path: Path) -> N
     assert "compare evaluations of the same environment" in say(compare, one, other, code=2)
     assert "is given twice" in say(compare, one, f"{one}/metrics.json", code=2)
     assert "gone/metrics.json is not an evaluation" in say(compare, one, "gone/metrics.json", code=2)
+
+
+def test_a_comparison_that_cannot_be_written_is_one_line(say: Say, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    err = say(compare, told_of(tmp_path, "one", [1]), "--to", str(tmp_path / "file"), code=2)
+    assert err.startswith(f"error: Not a directory ({tmp_path / 'file'})") and err.count("\n") == 1

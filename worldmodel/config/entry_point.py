@@ -35,22 +35,34 @@ def run_entry_point(
     operands: Sequence[str] = (),
     moved: Mapping[str, str] | None = None,
 ) -> int:
-    """Parse, run, report: returns 0, 2 after a user's error (one line on stderr), 130 after Ctrl-C.
+    """Parse and run; returns what :func:`exit_code` returns.
 
     Raises :class:`ConfigError` in a script that another command imports, because it must not go on.
     """
     if _imported_by_a_command():
         raise ConfigError(f"{command} is called by a script that another command imports; put it under if __name__ == "
                           "'__main__':, or the environment into a module of its own")  # fmt: skip
-    try:
+
+    def run() -> None:
         args, config = parse(argv, command, description, add_flags, operands, moved)
         if args.config:
             from omegaconf import OmegaConf
 
             print(OmegaConf.to_yaml(config), end="")
-            return 0
+            return
         with _own_random_numbers():
             main(args, config)
+
+    return exit_code(run)
+
+
+def exit_code(run: Callable[[], None]) -> int:
+    """Call a function and report its error: returns 0, 2 after a user's error (one line on stderr), 130 after Ctrl-C.
+
+    Raises the error of a fault of the program.
+    """
+    try:
+        run()
         return 0
     except BrokenPipeError:  # the reader of our output has ended, as in `… | head`
         with contextlib.suppress(OSError):
