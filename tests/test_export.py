@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -173,6 +175,18 @@ def test_an_export_that_cannot_be_put_in_its_place_leaves_the_old_one_there(
     monkeypatch.setattr(Path, "rename", refuses)
     assert "Permission denied" in say(export, *argv, "--overwrite", code=2)
     assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == whole
+
+
+def test_what_a_killed_export_left_is_no_obstacle_and_is_removed_after_a_day(say: Say, tmp_path: Path) -> None:
+    same, old, young = (tmp_path / "exports" / f".maze.{owner}.part" for owner in (os.getpid(), 1, 2))
+    for part in (same, old, young):
+        part.mkdir(parents=True)
+        (part / "ep00000.npz").touch()
+    os.utime(old, (time.time() - 100_000,) * 2)
+    small_store(tmp_path / "maze")
+    say(export, "--to", "npz", "data=maze")
+    assert {path.name for path in (tmp_path / "exports").iterdir()} == {"maze", young.name}
+    assert len(list((tmp_path / "exports/maze").glob("*.npz"))) == 4
 
 
 def test_damaged_episodes_stay_at_home(say: Say, tmp_path: Path) -> None:

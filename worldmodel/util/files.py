@@ -105,10 +105,7 @@ def whole(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    for old in path.parent.glob(f".{glob.escape(path.stem)}.*.part{glob.escape(path.suffix)}"):
-        with contextlib.suppress(OSError):
-            if time.time() - old.stat().st_mtime > STALE:
-                old.unlink()
+    _remove_stale(path.parent, path.stem, path.suffix)
     try:
         with naming(path):
             yield part
@@ -117,15 +114,26 @@ def whole(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def _remove_stale(folder: Path, stem: str, suffix: str = "") -> None:
+    """Remove temporary files or folders that a killed process left."""
+    for old in folder.glob(f".{glob.escape(stem)}.*.part{glob.escape(suffix)}"):
+        with contextlib.suppress(OSError):
+            if time.time() - old.stat().st_mtime > STALE:
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
+
+
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """An empty folder of a temporary name beside ``path``, which takes its place when the block ends well.
 
-    Missing folders are made; when the block fails, what there was at ``path`` is as it was.
+    Missing folders are made; when the block fails, what there was at ``path`` is as it was. What a killed process left
+    is removed as by :func:`whole`.
     """
     path = path.resolve()  # of a symbolic link, the folder is replaced and not the link
     path.parent.mkdir(parents=True, exist_ok=True)
     part, before = (path.with_name(f".{path.name}.{os.getpid()}.{word}") for word in ("part", "before"))
+    _remove_stale(path.parent, path.name)
+    shutil.rmtree(part, ignore_errors=True)  # of a killed process with the same id
     part.mkdir()
     try:
         with naming(path):
