@@ -6,7 +6,10 @@ import dataclasses
 import json
 import os
 import signal
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -307,6 +310,51 @@ def test_a_crash_behind_the_last_checkpoint_repeats_no_line_of_metrics(tmp_path:
     assert [line["step"] for line in before if "loss" not in line] == [5, 10, 12]
     run(path, chain())
     assert read_json_lines(metrics) == before
+
+
+def test_an_evaluation_after_a_crash_states_the_learning_rate_of_its_step(tmp_path: Path) -> None:
+    path, metrics = tmp_path / "c", tmp_path / "metrics.jsonl"
+
+    def crash(fit: Fit) -> dict[str, float]:
+        raise RuntimeError("power cut")
+
+    def chain(evaluate: Callable[[Any], dict[str, float]]) -> list[Hook]:
+        lines = JsonLines(metrics)
+        return [lines, Checkpoint(path, 0), Evaluation(100, evaluate, (lines,))]
+
+    with pytest.raises(RuntimeError):
+        run(path, chain(crash))
+    run(path, chain(lambda objective: {"held_out_loss": 1.0}))
+    *_, last, evaluation = read_json_lines(metrics)
+    assert "held_out_loss" in evaluation and evaluation["step"] == last["step"] == 12
+    assert evaluation["learning_rate"] == last["learning_rate"] > 0
+
+
+def test_a_full_disk_in_the_thread_of_tensorboard_is_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Writer(threading.Thread):
+        __module__ = "tensorboard.summary.writer"
+
+    seen: list[str] = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: seen.append(str(args.exc_value)))
+    before, board = threading.excepthook, TensorBoard(tmp_path / "tensorboard")
+
+    def fails(kind: type[threading.Thread], error: Exception) -> None:
+        def target() -> None:
+            raise error
+
+        thread = kind(target=target)
+        thread.start()
+        thread.join()
+
+    def threads(fit: Fit) -> None:
+        fails(Writer, OSError("no space"))
+        fails(Writer, ValueError("fault of tensorboard"))
+        fails(threading.Thread, OSError("of another thread"))
+
+    run(tmp_path / "c", [board, Trace(1, threads)], steps=2)
+    assert seen == ["fault of tensorboard", "of another thread"] and threading.excepthook is before
 
 
 def test_evaluation_uses_averaged_weights_and_disturbs_nothing(tmp_path: Path) -> None:
