@@ -92,7 +92,7 @@ def test_states_count_as_probably_as_they_are_reached() -> None:
     assert reach(discounts)[0].tolist() == pytest.approx([1.0, 0.9, 0.0])
 
 
-def test_a_dream_of_an_actor_is_what_the_world_says() -> None:
+def test_a_dream_of_an_actor_is_that_of_the_world() -> None:
     world, actor = exact_world(clock(0.25), 2), actor_for(2)
     objective = ImaginationObjective(world, actor, horizon=3)
     state, seen = objective.start_states(seen_at(torch.tensor([3, 10])))
@@ -132,7 +132,7 @@ def test_the_entropy_of_equal_actions_is_the_whole_of_it() -> None:
     assert losses.terms["entropy"].item() == pytest.approx(0, abs=1e-6)
 
 
-def test_a_dream_is_learnt_from_as_often_as_it_is_said() -> None:
+def test_a_dream_is_learnt_from_as_often_as_reuse_states() -> None:
     objective = ImaginationObjective(exact_world(hall, 3), actor_for(3), horizon=3, reuse=2)
     generator = torch.Generator().manual_seed(0)
     batch = seen_at(torch.arange(6))
@@ -230,7 +230,7 @@ def test_experiments_of_agents_make_what_they_name(name: str) -> None:
         (["steps=0", "run=gone"], "there are no runs in runs"),
     ],
 )
-def test_what_cannot_be_learnt_is_told_before_anything_is_made(
+def test_what_cannot_be_learnt_is_reported_before_anything_is_made(
     say: Say, tmp_path: Path, words: list[str], message: str
 ) -> None:
     err = say(train, *corridor.CHOOSE, "agent=actor_critic", *words, code=2)
@@ -249,8 +249,8 @@ SMALL = (
 def test_the_loop_learns_a_corridor_to_optimality(say: Say, tmp_path: Path) -> None:
     """Collect, learn the world, learn in the dream, twice; then every episode goes straight to where it pays."""
     words = (*corridor.CHOOSE, "agent=actor_critic", "run=walk", *SMALL)
-    told = say(train, *words, "steps=600")
-    assert "round 1 of 2: 300 steps" in told and "round 2 of 2: 600 steps" in told
+    output = say(train, *words, "steps=600")
+    assert "round 1 of 2: 300 steps" in output and "round 2 of 2: 600 steps" in output
     for name in ("walk-round1", "walk"):
         assert (tmp_path / "runs" / name / "agent.safetensors").is_file()
     assert (tmp_path / "runs" / "walk" / "returns.png").is_file()
@@ -272,11 +272,11 @@ def test_the_loop_learns_a_corridor_to_optimality(say: Say, tmp_path: Path) -> N
     assert "going on at step 160" in say(train, *longer)
     assert load_config(tmp_path / "runs/walk").training.agent.steps == 162
 
-    told = say(collect, *corridor.CHOOSE, "explorer=actor", "run=walk", "data=data/his",
+    output = say(collect, *corridor.CHOOSE, "explorer=actor", "run=walk", "data=data/played",
                "explorer.random_action_probability=0", "--steps", "60")  # fmt: skip
-    assert "recorded  60 steps" in told
-    his = EpisodeStore.open(tmp_path / "data" / "his")
-    assert float(np.concatenate([his.episode(number).actions[1:] for number in range(len(his))]).mean()) > 0.9
+    assert "recorded  60 steps" in output
+    played = EpisodeStore.open(tmp_path / "data" / "played")
+    assert float(np.concatenate([played.episode(number).actions[1:] for number in range(len(played))]).mean()) > 0.9
 
     names = "env.action_names=[west,east]"
     err = say(collect, *corridor.CHOOSE, names, "explorer=actor", "run=walk", "data=data/other", "--steps", "5", code=2)

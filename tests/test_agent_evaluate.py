@@ -50,10 +50,10 @@ def frames_of(video: Path) -> int:
 
 
 def test_a_random_agent_through_the_command(say: Say, tmp_path: Path) -> None:
-    told = say(evaluate, *corridor.CHOOSE, "episodes=6", "--videos", "2")
+    output = say(evaluate, *corridor.CHOOSE, "episodes=6", "--videos", "2")
     folder = tmp_path / "runs" / "agents" / "random-corridor-corridor-v0"
     found = json.loads((folder / "metrics.json").read_text())
-    assert "return, interquartile mean" in told and "success" in told and "dreamt" not in told
+    assert "return, interquartile mean" in output and "success" in output and "dreamt" not in output
     assert (found["agent"], found["run"], found["seed"], len(found["episodes"])) == ("random", None, 0, 6)
     returns = [episode["return"] for episode in found["episodes"]]
     assert found["return"]["value"] == pytest.approx(np.mean(returns))
@@ -80,10 +80,10 @@ def test_success_may_be_a_return(say: Say, tmp_path: Path) -> None:
 
 
 def test_an_actor_and_the_dream_of_its_world(say: Say, runs: Path) -> None:
-    told = say(evaluate, *corridor.CHOOSE, "agent=actor_critic", f"runs={runs}", "episodes=5", "--horizon", "4")
+    output = say(evaluate, *corridor.CHOOSE, "agent=actor_critic", f"runs={runs}", "episodes=5", "--horizon", "4")
     folder = runs / "tiny" / "agents" / "actor_critic-corridor-corridor-v0"
     found = json.loads((folder / "metrics.json").read_text())
-    assert found["run"] == "tiny" and "obtained return, up to 4 steps" in " ".join(told.split())
+    assert found["run"] == "tiny" and "obtained return, up to 4 steps" in " ".join(output.split())
     dream = found["dream"]
     assert dream["first"]["windows"] == 5 and dream["all"]["windows"] == len(dream["pairs"]["dreamt"])
     for i, number in enumerate(dream["pairs"]["episodes"]):
@@ -137,11 +137,11 @@ def test_episodes_depend_on_their_number_alone() -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_one_may_stop_in_the_middle(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever watches is told of all steps, and no is no: an episode half played is none."""
+    """The callback receives all steps; where it returns false, the unfinished episode is dropped."""
     monkeypatch.setattr(playing, "SECONDS", 0.0)  # processes report five times a second
-    told = []
-    alone = list(play(ACT, corridor.Right(), orders(range(3)), on_steps=lambda steps: told.append(steps) or True))
-    assert sum(told) == sum(one.episode.steps for one in alone)
+    counts = []
+    alone = list(play(ACT, corridor.Right(), orders(range(3)), on_steps=lambda steps: counts.append(steps) or True))
+    assert sum(counts) == sum(one.episode.steps for one in alone)
     played, asked = [], 0
 
     def on_steps(steps: int) -> bool:
@@ -224,7 +224,7 @@ def test_a_kept_episode_that_is_damaged_is_played_again(tmp_path: Path) -> None:
         assert [one.number for one in kept] == [1, 2]
 
 
-def test_what_fails_in_another_process_is_told() -> None:
+def test_what_fails_in_another_process_is_reported() -> None:
     with pytest.raises(EnvError, match="an episode failed: ZeroDivisionError: nothing to do"):
         list(play(ACT, corridor.Right(fails=True), orders(range(4)), workers=2))
 
@@ -308,7 +308,7 @@ def test_what_cannot_be_is_one_line(argv: list[str], message: str, say: Say, run
     assert message in err and err.count("\n") == 1
 
 
-def test_who_cannot_learn_is_told(say: Say) -> None:
+def test_an_agent_without_training_is_refused(say: Say) -> None:
     err = say(train, *corridor.CHOOSE, code=2)
     assert err.startswith("error: agent=random cannot be trained; choose agent=actor_critic or agent=sb3_")
     err = say(
@@ -332,7 +332,7 @@ def test_agents_are_called_by_their_choice() -> None:
     assert agent_name_of(other, compose_config(other)) == "stickyexplorer"
 
 
-def told_of(folder: Path, agent: str, returns: list[float], seed: int = 0, env: str = "here") -> str:
+def write_evaluation(folder: Path, agent: str, returns: list[float], seed: int = 0, env: str = "here") -> str:
     episodes = [{"return": value, "length": 1, "terminated": True, "success": value > 0} for value in returns]
     facts = {"agent": agent, "seed": seed, "run": None, "env": env, "environment": env, "env_kwargs": {},
              "success_rule": "positive", "episodes": episodes}  # fmt: skip
@@ -343,10 +343,10 @@ def told_of(folder: Path, agent: str, returns: list[float], seed: int = 0, env: 
 
 
 def test_evaluations_are_compared(say: Say, tmp_path: Path) -> None:
-    good = [told_of(tmp_path, "good", [5, 6, 7, 8], seed) for seed in range(3)]
-    bad, same = told_of(tmp_path, "bad", [-1, 0, 0, 1]), told_of(tmp_path, "same", [0, 0, 1, -1])
-    told = say(compare, *good, f"{bad}/metrics.json", same, "--to", str(tmp_path / "out"))
-    assert "good, 3 runs, 12 episodes" in told and "none disjoint" in told
+    good = [write_evaluation(tmp_path, "good", [5, 6, 7, 8], seed) for seed in range(3)]
+    bad, same = write_evaluation(tmp_path, "bad", [-1, 0, 0, 1]), write_evaluation(tmp_path, "same", [0, 0, 1, -1])
+    output = say(compare, *good, f"{bad}/metrics.json", same, "--to", str(tmp_path / "out"))
+    assert "good, 3 runs, 12 episodes" in output and "none disjoint" in output
     found = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert found["agents"]["good"]["return_iqm"]["value"] == 6.5 and found["agents"]["good"]["seeds"] == [0, 1, 2]
     pairs = {(pair["one"], pair["other"]): pair for pair in found["pairs"]}
@@ -363,7 +363,7 @@ def test_returns_while_learning_are_compared(say: Say, tmp_path: Path) -> None:
     place.mkdir(parents=True)
 
     def learnt(name: str, seed: int, returns: list[float], **more: Any) -> str:
-        folder = Path(told_of(place, name, [1, 2], seed))
+        folder = Path(write_evaluation(place, name, [1, 2], seed))
         found = json.loads((folder / "metrics.json").read_text()) | more
         (folder / "metrics.json").write_text(json.dumps(found))
         lines = [json.dumps({"step": 10 * (1 + at), "return": value}) for at, value in enumerate(returns)]
@@ -373,7 +373,7 @@ def test_returns_while_learning_are_compared(say: Say, tmp_path: Path) -> None:
 
     yardstick = [learnt("yardstick", 0, [0.0, 2.0, 4.0], run=None), learnt("yardstick", 1, [2.0, 2.0], run=None)]
     actor = learnt("actor", 0, [5.0] * 30 + [8.0] * 20, run="r", choice="actor_critic")
-    planner = told_of(tmp_path, "planner", [3, 4])
+    planner = write_evaluation(tmp_path, "planner", [3, 4])
     elsewhere = Path(planner) / "other-name.json"
     (Path(planner) / "metrics.json").rename(elsewhere)
     say(compare, *yardstick, actor, str(elsewhere), "--to", str(tmp_path / "out"))
@@ -388,7 +388,7 @@ def test_returns_while_learning_are_compared(say: Say, tmp_path: Path) -> None:
 
 
 def test_only_what_was_measured_alike_is_compared(say: Say, tmp_path: Path) -> None:
-    one, other = told_of(tmp_path, "one", [1]), told_of(tmp_path, "one", [1], env="there")
+    one, other = write_evaluation(tmp_path, "one", [1]), write_evaluation(tmp_path, "one", [1], env="there")
     assert "compare evaluations of the same environment" in say(compare, one, other, code=2)
     assert "is given twice" in say(compare, one, f"{one}/metrics.json", code=2)
     assert "gone/metrics.json is not an evaluation" in say(compare, one, "gone/metrics.json", code=2)
@@ -396,5 +396,5 @@ def test_only_what_was_measured_alike_is_compared(say: Say, tmp_path: Path) -> N
 
 def test_a_comparison_that_cannot_be_written_is_one_line(say: Say, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    err = say(compare, told_of(tmp_path, "one", [1]), "--to", str(tmp_path / "file"), code=2)
+    err = say(compare, write_evaluation(tmp_path, "one", [1]), "--to", str(tmp_path / "file"), code=2)
     assert err.startswith(f"error: Not a directory ({tmp_path / 'file'})") and err.count("\n") == 1

@@ -88,15 +88,15 @@ def test_a_dream_is_written_three_times_and_announced(
     assert call(run, "--actions", "right*3,left", "--seed", "3", "--start", f"{HELD_OUT}:5") == 0
     name = f"right3-left-ep{HELD_OUT}.5-h4-seed3"
     assert files(run / "dreams") == [f"{name}.gif", f"{name}.mp4", f"{name}.png"]
-    told = capsys.readouterr().out
-    assert all(f"{run / 'dreams' / name}{suffix}" in told for suffix in (".mp4", ".gif", ".png"))
-    assert f"episode {HELD_OUT} (held out), frames 5 to 8 seen" in told
-    assert "4 frames in" in told and "frames/s" in told and "4.5 head passes a frame" in told
+    output = capsys.readouterr().out
+    assert all(f"{run / 'dreams' / name}{suffix}" in output for suffix in (".mp4", ".gif", ".png"))
+    assert f"episode {HELD_OUT} (held out), frames 5 to 8 seen" in output
+    assert "4 frames in" in output and "frames/s" in output and "4.5 head passes a frame" in output
     with Image.open(run / "dreams" / f"{name}.gif") as gif:
         assert gif.n_frames == 4 + 4 and gif.info["duration"] == 100
 
 
-def test_the_world_is_asked_for_what_the_flags_say(run: Path, world: TracedWorld, strips: list[list[Strip]]) -> None:
+def test_flags_are_passed_to_the_world(run: Path, world: TracedWorld, strips: list[list[Strip]]) -> None:
     flags = "--actions left --horizon 3 --start 4:6 --context 5 --samples 2 --temperature 0.5 --top-k 7"
     assert call(run, *flags.split(), "--sampler", "ancestral", "--seed", "11") == 0
     (asked,), episode = world.asked, record(4)
@@ -122,9 +122,9 @@ def test_a_replay_stands_beside_the_truth_and_the_reconstruction(
         assert strip.actions == (None, *(SPEC.action_names[a] for a in recorded.actions[11 : 10 + 4 + 30]))
         assert strip.seen == 4
     assert [strip.dreamt for strip in strips[0]] == [False, False, True]
-    told = capsys.readouterr().out
-    assert "episode 4 (training data), frames 10 to 13 seen" in told
-    assert "PSNR      58.9 at 1, 58.9 at 5, 58.9 at 10, 58.9 at 15, 58.9 at 30 dB" in told
+    output = capsys.readouterr().out
+    assert "episode 4 (training data), frames 10 to 13 seen" in output
+    assert "PSNR      58.9 at 1, 58.9 at 5, 58.9 at 10, 58.9 at 15, 58.9 at 30 dB" in output
 
 
 def test_psnr_falls_where_the_dream_leaves_the_truth(
@@ -137,7 +137,7 @@ def test_psnr_falls_where_the_dream_leaves_the_truth(
     assert len(strips[0]) == 2 + 16
 
 
-def test_a_replay_ends_with_its_episode_and_says_so(
+def test_a_replay_ends_with_its_episode_and_a_note(
     run: Path, world: TracedWorld, strips: list[list[Strip]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     left = len(record(4).frames) - 4 - 40
@@ -165,7 +165,7 @@ def test_the_same_seed_gives_the_same_video(run: Path, world: TracedWorld, tmp_p
     assert video("first.gif", 3) != video("third.gif", 4)
 
 
-def test_the_prior_says_how_many_frames_are_seen(
+def test_the_prior_determines_how_many_frames_are_seen(
     run: Path, world: TracedWorld, strips: list[list[Strip]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for context, flags, seen in ((6, "", 6), (6, "--context 2", 2), (0, "", 1)):
@@ -189,7 +189,7 @@ LAST = len(record(4).frames) - 4  # the last frame of episode 4 at which four fr
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         ("--actions forwards", "unknown action 'forwards'; choose noop, left, right"),
         ("--actions left*0", "count '0'"),
@@ -217,11 +217,11 @@ LAST = len(record(4).frames) - 4  # the last frame of episode 4 at which four fr
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_two(
-    run: Path, data: Path, world: TracedWorld, capsys: pytest.CaptureFixture[str], flags: str, said: str
+    run: Path, data: Path, world: TracedWorld, capsys: pytest.CaptureFixture[str], flags: str, message: str
 ) -> None:
     assert call(run, *flags.split()) == 2
     caught = capsys.readouterr()
-    assert said.format(data=data) in caught.err and caught.err.count("\n") == 1 and caught.out == ""
+    assert message.format(data=data) in caught.err and caught.err.count("\n") == 1 and caught.out == ""
     assert not (run / "dreams").exists()
 
 

@@ -127,7 +127,7 @@ print("result", __name__, code)
     assert [path.name for path in tmp_path.iterdir() if path.is_dir() and path.name != "__pycache__"] == ["conf"]
 
 
-def test_a_class_that_cannot_be_sent_by_value_is_told_with_the_remedy(tmp_path: Path) -> None:
+def test_a_class_that_cannot_be_sent_by_value_is_reported_with_the_remedy(tmp_path: Path) -> None:
     """The body of a class within a function refers to names that are found only when it runs."""
     body = "\n".join(f"    {line}" for line in MINE.splitlines() if not line.startswith("from gymnasium"))
     (tmp_path / "app.py").write_text("from gymnasium.spaces import Box, Discrete\ndef make():\n" + body + """
@@ -136,9 +136,9 @@ import gymnasium
 gymnasium.register("Mine-v0", entry_point=lambda: make())
 """ + COLLECT + """
 import contextlib, io
-with contextlib.redirect_stderr(io.StringIO()) as said:
+with contextlib.redirect_stderr(io.StringIO()) as errors:
     code = collect.main(["env=gym", "env.id=Mine-v0", "env.size=32", "collect.steps=20"])
-print("result", code, said.getvalue().splitlines()[-1])
+print("result", code, errors.getvalue().splitlines()[-1])
 """)  # fmt: skip
     (line,) = run(tmp_path, "app.py")
     assert line.startswith("result 2 error: recording fails") and "'Box'" in line
@@ -164,7 +164,7 @@ def test_composing_leaves_hydra_and_resolvers_as_they_were(monkeypatch: pytest.M
         OmegaConf.clear_resolver("now")
 
 
-def test_what_cannot_be_sent_to_a_recorder_is_told_with_the_remedy(tmp_path: Path) -> None:
+def test_what_cannot_be_sent_to_a_recorder_is_reported_with_the_remedy(tmp_path: Path) -> None:
     lock = threading.Lock()
     spec = Spec("locked", (3, 8, 8), ("stay",), 10.0)
     with EpisodeStore.writer(tmp_path, spec) as store, pytest.raises(EnvError, match=r"lock.*env\.id=my_module:MyEnv"):

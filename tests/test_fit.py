@@ -72,7 +72,7 @@ def batches(step: int) -> Segment:
 
 
 class Trace(Hook):
-    """Remembers the losses of every window; at a given step it does something."""
+    """Records the losses of every window; at a given step it does something."""
 
     def __init__(self, at: int = -1, action=lambda fit: None):
         self.losses: dict[int, float] = {}
@@ -427,5 +427,5 @@ def test_settings_that_cannot_be_honoured(wrong: dict) -> None:
         read(FitSettings, {**FIT, "steps": 1, **wrong}, "training.fit")
 
 
-def test_settings_know_their_fields() -> None:
+def test_settings_have_these_fields() -> None:
     assert {f.name for f in dataclasses.fields(FitSettings)} >= {"steps", "max_seconds", "ema", "precision"}

@@ -71,9 +71,9 @@ def test_every_experiment_goes_from_files_to_pictures(name: str, tmp_path: Path,
     say(collect, experiment, write_source(name, tmp_path), *size)
     assert f"run {name}-1" in say(train, experiment, *small)
     assert "is trained already" in say(train, experiment, *small)
-    told = say(evaluate, experiment)
+    output = say(evaluate, experiment)
     folder = tmp_path / "runs" / f"{name}-1"
-    assert "reconstruction PSNR" in told and (folder / "evaluation/report.html").is_file()
+    assert "reconstruction PSNR" in output and (folder / "evaluation/report.html").is_file()
     found = json.loads((folder / "evaluation/metrics.json").read_text())
     bounds = [row["name"] for row in found["bits_per_dim"]]
     assert bounds == {
@@ -105,8 +105,8 @@ def test_deepmind_lab_is_dreamt_from_six_frames(tmp_path: Path, say: Callable[..
     assert "run dmlab-video-1" in say(
         train, experiment, *small, "prior.trunk.blocks=1", "prior.head.width=8", "device=cpu"
     )
-    told = say(dream, experiment, "--actions", "noop*2", "--output", "dream.png")
-    assert "dreamt    2 frames" in told and "frames 0 to 5 seen" in told
+    output = say(dream, experiment, "--actions", "noop*2", "--output", "dream.png")
+    assert "dreamt    2 frames" in output and "frames 0 to 5 seen" in output
     assert np.asarray(Image.open(tmp_path / "dream.png")).std() > 0
 
 
@@ -151,14 +151,14 @@ def test_runs_are_compared(tmp_path: Path, say: Callable[..., str]) -> None:
     assert "measure the run" in say(evaluate, "--compare", "vq-1,vq-2", code=2)
     for number in (1, 2):
         say(evaluate, f"run=vq-{number}")
-    told = say(evaluate, "--compare", "vq-1,vq-2")
-    assert "vq, fixed prior" in told and "(2 runs)" in told and (tmp_path / "runs/bits_per_dim.png").is_file()
+    output = say(evaluate, "--compare", "vq-1,vq-2")
+    assert "vq, fixed prior" in output and "(2 runs)" in output and (tmp_path / "runs/bits_per_dim.png").is_file()
 
 
-def test_bad_requests_are_told_in_one_line(tmp_path: Path, say: Callable[..., str]) -> None:
+def test_bad_requests_are_one_line(tmp_path: Path, say: Callable[..., str]) -> None:
     say(collect, "source=cifar10", write_source("cifar10", tmp_path))
     say(train, "experiment=cifar10", *QUICK, *SMALL["cifar10"], "tokenizer.widths=[8,8]", "device=cpu")
-    for argv, told in (
+    for argv, message in (
         (["--classes", "unicorn"], "unknown action 'unicorn'; choose airplane, automobile, bird"),
         (["--classes", "bird,,bird"], "a class is missing"),
         (["--count", "0"], "--count is 0; it must be at least 1"),
@@ -167,10 +167,10 @@ def test_bad_requests_are_told_in_one_line(tmp_path: Path, say: Callable[..., st
         (["experiment=mnist"], "there is no experiment 'mnist'; choose agent-basic, agent-health, agent-minigrid, "),
     ):
         error = say(sample, *argv, code=2)
-        assert told in error and len(error.splitlines()) == 1, error
+        assert message in error and len(error.splitlines()) == 1, error
     for argv in (["--quick"], ["--windows", "9"], ["--top-k", "3"], ["--skip", "inverse"]):
-        told = f"{argv[0]} is for a run of an environment, and the run cifar10-1 is of images"
-        assert told in say(evaluate, *argv, code=2)
+        message = f"{argv[0]} is for a run of an environment, and the run cifar10-1 is of images"
+        assert message in say(evaluate, *argv, code=2)
     error = say(dream, "--replay", "3", code=2)
     assert "the run cifar10-1 is of images, not of an environment; use python -m worldmodel.sample run=cifar" in error
     error = say(train, "experiment=imagenet128", code=2)
@@ -189,8 +189,8 @@ def test_a_tokenizer_is_taken_over(tmp_path: Path, say: Callable[..., str]) -> N
     argv = ["experiment=cifar10", *QUICK, *SMALL["cifar10"], "tokenizer.widths=[8,8]", "device=cpu"]
     say(collect, "source=cifar10", write_source("cifar10", tmp_path))
     say(train, *argv, "run=one", "--stage", "tokenizer")
-    told = say(train, *argv, "run=two", "prior.trunk.drop=1", "--tokenizer-of", "one")
-    assert "the tokenizer is trained already" in told
+    output = say(train, *argv, "run=two", "prior.trunk.drop=1", "--tokenizer-of", "one")
+    assert "the tokenizer is trained already" in output
     one, two = tmp_path / "runs/one", tmp_path / "runs/two"
     assert (two / "tokenizer.safetensors").read_bytes() == (one / "tokenizer.safetensors").read_bytes()
     assert (two / "prior.safetensors").is_file()
@@ -207,8 +207,8 @@ def test_a_tokenizer_is_taken_over(tmp_path: Path, say: Callable[..., str]) -> N
 def test_a_prior_that_never_looks_at_classes() -> None:
     trunk = ConditionTrunk(GridSpec((2, 2), torch.zeros(4, 2), tuple("abc")), drop=1.0).eval()
     actions = torch.tensor([[0], [1], [-1]])
-    told = trunk(actions, actions)
-    assert torch.equal(told[0], told[1]) and torch.equal(told[0], told[2])
+    outputs = trunk(actions, actions)
+    assert torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[0], outputs[2])
     some = ConditionTrunk(GridSpec((2, 2), torch.zeros(4, 2), tuple("abc")), drop=0.5)
     many = torch.zeros(400, 1, dtype=torch.int64)
     hidden = (some(many, many)[:, 0, 0] == some.embed.weight[0]).all(-1).float().mean()
@@ -250,8 +250,8 @@ def test_pictures_are_drawn_for_captions_that_no_picture_had(tmp_path: Path, say
     )  # fmt: skip
     say(sample, "source=images", "--classes", "a red bus,a_blue_bus", "--count", "2", "--output", "drawn.png")
     assert np.asarray(Image.open(tmp_path / "drawn.png")).std() > 0
-    told = say(sample, "source=images", "--classes", "a red lorry", code=2)
-    assert "unknown word 'lorry'; choose a, blue, bus, car, red" in told
+    output = say(sample, "source=images", "--classes", "a red lorry", code=2)
+    assert "unknown word 'lorry'; choose a, blue, bus, car, red" in output
 
 
 def test_each_stage_goes_on_where_it_was_and_none_stands_on_lost_codes(tmp_path: Path, say: Callable[..., str]) -> None:

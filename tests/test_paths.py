@@ -48,7 +48,7 @@ def test_what_is_quoted_or_no_path_is_left_to_hydra() -> None:
 
 
 @pytest.mark.parametrize("override", ["seed=1,2", "stem=写真", "stem=a (b"])
-def test_other_texts_are_told_how_to_be_quoted(override: str) -> None:
+def test_how_to_quote_other_texts_is_reported(override: str) -> None:
     with pytest.raises(ConfigError, match="in quotes: 'key=") as caught:
         compose_config([override])
     assert "--multirun" not in str(caught.value) and "hydra.cc" not in str(caught.value)
@@ -215,7 +215,7 @@ def test_no_name_of_a_run(name: str, tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_folder_that_cannot_be_written_is_known_before_the_work(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_reported_before_the_work(tmp_path: Path) -> None:
     check_writable(tmp_path / "new/deep")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()

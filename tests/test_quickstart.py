@@ -28,7 +28,9 @@ def test_a_budget_that_is_none_is_named(minutes: str, capsys: pytest.CaptureFixt
     assert f"--minutes {minutes} is no budget" in capsys.readouterr().err
 
 
-def test_a_slip_in_the_actions_is_told_before_the_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_in_the_actions_is_reported_before_the_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     where = [f"data={tmp_path}/data", f"runs={tmp_path}/runs", *SMALL]
     assert quickstart.main(["--actions", "forwards", *where]) == 2
     assert "unknown action 'forwards'" in capsys.readouterr().err
@@ -42,7 +44,7 @@ def test_a_slip_in_the_actions_is_told_before_the_training(tmp_path: Path, capsy
         ("tokenizer=vae", "VAE makes no codes, and this prior is over codes; choose prior=gaussian"),
     ],
 )
-def test_what_cannot_dream_is_told_before_anything_is_collected(
+def test_what_cannot_dream_is_reported_before_anything_is_collected(
     choice: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert quickstart.main([f"data={tmp_path}/data", f"runs={tmp_path}/runs", choice]) == 2

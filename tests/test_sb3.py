@@ -144,14 +144,14 @@ class TestWithThePackage:
         seen = envs.reset()
         assert seen.shape == (3, 3, 16, 16) and envs.observation_space.shape == (3, 16, 16)
         for step in range(1, 9):
-            seen, rewards, done, told = envs.step(np.zeros(3, np.int64))
+            seen, rewards, done, infos = envs.step(np.zeros(3, np.int64))
             assert rewards.dtype == np.float32 and (done == (step % 4 == 0)).all()
             for row in range(3):
                 if done[row]:
-                    assert told[row]["TimeLimit.truncated"] and told[row]["terminal_observation"].shape == (3, 16, 16)
-                    assert not np.array_equal(told[row]["terminal_observation"], seen[row])
+                    assert infos[row]["TimeLimit.truncated"] and infos[row]["terminal_observation"].shape == (3, 16, 16)
+                    assert not np.array_equal(infos[row]["terminal_observation"], seen[row])
                 else:
-                    assert told[row] == {}
+                    assert infos[row] == {}
         envs.close()
 
     def test_nothing_is_unpickled(self, say: Say, tmp_path: Path) -> None:

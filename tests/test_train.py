@@ -120,7 +120,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, stage: str, step: int) -> None
     monkeypatch.setattr(Checkpoint, "on_step", on_step)
 
 
-def test_a_run_holds_what_the_plan_says(finished: Path) -> None:
+def test_a_run_holds_the_planned_files(finished: Path) -> None:
     assert finished.name == "square-1"
     names = {path.relative_to(finished).as_posix() for path in finished.rglob("*") if path.is_file()}
     assert {
@@ -497,7 +497,7 @@ def test_weight_of_a_missing_term_names_the_terms(data: Path, tmp_path: Path) ->
         ({"training__tokenizer": None}, "the setting training.tokenizer.steps is missing"),
     ],
 )
-def test_what_does_not_work_is_told_before_anything_is_trained_or_written(
+def test_what_does_not_work_is_reported_before_anything_is_trained_or_written(
     changes: dict, message: str, data: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -560,7 +560,7 @@ def test_bad_input_is_one_line_and_exit_2(
     assert err.startswith("error: ") and err.count("\n") == 1 and message in err
 
 
-def test_torchrun_is_told_what_was_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_is_reported_to_torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
     assert main(["data=nowhere", f"runs={tmp_path}", "device=cpu"]) == 2
     failure = ProcessFailure(local_rank=0, pid=1, exitcode=2, error_file=str(tmp_path / "error.json"))
