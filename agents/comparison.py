@@ -200,7 +200,6 @@ def lines(result: dict[str, Any]) -> list[tuple[str, str]]:
 
 def save_chart(result: dict[str, Any], path: Path) -> Path:
     """Plot a panel of bars for each measure, one of the probabilities of improvement, and one of the training."""
-
     panels = [
         plots.Panel(title, {agent: plots.Bar.of(row[name]) for agent, row in result["agents"].items()})
         for name, (title, _, _) in MEASURES.items()

@@ -42,7 +42,6 @@ class PolicyInfo:
 
     @property
     def observation_space(self) -> Space[Any]:
-
         if self.view == "codes":
             return MultiDiscrete([self.codes] * int(np.prod(self.grid)))
         channels, *size = self.frame_shape

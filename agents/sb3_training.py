@@ -284,7 +284,7 @@ def make_policy_info(learner: LearnerSettings, spec: Spec, run: Path | None) -> 
 
 
 def _resume(folder: Path, expected: PolicyInfo) -> PolicyInfo:
-    """The info of an unfinished training. Raises :class:`ConfigError` if its settings differ."""
+    """The info of an earlier training. Raises :class:`ConfigError` if its settings differ."""
     info = PolicyInfo.load(folder)
     initial = dataclasses.replace(info, steps=0, done=False, reward=None)
     if initial != expected:
