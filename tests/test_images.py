@@ -73,7 +73,8 @@ def test_every_experiment_goes_from_files_to_pictures(name: str, tmp_path: Path,
     assert "is trained already" in say(train, experiment, *small)
     output = say(evaluate, experiment)
     folder = tmp_path / "runs" / f"{name}-1"
-    assert "reconstruction PSNR" in output and (folder / "evaluation/report.html").is_file()
+    assert "reconstruction PSNR" in output and "reconstruction SSIM" in output
+    assert (folder / "evaluation/report.html").is_file()
     found = json.loads((folder / "evaluation/metrics.json").read_text())
     bounds = [row["name"] for row in found["bits_per_dim"]]
     assert bounds == {

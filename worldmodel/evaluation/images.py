@@ -24,7 +24,7 @@ from worldmodel.data.windows import Windows
 from worldmodel.dreaming.models import ImageModel
 from worldmodel.errors import DataError
 from worldmodel.evaluation import images_report
-from worldmodel.evaluation.metrics import SSIM_WINDOW, CodeUsage, decibels, mean_interval, mse, ssim, usage_of
+from worldmodel.evaluation.metrics import CodeUsage, decibels, mean_interval, mse, ssim, usage_of
 from worldmodel.evaluation.openloop import Progress, silent
 from worldmodel.evaluation.report import heading
 from worldmodel.priors import LatentPrior
@@ -52,7 +52,7 @@ class Scores:
     rows: tuple[Row, ...]
     usage: tuple[CodeUsage, ...]  # of each codebook; none without codes
     squared_error: np.ndarray  # (M,) of the uint8 reconstruction, squared intensity values
-    similarity: np.ndarray | None = None  # (M,) SSIM; None for frames too small for its window
+    similarity: np.ndarray  # (M,) SSIM
     prior_nats: np.ndarray | None = None  # (M,) −log p(codes | condition); None without a prior over codes
     grid_nats: np.ndarray | None = None  # (M,) −log p(grid of the first tokenizer | codes); None without a second one
     class_nats: np.ndarray | None = None  # log p(codes | class) − log p(codes): by how much the class lowers prior_nats
@@ -79,9 +79,7 @@ def score(
             x = raw.to(device)
             latents = model.encode(x)
             pictures = model.decode(latents).cpu()
-            scores = {"squared_error": mse(pictures, raw)}
-            if min(raw.shape[-2:]) >= SSIM_WINDOW:
-                scores["similarity"] = ssim(pictures, raw)
+            scores = {"squared_error": mse(pictures, raw), "similarity": ssim(pictures, raw)}
             if isinstance(model, Tokenizer):
                 books = model.books(latents)
                 usage += torch.stack([torch.bincount(book.flatten(), minlength=model.num_codes) for book in books])
@@ -159,7 +157,7 @@ def summary(scores: Scores, model: Autoencoder, seed: int = 0, classes: int = 1)
         "dimensions": dimensions,
         "psnr": mean_interval(decibels(scores.squared_error), seed).to_json(),
         "psnr_of_mean_mse": float(decibels(scores.squared_error.mean())),
-        "ssim": None if scores.similarity is None else mean_interval(scores.similarity, seed).to_json(),
+        "ssim": mean_interval(scores.similarity, seed).to_json(),
         "bits_per_dim": [
             {
                 "name": row.name,

@@ -46,9 +46,8 @@ def lines(figures: dict[str, Any]) -> list[tuple[str, str]]:
     result = [
         (f"{figures['frames']:,} held-out frames of {figures['dimensions']:,} sub-pixels", ""),
         ("reconstruction PSNR (mean over frames)", number(figures["psnr"]) + " dB"),
+        ("reconstruction SSIM", number(figures["ssim"], 3)),
     ]
-    if figures["ssim"]:
-        result.append(("reconstruction SSIM", number(figures["ssim"], 3)))
     if grid := figures.get("grid"):
         shape = " + ".join("×".join(map(str, level)) for level in grid["levels"])
         bits, usage = f"{grid['bits']:,.0f} bits, a factor {grid['factor']:.2f}", figures["usage"]

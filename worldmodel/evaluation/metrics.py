@@ -52,7 +52,7 @@ def ssim(frames: Tensor, others: Tensor) -> Tensor:
 
 
 def _window(extent: int, device: torch.device) -> Tensor:
-    """(extent, positions of the window): the Gaussian window along one axis as a matrix, which is faster than a convolution."""
+    """(extent, positions): the Gaussian window along one axis as a matrix, which is faster than a convolution."""
     size = min(extent, SSIM_WINDOW)
     offsets = torch.arange(extent, device=device)[:, None] - torch.arange(extent - size + 1, device=device)
     weights = torch.exp(-(offsets - (size - 1) / 2).square() / (2 * SSIM_SIGMA**2))

@@ -25,7 +25,8 @@ DEFINITIONS = {
     "psnr": "10 log10(255² / MSE) of each uint8 frame, then the mean over frames; the main figure. An MSE below 1/12, "
     "the variance of rounding to 8 bits, counts as 1/12 (58.9 dB).",
     "psnr_of_mean_mse": "The same formula once, of the mean MSE over frames; always the lower of the two.",
-    "ssim": "Wang et al. 2004: Gaussian window 11×11, σ 1.5, K1 0.01, K2 0.03, mean over channels.",
+    "ssim": "Wang et al. 2004: Gaussian window 11×11 (or the frame, if smaller), σ 1.5, K1 0.01, K2 0.03, "
+    "mean over channels.",
     "intervals": "95 %, percentile bootstrap, 1000 resamples of whole windows (pairs and starts for actions). "
     "Windows of one episode are not independent, so intervals are slightly too narrow. Gains are paired by window.",
     "codes": "Codes of the whole vocabulary that occur in the scored frames; perplexity is exp of their entropy.",
