@@ -49,7 +49,7 @@ class Strip:
 
 def pictures(frames: np.ndarray | Tensor) -> np.ndarray:
     """(T, C, H, W) uint8 → (T, H, W, 3) uint8. Raises :class:`DataError` for anything else."""
-    array: np.ndarray = frames.detach().cpu().numpy() if isinstance(frames, Tensor) else np.asarray(frames)
+    array = _host(frames)
     if array.dtype != np.uint8 or array.ndim != 4 or 0 in array.shape:
         raise DataError(f"cannot show {array.dtype} {array.shape}; frames are uint8 (T, C, H, W)")
     return np.ascontiguousarray(colours(array.transpose(0, 2, 3, 1)))
@@ -163,24 +163,23 @@ def gallery(rows: Sequence[tuple[str, Tensor]], size: int = 96, title: str = "")
 
     Images are enlarged by an integer factor to at least ``size`` pixels. Raises :class:`DataError` without images.
     """
-    if not rows or not all(len(pictures) for _, pictures in rows):
+    if not rows or not all(len(images) for _, images in rows):
         raise DataError("there is no picture to show")
-    scale = max(1, math.ceil(size / max(max(pictures.shape[-2:]) for _, pictures in rows)))
+    scale = max(1, math.ceil(size / max(max(images.shape[-2:]) for _, images in rows)))
     gap, letters = 6, 13
     widest = max(text_width(label, letters) for label, _ in rows)
     left = gap + (widest + 2 * gap if widest else 0)
     head = 28 if title else gap
-    heights = [pictures.shape[-2] * scale for _, pictures in rows]
-    across = max(len(pictures) * (pictures.shape[-1] * scale + gap) for _, pictures in rows)
+    heights = [images.shape[-2] * scale for _, images in rows]
+    across = max(len(images) * (images.shape[-1] * scale + gap) for _, images in rows)
     canvas = Image.new("RGB", (left + across, head + sum(heights) + gap * len(rows)), PAPER)
     write(canvas, (gap, head / 2), title, letters + 1, INK, "lm", left + across - 2 * gap)
     y = head
-    for (label, pictures), height in zip(rows, heights, strict=True):
+    for (label, images), height in zip(rows, heights, strict=True):
         write(canvas, (gap, y + height / 2), label, letters, INK, "lm", left)
-        for column, picture in enumerate(pictures):
-            x = left + column * (picture.shape[-1] * scale + gap)
-            pixels = colours(picture.movedim(0, -1).cpu().numpy()).repeat(scale, 0).repeat(scale, 1)
-            canvas.paste(Image.fromarray(pixels), (x, y))
+        for column, picture in enumerate(pictures(images)):  # (H, W, 3)
+            x = left + column * (picture.shape[1] * scale + gap)
+            canvas.paste(Image.fromarray(picture.repeat(scale, 0).repeat(scale, 1)), (x, y))
         y += height + gap
     return np.asarray(canvas)
 
