@@ -43,7 +43,7 @@ def test_a_trajectory_does_not_depend_on_its_neighbours_in_the_batch(world: Worl
         assert torch.equal(alone.codes[0], whole.codes[row])
 
 
-def test_a_saved_dream_tells_all_actions_that_are_known(
+def test_a_saved_dream_shows_all_actions_that_are_known(
     world: WorldModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved: list[media.Strip] = []
@@ -53,8 +53,8 @@ def test_a_saved_dream_tells_all_actions_that_are_known(
         dream.save(tmp_path / "dream.png", index=0)
         dream.save(tmp_path / "dream.png", index=1)
     unknown = (None, None, None, "left", "forward")
-    told = [(None, "forward", "left", "left", "forward"), (None, "left", None, "left", "forward"), unknown, unknown]
-    assert [strip.actions for strip in saved] == told
+    names = [(None, "forward", "left", "left", "forward"), (None, "left", None, "left", "forward"), unknown, unknown]
+    assert [strip.actions for strip in saved] == names
     assert {strip.seen for strip in saved} == {3}
 
 

@@ -59,7 +59,7 @@ def main(args: argparse.Namespace, config: Config) -> None:
     missing = config.collect.steps - recorded(config)
     if missing > 0:
         call("collect", *args.overrides, f"collect.steps={missing}")
-    actions = script(args.actions, EpisodeStore.open(config.data).spec)  # an error in the script is reported before the training
+    actions = script(args.actions, EpisodeStore.open(config.data).spec)  # raises before the training
     title("2/4 train")
     share_seconds(config, stages, max(60 * args.minutes - REST - (time.monotonic() - started), 60.0))
     for stage in stages:

@@ -220,7 +220,7 @@ def receiver(annotation: Any, id: Any) -> Any:
 
 
 def _importable(target: Any) -> Any:
-    """What a mark names; None for what belongs to a package that is not installed, which is reported where it is used."""
+    """What a mark names; None for what belongs to a package that is not installed, as is reported at its use."""
     try:
         return find(target, "")
     except ConfigError:
@@ -228,7 +228,7 @@ def _importable(target: Any) -> Any:
 
 
 def _environment(id: Any) -> Any:
-    """The constructor of a gymnasium environment; None for one that is not known, which is reported where it is made."""
+    """The constructor of a gymnasium environment; None for an unknown one, which is reported where it is made."""
     import gymnasium
 
     module, _, name = str(id).rpartition(":")
