@@ -24,12 +24,8 @@ from worldmodel.util.ranges import Count, NonNegative, Whole
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--success",
-        type=float,
-        metavar="RETURN",
-        help="least return of a success (an episode that ended by itself, its last two rewards positive together)",
-    )
+    success = "least return of a success (an episode that ended by itself, its last two rewards positive together)"
+    add_number(parser, "--success", float, success, metavar="RETURN")
     add_number(parser, "--horizon", Count, "largest number of steps of a dreamt window (50)", 50)
     add_number(parser, "--starts", Count, "dreamt windows per episode (4)", 4)
     add_number(parser, "--temperature", NonNegative, "temperature of these dreams (1)", 1.0, "T")

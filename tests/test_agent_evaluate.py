@@ -291,6 +291,7 @@ class Flaky:
         (["agent=actor_critic", "run=torn"], "runs/torn/agent.yaml is damaged (while parsing"),
         (["episodes=0"], "episodes is 0; it must be at least 1"),
         (["--horizon", "0"], "--horizon is 0; it must be at least 1"),
+        (["--success", "nan"], "--success is nan; it must be a finite number"),
         (["--name", "a/b"], "--name 'a/b': the name becomes that of a folder"),
         (["agent._target_=worldmodel.agents.nothing.Here"], "agents.nothing"),
     ],
