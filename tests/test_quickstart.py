@@ -70,6 +70,4 @@ def test_collect_train_dream(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert list((tmp_path / "runs").glob(f"*/dreams/*{suffix}"))
     capsys.readouterr()
     assert main(["dream", "--actions", "forwards", *where]) == 2
-    assert capsys.readouterr().err.strip() == (
-        "error: unknown action 'forwards'; choose noop, forward, left, right"
-    )
+    assert capsys.readouterr().err.strip() == "error: unknown action 'forwards'; choose noop, forward, left, right"
