@@ -89,7 +89,7 @@ def main(args: argparse.Namespace, config: Config) -> None:
     print(f"run       {run}")
     print("\n".join(videos.describe(scene, dreamt, frames, reconstruction, seconds)))
     if args.horizon is not None and len(scene.actions) < args.horizon:
-        print(f"note      the episode ends {len(scene.actions)} steps on, before --horizon {args.horizon} is reached")
+        print(f"note      the episode ends {len(scene.actions)} steps on; --horizon {args.horizon} is longer")
     print("\n".join(f"{'written' if path is paths[0] else '':<10}{path}" for path in paths))
 
 
