@@ -1,4 +1,4 @@
-"""The files of a store: binary shards of frames and records, the index, and the Spec."""
+"""The formats of a store: binary shards of frames and records, lines of the index, and the Spec."""
 
 from __future__ import annotations
 
@@ -102,18 +102,6 @@ class Entry:
 
 def _check(fields: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(fields).encode())
-
-
-def parse_index(index: bytes) -> tuple[list[Entry], list[str]]:
-    """The entries of an index, and its invalid lines."""
-    entries: list[Entry] = []
-    unreadable: list[str] = []
-    for line in index.decode("utf-8", "replace").splitlines():
-        try:
-            entries.append(Entry.from_line(line))
-        except (ValueError, KeyError, TypeError):
-            unreadable.append(line)
-    return entries, unreadable
 
 
 def read_spec(path: Path, wanted: Spec | None = None) -> Spec:

@@ -22,34 +22,21 @@ appended one is.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Literal
 
 import numpy as np
 
-from worldmodel.data.records import (
-    HELD_OUT_EVERY,
-    Entry,
-    Item,
-    Shards,
-    checksum,
-    parse_index,
-    read_spec,
-    to_records,
-)
+from worldmodel.data.index import Index, new_entries
+from worldmodel.data.records import Entry, Item, Shards, checksum, read_spec, to_records
 from worldmodel.data.validate import check_episode
 from worldmodel.errors import BusyError, DataError
 from worldmodel.types import Episode, Spec
-from worldmodel.util.files import append_line, expanded, replace_text, take_lock
+from worldmodel.util.files import expanded, replace_text, take_lock
 
-ASIDE = "damaged.jsonl"
 MOST_NAMED = 10  # maximum number of damaged episodes that are reported by line
-HELD_OUT_FROM = 3  # number of episodes from which at least one is held out
 SOURCE = "source.yaml"  # settings of the source of an imported store
 Split = Literal["train", "held_out", "all"]
 
@@ -69,7 +56,7 @@ class EpisodeStore:
         self.entries: list[Entry] = []
         self.damaged: list[str] = []  # reports of episodes that were left out
         self._lock = lock
-        self._shards = Shards(path, spec.frame_shape)
+        self._index, self._shards = Index(path), Shards(path, spec.frame_shape)
         self.next_number = 0  # of the next episode, counting damaged ones
         self._verified: set[Entry] = set()  # with verified checksum
         self._load()
@@ -216,29 +203,9 @@ class EpisodeStore:
         frames = [np.ascontiguousarray(item.episode.frames) for item in items]
         records = [to_records(item.episode) for item in items]
         crcs = [checksum(*parts) for parts in zip(frames, records, strict=True)]
-        entries: list[Entry] = []
-        any_held_out = any(entry.held_out for entry in self.entries)
-        any_training = any(not entry.held_out for entry in self.entries)
-        for number, (item, crc) in enumerate(zip(items, crcs, strict=True)):
-            needed = len(self) + number + 1 >= HELD_OUT_FROM and not any_held_out
-            by_checksum = any_training and (crc % HELD_OUT_EVERY == 0 or needed)
-            held_out = by_checksum if item.held_out is None else bool(item.held_out)
-            any_held_out |= held_out
-            any_training |= not held_out
-            entry = Entry(
-                episode=self.next_number + number,
-                shard=shard,
-                offset=entries[-1].end if entries else offset,
-                length=item.episode.steps,
-                terminated=bool(item.episode.terminated),
-                truncated=bool(item.episode.truncated),
-                crc=crc,
-                held_out=held_out,
-                key=item.key,
-            )
-            entries.append(entry)
+        entries = new_entries(self.entries, items, crcs, self.next_number, shard, offset)
         self._shards.write(shard, offset, frames, records)
-        append_line(self.path / "index.jsonl", "\n".join(entry.to_line() for entry in entries))
+        self._index.append(entries)
         self.entries += entries
         self.next_number += len(entries)
 
@@ -284,17 +251,8 @@ class EpisodeStore:
 
     def _load(self) -> None:
         """Read the index; leave out the entries with missing bytes."""
-        index = self.path / "index.jsonl"
-        raw = index.read_bytes() if index.exists() else b""
-        whole = raw.rfind(b"\n") + 1
-        if whole < len(raw) and self._lock is not None:  # a line that was cut by a crash
-            os.truncate(index, whole)
-        self.entries, unreadable = parse_index(raw[:whole])
-        aside = self.path / ASIDE
-        lost = len(aside.read_bytes().splitlines()) if aside.exists() else 0
-        known = max((entry.episode + 1 for entry in self.entries), default=0)
-        self.next_number = max(known, len(self.entries) + len(unreadable) + lost)
-        self._set_aside(self._shards.missing(self.entries), len(unreadable))
+        self.entries, unreadable, self.next_number = self._index.read(writing=self._lock is not None)
+        self._set_aside(self._shards.missing(self.entries), unreadable)
 
     def _set_aside(self, damaged: dict[Entry, str], unreadable: int = 0) -> list[str]:
         """Leave damaged entries out, log them, and move their lines to damaged.jsonl if the folder is writable."""
@@ -302,32 +260,19 @@ class EpisodeStore:
             return []
         reports = [f"{self._describe(entry)}: {reason}" for entry, reason in damaged.items()]
         if unreadable:
-            reports.append(f"{self.path / 'index.jsonl'}: unreadable lines: {unreadable}")
+            reports.append(f"{self._index.file}: unreadable lines: {unreadable}")
         for report in reports[:MOST_NAMED]:
             log.warning("damaged data left out: %s", report)
         if len(reports) > MOST_NAMED:
-            log.warning("damaged data left out: %d more; %s lists them", len(reports) - MOST_NAMED, self.path / ASIDE)
+            log.warning("damaged data left out: %d more; %s lists them", len(reports) - MOST_NAMED, self._index.aside)
         self.damaged += reports
         self.entries = [entry for entry in self.entries if entry not in damaged]
         with contextlib.suppress(OSError):  # the folder may be read-only
             lock = self._lock or take_lock(self.path)
             if lock is not None:  # else another process is writing
                 try:
-                    self._move_lines(damaged)
+                    self._index.set_aside(damaged)
                 finally:
                     if lock is not self._lock:
                         lock.close()
         return reports
-
-    def _move_lines(self, damaged: dict[Entry, str]) -> None:
-        """Under the lock, move the lines of damaged entries from the index to damaged.jsonl."""
-        index = self.path / "index.jsonl"
-        entries, unreadable = parse_index(index.read_bytes())
-        lines = [
-            json.dumps({**dataclasses.asdict(entry), "reason": damaged[entry]}) for entry in entries if entry in damaged
-        ]
-        lines += [json.dumps({"line": line, "reason": "unreadable"}) for line in unreadable]
-        if lines:
-            append_line(self.path / ASIDE, "\n".join(lines))
-            kept = [entry.to_line() + "\n" for entry in entries if entry not in damaged]
-            replace_text(index, "".join(kept))
