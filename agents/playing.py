@@ -85,8 +85,8 @@ class UnfinishedEvaluation:
     def __enter__(self) -> UnfinishedEvaluation:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._store.close()
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        self._store.__exit__(kind, *error)
 
     def __iter__(self) -> Iterator[Recording]:
         """The stored episodes, in the order of :meth:`add`."""

@@ -504,14 +504,16 @@ def test_an_environment_that_does_not_fit_is_one_line(
     (tmp_path / "broken.py").write_text("x = = 1")
     monkeypatch.syspath_prepend(tmp_path)
     sys.modules.pop("tiny_envs", None)
-    argv = [f"data={tmp_path / 'data'}", "env=gym", f"env.id={name}-v0", "env.size=16", "collect.steps=20"]
+    argv = [f"data={tmp_path / 'new' / 'data'}", "env=gym", f"env.id={name}-v0", "env.size=16", "collect.steps=20"]
     assert collect_module.main([*argv, "collect.workers=1"]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("recording  ")]
     assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0]
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_store_that_holds_nothing_yet_takes_another_spec(tmp_path: Path) -> None:
-    EpisodeStore.writer(tmp_path, Spec("other", (1, 9, 9), ("a",), 1.0)).close()  # as a recording that failed leaves it
+    other = Spec("other", (1, 9, 9), ("a",), 1.0)
+    EpisodeStore.writer(tmp_path, other).close()  # as a recording that was killed leaves it
     run(tmp_path, 5, workers=1)
     assert EpisodeStore.open(tmp_path).spec == SPEC
 

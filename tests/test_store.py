@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import fcntl
 import json
 import os
 import resource
@@ -21,7 +23,7 @@ from worldmodel.data.records import Item
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import DataError
 from worldmodel.types import Episode, Spec
-from worldmodel.util.files import append_line
+from worldmodel.util.files import append_line, take_lock
 
 SPEC = Spec("test", (3, 8, 8), ("noop", "left", "right"), 10.0)
 
@@ -350,6 +352,53 @@ def test_another_spec_is_refused_with_the_difference(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"frame_shape \[3, 8, 8\], not \[3, 9, 8\]; choose another folder"):
         EpisodeStore.writer(tmp_path, dataclasses.replace(SPEC, frame_shape=(3, 9, 8)))
     EpisodeStore.writer(tmp_path, SPEC).close()  # the refusal gave the lock back
+
+
+def test_an_error_before_the_first_episode_leaves_nothing_that_the_writer_made(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "shard-00000.frames").write_bytes(b"of a store without its index")
+    (mine / "notes.txt").touch()
+    for path in (tmp_path / "new" / "data", mine):
+        with pytest.raises(ZeroDivisionError), EpisodeStore.writer(path, SPEC):
+            assert (path / "spec.json").exists()
+            raise ZeroDivisionError
+    assert sorted(os.listdir(tmp_path)) == ["mine"]
+    assert sorted(os.listdir(mine)) == ["notes.txt", "shard-00000.frames"]
+    with pytest.raises(ZeroDivisionError), EpisodeStore.writer(tmp_path / "new", SPEC) as store:
+        store.append(make_episode(0))
+        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError), EpisodeStore.writer(tmp_path / "new", SPEC):
+        raise ZeroDivisionError
+    assert len(EpisodeStore.open(tmp_path / "new")) == 1
+
+
+def test_a_full_disk_at_the_first_episode_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path, line: str) -> None:
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("worldmodel.data.index.append_line", fail)
+    with pytest.raises(OSError, match="No space"), EpisodeStore.writer(tmp_path / "data", SPEC) as store:
+        store.append(make_episode(0))
+    monkeypatch.setattr("worldmodel.data.store.replace_text", lambda path, text: fail(path, text))
+    with pytest.raises(OSError, match="No space"):
+        EpisodeStore.writer(tmp_path / "data", SPEC)
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_lock_that_its_holder_removed_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, real = tmp_path / "lock", fcntl.flock
+
+    def removed_meanwhile(opened: Any, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", real)
+        file.unlink()
+        real(opened, how)
+
+    monkeypatch.setattr(fcntl, "flock", removed_meanwhile)
+    lock = take_lock(tmp_path)
+    assert lock is not None and file.exists() and take_lock(tmp_path) is None
+    lock.close()
 
 
 def test_only_one_writer(tmp_path: Path) -> None:

@@ -137,6 +137,18 @@ def test_bad_pictures_are_named_and_everything_else_is_kept(tmp_path: Path, caps
     assert (code, err) == (0, "") and out.startswith("new       2 of 30, 28 were there")
 
 
+def test_an_import_of_which_nothing_can_be_read_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_images(tmp_path / "pets", PETS[:2])
+    for name in PETS[:2]:
+        (tmp_path / "pets" / name).write_bytes(b"")
+    argv = ("source=images", f"source.path={tmp_path / 'pets'}", "source.size=8", f"data={tmp_path / 'data'}")
+    code, out, err = take_in(capsys, *argv)
+    assert code == 2 and out.startswith("new       0 of 2, 0 were there") and "2 files could not be read" in err
+    assert not (tmp_path / "data").exists()
+
+
 def test_a_tokenizer_is_trained_on_images_and_its_run_has_the_name_of_their_source(tmp_path: Path) -> None:
     write_images(tmp_path / "pets", PETS)
     where = [f"data={tmp_path / 'data'}", f"runs={tmp_path / 'runs'}", "source=images", "source.size=16"]

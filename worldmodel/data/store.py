@@ -34,10 +34,11 @@ from worldmodel.data.records import Entry, Item, Shards, checksum, read_spec, to
 from worldmodel.data.validate import check_episode
 from worldmodel.errors import BusyError, DataError
 from worldmodel.types import Episode, Spec
-from worldmodel.util.files import expanded, replace_text, take_lock
+from worldmodel.util.files import NewFiles, expanded, replace_text, take_lock
 
 MOST_NAMED = 10  # maximum number of damaged episodes that are reported by line
 SOURCE = "source.yaml"  # settings of the source of an imported store
+FILES = ("shard-*", "index.jsonl", "spec.json", "lock")  # that a writer makes; the lock protects the removal
 Split = Literal["train", "held_out", "all"]
 
 log = logging.getLogger(__name__)
@@ -46,16 +47,17 @@ log = logging.getLogger(__name__)
 class EpisodeStore:
     """Episodes in a folder. Several processes may read while one writes; a reader sees the state at opening.
 
-    Use :meth:`open` to read, :meth:`writer` to append (as a context manager, it holds the lock until closed).
+    Use :meth:`open` to read, :meth:`writer` to append. As a context manager, a writer holds the lock until closed; if
+    an error ends the block before there is an episode, what the writer made is removed.
     Episodes are numbered from 0 in the order of the index, without damaged ones.
     """
 
-    def __init__(self, path: Path, spec: Spec, lock: IO[str] | None = None):
+    def __init__(self, path: Path, spec: Spec, lock: IO[str] | None = None, new: NewFiles | None = None):
         self.path = path
         self.spec = spec
         self.entries: list[Entry] = []
         self.damaged: list[str] = []  # reports of episodes that were left out
-        self._lock = lock
+        self._lock, self._new = lock, new
         self._index, self._shards = Index(path), Shards(path, spec.frame_shape)
         self.next_number = 0  # of the next episode, counting damaged ones
         self._verified: set[Entry] = set()  # with verified checksum
@@ -78,6 +80,7 @@ class EpisodeStore:
         Spec.from_json(spec.to_json())  # which checks it
         if path.exists() and not path.is_dir():
             raise DataError(f"{path} is no folder; choose another with data=…")
+        new = NewFiles(path, FILES)
         path.mkdir(parents=True, exist_ok=True)
         lock = take_lock(path)
         if lock is None:
@@ -87,22 +90,26 @@ class EpisodeStore:
                 read_spec(path, spec)
             else:
                 replace_text(path / "spec.json", spec.to_json())
-            return cls(path, spec, lock)
+            return cls(path, spec, lock, new)
         except BaseException:
+            if not (path / "index.jsonl").exists():
+                new.remove()
             lock.close()
             raise
 
     def __enter__(self) -> EpisodeStore:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is not None and self._new is not None and not self.next_number:
+            self._new.remove()
         self.close()
 
     def close(self) -> None:
         """Release the lock. Reading remains possible."""
         if self._lock is not None:
             self._lock.close()
-            self._lock = None
+            self._lock = self._new = None
 
     def __len__(self) -> int:
         return len(self.entries)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import fnmatch
 import glob
+import itertools
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -42,13 +44,42 @@ def check_writable(folder: Path) -> None:
 
 def take_lock(path: Path, wait: bool = False) -> IO[str] | None:
     """The writer's lock of a folder, or None when another process holds it and ``wait`` is false."""
-    file = open(path / "lock", "w")  # noqa: SIM115 (it stays open as long as the lock is held)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
+    while True:
+        file = open(path / "lock", "w")  # noqa: SIM115 (it stays open as long as the lock is held)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            file.close()
+            return None
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()  # meanwhile, its holder removed it
+
+
+class NewFiles:
+    """What is made in a folder, and above it, from now on, so that it can be removed after a failure.
+
+    ``patterns``: names of the files, in the order of their removal; all others stay.
+    """
+
+    def __init__(self, folder: Path, patterns: Sequence[str]):
+        self._folder, self._patterns = folder, patterns
+        self._before = set(self._files())
+        missing = itertools.takewhile(lambda each: not each.exists(), (folder, *folder.parents))
+        self._missing = list(missing)  # innermost first
+
+    def remove(self) -> None:
+        """Remove the new files, then the new folders that are empty. What cannot be removed stays."""
+        with contextlib.suppress(OSError):
+            for file in self._files():
+                if file not in self._before:
+                    file.unlink(missing_ok=True)
+            for folder in self._missing:
+                folder.rmdir()
+
+    def _files(self) -> list[Path]:
+        names = os.listdir(self._folder) if self._folder.exists() else []
+        return [self._folder / name for pattern in self._patterns for name in fnmatch.filter(names, pattern)]
 
 
 @contextlib.contextmanager
