@@ -24,12 +24,13 @@ from typing import Any
 import numpy as np
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Space
 
-from worldmodel.data import validate
+from worldmodel.data.validate import MOST_ACTIONS
 from worldmodel.errors import EnvError
 
 MOST_COMBINED = 32
 """Largest number of combinations; above it, every action changes one part."""
-MOST_ACTIONS = 512
+MOST_SINGLE = 512
+"""Largest number of actions that change one part."""
 BINS = 3
 WIDEST = 1e9
 """A wider Box, for example with the largest float as bound, counts as unbounded."""
@@ -63,8 +64,8 @@ def discrete(space: Space[Any], requested: Mapping[str, Any] | None, env_id: str
         if not isinstance(space, Box) or bins < 2:
             raise EnvError(f"env.actions.bins={bins}: a Box is cut into 2 or more; {env_id} has {_shown(space)}")
     if isinstance(space, Discrete):
-        if space.n > validate.MOST_ACTIONS:
-            raise EnvError(f"{env_id} has {_shown(space)}, more than {validate.MOST_ACTIONS:,} actions; {_CHOSEN}")
+        if space.n > MOST_ACTIONS:
+            raise EnvError(f"{env_id} has {_shown(space)}, more than {MOST_ACTIONS:,} actions; {_CHOSEN}")
         values = tuple(range(int(space.start), int(space.start + space.n)))
         return Actions(values, tuple(map(str, values)), native=True)
     parts = _parts(space, bins, env_id)
@@ -81,7 +82,7 @@ def discrete(space: Space[Any], requested: Mapping[str, Any] | None, env_id: str
             for index, value in enumerate(part)
         }
     chosen = {"noop": rest} | {name: each for name, each in chosen.items() if each != rest}
-    if len(chosen) > MOST_ACTIONS:
+    if len(chosen) > MOST_SINGLE:
         raise EnvError(f"{env_id} has actions {_shown(space)}, {len(chosen):,} one at a time; {_NAMED}")
     return Actions(tuple(_value(space, each) for each in chosen.values()), tuple(chosen), native=False)
 

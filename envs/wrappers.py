@@ -20,7 +20,7 @@ from worldmodel.data.pictures import frame_shape, own_action_names, resize
 from worldmodel.envs.discrete import Actions, discrete
 from worldmodel.errors import DataError, EnvError, UnknownActionError, WorldModelError
 from worldmodel.types import DEFAULT_RATE, Info, Spec
-from worldmodel.util.ranges import Names, PassedTo, Pixels, Text
+from worldmodel.util.ranges import MOST_FPS, Names, PassedTo, Pixels, Text
 
 _PACKAGES = {  # prefix of an id → package that registers it
     "ALE/": "ale_py",
@@ -36,7 +36,6 @@ _CONTRACT = {
 _RESULTS = {"reset": 2, "step": 5}
 _INSTALLED_AS = {"ale_py": "ale-py", "minigrid": "minigrid", "miniworld": "miniworld", "crafter": "crafter"}
 
-MOST_FPS = 1e6
 _OWN = "if your own module registers it, name the module, which is then imported: env.id=my_module:{id}"
 
 

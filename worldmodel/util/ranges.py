@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt, Le, Len, Lt
 
 MOST = 10**12  # more is taken for a typing error
+MOST_FPS = 1e6
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ Pixels = Annotated[int, Ge(1), Le(4096)]
 Positive = Annotated[float, Gt(0)]
 Temperature = Annotated[float, Gt(0), Le(1e6)]
 NonNegative = Annotated[float, Ge(0)]
-FramesPerSecond = Annotated[float, Gt(0), Le(1e6)]
+FramesPerSecond = Annotated[float, Gt(0), Le(MOST_FPS)]
 Share = Annotated[float, Ge(0), Le(1)]
 ShareBelowOne = Annotated[float, Ge(0), Lt(1)]
 Weights = Mapping[str, NonNegative]
