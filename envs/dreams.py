@@ -30,7 +30,7 @@ from worldmodel.world import Precision, WorldModel
 
 OBSERVATIONS = ("pixels", "codes")
 
-KINDS: dict[str, Any] = {
+TYPES: dict[str, Any] = {
     "run": str | Path | None, "runs": str | Path, "data": str | Path | None, "split": str, "temperature": float,
     "top_k": int | None, "end_threshold": float | None, "device": str, "precision": str,
 }  # fmt: skip
@@ -186,7 +186,10 @@ def open_dreams(
         ):
             raise EnvError(f"{name}={value}: give a whole number of at least 1")
     horizon = min(horizon, steps or horizon)
-    check_kinds(run, runs, data, split, temperature, top_k, end_threshold, device, precision)
+    check_types(
+        run=run, runs=runs, data=data, split=split, temperature=temperature, top_k=top_k, end_threshold=end_threshold,
+        device=device, precision=precision,
+    )  # fmt: skip
     if end_threshold is not None and not 0 < end_threshold <= 1:
         raise EnvError(f"end_threshold={end_threshold}: give a probability above 0, at most 1, or None to sample it")
     make_sampler("auto", temperature, top_k)  # checks the settings before anything slow
@@ -199,10 +202,10 @@ def open_dreams(
     return DreamBatch(world, starts, batch, horizon, temperature, top_k, end_threshold)
 
 
-def check_kinds(*settings: Any) -> None:
+def check_types(**settings: Any) -> None:
     """Raises :class:`ConfigError` for a setting of :func:`open_dreams` that is not of its type, before it is used."""
-    for (name, kind), value in zip(KINDS.items(), settings, strict=True):
-        check_value(name, kind, value.item() if isinstance(value, np.generic) else value)
+    for name, value in settings.items():
+        check_value(name, TYPES[name], value.item() if isinstance(value, np.generic) else value)
 
 
 ROW = np.zeros(1, np.int64)
@@ -242,8 +245,8 @@ class DreamEnv(gymnasium.Env[np.ndarray, Any]):
 
     @property  # type: ignore[override]
     def spec(self) -> EnvSpec | None:
-        """What gymnasium registered, with the horizon as the number of steps, which wrappers such as
-        ``TimeAwareObservation`` ask for."""
+        """The registration in gymnasium, with the horizon as ``max_episode_steps``, which wrappers such as
+        ``TimeAwareObservation`` read."""
         return self._spec
 
     @spec.setter

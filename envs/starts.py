@@ -27,7 +27,7 @@ class Starts:
         while True:
             number = int(rng.integers(self._ends[-1]))
             index = int(np.searchsorted(self._ends, number, side="right"))
-            episode, first = int(self._episodes[index]), number - int(self._ends[index] - self._room[index])
+            episode, first = int(self._episodes[index]), number - int(self._ends[index] - self._counts[index])
             try:
                 self.store.episode(episode)
                 return episode, first
@@ -43,9 +43,9 @@ class Starts:
 
     def _count(self) -> None:
         episodes = self.store.split(self.split)
-        room = self.store.frame_counts[episodes] - self.context
-        self._episodes, self._room = episodes[room > 0], room[room > 0]
-        self._ends = self._room.cumsum()
+        counts = self.store.frame_counts[episodes] - self.context
+        self._episodes, self._counts = episodes[counts > 0], counts[counts > 0]
+        self._ends = self._counts.cumsum()
         if not len(self._ends):
             raise DataError(
                 f"no episode of split={self.split} in {self.store.path} has {self.context + 1} frames to start a dream "
