@@ -376,10 +376,18 @@ def test_a_strict_engine_is_renewed_before_descriptors_run_out(
     assert len(processes) == 2 and all(np.array_equal(one, frames[0]) for one in frames)
 
 
-@pytest.mark.parametrize("level", ["tests/missing_map", "tests/always_over"])
-def test_an_end_of_the_process_is_an_error_of_a_strict_environment(make: Make, level: str) -> None:
+@pytest.mark.parametrize(
+    ("level", "message"),
+    [
+        ("tests/missing_map", "ended its process with exit code 1 in level 'tests/missing_map'"),
+        ("tests/always_over", "is over within 4 frames"),
+    ],
+)
+def test_an_end_of_the_process_or_of_every_episode_is_an_error_of_a_strict_environment(
+    make: Make, level: str, message: str
+) -> None:
     env = make(strict=True, level=level)
-    with pytest.raises(EnvError, match=r"ended its process with exit code 1 in level|is over within 4 frames"):
+    with pytest.raises(EnvError, match=message):
         env.reset(seed=0)
     env.close()
 
