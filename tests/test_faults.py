@@ -24,7 +24,7 @@ def test_nothing_is_lost(test: str, count: int, tmp_path: Path, capsys: pytest.C
     assert report["lost"] == [] and f"{test}: {count} faults" in capsys.readouterr().out
 
 
-def test_what_is_lost_is_told_by_the_exit_code(
+def test_the_exit_code_states_whether_anything_is_lost(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def losing(scratch: Path, rng: random.Random) -> Iterator[Result]:

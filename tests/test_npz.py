@@ -318,7 +318,7 @@ def test_a_header_that_states_fewer_frames_than_there_are_is_refused(tmp_path: P
         for name, array in others.items():
             with archive.open(f"{name}.npy", "w") as part:
                 np.lib.format.write_array(part, array)
-        with archive.open("obs.npy", "w") as part:  # as by a program that did not know how many would come
+        with archive.open("obs.npy", "w") as part:  # as by a program that wrote the header first
             np.lib.format.write_array_header_1_0(
                 part, {"descr": "|u1", "fortran_order": False, "shape": (0, 16, 16, 3)}
             )

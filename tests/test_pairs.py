@@ -1,4 +1,4 @@
-"""Every tokenizer with every prior of configs/: either they fit together, or one line says which prior does."""
+"""Every tokenizer with every prior of configs/: either they fit together, or one line names a prior that fits."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def tokenizer_of(name: str) -> tuple[Spec, Autoencoder]:
 
 @pytest.mark.parametrize("prior", choices()["prior"])
 @pytest.mark.parametrize("name", FITTING)
-def test_a_tokenizer_and_a_prior_fit_or_are_told_what_does(name: str, prior: str) -> None:
+def test_a_tokenizer_and_a_prior_fit_or_the_error_names_one_that_does(name: str, prior: str) -> None:
     spec, tokenizer = tokenizer_of(name)
     config = compose_config([f"tokenizer={name}", f"prior={prior}", *SMALL.get(prior, [])])
     if prior in FITTING[name]:

@@ -550,7 +550,7 @@ def test_episodes_behind_the_end_of_the_index_are_reported(tmp_path: Path, caplo
         caplog.clear()
     index.write_text("".join(lines[:2]))
     with EpisodeStore.writer(tmp_path, SPEC) as store:
-        assert EpisodeStore.open(tmp_path).verify() == [] and not caplog.messages  # they are being written, perhaps
+        assert EpisodeStore.open(tmp_path).verify() == [] and not caplog.messages  # another process may be writing them
         store.append(make_episode(9))
     assert EpisodeStore.open(tmp_path).verify() == [] and not caplog.messages
 

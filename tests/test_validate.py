@@ -19,7 +19,7 @@ IMAGE = np.arange(16 * 18 * 3, dtype=np.uint16).reshape(16, 18, 3) % 256
 
 
 class Quirk(gymnasium.Env[Any, Any]):
-    """Returns what the test wants; by default, as gymnasium expects."""
+    """Returns what the test passes to it; by default, what gymnasium expects."""
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
 
@@ -159,7 +159,7 @@ def test_errors_of_wrappers_of_gymnasium_name_the_method_and_those_of_the_enviro
     message = r"step 0 of .*: render\(\) raised KeyError: 'render' \(.*test_validate\.py, line \d+\)"
     with pytest.raises(WorldModelError, match=message) as caught:
         play(Quirk("rgb_array"), source="render")
-    assert not isinstance(caught.value, (DataError, EnvError))  # another process may have more luck
+    assert not isinstance(caught.value, (DataError, EnvError))  # another process may succeed
     with pytest.raises(gymnasium.error.ResetNeeded):
         FrameEnv(OrderEnforcing(Quirk()), 16).step(0)
 

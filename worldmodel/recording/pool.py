@@ -137,9 +137,8 @@ class RecorderPool:
     def _remove(self, recorder: _Recorder) -> None:
         self._recorders.remove(recorder)
         with contextlib.suppress(ProcessLookupError, PermissionError):  # all have ended
-            os.killpg(
-                recorder.child.process.pid, signal.SIGKILL
-            )  # with what a simulator started, such as compilers of maps
+            # Also what a simulator started, such as compilers of maps.
+            os.killpg(recorder.child.process.pid, signal.SIGKILL)
         recorder.child.process.wait()
         recorder.child.results.close()
         recorder.child.control.close()

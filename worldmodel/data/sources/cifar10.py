@@ -121,7 +121,7 @@ _STAND_INS: dict[tuple[str, str], Any] = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows the stand-ins by name and nothing else."""
+    """Finds the stand-ins by their names and refuses all other names."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _STAND_INS:

@@ -80,7 +80,7 @@ class ImageFolder(Source):
 def read_image(file: Path, size: int) -> np.ndarray:
     """One picture, upright, cut to the square in its middle and resized: (3, size, size) uint8.
 
-    Pictures of grey levels or of a palette become RGB; what is transparent is laid over white. Raises
+    Grey pictures and those with a palette become RGB; transparent parts are blended with white. Raises
     :class:`DataError` for a file that is damaged, cut off, no picture, or of more than 8 bits a channel.
     """
     try:

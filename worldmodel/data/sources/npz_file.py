@@ -23,8 +23,8 @@ from worldmodel.util.formats import unreadable
 
 Key = Literal["obs", "action", "reward", "done", "terminated", "truncated", "life_loss", "held_out", "condition"]
 KEYS: tuple[Key, ...] = get_args(Key)
-"""What the arrays are called. ``done`` is a terminal state; where ``terminated`` or ``truncated`` is there, it is what
-the other is not. ``held_out`` and ``condition`` are one value a file, and stand in our own exports."""
+"""The default names of the arrays. ``done`` is a terminal state; in a file with only one of ``terminated`` and
+``truncated``, it is an end of either kind. ``held_out`` and ``condition`` are one value per file, as exports have."""
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _BROKEN = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError,
