@@ -179,17 +179,10 @@ def open_dreams(
         known = ", ".join(list(inspect.signature(open_dreams).parameters)[2:-1])
         raise EnvError(f"the dream environment has no setting {next(iter(unknown))}; choose {known}")
     steps = None if max_episode_steps == -1 else max_episode_steps  # as gymnasium.make understands it
-    counts = {"num_envs": batch, "horizon": horizon, "context": context, "max_episode_steps": steps}
-    for name, value in counts.items():
-        if value is not None and (
-            isinstance(value, bool) or not isinstance(value, int | np.integer) or not 1 <= value <= MOST
-        ):
-            raise EnvError(f"{name}={value}: give a whole number of at least 1")
+    check_counts(num_envs=batch, horizon=horizon, context=context, max_episode_steps=steps)
     horizon = min(horizon, steps or horizon)
-    check_types(
-        run=run, runs=runs, data=data, split=split, temperature=temperature, top_k=top_k, end_threshold=end_threshold,
-        device=device, precision=precision,
-    )  # fmt: skip
+    check_types(run=run, runs=runs, data=data, split=split, temperature=temperature, top_k=top_k,
+                end_threshold=end_threshold, device=device, precision=precision)  # fmt: skip
     if end_threshold is not None and not 0 < end_threshold <= 1:
         raise EnvError(f"end_threshold={end_threshold}: give a probability above 0, at most 1, or None to sample it")
     make_sampler("auto", temperature, top_k)  # checks the settings before anything slow
@@ -200,6 +193,15 @@ def open_dreams(
     seen = max(1, world.prior.context) if context is None else context
     starts = Starts(open_episodes(folder, world.spec, data), split, seen)
     return DreamBatch(world, starts, batch, horizon, temperature, top_k, end_threshold)
+
+
+def check_counts(**counts: Any) -> None:
+    """Raises :class:`EnvError` for anything but None and whole numbers from 1."""
+    for name, value in counts.items():
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int | np.integer) or not 1 <= value <= MOST
+        ):
+            raise EnvError(f"{name}={value}: give a whole number of at least 1")
 
 
 def check_types(**settings: Any) -> None:
