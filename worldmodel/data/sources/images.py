@@ -88,7 +88,7 @@ def read_image(file: Path, size: int) -> np.ndarray:
             if opened.mode not in MODES:
                 raise DataError(f"{file} is of mode {opened.mode}; convert it to 8-bit RGB")
             image = _to_rgb(ImageOps.exif_transpose(opened))
-    # The decoders raise what they happen to raise on bytes that are not theirs.
+    # The errors that decoders raise for damaged files and other formats.
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError) as error:
         reason = "it is no picture" if isinstance(error, UnidentifiedImageError) else error
         raise DataError(f"{file} {unreadable(file, reason, FORMATS, 'convert it to PNG')}") from error
