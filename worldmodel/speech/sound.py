@@ -41,8 +41,8 @@ PEAK = 0.99  # normalisation keeps all samples below
 MOST_SAMPLES = 2**48  # more stand for an unknown length
 NO_LENGTH = 0x7FFFF000  # bytes; lengths from here on, of programs that write WAV to a pipe, are not true
 CHUNKS = (b"LIST", b"JUNK", b"fact", b"id3 ", b"bext", b"cue ", b"smpl")  # that may follow a data chunk without samples
-UNCOMPRESSED = (1, 3, 6, 7, 0xFFFE)  # codes of WAV with as many bytes for every sample: PCM, float, A-law, µ-law
-READ = (*UNCOMPRESSED, 2, 0x11, 0x31, 0x40, 0x50, 0x55)
+CONSTANT_SIZE = (1, 3, 6, 7, 0xFFFE)  # format tags of WAV with as many bytes for every sample: PCM, float, A-law, µ-law
+SUPPORTED = (*CONSTANT_SIZE, 2, 0x11, 0x31, 0x40, 0x50, 0x55)  # and ADPCM (2, 0x11, 0x40), GSM 6.10, MPEG (0x50, 0x55)
 BLOCK = 2**20  # samples that are read at once
 MOST_HERTZ = 768_000  # higher rates are errors
 
@@ -173,7 +173,7 @@ def _header(path: Path) -> tuple[int | None, bytes | None]:
             return (int(match[1]) if match else None), None
         if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
             return None, None
-        code, block = 0, 1
+        tag, block = 0, 1
         file.seek(12)
         while len(chunk := file.read(8)) == 8:
             size = int.from_bytes(chunk[4:], "little")
@@ -185,10 +185,10 @@ def _header(path: Path) -> tuple[int | None, bytes | None]:
                     whole = bytearray(path.read_bytes())
                     whole[start - 4 : start] = present.to_bytes(4, "little")
                     return None, bytes(whole)
-                return (size // block if code in UNCOMPRESSED else None), None
+                return (size // block if tag in CONSTANT_SIZE else None), None
             content = file.read(min(size, 16)) if chunk[:4] == b"fmt " else b""
             if len(content) >= 14:
-                code, block = (int.from_bytes(content[at : at + 2], "little") for at in (0, 12))
+                tag, block = (int.from_bytes(content[at : at + 2], "little") for at in (0, 12))
                 block = max(block, 1)
             file.seek(size + size % 2 - len(content), 1)
     return None, None
@@ -204,6 +204,7 @@ def _reason(path: Path, error: Exception) -> str:
         return "is SPHERE compressed by shorten, which is not read; convert it with sph2pipe -f wav"
     message = str(getattr(error, "error_string", error)).removeprefix("Error : ").rstrip(".")
     remedy = f"convert it: ffmpeg -i {path.name} {path.stem}-pcm.wav"
-    if head[:4] == b"RIFF" and head[12:16] == b"fmt " and (code := int.from_bytes(head[20:22], "little")) not in READ:
-        return f"is a WAV file of compression {code:#06x}, which is not supported here; {remedy}"
+    tag = int.from_bytes(head[20:22], "little")
+    if head[:4] == b"RIFF" and head[12:16] == b"fmt " and tag not in SUPPORTED:
+        return f"is a WAV file of compression {tag:#06x}, which is not supported here; {remedy}"
     return unreadable(path, f"damaged or no sound: {message}", ("WAV", "FLAC", "Ogg", "MP3"), remedy)
