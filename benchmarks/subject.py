@@ -75,7 +75,8 @@ def open_subject(config: DictConfig, overrides: Sequence[str], scratch: Path) ->
     """
     device = resolve_device(str(config.device))
     if config.run is None:
-        folder = _untrained(config, EpisodeStore.open(config.data).spec, scratch)
+        in_scratch = DictConfig({**config, "runs": str(scratch), "run": "untrained"})
+        folder = save_untrained(in_scratch, EpisodeStore.open(config.data).spec)
     else:
         for override in overrides:
             if override.split("=")[0] not in BESIDE_A_RUN:
@@ -89,12 +90,12 @@ def open_subject(config: DictConfig, overrides: Sequence[str], scratch: Path) ->
     return Subject(settings, folder, config.run is not None, spec, store, device)
 
 
-def _untrained(config: DictConfig, spec: Spec, runs: Path) -> Path:
-    """A run folder with untrained weights."""
+def save_untrained(config: DictConfig, spec: Spec) -> Path:
+    """Make the run that ``config`` names, with untrained weights."""
     torch.manual_seed(config.seed)
     tokenizer = build_tokenizer(config, spec)
     prior = build_prior(config, spec, tokenizer)
-    folder = new_run(DictConfig({**config, "runs": str(runs), "run": "untrained"}), spec)
+    folder = new_run(config, spec)
     save_tensors(folder / TOKENIZER, tokenizer.state_dict())
     save_tensors(folder / PRIOR, prior.state_dict())
     return folder

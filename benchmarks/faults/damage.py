@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from benchmarks.faults.judge import Facts, Result, judge
-from benchmarks.faults.world import digest, digest_episode, make_run, make_store, record
+from benchmarks.faults.world import SPEECH, digest, digest_episode, make_run, make_store, record
 from worldmodel.config.cli import compose_config
 from worldmodel.config.entry_point import message_of
 from worldmodel.data import export
@@ -29,7 +29,6 @@ from worldmodel.speech.codec.codec import Codec
 from worldmodel.speech.codec.entropy import CountModel
 from worldmodel.speech.sound import read_sound
 from worldmodel.training.checkpoint import load_tensors, save_tensors
-from worldmodel.types import Spec
 from worldmodel.world import WorldModel
 
 CODEC = ("experiment=codec", "tokenizer.widths=[4,4,8,8]", "tokenizer.blocks=1", "tokenizer.num_codes=8",
@@ -52,10 +51,9 @@ def inject(scratch: Path, rng: random.Random) -> Iterator[Result]:
     """Damage files of all subjects in turn."""
     makers = [make for make in MAKERS if importlib.util.find_spec(NEEDED.get(make, "worldmodel"))]
     subjects = [make(scratch / make.__name__) for make in makers]
-    intact = {subject.name: (files_of(subject.folder), subject.read()) for subject in subjects}
+    intact = [(subject, files_of(subject.folder), subject.read()) for subject in subjects]
     while True:
-        for subject in subjects:
-            files, wanted = intact[subject.name]
+        for subject, files, wanted in intact:
             names = sorted(str(path.relative_to(subject.folder)) for path in subject.folder.glob(subject.pattern))
             name = rng.choice([name for name in names if files.get(name)])
             content, how = damaged(files[name], rng)
@@ -81,10 +79,8 @@ def damaged(content: bytes, rng: random.Random) -> tuple[bytes, str]:
         del data[where:]
     else:
         other = rng.randrange(len(content) - size + 1)
-        data[where : where + size], data[other : other + size] = (
-            content[other : other + size],
-            content[where : where + size],
-        )
+        data[where : where + size] = content[other : other + size]
+        data[other : other + size] = content[where : where + size]
     return bytes(data), f"{kind} {size} bytes at {where}"
 
 
@@ -93,13 +89,12 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def restore(folder: Path, files: dict[str, bytes]) -> None:
-    for name, content in files_of(folder).items():
-        if name not in files:
-            (folder / name).unlink()
-        elif content == files[name]:
-            files = {other: each for other, each in files.items() if other != name}
+    present = files_of(folder)
+    for name in present.keys() - files.keys():
+        (folder / name).unlink()
     for name, content in files.items():
-        (folder / name).write_bytes(content)
+        if present.get(name) != content:
+            (folder / name).write_bytes(content)
 
 
 def store(folder: Path) -> Subject:
@@ -119,7 +114,10 @@ def store(folder: Path) -> Subject:
 def codes(folder: Path) -> Subject:
     data, tokenizer = make_store(folder / "data"), load_tokenizer(make_run(folder))
     encode_store(data, tokenizer, folder / "codes")
-    read = lambda: {"codes": digest(np.array(encode_store(data, tokenizer, folder / "codes").codes))}  # noqa: E731
+
+    def read() -> Facts:
+        return {"codes": digest(np.array(encode_store(data, tokenizer, folder / "codes").codes))}
+
     return Subject("cached codes", folder, read, pattern="codes/*")
 
 
@@ -148,7 +146,7 @@ def checkpoint(folder: Path) -> Subject:
 
 def bitstream(folder: Path) -> Subject:
     torch.manual_seed(0)
-    tokenizer: Any = build_tokenizer(compose_config(CODEC), Spec("tiny", (1, 640), ("p225", "p226"), 25.0))
+    tokenizer: Any = build_tokenizer(compose_config(CODEC), SPEECH)
     codec = Codec(tokenizer)
     wave = np.random.default_rng(0).uniform(-0.5, 0.5, 4000).astype(np.float32)
     written = codec.encode(wave)
@@ -209,10 +207,10 @@ def pictures(folder: Path) -> Subject:
 def sounds(folder: Path) -> Subject:
     folder.mkdir()
     wave = np.random.default_rng(0).uniform(-0.5, 0.5, 2000).astype(np.float32)
-    for name in ("sound.wav", "sound.flac"):
-        soundfile.write(folder / name, wave, 16000)
-    read = lambda: {name: digest(read_sound(folder / name)) for name in ("sound.wav", "sound.flac")}  # noqa: E731
-    return Subject("WAV, FLAC", folder, read, checked=False)
+    files = folder / "sound.wav", folder / "sound.flac"
+    for file in files:
+        soundfile.write(file, wave, 16000)
+    return Subject("WAV, FLAC", folder, lambda: {file.name: digest(read_sound(file)) for file in files}, checked=False)
 
 
 MAKERS = (store, codes, run, checkpoint, bitstream, npz, minari, pictures, sounds)

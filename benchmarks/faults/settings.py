@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from benchmarks.faults.corridor import ID
 from benchmarks.faults.judge import Outcome, Result, one_line_error, run_command
-from benchmarks.faults.world import SPEC
+from benchmarks.faults.world import SPEC, SPEECH
 from worldmodel.agents.choice import agent_name_of, find_learner
 from worldmodel.agents.loop import AgentStage
 from worldmodel.config.checks import check
@@ -45,10 +45,7 @@ PARTNERS = {
     "env=miniworld/any": "env.kwargs.task=Hallway", "explorer=actor": "explorer.run=tiny",
 }  # fmt: skip
 """What a choice needs beside it."""
-SPECS = {
-    "speech": Spec("tiny", (1, 640), ("p225", "p226"), 25.0),
-    "second": Spec("tiny", (3, 84, 84), SPEC.action_names, 10.0),
-}
+LARGE = Spec("tiny", (3, 84, 84), SPEC.action_names, 10.0)  # frames of a second tokenizer
 MEMORY = 6 * 2**30  # bytes that settings may ask for
 
 
@@ -66,9 +63,8 @@ def prepare(args: argparse.Namespace, config: Config) -> None:
     if "learner" in config.agent:
         find_learner(config, agent_name_of(args.overrides, config))
     stage_settings(config, AgentStage)
-    if set(groups) & {*TRAINED}:
-        kinds = ["speech"] * ("speech" in str(config.tokenizer)) + ["second"] * (config.get("second") is not None)
-        spec = SPECS[kinds[0]] if kinds else SPEC
+    if {*groups} & {*TRAINED}:
+        spec = SPEECH if "speech" in str(config.tokenizer) else SPEC if config.get("second") is None else LARGE
         make_fabric(config)
         rehearse(config, spec, stages_of(config))
 

@@ -10,19 +10,19 @@ import numpy as np
 import torch
 
 from benchmarks.faults.corridor import ACTIONS, ID, SIZE
+from benchmarks.subject import save_untrained
 from worldmodel.config.cli import compose_config
 from worldmodel.data.store import EpisodeStore
-from worldmodel.runs.folder import PRIOR, TOKENIZER, new_run
-from worldmodel.runs.models import build_prior, build_tokenizer
-from worldmodel.training.checkpoint import save_tensors
 from worldmodel.types import Episode, Spec
 
 SPEC = Spec(ID, (3, SIZE, SIZE), ACTIONS, 10.0)
+SPEECH = Spec("tiny", (1, 640), ("p225", "p226"), 25.0)
 ENV = ("env=gym", f"env.id={ID}", f"env.size={SIZE}", "device=cpu", "collect.workers=1")
 STAGE = {"batch": 2, "steps": 6, "log_every": 1, "evaluate_every": 4, "evaluate_batches": 1, "checkpoint_seconds": 0,
          "precision": "fp32"}  # fmt: skip
-STAGES = [f"training.{stage}.{key}={value}" for stage in ("tokenizer", "prior", "agent") for key, value in
-          STAGE.items()]  # fmt: skip
+STAGES = [
+    f"training.{stage}.{key}={value}" for stage in ("tokenizer", "prior", "agent") for key, value in STAGE.items()
+]
 SMALL = ("tokenizer.widths=[4,4]", "tokenizer.blocks=1", "tokenizer.num_codes=8", "prior.trunk.width=8",
          "prior.trunk.blocks=1", "prior.head.width=8")  # fmt: skip
 ACTOR = ("agent=actor_critic", "agent.learner.network.width=8", "agent.learner.network.reader.channels=4",
@@ -48,13 +48,7 @@ def make_run(root: Path) -> Path:
     """An untrained run of the corridor with its data, ``root/run`` and ``root/data``."""
     make_store(root / "data")
     config = compose_config([*ENV, *SMALL, f"data={root / 'data'}", f"runs={root}", "run=run"])
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer(config, SPEC)
-    prior = build_prior(config, SPEC, tokenizer)
-    run = new_run(config, SPEC)
-    save_tensors(run / TOKENIZER, tokenizer.state_dict())
-    save_tensors(run / PRIOR, prior.state_dict())
-    return run
+    return save_untrained(config, SPEC)
 
 
 def digest(*parts: Any) -> str:
