@@ -6,10 +6,12 @@ import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from benchmarks.faults import __main__ as faults
+from benchmarks.faults import environments
 from benchmarks.faults.damage import damaged
 from benchmarks.faults.judge import Outcome, Result, judge
 from worldmodel.errors import DataError
@@ -39,7 +41,7 @@ def test_the_exit_code_states_whether_anything_is_lost(
     assert faults.main(["--only", "nothing"]) == 2
 
 
-def test_outcomes_are_told_apart() -> None:
+def test_outcomes_are_distinguished() -> None:
     def fails(error: Exception) -> dict[str, str]:
         raise error
 
@@ -49,6 +51,13 @@ def test_outcomes_are_told_apart() -> None:
     assert judge("", "", lambda: {"a": "2"}, wanted, checked=False).outcome is Outcome.UNCHECKED
     assert judge("", "", lambda: fails(DataError("it is damaged")), wanted).outcome is Outcome.REFUSED
     assert judge("", "", lambda: fails(KeyError("a")), wanted).outcome is Outcome.LOST
+
+
+def test_an_environment_that_returns_nothing_is_lost() -> None:
+    env, rng = mock.Mock(**{"step.return_value": None, "reset.return_value": None}), random.Random(0)
+    results = [environments.step("", env, rng) for _ in range(40)]
+    lost = {each.detail.partition("(")[0] for each in results if each.outcome is Outcome.LOST}
+    assert lost == {".step", ".reset"}
 
 
 def test_every_kind_of_damage_is_done() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,34 +22,33 @@ from worldmodel.envs.dreams import DreamEnv
 
 CALLS = 12  # of one environment
 THINGS: tuple[Any, ...] = (
-    [[0], [1, 2]],
-    None, True, -1, 0, 1, 2, 10**20, 0.5, float("nan"), float("inf"), "", "left", "a\nb", b"x", [], [0], [[0]], [None],
-    (1, 2), {}, {"a": 1}, {"reset_mask": [True]}, {"reset_mask": np.array([True, False])}, object(), 1j, range(2),
-    np.int64(1), np.uint8(1), np.float32(0), np.bool_(True), np.zeros(0), np.zeros(2, int), np.ones((2, 1), int),
-    np.array([0, 5]), np.array(["a", "b"]), np.array(None), np.array(1),
+    [[0], [1, 2]], None, True, -1, 0, 1, 2, 10**20, 0.5, float("nan"), float("inf"), "", "left", "a\nb", b"x", [], [0],
+    [[0]], [None], (1, 2), {}, {"a": 1}, {"reset_mask": [True]}, {"reset_mask": np.array([True, False])}, object(), 1j,
+    range(2), np.int64(1), np.uint8(1), np.float32(0), np.bool_(True), np.zeros(0), np.zeros(2, int),
+    np.ones((2, 1), int), np.array([0, 5]), np.array(["a", "b"]), np.array(None), np.array(1),
 )  # fmt: skip
 
 
 def inject(scratch: Path, rng: random.Random) -> Iterator[Result]:
     """Build environments and call them; about half of the arguments are right ones."""
     run = make_run(scratch)
-    makers: dict[str, Callable[..., Any]] = {
-        "Dream-v0": lambda **more: DreamEnv(**{"run": run, "device": "cpu", "horizon": 5, **more}),
-        "Dream-v0, vector": lambda **more: DreamVectorEnv(
-            **{"run": run, "num_envs": 2, "device": "cpu", "horizon": 5, **more}
-        ),
-        "wrapped environment": lambda **more: make_frames(**{"id": ID, "size": 16, **more}),
-    }
-    options = {
-        "Dream-v0": ("run", "observations", "render_mode", "data", "split", "context", "horizon", "temperature",
-                     "top_k", "end_threshold", "device", "precision"),
-        "Dream-v0, vector": ("num_envs", "autoreset_mode", "observations", "horizon", "temperature", "context"),
-        "wrapped environment": ("id", "kwargs", "size", "source", "action_names", "actions"),
+    dream: dict[str, Any] = {"run": run, "device": "cpu", "horizon": 5}
+    parts: dict[str, tuple[Callable[..., Any], dict[str, Any], tuple[str, ...]]] = {
+        "Dream-v0": (DreamEnv, dream, (
+            "run", "observations", "render_mode", "data", "split", "context", "horizon", "temperature", "top_k",
+            "end_threshold", "device", "precision",
+        )),
+        "Dream-v0, vector": (DreamVectorEnv, dream | {"num_envs": 2}, (
+            "num_envs", "autoreset_mode", "observations", "horizon", "temperature", "context",
+        )),
+        "wrapped environment": (make_frames, {"id": ID, "size": 16}, (
+            "id", "kwargs", "size", "source", "action_names", "actions",
+        )),
     }  # fmt: skip
     while True:
-        for part, make in makers.items():
-            more = {rng.choice(options[part]): rng.choice(THINGS)} if rng.random() < 0.3 else {}
-            env, result = call(part, f"({more})", lambda: make(**more))  # noqa: B023
+        for part, (make, arguments, options) in parts.items():
+            more = {rng.choice(options): rng.choice(THINGS)} if rng.random() < 0.3 else {}
+            env, result = call(part, f"({more})", functools.partial(make, **arguments | more))
             yield result
             for _ in range(CALLS if env is not None else 0):
                 yield step(part, env, rng)
@@ -61,18 +61,16 @@ def step(part: str, env: Any, rng: random.Random) -> Result:
     if name == "step":
         action = env.action_space.sample() if right else thing
         value, result = call(part, f".step({action!r})", lambda: env.step(action))
-        return result if value is None else check_step(part, env, action, value)
+        return check_step(part, env, action, value) if result.outcome is Outcome.SAME else result
     if name == "reset":
         words = {} if right else {rng.choice(("seed", "options")): thing}
         value, result = call(part, f".reset({words})", lambda: env.reset(**words))
-        if value is None or (isinstance(value[1], dict) and env.observation_space.contains(value[0])):
-            return result
-        return Result(part, Outcome.LOST, f".reset({words}): an observation outside of the space")
+        return check_reset(part, env, words, value) if result.outcome is Outcome.SAME else result
     return call(part, f".{name}()", getattr(env, name))[1]
 
 
 def call(part: str, what: str, function: Callable[[], Any]) -> tuple[Any, Result]:
-    """The value of a function, or the one clear error that it raised."""
+    """The value of a function, or None if it raised an error, and whether that error is a clear one."""
     try:
         with captured():
             return function(), Result(part, Outcome.SAME)
@@ -83,8 +81,19 @@ def call(part: str, what: str, function: Callable[[], Any]) -> tuple[Any, Result
         return None, Result(part, Outcome.REFUSED if clear else Outcome.LOST, detail)
 
 
+def check_reset(part: str, env: Any, words: Any, value: Any) -> Result:
+    """What gymnasium specifies of the two values of a reset."""
+    pair = isinstance(value, tuple) and len(value) == 2
+    if pair and env.observation_space.contains(value[0]) and isinstance(value[1], dict):
+        return Result(part, Outcome.SAME)
+    return Result(part, Outcome.LOST, f".reset({words}) returned what gymnasium does not specify")
+
+
 def check_step(part: str, env: Any, action: Any, value: Any) -> Result:
     """What gymnasium specifies of a step's five values."""
+    lost = Result(part, Outcome.LOST, f".step({action!r}) returned what gymnasium does not specify")
+    if not isinstance(value, tuple) or len(value) != 5:
+        return lost
     observation, reward, terminated, truncated, info = value
     if isinstance(env, gymnasium.vector.VectorEnv):
         flags = all(each.dtype == bool and each.shape == (env.num_envs,) for each in (terminated, truncated))
@@ -94,4 +103,4 @@ def check_step(part: str, env: Any, action: Any, value: Any) -> Result:
         numbers = isinstance(reward, float) and np.isfinite(reward)
     if env.observation_space.contains(observation) and flags and numbers and isinstance(info, dict):
         return Result(part, Outcome.SAME)
-    return Result(part, Outcome.LOST, f".step({action!r}) returned what gymnasium does not specify")
+    return lost
