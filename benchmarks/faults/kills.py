@@ -1,6 +1,6 @@
 """SIGKILL at random moments of collecting, of training all stages, and of training an agent.
 
-The victims are forked from this process, which has imported everything, so that a kill costs tenths of a second. A
+The commands run in forks of this process, which has imported everything, so that a kill costs tenths of a second. A
 moment is a time, or a number of files that were opened, renamed or removed; checkpoints are written at every step.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import math
 import os
 import random
 import shutil
@@ -19,6 +20,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from benchmarks.faults.judge import Outcome, Result, captured
 from benchmarks.faults.world import ACTOR, ENV, SMALL, STAGES, digest, digest_episode, make_store
@@ -52,18 +54,18 @@ def collecting(scratch: Path, rng: random.Random) -> Iterator[list[Result]]:
     """A chain of killed recordings into one store; no episode whose line was in the index may change or vanish."""
     for number in itertools.count():
         data, results = scratch / str(number), []
-        known: dict[int, str] = {}
+        before: dict[int, str] = {}
         for _ in range(KILLS):
             words = [*ENV, f"data={data}", "--steps", "100000"]
-            strike(functools.partial(collect.main, words), scratch, data, rng, 6.0)
-            problem = ""
-            if (data / "spec.json").exists():
+            code = run_and_kill(functools.partial(collect.main, words), scratch, data, rng, 6.0)
+            problem = f"exit code {code}: {log_of(scratch)}" if code else ""
+            if not problem and (data / "spec.json").exists():
                 with captured():
                     store = EpisodeStore.open(data)
                     damaged = store.verify()
                 found = {entry.episode: digest_episode(store.episode(i)) for i, entry in enumerate(store.entries)}
-                problem = "; ".join(damaged) if damaged or known.items() <= found.items() else "an episode is lost"
-                known = found
+                problem = "; ".join(damaged) if damaged or before.items() <= found.items() else "an episode is lost"
+                before = found
             results.append(Result("collect", Outcome.LOST if problem else Outcome.SAME, problem))
         shutil.rmtree(data)
         yield results
@@ -78,14 +80,14 @@ def training(
         return lambda: main([*words, f"data={data}", f"runs={runs}", "run=run"])
 
     started = time.monotonic()
-    code = strike(body(scratch / "whole"), scratch, None, rng)
+    code = run_and_kill(body(scratch / "whole"), scratch, None, rng)
     whole, seconds = trained_facts(scratch / "whole" / "run"), time.monotonic() - started
     if code:
         raise RuntimeError(f"{part} fails without a kill: {log_of(scratch)}")
     for number in itertools.count():
         runs, kills = scratch / str(number), 0
         for attempt in itertools.count():
-            code = strike(body(runs), scratch, runs if attempt < KILLS else None, rng, seconds)
+            code = run_and_kill(body(runs), scratch, runs if attempt < KILLS else None, rng, seconds)
             if code is not None:
                 break
             kills += 1
@@ -108,20 +110,22 @@ def trained_facts(run: Path) -> dict[str, str]:
     return facts
 
 
-def strike(
-    body: Callable[[], int], scratch: Path, folder: Path | None, rng: random.Random, seconds: float = 600
+def run_and_kill(
+    body: Callable[[], int], scratch: Path, folder: Path | None, rng: random.Random, seconds: float = math.inf
 ) -> int | None:
-    """The exit code of a body in a forked process, or None if it was killed while it used a folder."""
+    """The exit code of a body in a forked process, or None if it was killed: within some seconds, or while it used a
+    folder. Without a folder it is not killed."""
     scratch.mkdir(parents=True, exist_ok=True)
     timed = folder is not None and rng.random() < 0.5
     events = int(2 ** rng.uniform(0, 8)) if folder is not None and not timed else None
     pid = fork(body, scratch / "log", folder, events)
-    deadline = time.monotonic() + (rng.uniform(0, seconds) if timed else 600)
+    deadline = time.monotonic() + (rng.uniform(0, seconds) if timed else math.inf)
     while True:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
             kill_group(pid)
-            return None if os.WIFSIGNALED(status) else os.waitstatus_to_exitcode(status)
+            code = os.waitstatus_to_exitcode(status)
+            return None if code == -signal.SIGKILL else code  # another signal is a crash
         if time.monotonic() > deadline:
             kill_group(pid)
             os.waitpid(pid, 0)
@@ -140,7 +144,7 @@ def fork(body: Callable[[], int], log: Path, folder: Path | None = None, events:
         file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, 1)
         os.dup2(file, 2)
-        patch(plots, "save_panels", lambda *args, **options: None)  # it takes seconds
+        mock.patch.object(plots, "save_panels").start()  # it takes seconds
         if events is not None:
             sys.addaudithook(Countdown(str(folder), events))
         code = body()
@@ -150,10 +154,6 @@ def fork(body: Callable[[], int], log: Path, folder: Path | None = None, events:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-
-
-def patch(module: Any, name: str, value: Any) -> None:
-    setattr(module, name, value)
 
 
 class Countdown:
