@@ -34,7 +34,6 @@ HANG = 300.0  # seconds without a result
 EXIT_LOST = 1
 Inject = Callable[[Path, random.Random], Iterator[Result]]
 
-
 TESTS: dict[str, tuple[Inject, int]] = {
     "kill": (kills.inject, 200),
     "bytes": (damage.inject, 10_000),

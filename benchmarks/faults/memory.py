@@ -58,7 +58,8 @@ def inject(scratch: Path, rng: random.Random) -> Iterator[Result]:
             kill_group(pid)
             os.waitpid(pid, 0)
         kept = samples[int(WARM_UP * len(samples)) :]
-        first, last = (float(np.median(part)) for part in (kept[: len(kept) // 4], kept[-len(kept) // 4 :]))
+        quarter = len(kept) // 4
+        first, last = float(np.median(kept[:quarter])), float(np.median(kept[-quarter:]))
         detail = log_of(scratch) if ended else f"{first / 1e3:.0f} MB, then {last / 1e3:.0f} MB"
         grown = ended or last > (1 + GROWTH) * first
         yield Result(part, Outcome.LOST if grown else Outcome.SAME, detail)

@@ -151,14 +151,14 @@ def clock(root: Path) -> Iterator[None]:
 def recorder(root: Path, number: int) -> None:
     """The recorder process gets a signal while it records; another records what is missing."""
 
-    def strike() -> None:
+    def send_signal() -> None:
         while not (root / "new/index.jsonl").exists():
             time.sleep(0.01)
         children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text()
         for child in children.split():
             os.kill(int(child), number)
 
-    threading.Thread(target=strike, daemon=True).start()
+    threading.Thread(target=send_signal, daemon=True).start()
     words = (*ENV, "collect.timeout=10", f"data={root / 'new'}", f"collect.steps={STEPS}", "collect.longest=10")
     code, errors = run_command(collect.main, *words)
     episodes(root)
