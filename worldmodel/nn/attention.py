@@ -74,7 +74,7 @@ class WindowedAttention(nn.Module):
         q, k, v = self._split(self.norm1(x)[..., None, :])
         cache = self._slide(cache, k, v, valid)
         seen = cache.valid.clone()
-        seen[..., -1] = True  # every step sees itself
+        seen[..., -1] = True  # every step attends to itself
         mask = self.bias[:, None].masked_fill(~seen[..., None, None, :], -math.inf)  # (*batch, heads, 1, W)
         attended = F.scaled_dot_product_attention(q, cache.keys, cache.values, attn_mask=mask)
         return self._finish(x[..., None, :], attended).squeeze(-2), cache
@@ -114,7 +114,7 @@ class WindowedAttention(nn.Module):
 
 
 class TimeTransformer(nn.Module):
-    """A stack of :class:`WindowedAttention` blocks and a last norm; it sees ``blocks`` · (W − 1) steps back."""
+    """A stack of :class:`WindowedAttention` blocks and a last norm; it attends to ``blocks`` · (W − 1) steps back."""
 
     def __init__(self, width: int, blocks: int, heads: int, window: int):
         super().__init__()

@@ -165,7 +165,7 @@ def _to_the_end(file: Any) -> np.ndarray:
 
 def _header(path: Path) -> tuple[int | None, bytes | None]:
     """Samples per channel according to the header of a WAV or SPHERE file, or None; libsndfile ignores missing samples.
-    If the writer of a WAV could not know its length (a pipe), the whole file, with its true length."""
+    If the length of a WAV was unknown when it was written (to a pipe), also the whole file, with its true length."""
     with path.open("rb") as file:
         head = file.read(1024)
         if head.startswith(b"NIST_1A"):

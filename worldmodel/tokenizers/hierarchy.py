@@ -31,7 +31,7 @@ class VQVAE2(Tokenizer):
             the frame to the finest grid, each other one from a grid to the next coarser.
         blocks: residual blocks of every encoder and decoder.
         num_codes: K of every level. likelihood, loss_weights: as of the VQ-VAE.
-        hide: share of the training frames of which the decoder sees the coarser grids alone (how many of them is
+        hide: share of the training frames of which the decoder receives the coarser grids alone (how many of them is
             drawn): the quantiser dropout of SoundStream (Zeghidour et al., 2021, section III.C), over levels. Without
             it, the fine grid has all information and the coarse one soon uses few of its codes.
 
