@@ -35,11 +35,11 @@ def test_alone_at_their_own_loudness_sounds_are_at_most_turned_upside_down() -> 
 def test_a_mixture_is_the_sum_of_two_of_the_batch() -> None:
     frames = to_uint8(to_float(sounds(4)) / 2)  # soft: nothing is clipped
     shown = VariedSounds(share=1, gain=0)(frames, torch.Generator().manual_seed(0))
-    waves, heard = expanded(to_float(frames)), expanded(to_float(shown))
+    waves, mixtures = expanded(to_float(frames)), expanded(to_float(shown))
     signed = torch.cat([waves, -waves])
     sums = signed[:, None] + signed[None]
-    nearest = (heard[:, None, None] - sums[None]).abs().amax((-1, -2)).flatten(1).amin(1)
-    assert nearest.max() < 0.03 * heard.abs().max()  # half a level
+    nearest = (mixtures[:, None, None] - sums[None]).abs().amax((-1, -2)).flatten(1).amin(1)
+    assert nearest.max() < 0.03 * mixtures.abs().max()  # half a sample value
 
 
 def test_loudness_varies_by_what_is_asked_for() -> None:
@@ -54,13 +54,13 @@ def test_speed_moves_every_frequency_by_as_much() -> None:
     time = torch.arange(3200) / 16_000
     waves = torch.sin(2 * torch.pi * 500 * time).expand(3, 1, -1)
     speeds = torch.tensor([0.9, 1.0, 1.1])
-    heard = resampled(waves, speeds)
+    resampled_waves = resampled(waves, speeds)
     wanted = torch.sin(2 * torch.pi * 500 * time * speeds[:, None])
     inner = slice(16, 2800)  # at a tenth faster the end is a mirror image
-    assert torch.allclose(heard[:, 0, inner], wanted[:, inner], atol=2e-3)
-    assert torch.allclose(heard[1], waves[1], atol=1e-5) and heard.abs().max() < 1.1
+    assert torch.allclose(resampled_waves[:, 0, inner], wanted[:, inner], atol=2e-3)
+    assert torch.allclose(resampled_waves[1], waves[1], atol=1e-5) and resampled_waves.abs().max() < 1.1
     mirrored = torch.sin(2 * torch.pi * 500 * (2 * 3199 / 16_000 - time * 1.1))
-    assert torch.allclose(heard[2, 0, -200:-20], mirrored[-200:-20], atol=2e-3)
+    assert torch.allclose(resampled_waves[2, 0, -200:-20], mirrored[-200:-20], atol=2e-3)
 
 
 def test_only_training_is_shown_something_else() -> None:

@@ -86,16 +86,16 @@ def test_codes_are_those_of_the_tokenizer_and_fewer_codebooks_the_first_of_them(
 @pytest.mark.parametrize("used", [1, 4])
 def test_streamed_is_whole(codec: Codec, sizes: list[int], used: int) -> None:
     wave = noise(203)
-    codes, heard, come = [], [], 0
+    codes, sounds, come = [], [], 0
     received, decoded = itertools.tee(codec.encode_stream(np.split(wave, np.cumsum(sizes)[:-1]), used))
     for size, part, sound in zip([*sizes, 7], received, codec.decode_stream(decoded), strict=True):
         codes.append(part)
-        heard.append(sound)
+        sounds.append(sound)
         come += size  # the end fills the last position up
-        assert sum(map(len, heard)) == come // codec.latency * codec.latency  # never later than it says
+        assert sum(map(len, sounds)) == come // codec.latency * codec.latency  # never later than it says
     whole = codec.encode(wave, used)
     assert (np.concatenate(codes) == whole).all()
-    np.testing.assert_allclose(np.concatenate(heard), codec.decode(whole), atol=1e-5)
+    np.testing.assert_allclose(np.concatenate(sounds), codec.decode(whole), atol=1e-5)
 
 
 def test_what_looks_ahead_is_coded_whole_only() -> None:
@@ -210,7 +210,7 @@ def test_another_codec_or_model_is_refused(codec: Codec, counts: CountModel) -> 
 
 
 class Oracle(CodeModel):
-    """Knows the next code all but surely: of the code c before, (7 c + 3) mod K."""
+    """Predicts the next code almost surely: of the code c before, (7 c + 3) mod K."""
 
     num_codes, num_codebooks, fingerprint = 64, 3, b"oracle.."
 
@@ -270,7 +270,7 @@ def test_counts_find_what_codes_follow_and_come_near_the_entropy() -> None:
 def test_counts_of_codes_without_order_cost_next_to_nothing_more_than_fixed_width() -> None:
     random = [np.random.default_rng(seed).integers(16, size=(1000, 2)) for seed in range(4)]
     _, bits = encode(CountModel(random[:3], 16), random[3])
-    assert 4 <= bits / 2000 < 4.03  # left-out counts do not believe in pairs that came once
+    assert 4 <= bits / 2000 < 4.03  # leave-one-out counts give no weight to pairs that occur once
 
 
 def test_counts_are_saved_and_refused_without_codes(counts: CountModel, tmp_path: Path) -> None:

@@ -252,8 +252,8 @@ def test_from_recordings_to_speech_by_levels(
     say(convert, "experiment=jukebox", "in.wav", "--speakers", "p226", "--output", "other.wav")
     assert len(soundfile.read("other.wav")[0]) == round(0.35 * RATE)
     monkeypatch.setattr("worldmodel.speech.evaluation.voices.leakage", functools.partial(leakage, steps=2))
-    told = say(evaluate, "experiment=jukebox")
-    assert "From 128x only" in told and "prior, bits a code" in told
+    output = say(evaluate, "experiment=jukebox")
+    assert "From 128x only" in output and "prior, bits a code" in output
     found = json.loads((tmp_path / "runs/jukebox-1/evaluation/metrics.json").read_text())
     assert list(found["levels"]) == ["128x", "32x", "8x"] and len(found["codes"]["books"]) == 3
     assert found["codes"]["a_second"] == 2625 and found["leakage"]["speakers"] == 2

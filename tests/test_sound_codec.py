@@ -113,7 +113,7 @@ def test_steps_of_a_prior_over_slots_are_its_whole_pass(tiny: tuple[Codec, Prior
         steps = torch.cat([prior.head.extend(head, flat, place, place + 1) for place in range(24)], 1)
         torch.testing.assert_close(steps, logits, atol=1e-4, rtol=1e-4)
         changed = codes.clone()
-        changed[:, 0, 7, 2] = (changed[:, 0, 7, 2] + 1) % 8  # the very last code of a window is heard at once
+        changed[:, 0, 7, 2] = (changed[:, 0, 7, 2] + 1) % 8  # the very last code of a window changes the sound at once
         assert (prior.contexts(changed, actions)[:, 1, 0] != contexts[:, 1, 0]).any()
 
 
@@ -127,8 +127,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert collect.main(["experiment=codec", f"source.path={folder / 'set'}", where[0]]) == 0
     assert train.main(["experiment=codec", *SMALL, *QUICK, *where, "--steps", "2"]) == 0
     small = [line for line in SMALL if not any(word in line for word in ("widths", "quantizer", "head"))]
-    told = ["tokenizer=phonemes", "prior=speech", "run=voices", "tokenizer.widths=[8,8,8]"]
-    assert train.main(["experiment=codec", *told, *small, *QUICK, *where, "--steps", "1", "--stage", "tokenizer"]) == 0
+    other = ["tokenizer=phonemes", "prior=speech", "run=voices", "tokenizer.widths=[8,8,8]"]
+    assert train.main(["experiment=codec", *other, *small, *QUICK, *where, "--steps", "1", "--stage", "tokenizer"]) == 0
     return folder
 
 
@@ -143,9 +143,9 @@ def test_a_file_becomes_a_bitstream_and_sound_again(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = str(trained / "in.wav")
-    told = say(capsys, trained, "encode", source, "--kbps", "1.3", "--output", str(tmp_path))
+    output = say(capsys, trained, "encode", source, "--kbps", "1.3", "--output", str(tmp_path))
     for figure in ("2 of 3: 1.20 kbit/s", "counts", "prior", "SI-SDR", "real time", "80 samples, 5 ms"):
-        assert figure in told
+        assert figure in output
     assert len(list((trained / "runs/codec-1").glob(COUNTS.format("*")))) == 1
     paths = [tmp_path / f"in-1.2k{suffix}" for suffix in (".wmc", ".wav", ".png")]
     assert all(path.is_file() for path in paths)
@@ -172,8 +172,8 @@ def test_a_file_becomes_a_bitstream_and_sound_again(
         assert np.array_equal(soundfile.read(tmp_path / f"{entropy}.wav")[0], first)
         sizes[entropy] = len(Bitstream.load(tmp_path / f"{entropy}.wmc").payload)
     assert len(stream.payload) == min(sizes.values())
-    told = say(capsys, trained, "encode", source, "--kbps", "1.3", "--stream", "--output", str(tmp_path / "chunks"))
-    assert "18 chunks of 20 ms" in told
+    output = say(capsys, trained, "encode", source, "--kbps", "1.3", "--stream", "--output", str(tmp_path / "chunks"))
+    assert "18 chunks of 20 ms" in output
     assert np.array_equal(soundfile.read(tmp_path / "chunks.wav")[0], first)
     say(capsys, trained, "decode", str(tmp_path / "chunks.wmc"), "--stream", "--output", str(tmp_path / "back.wav"))
     assert np.abs(soundfile.read(tmp_path / "back.wav")[0] - first).max() < 1e-3
@@ -184,8 +184,8 @@ def test_a_file_becomes_a_bitstream_and_sound_again(
 def test_silence_and_a_click_are_sounds_too(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, wave in (("silence", np.zeros(900, np.float32)), ("click", np.ones(1, np.float32))):
         put(tmp_path / f"{name}.wav", wave)
-        told = say(capsys, trained, "encode", str(tmp_path / f"{name}.wav"), "--output", str(tmp_path / "out"))
-        assert "not measured" in told and Bitstream.load(tmp_path / "out.wmc").samples == len(wave)
+        output = say(capsys, trained, "encode", str(tmp_path / f"{name}.wav"), "--output", str(tmp_path / "out"))
+        assert "not measured" in output and Bitstream.load(tmp_path / "out.wmc").samples == len(wave)
 
 
 @pytest.mark.parametrize(
@@ -223,8 +223,8 @@ def test_bad_requests_are_one_line(
     Bitstream(RATE, 80, 1, codec.fingerprint, b"strange!", b"x").save("strange.wmc")
     capsys.readouterr()
     run = "voices" if "run=voices" in flags else "codec-1"
-    told = say(capsys, trained, *[flag for flag in flags if flag != "run=voices"], code=2, run=run)
-    assert message in told and told.count("\n") == 1
+    output = say(capsys, trained, *[flag for flag in flags if flag != "run=voices"], code=2, run=run)
+    assert message in output and output.count("\n") == 1
 
 
 def test_bitrates_are_evaluated(
@@ -232,6 +232,6 @@ def test_bitrates_are_evaluated(
 ) -> None:
     monkeypatch.setattr("worldmodel.speech.evaluation.voices.leakage", functools.partial(leakage, steps=3))
     assert evaluate.main([f"runs={trained / 'runs'}", "run=codec-1"]) == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for figure in ("1 of 3 codebooks, 0.60 kbit/s", "2 of 3", "3 of 3", "bits saved, counts", "bits saved, prior"):
-        assert figure in told
+        assert figure in output

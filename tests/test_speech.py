@@ -1,4 +1,4 @@
-"""Sound through the core: signals are coded whole, decoders are told the speaker, and the command line speaks."""
+"""Sound through the core: signals are coded whole, decoders have the speaker as condition; commands."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ SMALL_LEVELS = [
 ]  # fmt: skip
 QUICK = [f"training.{stage}.{name}" for stage in ("tokenizer", "prior") for name in ("batch=2", "evaluate_batches=1")]
 TOKENIZERS = sorted(SMALL)
-TOLD = sorted(set(SMALL) - {"codec"})  # whose decoders know the speaker
+CONDITIONED = sorted(set(SMALL) - {"codec"})  # whose decoders have the speaker as condition
 
 
 def make(name: str) -> Tokenizer:
@@ -109,14 +109,14 @@ def signal(windows: int, batch: int = 1) -> torch.Tensor:
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_a_signal_is_coded_as_a_whole(name: str) -> None:
     tokenizer = make(name)
-    assert tokenizer.joined and (tokenizer.condition_width > 0) == (name in TOLD)
+    assert tokenizer.joined and (tokenizer.condition_width > 0) == (name in CONDITIONED)
     frames = signal(5)[0]
     codes = tokenizer.encode_episode(frames)
     assert codes.shape == (5, *tokenizer.grid)
     assert torch.equal(codes.flatten(), tokenizer.encode(join(frames[None])).flatten())
     drawn = tokenizer.draw_episode(codes, 1, torch.Generator().manual_seed(0))
     assert drawn.shape == frames.shape and drawn.dtype == torch.uint8
-    # A window is not coded by itself: what lies beside it is heard, too.
+    # A window is not coded by itself: what lies beside it changes its codes, too.
     other = frames.clone()
     other[2] = 255 - other[2]
     before = name != "codec"  # which is causal
@@ -125,8 +125,8 @@ def test_a_signal_is_coded_as_a_whole(name: str) -> None:
         assert changed[0].any(-1).unflatten(0, (5, -1)).any(1).tolist()[1:4] == [before, True, True]
 
 
-@pytest.mark.parametrize("name", TOLD)
-def test_the_decoder_is_told_the_speaker(name: str) -> None:
+@pytest.mark.parametrize("name", CONDITIONED)
+def test_the_speaker_is_a_condition_of_the_decoder(name: str) -> None:
     for model in parts(make(name)):
         codes = model.encode(join(signal(3, 2)))
         waves = [model._outputs(model.read(codes, said)) for said in (torch.tensor([0, 1]), torch.tensor([1, 1]))]
@@ -137,7 +137,7 @@ def test_the_decoder_is_told_the_speaker(name: str) -> None:
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_a_tokenizer_of_sound_learns(name: str, tmp_path: Path) -> None:
-    """A tone and noise, one for each speaker, become cheaper to tell than they were."""
+    """A tone and noise, one for each speaker, get a lower loss by training."""
     store = tone_store(tmp_path)
     tokenizer = make(name).train()
     objective, windows = TokenizerObjective(tokenizer), Windows(store, "all", 3, whole=True)
@@ -226,9 +226,9 @@ def test_a_wave_of_spectra_has_these_spectra() -> None:
     frames = to_float(torch.from_numpy(to_samples(wave.numpy())))
     meant = likelihood._target(frames)
     assert meant.shape == (1, 80, 48) and likelihood.loss(meant, frames) == 0
-    heard = likelihood._target(likelihood.mean(meant))
+    written = likelihood._target(likelihood.mean(meant))
     loud = meant > meant.max() - 1.0  # within 17 dB of the loudest
-    assert (heard - meant)[loud].abs().mean() < 0.12  # 2 dB
+    assert (written - meant)[loud].abs().mean() < 0.12  # 2 dB
     error = (likelihood.loss_and_frames(meant, frames).frames - frames).square().mean() / frames.square().mean()
     assert error < 0.05
     assert likelihood.log_prob(meant + 1, frames).mean().item() == pytest.approx(-1, abs=1e-5)
@@ -240,8 +240,8 @@ def test_from_recordings_to_another_voice(tmp_path: Path, say: Callable[..., str
     say(collect, "experiment=vctk", "source.path=set")
     small = [*SMALL["speech"], *SMALL_PRIOR, *QUICK, "training.tokenizer.length=2", "training.prior.targets=3"]
     say(train, "experiment=vctk", *small, "--stage", "tokenizer", "--steps", "3")
-    told = say(convert, "experiment=vctk", "in.wav", "--speakers", "p226,p225", "--seed", "1")
-    files = [line.split()[-1] for line in told.splitlines() if line.startswith("written")]
+    output = say(convert, "experiment=vctk", "in.wav", "--speakers", "p226,p225", "--seed", "1")
+    files = [line.split()[-1] for line in output.splitlines() if line.startswith("written")]
     assert [Path(file).name for file in files] == ["in-seed1-p226.wav", "in-seed1-p225.wav"]
     waves = [soundfile.read(file)[0] for file in files]
     assert all(len(wave) == round(0.35 * RATE) and wave.std() > 0 for wave in waves)
@@ -267,14 +267,14 @@ def test_conversions_are_judged(spoken: Path, say: Callable[..., str], monkeypat
     monkeypatch.setattr("worldmodel.speech.evaluation.voices.train_phone_classifier", train_shortly)
     monkeypatch.setattr("worldmodel.speech.evaluation.voices.leakage", functools.partial(leakage, steps=3))
     write_timit(spoken / "timit", ("fvmh0", "mcpm0"))
-    told = say(evaluate, f"runs={spoken / 'runs'}", "--timit", str(spoken / "timit"))
+    output = say(evaluate, f"runs={spoken / 'runs'}", "--timit", str(spoken / "timit"))
     for figure in (
         "converted, as the target",
         "other phones",
         "speaker predicted from the codes",
         "prior, bits a code",
     ):
-        assert figure in told
+        assert figure in output
     folder = spoken / "runs/vctk-1/evaluation"
     found = json.loads((folder / "metrics.json").read_text())
     assert found["conversion"]["conversions"] == 2 and found["conversion"]["sources"] == 2
@@ -295,8 +295,8 @@ def test_codes_are_read_as_phonemes(tmp_path: Path, say: Callable[..., str], mon
     say(collect, "experiment=timit-phonemes", "source.path=set")
     small = [*SMALL["phonemes"], *QUICK, "training.tokenizer.length=2"]
     say(train, "experiment=timit-phonemes", *small, "--stage", "tokenizer", "--steps", "3")
-    told = say(evaluate, "experiment=timit-phonemes")  # finds the alignments where the recordings came from
-    assert "Codes as phonemes" in told and "k-means, log-mels" in told
+    output = say(evaluate, "experiment=timit-phonemes")  # finds the alignments where the recordings came from
+    assert "Codes as phonemes" in output and "k-means, log-mels" in output
     found = json.loads((tmp_path / "runs/timit-phonemes-1/evaluation/metrics.json").read_text())["phonemes"]
     assert found["hop"] == 640
     assert found["codes"]["all"]["frames"] == 28  # of si1 … si4: the others are read in both halves
@@ -332,8 +332,8 @@ def test_codes_are_read_as_phonemes(tmp_path: Path, say: Callable[..., str], mon
 def test_bad_requests_are_one_line(
     command: ModuleType, flags: list[str], message: str, spoken: Path, say: Callable[..., str]
 ) -> None:
-    told = say(command, f"runs={spoken / 'runs'}", *flags, code=2)
-    assert message in told and told.count("\n") == 1
+    output = say(command, f"runs={spoken / 'runs'}", *flags, code=2)
+    assert message in output and output.count("\n") == 1
 
 
 @pytest.fixture(scope="module")

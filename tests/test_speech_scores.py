@@ -209,10 +209,10 @@ def test_log_spectral_distance_of_a_gain_is_the_gain() -> None:
 
 def test_kmeans_finds_clusters_and_is_decided_by_the_seed() -> None:
     generator = torch.Generator().manual_seed(0)
-    told = torch.arange(6).repeat(50)
-    points = 20 * torch.randn(6, 3, generator=generator)[told] + 1000 + 0.1 * torch.randn(300, 3, generator=generator)
+    labels = torch.arange(6).repeat(50)
+    points = 20 * torch.randn(6, 3, generator=generator)[labels] + 1000 + 0.1 * torch.randn(300, 3, generator=generator)
     (codes,) = codes_of.kmeans_codes([points], 6, [True])
-    assert len(set(zip(codes.tolist(), told.tolist(), strict=True))) == 6
+    assert len(set(zip(codes.tolist(), labels.tolist(), strict=True))) == 6
     assert (codes_of.kmeans_codes([points], 6, [True])[0] == codes).all()
     with pytest.raises(ValueError, match="301"):
         codes_of.kmeans_codes([points], 301, [True])
@@ -273,9 +273,9 @@ def test_shuffled_codes_are_as_frequent_and_as_long() -> None:
     mixed = codes_of.shuffled(codes)
     assert [len(row) for row in mixed] == [50, 51, 52, 53, 54]
     assert (np.bincount(np.concatenate(mixed)) == np.bincount(np.concatenate(codes))).all()
-    told = codes_of.phoneme_mapping(codes[:3], codes[:3], codes[3:], codes[3:], 4).to_json()
+    own = codes_of.phoneme_mapping(codes[:3], codes[:3], codes[3:], codes[3:], 4).to_json()
     lost = codes_of.phoneme_mapping(mixed[:3], codes[:3], mixed[3:], codes[3:], 4).to_json()
-    assert told["accuracy"]["value"] == 1 and lost["accuracy"]["high"] < 0.5
+    assert own["accuracy"]["value"] == 1 and lost["accuracy"]["high"] < 0.5
 
 
 # Leakage
@@ -297,8 +297,8 @@ def test_probes_read_order_and_frequency() -> None:
     frequent = [np.random.default_rng(i).integers(6, size=(60, 2)) + 2 * s for i, s in enumerate(speakers)]
     found = codes_of.leakage(frequent[:12], speakers[:12], frequent[12:], speakers[12:], 8, 20, steps=60)
     assert min(found[probe]["value"] for probe in codes_of.PROBES) > 0.9
-    told_nothing = [np.random.default_rng(i).integers(8, size=200) for i in range(24)]
-    found = codes_of.leakage(told_nothing[:12], speakers[:12], told_nothing[12:], speakers[12:], 8, 20, steps=60)
+    noise_codes = [np.random.default_rng(i).integers(8, size=200) for i in range(24)]
+    found = codes_of.leakage(noise_codes[:12], speakers[:12], noise_codes[12:], speakers[12:], 8, 20, steps=60)
     assert max(found[probe]["low"] for probe in codes_of.PROBES) < 0.6
 
 
@@ -321,21 +321,21 @@ BUDGET = Budget(steps=160, batch=16, crop=PART * 6)
 
 @pytest.fixture(scope="module")
 def voices() -> SpeakerClassifier:
-    told = np.arange(45) % 3
-    return train_speaker_classifier([utterance(i, SCALES[s])[0] for i, s in enumerate(told)], told, BUDGET)
+    speakers = np.arange(45) % 3
+    return train_speaker_classifier([utterance(i, SCALES[s])[0] for i, s in enumerate(speakers)], speakers, BUDGET)
 
 
-def test_voices_are_told_apart_whatever_they_say_and_however_loud(voices: SpeakerClassifier) -> None:
-    told = np.arange(12) % 3
-    waves = [utterance(100 + i, SCALES[s])[0] for i, s in enumerate(told)]
+def test_voices_are_distinguished_whatever_the_words_and_the_loudness(voices: SpeakerClassifier) -> None:
+    speakers = np.arange(12) % 3
+    waves = [utterance(100 + i, SCALES[s])[0] for i, s in enumerate(speakers)]
     rows = np.arange(12)
     shares = speaker_shares(voices, waves)
-    assert shares[rows, told].mean() > 0.9
+    assert shares[rows, speakers].mean() > 0.9
     assert shares.sum(1) == pytest.approx(1)
     coarse = [sound.to_wave(sound.to_samples(0.2 * wave)) for wave in waves]
     worse = speaker_shares(voices, coarse)
-    assert float(ratio_of_means(worse[rows, told], shares[rows, told]).value) > 0.9
-    assert shares[rows, (told + 1) % 3].mean() < 0.1
+    assert float(ratio_of_means(worse[rows, speakers], shares[rows, speakers]).value) > 0.9
+    assert shares[rows, (speakers + 1) % 3].mean() < 0.1
 
 
 def test_an_equaliser_is_no_voice(voices: SpeakerClassifier) -> None:

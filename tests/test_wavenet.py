@@ -62,8 +62,8 @@ def test_numpy_draws_the_samples_that_torch_draws(
         def __init__(self, *parts: object):
             pass
 
-        def group(self, heard: np.ndarray, seen: np.ndarray, at: int, *rest: np.ndarray) -> None:
-            arrays = [torch.from_numpy(array) for array in (heard, seen)]
+        def group(self, samples: np.ndarray, values: np.ndarray, at: int, *rest: np.ndarray) -> None:
+            arrays = [torch.from_numpy(array) for array in (samples, values)]
             more = [torch.from_numpy(np.ascontiguousarray(array)) for array in rest]
             slow(model, state[0], *arrays, at, *more, temperature)  # type: ignore[arg-type]
 
@@ -74,7 +74,7 @@ def test_numpy_draws_the_samples_that_torch_draws(
 
 
 @pytest.mark.parametrize(("group", "memory"), [(1, 1), (4, 5), (8, 3)])
-def test_a_sample_sees_what_came_before_it_and_nothing_else(group: int, memory: int) -> None:
+def test_a_sample_depends_on_what_came_before_it_and_nothing_else(group: int, memory: int) -> None:
     model = make(group, memory)
     frames, outputs = signal(64), torch.randn(2, 6, 64 // group, dtype=torch.float64)
     before = model.distribution(outputs, frames)
@@ -152,7 +152,7 @@ def test_features_and_history_are_learnt() -> None:
     assert [int(part.sign()) for part in samples[0].diff()[3::4]] == [1, -1, 1, -1, -1]
 
 
-def test_what_does_not_fit_is_told() -> None:
+def test_settings_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ConfigError, match="signals of one channel, not of 3"):
         WaveNetLikelihood(3)
     with pytest.raises(ConfigError, match="choose LogisticMixture or Categorical"):
