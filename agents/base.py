@@ -58,6 +58,9 @@ class Agent(ABC):
     An agent can be pickled before its first episode, so that every process can have a copy.
     """
 
+    def check(self, action_names: Sequence[str]) -> None:  # noqa: B027 (most agents accept all actions)
+        """Raise :class:`ConfigError` for settings that these actions rule out; called before anything is recorded."""
+
     @abstractmethod
     def begin(self, action_names: Sequence[str], rng: np.random.Generator) -> None:
         """Start an episode; all randomness until the next call comes from ``rng``."""
@@ -70,3 +73,8 @@ class Agent(ABC):
     def plan(self) -> Plan | None:
         """The plan made at the last action; None if none was made, for example when an action is repeated."""
         return None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the episode should end at the current frame; a recorder then flags it as truncated."""
+        return False

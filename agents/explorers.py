@@ -1,7 +1,8 @@
 """Explorers that reach more of an environment than uniform random actions do.
 
 Uniform actions in first person turn back and forth on the spot or push against a wall. :class:`StickyExplorer` repeats
-every action for a run of steps and turns away when it walks but the frame does not change.
+every action for a run of steps and turns away when it walks but the frame does not change. :class:`ScriptExplorer`
+walks freely and then plays a script.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from annotated_types import Len
 
 from worldmodel.agents.base import Agent
 from worldmodel.config.checks import checked
-from worldmodel.errors import ConfigError
-from worldmodel.util.ranges import Count, NonNegative, Share, Weights, Whole
+from worldmodel.dreaming.actions import parse_script
+from worldmodel.errors import ConfigError, UnknownActionError
+from worldmodel.util.ranges import Count, NonNegative, Share, Text, Weights, Whole
 
 Run = Annotated[Sequence[Count], Len(2, 2)]
 """The shortest and the longest run of an action, in steps."""
@@ -47,6 +49,10 @@ class StickyExplorer(Agent):
     With probability ``random_action_probability`` a sequence of single, equally probable actions takes the place of a
     run; ``random_action_run`` is its (shortest, longest) length. Planners and learning agents try such sequences, so
     the model must be trained on them: in many environments the body keeps moving for some steps under any action.
+
+    With probability ``loop_probability`` one of ``loops`` takes the place of a run, each equally often: a script that
+    returns to where it began, such as ``left*24`` (a full turn in steps of 15°). A loop is played to its end, also at a
+    wall. Loops with a name that the environment lacks are left out.
     """
 
     @checked
@@ -64,6 +70,8 @@ class StickyExplorer(Agent):
         patience: Whole = 3,
         random_action_probability: Share = 0.0,
         random_action_run: Run = (4, 12),
+        loops: Sequence[Text] = (),
+        loop_probability: Share = 0.0,
     ):
         self.weights = dict(weights or {})
         self.runs = {name: _checked(name, run) for name, run in (runs or {}).items()}
@@ -75,6 +83,10 @@ class StickyExplorer(Agent):
         self.min_frame_change, self.low_contrast, self.patience = min_frame_change, low_contrast, patience
         self.random_action_probability = random_action_probability
         self.random_action_run = _checked("random_action_run", random_action_run)
+        self.loops, self.loop_probability = tuple(loops), loop_probability
+
+    def check(self, action_names: Sequence[str]) -> None:
+        self._possible_loops([name.lower() for name in action_names])
 
     def begin(self, action_names: Sequence[str], rng: np.random.Generator) -> None:
         names = [name.lower() for name in action_names]
@@ -88,6 +100,8 @@ class StickyExplorer(Agent):
         self._run = [self.runs.get(name, self.default_run) for name in names]
         self._walk = names.index(self.walk) if self.walk in names else None
         self._turns = [names.index(name) for name in self.turns if name in names]
+        self._loops = self._possible_loops(names)
+        self._loop: list[int] = []  # remaining actions of a loop
         self._rng = rng
         self._action = -1
         self._left = 0  # remaining steps of the run
@@ -97,6 +111,9 @@ class StickyExplorer(Agent):
         self._last_frame: np.ndarray | None = None
 
     def act(self, frame: np.ndarray) -> int:
+        if self._loop or self._start_loop():
+            self._action, self._last_frame = self._loop.pop(0), frame
+            return self._action
         walked = self._action == self._walk
         if not self._left:
             self._choose()
@@ -113,6 +130,25 @@ class StickyExplorer(Agent):
         self._left -= 1
         self._last_frame = frame
         return self._action
+
+    def _possible_loops(self, names: Sequence[str]) -> list[list[int]]:
+        """The actions of each loop all of whose actions are among these. Raises :class:`ConfigError`."""
+        found = []
+        for script in self.loops:
+            try:
+                found.append(parse_script(script, names).play().tolist())
+            except UnknownActionError:
+                continue
+            except ConfigError as error:
+                raise ConfigError(f"explorer.loops has {script!r}: {error}") from error
+        return found
+
+    def _start_loop(self) -> bool:
+        """At the end of a run, maybe choose a loop; returns whether there is one."""
+        possible = self._loops and self.loop_probability and not self._left and not self._single
+        if possible and self._rng.random() < self.loop_probability:
+            self._loop = list(self._loops[self._rng.integers(len(self._loops))])
+        return bool(self._loop)
 
     def _choose(self) -> None:
         if not self._single and self._rng.random() < self.random_action_probability:
@@ -148,6 +184,46 @@ class StickyExplorer(Agent):
         count = sums.shape[1]
         spread = count * (sums * sums).sum(1) - sums.sum(1) ** 2  # the variance of the means, times (64 count)²
         return int(spread.max()) < (64 * count * self.low_contrast) ** 2
+
+
+class ScriptExplorer(Agent):
+    """Walks freely, stands still, plays a script, and ends the episode.
+
+    ``inner`` chooses the first ``walk`` actions; the action noop fills the next ``still`` steps, if the environment has
+    it; then follow the actions of ``script``, in the syntax of ``dream --actions``. An episode has exactly these steps,
+    unless the environment ends it earlier. Where nobody asks whether it is :attr:`finished`, it starts again with the
+    free walk.
+    """
+
+    @checked
+    def __init__(self, script: Text, inner: Agent, walk: Whole = 24, still: Whole = 4):
+        self.script, self.inner, self.walk, self.still = script, inner, walk, still
+
+    def check(self, action_names: Sequence[str]) -> None:
+        self.inner.check(action_names)
+        self._actions(action_names)
+
+    def begin(self, action_names: Sequence[str], rng: np.random.Generator) -> None:
+        still = [index for index, name in enumerate(action_names) if name.lower() == "noop"][:1] * self.still
+        self._planned: list[int] = [*still, *self._actions(action_names)]  # after the free walk
+        self._steps = 0
+        self.inner.begin(action_names, rng)
+
+    def _actions(self, action_names: Sequence[str]) -> list[int]:
+        """The actions of the script. Raises :class:`ConfigError`."""
+        try:
+            return parse_script(self.script, action_names).play().tolist()
+        except (ConfigError, UnknownActionError) as error:
+            raise ConfigError(f"explorer.script is {self.script!r}: {error}") from error
+
+    def act(self, frame: np.ndarray) -> int:
+        step = self._steps % (self.walk + len(self._planned))
+        self._steps += 1
+        return self.inner.act(frame) if step < self.walk else self._planned[step - self.walk]
+
+    @property
+    def finished(self) -> bool:
+        return self._steps >= self.walk + len(self._planned)
 
 
 def _checked(name: str, run: Sequence[int]) -> tuple[int, int]:

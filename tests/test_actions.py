@@ -75,3 +75,9 @@ def test_a_horizon_must_be_a_sensible_number_of_steps(horizon: int) -> None:
 def test_a_script_may_not_outgrow_memory() -> None:
     with pytest.raises(ConfigError, match="longest"):
         parse_script(f"forward*{MAX_STEPS},left*1", SPEC)
+
+
+def test_names_take_the_place_of_a_spec() -> None:
+    assert parse_script("b*2,a", ("a", "b")).play().tolist() == [1, 1, 0]
+    with pytest.raises(UnknownActionError, match="unknown action 'c'; choose a, b"):
+        parse_script("c", ["a", "b"])

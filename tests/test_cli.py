@@ -63,7 +63,7 @@ def test_config_is_printed_and_nothing_runs(capsys: pytest.CaptureFixture[str]) 
             "no tokenizer 'vqgan'; choose codec, fsq, gumbel, jukebox, phonemes, speech, speech_conv, speech_mel, ",
         ),
         (["prior=lstm"], "there is no prior 'lstm'; choose captions, codec, conv, "),
-        (["explorer=curious"], "there is no explorer 'curious'; choose actor, dmlab, novelty, sticky, uniform"),
+        (["explorer=curious"], "there is no explorer 'curious'; choose actor, dmlab, novelty, script, sticky, "),
         (["training=long"], "there is no training 'long'; choose default\n"),
         (["seed=abc"], "seed is 'abc'; it must be a whole number"),
         (["seed=-1"], "seed is -1; it must be at least 0"),

@@ -123,6 +123,18 @@ def test_one_worker_repeats_exactly(tmp_path: Path) -> None:
     assert a == b != c
 
 
+def test_an_episode_of_a_script_ends_with_it(tmp_path: Path) -> None:
+    corridor = ["env=gym", "env.id=benchmarks.faults.corridor:FaultCorridor-v0", "env.size=16", "collect.workers=1"]
+    script = ["explorer=script", "explorer.script=left*3,right,left", "explorer.walk=2"]  # as typed
+    assert collect_module.main([*corridor, *script, f"data={tmp_path}", "collect.steps=30"]) == 0
+    store = EpisodeStore.open(tmp_path)
+    episodes = [store.episode(index) for index in range(len(store))]
+    whole = [episode for episode in episodes[:-1] if not episode.terminated]
+    assert len(whole) > 1
+    for episode in whole:  # there is no noop to stand still
+        assert episode.truncated and episode.actions[3:].tolist() == [0, 0, 0, 1, 0] and episode.steps == 7
+
+
 def test_long_episodes_are_cut_and_flagged(tmp_path: Path) -> None:
     run(tmp_path, 20, workers=1, length=10**6, longest=8)
     store = EpisodeStore.open(tmp_path)
@@ -384,6 +396,14 @@ def test_an_interruption_keeps_what_was_recorded(tmp_path: Path, number: signal.
         (["env.kwargs.frame_skip=0"], "env.kwargs.frame_skip is 0; it must be at least 1"),
         (["env.source=nowhere"], "env.source is 'nowhere'; choose observation, render"),
         (["explorer.turns=3"], "explorer.turns is 3; it must be a list"),
+        (["explorer=script"], "this explorer needs explorer.script=…\n"),
+        (
+            ["explorer=script", "explorer.script=left*2,jump"],
+            "unknown action 'jump'; choose noop, forward, left, right",
+        ),
+        (["explorer.loops=['left*x']"], "explorer.loops has 'left*x': count 'x' in 'left*x'"),
+        (["explorer=script", "explorer.script=left", "explorer.walk=-1"], "explorer.walk is -1; it must be at least 0"),
+        (["env.loops=left*24"], "env.loops is 'left*24'; it must be a list"),
         (["explorer._target_=nowhere.X"], "explorer._target_ is 'nowhere.X', which cannot be imported: "),
         (["data=/dev/null"], "/dev/null is no folder"),
     ],

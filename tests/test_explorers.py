@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from worldmodel.agents.base import Agent
-from worldmodel.agents.explorers import StickyExplorer, UniformExplorer
+from worldmodel.agents.explorers import ScriptExplorer, StickyExplorer, UniformExplorer
 from worldmodel.envs import make_frames
 from worldmodel.errors import ConfigError
 
@@ -101,9 +101,64 @@ def test_uniform_is_uniform() -> None:
     assert counts / 8000 == pytest.approx(np.full(4, 0.25), abs=0.03)
 
 
+def test_a_loop_takes_the_place_of_a_run() -> None:
+    script = "left*12,right*12"
+    explorer = StickyExplorer({"forward": 1}, default_weight=0, loops=[script, "jump*9"], loop_probability=1.0)
+    assert play(explorer, 60, moving=False) == ([2] * 12 + [3] * 12) * 2 + [2] * 12  # a wall does not end it
+    some = StickyExplorer(
+        {"forward": 1},
+        {"forward": (2, 2)},
+        default_weight=0,
+        loops=["left*12,right*12", "right*7"],
+        loop_probability=0.3,
+    )
+    found = runs(play(some, 9000))
+    assert {length for action, length in found[:-1] if action == 2} == {12}
+    assert {length % 7 for action, length in found[:-1] if action == 3} <= {0, 5}  # alone, one after another, or back
+    began = sum(length // 2 for action, length in found if action == 1), sum(action == 2 for action, _ in found)
+    assert began[1] / began[0] == pytest.approx(0.5 * 0.3 / 0.7, rel=0.2)  # half of the loops
+
+
+def test_without_a_probability_loops_change_nothing() -> None:
+    plain, same = (
+        StickyExplorer(random_action_probability=0.2),
+        StickyExplorer(random_action_probability=0.2, loops=["left*24"]),
+    )
+    assert play(plain, 500) == play(same, 500)
+
+
+def test_a_script_follows_a_free_walk_and_a_rest() -> None:
+    explorer = ScriptExplorer("left*3,forward", StickyExplorer(), walk=5, still=2)
+    free = play(StickyExplorer(), 5)
+    assert play(explorer, 11) == [*free, 0, 0, 2, 2, 2, 1]
+    assert explorer.finished
+    assert play(explorer, 10) == [*free, 0, 0, 2, 2, 2] and not explorer.finished
+    assert play(explorer, 22)[16:] == [0, 0, 2, 2, 2, 1]  # again, where nobody ends the episode
+    assert play(explorer, 9, names=("forward", "left"))[5:] == [1, 1, 1, 0]  # no action to stand still
+    assert play(ScriptExplorer("right", StickyExplorer(), walk=0, still=0), 8) == [3] * 8
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("jump*2", r"explorer.script is 'jump\*2': unknown action 'jump'; choose noop, forward, left, right"),
+        ("left*0", r"explorer.script is 'left\*0': count '0' in 'left\*0'; write left\*n with a whole n of at least 1"),
+        ("left,,right", "explorer.script is 'left,,right': an action is missing"),
+    ],
+)
+def test_a_bad_script_is_named(script: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ScriptExplorer(script, StickyExplorer()).check(NAMES)
+    if script != "jump*2":
+        with pytest.raises(ConfigError, match=message.partition(": ")[2]):
+            play(StickyExplorer(loops=[script]), 1)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"loop_probability": 2}, "loop_probability is 2; it must be at most 1"),
+        ({"loops": "left*24"}, "loops is 'left.24'; it must be a list"),
         ({"weights": {"left": -1}}, "weights.left is -1; it must be at least 0"),
         ({"runs": {"left": [3, 2]}}, r"the run of left must be \[shortest, longest\]; got \[3, 2\]"),
         ({"default_run": [0, 2]}, r"default_run is \[0, 2\]; an entry is 0; it must be at least 1"),

@@ -62,6 +62,7 @@ def settings_of(group: str, choice: str) -> list[Setting]:
     """All settings that a choice of a group brings."""
     plain: Any = OmegaConf.to_container(compose_config([f"{group}={choice}"]))
     plain["env"].pop("name")  # of the folder of the data
+    plain["env"].pop("loops", None)  # of the evaluation
     experiment = ("env", "explorer", "agent", "tokenizer", "second", "prior", "training")
     found: list[Setting] = []
     for name in experiment if group == "experiment" else (group,):

@@ -40,6 +40,8 @@ def main(args: argparse.Namespace, config: Config) -> None:
     if args.workers is not None:
         config.collect.workers = args.workers
     if "_target_" not in config.source:
+        if missing := sorted(OmegaConf.missing_keys(config.explorer)):
+            raise ConfigError(f"this explorer needs {', '.join(f'{key}=…' for key in missing)}")
         explorer = build(OmegaConf.to_container(config.explorer, resolve=True), "explorer")
         record_steps(config, explorer, config.collect.steps if args.steps is None else args.steps)
     elif args.steps is not None:

@@ -28,8 +28,8 @@ SLUG = "worldmodel.slug"
 """A resolver of the settings: a gymnasium id such as ALE/Pong-v5 names folders, so it becomes ale-pong-v5."""
 
 PATHS = {"data", "runs", "run", "source.path", "agent.run", "agent.folder", "explorer.run", "explorer.folder",
-         "env.kwargs.level_cache"}  # fmt: skip
-"""Settings that are paths or names of folders."""
+         "env.kwargs.level_cache", "explorer.script"}  # fmt: skip
+"""Settings that are paths, names of folders or action scripts, which arrive as they are typed."""
 
 AddFlags = Callable[[argparse.ArgumentParser], None]
 
@@ -106,8 +106,8 @@ def _reason(error: Exception) -> str:
 
 
 def quote_path(override: str) -> str:
-    """An override of a path, quoted for Hydra's grammar, so that the path arrives as the shell passed it. What is
-    quoted already, ``null``, ``true`` and ``false`` are left to Hydra."""
+    """An override of one of :data:`PATHS`, quoted for Hydra's grammar, so that it arrives as the shell passed it. What
+    is quoted already, ``null``, ``true`` and ``false`` are left to Hydra."""
     key, equals, path = override.partition("=")
     if key.lstrip("+") not in PATHS or path in ("", "null", "true", "false") or re.fullmatch(r"(['\"]).*\1", path):
         return override

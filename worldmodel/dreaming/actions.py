@@ -10,10 +10,11 @@ A script is a list of action names, separated by commas, each with an optional c
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
-from worldmodel.errors import ConfigError
+from worldmodel.errors import ConfigError, UnknownActionError
 from worldmodel.types import Spec
 
 REPEAT = 8
@@ -47,15 +48,16 @@ class Script:
         return np.resize(once, horizon)
 
 
-def parse_script(text: str, spec: Spec) -> Script:
-    """Parse an action script with the action names of ``spec``.
+def parse_script(text: str, actions: Spec | Sequence[str]) -> Script:
+    """Parse an action script with the action names of a Spec, or with these names.
 
-    Raises :class:`UnknownActionError` for a name that the spec lacks, :class:`ConfigError` for an empty script, an
+    Raises :class:`UnknownActionError` for a name that is not among them, :class:`ConfigError` for an empty script, an
     empty entry, or a count that is not a whole number of at least 1.
     """
+    names = actions.action_names if isinstance(actions, Spec) else tuple(actions)
     if not text.strip():
-        raise ConfigError(f"empty action script; give names such as {_example(spec)}")
-    entries = [_parse_entry(entry, text, spec) for entry in text.split(",")]
+        raise ConfigError(f"empty action script; give names such as {_example(names)}")
+    entries = [_parse_entry(entry, text, names) for entry in text.split(",")]
     repeat = REPEAT if all(count is None for _, count in entries) else 1
     script = Script(tuple((action, repeat if count is None else count) for action, count in entries))
     if len(script) > MAX_STEPS:
@@ -63,17 +65,18 @@ def parse_script(text: str, spec: Spec) -> Script:
     return script
 
 
-def _parse_entry(entry: str, text: str, spec: Spec) -> tuple[int, int | None]:
+def _parse_entry(entry: str, text: str, names: tuple[str, ...]) -> tuple[int, int | None]:
     name, star, count = (part.strip() for part in entry.partition("*"))
     if not name:
-        raise ConfigError(f"an action is missing in {text!r}; separate names by commas, such as {_example(spec)}")
-    action = spec.action_index(name)
+        raise ConfigError(f"an action is missing in {text!r}; separate names by commas, such as {_example(names)}")
+    if name not in names:
+        raise UnknownActionError(name, names)
     if not star:
-        return action, None
+        return names.index(name), None
     if not (count.isascii() and count.isdecimal() and len(count) < 10 and int(count) > 0):
         raise ConfigError(f"count {count!r} in {entry.strip()!r}; write {name}*n with a whole n of at least 1")
-    return action, int(count)
+    return names.index(name), int(count)
 
 
-def _example(spec: Spec) -> str:
-    return repr(",".join(spec.action_names[-2:]))
+def _example(names: Sequence[str]) -> str:
+    return repr(",".join(names[-2:]))

@@ -31,7 +31,7 @@ class FrameSource(Protocol):
 
 
 class ActionSource(Protocol):
-    """Chooses the actions; see :class:`worldmodel.agents.base.Agent`."""
+    """Chooses the actions; see :class:`worldmodel.agents.base.Agent`. ``check`` and ``finished`` may be missing."""
 
     def begin(self, action_names: tuple[str, ...], rng: np.random.Generator) -> None: ...
     def act(self, frame: np.ndarray) -> int: ...
@@ -131,9 +131,9 @@ def record_episode(
 ) -> Recording | None:
     """Record one episode of at most ``longest`` steps into ``draft``.
 
-    ``tick`` is called after every step and returns whether to continue. An episode that ends by it, by its length or by
-    an :class:`EnvError` is flagged as truncated; one without a step is None. Raises other errors of the environment,
-    and an :class:`EnvError` before the first step.
+    ``tick`` is called after every step and returns whether to continue. An episode that ends by it, by its length, by
+    the explorer (``finished``) or by an :class:`EnvError` is flagged as truncated; one without a step is None. Raises
+    other errors of the environment, and an :class:`EnvError` before the first step.
     """
     draft = Draft() if draft is None else draft
     frame, info = env.reset(seed=int(rng.integers(2**31)))
@@ -154,7 +154,7 @@ def record_episode(
                 raise
             return draft.recording(False, True, broken=str(error))
         draft.add(frame, info, action, reward)
-        running = tick()
+        running = tick() and not getattr(explorer, "finished", False)
     return draft.recording(terminated, truncated)
 
 

@@ -25,7 +25,7 @@ from worldmodel.runs.folder import load_config
 from worldmodel.types import Spec
 from worldmodel.util.files import expanded, replace_text
 from worldmodel.util.progress import deferred, progress_bars
-from worldmodel.util.ranges import Text
+from worldmodel.util.ranges import Names, Text
 
 MOST_NAMED = 10  # files that cannot be read, one line each
 
@@ -44,6 +44,7 @@ def env_maker(config: DictConfig | str | Path) -> Callable[[], FrameSource]:
     settings = OmegaConf.to_container(config.env, resolve=True)
     assert isinstance(settings, dict)
     check_value("env.name", Text, settings.pop("name", None))
+    check_value("env.loops", Names | None, settings.pop("loops", None))  # for the evaluation, not the environment
     return functools.partial(_make, _registered(settings.get("id")), check(settings, "env"))
 
 
@@ -93,6 +94,8 @@ def record_steps(config: DictConfig, explorer: ActionSource, steps: int) -> None
     settings = config.collect
     make_env = env_maker(config)
     spec = spec_of(make_env)
+    if check_explorer := getattr(explorer, "check", None):
+        check_explorer(spec.action_names)
     with EpisodeStore.writer(config.data, spec) as store:
         store.verify()
         limits = {"longest": settings.longest, "timeout": settings.timeout}
