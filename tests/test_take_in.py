@@ -93,7 +93,7 @@ def poisoned(folder: Path) -> None:
         (None, ["source=images", "source.path="], "source.path is ''; it must be a text"),
         (None, ["source=images", "source.path=.", "source.size=0"], "source.size is 0; it must be at least 1"),
         (None, ["source=cifar"], "there is no source 'cifar'; choose cifar10, dmlab, env, imagenet, images"),
-        (None, ["source=cifar10", "source.path=.", "--steps", "3"], "--steps is for source=env; of cifar10 everything"),
+        (None, ["source=cifar10", "source.path=.", "--steps", "3"], "source=cifar10 is imported as a whole"),
         (None, ["source=cifar10", "source.path=.", "source.size=3"], "source.size"),
         (Path.mkdir, ["source=images", "source.path=set"], "there is no picture in "),
         (Path.mkdir, ["source=imagenet", "source.path=set"], "there is no picture in "),
