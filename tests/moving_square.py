@@ -95,7 +95,7 @@ class World:
         obeys = torch.rand(actions.shape, generator=generator) < self.obedience
         done = torch.where(obeys, actions, torch.randint(3, actions.shape, generator=generator))
         places = (place[:, None] + MOVES[done].cumsum(1)) % PLACES
-        return SimpleNamespace(frames=pictures()[places])
+        return SimpleNamespace(frames=pictures()[places], codes=places[..., None])
 
 
 def windows(count: int, length: int, seed: int = 0) -> Segment:

@@ -20,11 +20,20 @@ from worldmodel.errors import DataError
 from worldmodel.evaluate import main, settings_of
 from worldmodel.evaluation.figures import panels
 from worldmodel.evaluation.inverse import Budget
+from worldmodel.evaluation.long import Extent
 from worldmodel.evaluation.report import page, plain, rows, table
 from worldmodel.evaluation.suite import QUICK, Settings, evaluate
 from worldmodel.types import Spec
 
-SMALL = Settings(windows=16, horizon=12, frames=200, budget=Budget(900, 100, 64), starts=20, dream_steps=4)
+SMALL = Settings(
+    windows=16,
+    horizon=12,
+    frames=200,
+    budget=Budget(900, 100, 64),
+    starts=20,
+    dream_steps=4,
+    long_dreams=Extent(dreams=4, steps=60, span=12),
+)
 
 
 def fill(path: Path, count: int, spec: Spec = SPEC) -> EpisodeStore:
@@ -60,6 +69,10 @@ def test_an_exact_world_gets_full_marks(found: dict[str, Any]) -> None:
     assert found["inverse"]["dreamt"]["1"]["ratio_to_real"]["value"] == pytest.approx(1.0, abs=0.05)
     assert found["one_step"]["prior"]["bits_per_code"]["value"] == pytest.approx(0.152, abs=0.001)
     assert found["codes"]["of"] == 12
+    for kind in ("recorded", "held"):
+        for reading in found["long_dreams"]["dreamt"][kind].values():
+            assert reading["first"]["obeyed"]["value"] > 0.9
+            assert reading["ratio"]["value"] == pytest.approx(1.0, abs=0.1)
 
 
 def test_only_held_out_episodes_are_measured(found: dict[str, Any], store: EpisodeStore) -> None:
@@ -72,16 +85,26 @@ def test_only_held_out_episodes_are_measured(found: dict[str, Any], store: Episo
 
 def test_the_report_is_written_whole(found: dict[str, Any], folder: Path) -> None:
     names = {path.name for path in folder.iterdir()}
-    assert names == {"metrics.json", "report.png", "strips.png", "report.html", "inverse.safetensors"}
+    assert names == {
+        "metrics.json",
+        "report.png",
+        "strips.png",
+        "long_dreams.png",
+        "report.html",
+        "inverse.safetensors",
+    }
     assert json.loads((folder / "metrics.json").read_text()) == json.loads(json.dumps(plain(found)))
-    for name in ("report.png", "strips.png"):
+    for name in ("report.png", "strips.png", "long_dreams.png"):
         with Image.open(folder / name) as picture:
             assert min(picture.size) > 300
             assert len(picture.convert("RGB").resize((64, 64)).getcolors(4096) or []) > 10  # not blank
     text = (folder / "report.html").read_text()
-    assert text.count("data:image/png;base64,") == 2
+    assert text.count("data:image/png;base64,") == 3
     assert "://" not in text  # needs nothing from outside
-    assert all(key in text for key in ("square-1", "psnr_of_mean_mse", "dream over last frame", "accuracy by action"))
+    assert all(
+        key in text
+        for key in ("square-1", "psnr_of_mean_mse", "dream over last frame", "accuracy by action", "Long dreams")
+    )
 
 
 def test_the_classifier_is_kept_and_all_repeats(found: dict[str, Any], store: EpisodeStore, folder: Path) -> None:
@@ -96,7 +119,7 @@ def test_without_classifier_and_folder(store: EpisodeStore, tmp_path: Path, monk
     seen: list[str] = []
     quick = dataclasses.replace(QUICK, windows=8, frames=100)
     found = evaluate(World(), store, quick, progress=lambda name, done, total: seen.append(name))  # type: ignore[arg-type]
-    assert found["inverse"] is None
+    assert found["inverse"] is None and found["long_dreams"] is None
     assert set(seen) == {"one step ahead", "open loop"}
     assert not list(tmp_path.iterdir())
     assert not any("obeyed" in name for name, _ in rows(found))
@@ -134,7 +157,9 @@ def arguments(**flags: Any) -> Any:
 def test_flags_become_settings() -> None:
     assert settings_of(arguments(), 3) == dataclasses.replace(Settings(), seed=3)
     assert settings_of(arguments(quick=True, windows=9), 0) == dataclasses.replace(QUICK, windows=9)
-    assert settings_of(arguments(skip="inverse", top_k=5), 0) == dataclasses.replace(Settings(), budget=None, top_k=5)
+    assert settings_of(arguments(skip=["inverse"], top_k=5), 0) == dataclasses.replace(Settings(), budget=None, top_k=5)
+    both = dataclasses.replace(Settings(), budget=None, long_dreams=None)
+    assert settings_of(arguments(skip=["inverse", "long"]), 0) == both
 
 
 @pytest.mark.parametrize(
@@ -153,7 +178,10 @@ def test_an_unknown_run_is_one_line_and_code_two(tmp_path: Path, capsys: pytest.
 
 
 def test_a_damaged_episode_is_named_set_aside_and_skipped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     store = fill(tmp_path / "data", 40)
     lost = store.entries[store.split("held_out")[0]]
@@ -167,8 +195,11 @@ def test_a_damaged_episode_is_named_set_aside_and_skipped(
     for name in ("tokenizer", "prior"):
         (run / f"{name}.safetensors").touch()
     monkeypatch.setattr("worldmodel.world.WorldModel.load", lambda *_: World())
-    for _ in range(2):  # the second time there is nothing to say
-        assert main([f"runs={tmp_path}", "--quick", "--windows", "8"]) == 0
+    for flags in (["--quick"], ["--skip", "inverse"]):  # the second time there is nothing to say
+        assert main([f"runs={tmp_path}", "--windows", "8", *flags]) == 0
+        quick, output = flags == ["--quick"], capsys.readouterr().out
+        assert ("Long dreams, 8 of 1,000 steps, frames 1–100 and 901–1,000" in output) is not quick
+        assert (run / "evaluation" / "long_dreams.png").exists() is ("long_dreams.png" in output) is not quick
     assert [f"episode {lost.episode} in" in message for message in caplog.messages] == [True]
     assert lost not in EpisodeStore.open(store.path).entries
 

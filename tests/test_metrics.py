@@ -17,6 +17,7 @@ from worldmodel.evaluation.metrics import (
     bootstrap,
     decibels,
     detection,
+    jensen_shannon,
     mean_interval,
     psnr,
     ratio_of_sums,
@@ -161,3 +162,9 @@ def test_bootstrap_of_a_curve_keeps_its_shape() -> None:
 
 def test_ratio_of_sums_weighs_values_not_clusters() -> None:
     assert ratio_of_sums(np.array([10.0, 0.0]), np.array([1, 9])).value == pytest.approx(1.0)
+
+
+def test_the_distance_of_histograms_is_in_bits() -> None:
+    assert jensen_shannon(np.array([3, 1, 0]), np.array([6, 2, 0])) == 0.0
+    assert jensen_shannon(np.array([5, 0]), np.array([0, 1])) == 1.0
+    assert jensen_shannon(np.array([1, 1]), np.array([1, 0])) == pytest.approx(0.311278, abs=1e-6)

@@ -1,6 +1,6 @@
 """Measure a run on held-out episodes. A run of an environment: reconstruction, use of codes, bits of
-the prior, open-loop dreams against baselines, accuracy of actions, rewards and ends. Images:
-reconstruction, use of codes, bits per dimension and their parts. Speech: bits per sample,
+the prior, open-loop dreams against baselines, accuracy of actions, rewards and ends, long dreams.
+Images: reconstruction, use of codes, bits per dimension and their parts. Speech: bits per sample,
 conversions into other voices, speakers and phonemes in the codes. Prints a table and writes
 metrics.json, pictures, plots and report.html to the folder evaluation/ of the run.
 
@@ -33,15 +33,25 @@ if TYPE_CHECKING:
 FLAGS_OF = {"quick": "WORLD", "windows": "WORLD", "top_k": "WORLD", "skip": "WORLD", "timit": "SPEECH"}
 """Flags that only a kind of run has."""
 
+SKIPPED = {"inverse": "budget", "long": "long_dreams"}
+"""Parts that --skip omits, and the setting of each, which is then None."""
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--quick", action="store_true", help="environment: fewer windows, 15 steps, no classifier of actions"
+        "--quick",
+        action="store_true",
+        help="environment: fewer windows, 15 steps, no classifier of actions, no long dreams",
     )
     # Actions are shuffled among windows.
     add_number(parser, "--windows", Annotated[int, Ge(2)], "environment: number of held-out windows to dream")
     add_number(parser, "--top-k", Count, "environment: draw each code from the K most likely ones", metavar="K")
-    parser.add_argument("--skip", choices=["inverse"], help="environment: omit the classifier of actions")
+    parser.add_argument(
+        "--skip",
+        action="append",
+        choices=list(SKIPPED),
+        help="environment: omit the classifier of actions, or the long dreams; may be repeated",
+    )
     parser.add_argument(
         "--timit", metavar="FOLDER", help="speech: TIMIT, whose phone labels are used to score codes and conversions"
     )
@@ -95,7 +105,8 @@ def measure(
         if kind is Kind.WORLD:
             about = {"folder": run / "evaluation", "run": run.name, "command": args.command, "progress": progress}
             figures = suite.evaluate(model, store, settings_of(args, seed), **about)
-            return figures, report.rows(figures), "report.png, strips.png"
+            pictures = ["report.png", "strips.png", *(["long_dreams.png"] if figures["long_dreams"] else [])]
+            return figures, report.rows(figures), ", ".join(pictures)
         if kind is Kind.IMAGES:
             figures = images.evaluate_images(run, model, store, seed, args.command, progress)
             return figures, images_report.lines(figures), "pictures.png, report.png"
@@ -112,7 +123,8 @@ def settings_of(args: argparse.Namespace, seed: int) -> Settings:
 
     chosen = {} if args.windows is None else {"windows": args.windows}
     settings = dataclasses.replace(QUICK if args.quick else Settings(), seed=seed, top_k=args.top_k, **chosen)
-    return dataclasses.replace(settings, budget=None) if args.skip else settings
+    omitted: dict[str, Any] = {SKIPPED[name]: None for name in args.skip or ()}
+    return dataclasses.replace(settings, **omitted)
 
 
 if __name__ == "__main__":

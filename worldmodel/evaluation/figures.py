@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from worldmodel.evaluation import long_report
 from worldmodel.media.plots import COLOURS, GREY, Bar, Line, Panel, Shares
 
 STYLES = {  # of each competitor: label, colour, and whether it is a reference, which is drawn dashed
@@ -39,6 +40,8 @@ def panels(figures: dict[str, Any]) -> list[Panel]:
         dreamt, heat = inverse["dreamt"], inverse["headline"]
         result.append(_confusion(inverse["real"], figures["actions"], "Actions read from real pairs"))
         result.append(_confusion(dreamt[heat], figures["actions"], f"From dreams, temperature {heat}"))
+    if figures.get("long_dreams"):
+        result.extend(long_report.panels(figures["long_dreams"]))
     return result
 
 

@@ -110,6 +110,17 @@ def usage_of(books: Sequence[CodeUsage]) -> dict[str, Any]:
     }
 
 
+def jensen_shannon(counts: np.ndarray, others: np.ndarray) -> float:
+    """Jensen-Shannon divergence (Lin 1991) in bits of two histograms (K,) of counts: 0 if their shares are equal, 1 if
+    nothing occurs in both."""
+    shares = np.stack([counts / counts.sum(), others / others.sum()])
+
+    def entropy(p: np.ndarray) -> float:
+        return float(-(p[p > 0] * np.log2(p[p > 0])).sum())
+
+    return max(0.0, entropy(shares.mean(0)) - (entropy(shares[0]) + entropy(shares[1])) / 2)
+
+
 def bits(nats: np.ndarray) -> np.ndarray:
     """Nats → bits."""
     return nats / math.log(2)

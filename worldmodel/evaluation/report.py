@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from worldmodel.evaluation import long_report
 from worldmodel.evaluation.figures import FEW_EVENTS, LABELS
 from worldmodel.evaluation.openloop import DREAMS, OpenLoop
 from worldmodel.media import Strip, action_names, contact_sheet, save_png
@@ -81,6 +82,8 @@ def rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
         for action, label in enumerate(figures["actions"]):
             shares = (reading["accuracy_by_action"][action] for reading in readings.values())
             lines.append((f"  {label}", _cells(_percent(share) for share in shares)))
+    if figures.get("long_dreams"):
+        lines.extend(long_report.lines(figures["long_dreams"]))
     return lines
 
 
@@ -197,7 +200,7 @@ def write_report(
     them to ``report.html``."""
     replace_text(folder / "metrics.json", json.dumps(plain(figures), indent=1, allow_nan=False))
     title = f"{figures['run']} · {figures['environment']}"
-    shown = {name.capitalize(): folder / f"{name}.png" for name in pictures}
+    shown = {name.replace("_", " ").capitalize(): folder / f"{name}.png" for name in pictures}
     for path, picture in zip(shown.values(), pictures.values(), strict=True):
         save_png(path, picture)
     if plots:
