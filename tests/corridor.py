@@ -4,6 +4,7 @@ needs no torch."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -11,13 +12,26 @@ import numpy as np
 from benchmarks.faults.corridor import ACTIONS, LONGEST, PLACES, SIZE, Corridor
 from worldmodel.types import Spec
 
-__all__ = ["CHOOSE", "ID", "LONGEST", "PLACES", "SPEC", "Right"]
+__all__ = ["CHOOSE", "ENDLESS", "ID", "LONGEST", "PLACES", "SPEC", "Endless", "Right"]
 
 ID = "corridor:Corridor-v0"
 SPEC = Spec(ID, (3, SIZE, SIZE), ACTIONS, 10.0)
 CHOOSE = ("env=gym", f"env.id={ID}", f"env.size={SIZE}", "device=cpu", "collect.workers=1")
 
+ENDLESS = "corridor:EndlessCorridor-v0"
+
+
+class Endless(Corridor):
+    """The right end is a wall, too, and an episode goes on for ever."""
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.place = min(self.place, PLACES - 2 if action else PLACES - 1)
+        _, reward, _, _, info = super().step(action)
+        return self._image(), reward, False, False, info
+
+
 gymnasium.register("Corridor-v0", Corridor)
+gymnasium.register("EndlessCorridor-v0", Endless)
 
 
 class Right:

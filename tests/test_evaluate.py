@@ -160,6 +160,7 @@ def test_flags_become_settings() -> None:
     assert settings_of(arguments(skip=["inverse"], top_k=5), 0) == dataclasses.replace(Settings(), budget=None, top_k=5)
     both = dataclasses.replace(Settings(), budget=None, long_dreams=None)
     assert settings_of(arguments(skip=["inverse", "long"]), 0) == both
+    assert settings_of(arguments(skip=["loops"]), 0) == dataclasses.replace(Settings(), loops=None)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
 """Measure a run on held-out episodes. A run of an environment: reconstruction, use of codes, bits of
-the prior, open-loop dreams against baselines, accuracy of actions, rewards and ends, long dreams.
-Images: reconstruction, use of codes, bits per dimension and their parts. Speech: bits per sample,
-conversions into other voices, speakers and phonemes in the codes. Prints a table and writes
-metrics.json, pictures, plots and report.html to the folder evaluation/ of the run.
+the prior, open-loop dreams against baselines, accuracy of actions, rewards and ends, long dreams, and
+loops of the environment, which are recorded once. Images: reconstruction, use of codes, bits per
+dimension and their parts. Speech: bits per sample, conversions into other voices, speakers and
+phonemes in the codes. Prints a table and writes metrics.json, pictures, plots and report.html to
+the folder evaluation/ of the run.
 
 In Python, evaluate(WorldModel.load(run), EpisodeStore.open(data), QUICK) of
 worldmodel.evaluation.suite returns all figures.
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 FLAGS_OF = {"quick": "WORLD", "windows": "WORLD", "top_k": "WORLD", "skip": "WORLD", "timit": "SPEECH"}
 """Flags that only a kind of run has."""
 
-SKIPPED = {"inverse": "budget", "long": "long_dreams"}
+SKIPPED = {"inverse": "budget", "long": "long_dreams", "loops": "loops"}
 """Parts that --skip omits, and the setting of each, which is then None."""
 
 
@@ -41,7 +42,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="environment: fewer windows, 15 steps, no classifier of actions, no long dreams",
+        help="environment: fewer windows, 15 steps, no classifier of actions, no long dreams, no loops",
     )
     # Actions are shuffled among windows.
     add_number(parser, "--windows", Annotated[int, Ge(2)], "environment: number of held-out windows to dream")
@@ -50,7 +51,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--skip",
         action="append",
         choices=list(SKIPPED),
-        help="environment: omit the classifier of actions, or the long dreams; may be repeated",
+        help="environment: omit the classifier of actions, the long dreams, or the loops; may be repeated",
     )
     parser.add_argument(
         "--timit", metavar="FOLDER", help="speech: TIMIT, whose phone labels are used to score codes and conversions"
@@ -96,6 +97,7 @@ def measure(
     from worldmodel.evaluation import images, images_report, report, suite
     from worldmodel.runs.folder import given_data, open_data
     from worldmodel.runs.kind import Kind, kind_of_run
+    from worldmodel.runs.loops import recorded_loops
 
     store = open_data(run, given_data(args.overrides, config))
     store.verify()
@@ -103,9 +105,12 @@ def measure(
     kind, seed = kind_of_run(run), int(config.seed)
     with progress_bars(console) as progress:
         if kind is Kind.WORLD:
-            about = {"folder": run / "evaluation", "run": run.name, "command": args.command, "progress": progress}
-            figures = suite.evaluate(model, store, settings_of(args, seed), **about)
+            settings, folder = settings_of(args, seed), run / "evaluation"
+            loops = recorded_loops(folder / "loops", run, config, progress) if settings.loops else {}
+            about = {"folder": folder, "run": run.name, "command": args.command, "progress": progress}
+            figures = suite.evaluate(model, store, settings, recorded_loops=loops, **about)
             pictures = ["report.png", "strips.png", *(["long_dreams.png"] if figures["long_dreams"] else [])]
+            pictures += [f"{suite.loops.picture_name(script)}.png" for script in loops]
             return figures, report.rows(figures), ", ".join(pictures)
         if kind is Kind.IMAGES:
             figures = images.evaluate_images(run, model, store, seed, args.command, progress)

@@ -36,6 +36,7 @@ def panels(figures: dict[str, Any]) -> list[Panel]:
         _bits(one["prior"]),
         usage_panel(f"Codes: {codes['used']} of {codes['of']} used, perplexity {codes['perplexity']:.0f}", [codes]),
     ]
+    result += _loops(figures.get("loops") or {})
     if inverse:
         dreamt, heat = inverse["dreamt"], inverse["headline"]
         result.append(_confusion(inverse["real"], figures["actions"], "Actions read from real pairs"))
@@ -60,6 +61,31 @@ def _gains(loop: dict[str, Any]) -> Panel:
         (label, colour, _), gain = STYLES[rival], loop["gain_over"][rival]["psnr"]
         lines[f"over {label}"] = Line(loop["steps"], gain["value"], gain["low"], gain["high"], colour=colour)
     return Panel("What the dream gains, dB", lines, "steps dreamt", mark=0)
+
+
+def loop_label(figures: dict[str, Any], name: str) -> str:
+    """What is written of a competitor of a loop."""
+    if name in figures["dreams"]:
+        dream = figures["dreams"][name]
+        return f"dream, temperature {dream['temperature']:g}, {dream['seen']} seen"
+    return {"environment": "real environment"}.get(name) or LABELS[name]
+
+
+def _loops(loops: dict[str, Any]) -> list[Panel]:
+    """A curve for each loop, and the gains of all."""
+    if not loops:
+        return []
+    result = []
+    for script, loop in loops.items():
+        lines, colours = {}, iter(COLOURS)
+        for name, figures in loop["along"].items():
+            curve, reference = figures["psnr"], name not in loop["dreams"]
+            colour = STYLES[name][1] if reference else next(colours)
+            x, label = np.arange(1, loop["steps"] + 1), loop_label(loop, name)
+            lines[label] = Line(x, curve["value"], curve["low"], curve["high"], reference, colour)
+        result.append(Panel(f"Loop {script}, PSNR, dB", lines, "steps dreamt"))
+    gains = {script: Bar.of(loop["revisit"]["gain"]) for script, loop in loops.items()}
+    return [*result, Panel("Revisit gain, bits per code", gains, mark=0)]
 
 
 def _events(one: dict[str, Any]) -> list[Panel]:

@@ -20,7 +20,7 @@ from rich.text import Text
 from torch import Tensor
 
 from worldmodel.evaluation import long_report
-from worldmodel.evaluation.figures import FEW_EVENTS, LABELS
+from worldmodel.evaluation.figures import FEW_EVENTS, LABELS, loop_label
 from worldmodel.evaluation.openloop import DREAMS, OpenLoop
 from worldmodel.media import Strip, action_names, contact_sheet, save_png
 from worldmodel.media.plots import Panel, save_panels
@@ -67,23 +67,51 @@ def rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
         spread = _cells(f"{low:.1f}…{high:.1f}" for low, high in zip(gain["low"], gain["high"], strict=True))
         lines.append((label, _cells(f"{value:+.1f}" for value in gain["value"])))
         lines.append(("  95 %", spread))
+    for script, loop_figures in (figures.get("loops") or {}).items():
+        lines += _loop_lines(script, loop_figures)
     if figures.get("inverse"):
-        inverse = figures["inverse"]
-        title = f"Actions obeyed, {inverse['starts']} starts × {inverse['steps']} steps"
-        lines.append((f"{title}, chance {inverse['chance']:.0%}", ""))
-        lines.append(("classifier on real pairs", f"{inverse['real']['accuracy']:.1%}"))
-        lines.append(("classifier on real pairs, coded", f"{inverse['real_coded']['accuracy']:.1%}"))
-        for name, reading in inverse["dreamt"].items():
-            value = f"{reading['accuracy']:.1%}, dreamt / real {number(reading['ratio_to_real'])}"
-            lines.append((f"dreamt pairs, temperature {name}", value))
-        readings = {"real": inverse["real"], "coded": inverse["real_coded"]}
-        readings |= {f"dream, {name}": reading for name, reading in inverse["dreamt"].items()}
-        lines.append(("accuracy by action", _cells(readings)))
-        for action, label in enumerate(figures["actions"]):
-            shares = (reading["accuracy_by_action"][action] for reading in readings.values())
-            lines.append((f"  {label}", _cells(_percent(share) for share in shares)))
+        lines += _obeyed_lines(figures["inverse"], figures["actions"])
     if figures.get("long_dreams"):
         lines.extend(long_report.lines(figures["long_dreams"]))
+    return lines
+
+
+def _loop_lines(script: str, loop: dict[str, Any]) -> list[tuple[str, str]]:
+    """The figures of one loop."""
+    along = loop["along"]
+    lines = [(f"Loop {script}, {loop['episodes']} episodes", ""), ("last frame, against the start of the loop:", " ")]
+    for name, figures in loop["end"].items():
+        line = f"{number(figures['psnr'])} dB, SSIM {number(figures['ssim'], 3)}"
+        lines.append((f"  {loop_label(loop, name)}", line))
+    lines.append(("last frame, against the recorded one:", " "))
+    for name, figures in along.items():
+        line = f"{number(figures['psnr'], index=-1)} dB, SSIM {number(figures['ssim'], 3, -1)}"
+        lines.append((f"  {loop_label(loop, name)}", line))
+    lines.append(("mean along the loop, against the recorded frames:", " "))
+    for name, figures in along.items():
+        line = f"{number(figures['mean_psnr'])} dB, SSIM {number(figures['mean_ssim'], 3)}"
+        lines.append((f"  {loop_label(loop, name)}", line))
+    revisit = loop["revisit"]
+    all_seen, few_seen = (revisit[f"bits_per_code{of}"]["value"] for of in ("", "_few_seen"))
+    value = f"{number(revisit['gain'], 3)} ({revisit['few']} seen: {few_seen:.2f}, all seen: {all_seen:.2f})"
+    return [*lines, ("revisit gain, bits per code", value)]
+
+
+def _obeyed_lines(inverse: dict[str, Any], actions: Sequence[str]) -> list[tuple[str, str]]:
+    """What the classifier of actions reads from pairs of frames."""
+    title = f"Actions obeyed, {inverse['starts']} starts × {inverse['steps']} steps"
+    lines = [(f"{title}, chance {inverse['chance']:.0%}", "")]
+    lines.append(("classifier on real pairs", f"{inverse['real']['accuracy']:.1%}"))
+    lines.append(("classifier on real pairs, coded", f"{inverse['real_coded']['accuracy']:.1%}"))
+    for name, reading in inverse["dreamt"].items():
+        value = f"{reading['accuracy']:.1%}, dreamt / real {number(reading['ratio_to_real'])}"
+        lines.append((f"dreamt pairs, temperature {name}", value))
+    readings = {"real": inverse["real"], "coded": inverse["real_coded"]}
+    readings |= {f"dream, {name}": reading for name, reading in inverse["dreamt"].items()}
+    lines.append(("accuracy by action", _cells(readings)))
+    for action, label in enumerate(actions):
+        shares = (reading["accuracy_by_action"][action] for reading in readings.values())
+        lines.append((f"  {label}", _cells(_percent(share) for share in shares)))
     return lines
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import Windows
 from worldmodel.errors import DataError
-from worldmodel.evaluation import inverse, long, long_report, onestep, openloop
+from worldmodel.evaluation import inverse, long, long_report, loops, onestep, openloop
 from worldmodel.evaluation.figures import panels
 from worldmodel.evaluation.metrics import CodeUsage
 from worldmodel.evaluation.openloop import Progress, silent
@@ -48,6 +49,13 @@ DEFINITIONS = {
     "over random samples; the reference is the distance between two such samples, with the range of 95 % of them. "
     "Plainer: the contrast (standard deviation of the means of 8×8 patches) is below the 5th percentile of real "
     "frames.",
+    "loops": "Scripts that return to where they began, recorded in the environment after a free walk. The model sees "
+    "the last frames before the script and dreams under it. End: the last frame against the one where the loop began, "
+    "also for the recorded frames themselves (a wall may stop them). Along: every frame against the recorded one. "
+    "Intervals are over episodes.",
+    "revisit gain": "Bits per code on recorded frames that show again what was seen earlier in the loop (its second "
+    "half; the last quarter of a full turn), with only the last few frames seen, minus with all earlier frames of the "
+    "episode seen. A prior without a longer memory has exactly 0.",
 }
 
 
@@ -66,13 +74,14 @@ class Settings:
     dream_steps: int = 8
     temperatures: tuple[float, ...] = (1.0, 0.0)  # of the dreams for the action classifier
     long_dreams: long.Extent | None = dataclasses.field(default_factory=long.Extent)  # None: no long dreams
+    loops: loops.LoopSettings | None = dataclasses.field(default_factory=loops.LoopSettings)  # None: no loops
     batch: int = 64
     seed: int = 0
 
 
-QUICK = Settings(windows=48, horizon=15, frames=1000, budget=None, long_dreams=None)
-"""Takes some seconds: open loop to 15 steps on 48 windows, a few episodes one step ahead, neither classifier nor long
-dreams."""
+QUICK = Settings(windows=48, horizon=15, frames=1000, budget=None, long_dreams=None, loops=None)
+"""Takes some seconds: open loop to 15 steps on 48 windows, a few episodes one step ahead, no classifier, no long dreams
+and no loops."""
 
 
 def evaluate(
@@ -80,6 +89,7 @@ def evaluate(
     store: EpisodeStore,
     settings: Settings | None = None,
     *,
+    recorded_loops: Mapping[str, EpisodeStore] | None = None,
     folder: Path | None = None,
     run: str = "run",
     command: str = "",
@@ -87,9 +97,10 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate ``world`` on the held-out episodes of ``store``; returns the figures as plain numbers.
 
-    The report (metrics.json, report.png, strips.png, long_dreams.png, report.html) and the classifier of actions are
-    written to ``folder``, if given. Raises :class:`DataError` when the data do not fit the model or no episode is held
-    out.
+    ``recorded_loops``: scripts that return to where they began, and their recordings in the environment
+    (:mod:`worldmodel.evaluation.loops`). The report (metrics.json, report.png, other pictures, report.html) and the
+    classifier of actions are written to ``folder``, if given. Raises :class:`DataError` when the data do not fit the
+    model or no episode is held out.
     """
     settings = settings or Settings()
     held_out = _held_out(world, store)
@@ -103,6 +114,7 @@ def evaluate(
     loop = openloop.open_loop(world, windows, context, top_k=settings.top_k, batch=settings.batch, **kinds)
     obeyed, classifier = _action_figures(world, store, held_out, settings, folder, progress)
     far = _long_dreams(world, store, held_out, settings, classifier, progress)
+    returns, pictures = loops.measure_all(world, recorded_loops or {}, settings.loops, **kinds)
     positions = int(np.prod(world.tokenizer.grid))
     figures: dict[str, Any] = {
         **heading(run, world.spec.env_id, world.device, command),
@@ -113,10 +125,11 @@ def evaluate(
         "open_loop": openloop.summary(loop, settings.steps, settings.seed),
         "inverse": obeyed,
         "long_dreams": far.figures if far else None,
+        "loops": returns,
         "definitions": DEFINITIONS,
     }
     if folder is not None:
-        pictures, columns = {"strips": strips(loop, figures["actions"])}, 4 if obeyed else 3
+        pictures, columns = {"strips": strips(loop, figures["actions"]), **pictures}, 4 if obeyed else 3
         pictures |= {"long_dreams": long_report.picture(far)} if far else {}
         write_report(folder, figures, rows(figures), panels(figures), pictures, " · bands and whiskers: 95 %", columns)
     return figures
