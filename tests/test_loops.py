@@ -151,7 +151,7 @@ def test_loops_are_in_the_report(tmp_path: Path) -> None:
     names = [name for name, _ in rows(figures)]
     assert names.count("revisit gain, bits per code") == 2 and f"Loop {TURN}, 12 episodes" in names
     assert [panel.title for panel in panels(figures)][-3:] == [
-        f"Loop {AWAY}, PSNR, dB", f"Loop {TURN}, PSNR, dB", "Revisit gain, bits per code"
+        f"Loop {AWAY}", f"Loop {TURN}", "Revisit gain, bits per code"
     ]  # fmt: skip
     without = dataclasses.replace(small, loops=None)
     assert evaluate(world, store, without, recorded_loops=loops)["loops"] == {}  # type: ignore[arg-type]

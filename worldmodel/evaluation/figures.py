@@ -72,20 +72,21 @@ def loop_label(figures: dict[str, Any], name: str) -> str:
 
 
 def _loops(loops: dict[str, Any]) -> list[Panel]:
-    """A curve for each loop, and the gains of all."""
-    if not loops:
-        return []
+    """A panel for each loop, with the dreams after most seen frames, and one for the gains of all."""
     result = []
     for script, loop in loops.items():
-        lines, colours = {}, iter(COLOURS)
+        most, lines, colours = max(dream["seen"] for dream in loop["dreams"].values()), {}, iter(COLOURS)
         for name, figures in loop["along"].items():
-            curve, reference = figures["psnr"], name not in loop["dreams"]
-            colour = STYLES[name][1] if reference else next(colours)
-            x, label = np.arange(1, loop["steps"] + 1), loop_label(loop, name)
-            lines[label] = Line(x, curve["value"], curve["low"], curve["high"], reference, colour)
-        result.append(Panel(f"Loop {script}, PSNR, dB", lines, "steps dreamt"))
-    gains = {script: Bar.of(loop["revisit"]["gain"]) for script, loop in loops.items()}
-    return [*result, Panel("Revisit gain, bits per code", gains, mark=0)]
+            curve, dream = figures["psnr"], loop["dreams"].get(name)
+            if dream is None or dream["seen"] == most:
+                colour = STYLES[name][1] if dream is None else next(colours)
+                x, label = np.arange(1, loop["steps"] + 1), loop_label(loop, name)
+                lines[label] = Line(x, curve["value"], curve["low"], curve["high"], dream is None, colour)
+        result.append(Panel(f"Loop {script}", lines, "steps dreamt", "PSNR, dB"))
+    if loops:
+        gains = {script.replace(",", ",\n"): Bar.of(loop["revisit"]["gain"]) for script, loop in loops.items()}
+        result.append(Panel("Revisit gain, bits per code", gains, mark=0))
+    return result
 
 
 def _events(one: dict[str, Any]) -> list[Panel]:

@@ -78,22 +78,18 @@ def rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _loop_lines(script: str, loop: dict[str, Any]) -> list[tuple[str, str]]:
     """The figures of one loop."""
-    along = loop["along"]
-    lines = [(f"Loop {script}, {loop['episodes']} episodes", ""), ("last frame, against the start of the loop:", " ")]
-    for name, figures in loop["end"].items():
-        line = f"{number(figures['psnr'])} dB, SSIM {number(figures['ssim'], 3)}"
-        lines.append((f"  {loop_label(loop, name)}", line))
-    lines.append(("last frame, against the recorded one:", " "))
-    for name, figures in along.items():
-        line = f"{number(figures['psnr'], index=-1)} dB, SSIM {number(figures['ssim'], 3, -1)}"
-        lines.append((f"  {loop_label(loop, name)}", line))
-    lines.append(("mean along the loop, against the recorded frames:", " "))
-    for name, figures in along.items():
-        line = f"{number(figures['mean_psnr'])} dB, SSIM {number(figures['mean_ssim'], 3)}"
-        lines.append((f"  {loop_label(loop, name)}", line))
-    revisit = loop["revisit"]
-    all_seen, few_seen = (revisit[f"bits_per_code{of}"]["value"] for of in ("", "_few_seen"))
-    value = f"{number(revisit['gain'], 3)} ({revisit['few']} seen: {few_seen:.2f}, all seen: {all_seen:.2f})"
+
+    def line(name: str, psnr: str, ssim: float) -> tuple[str, str]:
+        return f"  {loop_label(loop, name)}", f"{psnr} dB, SSIM {ssim:.3f}"
+
+    lines = [(f"Loop {script}, {loop['episodes']} episodes", ""), ("last frame against the loop's start", " ")]
+    lines += [line(name, number(end["psnr"]), end["ssim"]["value"]) for name, end in loop["end"].items()]
+    along, revisit = loop["along"].items(), loop["revisit"]
+    lines.append(("last frame against the recorded one", " "))
+    lines += [line(name, number(of["psnr"], index=-1), of["ssim"]["value"][-1]) for name, of in along]
+    lines.append(("mean along the loop", " "))
+    lines += [line(name, number(of["mean_psnr"]), of["mean_ssim"]["value"]) for name, of in along]
+    value = f"{number(revisit['gain'], 3)}, {revisit['few']} seen: {revisit['bits_per_code_few_seen']['value']:.2f}"
     return [*lines, ("revisit gain, bits per code", value)]
 
 
