@@ -20,15 +20,16 @@ def lines(long: dict[str, Any]) -> Iterator[tuple[str, str]]:
     ends = f"frames 1–{span} and {steps - span + 1:,}–{steps:,}"
     yield f"Long dreams, {long['dreams']} of {steps:,} steps, {ends}", ""
     if real["obeyed"] is not None:
-        yield "actions read from real pairs, recorded", f"{real['obeyed']:.1%}"
+        yield "classifier on real pairs, recorded", f"{real['obeyed']:.1%}"
         for name, dream in _dreams(long):
             first, last = (_percent(dream[end]["obeyed"]) for end in ("first", "last"))
             ratio = "{value:.2f} [{low:.2f}, {high:.2f}]".format(**dream["ratio"])
-            yield f"actions obeyed, {name}", f"{first}, {last}, last / first {ratio}"
-    yield "distance of codes, real halves", "{value:.3f} [{low:.3f}, {high:.3f}] bits".format(**real["distance"])
+            yield f"obeyed, {name}", f"{first}, {last}"
+            yield "  last / first", ratio
+    yield "distance of codes, real frames", "{value:.3f} [{low:.3f}, {high:.3f}] bits".format(**real["distance"])
     for name, dream in _dreams(long):
-        yield f"distance of codes, {name}", f"{dream['first']['distance']:.3f}, {dream['last']['distance']:.3f} bits"
-    yield "plainer, real frames (coded)", f"{real['plainer']:.1%} ({real['plainer_coded']:.1%})"
+        yield f"distance, {name}", f"{dream['first']['distance']:.3f}, {dream['last']['distance']:.3f} bits"
+    yield "plainer, real frames (their codes)", f"{real['plainer']:.1%} ({real['plainer_coded']:.1%})"
     for name, dream in _dreams(long):
         yield f"plainer, {name}", ", ".join(_percent(dream[end]["plainer"]) for end in ("first", "last"))
 
@@ -37,7 +38,7 @@ def _dreams(long: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """The figures of each kind of actions and temperature."""
     for kind, dreams in long["dreamt"].items():
         for heat, dream in dreams.items():
-            yield f"{kind} actions, temperature {heat}", dream
+            yield f"{kind}, temperature {heat}", dream
 
 
 def _percent(interval: dict[str, Any]) -> str:
