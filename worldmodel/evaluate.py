@@ -1,7 +1,7 @@
 """Measure a run on held-out episodes. A run of an environment: reconstruction, use of codes, bits of
-the prior, open-loop dreams against baselines, accuracy of actions, rewards and ends, long dreams, and
-loops of the environment, which are recorded once. Images: reconstruction, use of codes, bits per
-dimension and their parts. Speech: bits per sample, conversions into other voices, speakers and
+the prior, open-loop dreams against baselines, accuracy of actions, rewards and ends, long dreams,
+and loops of the environment, which are recorded once. Images: reconstruction, use of codes, bits
+per dimension and their parts. Speech: bits per sample, conversions into other voices, speakers and
 phonemes in the codes. Prints a table and writes metrics.json, pictures, plots and report.html to
 the folder evaluation/ of the run.
 
