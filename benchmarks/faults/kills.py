@@ -101,7 +101,7 @@ def training(
 def trained_facts(run: Path) -> dict[str, str]:
     """All that a training computes: the weights, and every logged value but for times."""
     facts = {}
-    for file in run.glob("*.safetensors"):
+    for file in sorted(run.glob("[!.]*.safetensors")):  # a name with a dot is of a write that was killed
         tensors, _ = load_tensors(file, "")
         facts[file.name] = digest(*itertools.chain.from_iterable(sorted(tensors.items())))
     for line in read_json_lines(run / "metrics.jsonl"):
