@@ -30,7 +30,7 @@ def _compare(argv: Sequence[str] | None) -> None:
     parser = Parser("python -m worldmodel.agents.compare", description=__doc__)
     parser.add_argument("files", nargs="+", type=expanded, metavar="metrics.json", help="evaluations, or their folders")
     parser.add_argument(
-        "--to", type=expanded, default=Path("."), metavar="FOLDER", help="where to write (default: here)"
+        "--to", type=expanded, default=Path("."), metavar="FOLDER", help="where to write (default: the current folder)"
     )
     args = parser.parse_args(argv)
 

@@ -4,7 +4,7 @@ the agent, and the correlation of dreamt and obtained returns.
 
 The seeds of episode i depend only on seed and i, so they are the same for every agent. Writes
 metrics.json, report.png, episodes.mp4, dream.mp4 (a short one also as a GIF) and for a planner
-plan.mp4 (an episode, and the frames imagined 1, 4 and 8 steps before). The folder is
+plan.mp4 (an episode, and the frames that were imagined 1, 4 and 8 steps before). The folder is
 <run>/agents/<agent>-<env>/, or runs/agents/… without a run.
 """
 
@@ -24,13 +24,13 @@ from worldmodel.util.ranges import Count, NonNegative, Whole
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    success = "least return of a success (an episode that ended by itself, its last two rewards positive together)"
+    success = "return of a success (default: the episode ended by itself, the sum of its last two rewards is > 0)"
     add_number(parser, "--success", float, success, metavar="RETURN")
-    add_number(parser, "--horizon", Count, "largest number of steps of a dreamt window (50)", 50)
-    add_number(parser, "--starts", Count, "dreamt windows per episode (4)", 4)
+    add_number(parser, "--horizon", Count, "largest number of steps of a dreamt segment (50)", 50)
+    add_number(parser, "--starts", Count, "dreamt segments per episode (4)", 4)
     add_number(parser, "--temperature", NonNegative, "temperature of these dreams (1)", 1.0, "T")
-    add_number(parser, "--videos", Whole, "episodes in the videos (3); 0: no videos", 3)
-    parser.add_argument("--name", help="name of the agent in files and tables (the choice of agent=)")
+    add_number(parser, "--videos", Whole, "number of episodes in the videos; 0: no videos (3)", 3)
+    parser.add_argument("--name", help="name of the agent in files and tables (default: the value of agent=)")
 
 
 @entry_point("worldmodel.agents.evaluate", __doc__, add_flags)

@@ -2,12 +2,12 @@
 with the explorer, the others with the actor), trains the world model on all steps, and trains the
 actor and its critic in its dream.
 
-Every round is a run, <run>-round1, …, the last one <run>; the episodes are in data/<run>. The
-budgets of training.tokenizer, training.prior and training.agent apply to each round. With steps=0
-run=… no steps are collected: the actor is trained in the dream of that run.
+Every round has a run: <run>-round1, …, and <run> for the last one. The episodes are in data/<run>.
+The budgets of training.tokenizer, training.prior and training.agent apply to each round. With
+steps=0 run=… no steps are collected: the actor is trained in the dream of that run.
 
-agent=sb3_ppo run=…: Stable-Baselines3's PPO in the dream of a run. Without run=, it is trained in
-the real environment for steps= steps, as a baseline.
+agent=sb3_ppo run=… trains the PPO of Stable-Baselines3 in the dream of a run. Without run=, it is
+trained in the real environment for steps=… steps, as a baseline.
 
 The same command resumes an interrupted training.
 """

@@ -2,7 +2,7 @@
 
 The bare environment is stepped in this process under the actions that were just recorded. Recording as
 many steps is worldmodel.recording.collect.collect, with one process and with several, from the first
-step to the last episode on disk. The contenders are measured in turn, and ratios are computed per round.
+step to the last episode on disk. The alternatives are measured in turn, and ratios are computed per round.
 Figures are only meaningful on an idle machine; its load is printed in the heading.
 """
 
@@ -37,8 +37,8 @@ CPU = torch.device("cpu")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    add_number(parser, "--steps", Count, "steps per contender and round (4000)", 4000)
-    add_number(parser, "--workers", Annotated[int, Ge(2)], "processes of the parallel contender (2)", 2)
+    add_number(parser, "--steps", Count, "steps of each measurement (4000)", 4000)
+    add_number(parser, "--workers", Annotated[int, Ge(2)], "processes of the parallel recording (2)", 2)
     add_report(parser, 5)
 
 

@@ -1,6 +1,6 @@
 """Measure speeds and peak memory of a run (run=name), or of the untrained model of the settings, on recorded episodes
-(data=folder). Contenders are measured in turn; a figure is the median of the rounds, with the lowest and the highest.
-Prints tables and writes JSON, which docs/benchmarks.md explains.
+(data=folder). The alternatives are measured in turn; a figure is the median of the rounds, with the lowest and the
+highest. Prints tables, and with --out writes JSON; docs/benchmarks.md explains both.
 """
 
 from __future__ import annotations

@@ -10,22 +10,22 @@ from collections.abc import Mapping, Sequence
 import worldmodel
 
 COMMANDS = {
-    "quickstart": "collect, train and dream on a laptop, in minutes",
+    "quickstart": "collect, train, dream and evaluate in less than ten minutes",
     "collect": "record episodes of an environment, or import images and recordings",
-    "train": "train the tokenizer, then the prior; goes on where it was stopped",
+    "train": "train the tokenizer, then the prior; continues an interrupted training",
     "dream": "dream a video under actions of your choice",
     "sample": "draw images of classes or captions",
     "speak": "draw speech in the voice of a speaker",
-    "convert": "speak the words of a recording in another voice",
-    "codec": "speech as a bitstream, and back",
-    "evaluate": "measure a run on held-out episodes",
+    "convert": "convert recorded speech to another voice",
+    "codec": "encode speech as a bitstream, or decode a bitstream",
+    "evaluate": "evaluate a run on held-out episodes",
     "export": "write the episodes as a Minari data set or as npz files",
     "agent": "train, evaluate and compare agents",
 }
 AGENT_COMMANDS = {
     "train": "train an agent in the environment, or in the dream of a run",
-    "evaluate": "measure an agent in the environment",
-    "compare": "put evaluations of agents side by side",
+    "evaluate": "evaluate an agent in the environment",
+    "compare": "compare evaluations of agents",
 }
 
 

@@ -1,12 +1,13 @@
-"""Speech as a bitstream, and back. The run is one of experiment=codec.
+"""Encode speech as a bitstream, or decode a bitstream. The run is one of experiment=codec.
 
 encode FILE   write a WAV or FLAC file as a bitstream (.wmc), with the sound that it decodes to and
               the spectrograms of both: python -m worldmodel.codec encode in.wav --kbps 3
 decode FILE   write the sound of a bitstream that the same run wrote
 
-The bitstream is entropy-coded by a model of the codes: counts of the training codes (kept in the
-run's folder, made at first use), or the run's prior, which decodes on a machine like this one only;
-none: codes of fixed width; auto: the shortest.
+The bitstream is entropy-coded with a model of the codes. --entropy counts: the frequencies of the
+training codes (computed at the first use and kept in the folder of the run); prior: the prior of
+the run, which decodes only on a machine of the same kind; none: codes of fixed width; auto: the
+shortest of these.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ SUFFIX = ".wmc"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    add_number(parser, "--kbps", Positive, "encode: as many codebooks as fit into N kbit/s at fixed width (all)")
+    add_number(parser, "--kbps", Positive, "encode: as many codebooks as N kbit/s allow at fixed width (all)")
     parser.add_argument("--entropy", choices=ENTROPY, help="encode: the model of the codes (auto)")
-    parser.add_argument("--stream", action="store_true", help="code the sound in chunks of 20 ms, as it would arrive")
+    parser.add_argument(
+        "--stream", action="store_true", help="code the sound in chunks of 20 ms, as in live transmission"
+    )
     add_output(parser, (SUFFIX, *SOUND_SUFFIXES))
 
 

@@ -1,10 +1,10 @@
-"""Play an environment with an explorer and record its frames, in several processes. Run again, the
-command appends. It can be stopped at any moment: only the episodes that are being recorded then
-are lost, and after Ctrl-C or SIGTERM not even these.
+"""Play an environment with an explorer and record its frames, in several processes. A further call
+appends episodes. The command can be stopped at any moment: only the episodes that are being
+recorded then are lost, and after Ctrl-C or SIGTERM not even these.
 
 With source=cifar10, images, imagenet, dmlab, minari, npz, vctk or timit, and source.path=…, import
-the files of that folder instead. Run again, the command imports what is missing: new files, what
-an interruption left out, and episodes that were damaged since.
+the files of that folder instead. A further call imports what is missing: new files, the rest after
+an interruption, and episodes that were damaged since.
 """
 
 from __future__ import annotations

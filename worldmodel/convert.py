@@ -1,5 +1,5 @@
-"""Speak the words of FILE (WAV, FLAC) in the voices of speakers that a run of speech was trained on.
-Writes a .wav file for each speaker and a page of spectrograms.
+"""Convert the speech in FILE (WAV, FLAC) to the voices of speakers that a run was trained on. Writes
+a .wav file for each speaker and a page of spectrograms.
 
   python -m worldmodel.convert in.wav --speakers p226
 """

@@ -1,9 +1,9 @@
-"""Dream a video: the model sees a few recorded frames, then only actions. Without --actions and
+"""Dream a video: the model receives a few recorded frames, then only actions. Without --actions and
 --replay, a held-out episode is replayed. Writes an mp4, a gif and a contact sheet; seen frames
-have a blue edge, dreamt ones an orange edge; step 0 is the last seen frame.
+have a blue edge, dreamt frames an orange edge; step 0 is the last seen frame.
 
-A script of actions is 'forward*12,left*4', or 'forward,left' for a few steps of each action.
-With --horizon it is repeated until the horizon is filled, and cut there.
+A script of actions is 'forward*12,left*4', or 'forward,left' for 8 steps of each action. With
+--horizon the script is repeated until the dream has this number of steps.
 
   python -m worldmodel.dream --replay 4 --horizon 30
 """
@@ -38,18 +38,18 @@ MOVED = {
 def add_flags(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
-        "--actions", metavar="SCRIPT", help=f"actions to dream under ({REPEAT} steps of each without counts)"
+        "--actions", metavar="SCRIPT", help=f"actions of the dream ({REPEAT} steps of each if no number is given)"
     )
     what.add_argument(
-        "--replay", metavar="EPISODE[:FRAME]", help="dream under an episode's actions, beside the recorded frames"
+        "--replay", metavar="EPISODE[:FRAME]", help="dream under the actions of an episode, beside its recorded frames"
     )
     steps = Annotated[int, Ge(1), Le(MAX_STEPS)]
-    add_number(parser, "--horizon", steps, "steps to dream (the script once; a replay to its end, at most 60)")
+    add_number(parser, "--horizon", steps, "steps of the dream (the script once; a replay to its end, at most 60)")
     parser.add_argument(
-        "--start", metavar="EPISODE[:FRAME]", help="with --actions: first seen frame (in a held-out episode, by seed)"
+        "--start", metavar="EPISODE[:FRAME]", help="with --actions: first seen frame (held out, chosen by the seed)"
     )
-    add_number(parser, "--context", Few, "number of seen frames (as many as the prior was trained with)")
-    add_number(parser, "--samples", Few, "dreams of one start, side by side (1)", 1)
+    add_number(parser, "--context", Few, "number of seen frames (as many as in the training of the prior)")
+    add_number(parser, "--samples", Few, "number of dreams from the same start, side by side (1)", 1)
     add_sampling(parser)
     add_seed(parser)
     parser.add_argument(

@@ -46,7 +46,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     # Actions are shuffled among windows.
     add_number(parser, "--windows", Annotated[int, Ge(2)], "environment: number of held-out windows to dream")
-    add_number(parser, "--top-k", Count, "environment: draw each code from the K most likely ones", metavar="K")
+    add_number(parser, "--top-k", Count, "environment: draw each code from the K most probable ones", metavar="K")
     parser.add_argument(
         "--skip",
         action="append",

@@ -3,7 +3,7 @@ programs.
 
 --to minari writes a Minari data set, which minari.load_dataset opens by its id. --to npz writes a
 folder with an npz file for each episode: obs (T + 1, H, W, C), action, reward, terminated,
-truncated (T,). To import either again: python -m worldmodel.collect source=minari (or source=npz)
+truncated (T,). To import an export: python -m worldmodel.collect source=minari (or source=npz)
 source.path=…
 """
 
@@ -31,7 +31,7 @@ MADE_BY = {"npz": "ep*.npz", "minari": "data/metadata.json"}
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", choices=tuple(MADE_BY), required=True, help="format of the export")
-    folder = "folder to write (exports/<data>, or the folder where Minari keeps its data sets)"
+    folder = "folder to write (exports/<data>; Minari: the folder where Minari keeps its data sets)"
     parser.add_argument("--out", metavar="FOLDER", help=folder)
     parser.add_argument("--id", help="id of the Minari data set (<data>-v0)")
     parser.add_argument("--storage", choices=get_args(Storage), help="file format of the Minari data set (hdf5)")

@@ -1,9 +1,9 @@
-"""All of it in one go, in less than ten minutes on a laptop without a GPU: collect episodes of
-ViZDoom (or of env=…), train the tokenizer and the prior, dream, measure.
+"""Run all steps in less than ten minutes on a laptop without a GPU: collect episodes of ViZDoom (or of
+env=…), train the tokenizer and the prior, dream, evaluate.
 
---minutes is a budget for the whole; training takes what the rest leaves, so that a slower machine
-ends with a weaker model, not later. What is recorded and trained already is kept: after an
-interruption the same command goes on.
+--minutes is the budget of all steps together. Training gets the time that the other steps leave: on
+a slower machine the model is weaker, but the command does not take longer. Recorded episodes and
+trained weights are kept: after an interruption the same command continues.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ WALK = "forward*8,left*8,forward*8,right*8"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--minutes", type=float, default=9.5, metavar="N", help="budget of the whole (9.5)")
+    parser.add_argument("--minutes", type=float, default=9.5, metavar="N", help="time of all steps together (9.5)")
     parser.add_argument(
-        "--actions", metavar="SCRIPT", help=f"what to dream under at the end ({WALK}, or all actions in turn)"
+        "--actions", metavar="SCRIPT", help=f"actions of the dream at the end ({WALK}, or each action in turn)"
     )
 
 

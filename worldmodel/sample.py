@@ -1,6 +1,6 @@
 """Draw images from a run of images and write them as one .png file, a row for each class or caption:
---classes airplane,frog or --classes 'a red bus,two birds'. Without --classes: the first classes,
-evenly over many.
+--classes airplane,frog or --classes 'a red bus,two birds'. Without --classes, up to 10 classes are
+chosen at equal distances in the list of classes.
 
   python -m worldmodel.sample --classes airplane,frog --count 16
 """
@@ -25,8 +25,8 @@ SUFFIXES = (".png",)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--classes", metavar="A,B", help=f"classes or captions to draw ({MOST_CLASSES} classes)")
-    add_number(parser, "--count", Few, f"images of each class ({PER_CLASS}); in all, if the prior has no classes")
+    parser.add_argument("--classes", metavar="A,B", help=f"classes or captions to draw (up to {MOST_CLASSES} classes)")
+    add_number(parser, "--count", Few, f"images of each class, or in all if there are no classes ({PER_CLASS})")
     add_sampling(parser)
     add_seed(parser)
     add_output(parser, SUFFIXES)

@@ -1,5 +1,6 @@
 """Draw speech from the prior of a run of speech. Writes a .wav file for each speaker and a page of
-spectrograms. The prior has learnt no words: what it draws is babble in the voice of a speaker.
+spectrograms. The prior has learnt no words: its samples sound like speech without meaning in the
+voice of a speaker.
 
   python -m worldmodel.speak --speakers p225 --seconds 3
 """
@@ -28,7 +29,9 @@ LONGEST = 600  # seconds; more is taken for a typing error
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--speakers", metavar="A,B", help="speakers, separated by commas (the first of the run)")
-    add_number(parser, "--seconds", Annotated[float, Gt(0), Le(LONGEST)], f"length ({SECONDS:g})", metavar="S")
+    add_number(
+        parser, "--seconds", Annotated[float, Gt(0), Le(LONGEST)], f"seconds of speech ({SECONDS:g})", metavar="S"
+    )
     add_sampling(parser)
     add_voice_temperature(parser)
     add_seed(parser)

@@ -1,10 +1,10 @@
 """Train a model on the recorded episodes: first the tokenizer, then the prior over its codes.
 
 The latest run is continued if it is unfinished and has the same settings; otherwise a new one is
-started. Ctrl-C saves and stops, and the same command goes on. run=name names the run: another name
-starts another, and more steps for a finished one continue its training. Budgets are settings too:
-training.tokenizer.steps, training.prior.max_seconds, …; --steps and --minutes are short for them.
-On two GPUs:
+started. Ctrl-C saves and stops, and the same command resumes the training. run=name names the run:
+a new name starts a new run, and more steps for a finished run continue its training. Budgets are
+settings (training.tokenizer.steps, training.prior.max_seconds, …), which --steps and --minutes set
+for all stages. On two GPUs:
 
   torchrun --nproc-per-node 2 -m worldmodel.train
 """
@@ -27,10 +27,10 @@ from worldmodel.util.ranges import Count, Positive
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stage", default="all", help="what to train: tokenizer, second or prior (all)")
-    parser.add_argument("--tokenizer-of", metavar="RUN", help="take over the tokenizer of a run")
+    parser.add_argument("--tokenizer-of", metavar="RUN", help="copy the tokenizer of another run")
     parser.add_argument("--weights-of", metavar="RUN", help="start from the weights of a run with the same settings")
-    add_number(parser, "--steps", Count, "most steps of each stage")
-    add_number(parser, "--minutes", Positive, "time, of which the prior gets 7/3 of what each stage before it gets")
+    add_number(parser, "--steps", Count, "number of steps of each stage (training.<stage>.steps)")
+    add_number(parser, "--minutes", Positive, "time of all stages; the prior gets 7 parts of it, any other stage 3")
 
 
 @entry_point("train", __doc__, add_flags)

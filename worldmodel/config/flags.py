@@ -41,14 +41,19 @@ def add_seed(parser: argparse.ArgumentParser) -> None:
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     """How codes are drawn from the prior."""
     add_number(
-        parser, "--temperature", NonNegative, "below 1: likelier codes; 0: the expected ones (1)", 1.0, metavar="T"
+        parser,
+        "--temperature",
+        NonNegative,
+        "below 1: more probable codes; 0: the expected codes (1)",
+        1.0,
+        metavar="T",
     )
-    add_number(parser, "--top-k", Count, "draw each code from the K most likely ones", metavar="K")
+    add_number(parser, "--top-k", Count, "draw each code from the K most probable ones", metavar="K")
     parser.add_argument(
         "--sampler",
         default="auto",
         choices=("auto", "ancestral", "predictive"),
-        help="both draw the same codes; auto: the faster one",
+        help="how the same codes are drawn; auto: the faster sampler (auto)",
     )
 
 
@@ -66,5 +71,5 @@ def add_output(parser: argparse.ArgumentParser, suffixes: Sequence[str]) -> None
 
 def add_voice_temperature(parser: argparse.ArgumentParser) -> None:
     """How samples of sound are drawn from the decoder."""
-    help = "of the decoder's samples; below 1: less noise, duller (1)"
+    help = "temperature of the decoder; below 1: less noise, but a duller sound (1)"
     add_number(parser, "--voice-temperature", Positive, help, 1.0, "T")
