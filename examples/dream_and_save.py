@@ -2,7 +2,7 @@
 
     python examples/dream_and_save.py [RUN [OUTPUT]]
 
-RUN is the folder of a run, such as the one that python -m worldmodel.quickstart makes; OUTPUT is a file name without
+RUN is the folder of a run, such as the one that python -m worldmodel.quickstart trains; OUTPUT is a file name without
 suffix.
 """
 
@@ -23,7 +23,7 @@ def main(run="runs/my_way_home-1", output="dream"):
     held_out = store.split("held_out")
     episode = store.episode(held_out[store.frame_counts[held_out].argmax()])  # the longest of them
 
-    # actions[t] led to frames[t]: the model sees the first frames, and dreams under the actions that follow them.
+    # actions[t] led to frames[t]: the model receives the first frames, and dreams under the actions after them.
     seen = max(1, world.prior.context)
     actions = episode.actions[seen : seen + HORIZON]
     dream = world.imagine(

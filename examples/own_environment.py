@@ -1,4 +1,4 @@
-"""Record, learn and dream an environment of your own::
+"""Record an environment of your own, train a world model of it, and dream::
 
     python examples/own_environment.py [key=value …]
 

@@ -26,7 +26,7 @@ class BinaryQuantizer(Quantizer):
         if num_codes != 2**self.width:
             raise ConfigError(f"tokenizer.num_codes is {num_codes}; choose a power of two")
         self.register_buffer("powers", 2 ** torch.arange(self.width), persistent=False)
-        self.register_buffer("mean", torch.zeros(self.width))  # of the vectors; around 0 the bits would become constant
+        self.register_buffer("mean", torch.zeros(self.width))  # of the vectors; at 0 the bits would become constant
 
     def encode(self, vectors):
         return ((vectors > self.mean) * self.powers).sum(-1)
@@ -45,7 +45,7 @@ class BinaryQuantizer(Quantizer):
 
 
 SETTINGS = ["run=binary", "tokenizer.quantizer._target_=own_tokenizer.BinaryQuantizer"]
-SETTINGS += ["~tokenizer.quantizer.width", "~tokenizer.quantizer.update"]  # settings of the default quantizer alone
+SETTINGS += ["~tokenizer.quantizer.width", "~tokenizer.quantizer.update"]  # settings that this quantizer lacks
 
 
 def main(*settings):

@@ -2,8 +2,8 @@
 
     python examples/plan_with_mpc.py [RUN [STEPS]]
 
-RUN is the folder of a run, such as the one that python -m worldmodel.quickstart makes. A step takes about half a second
-on a CPU.
+RUN is the folder of a run, such as the one that python -m worldmodel.quickstart trains. A step takes about half a
+second on a CPU.
 """
 
 import sys

@@ -3,7 +3,7 @@
     pip install -e '.[sb3]'
     python examples/ppo_in_the_dream.py [RUN [STEPS]]
 
-RUN is the folder of a run, such as the one that python -m worldmodel.quickstart makes; STEPS are dreamt steps.
+RUN is the folder of a run, such as the one that python -m worldmodel.quickstart trains; STEPS are dreamt steps.
 """
 
 import sys
@@ -33,10 +33,10 @@ def real_environment(run, longest):
 
 def main(run="runs/my_way_home-1", steps=20_000, policy="CnnPolicy", num_envs=16, horizon=50):
     """Train for ``steps`` steps in ``num_envs`` dreams at once; returns the mean return in the real environment."""
-    envs = gymnasium.make_vec(  # to import worldmodel has registered the id
+    envs = gymnasium.make_vec(  # the id is registered when worldmodel is imported
         "worldmodel/Dream-v0", num_envs=num_envs, run=run, horizon=horizon, autoreset_mode="SameStep"
     )
-    dreams = VecMonitor(DreamVecEnv(envs))  # a vector environment of gymnasium as one of Stable-Baselines3
+    dreams = VecMonitor(DreamVecEnv(envs))  # the vector environment in the form that Stable-Baselines3 needs
     model = PPO(policy, dreams, n_steps=horizon, batch_size=200, device="cpu", seed=0, verbose=1)
     model.learn(int(steps))
     dreams.close()
