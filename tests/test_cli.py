@@ -168,8 +168,8 @@ def test_dispatcher_lists_its_commands(capsys: pytest.CaptureFixture[str]) -> No
 def test_dispatcher_names_the_choices(capsys: pytest.CaptureFixture[str]) -> None:
     assert dispatch(["dreem"]) == 2
     assert capsys.readouterr().err == (
-        "error: unknown command 'dreem'; choose quickstart, collect, train, dream, sample, speak, convert, codec, "
-        "evaluate, export, agent\n"
+        "error: unknown command 'dreem'; choose quickstart, collect, train, dream, play, sample, speak, convert, "
+        "codec, evaluate, export, agent\n"
     )
     assert dispatch(["agent", "play"]) == 2
     assert capsys.readouterr().err == "error: unknown command 'play'; choose train, evaluate, compare\n"

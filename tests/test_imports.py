@@ -11,7 +11,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 MAPPED = ("envs", "agents", "configs")  # folders of the repository that are subpackages of worldmodel
-COMMANDS = ("collect", "train", "dream", "sample", "speak", "convert", "codec", "evaluate", "export", "quickstart")
+COMMANDS = (
+    "collect",
+    "train",
+    "dream",
+    "sample",
+    "speak",
+    "convert",
+    "codec",
+    "evaluate",
+    "export",
+    "play",
+    "quickstart",
+)
 AGENT_COMMANDS = ("train", "evaluate", "compare")
 
 # A module may import from its own layer and from those above it, never from one below.
@@ -24,7 +36,7 @@ LAYERS = (
     ("tokenizers", "priors"),
     ("data", "recording", "training"),
     ("runs", "world", "dreaming", "media", "evaluation"),
-    ("speech",),
+    ("serving", "speech"),
     tuple(command for command in COMMANDS if command != "quickstart"),
     ("envs", "agents"),
     ("__main__", "configs", "quickstart"),  # the quickstart calls the others as a user does
@@ -39,6 +51,7 @@ SETTINGS_READERS = (
     *(f"agents/{name}.py" for name in ("train", "evaluate", "evaluation", "choice", "actor", "loop", "sb3_training")),
 )
 SOUND = ("worldmodel/speech/",)
+SERVED = ("worldmodel/serving/",)
 RESERVED = {
     "moviepy": ("worldmodel/media",),
     "PIL": ("worldmodel/media", "worldmodel/data/pictures.py", "worldmodel/data/sources/images.py"),
@@ -50,6 +63,9 @@ RESERVED = {
     "soxr": SOUND,
     "librosa": SOUND,
     "sklearn": SOUND,
+    "starlette": SERVED,
+    "uvicorn": SERVED,
+    "websockets": SERVED,
     "minari": ("worldmodel/data/sources/minari.py",),
     "vizdoom": ("envs",),
     "deepmind_lab": ("envs/dmlab_engine.py",),

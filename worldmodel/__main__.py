@@ -14,6 +14,7 @@ COMMANDS = {
     "collect": "record episodes of an environment, or import images and recordings",
     "train": "train the tokenizer, then the prior; continues an interrupted training",
     "dream": "dream a video under actions of your choice",
+    "play": "play in a dream, in the browser",
     "sample": "draw images of classes or captions",
     "speak": "draw speech in the voice of a speaker",
     "convert": "convert recorded speech to another voice",

@@ -9,6 +9,7 @@ trained weights are kept: after an interruption the same command continues.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import time
 
@@ -74,6 +75,8 @@ def main(args: argparse.Namespace, config: Config) -> None:
     title("done")
     print(f"Look at {run / 'dreams'}; dream from elsewhere:")
     print(f"  python -m worldmodel.dream --actions '{actions}' --seed 3")
+    print("Play in the dream, in the browser (pip install 'worldmodel[play]'):")
+    print(f"  python -m worldmodel.play {shlex.join(o for o in where if o.startswith(('run=', 'runs=')))} --open")
 
 
 def script(actions: str | None, spec: Spec) -> str:

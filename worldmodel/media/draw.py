@@ -56,7 +56,7 @@ def icon(name: str, size: int) -> Image.Image | None:
     Arrows for directions (``forward``, ``left``, ``UPRIGHT``, ``move_back``), bent arrows for turns (``turn_left``),
     a dot for doing nothing, a ring for firing, an arrow with a ring for both (``UPFIRE``).
     """
-    words = _words(name)
+    words = known_words(name)
     if words is None:
         return None
     big = size * OVERSAMPLE
@@ -76,7 +76,7 @@ def icon(name: str, size: int) -> Image.Image | None:
     return mask.resize((size, size), Image.Resampling.LANCZOS)
 
 
-def _words(name: str) -> list[str] | None:
+def known_words(name: str) -> list[str] | None:
     """The known words of a name (``UPRIGHTFIRE``, ``turn_left``), or None when it contains anything else."""
     vocabulary = sorted((*DIRECTIONS, *TURNS, *FILLERS, *FIRE, *IDLE), key=len, reverse=True)
     rest = "".join(letter for letter in name.lower() if letter.isalnum())

@@ -1,0 +1,59 @@
+"""Play in the dream of a run: a page for the browser, served by this computer. Without run=…, the
+latest run of an environment. Ctrl-C ends it.
+
+Only programs on this computer can connect. With another --host, other computers can, too, if they
+know the token that is printed as a part of the address.
+
+  python -m worldmodel.play run=my_way_home-1 --open
+"""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import sys
+from typing import Annotated
+
+from annotated_types import Ge, Le
+
+from worldmodel.config.cli import Config
+from worldmodel.config.entry_point import entry_point
+from worldmodel.config.flags import add_number
+
+Port = Annotated[int, Ge(0), Le(65535)]
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    add_number(parser, "--port", Port, "where the page is served (8765); 0: any free port", 8765)
+    parser.add_argument("--host", default="127.0.0.1", help="the address that is listened at (127.0.0.1)")
+    parser.add_argument("--open", action="store_true", help="open the page in the browser")
+
+
+@entry_point("play", __doc__, add_flags)
+def main(args: argparse.Namespace, config: Config) -> None:
+    """Load the run, serve the page."""
+    from worldmodel.runs.folder import PRIOR, given_data, open_episodes  # only now, since it imports torch
+    from worldmodel.runs.kind import Kind, choose_run
+    from worldmodel.serving.app import Limits, Server
+    from worldmodel.serving.batching import Batcher
+    from worldmodel.serving.dreams import Dreamer
+    from worldmodel.serving.listen import LOOPBACK, address, is_loopback, listen, open_port
+    from worldmodel.world import WorldModel
+
+    run = choose_run(args.overrides, config, PRIOR, Kind.WORLD)
+    local = is_loopback(args.host)
+    with open_port(args.host, args.port) as opened:
+        world = WorldModel.load(run, device=config.device)
+        store = open_episodes(run, world.spec, given_data(args.overrides, config))
+        token = None if local else secrets.token_urlsafe(16)
+        guard = {"hosts": {*LOOPBACK, args.host.lower()} if local else None, "token": token}
+        limits = Limits()
+        server = Server(run.name, world.spec, Batcher(Dreamer(world, store)), guard, limits)
+        url = address(args.host, opened.getsockname()[1], token)
+        print(f"run       {run}\nplay at   {url}\nCtrl-C ends it", flush=True)
+        listen(server.app, opened, url, limits.message_bytes, args.open)
+        server.batcher.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""The web application: the files of the page, and one WebSocket connection for each visitor."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Awaitable
+from importlib import resources
+from typing import Any, TypeVar
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
+
+from worldmodel.errors import WorldModelError
+from worldmodel.serving.batching import Batcher
+from worldmodel.serving.guard import Guard
+from worldmodel.serving.keys import action_keys
+from worldmodel.serving.messages import ProtocolError, parse
+from worldmodel.serving.visits import Visit
+from worldmodel.types import Spec
+
+TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+POLICY_VIOLATION, TRY_AGAIN = 1008, 1013  # codes of RFC 6455 and its registry
+Result = TypeVar("Result")
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What a server grants."""
+
+    visitors: int = 8  # at the same time
+    messages_per_second: float = 120.0  # of one visitor, in the mean
+    burst: int = 240  # messages of one visitor that may come at once
+    message_bytes: int = 1024
+    idle_seconds: float = 600.0  # without a message, or without reading what is sent
+
+
+class Server:
+    """The visitors of one world model, and the application that they connect to."""
+
+    def __init__(self, run: str, spec: Spec, batcher: Batcher, guard: dict[str, Any], limits: Limits | None = None):
+        self.run, self.spec, self.batcher, self.limits = run, spec, batcher, limits or Limits()
+        self.visits: list[Visit] = []
+        folder = resources.files("worldmodel.serving") / "page"
+        self._files = {entry.name: entry.read_bytes() for entry in folder.iterdir() if _type(entry.name)}
+        self.app = Starlette(
+            routes=[
+                Route("/", self._file),
+                Route("/page/{name}", self._file),
+                WebSocketRoute("/play", self._connect),
+            ],
+            middleware=[Middleware(Guard, **guard)],
+        )
+
+    def hello(self) -> dict[str, Any]:
+        """What the page is built from."""
+        return {
+            "type": "hello",
+            "run": self.run,
+            "environment": self.spec.env_id,
+            "rate": self.spec.rate,
+            "actions": [key._asdict() for key in action_keys(self.spec.action_names)],
+        }
+
+    async def _file(self, request: Request) -> Response:
+        name = request.path_params.get("name", "index.html")
+        if name not in self._files:
+            return Response("there is no such page", 404)
+        return Response(self._files[name], media_type=_type(name), headers={"Cache-Control": "no-cache"})
+
+    async def _connect(self, socket: WebSocket) -> None:
+        """One connection, from its acceptance to its end."""
+        await socket.accept()
+        with contextlib.suppress(WebSocketDisconnect, TimeoutError):
+            if len(self.visits) >= self.limits.visitors:
+                reason = f"all {self.limits.visitors} places are taken; this page tries again every few seconds"
+                await self._end(socket, TRY_AGAIN, "wait", reason)
+                return
+            visit = Visit(self.spec, self.batcher)
+            self.visits.append(visit)
+            try:
+                await self._serve(socket, visit)
+            except ProtocolError as error:
+                await self._end(socket, POLICY_VIOLATION, "error", str(error))
+            finally:
+                self.visits.remove(visit)
+
+    async def _serve(self, socket: WebSocket, visit: Visit) -> None:
+        """Answer one request after the other."""
+        await self._in_time(socket.send_text(json.dumps(self.hello())))
+        credit, last = float(self.limits.burst), time.monotonic()
+        while True:
+            text = await self._receive(socket)
+            now = time.monotonic()
+            credit = min(self.limits.burst, credit + (now - last) * self.limits.messages_per_second) - 1
+            last = now
+            if credit < 0:
+                raise ProtocolError(f"more than {self.limits.messages_per_second:g} messages a second")
+            request = parse(text)
+            try:
+                reply = await visit.answer(request)
+            except WorldModelError as error:  # such as a damaged episode, or an encoder that is missing
+                reply = None
+                await self._in_time(socket.send_text(json.dumps({"type": "notice", "reason": str(error)})))
+            except (ProtocolError, asyncio.CancelledError):
+                raise
+            except Exception as error:
+                log.exception("a request failed: %s", type(request).__name__)
+                raise ProtocolError("the server failed to answer; its terminal shows the error") from error
+            if reply is not None:
+                await self._in_time(socket.send_bytes(reply))
+
+    async def _receive(self, socket: WebSocket) -> str:
+        try:
+            message = await self._in_time(socket.receive())
+        except TimeoutError:
+            raise ProtocolError(f"no message for {self.limits.idle_seconds:g} seconds") from None
+        if message["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(message.get("code", 1005))
+        text = message.get("text")
+        if text is None:
+            raise ProtocolError("invalid message: binary")
+        if len(text) > self.limits.message_bytes:
+            raise ProtocolError(f"a message of more than {self.limits.message_bytes} bytes")
+        return str(text)
+
+    async def _in_time(self, action: Awaitable[Result]) -> Result:
+        return await asyncio.wait_for(action, self.limits.idle_seconds)
+
+    async def _end(self, socket: WebSocket, code: int, kind: str, reason: str) -> None:
+        """Tell the visitor why, and close the connection."""
+        if socket.application_state is WebSocketState.CONNECTED:
+            await self._in_time(socket.send_text(json.dumps({"type": kind, "reason": reason})))
+            await self._in_time(socket.close(code, reason[:100]))
+
+
+def _type(name: str) -> str | None:
+    return TYPES.get(name.rpartition(".")[2])

@@ -1,0 +1,75 @@
+"""Opens the port and runs the application until Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import logging
+import os
+import socket
+import threading
+import webbrowser
+from types import FrameType
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from worldmodel.errors import ConfigError
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only programs on this computer reach a host."""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host.lower() == "localhost"
+
+
+def open_port(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises :class:`ConfigError` for a port in use, or a host that is not this computer's."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=64)
+    except socket.gaierror as error:
+        raise ConfigError(f"--host {host}: there is no such host; give an address of this computer") from error
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise ConfigError(
+            f"cannot listen at {host}:{port} ({reason}); choose another --port, or 0 for any that is free"
+        ) from error
+
+
+def address(host: str, port: int, token: str | None) -> str:
+    """What a visitor opens."""
+    name = f"[{host}]" if ":" in host else host
+    return f"http://{name}:{port}/" + (f"?token={token}" if token else "")
+
+
+class Stoppable(uvicorn.Server):
+    """A server that does not wait for its visitors to leave."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        self.force_exit = True
+
+
+def listen(app: ASGIApp, opened: socket.socket, url: str, message_bytes: int, browse: bool) -> None:
+    """Serve until Ctrl-C or SIGTERM."""
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    server = Stoppable(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            ws="websockets-sansio",
+            ws_max_size=4 * message_bytes,  # characters have up to four bytes
+            ws_per_message_deflate=False,  # it would delay every frame
+            server_header=False,
+        )
+    )
+    if browse:
+        threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
+    with contextlib.suppress(KeyboardInterrupt), opened:
+        server.run(sockets=[opened])

@@ -1,0 +1,131 @@
+"""A visitor's dream: its moments so far, and what the visitor is sent of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from worldmodel import media
+from worldmodel.dreaming.videos import Place
+from worldmodel.errors import ConfigError
+from worldmodel.serving.batching import Batcher, in_background
+from worldmodel.serving.dreams import Beginning, Moment, Order, rgba
+from worldmodel.serving.messages import Begin, ProtocolError, Request, Save, Starts, Step, Undo, pack
+from worldmodel.types import Spec
+
+KEPT_MOMENTS = 1000
+"""Frames that a dream may go back, or that are saved as a file, at most."""
+KEPT_BYTES = 64 * 2**20
+"""The same in bytes, for large frames."""
+STARTS = 12
+"""Places to choose from at a time."""
+
+
+@dataclasses.dataclass
+class Visit:
+    """One visitor. ``answer`` is called for one request at a time."""
+
+    spec: Spec
+    batcher: Batcher
+    beginning: Beginning | None = None
+    moments: deque[Moment] = dataclasses.field(default_factory=deque)  # the last is the present one
+
+    async def answer(self, request: Request) -> bytes:
+        """The reply to a request. Raises :class:`ProtocolError` for one that cannot be answered, and
+        :class:`DataError` for a damaged episode."""
+        match request:
+            case Begin():
+                return await self._begin(request)
+            case Step():
+                return await self._step(request)
+            case Undo():
+                return self._undo(request.steps)
+            case Starts():
+                return await self._starts(request.seed)
+            case Save():
+                return await self._save(request)
+
+    async def _begin(self, request: Begin) -> bytes:
+        dreamer, place = self.batcher.dreamer, Place(request.episode, request.frame)
+        try:
+            beginning = await self.batcher.call(dreamer.read, place)
+        except ConfigError as error:
+            raise ProtocolError(str(error)) from error
+        return await self.begin_at(beginning, request.seed)
+
+    async def begin_at(self, beginning: Beginning, seed: int) -> bytes:
+        """Start again from seen frames."""
+        first = await self.batcher.call(self.batcher.dreamer.begin, beginning, seed)
+        kept = max(2, min(KEPT_MOMENTS, KEPT_BYTES // first.size))
+        self.beginning, self.moments = beginning, deque([first], maxlen=kept)
+        return self.frame_message(0.0)
+
+    async def _step(self, request: Step) -> bytes:
+        if not self.moments:
+            raise ProtocolError("step before begin")
+        if request.action >= len(self.spec.action_names):
+            raise ProtocolError(f"unknown action {request.action}; choose 0 to {len(self.spec.action_names) - 1}")
+        started = time.perf_counter()
+        order = Order(self.moments[-1], request.action, request.temperature)
+        self.moments.append(await self.batcher.step(order))
+        return self.frame_message(time.perf_counter() - started)
+
+    def _undo(self, steps: int) -> bytes:
+        if len(self.moments) < 2:
+            raise ProtocolError("undo without a frame to go back to")
+        for _ in range(min(steps, len(self.moments) - 1)):
+            self.moments.pop()
+        return self.frame_message(0.0)
+
+    async def _starts(self, seed: int) -> bytes:
+        found = await self.batcher.call(self.batcher.dreamer.starts, STARTS, seed)
+        height, width = self.spec.frame_shape[1:]
+        places = [[place.episode, place.first] for place, _ in found]
+        pixels = b"".join(rgba(frame) for _, frame in found)
+        return pack({"type": "starts", "height": height, "width": width, "places": places}, pixels=pixels)
+
+    async def _save(self, request: Save) -> bytes:
+        strips = self._strips(request.first)
+        if strips is None:
+            raise ProtocolError("save before the first dreamt frame")
+        data = await in_background(write_file, strips, request.suffix, self.spec)
+        return pack({"type": "file", "suffix": request.suffix}, file=data)
+
+    def _strips(self, first: int) -> list[media.Strip] | None:
+        """The dream from its frame ``first`` on; with its seen frames, if these are before it."""
+        dreamt = [moment for moment in self.moments if moment.step >= max(first, 1)]
+        if not dreamt or self.beginning is None:
+            return None
+        seen, led_by = self.beginning.frames, list(self.beginning.actions)
+        if dreamt[0].step > 1:
+            seen, led_by = seen[:0], []
+        names = media.action_names([*led_by, *(moment.action for moment in dreamt)], self.spec.action_names)
+        frames = np.stack([moment.frame for moment in dreamt])
+        return [media.dream_strip(seen, frames, (None, *names[1:]) if led_by else names)]
+
+    def frame_message(self, seconds: float) -> bytes:
+        """The present frame; ``seconds``: what its computation took, with the wait for the model."""
+        moment = self.moments[-1]
+        height, width = self.spec.frame_shape[1:]
+        header: dict[str, Any] = {
+            "type": "frame", "step": moment.step, "action": moment.action, "reward": moment.reward,
+            "total": moment.total, "end": moment.end, "height": height, "width": width,
+            "undo": len(self.moments) - 1, "milliseconds": round(1e3 * seconds, 2),
+            "grid": list(moment.codes.shape), "codes": moment.codes.flatten().tolist(),
+        }  # fmt: skip
+        return pack(header, dream=rgba(moment.frame))
+
+
+def write_file(strips: Sequence[media.Strip], suffix: str, spec: Spec) -> bytes:
+    """The bytes of a video or a contact sheet. Raises what :func:`worldmodel.media.save` raises."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"dream.{suffix}"
+        media.save(path, strips, spec.rate, title=spec.env_id)
+        return path.read_bytes()
