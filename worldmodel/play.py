@@ -1,8 +1,8 @@
-"""Play in the dream of a run: a page for the browser, served by this computer. Without run=…, the
-latest run of an environment. Ctrl-C ends it.
+"""Serve a page for the browser, in which the dream of a run is played by keyboard. Without run=…, it
+is the latest run of an environment. Ctrl-C ends the server.
 
-Only programs on this computer can connect. With another --host, other computers can, too, if they
-know the token that is printed as a part of the address.
+Only programs on this computer can connect. With another --host, other computers can connect, too,
+if they send the token that is printed as a part of the address.
 
   python -m worldmodel.play run=my_way_home-1 --open
 """
@@ -24,8 +24,8 @@ Port = Annotated[int, Ge(0), Le(65535)]
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    add_number(parser, "--port", Port, "where the page is served (8765); 0: any free port", 8765)
-    parser.add_argument("--host", default="127.0.0.1", help="the address that is listened at (127.0.0.1)")
+    add_number(parser, "--port", Port, "port of the server; 0: any free port (8765)", 8765)
+    parser.add_argument("--host", default="127.0.0.1", help="address at which the server listens (127.0.0.1)")
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
 
 
