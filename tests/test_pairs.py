@@ -19,9 +19,10 @@ from worldmodel.types import Spec
 
 SOUND = Spec("sound", (1, 640), ("a", "b", "c"), 25.0)
 ONE_GRID = {"captions", "codec", "conv", "conv_memory", "pixelcnn", "scene", "speech", "transformer"}
+PICTURES = ONE_GRID | {"conv_pose"}  # grids of rows and columns
 SLOTS, LEVELS = {"codec", "pixelcnn", "scene"}, {"hierarchy", "jukebox"}
 FITTING = {
-    "vqvae": ONE_GRID, "fsq": ONE_GRID, "gumbel": ONE_GRID, "vqvae_8x8x10": SLOTS, "vimco": SLOTS, "vqvae2": LEVELS,
+    "vqvae": PICTURES, "fsq": PICTURES, "gumbel": PICTURES, "vqvae_8x8x10": SLOTS, "vimco": SLOTS, "vqvae2": LEVELS,
     "vae": {"gaussian"}, "speech_spectra": ONE_GRID, "codec": SLOTS, "jukebox": LEVELS,
 }  # fmt: skip
 """A tokenizer of each form of latents, and the priors that fit."""

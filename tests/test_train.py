@@ -191,6 +191,27 @@ def test_interrupted_training_goes_on_and_ends_the_same(
     assert losses[0] == losses[1]
 
 
+def test_the_motion_of_a_pose_memory_is_estimated_once(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    memory = {"_target_": "worldmodel.priors.pose.PoseMemory", "_partial_": True, "window": 6, "recent": 2}
+    config = settings(data, tmp_path, prior__trunk__pose={**memory, "windows": 10, "steps": 2})
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, "prior", 13)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    assert capsys.readouterr().out.count("motion of the camera") == 1
+    checkpoint, _ = load_tensors(tmp_path / "square-1" / "checkpoints" / "prior.safetensors", "")
+    folder = train(config)
+    assert "motion of the camera" not in capsys.readouterr().out
+    weights, _ = load_tensors(folder / "prior.safetensors", "")
+    names = [name for name in weights if name.startswith("trunk.pose.")]
+    assert weights["trunk.pose.scale"] > 0 and len(names) == 5
+    for name in names:
+        assert torch.equal(weights[name], next(value for key, value in checkpoint.items() if key.endswith(name)))
+    assert WorldModel.load(folder, device="cpu").prior.lead == 6
+
+
 def test_other_settings_start_another_run(data: Path, tmp_path: Path) -> None:
     def tokenizer(**changes) -> str:
         return train(settings(data, tmp_path, training__tokenizer__steps=2, **changes), "tokenizer").name

@@ -14,6 +14,7 @@ from torch import Tensor
 from worldmodel import configs
 from worldmodel.config.cli import compose_config
 from worldmodel.priors import Prior
+from worldmodel.priors.motion import Motion
 from worldmodel.runs.models import build_prior, build_tokenizer
 from worldmodel.tokenizers import Autoencoder, Tokenizer, require_codes
 from worldmodel.types import Segment, Spec
@@ -58,6 +59,7 @@ FIT = {
     "precision": "fp32",
     "log_every": 50,
 }
+SHORT = {"conv_pose": ("prior.context=4", "prior.trunk.pose.window=4", "prior.trunk.pose.recent=1")}
 SMALL_PRIOR = ("prior.trunk.width=16", "prior.head.width=16")
 
 
@@ -98,11 +100,16 @@ def tiny_prior(name: str = "conv", spec: Spec = SPEC, spread: float = 3.0) -> Pr
     """An untrained prior over 4×4 codes of 16; its weights are blown up so that its distributions are far from flat."""
     torch.manual_seed(0)
     depth = "prior.head.layers=3" if name == "pixelcnn" else "prior.trunk.blocks=1"
-    config = compose_config([f"prior={name}", *SMALL_TOKENIZER, *SMALL_PRIOR, depth, "tokenizer.num_codes=16"])
+    small = [depth, "tokenizer.num_codes=16", *SHORT.get(name, ())]
+    config = compose_config([f"prior={name}", *SMALL_TOKENIZER, *SMALL_PRIOR, *small])
     prior = build_prior(config, spec, tiny_tokenizer(spec=spec)).eval()
     with torch.no_grad():
         for parameter in prior.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1 * spread)
+    if name == "conv_pose":  # a motion that recalls columns of many frames
+        turn, move = torch.tensor([0.0, 0.1, 1.3]), torch.tensor([[0.0, 0.0], [0.5, 0.2], [0.0, 0.0]])
+        widths = torch.tensor([0.7, 5.0, 2.0])
+        prior.trunk.pose.set_motion(Motion(turn, move, torch.tensor(13.0), widths, torch.tensor(1.0)))
     return prior
 
 

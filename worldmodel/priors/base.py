@@ -17,6 +17,8 @@ from worldmodel.types import Segment
 
 Terms = dict[str, Tensor]  # named scalars
 Tree = TypeVar("Tree")
+Sample = Callable[[int, Generator], Segment]
+"""Draws windows of codes; called with their number."""
 
 
 class Trunk(nn.Module, abc.ABC):
@@ -29,6 +31,11 @@ class Trunk(nn.Module, abc.ABC):
     width: int  # of a context vector
     remembers: bool = True  # whether past grids matter
     sees_actions: bool = True  # whether actions (or classes) matter
+    reach: int = 0  # number of earlier frames that a window of training should have; 0: as many as the prior sees
+
+    def prepare(self, sample: Sample, generator: Generator) -> str:
+        """Estimate what is not trained, before the training, from windows of codes; returns the result in words."""
+        return ""
 
     @abc.abstractmethod
     def forward(self, previous: Tensor, actions: Tensor, first: int = 0) -> Tensor:
@@ -70,7 +77,8 @@ class LatentPrior(nn.Module, abc.ABC):
     """p(latents of a frame | latents so far, actions so far), for codes or for the latents of a VAE."""
 
     grid: tuple[int, ...]  # the shape of the latents of a frame
-    context: int = 0  # leading frames of a training segment that are seen but not predicted
+    context: int = 0  # frames that a dream sees first, unless it is given another number
+    lead: int = 0  # leading frames of a training segment that are seen but not predicted
     sees_actions: bool = True  # whether actions (or classes) matter
 
     def __init__(self, action_names: Sequence[str], loss_weights: Mapping[str, float] | None = None):
@@ -83,6 +91,10 @@ class LatentPrior(nn.Module, abc.ABC):
         if name not in self.action_names:
             raise UnknownActionError(name, self.action_names)
         return self.action_names.index(name)
+
+    def prepare(self, sample: Sample, generator: Generator) -> str:
+        """Estimate what is not trained, before the training, from windows of codes; returns the result in words."""
+        return ""
 
     @abc.abstractmethod
     def losses(self, segment: Segment, generator: Generator | None = None) -> tuple[Terms, Terms]:

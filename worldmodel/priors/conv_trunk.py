@@ -6,20 +6,21 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.heads.base import CodeEmbedding, GridSpec
 from worldmodel.nn.convnets import CONV
 from worldmodel.nn.modules import to_channels_last
-from worldmodel.priors.base import Trunk
+from worldmodel.priors.base import Sample, Trunk
 from worldmodel.priors.frame_transformer import MemoryState, TimeMemory
+from worldmodel.priors.pose import FEATURES, PoseMemory
 from worldmodel.util.ranges import Count
 
 
 class ConvTrunkState(NamedTuple):
-    grids: Tensor  # (B, history, *grid) int64, oldest first
-    actions: Tensor  # (B, history) int64
+    grids: Tensor  # (B, kept, *grid) int64, oldest first
+    actions: Tensor  # (B, kept) int64
     memory: MemoryState  # caches of the attention over time; empty without a memory
 
 
@@ -43,17 +44,19 @@ class FilmBlock(nn.Module):
 
 
 class ConvTrunk(Trunk):
-    """Convolutions over the last ``history`` grids, conditioned on their actions (FiLM, Perez et al., 2018) and on the
-    output of a memory of the frames so far.
+    """Convolutions over the last ``history`` grids, conditioned on their actions (FiLM, Perez et al., 2018), with two
+    optional memories of the frames so far.
 
-    The memory represents each frame by one vector, which has little detail but depends on the whole frame, and so
+    ``memory`` represents each frame by one vector, which has little detail but depends on the whole frame, and so
     identifies the place. Its output is a part of the condition and, by a linear layer, an input of every position.
+    ``pose`` recalls codes of frames that showed the same place, which are an input of every position, too.
 
     Args:
         spec: of the grids and the actions.
         width: channels, also the width of a context vector. blocks: residual blocks. history: grids seen.
         embed: width of an embedded code. memory: constructor of a memory over time, which is called with the spec.
         spread: width of the part of the memory's output that one position alone receives.
+        pose: constructor of a memory of past grids, which is called with the spec.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class ConvTrunk(Trunk):
         embed: Count = 48,
         memory: Callable[..., TimeMemory] | None = None,
         spread: Count = 16,
+        pose: Callable[..., PoseMemory] | None = None,
     ):
         super().__init__()
         spec.require_one_grid(self)
@@ -80,33 +84,51 @@ class ConvTrunk(Trunk):
             self.unfold = nn.Linear(spread, width, bias=False)
         self.enter = CONV[rank](history * embed, width, 3, padding=1)
         self.position = nn.Parameter(torch.zeros(width, *spec.grid))
+        self.pose = pose(spec) if pose else None
+        self.kept = history  # frames in a state
+        if self.pose:
+            self.reach = self.pose.window
+            self.kept = max(history, self.reach)
+            self.read = CONV[rank](embed + FEATURES, width, 3, padding=1)
+            self.copy = CodeEmbedding(spec.codebook, width)
+            self.gate = nn.Linear(width + FEATURES, width)
         self.blocks = nn.ModuleList(FilmBlock(rank, width, 128) for _ in range(blocks))
         if rank == 2:
             to_channels_last(self)
 
     def _contexts(self, grids: Tensor, actions: Tensor, remembered: Sequence[Tensor]) -> Tensor:
-        """grids (M, history, *grid), actions (M, history), oldest first; remembered: (M, F) or none → (M, N, width)."""
-        vectors = self.embed(grids).movedim(1, -2).flatten(-2)  # (M, *grid, history · E)
-        condition = self.condition(torch.cat([self.act(actions + 1).flatten(1), *remembered], -1))
+        """grids (M, kept, *grid), actions (M, kept), oldest first; remembered: (M, F) or none → (M, N, width)."""
+        vectors = self.embed(grids[:, -self.history :]).movedim(1, -2).flatten(-2)  # (M, *grid, history · E)
+        condition = self.condition(torch.cat([self.act(actions[:, -self.history :] + 1).flatten(1), *remembered], -1))
         x = self.enter(vectors.movedim(-1, 1)) + self.position
+        if self.pose:
+            recalled, features = self.pose.recall(grids, actions)
+            features = features.to(x.dtype)
+            x = x + self.read(torch.cat([self.embed(recalled).movedim(-1, 1), features], 1))
         for vector in remembered:
             x = x + self.unfold(self.spread(vector).view(len(x), *self.grid, -1)).movedim(-1, 1)
         for block in self.blocks:
             x = block(x, condition)
         x = x.movedim(1, -1)
-        return F.layer_norm(x, x.shape[-1:]).reshape(len(x), -1, self.width)
+        x = F.layer_norm(x, x.shape[-1:])
+        if self.pose:  # a short way from a recalled code to the logits
+            x = x + self.gate(torch.cat([x, features.movedim(1, -1)], -1)).sigmoid() * self.copy(recalled)
+        return x.reshape(len(x), -1, self.width)
 
     def forward(self, previous: Tensor, actions: Tensor, first: int = 0) -> Tensor:
         batch, steps = actions.shape
         state = self.begin(batch)
-        grids = torch.cat([state.grids[:, 1:], previous], 1)[:, first:].unfold(1, self.history, 1).movedim(-1, 2)
-        acts = torch.cat([state.actions[:, 1:], actions], 1)[:, first:].unfold(1, self.history, 1)
+        grids = torch.cat([state.grids[:, 1:], previous], 1)[:, first:].unfold(1, self.kept, 1).movedim(-1, 2)
+        acts = torch.cat([state.actions[:, 1:], actions], 1)[:, first:].unfold(1, self.kept, 1)
         remembered = [self.memory(previous, actions, first).flatten(0, 1)] if self.memory else []
         contexts = self._contexts(grids.flatten(0, 1), acts.flatten(0, 1), remembered)
         return contexts.unflatten(0, (batch, steps - first))
 
+    def prepare(self, sample: Sample, generator: Generator) -> str:
+        return self.pose.estimate(sample, generator) if self.pose else ""
+
     def begin(self, batch: int) -> ConvTrunkState:
-        shape, device = (batch, self.history), self.position.device
+        shape, device = (batch, self.kept), self.position.device
         grids = torch.full((*shape, *self.grid), -1, dtype=torch.int64, device=device)
         acts = torch.full(shape, -1, dtype=torch.int64, device=device)
         return ConvTrunkState(grids, acts, self.memory.begin(batch) if self.memory else ())

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from worldmodel.heads.base import CodeEmbedding, GridSpec, Head, nats
 from worldmodel.heads.sampling import Randomness, Sampler
 from worldmodel.nn.modules import Logits, dtype_of, uniform
-from worldmodel.priors.base import LatentPrior, PriorState, Step, Terms, Trunk
+from worldmodel.priors.base import LatentPrior, PriorState, Sample, Step, Terms, Trunk
 from worldmodel.tokenizers.base import Autoencoder, require_codes
 from worldmodel.types import Segment
-from worldmodel.util.ranges import Share, Weights, Whole
+from worldmodel.util.ranges import Count, Share, Weights, Whole
 
 BINS = 65
 SPAN = 8.0  # the outermost bins are ±symexp(8) ≈ ±2,980
@@ -84,6 +84,8 @@ class Prior(LatentPrior):
             may start from fewer frames than ``context``.
         corrupt: largest share of the seen codes of a training segment that are replaced by random ones (each segment
             draws its share from 0 to this), so that dreams are robust to their own errors; 0 for none.
+        corrupt_recent: number of the latest seen frames whose codes are replaced, so that older ones in a memory can be
+            relied on; null for all.
         outcomes: whether frames have rewards and ends. If not, none are learnt, and those of a step are zeros.
         loss_weights: of the terms of training; 1 where none is given.
     """
@@ -97,6 +99,7 @@ class Prior(LatentPrior):
         context: Whole = 1,
         forget: Share = 0.0,
         corrupt: Share = 0.0,
+        corrupt_recent: Count | None = None,
         outcomes: bool = True,
         loss_weights: Weights | None = None,
     ):
@@ -105,9 +108,10 @@ class Prior(LatentPrior):
         levels = tokenizer.levels if len(tokenizer.levels) > 1 else ()
         spec = GridSpec(tokenizer.grid, tokenizer.codebook(), self.action_names, levels)
         self.grid, self.num_codes, self.context = tokenizer.grid, tokenizer.num_codes, context
-        self.forget, self.corrupt = forget, corrupt
+        self.forget, self.corrupt, self.corrupt_recent = forget, corrupt, corrupt_recent
         self.positions = spec.positions
         self.trunk = trunk(spec)
+        self.lead = max(context, self.trunk.reach)
         self.sees_actions = self.trunk.sees_actions
         self.head = head(spec, self.trunk.width)
         self.outcomes = OutcomeHead(spec.codebook, self.positions, self.trunk.width) if outcomes else None
@@ -116,6 +120,9 @@ class Prior(LatentPrior):
         """Also of a caption, which may be new. Raises :class:`UnknownActionError` for an unknown word."""
         index = self.trunk.learn(name)
         return super().condition_index(name) if index is None else index
+
+    def prepare(self, sample: Sample, generator: Generator) -> str:
+        return self.trunk.prepare(sample, generator)
 
     def contexts(self, codes: Tensor, actions: Tensor, first: int = 0) -> Tensor:
         """codes (B, T, *grid), actions (B, T) → contexts (B, T − first, N, width), those of step t without codes t."""
@@ -148,7 +155,7 @@ class Prior(LatentPrior):
         """
         if segment.codes is None:
             raise ValueError("the prior is trained on segments of codes, not of frames")
-        codes, first = segment.codes, self.context
+        codes, first = segment.codes, self.lead
         absent = ~segment.valid.view(*segment.valid.shape, *[1] * len(self.grid))
         history = self._corrupt(codes, generator).masked_fill(absent, -1)
         contexts = self.contexts(*self._forget(history, segment.actions, generator), first).flatten(0, 1)
@@ -171,17 +178,19 @@ class Prior(LatentPrior):
             return codes
         share = self.corrupt * uniform(codes.shape[:1], codes.device, generator)
         wrong = uniform(codes.shape, codes.device, generator) < share.view(-1, *[1] * (codes.dim() - 1))
+        if self.corrupt_recent is not None:
+            wrong[:, : self.lead - self.corrupt_recent] = False
         device = codes.device if generator is None else generator.device
         others = torch.randint(0, self.num_codes, codes.shape, generator=generator, device=device)
         return torch.where(wrong, others.to(codes.device), codes)
 
     def _forget(self, codes: Tensor, actions: Tensor, generator: Generator | None) -> tuple[Tensor, Tensor]:
         """In training, hide the oldest frames of some rows; at least one seen frame stays."""
-        if not self.training or self.forget == 0 or self.context < 2:
+        if not self.training or self.forget == 0 or self.lead < 2:
             return codes, actions
         forgetful = uniform(codes.shape[:1], codes.device, generator) < self.forget
         device = codes.device if generator is None else generator.device
-        count = torch.randint(1, self.context, (len(codes),), generator=generator, device=device)
+        count = torch.randint(1, self.lead, (len(codes),), generator=generator, device=device)
         hidden = torch.where(forgetful, count.to(codes.device), 0)[:, None]
         step = torch.arange(codes.shape[1], device=codes.device)
         # The action that led to the first visible frame is unknown, too.

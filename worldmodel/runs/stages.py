@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning_fabric import Fabric
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -103,6 +104,10 @@ class Stage(abc.ABC):
     def windows(self, settings: Any, source: Source, model: Any) -> dict[Split, Windows]:
         """Training and held-out windows."""
 
+    def prepare(self, model: Any, train: Windows, seed: int) -> str:
+        """Estimate what is not trained, once before the first step; returns the result in words."""
+        return ""
+
     @abc.abstractmethod
     def objective(self, config: DictConfig, model: Any, tokenizer: Any, epoch: int = 100) -> Objective:
         """The training objective. ``epoch``: number of steps per pass over the data."""
@@ -184,7 +189,7 @@ class PriorStage(Stage):
         return build_prior(config, spec, tokenizer)
 
     def lead(self, model: LatentPrior) -> int:
-        return model.context
+        return model.lead
 
     def windows(self, settings: PriorSettings, source: Source, model: LatentPrior) -> dict[Split, Windows]:
         lead = self.lead(model)
@@ -194,6 +199,11 @@ class PriorStage(Stage):
         else:  # of frames, which are varied and encoded in every step
             train = Windows(getattr(source, "store", source), "train", length + MARGIN, lead, whole=True)
         return {"train": train, "held_out": Windows(source, "held_out", length, lead)}
+
+    def prepare(self, model: LatentPrior, train: Windows, seed: int) -> str:
+        if not isinstance(train.source, CodeStore):
+            return ""
+        return model.prepare(train.sample, torch.Generator().manual_seed(seed))
 
     def objective(self, config: DictConfig, model: LatentPrior, tokenizer: Autoencoder, epoch: int = 100) -> Objective:
         augment = build_augmentation(config, self.name)

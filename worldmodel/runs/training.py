@@ -176,6 +176,8 @@ def train_stage(
     train.require()
     if first is not None:
         load_weights(model, first, "initial weights must be of a run with the same settings")
+    elif not checkpoint_of(folder, stage.file).exists() and (prepared := stage.prepare(model, train, config.seed)):
+        fabric.print(prepared, flush=True)
     epoch = math.ceil(len(train) / (settings.batch * (train.length - train.lead) * fabric.world_size))
     objective = stage.objective(config, model, tokenizer, epoch)
     result = fit_stage(fabric, settings, stage, objective, windows, folder)

@@ -1,0 +1,134 @@
+"""The memory that recalls codes by the pose of the camera, on a panorama of random codes whose motion is exact."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from worldmodel.errors import ConfigError
+from worldmodel.heads import GridSpec
+from worldmodel.priors.motion import Motion, estimate_motion
+from worldmodel.priors.pose import PoseMemory
+from worldmodel.types import Segment
+
+CIRCLE, COLUMNS, ROWS, CODES = 24, 6, 4, 64
+NAMES = ("noop", "left", "right", "forward")
+TURNS = torch.tensor([0, 2, -2, 0])  # columns by which an action moves the content of a view
+
+
+def codebook() -> Tensor:
+    return torch.randn(CODES, 16, generator=torch.Generator().manual_seed(7))
+
+
+def views(actions: Tensor, seed: int = 0) -> Tensor:
+    """actions (B, T) → the views (B, T, ROWS, COLUMNS) of rooms with a panorama each; forward enters another room."""
+    batch, steps = actions.shape
+    rooms = torch.randint(CODES, (batch, steps + 1, ROWS, CIRCLE), generator=torch.Generator().manual_seed(seed))
+    heading = -TURNS[actions.clamp(min=0)].cumsum(1)
+    room = (actions == 3).long().cumsum(1)
+    column = (heading[..., None] + torch.arange(COLUMNS)) % CIRCLE  # (B, T, COLUMNS)
+    rows = torch.arange(batch)[:, None]
+    return rooms[rows, room].gather(-1, column[:, :, None].expand(-1, -1, ROWS, -1))
+
+
+def walk(batch: int, generator: torch.Generator, length: int = 33) -> Segment:
+    """Turns in runs, so that some windows contain a full circle, and now and then a step into another room."""
+    runs = torch.randint(1, 3, (batch, length // 4 + 1), generator=generator).repeat_interleave(4, 1)[:, :length]
+    actions = torch.where(torch.rand(batch, length, generator=generator) < 0.05, 3, runs)
+    nothing = torch.zeros(batch, length, dtype=torch.bool)
+    seed = int(torch.randint(2**31, (), generator=generator))
+    return Segment(actions, nothing.float(), nothing, nothing, ~nothing, codes=views(actions, seed))
+
+
+def memory(**settings: int) -> PoseMemory:
+    made = PoseMemory(GridSpec((ROWS, COLUMNS), codebook(), NAMES), **settings)
+    zero = torch.zeros(4)
+    move = torch.stack([torch.tensor([0.0, 0, 0, 9]), zero], 1)
+    made.set_motion(Motion(TURNS.float(), move, torch.tensor(24.0), torch.tensor([0.3, 4.0, 1.0]), torch.tensor(1.0)))
+    return made
+
+
+def recall(made: PoseMemory, actions: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Views (1, T, …) under the actions, and the codes and features that are recalled for the last of them."""
+    acts = torch.tensor([actions])
+    grids = views(acts)
+    recalled = made.recall(grids[:, :-1], acts[:, 1:])
+    return grids, recalled.codes[0], recalled.features[0]
+
+
+def test_the_motion_is_estimated_from_windows() -> None:
+    vectors = codebook() - codebook().mean(0)
+    vectors = vectors / vectors.square().sum(-1).mean().sqrt()
+    motion = estimate_motion(walk, vectors, 4, torch.Generator().manual_seed(0), windows=500, steps=120)
+    torch.testing.assert_close(motion.turn[:3], TURNS[:3].float(), atol=0.1, rtol=0)
+    assert motion.circle.item() == pytest.approx(CIRCLE, abs=0.5)
+    assert motion.move[3].norm() / motion.widths[2] > 1.5 > 0.5 > motion.move[1:3].norm(dim=1).max() / motion.widths[2]
+
+
+def test_an_estimate_is_a_function_of_its_generator() -> None:
+    extent = {"windows": 20, "steps": 3}
+    first, second = (estimate_motion(walk, codebook(), 4, torch.Generator().manual_seed(1), **extent) for _ in range(2))
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("loop", [[1] * 12, [1] * 5 + [2] * 5, [2] * 12, [1] * 3 + [0] * 9 + [2] * 3])
+def test_a_view_that_was_seen_is_recalled_exactly(loop: list[int]) -> None:
+    grids, codes, features = recall(memory(), [-1, 0, *loop])
+    assert torch.equal(grids[0, -1], grids[0, 1])
+    assert torch.equal(codes, grids[0, -1])
+    torch.testing.assert_close(
+        features, torch.tensor([1.0, 0, 0, 0, 0])[:, None, None].expand_as(features), atol=0.02, rtol=0
+    )
+
+
+def test_columns_come_from_different_frames() -> None:
+    """After three turns of two columns to the left and one back, four columns were seen before the latest frames."""
+    grids, codes, _ = recall(memory(recent=1), [-1, 1, 1, 1, 1, 2, 2])
+    assert torch.equal(codes, grids[0, -1])
+
+
+def test_nothing_is_recalled_of_what_was_not_seen() -> None:
+    _, codes, features = recall(memory(), [-1, *[1] * 7])  # the view is opposite to the first, and the rest is recent
+    assert (codes == -1).all() and (features == 0).all()
+    _, codes, _ = recall(memory(), [-1, 0, 0, 0, 0, 0, 3])  # another room
+    assert (codes == -1).all()
+
+
+def test_an_unknown_motion_recalls_nothing() -> None:
+    made = PoseMemory(GridSpec((ROWS, COLUMNS), codebook(), NAMES))
+    _, codes, features = recall(made, [-1, *[1] * 12])
+    assert (codes == -1).all() and (features == 0).all()
+
+
+def test_missing_frames_are_not_recalled() -> None:
+    made, acts = memory(), torch.tensor([[-1, *[1] * 12]])
+    grids = views(acts)
+    hidden = grids.clone()
+    hidden[:, :3] = -1
+    codes = made.recall(hidden[:, :-1], acts[:, 1:]).codes[0]
+    assert (codes[:, :2] == -1).all()
+
+
+def test_the_newest_of_equal_frames_is_recalled() -> None:
+    made, acts = memory(recent=1), torch.tensor([[-1, 0, 0, 0]])
+    grids = views(acts)
+    grids[0, 1] = (grids[0, 1] + 1) % CODES
+    assert torch.equal(made.recall(grids[:, :-1], acts[:, 1:]).codes[0], grids[0, 1])
+
+
+def test_rows_of_a_batch_do_not_depend_on_each_other() -> None:
+    made, segment = memory(), walk(8, torch.Generator().manual_seed(3))
+    assert segment.codes is not None
+    together = made.recall(segment.codes[:, :-1], segment.actions[:, 1:])
+    for row in range(8):
+        alone = made.recall(segment.codes[row : row + 1, :-1], segment.actions[row : row + 1, 1:])
+        assert torch.equal(alone.codes[0], together.codes[row])
+        assert torch.equal(alone.features[0], together.features[row])
+
+
+def test_settings_and_grids_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"window=4 must be larger than recent=4"):
+        memory(window=4)
+    with pytest.raises(ConfigError, match=r"rows and columns.*\(8,\)"):
+        PoseMemory(GridSpec((8,), codebook(), NAMES))
