@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from corridor import LONGEST, SPEC
 from corridor_run import save_run
+from processes import alive, wait_until_gone
 
 pytest.importorskip("starlette", reason="the extra play is not installed")
+from starlette.testclient import TestClient
 from websockets.sync.client import connect
 
 from worldmodel import play
 from worldmodel.data.store import EpisodeStore
+from worldmodel.errors import EnvError
+from worldmodel.serving.app import Server
+from worldmodel.serving.batching import Batcher
+from worldmodel.serving.dreams import Dreamer
 from worldmodel.serving.messages import unpack
-from worldmodel.types import Episode
+from worldmodel.serving.simulator import Simulator, Truth, environment_of
+from worldmodel.types import NO_ACTION, Episode
+from worldmodel.world import WorldModel
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +79,75 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert play.main([]) == 2
     assert capsys.readouterr().err == "error: play needs uvicorn: pip install 'worldmodel[play]'\n"
+
+
+def simulator(run: Path, context: int = 2) -> Simulator:
+    return Simulator(environment_of(run, SPEC), SPEC.action_names, context)
+
+
+def same(truth: Truth, other: Truth) -> bool:
+    return np.array_equal(truth.frame, other.frame) and truth[1:] == other[1:]
+
+
+def test_the_environment_follows_and_goes_back(run: Path) -> None:
+    with contextlib.closing(simulator(run)) as beside:
+        begun = beside.begin(3)
+        assert begun.frames.shape == (2, *SPEC.frame_shape) and begun.actions[0] == NO_ACTION
+        first = [beside.step(0) for _ in range(3)]
+        assert first[2].total == pytest.approx(-0.3) and not first[2].ended
+        assert same(beside.undo(2), first[0])
+        assert same(beside.step(0), first[1])
+        beside.undo(1)
+        ways = [beside.step(1) for _ in range(5)]  # to the end and on
+        assert ways[4].ended and ways[4].reward == 0 and same(ways[4], ways[3]._replace(reward=0.0))
+        assert not beside.undo(4).ended and not beside.step(0).ended
+
+
+def test_an_environment_that_dies_is_started_again(run: Path) -> None:
+    with contextlib.closing(simulator(run)) as beside, contextlib.closing(simulator(run)) as other:
+        beside.begin(3), other.begin(3)
+        assert same(beside.step(0), other.step(0))
+        assert beside._child is not None
+        beside._child.process.kill()
+        assert same(beside.step(1), other.step(1))
+        assert "started again: the process of the environment has ended" in beside.report
+        process = beside._child.process.pid
+        beside.close()
+        assert not alive(process)
+        with pytest.raises(EnvError, match="the visitor has left"):
+            beside.step(0)
+
+
+def test_the_environment_is_shown_beside_the_dream(run: Path) -> None:
+    world = WorldModel.load(run, "cpu")
+    dreamer = Dreamer(world, EpisodeStore.open(run.parents[1] / "data"))
+    guard = {"hosts": None, "token": None}
+    server = Server(run.name, SPEC, Batcher(dreamer), guard, make_env=environment_of(run, SPEC))
+    with TestClient(server.app) as client, client.websocket_connect("/play") as page:
+
+        def ask(**request: Any) -> tuple[dict[str, Any], dict[str, bytes]]:
+            page.send_json(request)
+            return unpack(page.receive_bytes())
+
+        assert page.receive_json()["beside"]
+        header, parts = ask(type="environment", seed=3)
+        assert header["psnr"] is None and parts["dream"] == parts["truth"]
+        steps = [ask(type="step", action=0) for _ in range(2)]
+        found = [header["psnr"] for header, _ in steps]
+        assert steps[1][0]["psnr_mean"] == pytest.approx(np.mean(found))
+        header, parts = ask(type="undo", steps=1)
+        assert (header["psnr"], parts["truth"]) == (found[0], steps[0][1]["truth"])
+        assert ask(type="save", suffix="png")[1]["file"].startswith(b"\x89PNG")
+        assert "truth" not in ask(type="begin", episode=0, frame=0, seed=0)[1]
+        [visit] = server.visits
+        assert visit.beside is not None and visit.beside.simulator._child is not None
+        process = visit.beside.simulator._child.process.pid
+    assert wait_until_gone(process) and not server.visits
+
+
+def test_an_environment_that_has_changed_is_named(run: Path) -> None:
+    with pytest.raises(EnvError, match="other frames or actions than tiny"):
+        environment_of(run, dataclasses.replace(SPEC, action_names=("up", "down")))
 
 
 def test_a_dream_is_played(run: Path) -> None:

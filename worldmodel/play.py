@@ -2,7 +2,8 @@
 is the latest run of an environment. Ctrl-C ends the server.
 
 Only programs on this computer can connect. With another --host, other computers can connect, too,
-if they send the token that is printed as a part of the address.
+if they send the token that is printed as a part of the address. With
+--beside, the environment of the run is shown under the same actions.
 
   python -m worldmodel.play run=my_way_home-1 --open
 """
@@ -26,6 +27,7 @@ Port = Annotated[int, Ge(0), Le(65535)]
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add_number(parser, "--port", Port, "port of the server; 0: any free port (8765)", 8765)
     parser.add_argument("--host", default="127.0.0.1", help="address at which the server listens (127.0.0.1)")
+    parser.add_argument("--beside", action="store_true", help="show the environment next to the dream")
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
 
 
@@ -38,6 +40,7 @@ def main(args: argparse.Namespace, config: Config) -> None:
     from worldmodel.serving.batching import Batcher
     from worldmodel.serving.dreams import Dreamer
     from worldmodel.serving.listen import LOOPBACK, address, is_loopback, listen, open_port
+    from worldmodel.serving.simulator import environment_of
     from worldmodel.world import WorldModel
 
     run = choose_run(args.overrides, config, PRIOR, Kind.WORLD)
@@ -48,11 +51,12 @@ def main(args: argparse.Namespace, config: Config) -> None:
         token = None if local else secrets.token_urlsafe(16)
         guard = {"hosts": {*LOOPBACK, args.host.lower()} if local else None, "token": token}
         limits = Limits()
-        server = Server(run.name, world.spec, Batcher(Dreamer(world, store)), guard, limits)
+        make_env = environment_of(run, world.spec) if args.beside else None
+        server = Server(run.name, world.spec, Batcher(Dreamer(world, store)), guard, limits, make_env)
         url = address(args.host, opened.getsockname()[1], token)
         print(f"run       {run}\nplay at   {url}\nCtrl-C ends it", flush=True)
         listen(server.app, opened, url, limits.message_bytes, args.open)
-        server.batcher.close()
+        server.close()
 
 
 if __name__ == "__main__":

@@ -21,9 +21,11 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from worldmodel.errors import WorldModelError
 from worldmodel.serving.batching import Batcher
+from worldmodel.serving.beside import Beside
 from worldmodel.serving.guard import Guard
 from worldmodel.serving.keys import action_keys
 from worldmodel.serving.messages import ProtocolError, parse
+from worldmodel.serving.simulator import MakeEnv, Simulator
 from worldmodel.serving.visits import Visit
 from worldmodel.types import Spec
 
@@ -48,8 +50,17 @@ class Limits:
 class Server:
     """The visitors of one world model, and the application that they connect to."""
 
-    def __init__(self, run: str, spec: Spec, batcher: Batcher, guard: dict[str, Any], limits: Limits | None = None):
+    def __init__(
+        self,
+        run: str,
+        spec: Spec,
+        batcher: Batcher,
+        guard: dict[str, Any],
+        limits: Limits | None = None,
+        make_env: MakeEnv | None = None,
+    ):
         self.run, self.spec, self.batcher, self.limits = run, spec, batcher, limits or Limits()
+        self.make_env = make_env  # of the environment that is shown beside the dreams
         self.visits: list[Visit] = []
         folder = resources.files("worldmodel.serving") / "page"
         self._files = {entry.name: entry.read_bytes() for entry in folder.iterdir() if _type(entry.name)}
@@ -69,8 +80,20 @@ class Server:
             "run": self.run,
             "environment": self.spec.env_id,
             "rate": self.spec.rate,
+            "beside": self.make_env is not None,
             "actions": [key._asdict() for key in action_keys(self.spec.action_names)],
         }
+
+    def close(self) -> None:
+        """End the processes and the thread of the server."""
+        for visit in self.visits:
+            visit.close()
+        self.batcher.close()
+
+    def _beside(self) -> Beside | None:
+        if self.make_env is None:
+            return None
+        return Beside(Simulator(self.make_env, self.spec.action_names, self.batcher.dreamer.context))
 
     async def _file(self, request: Request) -> Response:
         name = request.path_params.get("name", "index.html")
@@ -86,7 +109,7 @@ class Server:
                 reason = f"all {self.limits.visitors} places are taken; this page tries again every few seconds"
                 await self._end(socket, TRY_AGAIN, "wait", reason)
                 return
-            visit = Visit(self.spec, self.batcher)
+            visit = Visit(self.spec, self.batcher, self._beside())
             self.visits.append(visit)
             try:
                 await self._serve(socket, visit)
@@ -94,6 +117,7 @@ class Server:
                 await self._end(socket, POLICY_VIOLATION, "error", str(error))
             finally:
                 self.visits.remove(visit)
+                visit.close()
 
     async def _serve(self, socket: WebSocket, visit: Visit) -> None:
         """Answer one request after the other."""

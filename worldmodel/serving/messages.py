@@ -33,6 +33,13 @@ class Begin(Message):
     seed: Annotated[int, Field(ge=0, lt=2**53)]  # whole numbers that JavaScript represents
 
 
+class Environment(Message):
+    """Start a dream at the start of the environment, which is then shown beside it."""
+
+    type: Literal["environment"]
+    seed: Annotated[int, Field(ge=0, lt=2**53)]
+
+
 class Step(Message):
     """Dream the next frame."""
 
@@ -63,7 +70,7 @@ class Save(Message):
     first: Index = 0
 
 
-Request = Begin | Step | Undo | Starts | Save
+Request = Begin | Environment | Step | Undo | Starts | Save
 _READER: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="type")])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import tempfile
 import time
@@ -16,8 +17,9 @@ from worldmodel import media
 from worldmodel.dreaming.videos import Place
 from worldmodel.errors import ConfigError
 from worldmodel.serving.batching import Batcher, in_background
+from worldmodel.serving.beside import Beside
 from worldmodel.serving.dreams import Beginning, Moment, Order, rgba
-from worldmodel.serving.messages import Begin, ProtocolError, Request, Save, Starts, Step, Undo, pack
+from worldmodel.serving.messages import Begin, Environment, ProtocolError, Request, Save, Starts, Step, Undo, pack
 from worldmodel.types import Spec
 
 KEPT_MOMENTS = 1000
@@ -34,15 +36,18 @@ class Visit:
 
     spec: Spec
     batcher: Batcher
+    beside: Beside | None = None  # the environment, if the server shows it
     beginning: Beginning | None = None
     moments: deque[Moment] = dataclasses.field(default_factory=deque)  # the last is the present one
 
     async def answer(self, request: Request) -> bytes:
-        """The reply to a request. Raises :class:`ProtocolError` for one that cannot be answered, and
-        :class:`DataError` for a damaged episode."""
+        """The reply to a request. Raises :class:`ProtocolError` for one that cannot be answered,
+        :class:`DataError` for a damaged episode, :class:`EnvError` for an environment that fails."""
         match request:
             case Begin():
                 return await self._begin(request)
+            case Environment():
+                return await self._begin_beside(request.seed)
             case Step():
                 return await self._step(request)
             case Undo():
@@ -52,16 +57,27 @@ class Visit:
             case Save():
                 return await self._save(request)
 
+    def close(self) -> None:
+        """End what the visitor alone has used."""
+        if self.beside is not None:
+            self.beside.close()
+
     async def _begin(self, request: Begin) -> bytes:
         dreamer, place = self.batcher.dreamer, Place(request.episode, request.frame)
         try:
             beginning = await self.batcher.call(dreamer.read, place)
         except ConfigError as error:
             raise ProtocolError(str(error)) from error
-        return await self.begin_at(beginning, request.seed)
+        if self.beside is not None:
+            self.beside.active = False
+        return await self._begin_at(beginning, request.seed)
 
-    async def begin_at(self, beginning: Beginning, seed: int) -> bytes:
-        """Start again from seen frames."""
+    async def _begin_beside(self, seed: int) -> bytes:
+        if self.beside is None:
+            raise ProtocolError("this server shows no environment; it is started with --beside")
+        return await self._begin_at(await self.beside.begin(seed), seed)
+
+    async def _begin_at(self, beginning: Beginning, seed: int) -> bytes:
         first = await self.batcher.call(self.batcher.dreamer.begin, beginning, seed)
         kept = max(2, min(KEPT_MOMENTS, KEPT_BYTES // first.size))
         self.beginning, self.moments = beginning, deque([first], maxlen=kept)
@@ -74,14 +90,22 @@ class Visit:
             raise ProtocolError(f"unknown action {request.action}; choose 0 to {len(self.spec.action_names) - 1}")
         started = time.perf_counter()
         order = Order(self.moments[-1], request.action, request.temperature)
-        self.moments.append(await self.batcher.step(order))
+        if self.beside is None or not self.beside.active:
+            self.moments.append(await self.batcher.step(order))
+        else:
+            moment, _ = await asyncio.gather(self.batcher.step(order), self.beside.step(request.action))
+            self.moments.append(moment)
+            self.beside.compare(moment.frame)
         return self.frame_message(time.perf_counter() - started)
 
     def _undo(self, steps: int) -> bytes:
         if len(self.moments) < 2:
             raise ProtocolError("undo without a frame to go back to")
-        for _ in range(min(steps, len(self.moments) - 1)):
+        steps = min(steps, len(self.moments) - 1)
+        for _ in range(steps):
             self.moments.pop()
+        if self.beside is not None and self.beside.active:
+            self.beside.undo(steps)
         return self.frame_message(0.0)
 
     async def _starts(self, seed: int) -> bytes:
@@ -108,7 +132,11 @@ class Visit:
             seen, led_by = seen[:0], []
         names = media.action_names([*led_by, *(moment.action for moment in dreamt)], self.spec.action_names)
         frames = np.stack([moment.frame for moment in dreamt])
-        return [media.dream_strip(seen, frames, (None, *names[1:]) if led_by else names)]
+        dream = media.dream_strip(seen, frames, (None, *names[1:]) if led_by else names)
+        if self.beside is None or not self.beside.active:
+            return [dream]
+        truth = np.concatenate([seen, self.beside.frames(len(dreamt))])
+        return [media.Strip(truth, "environment", dream.actions, seen=dream.seen), dream]
 
     def frame_message(self, seconds: float) -> bytes:
         """The present frame; ``seconds``: what its computation took, with the wait for the model."""
@@ -120,7 +148,13 @@ class Visit:
             "undo": len(self.moments) - 1, "milliseconds": round(1e3 * seconds, 2),
             "grid": list(moment.codes.shape), "codes": moment.codes.flatten().tolist(),
         }  # fmt: skip
-        return pack(header, dream=rgba(moment.frame))
+        parts = {"dream": rgba(moment.frame)}
+        if self.beside is not None:
+            header["report"] = self.beside.report
+            if self.beside.active:
+                header |= self.beside.figures()
+                parts["truth"] = rgba(self.beside.truth.frame)
+        return pack(header, **parts)
 
 
 def write_file(strips: Sequence[media.Strip], suffix: str, spec: Spec) -> bytes:

@@ -26,9 +26,9 @@ function runs(actions, names) {
 export function script(hello, begun, actions) {
   if (!begun || !actions.length) return "";
   const words = runs(actions, hello.actions.map((action) => action.name));
-  if (!begun.place) return `--actions ${quoted(words)}`; // the start is not in the recorded episodes
   const temperature = begun.temperatures.values().next().value ?? 1;
-  const options = [`run=${hello.run}`, "--start", begun.place.join(":"), "--actions", words, "--seed", String(begun.seed)];
+  const options = [`run=${hello.run}`, "--actions", words, "--seed", String(begun.seed)];
+  if (begun.place) options.push("--start", begun.place.join(":"));
   if (temperature !== 1) options.push("--temperature", String(temperature));
   return ["python -m worldmodel.dream", ...options.map(quoted)].join(" ");
 }

@@ -3,7 +3,7 @@
 import { Connection } from "./connection.js";
 import { Keys, buildButtons } from "./keys.js";
 import { download, script } from "./keep.js";
-import { Meter, at, drawCodes, drawFrame, drawStarts, figure, number } from "./view.js";
+import { Meter, at, drawCodes, drawFrame, drawStarts, figure, hintText, number } from "./view.js";
 
 const RETRY = 3000; // milliseconds until a visitor that has to wait tries again
 const SHORTCUTS = {
@@ -62,7 +62,7 @@ async function start(hello) {
   at("run").textContent = hello.run;
   status(hello.environment);
   if (!again) at("rate").value = Math.min(60, Math.max(1, Math.round(hello.rate * 10) / 10));
-  at("beside").hidden = at("real").hidden = !hello.beside;
+  at("real").hidden = !hello.beside;
   if (again && state.begun) return restart();
   await moreStarts(0);
   await restart();
@@ -86,7 +86,8 @@ function mark() {
 
 async function restart() {
   const seed = number("seed");
-  hold();
+  state.begun = null;
+  pause(true);
   mark();
   status(state.hello.environment);
   const place = state.place && { episode: state.place[0], frame: state.place[1] };
@@ -96,8 +97,9 @@ async function restart() {
   state.recorded = null;
   at("record").setAttribute("aria-pressed", false);
   at("kept").textContent = "";
-  show(reply);
   state.keys.clear();
+  show(reply);
+  hold();
 }
 
 // Stop until the next action key.
@@ -116,13 +118,7 @@ function pause(paused) {
   if (!paused) { state.due = performance.now(); tick(); }
 }
 
-function hint() {
-  const ended = state.last && (state.last.end > 0.5 || state.last.truth_ended);
-  at("hint").textContent = state.ready ? "press an action key to go on"
-    : state.paused ? "paused: an action key dreams one frame"
-    : state.last?.truth_ended ? "the environment has ended: R starts again"
-    : ended ? "the model expects that the episode ends here" : "";
-}
+const hint = () => { at("hint").textContent = hintText(state); };
 
 // The action of the next frame; -1 to wait for a key.
 function next() {
@@ -152,7 +148,7 @@ async function step(action) {
   const reply = await connection.ask({ type: "step", action, temperature });
   state.busy = false;
   if (!reply) return false;
-  state.begun.temperatures.add(temperature);
+  state.begun?.temperatures.add(temperature);
   show(reply);
   const now = performance.now();
   meter.frame(now);
@@ -177,15 +173,19 @@ function show(reply) {
   at("undo").disabled = at("undo10").disabled = reply.undo === 0;
   state.buttons.forEach((button, index) => button.classList.toggle("down", index === reply.action && !state.paused));
   if (!at("grid").hidden) drawCodes(at("codes"), reply.codes, reply.grid);
+  at("beside").hidden = !reply.truth;
+  at("figures").classList.toggle("pairs", Boolean(reply.truth));
+  if (reply.report) status(reply.report, true);
   if (reply.truth) {
     drawFrame(at("truth"), reply.truth, reply.width, reply.height);
-    at("psnr").textContent = reply.psnr === null ? "seen" : `${reply.psnr.toFixed(1)} dB, mean ${reply.psnr_mean.toFixed(1)} dB`;
+    const decibels = (value) => `${value.toFixed(1)} dB`;
+    at("psnr").textContent = reply.psnr === null ? "start" : `PSNR ${decibels(reply.psnr)}, mean ${decibels(reply.psnr_mean)}`;
   }
   hint();
 }
 
 function press(code, time = performance.now()) {
-  if (!state.keys) return;
+  if (!state.begun) return;
   const before = state.keys.chosen();
   state.keys.press(code);
   const chosen = state.keys.chosen();
@@ -244,7 +244,8 @@ async function copy() {
   at("script").hidden = !text;
   at("script").value = text;
   if (!text) return void (at("kept").textContent = "there is no action to copy yet");
-  const warning = state.begun.temperatures.size > 1 ? "; the temperature changed in this dream, which the command cannot repeat" : "";
+  const warning = state.begun.temperatures.size > 1 ? "; it cannot repeat that the temperature changed"
+    : state.begun.place ? "" : "; it dreams from a recorded start, not from that of the environment";
   try {
     await navigator.clipboard.writeText(text);
     at("kept").textContent = `copied the command${warning}`;

@@ -24,6 +24,15 @@ export function figure(value, truth) {
   return text(value) + (truth === undefined ? "" : ` / ${text(truth)}`);
 }
 
+// What a visitor may do next, if the dream waits.
+export function hintText({ begun, ready, paused, last }) {
+  if (!begun) return "the dream is about to begin";
+  if (ready) return "press an action key to go on";
+  if (paused) return "paused: an action key dreams one frame";
+  if (last.truth_ended) return "the episode of the environment has ended; R starts again";
+  return last.end > 0.5 ? "the model expects that the episode ends here" : "";
+}
+
 // One coloured cell for each code, with its number; the last axis of a grid runs to the right.
 export function drawCodes(canvas, codes, grid) {
   const columns = grid.slice(1).reduce((product, extent) => product * extent, 1);
