@@ -202,6 +202,17 @@ def test_limits(dreamer: Dreamer) -> None:
     assert not server.visits
 
 
+def test_the_places_of_those_who_leave_are_free(dreamer: Dreamer) -> None:
+    server = make_server(dreamer)
+    with TestClient(server.app, base_url=f"http://{HOST}") as client, Visitor(client) as first:
+        first.ask("begin", episode=0, frame=0, seed=0)
+        for seed in range(9):
+            with Visitor(client) as visitor:
+                visitor.ask("begin", episode=0, frame=0, seed=seed)
+        assert first.ask("step", action=0)[0]["step"] == 1
+    assert not server.visits
+
+
 def test_other_sites_are_refused(dreamer: Dreamer) -> None:
     with TestClient(make_server(dreamer).app, base_url=f"http://{HOST}") as client:
         assert client.get("/", headers={"host": "evil.example:8765"}).status_code == 403

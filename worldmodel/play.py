@@ -2,8 +2,8 @@
 is the latest run of an environment. Ctrl-C ends the server.
 
 Only programs on this computer can connect. With another --host, other computers can connect, too,
-if they send the token that is printed as a part of the address. With
---beside, the environment of the run is shown under the same actions.
+if they send the token that is printed as a part of the address. With --beside, the environment of
+the run is shown under the same actions.
 
   python -m worldmodel.play run=my_way_home-1 --open
 """

@@ -61,7 +61,7 @@ class Server:
     ):
         self.run, self.spec, self.batcher, self.limits = run, spec, batcher, limits or Limits()
         self.make_env = make_env  # of the environment that is shown beside the dreams
-        self.visits: list[Visit] = []
+        self.visits: set[Visit] = set()
         folder = resources.files("worldmodel.serving") / "page"
         self._files = {entry.name: entry.read_bytes() for entry in folder.iterdir() if _type(entry.name)}
         self.app = Starlette(
@@ -86,7 +86,7 @@ class Server:
 
     def close(self) -> None:
         """End the processes and the thread of the server."""
-        for visit in self.visits:
+        for visit in list(self.visits):
             visit.close()
         self.batcher.close()
 
@@ -110,7 +110,7 @@ class Server:
                 await self._end(socket, TRY_AGAIN, "wait", reason)
                 return
             visit = Visit(self.spec, self.batcher, self._beside())
-            self.visits.append(visit)
+            self.visits.add(visit)
             try:
                 await self._serve(socket, visit)
             except ProtocolError as error:

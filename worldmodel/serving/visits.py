@@ -30,7 +30,7 @@ STARTS = 12
 """Places to choose from at a time."""
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Visit:
     """One visitor. ``answer`` is called for one request at a time."""
 
