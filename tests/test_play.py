@@ -155,6 +155,31 @@ def test_undo_is_exact(client: TestClient) -> None:
         assert visitor.refused('{"type":"undo","steps":0}').startswith("invalid message: undo.steps")
 
 
+class Counting:
+    """An agent whose actions are the numbers of its calls in an episode, modulo 3."""
+
+    def begin(self, action_names: tuple[str, ...], rng: np.random.Generator) -> None:
+        assert action_names == SPEC.action_names
+        self.calls = 0
+
+    def act(self, frame: np.ndarray) -> int:
+        assert frame.shape == SPEC.frame_shape
+        self.calls += 1
+        return self.calls % 3
+
+
+def test_an_agent_plays_and_begins_anew_after_others(dreamer: Dreamer) -> None:
+    server = Server("tiny-1", SPEC, Batcher(dreamer), LOCAL, make_agent=Counting)
+    with TestClient(server.app, base_url=f"http://{HOST}") as client, Visitor(client) as visitor:
+        assert visitor.hello["agent"] and not visitor.hello["beside"]
+        visitor.ask("begin", episode=0, frame=0, seed=0)
+        assert [visitor.ask("drive")[0]["action"] for _ in range(3)] == [1, 2, 0]
+        visitor.ask("step", action=0)
+        assert visitor.ask("drive", temperature=0)[0]["action"] == 1
+        visitor.ask("undo", steps=1)
+        assert visitor.ask("drive")[0]["action"] == 1
+
+
 @pytest.mark.parametrize(
     ("message", "reason"),
     [
@@ -167,6 +192,8 @@ def test_undo_is_exact(client: TestClient) -> None:
         ('{"type":"step","action":1,"more":1}', "invalid message: step.more"),
         ('{"type":"step","action":1}', "step before begin"),
         ('{"type":"undo","steps":1}', "undo without a frame"),
+        ('{"type":"drive"}', "this server has no agent"),
+        ('{"type":"environment","seed":1}', "this server shows no environment"),
         ('{"type":"save","suffix":"png"}', "save before"),
         ('{"type":"save","suffix":"/etc/passwd"}', "invalid message"),
         ('{"type":"begin","episode":99,"frame":0,"seed":0}', "episode 99"),
@@ -262,7 +289,7 @@ def test_keys_come_from_the_names(names: tuple[str, ...], expected: tuple[str, .
 def test_many_actions_have_distinct_keys() -> None:
     found = [action.keys for action in action_keys([f"thing {n}" for n in range(40)])]
     given = [key for key in found if key]
-    assert len(given) == len(set(given)) == 25 and not any(found[25:])
+    assert len(given) == len(set(given)) == 24 and not any(found[24:])
 
 
 def test_messages_are_packed() -> None:

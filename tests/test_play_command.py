@@ -164,7 +164,9 @@ def test_a_dream_is_played(run: Path) -> None:
                 for action in (1, 1, 0):
                     page.send(json.dumps({"type": "step", "action": action}))
                     steps.append(unpack(page.recv()))  # type: ignore[arg-type]
-                assert [header["step"] for header, _ in steps] == [0, 1, 2, 3]
+                page.send('{"type":"drive"}')  # the actor of the run
+                steps.append(unpack(page.recv()))  # type: ignore[arg-type]
+                assert [header["step"] for header, _ in steps] == [0, 1, 2, 3, 4]
                 assert all(len(parts["dream"]) == SPEC.frame_shape[1] ** 2 * 4 for _, parts in steps)
                 server.send_signal(signal.SIGINT)
                 assert server.wait(60) == 0

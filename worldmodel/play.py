@@ -3,7 +3,8 @@ is the latest run of an environment. Ctrl-C ends the server.
 
 Only programs on this computer can connect. With another --host, other computers can connect, too,
 if they send the token that is printed as a part of the address. With --beside, the environment of
-the run is shown under the same actions.
+the run is shown under the same actions. With agent=mpc, or in a run that has an actor, an agent
+can choose the actions.
 
   python -m worldmodel.play run=my_way_home-1 --open
 """
@@ -11,13 +12,16 @@ the run is shown under the same actions.
 from __future__ import annotations
 
 import argparse
+import functools
 import secrets
 import sys
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
 
 from annotated_types import Ge, Le
 
-from worldmodel.config.cli import Config
+from worldmodel.config.cli import Config, compose_config
 from worldmodel.config.entry_point import entry_point
 from worldmodel.config.flags import add_number
 
@@ -52,11 +56,32 @@ def main(args: argparse.Namespace, config: Config) -> None:
         guard = {"hosts": {*LOOPBACK, args.host.lower()} if local else None, "token": token}
         limits = Limits()
         make_env = environment_of(run, world.spec) if args.beside else None
-        server = Server(run.name, world.spec, Batcher(Dreamer(world, store)), guard, limits, make_env)
+        make_agent = agent_of(args.overrides, config, run)
+        server = Server(run.name, world.spec, Batcher(Dreamer(world, store)), guard, limits, make_env, make_agent)
         url = address(args.host, opened.getsockname()[1], token)
         print(f"run       {run}\nplay at   {url}\nCtrl-C ends it", flush=True)
         listen(server.app, opened, url, limits.message_bytes, args.open)
         server.close()
+
+
+def agent_of(overrides: Sequence[str], config: Config, run: Path) -> Callable[[], Any] | None:
+    """A constructor of the agent that the command line names, or else of the run's actor; None without either.
+
+    Raises :class:`ConfigError` for settings that cannot be used.
+    """
+    from omegaconf import OmegaConf
+
+    from worldmodel.config.checks import check, construct
+
+    if not any(word.lstrip("+").startswith("agent") for word in overrides):
+        if not (run / "agent.safetensors").is_file():
+            return None
+        config = compose_config(["agent=actor_critic"])
+    settings: Any = OmegaConf.to_container(config.agent, resolve=True)
+    settings.pop("learner", None)
+    if "run" in settings:
+        settings["run"] = str(run)
+    return functools.partial(construct, check(settings, "agent"))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 from worldmodel.errors import WorldModelError
 from worldmodel.serving.batching import Batcher
 from worldmodel.serving.beside import Beside
+from worldmodel.serving.driver import Driver, MakeAgent
 from worldmodel.serving.guard import Guard
 from worldmodel.serving.keys import action_keys
 from worldmodel.serving.messages import ProtocolError, parse
@@ -58,9 +59,11 @@ class Server:
         guard: dict[str, Any],
         limits: Limits | None = None,
         make_env: MakeEnv | None = None,
+        make_agent: MakeAgent | None = None,
     ):
         self.run, self.spec, self.batcher, self.limits = run, spec, batcher, limits or Limits()
         self.make_env = make_env  # of the environment that is shown beside the dreams
+        self.make_agent = make_agent  # of the agent that may act in the dreams
         self.visits: set[Visit] = set()
         folder = resources.files("worldmodel.serving") / "page"
         self._files = {entry.name: entry.read_bytes() for entry in folder.iterdir() if _type(entry.name)}
@@ -81,6 +84,7 @@ class Server:
             "environment": self.spec.env_id,
             "rate": self.spec.rate,
             "beside": self.make_env is not None,
+            "agent": self.make_agent is not None,
             "actions": [key._asdict() for key in action_keys(self.spec.action_names)],
         }
 
@@ -94,6 +98,9 @@ class Server:
         if self.make_env is None:
             return None
         return Beside(Simulator(self.make_env, self.spec.action_names, self.batcher.dreamer.context))
+
+    def _driver(self) -> Driver | None:
+        return None if self.make_agent is None else Driver(self.make_agent, self.spec.action_names)
 
     async def _file(self, request: Request) -> Response:
         name = request.path_params.get("name", "index.html")
@@ -109,7 +116,7 @@ class Server:
                 reason = f"all {self.limits.visitors} places are taken; this page tries again every few seconds"
                 await self._end(socket, TRY_AGAIN, "wait", reason)
                 return
-            visit = Visit(self.spec, self.batcher, self._beside())
+            visit = Visit(self.spec, self.batcher, self._beside(), self._driver())
             self.visits.add(visit)
             try:
                 await self._serve(socket, visit)

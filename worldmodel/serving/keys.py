@@ -25,7 +25,7 @@ KEYS = {
 SIDEWAYS = {"move left": ("KeyA",), "move right": ("KeyD",)}
 """Where an environment has both turns and moves to the side, turns are the arrows, and moves the letters."""
 USE = ("do", "use", "toggle", "interact", "jump")  # the first such action gets the space bar, if nothing is fired
-OTHERS = (*(f"Digit{digit}" for digit in "1234567890"), *(f"Key{letter}" for letter in "BCEFHIJLOQTVXYZ"))
+OTHERS = (*(f"Digit{digit}" for digit in "1234567890"), *(f"Key{letter}" for letter in "BCEFHIJOQTVXYZ"))
 """In this order; the remaining letters are the page's own shortcuts."""
 SYMBOLS = {
     frozenset({"up"}): "↑", frozenset({"down"}): "↓", frozenset({"left"}): "←", frozenset({"right"}): "→",

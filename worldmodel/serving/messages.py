@@ -48,6 +48,13 @@ class Step(Message):
     temperature: Annotated[float, Field(ge=0, le=100)] = 1.0
 
 
+class Drive(Message):
+    """Dream the next frame under the action that the agent chooses."""
+
+    type: Literal["drive"]
+    temperature: Annotated[float, Field(ge=0, le=100)] = 1.0
+
+
 class Undo(Message):
     """Go back some frames."""
 
@@ -70,7 +77,7 @@ class Save(Message):
     first: Index = 0
 
 
-Request = Begin | Environment | Step | Undo | Starts | Save
+Request = Begin | Environment | Step | Drive | Undo | Starts | Save
 _READER: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="type")])
 
 

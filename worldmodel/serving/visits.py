@@ -19,7 +19,19 @@ from worldmodel.errors import ConfigError
 from worldmodel.serving.batching import Batcher, in_background
 from worldmodel.serving.beside import Beside
 from worldmodel.serving.dreams import Beginning, Moment, Order, rgba
-from worldmodel.serving.messages import Begin, Environment, ProtocolError, Request, Save, Starts, Step, Undo, pack
+from worldmodel.serving.driver import Driver
+from worldmodel.serving.messages import (
+    Begin,
+    Drive,
+    Environment,
+    ProtocolError,
+    Request,
+    Save,
+    Starts,
+    Step,
+    Undo,
+    pack,
+)
 from worldmodel.types import Spec
 
 KEPT_MOMENTS = 1000
@@ -37,6 +49,7 @@ class Visit:
     spec: Spec
     batcher: Batcher
     beside: Beside | None = None  # the environment, if the server shows it
+    driver: Driver | None = None  # the agent, if the server has one
     beginning: Beginning | None = None
     moments: deque[Moment] = dataclasses.field(default_factory=deque)  # the last is the present one
 
@@ -49,7 +62,9 @@ class Visit:
             case Environment():
                 return await self._begin_beside(request.seed)
             case Step():
-                return await self._step(request)
+                return await self._step(request.action, request.temperature)
+            case Drive():
+                return await self._drive(request.temperature)
             case Undo():
                 return self._undo(request.steps)
             case Starts():
@@ -83,17 +98,27 @@ class Visit:
         self.beginning, self.moments = beginning, deque([first], maxlen=kept)
         return self.frame_message(0.0)
 
-    async def _step(self, request: Step) -> bytes:
+    async def _drive(self, temperature: float) -> bytes:
+        if self.driver is None:
+            raise ProtocolError("this server has no agent")
+        if not self.moments:
+            raise ProtocolError("drive before begin")
+        action = await in_background(self.driver.act, self.moments[-1])
+        reply = await self._step(action, temperature)
+        self.driver.follow(self.moments[-1])
+        return reply
+
+    async def _step(self, action: int, temperature: float) -> bytes:
         if not self.moments:
             raise ProtocolError("step before begin")
-        if request.action >= len(self.spec.action_names):
-            raise ProtocolError(f"unknown action {request.action}; choose 0 to {len(self.spec.action_names) - 1}")
+        if action >= len(self.spec.action_names):
+            raise ProtocolError(f"unknown action {action}; choose 0 to {len(self.spec.action_names) - 1}")
         started = time.perf_counter()
-        order = Order(self.moments[-1], request.action, request.temperature)
+        order = Order(self.moments[-1], action, temperature)
         if self.beside is None or not self.beside.active:
             self.moments.append(await self.batcher.step(order))
         else:
-            moment, _ = await asyncio.gather(self.batcher.step(order), self.beside.step(request.action))
+            moment, _ = await asyncio.gather(self.batcher.step(order), self.beside.step(action))
             self.moments.append(moment)
             self.beside.compare(moment.frame)
         return self.frame_message(time.perf_counter() - started)

@@ -9,6 +9,20 @@ export function download(reply, run, step) {
   return name;
 }
 
+// Shows a text in a field and copies it; returns whether the browser allowed that.
+export async function copyText(text, field) {
+  field.hidden = !text;
+  field.value = text;
+  if (!text) return false;
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    field.select();
+    return false;
+  }
+}
+
 // As a word of a POSIX shell.
 const quoted = (word) => (/^[\w.,:=+-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`);
 

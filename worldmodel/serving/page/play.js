@@ -2,9 +2,10 @@
 
 import { Connection } from "./connection.js";
 import { Keys, buildButtons } from "./keys.js";
-import { download, script } from "./keep.js";
+import { copyText, download, script } from "./keep.js";
 import { Meter, at, drawCodes, drawFrame, drawStarts, figure, hintText, number } from "./view.js";
 
+const DRIVE = -2; // in place of an action: the agent chooses
 const RETRY = 3000; // milliseconds until a visitor that has to wait tries again
 const SHORTCUTS = {
   KeyP: () => pause(!state.paused),
@@ -13,6 +14,7 @@ const SHORTCUTS = {
   KeyR: () => restart(),
   KeyN: () => reseed(),
   KeyK: () => at("keep").click(),
+  KeyL: () => at("agent").hidden || at("drive").click(),
   KeyG: () => at("show-codes").click(),
   KeyM: () => record(),
 };
@@ -63,6 +65,7 @@ async function start(hello) {
   status(hello.environment);
   if (!again) at("rate").value = Math.min(60, Math.max(1, Math.round(hello.rate * 10) / 10));
   at("real").hidden = !hello.beside;
+  at("agent").hidden = !hello.agent;
   if (again && state.begun) return restart();
   await moreStarts(0);
   await restart();
@@ -104,6 +107,7 @@ async function restart() {
 
 // Stop until the next action key.
 function hold() {
+  at("drive").checked = false;
   pause(true);
   state.ready = true;
   hint();
@@ -131,8 +135,8 @@ function next() {
 
 async function tick() {
   if (state.paused || state.busy || !state.begun) return;
-  const action = next();
-  if (action < 0) return; // press() calls again
+  const action = at("drive").checked ? DRIVE : next();
+  if (action === -1) return; // press() calls again
   const interval = 1000 / number("rate");
   state.due = Math.max(state.due + interval, performance.now());
   if (!(await step(action))) return;
@@ -145,9 +149,9 @@ async function step(action) {
   state.busy = true;
   state.tapped = -1;
   const temperature = number("temperature");
-  const reply = await connection.ask({ type: "step", action, temperature });
+  const reply = await connection.ask(action === DRIVE ? { type: "drive", temperature } : { type: "step", action, temperature });
   state.busy = false;
-  if (!reply) return false;
+  if (!reply) return void pause(true);
   state.begun?.temperatures.add(temperature);
   show(reply);
   const now = performance.now();
@@ -190,6 +194,7 @@ function press(code, time = performance.now()) {
   state.keys.press(code);
   const chosen = state.keys.chosen();
   if (chosen < 0 || (chosen === before && !code.startsWith("button:"))) return;
+  at("drive").checked = false;
   state.tapped = chosen;
   state.pressed = { action: chosen, time };
   if (state.ready) return pause(false);
@@ -241,18 +246,10 @@ async function save(suffix) {
 
 async function copy() {
   const text = script(state.hello, state.begun, state.actions);
-  at("script").hidden = !text;
-  at("script").value = text;
-  if (!text) return void (at("kept").textContent = "there is no action to copy yet");
-  const warning = state.begun.temperatures.size > 1 ? "; it cannot repeat that the temperature changed"
-    : state.begun.place ? "" : "; it dreams from a recorded start, not from that of the environment";
-  try {
-    await navigator.clipboard.writeText(text);
-    at("kept").textContent = `copied the command${warning}`;
-  } catch {
-    at("script").select();
-    at("kept").textContent = `copy the command below${warning}`;
-  }
+  const warning = state.begun?.temperatures.size > 1 ? "; it cannot repeat that the temperature changed"
+    : state.begun?.place ? "" : "; it dreams from a recorded start, not from that of the environment";
+  const copied = await copyText(text, at("script"));
+  at("kept").textContent = !text ? "there is no action to copy yet" : `${copied ? "copied the command" : "copy the command below"}${warning}`;
 }
 
 addEventListener("keydown", (event) => {
@@ -287,6 +284,7 @@ for (const button of document.querySelectorAll(".save")) button.addEventListener
 at("scaling").addEventListener("change", () => {
   for (const id of ["dream", "truth"]) at(id).classList.toggle("smooth", at("scaling").value === "smooth");
 });
+at("drive").addEventListener("change", () => { if (state.begun) pause(!at("drive").checked); });
 at("show-codes").addEventListener("change", () => {
   at("grid").hidden = !at("show-codes").checked;
   if (state.last) drawCodes(at("codes"), state.last.codes, state.last.grid);
