@@ -50,6 +50,8 @@ function status(text, bad = false) {
   at("status").classList.toggle("bad", bad);
 }
 
+const environment = () => state.hello.environment.split(":").at(-1); // without the module that registers it
+
 async function start(hello) {
   at("connect").hidden = true;
   const again = state.hello !== null;
@@ -62,7 +64,7 @@ async function start(hello) {
   });
   document.title = `${hello.run} – play in a dream`;
   at("run").textContent = hello.run;
-  status(hello.environment);
+  status(environment());
   if (!again) at("rate").value = Math.min(60, Math.max(1, Math.round(hello.rate * 10) / 10));
   at("real").hidden = !hello.beside;
   at("agent").hidden = !hello.agent;
@@ -92,7 +94,7 @@ async function restart() {
   state.begun = null;
   pause(true);
   mark();
-  status(state.hello.environment);
+  status(environment());
   const place = state.place && { episode: state.place[0], frame: state.place[1] };
   const reply = await connection.ask(place ? { type: "begin", ...place, seed } : { type: "environment", seed });
   if (!reply) return;
