@@ -7,15 +7,14 @@ import dataclasses
 import json
 import signal
 import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from corridor import LONGEST, SPEC
-from corridor_run import save_run
+from corridor import SPEC
+from play_server import save_played_run, serving, where
 from processes import alive, wait_until_gone
 
 pytest.importorskip("starlette", reason="the extra play is not installed")
@@ -30,25 +29,13 @@ from worldmodel.serving.batching import Batcher
 from worldmodel.serving.dreams import Dreamer
 from worldmodel.serving.messages import unpack
 from worldmodel.serving.simulator import Simulator, Truth, environment_of
-from worldmodel.types import NO_ACTION, Episode
+from worldmodel.types import NO_ACTION
 from worldmodel.world import WorldModel
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of the corridor; its episodes are in the folder ``data`` beside ``runs``."""
-    folder = tmp_path_factory.mktemp("play")
-    rng = np.random.default_rng(0)
-    with EpisodeStore.writer(folder / "data", SPEC) as store:
-        for _ in range(3):
-            frames = rng.integers(0, 256, (LONGEST, *SPEC.frame_shape), dtype=np.uint8)
-            actions, rewards = rng.integers(0, 2, LONGEST - 1), np.zeros(LONGEST - 1)
-            store.append(Episode.from_steps(frames, actions, rewards, False, True))
-    return save_run(folder / "runs")
-
-
-def where(run: Path) -> list[str]:
-    return [f"runs={run.parent}", f"data={run.parents[1] / 'data'}", "device=cpu"]
+    return save_played_run(tmp_path_factory.mktemp("play"))
 
 
 def test_a_port_in_use_is_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,25 +138,18 @@ def test_an_environment_that_has_changed_is_named(run: Path) -> None:
 
 
 def test_a_dream_is_played(run: Path) -> None:
-    command = [sys.executable, "-m", "worldmodel.play", *where(run), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None and server.stderr is not None
-        try:
-            lines = [server.stdout.readline() for _ in range(3)]
-            address = lines[1].split()[-1].replace("http", "ws")
-            with connect(f"{address}play", origin=address.replace("ws", "http")[:-1]) as page:  # type: ignore[arg-type]
-                assert json.loads(page.recv())["run"] == run.name
-                page.send('{"type":"begin","episode":0,"frame":0,"seed":1}')
-                steps = [unpack(page.recv())]  # type: ignore[arg-type]
-                for action in (1, 1, 0):
-                    page.send(json.dumps({"type": "step", "action": action}))
-                    steps.append(unpack(page.recv()))  # type: ignore[arg-type]
-                page.send('{"type":"drive"}')  # the actor of the run
+    with serving(run) as (address, process):
+        socket_address = address.replace("http", "ws") + "play"
+        with connect(socket_address, origin=address[:-1]) as page:  # type: ignore[arg-type]
+            assert json.loads(page.recv())["run"] == run.name
+            page.send('{"type":"begin","episode":0,"frame":0,"seed":1}')
+            steps = [unpack(page.recv())]  # type: ignore[arg-type]
+            for action in (1, 1, 0):
+                page.send(json.dumps({"type": "step", "action": action}))
                 steps.append(unpack(page.recv()))  # type: ignore[arg-type]
-                assert [header["step"] for header, _ in steps] == [0, 1, 2, 3, 4]
-                assert all(len(parts["dream"]) == SPEC.frame_shape[1] ** 2 * 4 for _, parts in steps)
-                server.send_signal(signal.SIGINT)
-                assert server.wait(60) == 0
-        finally:
-            server.kill()
-        assert server.stderr.read() == ""
+            page.send('{"type":"drive"}')  # the actor of the run
+            steps.append(unpack(page.recv()))  # type: ignore[arg-type]
+            assert [header["step"] for header, _ in steps] == [0, 1, 2, 3, 4]
+            assert all(len(parts["dream"]) == SPEC.frame_shape[1] ** 2 * 4 for _, parts in steps)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 0

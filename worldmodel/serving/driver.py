@@ -26,7 +26,7 @@ class Driver:
             self._agent = self._make_agent()
         if moment is not self._expected:
             self._agent.begin(self._names, np.random.default_rng(moment.noise.numpy()))
-        return int(self._agent.act(moment.frame))
+        return int(self._agent.act(moment.frame.copy()))  # agents expect an array that may be written to
 
     def follow(self, moment: Moment) -> None:
         """Tell the agent's next call where its action led to."""
