@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import SPEC, tiny_prior, tiny_tokenizer
+from tiny import PRIORS, SPEC, tiny_prior, tiny_tokenizer
 
 pytest.importorskip("starlette", reason="the extra play is not installed")
 from starlette.testclient import TestClient
@@ -107,6 +108,31 @@ def test_rows_are_independent(dreamer: Dreamer, temperature: float) -> None:
     for row in (0, 3, 7):
         assert same(dream(dreamer, [ACTIONS[row]], [row], temperature)[0], together[row])
     assert not same(together[0], together[1])
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_dreams_of_different_ages_are_stepped_together(dreamer: Dreamer, name: str) -> None:
+    one = Dreamer(WorldModel(SPEC, tiny_tokenizer(), tiny_prior(name)), dreamer.store)
+    [old, young] = [one.begin(one.read(Place(seed, 0)), seed) for seed in range(2)]
+    for _ in range(6):
+        [(_, old)] = one.step([Order(old, 1, 1.0)])
+    together = dict(one.step([Order(old, 2, 1.0), Order(young, 1, 1.0)]))
+    assert same([together[0]], [moment for _, moment in one.step([Order(old, 2, 1.0)])])
+    assert same([together[1]], [moment for _, moment in one.step([Order(young, 1, 1.0)])])
+
+
+def test_steps_that_wait_together_are_one_pass(dreamer: Dreamer) -> None:
+    begun = [dreamer.begin(dreamer.read(Place(seed, 0)), seed) for seed in range(8)]
+    orders = [Order(moment, 1, 1.0) for moment in begun]
+
+    async def ask(batcher: Batcher) -> list[Moment]:
+        return await asyncio.gather(*(batcher.step(order) for order in orders))
+
+    batcher = Batcher(dreamer)
+    found = asyncio.run(ask(batcher))
+    batcher.close()
+    assert batcher.largest == 8
+    assert same(found, [moment for order in orders for _, moment in dreamer.step([order])])
 
 
 def test_a_dream_is_that_of_the_dream_command(dreamer: Dreamer) -> None:

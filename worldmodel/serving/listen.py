@@ -16,6 +16,7 @@ from starlette.types import ASGIApp
 
 from worldmodel.errors import ConfigError
 
+EVERY = ("", "0.0.0.0", "::")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -41,7 +42,9 @@ def open_port(host: str, port: int) -> socket.socket:
 
 
 def address(host: str, port: int, token: str | None) -> str:
-    """What a visitor opens."""
+    """What a visitor opens; of all addresses of this computer, its name."""
+    if host in EVERY:
+        host = socket.gethostname()
     name = f"[{host}]" if ":" in host else host
     return f"http://{name}:{port}/" + (f"?token={token}" if token else "")
 
