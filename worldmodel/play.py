@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import gc
 import secrets
 import sys
 from collections.abc import Callable, Sequence
@@ -62,6 +63,7 @@ def main(args: argparse.Namespace, config: Config) -> None:
         print(f"run       {run}\nplay at   {url}\nCtrl-C ends it", flush=True)
         listen(server.app, opened, url, limits.message_bytes, args.open)
         server.close()
+        gc.freeze()  # the last search for garbage would delay the end by most of a second
 
 
 def agent_of(overrides: Sequence[str], config: Config, run: Path) -> Callable[[], Any] | None:

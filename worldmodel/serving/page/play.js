@@ -21,6 +21,7 @@ const SHORTCUTS = {
 
 const state = {
   hello: null,
+  connected: false,
   keys: null,
   buttons: [],
   place: null, // [episode, frame]; null: the start of the environment
@@ -42,7 +43,7 @@ const connection = new Connection({
   hello: start,
   wait: (reason) => { status(reason, true); setTimeout(() => connection.open(), RETRY); },
   notice: (reason) => status(reason, true),
-  closed: (reason) => { status(`not connected: ${reason}`, true); at("connect").hidden = false; clearTimeout(state.timer); },
+  closed: (reason) => { state.connected = false; status(`not connected: ${reason}`, true); at("connect").hidden = false; pause(true); },
 });
 
 function status(text, bad = false) {
@@ -56,6 +57,7 @@ async function start(hello) {
   at("connect").hidden = true;
   const again = state.hello !== null;
   state.hello = hello;
+  state.connected = true;
   state.keys = new Keys(hello.actions);
   state.buttons = buildButtons(hello.actions, at("pad"), at("others"), {
     press: (code) => press(code),

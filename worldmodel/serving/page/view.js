@@ -25,7 +25,8 @@ export function figure(value, truth) {
 }
 
 // What a visitor may do next, if the dream waits.
-export function hintText({ begun, ready, paused, last }) {
+export function hintText({ connected, begun, ready, paused, last }) {
+  if (!connected) return "";
   if (!begun) return "the dream is about to begin";
   if (ready) return "press an action key to go on";
   if (paused) return "paused: an action key dreams one frame";
