@@ -62,7 +62,7 @@ export function buildButtons(actions, pad, others, listeners) {
     const button = document.createElement("button");
     button.className = "action";
     if (action.symbol) button.append(Object.assign(document.createElement("b"), { textContent: action.symbol }));
-    button.append(`${action.name} `);
+    button.append(`${action.name.replaceAll("_", "_\u200b")} `); // a line may end behind an underscore
     const keys = legend(action);
     if (keys) button.append(Object.assign(document.createElement("kbd"), { textContent: keys }));
     const cell = taken.has(action.symbol) ? undefined : CELLS[action.symbol];
