@@ -24,7 +24,14 @@ from worldmodel.priors import CaptionTrunk, ConditionTrunk
 from worldmodel.runs.models import load_autoencoder, load_prior
 
 SOUND = {"codec", "jukebox", "timit-phonemes", "vctk", "vctk-spectra"}  # tests/test_speech.py and those beside it
-VIDEO = {"agent-basic", "agent-health", "agent-minigrid", "atari100k", "dmlab-video"}  # whose frames follow one another
+VIDEO = {
+    "memory",
+    "agent-basic",
+    "agent-health",
+    "agent-minigrid",
+    "atari100k",
+    "dmlab-video",
+}  # whose frames follow one another
 KNOWN = {path.stem for path in (Path(configs.__file__).parent / "experiment").glob("*.yaml")}
 EXPERIMENTS = sorted(KNOWN - SOUND - VIDEO)
 STAGES = ("tokenizer", "second", "prior")

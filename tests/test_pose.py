@@ -8,7 +8,7 @@ from torch import Tensor
 
 from worldmodel.errors import ConfigError
 from worldmodel.heads import GridSpec
-from worldmodel.priors.motion import Motion, estimate_motion
+from worldmodel.priors.motion import Motion, estimate_motion, simplified
 from worldmodel.priors.pose import PoseMemory
 from worldmodel.types import Segment
 
@@ -132,3 +132,17 @@ def test_settings_and_grids_that_do_not_fit_are_refused() -> None:
         memory(window=4)
     with pytest.raises(ConfigError, match=r"rows and columns.*\(8,\)"):
         PoseMemory(GridSpec((8,), codebook(), NAMES))
+
+
+def test_small_motions_are_zero_and_turns_fit_the_circle() -> None:
+    move = torch.tensor([[-0.07, -0.1], [-0.03, 0.06], [0.01, 0.016], [0.3, 0.4]])
+    estimated = Motion(
+        torch.tensor([0.02, 1.99, -2.03, -0.04]), move, torch.tensor(24.1), torch.ones(3), torch.ones(())
+    )
+    simple = simplified(estimated)
+    torch.testing.assert_close(simple.turn, torch.tensor([0, 1.0, -1.0, 0]) * 24.1 / 12)
+    torch.testing.assert_close(simple.move, torch.tensor([[0, 0], [0, 0], [0, 0], [0.3, 0.4]]))
+    other = simplified(estimated._replace(turn=torch.tensor([0.0, 2.0, -1.7, 0.9])))
+    assert other.turn.abs().unique().numel() == 4  # these sizes differ by more than errors do
+    none = simplified(estimated._replace(turn=torch.zeros(4), move=torch.zeros(4, 2)))
+    assert not none.turn.any() and not none.move.any()

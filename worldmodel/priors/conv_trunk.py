@@ -102,7 +102,7 @@ class ConvTrunk(Trunk):
         condition = self.condition(torch.cat([self.act(actions[:, -self.history :] + 1).flatten(1), *remembered], -1))
         x = self.enter(vectors.movedim(-1, 1)) + self.position
         if self.pose:
-            recalled, features = self.pose.recall(grids, actions)
+            recalled, features = self.pose.recall(grids[:, -self.reach :], actions[:, -self.reach :])
             features = features.to(x.dtype)
             x = x + self.read(torch.cat([self.embed(recalled).movedim(-1, 1), features], 1))
         for vector in remembered:

@@ -14,6 +14,7 @@ from worldmodel.priors.base import Sample
 STARTS, BATCH = 8, 512  # random starts of the estimate, pairs a step
 CIRCLES = (1.5, 10.0)  # smallest and largest circumference of the panorama, in widths of a view
 PAIRS = 12  # pairs of frames in a window
+STILL, ALIKE = 0.3, 0.05  # see :func:`simplified`
 RATES = {"turn": 0.05, "move": 0.05, "circle": 0.02, "widths": 0.03, "strength": 0.03}
 
 
@@ -72,6 +73,25 @@ def estimate_motion(
         values["circle"] = _scan(values, similarity, actions)
         turn, move = values["turn"][0].detach(), values["move"][0].detach()
         return Motion(turn, move, **{name: values[name][0].exp() for name in ("circle", "widths", "strength")})
+
+
+def simplified(motion: Motion) -> Motion:
+    """The motion without small differences, whose errors would add up over many steps.
+
+    Turns and displacements below ``STILL`` of the largest one are 0. Turns whose sizes differ by at most ``ALIKE`` get
+    the mean of their sizes; if nearly a whole number of these makes a circle (to within ``ALIKE``), exactly that does.
+    """
+    sizes = motion.turn.abs()
+    sizes = sizes.where(sizes >= STILL * sizes.max(), 0)
+    distances = motion.move.norm(dim=1)
+    move = motion.move.where((distances >= STILL * distances.max())[:, None], 0)
+    for size in sizes.clone():
+        alike = (sizes - size).abs() <= ALIKE * size
+        mean = sizes[alike].mean()
+        count = (motion.circle / mean.clamp(min=1e-6)).round()
+        whole = motion.circle / count
+        sizes[alike] = whole if abs(whole - mean) <= ALIKE * mean else mean
+    return motion._replace(turn=sizes * motion.turn.sign(), move=move)
 
 
 def _pairs(sample: Sample, vectors: Tensor, windows: int, generator: Generator) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 from worldmodel.errors import ConfigError
 from worldmodel.heads.base import GridSpec
 from worldmodel.priors.base import Sample
-from worldmodel.priors.motion import Motion, estimate_motion
+from worldmodel.priors.motion import Motion, estimate_motion, simplified
 from worldmodel.util.ranges import Count, Positive, Whole
 
 CIRCLE = 2**16  # units of a full turn
@@ -80,7 +80,8 @@ class PoseMemory(nn.Module):
         """Estimate the motion of the camera from windows of codes; returns it in words."""
         vectors = self.vectors - self.vectors.mean(0)
         vectors = vectors / vectors.square().sum(-1).mean().sqrt().clamp(min=1e-8)
-        self.set_motion(estimate_motion(sample, vectors, len(self.action_names), generator, *self.extent))
+        motion = estimate_motion(sample, vectors, len(self.action_names), generator, *self.extent)
+        self.set_motion(simplified(motion))
         degrees = (self.turn[1:].double() * 360 / CIRCLE).tolist()
         distances = (self.move[1:].double().norm(dim=1) / UNIT).tolist()
         motions = zip(self.action_names, degrees, distances, strict=True)
