@@ -60,7 +60,8 @@ def loops_of(run: DictConfig, config: DictConfig) -> list[str]:
 
 
 def _plain(node: Any) -> dict[str, Any]:
-    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else {}  # type: ignore[return-value]
+    plain: Any = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else {}
+    return plain
 
 
 def recorded_loops(folder: Path, run: Path, config: DictConfig, progress: Progress) -> dict[str, EpisodeStore]:
