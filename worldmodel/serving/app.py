@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a server grants."""
+    """Limits of a server."""
 
     visitors: int = 8  # at the same time
     messages_per_second: float = 120.0  # of one visitor, in the mean
@@ -169,7 +169,7 @@ class Server:
         return await asyncio.wait_for(action, self.limits.idle_seconds)
 
     async def _end(self, socket: WebSocket, code: int, kind: str, reason: str) -> None:
-        """Tell the visitor why, and close the connection."""
+        """Send the reason to the visitor, and close the connection."""
         if socket.application_state is WebSocketState.CONNECTED:
             await self._in_time(socket.send_text(json.dumps({"type": kind, "reason": reason})))
             await self._in_time(socket.close(code, reason[:100]))

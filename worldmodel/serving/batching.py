@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 
 
 class Batcher:
-    """Steps that are asked for while a pass runs are the next pass, so that no visitor waits for a timer."""
+    """Steps that are requested during a pass are computed in the next one, so that no visitor waits for a timer."""
 
     def __init__(self, dreamer: Dreamer):
         self.dreamer = dreamer

@@ -22,7 +22,7 @@ class Beside:
         self.active = False  # whether the present dream began at the start of the environment
         self.truth = Truth(np.zeros((1, 1, 1), np.uint8), 0.0, 0.0, False)
         self._decibels: list[float] = []  # of each dreamt frame
-        self.report = ""  # what the visitor is told of a failure
+        self.report = ""  # a description of a failure, which is sent to the visitor
 
     async def begin(self, seed: int) -> Beginning:
         """Start an episode. Raises :class:`EnvError`."""

@@ -58,7 +58,7 @@ class Moment(NamedTuple):
 
 
 class Order(NamedTuple):
-    """One step that a visitor asks for."""
+    """One step that a visitor requests."""
 
     moment: Moment
     action: int

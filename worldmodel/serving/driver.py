@@ -29,5 +29,5 @@ class Driver:
         return int(self._agent.act(moment.frame.copy()))  # agents expect an array that may be written to
 
     def follow(self, moment: Moment) -> None:
-        """Tell the agent's next call where its action led to."""
+        """Record where the action of the agent led, for its next call."""
         self._expected = moment

@@ -17,7 +17,7 @@ Index = Annotated[int, Field(ge=0, le=MOST)]
 
 
 class ProtocolError(Exception):
-    """A message that a connection is closed for; the text is the reason that the visitor is told."""
+    """A message for which a connection is closed; the text is the reason that is sent to the visitor."""
 
 
 class Message(BaseModel):
