@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
 
 from worldmodel.errors import ConfigError
 from worldmodel.heads import GridSpec
+from worldmodel.nn.modules import centred
 from worldmodel.priors.motion import Motion, estimate_motion, simplified
 from worldmodel.priors.pose import PoseMemory
 from worldmodel.types import Segment
@@ -58,9 +61,8 @@ def recall(made: PoseMemory, actions: list[int]) -> tuple[Tensor, Tensor, Tensor
 
 
 def test_the_motion_is_estimated_from_windows() -> None:
-    vectors = codebook() - codebook().mean(0)
-    vectors = vectors / vectors.square().sum(-1).mean().sqrt()
-    motion = estimate_motion(walk, vectors, 4, torch.Generator().manual_seed(0), windows=500, steps=120)
+    motion = estimate_motion(walk, centred(codebook()), 4, torch.Generator().manual_seed(0), windows=500, steps=120)
+    assert motion is not None
     torch.testing.assert_close(motion.turn[:3], TURNS[:3].float(), atol=0.1, rtol=0)
     assert motion.circle.item() == pytest.approx(CIRCLE, abs=0.5)
     assert motion.move[3].norm() / motion.widths[2] > 1.5 > 0.5 > motion.move[1:3].norm(dim=1).max() / motion.widths[2]
@@ -69,7 +71,32 @@ def test_the_motion_is_estimated_from_windows() -> None:
 def test_an_estimate_is_a_function_of_its_generator() -> None:
     extent = {"windows": 20, "steps": 3}
     first, second = (estimate_motion(walk, codebook(), 4, torch.Generator().manual_seed(1), **extent) for _ in range(2))
+    assert first is not None and second is not None
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+def test_without_turns_the_circumference_is_the_largest_one() -> None:
+    """Views are never apart by more than their width, so that nothing indicates a circle."""
+
+    def standing(batch: int, generator: torch.Generator) -> Segment:
+        segment = walk(batch, generator)
+        actions = torch.zeros_like(segment.actions)
+        return dataclasses.replace(segment, actions=actions, codes=views(actions))
+
+    motion = estimate_motion(standing, codebook(), 4, torch.Generator().manual_seed(0), windows=50, steps=30)
+    assert motion is not None and motion.circle.item() == pytest.approx(10 * COLUMNS)
+
+
+def test_the_motion_is_unknown_where_no_window_has_two_frames() -> None:
+    def single(batch: int, generator: torch.Generator) -> Segment:
+        segment = walk(batch, generator)
+        valid = torch.arange(segment.actions.shape[1]).expand_as(segment.actions) == 32
+        return dataclasses.replace(segment, valid=valid)
+
+    made = PoseMemory(GridSpec((ROWS, COLUMNS), codebook(), NAMES), windows=10, steps=2)
+    assert "unknown" in made.estimate(single, torch.Generator().manual_seed(0))
+    _, codes, _ = recall(made, [-1, *[1] * 12])
+    assert (codes == -1).all()
 
 
 @pytest.mark.parametrize("loop", [[1] * 12, [1] * 5 + [2] * 5, [2] * 12, [1] * 3 + [0] * 9 + [2] * 3])

@@ -31,7 +31,7 @@ class Trunk(nn.Module, abc.ABC):
     width: int  # of a context vector
     remembers: bool = True  # whether past grids matter
     sees_actions: bool = True  # whether actions (or classes) matter
-    reach: int = 0  # number of earlier frames that a window of training should have; 0: as many as the prior sees
+    lead: int = 0  # frames of a training window that the trunk needs before the first target
 
     def prepare(self, sample: Sample, generator: Generator) -> str:
         """Estimate what is not trained, before the training, from windows of codes; returns the result in words."""

@@ -87,8 +87,8 @@ class ConvTrunk(Trunk):
         self.pose = pose(spec) if pose else None
         self.kept = history  # frames in a state
         if self.pose:
-            self.reach = self.pose.window
-            self.kept = max(history, self.reach)
+            self.lead = self.pose.window
+            self.kept = max(history, self.lead)
             self.read = CONV[rank](embed + FEATURES, width, 3, padding=1)
             self.copy = CodeEmbedding(spec.codebook, width)
             self.gate = nn.Linear(width + FEATURES, width)
@@ -102,7 +102,7 @@ class ConvTrunk(Trunk):
         condition = self.condition(torch.cat([self.act(actions[:, -self.history :] + 1).flatten(1), *remembered], -1))
         x = self.enter(vectors.movedim(-1, 1)) + self.position
         if self.pose:
-            recalled, features = self.pose.recall(grids[:, -self.reach :], actions[:, -self.reach :])
+            recalled, features = self.pose.recall(grids[:, -self.lead :], actions[:, -self.lead :])
             features = features.to(x.dtype)
             x = x + self.read(torch.cat([self.embed(recalled).movedim(-1, 1), features], 1))
         for vector in remembered:

@@ -14,7 +14,7 @@ from worldmodel.priors.base import Sample
 STARTS, BATCH = 8, 512  # random starts of the estimate, pairs a step
 CIRCLES = (1.5, 10.0)  # smallest and largest circumference of the panorama, in widths of a view
 PAIRS = 12  # pairs of frames in a window
-STILL, ALIKE = 0.3, 0.05  # see :func:`simplified`
+SMALL, ALIKE = 0.3, 0.05  # see :func:`simplified`
 RATES = {"turn": 0.05, "move": 0.05, "circle": 0.02, "widths": 0.03, "strength": 0.03}
 
 
@@ -41,15 +41,18 @@ class Motion(NamedTuple):
 
 def estimate_motion(
     sample: Sample, vectors: Tensor, num_actions: int, generator: Generator, windows: int = 4000, steps: int = 300
-) -> Motion:
+) -> Motion | None:
     """The motion that explains best which columns of a frame resemble which columns of an earlier one.
 
     ``vectors`` (K, D): those of the codes, whose scalar product is the similarity of two codes. The turns follow
     roughly from consecutive frames. They and the displacements are then improved by gradient descent from several
     random starts, for which the circumference matters little, since few frames are more than a view apart; it is
-    chosen by those that are. ``windows``: number of windows that are drawn. ``steps``: of gradient descent.
+    chosen by those that are. ``windows``: number of windows that are drawn. ``steps``: of gradient descent. None if no
+    window has two frames.
     """
     similarity, actions = _pairs(sample, vectors, windows, generator)
+    if not len(actions):
+        return None
     columns = similarity.shape[-1]
     values = _start(_rough_turns(similarity, actions, num_actions), columns, generator)
     with torch.enable_grad():
@@ -65,9 +68,7 @@ def estimate_motion(
             optimizer.step()
     with torch.no_grad():
         parts = zip(actions.split(BATCH), similarity.split(BATCH), strict=True)
-        errors = [
-            (_expected(values, part, similarity.shape[-1]) - wanted).square().mean((1, 2, 3)) for part, wanted in parts
-        ]
+        errors = [(_expected(values, part, columns) - wanted).square().mean((1, 2, 3)) for part, wanted in parts]
         best = int(torch.stack(errors).mean(0).argmin())
         values = {name: value[best, None] for name, value in values.items()}
         values["circle"] = _scan(values, similarity, actions)
@@ -78,13 +79,13 @@ def estimate_motion(
 def simplified(motion: Motion) -> Motion:
     """The motion without small differences, whose errors would add up over many steps.
 
-    Turns and displacements below ``STILL`` of the largest one are 0. Turns whose sizes differ by at most ``ALIKE`` get
+    Turns and displacements below ``SMALL`` of the largest one are 0. Turns whose sizes differ by at most ``ALIKE`` get
     the mean of their sizes; if nearly a whole number of these makes a circle (to within ``ALIKE``), exactly that does.
     """
     sizes = motion.turn.abs()
-    sizes = sizes.where(sizes >= STILL * sizes.max(), 0)
+    sizes = sizes.where(sizes >= SMALL * sizes.max(), 0)
     distances = motion.move.norm(dim=1)
-    move = motion.move.where((distances >= STILL * distances.max())[:, None], 0)
+    move = motion.move.where((distances >= SMALL * distances.max())[:, None], 0)
     for size in sizes.clone():
         alike = (sizes - size).abs() <= ALIKE * size
         mean = sizes[alike].mean()
@@ -147,18 +148,23 @@ def _start(turns: Tensor, columns: int, generator: Generator) -> dict[str, Tenso
 
 def _scan(values: dict[str, Tensor], similarity: Tensor, actions: Tensor) -> Tensor:
     """The logarithm (1,) of the circumference whose expectation agrees best with pairs that are apart by more than a
-    view: the largest Σ s·e / √Σ e² over similarities s and expectations e."""
+    view: the largest Σ s·e / √Σ e² over similarities s and expectations e. If none is above 0, nothing indicates a
+    circle, and it is the largest circumference."""
     columns = similarity.shape[-1]
     turns = _counts(actions, values["turn"].shape[-1]).sum(1) @ values["turn"][0]
     apart = turns.abs() > columns
     similarity, actions = similarity[apart], actions[apart]
-    low, high, best = CIRCLES[0] * columns, CIRCLES[1] * columns, torch.tensor(0.0)
+    low, high = (columns * factor for factor in CIRCLES)
+    best = torch.tensor(float(high))
     for step in (0.5, 0.05):
         circles, scores = torch.arange(low, high, step), []
         for circle in circles:
             expected = _expected({**values, "circle": circle.log()[None]}, actions, columns)[0]
             scores.append((similarity * expected).sum() / expected.square().sum().sqrt().clamp(min=1.0))
-        best = circles[torch.stack(scores).argmax()]
+        score, index = torch.stack(scores).max(0)
+        if score <= 0:
+            break
+        best = circles[index]
         low, high = float(best) - step, float(best) + step
     return best.log()[None]
 

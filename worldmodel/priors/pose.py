@@ -15,6 +15,7 @@ from torch import Generator, Tensor, nn
 
 from worldmodel.errors import ConfigError
 from worldmodel.heads.base import GridSpec
+from worldmodel.nn.modules import centred
 from worldmodel.priors.base import Sample
 from worldmodel.priors.motion import Motion, estimate_motion, simplified
 from worldmodel.util.ranges import Count, Positive, Whole
@@ -74,13 +75,13 @@ class PoseMemory(nn.Module):
         angle = torch.arange(CIRCLE, dtype=torch.float64) * (2 * math.pi / CIRCLE)
         table = (torch.stack([angle.cos(), angle.sin()]) * 2**TABLE_BITS).round().to(torch.int64)
         self.table = nn.Buffer(table, persistent=False)
-        self.vectors = nn.Buffer(spec.codebook.detach().clone(), persistent=False)
+        self.vectors = nn.Buffer(centred(spec.codebook), persistent=False)
 
     def estimate(self, sample: Sample, generator: Generator) -> str:
         """Estimate the motion of the camera from windows of codes; returns it in words."""
-        vectors = self.vectors - self.vectors.mean(0)
-        vectors = vectors / vectors.square().sum(-1).mean().sqrt().clamp(min=1e-8)
-        motion = estimate_motion(sample, vectors, len(self.action_names), generator, *self.extent)
+        motion = estimate_motion(sample, self.vectors, len(self.action_names), generator, *self.extent)
+        if motion is None:
+            return "motion of the camera: unknown, since no recorded window has two frames"
         self.set_motion(simplified(motion))
         degrees = (self.turn[1:].double() * 360 / CIRCLE).tolist()
         distances = (self.move[1:].double().norm(dim=1) / UNIT).tolist()

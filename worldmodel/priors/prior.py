@@ -111,7 +111,7 @@ class Prior(LatentPrior):
         self.forget, self.corrupt, self.corrupt_recent = forget, corrupt, corrupt_recent
         self.positions = spec.positions
         self.trunk = trunk(spec)
-        self.lead = max(context, self.trunk.reach)
+        self.lead = max(context, self.trunk.lead)
         self.sees_actions = self.trunk.sees_actions
         self.head = head(spec, self.trunk.width)
         self.outcomes = OutcomeHead(spec.codebook, self.positions, self.trunk.width) if outcomes else None

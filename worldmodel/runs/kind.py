@@ -74,8 +74,8 @@ def choose_run(
     The latest run is one of the given kind that has the file ``holding``. Raises :class:`RunError`, which lists the
     runs or names the command for a run of another kind.
     """
-    asked = any(override.lstrip("+").startswith("experiment=") for override in overrides)
-    stem = str(config.stem) if asked else None
+    named = any(override.lstrip("+").startswith("experiment=") for override in overrides)
+    stem = str(config.stem) if named else None
     run = find_run(config.runs, config.run, holding, stem, lambda folder: kind in (None, kind_of_run(folder)))
     if kind is not None:
         check_kind(run, kind)
