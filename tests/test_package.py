@@ -39,3 +39,15 @@ def test_folders_of_a_user_hide_nothing(installed: bool, tmp_path: Path) -> None
     assert name == "basic"
     if not installed:
         assert set(folders.split()) == {str(ROOT)}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "None")],
+    ids=["default", "a count of the user", "a policy of the user"],
+)
+def test_idle_threads_leave_their_core_unless_the_user_says_otherwise(given: dict[str, str], expected: str) -> None:
+    others = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    code = "import os, worldmodel; print(os.environ.get('GOMP_SPINCOUNT'))"
+    done = subprocess.run([sys.executable, "-c", code], env={**others, **given}, capture_output=True, text=True)
+    assert done.stdout.strip() == expected, done.stderr
