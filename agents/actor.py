@@ -17,7 +17,7 @@ from worldmodel.config.cli import one_line
 from worldmodel.errors import ConfigError, RunError
 from worldmodel.runs.folder import find_run, load_spec
 from worldmodel.runs.migrate import migrate
-from worldmodel.runs.models import build_module, load_tokenizer, load_weights
+from worldmodel.runs.models import build_module, load_tokenizer, load_weights, resolve_device
 from worldmodel.tokenizers import Tokenizer
 from worldmodel.types import NO_ACTION
 from worldmodel.util.files import replace_text
@@ -71,8 +71,9 @@ def load_actor(folder: Path, device: str | torch.device = "cpu") -> tuple[Tokeni
     """Load the tokenizer and the trained actor of a run. Raises :class:`RunError` if there is no actor."""
     settings = load_network(folder)
     network, discount = settings.network, settings.get("discount")
-    tokenizer = load_tokenizer(folder, device)
-    actor = build_actor(network, tokenizer, len(load_spec(folder).action_names)).to(device)
+    where = resolve_device(device) if isinstance(device, str) else device
+    tokenizer = load_tokenizer(folder, where)
+    actor = build_actor(network, tokenizer, len(load_spec(folder).action_names)).to(where)
     actor.discount = discount
     load_weights(actor, folder / AGENT, TRAIN_FIRST)
     return tokenizer, actor.eval().requires_grad_(False)

@@ -82,7 +82,7 @@ class NoveltyExplorer(StickyExplorer):
         trained = self._world.spec.action_names
         check_actions(action_names, trained, f"the run {self.trained}", "choose another with explorer.run=…")
         self._state = self._world.prior.begin(1)
-        self._noise = torch.Generator().manual_seed(int(rng.integers(2**63)))
+        self._noise = torch.Generator(self._world.device).manual_seed(int(rng.integers(2**63)))
 
     @torch.no_grad()
     def act(self, frame: np.ndarray) -> int:

@@ -14,7 +14,7 @@ from gymnasium.spaces import Box, Discrete, MultiDiscrete, Space
 
 from worldmodel.agents.base import Agent, check_actions, choose
 from worldmodel.errors import ConfigError, RunError
-from worldmodel.runs.models import load_tokenizer
+from worldmodel.runs.models import load_tokenizer, resolve_device
 from worldmodel.tokenizers import Tokenizer
 from worldmodel.util.files import replace_text
 
@@ -72,7 +72,7 @@ def require_sb3() -> Any:
     return stable_baselines3
 
 
-def load_policy(folder: Path, info: PolicyInfo, device: str = "cpu") -> Any:
+def load_policy(folder: Path, info: PolicyInfo, device: str | torch.device = "cpu") -> Any:
     """Load the trained policy. Only tensors are read from the zip, nothing is unpickled. Raises :class:`RunError`."""
     ppo = require_sb3().PPO
     from stable_baselines3.common.save_util import load_from_zip_file
@@ -111,23 +111,24 @@ class SB3Agent(Agent):
         info = self.info
         check_actions(action_names, info.action_names, str(self.folder), "choose its environment with env=…")
         if self._policy is None:
-            self._policy = load_policy(self.folder, info, self.device)
+            self._device = resolve_device(self.device)
+            self._policy = load_policy(self.folder, info, self._device)
             if info.view != "frames":
-                self._tokenizer = load_tokenizer(self.folder.parents[1], self.device)
+                self._tokenizer = load_tokenizer(self.folder.parents[1], self._device)
         self._rng = rng
         channels, *size = info.frame_shape
         self._seen = np.zeros((info.stack, channels, *size), np.uint8)
 
     @torch.no_grad()
     def act(self, frame: np.ndarray) -> int:
-        seen = torch.from_numpy(self._observation(frame)[None]).to(self.device)
+        seen = torch.from_numpy(self._observation(frame)[None]).to(self._device)
         probabilities = self._policy.get_distribution(seen).distribution.probs[0].double().cpu().numpy()
         return choose(probabilities, self.greedy, self._rng)
 
     def _observation(self, frame: np.ndarray) -> np.ndarray:
         """The policy's observation: the last frames, as Stable-Baselines3 stacks them, or codes."""
         if self._tokenizer is not None:
-            codes = self._tokenizer.encode(torch.from_numpy(frame)[None].to(self.device))
+            codes = self._tokenizer.encode(torch.from_numpy(frame)[None].to(self._device))
             if self.info.view == "codes":
                 return codes.flatten().cpu().numpy()
             frame = self._tokenizer.decode(codes)[0].cpu().numpy()

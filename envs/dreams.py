@@ -50,7 +50,8 @@ class DreamBatch:
     """B independent dreams.
 
     Rows are given by their indices (n,) int64 in ascending order. ``rngs`` has one generator per row, which determines
-    the start of the dream, its frames and its end.
+    the start of the dream, its frames and its end; of the noise of a frame it draws the key only
+    (:mod:`worldmodel.heads.noise`).
     """
 
     def __init__(
@@ -101,11 +102,12 @@ class DreamBatch:
         """Step rows under actions (n,) int64; the other rows are unchanged."""
         every = len(rows) == self.batch
         state = self.state if every else select_rows(self.state, self._index(rows))
-        led_by = torch.from_numpy(actions).to(self.world.device)
-        step, state = self.world.step(state, led_by, self.sampler, rngs)
+        keys = np.array([rng.bit_generator.random_raw() for rng in rngs], np.uint64).view(np.int64)
+        led_by, noise = torch.from_numpy(np.stack([actions, keys])).to(self.world.device)
+        step, state = self.world.step(state, led_by, self.sampler, noise)
         self.state = state if every else replace_rows(self.state, self._index(rows), state)
         self.ages[rows] += 1
-        rewards, ends = (value.cpu().numpy().astype(np.float64) for value in (step.rewards, step.ends))
+        rewards, ends = torch.stack([step.rewards, step.ends]).cpu().numpy().astype(np.float64)
         if self.end_threshold is None:
             terminated = np.array([rng.random() for rng in rngs]) < ends
         else:

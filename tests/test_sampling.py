@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from tiny import tiny_prior
@@ -139,18 +138,30 @@ def test_the_same_seed_gives_the_same_codes_and_another_seed_others() -> None:
 
 def test_a_row_with_a_generator_of_its_own_is_drawn_as_if_it_were_alone() -> None:
     head, contexts = head_and_contexts(4, torch.float64)
-    rngs = [np.random.default_rng(seed) for seed in range(4)]
-    whole = [Ancestral().sample(head, contexts, rngs)[0] for _ in range(2)]
+    generators = [torch.Generator().manual_seed(seed) for seed in range(4)]
+    whole = [Ancestral().sample(head, contexts, generators)[0] for _ in range(2)]
     for row in (2, 0):
-        rng = np.random.default_rng(row)
+        generator = torch.Generator().manual_seed(row)
         for drawn in whole:  # a generator goes on where it was
-            assert torch.equal(Ancestral().sample(head, contexts[row : row + 1], [rng])[0][0], drawn[row])
+            assert torch.equal(Ancestral().sample(head, contexts[row : row + 1], [generator])[0][0], drawn[row])
     assert not torch.equal(*whole)
-    noise = make_sampler().noise((1, 500, 200), contexts, [np.random.default_rng(0)])
-    assert noise is not None and noise.isfinite().all()
-    assert abs(float(noise.mean()) - 0.5772) < 0.02 and abs(float(noise.std()) - 1.2825) < 0.02  # Gumbel's
+    one = Ancestral().sample(head, contexts[:1], torch.Generator().manual_seed(0))[0]  # the same as for a batch of one
+    assert torch.equal(one[0], whole[0][0])
     with pytest.raises(ValueError):
-        Ancestral().sample(head, contexts, rngs[:3])
+        Ancestral().sample(head, contexts, generators[:3])
+
+
+def test_a_row_with_a_key_is_drawn_as_if_it_were_alone() -> None:
+    head, contexts = head_and_contexts(4, torch.float64)
+    keys = torch.tensor([7, -(2**63), 2**63 - 1, 0])
+    whole = Ancestral().sample(head, contexts, keys)[0]
+    assert torch.equal(Predictive().sample(head, contexts, keys)[0], whole)
+    for row in range(4):
+        one = slice(row, row + 1)
+        assert torch.equal(Ancestral().sample(head, contexts[one], keys[one])[0][0], whole[row])
+    assert not torch.equal(Ancestral().sample(head, contexts, keys + 1)[0], whole)
+    with pytest.raises(ValueError, match="noise for 4 rows"):
+        Ancestral().sample(head, contexts, keys[:3])
 
 
 def test_a_perfect_forecast_takes_one_pass() -> None:

@@ -2,8 +2,9 @@
 
 from worldmodel.heads.base import GridSpec, Head
 from worldmodel.heads.hierarchy import HierarchyHead
+from worldmodel.heads.noise import Randomness
 from worldmodel.heads.pixelcnn import PixelCNNHead, PixelCNNLikelihood
-from worldmodel.heads.sampling import Ancestral, Predictive, Randomness, Sampler, make_sampler
+from worldmodel.heads.sampling import Ancestral, Predictive, Sampler, make_sampler
 from worldmodel.heads.transformer import TransformerHead
 
 __all__ = ["GridSpec", "Head", "HierarchyHead", "PixelCNNHead", "PixelCNNLikelihood", "TransformerHead"]

@@ -27,79 +27,20 @@ fixed way, row by row. So the samples of all samplers are always equal.
 from __future__ import annotations
 
 import abc
-import weakref
-from collections.abc import Callable, Hashable, Sequence
-from typing import NamedTuple
 
-import numpy as np
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor
 
 from worldmodel.errors import ConfigError
 from worldmodel.heads.base import Head
+from worldmodel.heads.noise import Randomness, uniform_noise
+from worldmodel.nn.float32 import full_float32
+from worldmodel.nn.graphs import GRAPHS, Outputs
 
 TIE = {torch.float64: 1e-9, torch.float32: 5e-5, torch.bfloat16: 0.0, torch.float16: 0.0}
-Randomness = Generator | Sequence[np.random.Generator] | None
-"""The source of noise: one for the batch, or one for each row, so that the draws of a row do not depend on others."""
 PAYS_OFF = 15  # ancestral passes per trajectory from which on the predictive sampler is faster on a CPU
-
-
-Function = Callable[..., tuple[Tensor, ...]]
-KEPT = 8  # graphs for each module; each of them holds the memory of its intermediate results
-
-
-class Recording(NamedTuple):
-    """A captured CUDA graph and the memory that it reads from and writes to."""
-
-    graph: torch.cuda.CUDAGraph
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
-
-
-class GraphCache:
-    """Recordings of functions of tensors that also read the weights of a module: many small kernels that are recorded
-    once and then launched as one CUDA graph."""
-
-    def __init__(self) -> None:
-        self.recordings: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, Recording]] = weakref.WeakKeyDictionary()
-
-    def call(self, module: nn.Module, key: Hashable, function: Function, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """``function(*inputs)``, by replay if it was called with this module, key and shapes before.
-
-        The function must not synchronise with the host, nor branch on the values of its inputs. A module whose weights
-        moved to other memory is recorded again; changes of weights in place take effect.
-        """
-        known = self.recordings.setdefault(module, {})
-        where = tuple(parameter.data_ptr() for parameter in module.parameters())
-        full = (key, where, tuple((tuple(x.shape), x.dtype, x.device) for x in inputs))
-        if full not in known:
-            while len(known) >= KEPT:
-                known.pop(next(iter(known)))
-            known[full] = record(function, inputs)
-        recording = known[full]
-        for static, given in zip(recording.inputs, inputs, strict=True):
-            static.copy_(given)
-        recording.graph.replay()
-        return tuple(output.clone() for output in recording.outputs)
-
-
-def record(function: Function, inputs: tuple[Tensor, ...]) -> Recording:
-    """Capture one call, after some calls on another stream, in which libraries initialise, as capturing requires."""
-    static = tuple(x.clone() for x in inputs)
-    device = inputs[0].device
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            function(*static)
-    torch.cuda.current_stream(device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = function(*static)
-    return Recording(graph, static, outputs)
-
-
-GRAPHS = GraphCache()
+MOST_PASSES = 1024
+"""Passes of a CUDA graph. One of an image of 128×128×3 values would have two million kernels."""
 
 
 class Sampler(abc.ABC):
@@ -123,10 +64,11 @@ class Sampler(abc.ABC):
 
         One pass is one evaluation of the head, of one position or of many.
         """
-        contexts = head.in_order(contexts)
-        noise = self.noise((*contexts.shape[:2], len(head.vectors)), contexts, generator)
-        codes, passes, ambiguous = self.run(head, contexts, noise)
-        self.settle(head, contexts, noise, codes, ambiguous)
+        with full_float32(contexts.device):
+            contexts = head.in_order(contexts)
+            noise = self.noise((*contexts.shape[:2], len(head.vectors)), contexts, generator)
+            codes, passes, ambiguous = self.run(head, contexts, noise)
+            self.settle(head, contexts, noise, codes, ambiguous)
         return head.in_raster(codes), passes
 
     @abc.abstractmethod
@@ -137,15 +79,7 @@ class Sampler(abc.ABC):
         """Gumbel noise of a shape (B, N, K), on the device and of the type of ``like``; none at temperature 0."""
         if self.temperature == 0:
             return None
-        if generator is None or isinstance(generator, Generator):
-            device = generator.device if generator is not None else like.device
-            uniform = torch.rand(shape, generator=generator, device=device, dtype=torch.float32)
-        else:
-            rows = np.empty(shape, np.float32)
-            for row, source in zip(rows, generator, strict=True):
-                source.random(dtype=np.float32, out=row)
-            uniform = torch.from_numpy(rows).to(like.device)
-        return uniform.clamp_(1e-20, 1 - 6e-8).log_().neg_().log_().neg_().to(like)
+        return gumbel(uniform_noise(shape, like.device, generator)).to(like)
 
     def scores(self, logits: Tensor, noise: Tensor | None, vectors: Tensor) -> Tensor:
         """(..., K) logits and noise, (K, D) vectors of the codes → what the drawn code maximises."""
@@ -172,19 +106,44 @@ class Sampler(abc.ABC):
             near |= edge[..., -2] - edge[..., -1] < tie
         return codes, near
 
-    def settle(self, head: Head, contexts: Tensor, noise: Tensor | None, codes: Tensor, ambiguous: Tensor) -> None:
+    def fastest(self, head: Head, device: torch.device, batch: int) -> Sampler:
+        """The sampler that draws for a batch: this one, unless it chooses among others."""
+        return self
+
+    def settle(self, head: Head, contexts: Tensor, noise: Tensor | None, codes: Tensor, ambiguous: Tensor) -> bool:
         """Decide near ties again, in place, in the same order of summation for all samplers: row by row, whole grids.
 
-        Where that changes a code, those after it are drawn again.
+        Where that changes a code, those after it are drawn again. Returns whether there are near ties. The host waits
+        for the device once, and where a row has near ties, once more for each of them.
         """
-        for row in ambiguous.any(-1).nonzero().flatten().tolist():
-            one, changed = slice(row, row + 1), False
-            for position in range(codes.shape[1]):
-                if changed or ambiguous[row, position]:
-                    logits = head.ordered_logits(codes[one], contexts[one])[:, position]
-                    code = self.choose(logits, None if noise is None else noise[one, position], head.vectors)[0]
-                    changed |= bool(code != codes[row, position])
-                    codes[one, position] = code
+        near = ambiguous.cpu()
+        waiting = {row: near[row].nonzero().flatten().tolist() for row in near.any(-1).nonzero().flatten().tolist()}
+        settled = bool(waiting)
+        while waiting:
+            before = {row: codes[row, positions[0]].clone() for row, positions in waiting.items()}
+            for row, positions in waiting.items():
+                self._decide(head, contexts, noise, codes, row, positions[0])
+            changed = torch.stack([codes[row, waiting[row][0]] != code for row, code in before.items()]).tolist()
+            for (row, positions), differs in zip(list(waiting.items()), changed, strict=True):
+                waiting[row] = positions[1:]
+                if differs:
+                    for position in range(positions[0] + 1, codes.shape[1]):
+                        self._decide(head, contexts, noise, codes, row, position)
+                if differs or len(positions) == 1:
+                    del waiting[row]
+        return settled
+
+    def _decide(
+        self, head: Head, contexts: Tensor, noise: Tensor | None, codes: Tensor, row: int, position: int
+    ) -> None:
+        one = slice(row, row + 1)
+        logits = head.ordered_logits(codes[one], contexts[one])[:, position]
+        codes[one, position] = self.choose(logits, None if noise is None else noise[one, position], head.vectors)[0]
+
+
+def gumbel(uniform: Tensor) -> Tensor:
+    """Uniform noise → standard Gumbel noise, in place."""
+    return uniform.clamp_(1e-20, 1 - 6e-8).log_().neg_().log_().neg_()
 
 
 class Ancestral(Sampler):
@@ -199,26 +158,43 @@ class Ancestral(Sampler):
         self.together = together
 
     def run(self, head: Head, contexts: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        groups = head.groups if self.together else [1] * contexts.shape[1]
+        passes = torch.tensor(float(len(self.groups(head))))
+        if not self.recordable(head, contexts.device):
+            codes, ambiguous = self.walk(head, contexts, noise)
+            return codes, passes, ambiguous
 
-        def walk(contexts: Tensor, *noise: Tensor) -> tuple[Tensor, Tensor]:
-            codes = torch.zeros(contexts.shape[:2], dtype=torch.int64, device=contexts.device)
-            ambiguous = torch.zeros_like(codes, dtype=torch.bool)
-            state, start = head.begin(contexts), 0
-            for size in groups:
-                now = slice(start, start + size)
-                logits = head.extend(state, codes, now.start, now.stop)
-                drawn = self.choose(logits, noise[0][:, now] if noise else None, head.vectors)
-                codes[:, now], ambiguous[:, now] = drawn
-                start += size
-            return codes, ambiguous
+        def walk(contexts: Tensor, *noise: Tensor) -> Outputs:
+            return Outputs(self.walk(head, contexts, noise[0] if noise else None), ())
 
-        inputs = (contexts,) if noise is None else (contexts, noise)
-        if contexts.device.type == "cuda":
-            codes, ambiguous = GRAPHS.call(head, (self.temperature, self.top_k, self.together), walk, *inputs)
-        else:
-            codes, ambiguous = walk(*inputs)
-        return codes, torch.tensor(float(len(groups))), ambiguous
+        inputs = [contexts] if noise is None else [contexts, noise]
+        (codes, ambiguous), _ = GRAPHS.call(head, self.key, walk, inputs)
+        return codes, passes, ambiguous
+
+    @property
+    def key(self) -> tuple[float, int | None, bool]:
+        """The settings that determine the samples and how they are computed."""
+        return self.temperature, self.top_k, self.together
+
+    def groups(self, head: Head) -> list[int]:
+        """Sizes of the groups of positions that are drawn in one pass each."""
+        return head.groups if self.together else [1] * len(head.order)
+
+    def recordable(self, head: Head, device: torch.device) -> bool:
+        """Whether all passes are one CUDA graph."""
+        return device.type == "cuda" and len(self.groups(head)) <= MOST_PASSES
+
+    def walk(self, head: Head, contexts: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Codes (B, N) and near ties (B, N), both in the head's order, as are the arguments."""
+        codes = torch.zeros(contexts.shape[:2], dtype=torch.int64, device=contexts.device)
+        ambiguous = torch.zeros_like(codes, dtype=torch.bool)
+        state, start = head.begin(contexts), 0
+        for size in self.groups(head):
+            now = slice(start, start + size)
+            logits = head.extend(state, codes, now.start, now.stop)
+            drawn = self.choose(logits, None if noise is None else noise[:, now], head.vectors)
+            codes[:, now], ambiguous[:, now] = drawn
+            start += size
+        return codes, ambiguous
 
 
 class Predictive(Sampler):
@@ -262,9 +238,12 @@ class Automatic(Sampler):
     ``stepwise``); else ancestral. The samples are the same."""
 
     def run(self, head: Head, contexts: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        few = contexts.device.type == "cpu" and len(head.groups) >= PAYS_OFF * len(contexts)
+        return self.fastest(head, contexts.device, len(contexts)).run(head, contexts, noise)
+
+    def fastest(self, head: Head, device: torch.device, batch: int) -> Sampler:
+        few = device.type == "cpu" and len(head.groups) >= PAYS_OFF * batch
         sampler = Predictive if few and not head.stepwise else Ancestral
-        return sampler(self.temperature, self.top_k).run(head, contexts, noise)
+        return sampler(self.temperature, self.top_k)
 
 
 SAMPLERS: dict[str, type[Sampler]] = {"auto": Automatic, "ancestral": Ancestral, "predictive": Predictive}

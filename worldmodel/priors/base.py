@@ -11,7 +11,8 @@ from torch import Generator, Tensor, nn
 
 from worldmodel.errors import UnknownActionError
 from worldmodel.heads.base import State
-from worldmodel.heads.sampling import Randomness, Sampler
+from worldmodel.heads.noise import Randomness
+from worldmodel.heads.sampling import Sampler
 from worldmodel.tokenizers.base import Autoencoder, Bound
 from worldmodel.types import Segment
 
@@ -130,23 +131,24 @@ def select_rows(state: Tree, rows: Tensor | slice) -> Tree:
     A state is a tree of tuples and tensors whose first dimension is the batch. Neither this function nor the next two
     change a state in place: a state that was returned earlier stays what it was.
     """
-    return _map(lambda tensor: tensor[rows], state)
+    return map_state(lambda tensor: tensor[rows], state)
 
 
 def replace_rows(state: Tree, rows: Tensor, other: Tree) -> Tree:
     """The state with its rows (n,) int64 replaced by those of a state of n rows; no row stands in ``rows`` twice."""
-    return _map(lambda tensor, new: tensor.index_copy(0, rows, new), state, other)
+    return map_state(lambda tensor, new: tensor.index_copy(0, rows, new), state, other)
 
 
 def join_rows(states: Sequence[Tree]) -> Tree:
     """The state of all rows of several states, one behind the other."""
-    return _map(lambda *tensors: torch.cat(tensors), *states)
+    return map_state(lambda *tensors: torch.cat(tensors), *states)
 
 
-def _map(function: Callable[..., Tensor], *trees: Any) -> Any:
+def map_state(function: Callable[..., Tensor], *trees: Any) -> Any:
+    """A state whose tensors are results of a function of those of other states."""
     first = trees[0]
     if isinstance(first, Tensor):
         return function(*trees)
     assert isinstance(first, tuple), f"a state is a tree of tuples and tensors, not of {type(first).__name__}"
-    parts = [_map(function, *branch) for branch in zip(*trees, strict=True)]
+    parts = [map_state(function, *branch) for branch in zip(*trees, strict=True)]
     return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)

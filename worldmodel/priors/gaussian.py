@@ -14,7 +14,8 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
-from worldmodel.heads.sampling import Randomness, Sampler
+from worldmodel.heads.noise import Randomness
+from worldmodel.heads.sampling import Sampler
 from worldmodel.nn.pixelcnn import GatedPixelCNN
 from worldmodel.priors.base import LatentPrior, PriorState, Step, Terms
 from worldmodel.tokenizers.base import Autoencoder, Bound

@@ -10,9 +10,12 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.heads.base import CodeEmbedding, GridSpec, Head, nats
-from worldmodel.heads.sampling import Randomness, Sampler
+from worldmodel.heads.noise import Randomness
+from worldmodel.heads.sampling import Ancestral, Sampler
+from worldmodel.nn.float32 import full_float32
 from worldmodel.nn.modules import Logits, dtype_of, uniform
 from worldmodel.priors.base import LatentPrior, PriorState, Sample, Step, Terms, Trunk
+from worldmodel.priors.recorded import recorded_step
 from worldmodel.tokenizers.base import Autoencoder, require_codes
 from worldmodel.types import Segment
 from worldmodel.util.ranges import Count, Share, Weights, Whole
@@ -136,7 +139,8 @@ class Prior(LatentPrior):
         return self.head(codes.flatten(2).flatten(0, 1), contexts).unflatten(0, codes.shape[:2])
 
     def log_likelihood(self, latents: Tensor, actions: Tensor) -> Tensor:
-        return -nats(self(latents, actions), latents.flatten(2)).sum(-1)
+        with full_float32(latents.device):
+            return -nats(self(latents, actions), latents.flatten(2)).sum(-1)
 
     def predict_outcomes(self, codes: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Expected reward and probability of an end at every frame, both (B, T) float32; zeros without outcomes."""
@@ -209,12 +213,21 @@ class Prior(LatentPrior):
     def step(
         self, state: PriorState, actions: Tensor, sampler: Sampler, generator: Randomness = None
     ) -> tuple[Step, PriorState]:
+        device = actions.device
+        chosen = sampler.fastest(self.head, device, len(actions))
+        if isinstance(chosen, Ancestral) and chosen.recordable(self.head, device) and not torch.is_grad_enabled():
+            return recorded_step(self, chosen, state, actions, generator)
         contexts, trunk = self.trunk.step(state.trunk, state.previous, actions)
         contexts = contexts.to(dtype_of(self.head))  # the head, which decides on codes, is never in bfloat16
         codes, passes = sampler.sample(self.head, contexts, generator)
-        grids = codes.unflatten(1, self.grid)
+        grids, rewards, ends = self.arrived(contexts, codes)
+        return Step(grids, rewards, ends, passes), PriorState(trunk, grids)
+
+    def arrived(self, contexts: Tensor, codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """contexts (B, N, width), drawn codes (B, N) → grids (B, *grid), expected rewards and probabilities of an end,
+        both (B,)."""
         if self.outcomes is None:
             rewards, ends = torch.zeros(2, len(codes), device=codes.device)
         else:
             rewards, ends = self.outcomes.expected(contexts, codes)
-        return Step(grids, rewards, ends, passes), PriorState(trunk, grids)
+        return codes.unflatten(1, self.grid), rewards, ends

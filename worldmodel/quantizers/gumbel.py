@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from worldmodel.nn.float32 import full_float32
 from worldmodel.quantizers.base import Quantized, Quantizer, broadcast_first
 from worldmodel.util.ranges import Count, NumCodes, Temperature
 
@@ -64,7 +65,7 @@ class GumbelQuantizer(Quantizer):
 
     def _logits(self, vectors: Tensor) -> Tensor:
         """(..., D) → (..., K) float32, under autocast too."""
-        with torch.autocast(vectors.device.type, enabled=False):
+        with torch.autocast(vectors.device.type, enabled=False), full_float32(vectors.device):
             return self.logits((vectors.float() - self.offset) / self.deviation)
 
     def encode(self, vectors: Tensor) -> Tensor:

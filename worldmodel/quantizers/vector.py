@@ -12,6 +12,7 @@ from torch import Generator, Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from worldmodel.nn.float32 import full_float32
 from worldmodel.quantizers.base import Quantized, Quantizer, all_reduce, broadcast_first
 from worldmodel.util.ranges import Count, NumCodes, ShareBelowOne, Whole
 
@@ -22,8 +23,8 @@ AT_A_TIME = 2**22  # distances that are in memory at a time, 16 MiB
 def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
     """Index (M,) of the nearest row of ``codebook`` (K, D) for each row of ``vectors`` (M, D).
 
-    Computed in float32 whatever the inputs, under autocast too. The mean of the codebook is subtracted from both first,
-    since with a common offset the expanded square ‖e‖²/2 − z·e is imprecise. The M×K matrix is computed in chunks, in
+    Computed in float32 whatever the inputs, under autocast too, and without TF32. The mean of the codebook is
+    subtracted from both first, since with a common offset the expanded square ‖e‖²/2 − z·e is imprecise. The M×K matrix is computed in chunks, in
     the same memory; large ones, since the threads of each call wait for the slowest.
     """
     codebook, vectors = codebook.float(), vectors.float()
@@ -35,7 +36,7 @@ def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
     codes = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
     chunk = min(len(rows), max(1, AT_A_TIME // len(table)))
     distances, least = rows.new_empty(chunk, len(table)), rows.new_empty(chunk)
-    with torch.autocast(rows.device.type, enabled=False):
+    with torch.autocast(rows.device.type, enabled=False), full_float32(rows.device):
         for start in range(0, len(rows), max(1, chunk)):
             part = rows[start : start + chunk]
             found = torch.addmm(bias, part, weights, out=distances[: len(part)])

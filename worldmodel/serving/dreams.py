@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,21 +20,11 @@ from worldmodel.types import NO_ACTION
 from worldmodel.world import WorldModel
 
 
-class Noise:
-    """The random numbers of one row, from a generator of torch: those that ``dream --seed`` draws for one dream."""
-
-    def __init__(self, state: Tensor, device: torch.device):
-        self.generator = torch.Generator(device)
-        self.generator.set_state(state)
-
-    @classmethod
-    def seeded(cls, seed: int, device: torch.device) -> Noise:
-        return cls(torch.Generator(device).manual_seed(seed).get_state(), device)
-
-    def random(self, dtype: Any, out: np.ndarray) -> None:
-        """Fill ``out`` with numbers from [0, 1), as :meth:`numpy.random.Generator.random` does."""
-        uniform = torch.rand(out.shape, generator=self.generator, device=self.generator.device)
-        out[...] = uniform.cpu().numpy()
+def noise_from(state: Tensor, device: torch.device) -> torch.Generator:
+    """A generator in a state. One row draws from it what ``dream --seed`` draws for one dream."""
+    generator = torch.Generator(device)
+    generator.set_state(state)
+    return generator
 
 
 class Moment(NamedTuple):
@@ -106,7 +96,7 @@ class Dreamer:
         device = self.world.device
         frames, actions = (torch.tensor(array)[None].to(device) for array in beginning)
         state = self.world.observe(frames, actions)
-        noise = Noise.seeded(seed, device).generator.get_state()
+        noise = torch.Generator(device).manual_seed(seed).get_state()
         codes = state.previous[0].cpu().numpy()
         return Moment(state, noise, 0, NO_ACTION, 0.0, 0.0, 0.0, beginning.frames[-1], codes)
 
@@ -128,16 +118,15 @@ class Dreamer:
         moments = [order.moment for order in orders]
         state = join_rows([moment.state for moment in moments])
         actions = torch.tensor([order.action for order in orders], device=device)
-        noises = [Noise(moment.noise, device) for moment in moments]
-        rows = cast(list[np.random.Generator], noises)  # samplers call nothing else of them
-        drawn, state = self.world.step(state, actions, make_sampler("auto", temperature), rows)
+        noises = [noise_from(moment.noise, device) for moment in moments]
+        drawn, state = self.world.step(state, actions, make_sampler("auto", temperature), noises)
         rewards, ends = drawn.rewards.tolist(), drawn.ends.tolist()
         for index, (order, noise) in enumerate(zip(orders, noises, strict=True)):
             row, before = torch.tensor([index], device=device), order.moment
             frame = self.world.tokenizer.decode(drawn.codes[row])[0].cpu().numpy()
             codes = drawn.codes[index].cpu().numpy()
             yield Moment(
-                select_rows(state, row), noise.generator.get_state(), before.step + 1, order.action,
+                select_rows(state, row), noise.get_state(), before.step + 1, order.action,
                 rewards[index], before.total + rewards[index], ends[index], frame, codes,
             )  # fmt: skip
 

@@ -12,6 +12,7 @@ from torch import Generator, Tensor, nn
 
 from worldmodel.errors import ConfigError
 from worldmodel.likelihoods import Likelihood
+from worldmodel.nn.float32 import full_float32
 from worldmodel.nn.modules import cast
 from worldmodel.types import NO_ACTION, to_float, to_uint8
 
@@ -66,7 +67,8 @@ class Autoencoder(nn.Module, abc.ABC):
         :class:`ConfigError` when the likelihood is not exact.
         """
         self.require_exact()
-        return self._bound(as_float(frames), generator, samples)
+        with full_float32(frames.device):
+            return self._bound(as_float(frames), generator, samples)
 
     def given(self, frames: Tensor, latents: Tensor, conditions: Tensor | None = None) -> Tensor:
         """−log p(frames | latents) in nats, (B,); frames uint8. Raises :class:`ConfigError` as :meth:`bound` does."""
@@ -76,7 +78,8 @@ class Autoencoder(nn.Module, abc.ABC):
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
         """Frames (M, C, *size) uint8, any number of them → their most probable latents, (M, *grid)."""
-        return torch.cat([self._encode(as_float(part)) for part in frames.split(FRAMES_AT_A_TIME)])
+        with full_float32(frames.device):
+            return torch.cat([self._encode(as_float(part)) for part in frames.split(FRAMES_AT_A_TIME)])
 
     @torch.no_grad()
     def decode(self, latents: Tensor, conditions: Tensor | None = None) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Generator, Tensor, nn
 from worldmodel.errors import ConfigError
 from worldmodel.likelihoods import Likelihood, SquaredError
 from worldmodel.nn.convnets import CONV, ConvDecoder, ConvEncoder, Encoder
+from worldmodel.nn.float32 import full_float32
 from worldmodel.nn.modules import channels_last, dtype_of, to_channels_last, uniform
 from worldmodel.quantizers import Quantizer
 from worldmodel.tokenizers.base import Autoencoder, Reconstruction, Tokenizer, as_float
@@ -163,7 +164,8 @@ class VQVAE(ConvolutionalAutoencoder, Tokenizer):
 
     def vectors(self, frames: Tensor) -> Tensor:
         """Frames (B, C, *size) uint8 → what is quantised, (B, *spatial, D) float32."""
-        return self._vectors(as_float(frames))
+        with full_float32(frames.device):
+            return self._vectors(as_float(frames))
 
     def _encode(self, frames: Tensor) -> Tensor:
         return self.quantizer.encode(self._vectors(frames))
