@@ -95,10 +95,9 @@ class GraphCache:
         """Where the weights and buffers are. The dictionaries of all submodules are kept, since collecting them takes
         longer than to read them."""
         if module not in self._stores:
-            stores: list[Any] = [
-                store for part in module.modules() for store in (part._parameters, part._buffers) if store
-            ]
-            self._stores[module] = stores
+            parts = list(module.modules())
+            stores: list[Any] = [*(part._parameters for part in parts), *(part._buffers for part in parts)]
+            self._stores[module] = [store for store in stores if store]
         return tuple(x.data_ptr() for store in self._stores[module] for x in store.values() if x is not None)
 
 

@@ -15,7 +15,7 @@ from worldmodel.heads.sampling import Ancestral, Sampler
 from worldmodel.nn.float32 import full_float32
 from worldmodel.nn.modules import Logits, dtype_of, uniform
 from worldmodel.priors.base import LatentPrior, PriorState, Sample, Step, Terms, Trunk
-from worldmodel.priors.recorded import recorded_step
+from worldmodel.priors.recorded import Parts, recorded_step
 from worldmodel.tokenizers.base import Autoencoder, require_codes
 from worldmodel.types import Segment
 from worldmodel.util.ranges import Count, Share, Weights, Whole
@@ -216,7 +216,8 @@ class Prior(LatentPrior):
         device = actions.device
         chosen = sampler.fastest(self.head, device, len(actions))
         if isinstance(chosen, Ancestral) and chosen.recordable(self.head, device) and not torch.is_grad_enabled():
-            return recorded_step(self, chosen, state, actions, generator)
+            parts = Parts(self, self.trunk, self.head, self.arrived)
+            return recorded_step(parts, chosen, state, actions, generator)
         contexts, trunk = self.trunk.step(state.trunk, state.previous, actions)
         contexts = contexts.to(dtype_of(self.head))  # the head, which decides on codes, is never in bfloat16
         codes, passes = sampler.sample(self.head, contexts, generator)

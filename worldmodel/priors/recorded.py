@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from worldmodel.heads.base import Head
 from worldmodel.heads.noise import Randomness, counter_noise, fill
 from worldmodel.heads.sampling import Ancestral, gumbel
 from worldmodel.nn.float32 import full_float32
 from worldmodel.nn.graphs import GRAPHS, Drawn, Input, Outputs
 from worldmodel.nn.modules import dtype_of
-from worldmodel.priors.base import PriorState, Step, map_state
+from worldmodel.priors.base import PriorState, Step, Trunk, map_state
 
-if TYPE_CHECKING:
-    from worldmodel.priors.prior import Prior
+
+class Parts(NamedTuple):
+    """The parts of a prior that a step uses."""
+
+    prior: nn.Module
+    trunk: Trunk
+    head: Head
+    arrived: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]  # contexts and codes → grids, rewards, ends
 
 
 def recorded_step(
-    prior: Prior, sampler: Ancestral, state: PriorState, actions: Tensor, source: Randomness
+    parts: Parts, sampler: Ancestral, state: PriorState, actions: Tensor, source: Randomness
 ) -> tuple[Step, PriorState]:
-    """The results of :meth:`Prior.step`. The host waits for the device once, for the near ties."""
-    shape = (len(actions), prior.positions, len(prior.head.vectors))
+    """The results of a step of a prior. The host waits for the device once, for the near ties."""
+    head = parts.head
+    shape = (len(actions), len(head.order), len(head.vectors))
     inputs: list[Input] = [actions, *leaves(state)]
     noisy, keyed = sampler.temperature > 0, isinstance(source, Tensor)
     if isinstance(source, Tensor):
@@ -34,27 +42,30 @@ def recorded_step(
     def whole(actions: Tensor, *rest: Tensor) -> Outputs:
         values = iter(rest)
         before = map_state(lambda _: next(values), state)
-        contexts, trunk = prior.trunk.step(before.trunk, before.previous, actions)
-        contexts = contexts.to(dtype_of(prior.head))
+        contexts, trunk = parts.trunk.step(before.trunk, before.previous, actions)
+        contexts = contexts.to(dtype_of(head))
         noise = None
         if noisy:
             uniform = counter_noise(rest[-1], (len(actions), *shape[1:])) if keyed else rest[-1].clone()
             noise = gumbel(uniform).to(contexts)
         with full_float32(actions.device):
-            ordered = prior.head.in_order(contexts)
-            codes, ambiguous = sampler.walk(prior.head, ordered, noise)
-            grids, rewards, ends = prior.arrived(contexts, prior.head.in_raster(codes))
+            ordered = head.in_order(contexts)
+            codes, ambiguous = sampler.walk(head, ordered, noise)
+            grids, rewards, ends = parts.arrived(contexts, head.in_raster(codes))
         scratch = (ambiguous, codes, contexts, ordered, *([] if noise is None else [noise]))
         return Outputs((grids, rewards, ends, *leaves(trunk)), scratch)
 
-    (grids, rewards, ends, *after), scratch = GRAPHS.call(prior, (sampler.key, keyed, _form(state)), whole, inputs)
+    (grids, rewards, ends, *after), scratch = GRAPHS.call(
+        parts.prior, (sampler.key, keyed, _form(state)), whole, inputs
+    )
     ambiguous, codes, contexts, ordered, *noise = scratch
     with full_float32(actions.device):
-        if sampler.settle(prior.head, ordered, noise[0] if noise else None, codes, ambiguous):
-            grids, rewards, ends = prior.arrived(contexts, prior.head.in_raster(codes))
+        near = sampler.settle(head, ordered, noise[0] if noise else None, codes, ambiguous)
+        if near:
+            grids, rewards, ends = parts.arrived(contexts, head.in_raster(codes))
     values = iter(after)
     trunk = map_state(lambda _: next(values), state.trunk)
-    passes = torch.tensor(float(len(sampler.groups(prior.head))))
+    passes = torch.tensor(float(len(sampler.groups(head))))
     return Step(grids, rewards, ends, passes), PriorState(trunk, grids)
 
 

@@ -24,8 +24,8 @@ def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
     """Index (M,) of the nearest row of ``codebook`` (K, D) for each row of ``vectors`` (M, D).
 
     Computed in float32 whatever the inputs, under autocast too, and without TF32. The mean of the codebook is
-    subtracted from both first, since with a common offset the expanded square ‖e‖²/2 − z·e is imprecise. The M×K matrix is computed in chunks, in
-    the same memory; large ones, since the threads of each call wait for the slowest.
+    subtracted from both first, since with a common offset the expanded square ‖e‖²/2 − z·e is imprecise. The M×K
+    matrix is computed in chunks, in the same memory; large ones, since the threads of each call wait for the slowest.
     """
     codebook, vectors = codebook.float(), vectors.float()
     offset = codebook.mean(0)
