@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from worldmodel.speech.sources import TIMIT, VCTK
+from worldmodel.speech.sources import TIMIT, VCTK, SpeechFolder
 
 RATE = 16000
 
@@ -76,3 +76,9 @@ def tiny_vctk(folder: Path) -> VCTK:
 
 def tiny_timit(folder: Path) -> TIMIT:
     return TIMIT(str(write_timit(folder, ("fvmh0", "mcpm0", "faem0", "marc0"))))
+
+
+def tiny_speech(folder: Path) -> SpeechFolder:
+    for stem in ("anna/1", "anna/evening/2", "anna/evening/3", "ben/1", "ben/2"):
+        put(folder / f"{stem}.wav", voice(0.3))
+    return SpeechFolder(str(folder))

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from recordings import tiny_minari, tiny_npz
-from sounds import tiny_timit, tiny_vctk
+from sounds import tiny_speech, tiny_timit, tiny_vctk
 
 from worldmodel.data.sources import CIFAR10, ImageFolder, Recordings, Source, fill
 from worldmodel.data.sources.images import read_image
@@ -102,7 +102,8 @@ def tiny_recordings(folder: Path) -> Source:
 
 
 @pytest.mark.parametrize(
-    "make", [tiny_cifar, tiny_images, tiny_pile, tiny_recordings, tiny_npz, tiny_minari, tiny_vctk, tiny_timit]
+    "make",
+    [tiny_cifar, tiny_images, tiny_pile, tiny_recordings, tiny_npz, tiny_minari, tiny_vctk, tiny_timit, tiny_speech],
 )
 def test_every_source_keeps_its_contract(make: Callable[[Path], Source], tmp_path: Path) -> None:
     source = make(tmp_path / "set")

@@ -15,7 +15,9 @@ def without(code: str, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", hidden + code, *words], capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize("words", [["source=vctk", "source.path=."], ["source=timit", "source.path=."]])
+@pytest.mark.parametrize(
+    "words", [["source=vctk", "source.path=."], ["source=timit", "source.path=."], ["source=speech", "source.path=."]]
+)
 def test_a_source_of_speech_names_the_extra(words: list[str]) -> None:
     found = without("from worldmodel.collect import main; sys.exit(main())", *words)
     assert (found.returncode, found.stderr) == (2, LINE)

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from sounds import RATE, put, sphere, tiny_vctk, voice, write_timit, write_vctk
+from sounds import RATE, put, sphere, tiny_speech, tiny_timit, tiny_vctk, voice, write_timit, write_vctk
 from test_sources import shared
 from test_take_in import take_in
 
-from worldmodel.data.sources import fill
+from worldmodel.data.sources import Stores, fill
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import DataError
 from worldmodel.speech.sound import (
@@ -35,6 +35,7 @@ from worldmodel.speech.sources import (
     TIMIT,
     VCTK,
     Phones,
+    SpeechFolder,
     frame_phones,
     phone_files,
     phoneme_index,
@@ -314,6 +315,86 @@ def test_silence_stays_in_timit_so_that_phones_fit(tmp_path: Path) -> None:
     frames = TIMIT(str(tmp_path)).read(0).episode.frames
     assert len(TIMIT(str(tmp_path))) == 1 and len(frames) == 25
     assert (frames[:10] == SILENCE).all() and (frames[-10:] == SILENCE).all() and not (frames[10:15] == SILENCE).all()
+
+
+# ------------------------------------------------------------------------------------------- any folder, several stores
+
+
+def test_any_folder_of_speech_has_a_folder_per_speaker(tmp_path: Path) -> None:
+    source = tiny_speech(tmp_path / "set")
+    put(tmp_path / "set/anna/1.flac", voice())  # of two with one key, one
+    put(tmp_path / "set/ben/.hidden/9.wav", voice())
+    put(tmp_path / "set/carl the first/1.WAV", voice(rate=8000), 8000)
+    put(tmp_path / "set/beside.wav", voice())
+    (tmp_path / "set/ben/notes.txt").write_text("…")
+    grown = SpeechFolder(str(tmp_path / "set"))
+    assert grown.spec.action_names == ("anna", "ben", "carl_the_first", "set")
+    assert set(grown.keys) == {*source.keys, "carl the first/1", "beside"} and len(source) == 5
+    for index, key in enumerate(grown.keys):
+        item = grown.read(index)
+        assert grown.spec.action_names[item.episode.condition] == {"beside": "set"}.get(
+            key, key.split("/")[0].replace(" ", "_")
+        )
+        assert item.key == key and len(item.episode.frames) in (7, 8)
+    with pytest.raises(DataError, match="does not exist"):
+        SpeechFolder(str(tmp_path / "none"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"there is no recording below .*; known are \.wav, \.flac"):
+        SpeechFolder(str(tmp_path / "empty"))
+
+
+def test_a_tenth_of_the_utterances_or_of_the_speakers_is_held_out(tmp_path: Path) -> None:
+    for speaker in range(40):
+        for number in range(5):
+            put(tmp_path / f"s{speaker}/{number}.wav", voice(0.1))
+    utterances, speakers = SpeechFolder(str(tmp_path)), SpeechFolder(str(tmp_path), held_out="speakers")
+    assert utterances.keys == speakers.keys
+    assert 8 < sum(each.held_out for each in utterances.utterances) < 35
+    chosen = {each.speaker for each in speakers.utterances if each.held_out}
+    assert 1 <= len(chosen) <= 10
+    assert all(each.held_out == (each.speaker in chosen) for each in speakers.utterances)
+    few = tiny_speech(tmp_path / "few")
+    assert sum(each.held_out for each in few.utterances) >= 1
+    (tmp_path / "one").mkdir()
+    put(tmp_path / "one/1.wav", voice())
+    assert not SpeechFolder(str(tmp_path / "one")).utterances[0].held_out
+
+
+def test_stores_are_merged_with_all_speakers_and_their_held_out_episodes(tmp_path: Path) -> None:
+    parts = [tiny_timit(tmp_path / "timit"), tiny_vctk(tmp_path / "vctk")]
+    for source in parts:
+        with EpisodeStore.writer(tmp_path / f"data/{source.spec.env_id}", source.spec) as store:
+            fill(store, source)
+    paths = [str(tmp_path / f"data/{name}") for name in ("timit", "vctk")]
+    merged = Stores(paths, "both")
+    assert merged.spec.action_names == ("faem0", "fvmh0", "marc0", "mcpm0", "p225", "p226")
+    assert merged.spec.env_id == "both" and merged.spec.rate == 25.0
+    assert merged.keys == [f"{source.spec.env_id}/{key}" for source in parts for key in source.keys]
+    with EpisodeStore.writer(tmp_path / "data/both", merged.spec) as store:
+        assert fill(store, merged).added == len(parts[0]) + len(parts[1])
+        assert fill(store, merged).added == 0
+        for entry, index in zip(store.entries, range(len(store)), strict=True):
+            name, _, key = str(entry.key).partition("/")
+            source = parts[name == "vctk"]
+            item, episode = source.read(source.keys.index(key)), store.episode(index)
+            np.testing.assert_array_equal(item.episode.frames, episode.frames)
+            own = source.spec.action_names[item.episode.condition]
+            assert store.spec.action_names[episode.condition] == own and entry.held_out == item.held_out
+
+
+def test_stores_that_do_not_fit_are_one_line(tmp_path: Path) -> None:
+    for source in (tiny_vctk(tmp_path / "set"), VCTK(str(tmp_path / "set"), window=320, name="short")):
+        with EpisodeStore.writer(tmp_path / source.spec.env_id, source.spec) as store:
+            fill(store, source)
+    vctk, short = str(tmp_path / "vctk"), str(tmp_path / "short")
+    with pytest.raises(
+        DataError, match=r"short has frames of \(1, 320\) at 50 a second, and .*; they cannot be merged"
+    ):
+        Stores([vctk, short])
+    with pytest.raises(DataError, match=r"two stores hold data of the same name \(vctk, vctk\)"):
+        Stores([vctk, vctk])
+    with pytest.raises(DataError, match="none"):
+        Stores([vctk, str(tmp_path / "none")])
 
 
 # -------------------------------------------------------------------------------------------------------------- phones

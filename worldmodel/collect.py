@@ -2,9 +2,10 @@
 appends episodes. The command can be stopped at any moment: only the episodes that are being
 recorded then are lost, and after Ctrl-C or SIGTERM not even these.
 
-With source=cifar10, images, imagenet, dmlab, minari, npz, vctk or timit, and source.path=…, import
-the files of that folder instead. A further call imports what is missing: new files, the rest after
-an interruption, and episodes that were damaged since.
+With source=cifar10, images, imagenet, dmlab, minari, npz, vctk, timit or speech, and source.path=…,
+import the files of that folder instead. A further call imports what is missing: new files, the rest
+after an interruption, and episodes that were damaged since. source=stores source.paths=[…] merges
+several folders of episodes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Corpora of speech, VCTK and TIMIT: an utterance is a terminated episode whose frames are windows of its wave.
+"""Speech of VCTK, TIMIT and any folder: an utterance is a terminated episode whose frames are windows of its wave.
 
 Every action of an episode and its condition are the speaker, so ``action_names`` of the Spec are the speakers.
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -18,11 +19,11 @@ from typing import Annotated, Literal, NamedTuple
 import numpy as np
 from annotated_types import Ge, Le
 
-from worldmodel.data.records import Item
+from worldmodel.data.records import HELD_OUT_EVERY, Item
 from worldmodel.data.sources.base import Source, check_folder, files_below, some_for_training
 from worldmodel.errors import MOST_NAMES, DataError
 from worldmodel.speech.sound import LOUDNESS, RATE, SUFFIXES, WINDOW, normalise, read_sound, to_frames, trim
-from worldmodel.types import Episode, Spec
+from worldmodel.types import Episode, Spec, plain_name
 from worldmodel.util.files import expanded
 from worldmodel.util.ranges import Names, Text
 
@@ -167,6 +168,48 @@ class TIMIT(Speech):
         held_out = {speaker for sex in "fm" for speaker in [own for own in speakers if own[0] == sex][1::2]}
         utterances = [Utterance(file, speaker_of[key], speaker_of[key] in held_out, key) for key, file in files.items()]
         super().__init__(name, utterances, window, rate, loudness, trimmed=False)
+
+
+class SpeechFolder(Speech):
+    """Any WAV and FLAC files, in one folder per speaker: ``anna/morning/001.wav`` is of the speaker anna. Files beside
+    the folders are of one speaker, who has the name of the folder. Silence at both ends is cut off.
+
+    A key is anna/morning/001. **Held out** is about a tenth of the ``utterances``, or of the ``speakers`` with all of
+    theirs, chosen by a checksum of the names, so that the choice is the same when the folder has grown.
+
+    Raises :class:`DataError` for a folder without recordings.
+    """
+
+    def __init__(
+        self,
+        path: Text,
+        window: WindowLength = WINDOW,
+        rate: SampleRate = RATE,
+        loudness: Loudness | None = LOUDNESS,
+        held_out: Literal["utterances", "speakers"] = "utterances",
+        name: Text = "speech",
+    ):
+        folder = check_folder(path, "a folder that holds the folders of the speakers")
+        recordings: dict[str, Utterance] = {}
+        for file in sorted(files_below(folder, SUFFIXES)):
+            parts = file.relative_to(folder).with_suffix("").parts
+            speaker = plain_name(parts[0] if len(parts) > 1 else folder.name) or "unnamed"
+            recordings.setdefault("/".join(parts), Utterance(file, speaker, False, "/".join(parts)))
+        if not recordings:
+            raise DataError(f"there is no recording below {folder}; known are {', '.join(SUFFIXES)}")
+        whole = held_out == "speakers"
+        chosen = _a_tenth([each.speaker if whole else key for key, each in recordings.items()])
+        utterances = [
+            dataclasses.replace(each, held_out=(each.speaker if whole else key) in chosen)
+            for key, each in recordings.items()
+        ]
+        super().__init__(name, utterances, window, rate, loudness, trimmed=True)
+
+
+def _a_tenth(names: Sequence[str]) -> set[str]:
+    """The names whose checksum is divisible by ten; the one of the lowest checksum, if there is no other."""
+    sums = {name: zlib.crc32(name.encode()) for name in names}
+    return {name for name, own in sums.items() if own % HELD_OUT_EVERY == 0} or {min(sums, key=sums.__getitem__)}
 
 
 def timit_files(folder: str | Path, suffixes: Sequence[str]) -> dict[str, Path]:

@@ -6,5 +6,6 @@ from worldmodel.data.sources.dmlab import Recordings
 from worldmodel.data.sources.images import ImageFolder
 from worldmodel.data.sources.minari import Minari
 from worldmodel.data.sources.npz import Arrays
+from worldmodel.data.sources.stores import Stores
 
-__all__ = ["Arrays", "CIFAR10", "ImageFolder", "Minari", "Recordings", "Source", "fill"]
+__all__ = ["Arrays", "CIFAR10", "ImageFolder", "Minari", "Recordings", "Source", "Stores", "fill"]

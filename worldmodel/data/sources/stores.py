@@ -1,0 +1,63 @@
+"""Several stores as one: their episodes in the order of the stores, with a common list of actions."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from worldmodel.data.records import Item
+from worldmodel.data.sources.base import Source
+from worldmodel.data.store import EpisodeStore
+from worldmodel.data.validate import MOST_ACTIONS
+from worldmodel.errors import DataError
+from worldmodel.types import NO_ACTION, Spec
+from worldmodel.util.ranges import Names, Text
+
+
+class Stores(Source):
+    """The episodes of the stores in the folders ``paths``, which have frames of the same shape and rate.
+
+    The actions (classes, speakers) are those of all stores, in their order; one that several stores name is one action.
+    An episode is held out if it is held out in its own store. The key of an episode is the name of its store's data and
+    its key or number there, such as timit/fcjf0/sa1.
+
+    Raises :class:`DataError` for a folder without a store, for stores that do not fit together, and for two stores of
+    the same name.
+    """
+
+    def __init__(self, paths: Names, name: Text = "stores"):
+        self._stores = [EpisodeStore.open(path) for path in paths]
+        specs = [store.spec for store in self._stores]
+        for store in self._stores:
+            if (store.spec.frame_shape, store.spec.rate) != (specs[0].frame_shape, specs[0].rate):
+                raise DataError(
+                    f"{store.path} has frames of {store.spec.frame_shape} at {store.spec.rate:g} a second, and "
+                    f"{self._stores[0].path} has {specs[0].frame_shape} at {specs[0].rate:g}; they cannot be merged"
+                )
+        names = [spec.env_id for spec in specs]
+        if len(set(names)) < len(names):
+            raise DataError(
+                f"two stores hold data of the same name ({', '.join(names)}); collect one with source.name=…"
+            )
+        actions = tuple(dict.fromkeys(action for spec in specs for action in spec.action_names))
+        if len(actions) > MOST_ACTIONS:
+            raise DataError(f"the stores have {len(actions):,} actions, more than {MOST_ACTIONS:,}")
+        self._numbers = [np.array([actions.index(action) for action in spec.action_names]) for spec in specs]
+        self._places = [(place, index) for place, store in enumerate(self._stores) for index in range(len(store))]
+        self.keys = [self._key(place, index) for place, index in self._places]
+        self.spec = Spec(name, specs[0].frame_shape, actions, specs[0].rate)
+
+    def _key(self, place: int, index: int) -> str:
+        store = self._stores[place]
+        entry = store.entries[index]
+        return f"{store.spec.env_id}/{entry.episode if entry.key is None else entry.key}"
+
+    def read(self, index: int) -> Item:
+        place, own = self._places[index]
+        store = self._stores[place]
+        episode = store.episode(own)
+        known = episode.actions != NO_ACTION
+        actions = np.where(known, self._numbers[place][np.where(known, episode.actions, 0)], NO_ACTION)
+        episode = dataclasses.replace(episode, actions=actions)
+        return Item(episode, store.entries[own].held_out, self.keys[index])
