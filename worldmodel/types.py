@@ -152,15 +152,30 @@ class Segment:
     valid: Tensor  # (B, T) bool
     frames: Tensor | None = None  # (B, T, C, *size) uint8
     codes: Tensor | None = None  # (B, T, *grid) int64
+    places: Tensor | None = None  # (M,) int64: where the valid steps are among all B · T, if another device needs them
 
     def to(self, device: torch.device | str) -> Segment:
-        """The same segment on another device."""
+        """The same segment on another device, with the places of the valid steps, which the host need not wait for."""
+        places = self.places
+        if places is None and self.valid.device.type == "cpu" and str(device) != "cpu":
+            places = self.valid.flatten().nonzero()[:, 0]
         moved: dict[str, Any] = {
             field.name: None if value is None else value.to(device, non_blocking=True)
             for field in dataclasses.fields(self)
-            for value in [getattr(self, field.name)]
+            for value in [places if field.name == "places" else getattr(self, field.name)]
         }
         return dataclasses.replace(self, **moved)
+
+    @property
+    def padded(self) -> bool:
+        """Whether some steps are padding."""
+        return not self.valid.all() if self.places is None else len(self.places) < self.valid.numel()
+
+    def steps_of(self, values: Tensor) -> Tensor:
+        """Values (B, T, …) → those of the valid steps, (M, …)."""
+        if self.places is None:
+            return values[self.valid]
+        return values.flatten(0, 1)[self.places] if self.padded else values.flatten(0, 1)
 
 
 def to_float(frames: Tensor) -> Tensor:

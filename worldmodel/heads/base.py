@@ -73,11 +73,11 @@ class Head(nn.Module, abc.ABC):
 
     def in_order(self, values: Tensor) -> Tensor:
         """(B, N, …) in raster order → in the order of the head."""
-        return values[:, self.order]
+        return values.index_select(1, self.order)
 
     def in_raster(self, values: Tensor) -> Tensor:
         """(B, N, …) in the order of the head → in raster order."""
-        return values[:, self.place]
+        return values.index_select(1, self.place)
 
     def forward(self, codes: Tensor, contexts: Tensor) -> Tensor:
         """codes (B, N) int64, contexts (B, N, width) → logits (B, N, K) of each code, given those that come before."""

@@ -189,11 +189,10 @@ class TransformerHead(Head):
         if tables is not None:
             rows = (known + 1 + self.rows[start:stop]).flatten(0, 1)
             return F.embedding_bag(rows, tables.products, mode="sum").unflatten(0, known.shape[:2])
-        near = self.embed(known).flatten(2)
-        parts, first = [], 0
-        for size, enter in zip(self.phases, self.enter_codes, strict=True):
-            a, b = max(first, start), min(first + size, stop)
-            if a < b:
-                parts.append(enter(near[:, a - start : b - start]))
+        sizes, first = [], 0
+        for size in self.phases:
+            sizes.append(max(min(first + size, stop) - max(first, start), 0))
             first += size
+        near = zip(self.enter_codes, self.embed(known).flatten(2).split(sizes, 1), strict=True)
+        parts = [enter(part) for enter, part in near if part.shape[1]]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)

@@ -104,7 +104,10 @@ class CaptionTrunk(Memoryless):
         self.out = nn.Linear(width, width)
 
     def contexts_of(self, conditions: Tensor) -> Tensor:
-        asked, where = conditions.unique(return_inverse=True)  # a caption is read once for all of its images
+        if conditions.device.type == "cpu":
+            asked, where = conditions.unique(return_inverse=True)  # a caption is read once for all of its images
+        else:  # to know how many captions there are, the host would wait for the device
+            asked, where = conditions, torch.arange(len(conditions), device=conditions.device)
         tokens = self.table[asked + 1]
         empty = tokens < 0
         read = self.read(self.embed(tokens.clamp(min=0)) + self.place, src_key_padding_mask=empty)

@@ -93,7 +93,7 @@ class GaussianPrior(LatentPrior):
         """Terms: ``latents``, nats per latent. Metric: bits per frame, of a density: it may be negative."""
         if segment.codes is None:
             raise ValueError("the prior is trained on segments of latents, not of frames")
-        nats = -self._log_density(segment.codes[segment.valid], segment.actions[segment.valid]).mean()
+        nats = -self._log_density(segment.steps_of(segment.codes), segment.steps_of(segment.actions)).mean()
         return {"latents": nats / math.prod(self.grid)}, {"bits_per_frame": nats.detach() / math.log(2)}
 
     def bound(

@@ -34,11 +34,17 @@ def two_hot(values: Tensor, bins: Tensor) -> Tensor:
 
     Values outside the bins are clamped to the outermost ones.
     """
+    low, share = between(values, bins)
+    share = share[..., None]
+    return F.one_hot(low, len(bins)) * (1 - share) + F.one_hot(low + 1, len(bins)) * share
+
+
+def between(values: Tensor, bins: Tensor) -> tuple[Tensor, Tensor]:
+    """Scalars (...) → the index of the bin below each, (...) int64, and the weight of the next bin, (...)."""
     values = values.clamp(bins[0], bins[-1])
     above = torch.searchsorted(bins, values.contiguous(), right=True).clamp(1, len(bins) - 1)
     low, high = bins[above - 1], bins[above]
-    share = ((values - low) / (high - low))[..., None]
-    return F.one_hot(above - 1, len(bins)) * (1 - share) + F.one_hot(above, len(bins)) * share
+    return above - 1, (values - low) / (high - low)
 
 
 class OutcomeHead(nn.Module):
@@ -69,8 +75,9 @@ class OutcomeHead(nn.Module):
     def losses(self, logits: tuple[Tensor, Tensor], rewards: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropies of reward and end for targets of the same leading shape, unreduced."""
         reward_logits, end_logits = logits
-        targets = two_hot(rewards, self.bins.float())
-        reward = -(targets * reward_logits.log_softmax(-1)).sum(-1)
+        low, share = between(rewards, self.bins.float())
+        below, above = reward_logits.log_softmax(-1).gather(-1, torch.stack([low, low + 1], -1)).unbind(-1)
+        reward = -((1 - share) * below + share * above)
         return reward, F.binary_cross_entropy_with_logits(end_logits, ends.float(), reduction="none")
 
 

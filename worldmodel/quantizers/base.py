@@ -48,6 +48,15 @@ class Quantizer(nn.Module, abc.ABC):
         return self.lookup(torch.arange(self.num_codes, device=next(self.buffers()).device))
 
 
+def count_codes(codes: Tensor, num_codes: int) -> Tensor:
+    """Codes (M,) int64 → how often each occurs, (num_codes,) int64."""
+    if codes.device.type == "cpu":
+        return torch.bincount(codes, minlength=num_codes)
+    # bincount would wait for the device, to see the largest code.
+    counts = torch.zeros(num_codes, dtype=torch.int64, device=codes.device)
+    return counts.scatter_add_(0, codes, torch.ones_like(codes))
+
+
 def _several_processes() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 

@@ -131,12 +131,12 @@ class ResidualQuantizer(CompositeQuantizer):
     def forward(self, vectors: Tensor, generator: Generator | None = None) -> Quantized:
         vectors = vectors.float()
         flat = vectors.reshape(-1, self.width)
-        reached = self._reached(vectors, generator)
+        reaching = self._rows(vectors, generator)
         total = torch.zeros_like(flat)
         codes = flat.new_full((len(flat), *self.shape), NO_CODE, dtype=torch.int64)
         losses: dict[str, Tensor] = {}
         for number, part in enumerate(self.parts):
-            rows = None if reached is None else (reached > number).nonzero()[:, 0]
+            rows = None if reaching is None else reaching[number]
             left = flat - total  # its gradient is the input's: each codebook's commitment pulls the encoder
             result = part(left if rows is None else left[rows], generator)
             if rows is None:
@@ -150,9 +150,23 @@ class ResidualQuantizer(CompositeQuantizer):
         straight = total + (flat - flat.detach())  # exactly the sum, with the gradient of the input
         return Quantized(straight.view(vectors.shape), codes.view(*vectors.shape[:-1], *self.shape), losses)
 
+    def _rows(self, vectors: Tensor, generator: Generator | None) -> list[Tensor] | None:
+        """The indices of the vectors (M, D) that go through each codebook; None where all go through all.
+
+        Their numbers are sizes of tensors, so the host has to wait for a device, but once for all codebooks.
+        """
+        counts = self._reached(vectors, generator)
+        if counts is None:
+            return None
+        counts = counts.cpu()
+        samples = [(counts > number).nonzero()[:, 0] for number in range(self.shape[0])]
+        size = vectors[0].numel() // self.width
+        rows = torch.cat(samples).to(vectors.device)[:, None] * size + torch.arange(size, device=vectors.device)
+        return list(rows.flatten().split([len(part) * size for part in samples]))
+
     def _reached(self, vectors: Tensor, generator: Generator | None) -> Tensor | None:
-        """How many codebooks each vector goes through, (M,) on its device; None where all go through all. The draws of
-        a batch are stratified over (0, 1)."""
+        """How many codebooks each sample of the batch goes through, (B,) on the device of the generator. The draws of a
+        batch are stratified over (0, 1)."""
         if not (self.training and self.dropout) or vectors.dim() < 2:
             return None
         samples, (num_codebooks,) = len(vectors), self.shape
@@ -160,5 +174,5 @@ class ResidualQuantizer(CompositeQuantizer):
         strata = torch.randperm(samples, generator=generator, device=device)
         draws = (strata + torch.rand(1, generator=generator, device=device)) / samples
         counts = (draws / self.dropout * num_codebooks).floor().long().add_(1).clamp_(max=num_codebooks)
-        counts[draws.argmax()] = num_codebooks
-        return counts.to(vectors.device).repeat_interleave(vectors[0].numel() // self.width)
+        counts.scatter_(0, draws.argmax()[None], num_codebooks)
+        return counts

@@ -55,6 +55,7 @@ class GumbelQuantizer(Quantizer):
         self.table = nn.Parameter(torch.randn(num_codes, width) / math.sqrt(width))
         self.offset, self.deviation = nn.Buffer(torch.zeros(width)), nn.Buffer(torch.ones(width))
         self.started = nn.Buffer(torch.zeros(()))  # 1 once these were measured
+        self.known_started = False
         self.steps = nn.Buffer(torch.zeros((), dtype=torch.int64))  # training batches so far
 
     @property
@@ -99,11 +100,13 @@ class GumbelQuantizer(Quantizer):
     @torch.no_grad()
     def _start(self, flat: Tensor) -> None:
         """Measure the inputs of the first training batch, (M, D); over several processes those of the first one."""
-        if self.started.item():
+        self.known_started = self.known_started or bool(self.started.item())  # the host waits until it is known
+        if self.known_started:
             return
         self.offset.copy_(broadcast_first(flat.mean(0)))
         self.deviation.copy_(broadcast_first(flat.std(0, correction=0)).clamp_(min=1e-5))
         self.started.fill_(1.0)
+        self.known_started = True
 
     @staticmethod
     def _noise(like: Tensor, generator: Generator | None) -> Tensor:

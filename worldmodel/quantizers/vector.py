@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from worldmodel.nn.float32 import full_float32
-from worldmodel.quantizers.base import Quantized, Quantizer, all_reduce, broadcast_first
+from worldmodel.quantizers.base import Quantized, Quantizer, all_reduce, broadcast_first, count_codes
 from worldmodel.util.ranges import Count, NumCodes, ShareBelowOne, Whole
 
 AT_A_TIME = 2**22  # distances that are in memory at a time, 16 MiB
@@ -96,6 +96,7 @@ class VectorQuantizer(Quantizer):
         self.sums = nn.Buffer(table.clone())  # moving average of the sum of the vectors assigned
         self.idle = nn.Buffer(torch.zeros(num_codes))  # training batches since the last use
         self.started = nn.Buffer(torch.zeros(()))  # 1 once the codebook was initialised from data
+        self.known_started = False
 
     def encode(self, vectors: Tensor) -> Tensor:
         return nearest(vectors.detach().reshape(-1, self.width), self.table.detach()).view(vectors.shape[:-1])
@@ -121,7 +122,8 @@ class VectorQuantizer(Quantizer):
     @torch.no_grad()
     def _start(self, flat: Tensor, generator: Generator | None) -> None:
         """Initialise the codebook from the first training batch (random rows, then Lloyd's algorithm)."""
-        if self.started.item():
+        self.known_started = self.known_started or bool(self.started.item())  # the host waits until it is known
+        if self.known_started:
             return
         table = broadcast_first(self._candidates(flat, generator))
         for _ in range(10):
@@ -132,6 +134,7 @@ class VectorQuantizer(Quantizer):
         self.counts.fill_(1.0)
         self.sums.copy_(table)
         self.started.fill_(1.0)
+        self.known_started = True
 
     def _candidates(self, flat: Tensor, generator: Generator | None) -> Tensor:
         """(K, D): random rows of the batch, with repetition."""
@@ -141,7 +144,7 @@ class VectorQuantizer(Quantizer):
 
     def _statistics(self, flat: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Counts (K,) and sums (K, D) of the vectors assigned to each code, over all processes."""
-        counts = torch.bincount(codes, minlength=self.num_codes).to(flat.dtype)
+        counts = count_codes(codes, self.num_codes).to(flat.dtype)
         sums = torch.zeros_like(self.sums).index_add_(0, codes, flat)
         return all_reduce(counts), all_reduce(sums)
 

@@ -90,7 +90,7 @@ class RunningMeans:
 
     def add(self, values: Mapping[str, Tensor]) -> None:
         names = tuple(values)
-        row = torch.stack([value.detach().to(torch.float64) for value in values.values()])
+        row = torch.stack([value.detach() for value in values.values()]).to(torch.float64)
         if self.sums is None:
             self.names, self.sums = names, torch.zeros_like(row)
         elif names != self.names:

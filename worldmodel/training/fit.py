@@ -223,7 +223,10 @@ def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> T
     for name in weights:
         if name not in terms:
             raise ConfigError(f"there is a weight for the loss term {name!r}; the terms are {', '.join(terms)}")
-    return torch.stack([weights.get(name, 1.0) * term.float() for name, term in terms.items()]).sum()
+    one = [
+        term.float() if weights.get(name, 1.0) == 1 else weights[name] * term.float() for name, term in terms.items()
+    ]
+    return torch.stack(one).sum()
 
 
 def fit(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from worldmodel.priors import LatentPrior
-from worldmodel.quantizers import all_reduce
+from worldmodel.quantizers import all_reduce, count_codes
 from worldmodel.tokenizers import Autoencoder, Tokenizer
 from worldmodel.tokenizers.base import join
 from worldmodel.tokenizers.scene import GridVQVAE
@@ -66,8 +66,8 @@ class TokenizerObjective(Objective):
     def _examples(self, raw: Tensor, batch: Segment) -> tuple[Tensor, Tensor]:
         """What is coded at once, (M, C, *size) uint8, and the condition of each, (M,): frames, or windows of sound."""
         if not self.tokenizer.joined:
-            return raw[batch.valid], batch.actions[batch.valid]
-        if not batch.valid.all():
+            return batch.steps_of(raw), batch.steps_of(batch.actions)
+        if batch.padded:
             raise ValueError("signals are coded whole, and a part of this segment is padding")
         return join(raw), batch.actions[:, -1]
 
@@ -76,7 +76,7 @@ class TokenizerObjective(Objective):
         assert isinstance(self.tokenizer, Tokenizer)
         vocabulary = self.history.shape[-1]
         books = self.tokenizer.books(codes)  # -1 where a code was left out, counted apart
-        found = [torch.bincount(part.flatten() + 1, minlength=vocabulary + 1)[1:] for part in books]
+        found = [count_codes(part.flatten() + 1, vocabulary + 1)[1:] for part in books]
         counts = torch.stack(found).to(torch.int32)
         self.history.index_copy_(0, self.slot[None], all_reduce(counts)[None])
         self.slot.copy_((self.slot + 1) % len(self.history))
@@ -99,7 +99,7 @@ class SecondObjective(Objective):
     def forward(self, batch: Segment, generator: torch.Generator) -> Losses:
         if batch.codes is None:
             raise ValueError("a second stage is trained on codes, not on frames")
-        grids = batch.codes[batch.valid]
+        grids = batch.steps_of(batch.codes)
         terms, _ = self.second(grids, generator)
         own = math.prod(self.second.grid) * math.log2(self.second.num_codes)
         bits = terms["grid"].detach() * grids[0].numel() / math.log(2) + own
@@ -138,8 +138,9 @@ class PriorObjective(Objective):
     ) -> Segment:
         """The segment with codes of its varied signals instead of its frames, without the margin."""
         steps, size = frames.shape[1], frames.shape[-1]
-        first = int(torch.randint(size, (), generator=generator, device=generator.device))
-        signals = augment(join(frames), generator)[..., first : first + (steps - 1) * size]
+        first = torch.randint(size, (), generator=generator, device=generator.device).to(frames.device)
+        samples = first + torch.arange((steps - 1) * size, device=frames.device)  # the host does not wait for the first
+        signals = augment(join(frames), generator)[..., samples]
         codes = tokenizer.to(frames.device).encode(signals).unflatten(1, (steps - 1, -1))
         own = slice(1, -2)
         return Segment(

@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from worldmodel.training.muon import BatchedMuon
+
 Decay = Literal["cosine", "linear", "none"]
 
 
@@ -81,19 +83,14 @@ class MasterOptimizer:
         # Views of the masters as matrices, which Muon updates in place.
         self.matrices = {name: nn.Parameter(as_matrix(m.detach())) for name, m in named if name in hidden}
         self.muon = (
-            torch.optim.Muon(self.matrices.values(), lr=0.0, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+            BatchedMuon(self.matrices.values(), lr=0.0, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
             if self.matrices
             else None
         )
 
     def step(self, learning_rate: float) -> Tensor:
         """One update from the gradients on the parameters, which are then cleared. Returns the gradient's norm, ()."""
-        for parameter, master in zip(self.parameters, self.masters, strict=True):
-            gradient, parameter.grad = parameter.grad, None
-            if gradient is not None and (gradient.dtype != master.dtype or gradient.stride() != master.stride()):
-                # The fused update walks memory in order: parameter and gradient must lie alike.
-                gradient = torch.empty_like(master).copy_(gradient)
-            master.grad = gradient
+        self._take_gradients()
         limit = math.inf if self.clip is None else self.clip
         norm = nn.utils.clip_grad_norm_(self.masters, limit)
         for group in self.adam.param_groups:
@@ -112,6 +109,20 @@ class MasterOptimizer:
             master.grad = None
         self.publish()
         return norm
+
+    @torch.no_grad()
+    def _take_gradients(self) -> None:
+        """Hand the gradients of the parameters to the masters."""
+        copies: list[tuple[Tensor, Tensor]] = []
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
+            gradient, parameter.grad = parameter.grad, None
+            if gradient is not None and (gradient.dtype != master.dtype or gradient.stride() != master.stride()):
+                # The fused update walks memory in order: parameter and gradient must lie alike.
+                copies.append((torch.empty_like(master), gradient))
+                gradient = copies[-1][0]
+            master.grad = gradient
+        if copies:
+            torch._foreach_copy_([to for to, _ in copies], [gradient for _, gradient in copies])
 
     @torch.no_grad()
     def publish(self) -> None:
