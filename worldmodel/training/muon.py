@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
 MOST_PADDING = 4
 """Numbers in padded matrices for each number in the matrices themselves. Matrices of all shapes take about as many
 kernels as those of one, and kernels cost more than products of matrices of these sizes."""
