@@ -124,7 +124,7 @@ def test_a_folder_is_replaced_only_when_asked_and_only_when_it_is_an_export(say:
     say(export, *argv)
     before = {file.name: file.read_bytes() for file in (tmp_path / "there").iterdir()}
     said = say(export, *argv, "--split", "train", code=2)
-    assert said == f"error: {tmp_path}/there is there; --overwrite replaces it, --out names another place\n"
+    assert said == f"error: {tmp_path}/there is there; --overwrite replaces it, --output names another place\n"
     assert {file.name: file.read_bytes() for file in (tmp_path / "there").iterdir()} == before
     say(export, *argv, "--split", "train", "--overwrite")
     assert len(list((tmp_path / "there").glob("*.npz"))) == len(store.split("train")) < 4
@@ -215,7 +215,7 @@ def put(folder: Path, shape: tuple[int, ...], steps: int) -> None:
             "still holds episodes without a step, which Minari does not support; use --to npz",
         ),
         (["data=still", "--to", "npz", "--split", "held_out"], "still holds no episode of --split held_out"),
-        (["data=still", "--to", "npz", "--id", "x-v0"], "--id and --storage are for --to minari"),
+        (["data=still", "--to", "npz", "--id", "x-v0"], "--id is for --to minari, not for --to npz"),
         (["data=still", "--to", "minari", "--id", "x y"], "'x y' is no id of a Minari data set; write --id name-v0"),
         (["data=still", "--to", "minari", "--id", "../x-v0"], "'../x-v0' is no id of a Minari data set"),
         (["data=still"], "the following arguments are required: --to"),

@@ -37,6 +37,7 @@ LAYERS = (
     ("data", "recording", "training"),
     ("runs", "world", "dreaming", "media", "evaluation"),
     ("serving", "speech"),
+    ("exporting",),
     tuple(command for command in COMMANDS if command != "quickstart"),
     ("envs", "agents"),
     ("__main__", "configs", "quickstart"),  # the quickstart calls the others as a user does
@@ -52,6 +53,7 @@ SETTINGS_READERS = (
 )
 SOUND = ("worldmodel/speech/",)
 SERVED = ("worldmodel/serving/",)
+EXPORTED = ("worldmodel/exporting/",)
 RESERVED = {
     "moviepy": ("worldmodel/media",),
     "PIL": ("worldmodel/media", "worldmodel/data/pictures.py", "worldmodel/data/sources/images.py"),
@@ -66,6 +68,9 @@ RESERVED = {
     "starlette": SERVED,
     "uvicorn": SERVED,
     "websockets": SERVED,
+    "onnx": EXPORTED,
+    "onnxruntime": EXPORTED,
+    "onnxscript": EXPORTED,
     "minari": ("worldmodel/data/sources/minari.py",),
     "vizdoom": ("envs",),
     "deepmind_lab": ("envs/dmlab_engine.py",),

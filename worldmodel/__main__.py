@@ -20,7 +20,7 @@ COMMANDS = {
     "convert": "convert recorded speech to another voice",
     "codec": "encode speech as a bitstream, or decode a bitstream",
     "evaluate": "evaluate a run on held-out episodes",
-    "export": "write the episodes as a Minari data set or as npz files",
+    "export": "write episodes (Minari, npz), or a model (ONNX, a static page that plays the dream)",
     "agent": "train, evaluate and compare agents",
 }
 AGENT_COMMANDS = {

@@ -1,15 +1,15 @@
-"""Write the episodes of data=… (or of the chosen source or environment) without loss for other
-programs.
+"""Write the episodes of data=… for other programs, or the model of a run (the latest, or run=…).
 
---to minari writes a Minari data set, which minari.load_dataset opens by its id. --to npz writes a
-folder with an npz file for each episode: obs (T + 1, H, W, C), action, reward, terminated,
-truncated (T,). To import an export: python -m worldmodel.collect source=minari (or source=npz)
-source.path=…
+--to npz, minari: the episodes without loss, as npz files with obs (T + 1, H, W, C), action, reward,
+terminated, truncated (T,), or as a Minari data set. To import one: collect source=npz source.path=…
+--to onnx: encoder, decoder and one step of the prior as ONNX files, compared with PyTorch.
+--to web: static files with which a browser dreams by itself, under the keys of its user.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import sys
@@ -25,36 +25,87 @@ from worldmodel.errors import ConfigError
 from worldmodel.util.files import check_writable, expanded, whole_folder
 from worldmodel.util.progress import Bars, deferred
 
-MADE_BY = {"npz": "ep*.npz", "minari": "data/metadata.json"}
+MADE_BY = {"npz": "ep*.npz", "minari": "data/metadata.json", "onnx": "manifest.json", "web": "world.json"}
 """Files by which a folder of each format is recognised before it is overwritten."""
+
+FLAGS = {"id": ("minari",), "storage": ("minari",), "split": ("npz", "minari"), "runtime": ("web",)}
+"""Formats for which a flag can be given."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", choices=tuple(MADE_BY), required=True, help="format of the export")
-    folder = "folder to write (exports/<data>; Minari: the folder where Minari keeps its data sets)"
-    parser.add_argument("--out", metavar="FOLDER", help=folder)
+    folder = "folder to write (exports/<data or run>; Minari: where Minari keeps its data sets)"
+    parser.add_argument("--output", "--out", metavar="FOLDER", help=folder)
     parser.add_argument("--id", help="id of the Minari data set (<data>-v0)")
     parser.add_argument("--storage", choices=get_args(Storage), help="file format of the Minari data set (hdf5)")
-    parser.add_argument("--split", choices=get_args(Split), default="all", help="episodes to export (all)")
+    parser.add_argument("--split", choices=get_args(Split), help="episodes to export (all)")
+    runtime = "of the npm package onnxruntime-web, which --to web copies (the page loads it from jsdelivr.net)"
+    parser.add_argument("--runtime", metavar="FOLDER", help=runtime)
     parser.add_argument("--overwrite", action="store_true", help="replace an existing export")
 
 
 @entry_point("export", __doc__, add_flags)
 def main(args: argparse.Namespace, config: Config) -> None:
+    """Choose what is exported, write, report."""
+    for flag, formats in FLAGS.items():
+        if getattr(args, flag) is not None and args.to not in formats:
+            raise ConfigError(
+                f"--{flag} is for --to {' and --to '.join(formats)}, not for --to {args.to}; leave it out"
+            )
+    if args.to in ("onnx", "web"):
+        export_model(args, config)
+    else:
+        export_episodes(args, config)
+
+
+def export_model(args: argparse.Namespace, config: Config) -> None:
+    """Write the graphs of a run, and the page that runs them."""
+    from worldmodel.exporting import check_extra  # only now, since it imports torch
+
+    check_extra()
+    from worldmodel.exporting.convert import write_graphs
+    from worldmodel.exporting.parity import compare
+    from worldmodel.exporting.web import write_page
+    from worldmodel.runs.folder import PRIOR, given_data, open_episodes
+    from worldmodel.runs.kind import Kind, choose_run
+    from worldmodel.serving.dreams import Dreamer
+    from worldmodel.world import WorldModel
+
+    run = choose_run(args.overrides, config, PRIOR, Kind.WORLD)
+    folder = (expanded(args.output) if args.output else Path("exports") / run.name).absolute()
+    _check_free(folder, args.to, args.overwrite)
+    check_writable(folder.parent)
+    world = WorldModel.load(run, "cpu", "fp32")
+    started = time.monotonic()
+    with whole_folder(folder) as part:
+        manifest = write_graphs(world, part, rows=1 if args.to == "web" else None)
+        differences = compare(world, part)
+        if args.to == "web":
+            dreamer = Dreamer(world, open_episodes(run, world.spec, given_data(args.overrides, config)))
+            write_page(dreamer, run.name, manifest, part, expanded(args.runtime) if args.runtime else None)
+        else:
+            (part / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    size = sum(file.stat().st_size for file in folder.rglob("*") if "runtime" not in file.parts and file.is_file())
+    print(f"run       {run}")
+    print(f"exported  {size / 1e6:.1f} MB in {time.monotonic() - started:.1f} s; compared with PyTorch over 64 frames:")
+    print("\n".join(f"          {name:<9}{found}" for name, found in differences.items()))
+    at = f"; python -m http.server -d {shlex.quote(str(folder))} serves it" if args.to == "web" else ""
+    print(f"now       {folder}{at}")
+
+
+def export_episodes(args: argparse.Namespace, config: Config) -> None:
     """Choose episodes and folder, write, report."""
-    if args.to == "npz" and (args.id or args.storage):
-        raise ConfigError("--id and --storage are for --to minari")
     store = EpisodeStore.open(config.data)
     store.verify()
-    indices = [int(index) for index in store.split(args.split)]
+    indices = [int(index) for index in store.split(args.split or "all")]
     if not indices:
         raise ConfigError(
-            f"{store.path} holds no episode of --split {args.split}; python -m worldmodel.collect records some"
+            f"{store.path} holds no episode of --split {args.split or 'all'}; python -m worldmodel.collect records some"
         )
     name = os.path.basename(os.path.abspath(store.path))
     dataset_id = check_id(args.id or f"{name}-v0") if args.to == "minari" else ""
     default = default_folder(dataset_id) if dataset_id else Path("exports") / name
-    folder = (expanded(args.out) if args.out else default).absolute()
+    folder = (expanded(args.output) if args.output else default).absolute()
     _check_free(folder, args.to, args.overwrite)
     check_exportable(store, least=1 if dataset_id else 0)
     check_writable(folder.parent)
@@ -87,9 +138,9 @@ def _check_free(folder: Path, kind: str, overwrite: bool) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not any(folder.glob(MADE_BY[kind])):
-        raise ConfigError(f"{folder} is there and holds no export as {kind}; choose another place with --out")
+        raise ConfigError(f"{folder} is there and holds no export as {kind}; choose another place with --output")
     if not overwrite:
-        raise ConfigError(f"{folder} is there; --overwrite replaces it, --out names another place")
+        raise ConfigError(f"{folder} is there; --overwrite replaces it, --output names another place")
 
 
 if __name__ == "__main__":

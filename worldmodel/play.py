@@ -39,6 +39,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 @entry_point("play", __doc__, add_flags)
 def main(args: argparse.Namespace, config: Config) -> None:
     """Load the run, serve the page."""
+    from worldmodel.serving import check_extra
+
+    check_extra()
+
     from worldmodel.runs.folder import PRIOR, given_data, open_episodes  # only now, since it imports torch
     from worldmodel.runs.kind import Kind, choose_run
     from worldmodel.serving.app import Limits, Server

@@ -142,7 +142,7 @@ class TransformerHead(Head):
         state = HeadState(inputs, [], [], tables=self.tables())
         for block in self.blocks:
             for kept, nothing in zip((state.keys, state.values), block.nothing, strict=True):
-                room = inputs.new_zeros(len(inputs), len(nothing), 1 + self.positions, nothing.shape[-1])
+                room = inputs.new_zeros(inputs.shape[0], len(nothing), 1 + self.positions, nothing.shape[-1])
                 room[:, :, :1] = nothing
                 kept.append(room)
         return state

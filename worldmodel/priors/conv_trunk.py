@@ -37,7 +37,7 @@ class FilmBlock(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """x (M, width, *grid), condition (M, F) → (M, width, *grid)."""
-        scale, shift = self.film(condition).view(len(x), *[1] * (x.dim() - 2), -1).chunk(2, -1)
+        scale, shift = self.film(condition).view(x.shape[0], *[1] * (x.dim() - 2), -1).chunk(2, -1)
         y = F.layer_norm(x.movedim(1, -1), x.shape[1:2])
         y = torch.addcmul(shift, y, scale + 1)
         return x + self.second(F.silu(self.first(F.silu(y).movedim(-1, 1))))
@@ -106,14 +106,14 @@ class ConvTrunk(Trunk):
             features = features.to(x.dtype)
             x = x + self.read(torch.cat([self.embed(recalled).movedim(-1, 1), features], 1))
         for vector in remembered:
-            x = x + self.unfold(self.spread(vector).view(len(x), *self.grid, -1)).movedim(-1, 1)
+            x = x + self.unfold(self.spread(vector).view(x.shape[0], *self.grid, -1)).movedim(-1, 1)
         for block in self.blocks:
             x = block(x, condition)
         x = x.movedim(1, -1)
         x = F.layer_norm(x, x.shape[-1:])
         if self.pose:  # a short way from a recalled code to the logits
             x = x + self.gate(torch.cat([x, features.movedim(1, -1)], -1)).sigmoid() * self.copy(recalled)
-        return x.reshape(len(x), -1, self.width)
+        return x.reshape(x.shape[0], -1, self.width)
 
     def forward(self, previous: Tensor, actions: Tensor, first: int = 0) -> Tensor:
         batch, steps = actions.shape

@@ -164,7 +164,7 @@ class FrameTransformer(Trunk):
     def _contexts(self, frames: Tensor, previous: Tensor) -> Tensor:
         """frames (M, model), previous (M, *grid) → (M, N, width)."""
         vectors = self.embed(previous).sum(-2) if self.slotted else self.embed(previous)
-        near = self.near(vectors.movedim(-1, 1)).movedim(1, -1).reshape(len(frames), -1, self.width)
+        near = self.near(vectors.movedim(-1, 1)).movedim(1, -1).reshape(frames.shape[0], -1, self.width)
         x = near + self.position + self.enter(self.spread(frames).unflatten(1, (self.positions, -1)))
         scale, shift = self.film(frames)[:, None].chunk(2, -1)
         x = x + self.out(F.silu(torch.addcmul(shift, F.layer_norm(x, x.shape[-1:]), scale + 1)))

@@ -116,7 +116,7 @@ class PoseMemory(nn.Module):
         best, which = ((q << ORDER_BITS) + order).flatten(1, 2).min(1)  # (B, j)
         q, frame, i = best >> ORDER_BITS, which // columns, which % columns
         known = (q < self.limit * UNIT**2) & (self.scale > 0)
-        batch = torch.arange(len(actions), device=actions.device)[:, None]
+        batch = torch.arange(actions.shape[0], device=actions.device)[:, None]
         codes = grids.transpose(2, 3)[batch, frame, i].transpose(1, 2)  # (B, h, j)
         parts = (
             (q / (-2 * UNIT**2)).exp(),

@@ -33,6 +33,8 @@ def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
     bias = table.square().sum(1).mul_(0.5)
     weights = table.t().neg()
     rows = vectors - offset
+    if torch.compiler.is_exporting():  # to a graph, whose operations do not write to memory of their inputs
+        return torch.addmm(bias, rows, weights).argmin(1)
     codes = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
     chunk = min(len(rows), max(1, AT_A_TIME // len(table)))
     distances, least = rows.new_empty(chunk, len(table)), rows.new_empty(chunk)

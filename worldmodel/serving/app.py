@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Awaitable
 from importlib import resources
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -25,7 +25,7 @@ from worldmodel.serving.beside import Beside
 from worldmodel.serving.driver import Driver, MakeAgent
 from worldmodel.serving.guard import Guard
 from worldmodel.serving.keys import action_keys
-from worldmodel.serving.messages import ProtocolError, parse
+from worldmodel.serving.messages import ProtocolError, Suffix, parse
 from worldmodel.serving.simulator import MakeEnv, Simulator
 from worldmodel.serving.visits import Visit
 from worldmodel.types import Spec
@@ -85,6 +85,8 @@ class Server:
             "rate": self.spec.rate,
             "beside": self.make_env is not None,
             "agent": self.make_agent is not None,
+            "other_starts": True,
+            "suffixes": get_args(Suffix),
             "actions": [key._asdict() for key in action_keys(self.spec.action_names)],
         }
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from worldmodel.util.ranges import MOST
 
 Index = Annotated[int, Field(ge=0, le=MOST)]
+Suffix = Literal["mp4", "gif", "png"]  # of the files that a dream is saved as
 
 
 class ProtocolError(Exception):
@@ -73,7 +74,7 @@ class Save(Message):
     """Send the dream as a file, from its frame ``first`` on."""
 
     type: Literal["save"]
-    suffix: Literal["mp4", "gif", "png"]
+    suffix: Suffix
     first: Index = 0
 
 

@@ -18,7 +18,7 @@ export class Connection {
       const pending = this.pending.splice(0);
       for (const { resolve } of pending) resolve(null);
       if (this.waiting) this.waiting = false;
-      else this.listeners.closed(event.reason || this.reason);
+      else this.listeners.closed(`not connected: ${event.reason || this.reason}`);
     };
   }
 

@@ -43,7 +43,8 @@ const connection = new Connection({
   hello: start,
   wait: (reason) => { status(reason, true); setTimeout(() => connection.open(), RETRY); },
   notice: (reason) => status(reason, true),
-  closed: (reason) => { state.connected = false; status(`not connected: ${reason}`, true); at("connect").hidden = false; pause(true); },
+  progress: (text) => status(text),
+  closed: (reason) => { state.connected = false; status(reason, true); at("connect").hidden = false; pause(true); },
 });
 
 function status(text, bad = false) {
@@ -68,8 +69,8 @@ async function start(hello) {
   at("run").textContent = hello.run;
   status(environment());
   if (!again) at("rate").value = Math.min(60, Math.max(1, Math.round(hello.rate * 10) / 10));
-  at("real").hidden = !hello.beside;
-  at("agent").hidden = !hello.agent;
+  for (const [id, shown] of [["real", hello.beside], ["agent", hello.agent], ["more", hello.other_starts]]) at(id).hidden = !shown;
+  for (const button of document.querySelectorAll(".save")) button.hidden = !hello.suffixes.includes(button.dataset.suffix);
   if (again && state.begun) return restart();
   await moreStarts(0);
   await restart();
