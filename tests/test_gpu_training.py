@@ -32,6 +32,7 @@ SMALL = {
     "jukebox": ("training.prior.targets=2", "prior.trunk.blocks=1", "tokenizer.blocks=1"),
     "codec": ("prior.trunk.blocks=1", "prior.head.layers=2"),
     "cifar10": ("prior.head.layers=2",),
+    "world-gpu": ("prior.trunk.blocks=1", "tokenizer.blocks=1"),
     "cifar10-vimco": ("tokenizer.samples=3", "tokenizer.widths=[16,16]", "prior.head.layers=2"),
 }
 

@@ -79,7 +79,7 @@ class Cuda(torch.Tensor):
 
 def _set_data(self: Cuda, value: torch.Tensor) -> None:
     torch.Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
-    self.inner = value.inner  # type: ignore[attr-defined]
+    self.inner, self.index = value.inner, value.index  # type: ignore[attr-defined]
 
 
 Cuda.data = property(lambda self: self.detach(), _set_data)  # type: ignore[assignment, method-assign]
