@@ -20,7 +20,7 @@ import pytest
 import torch
 from corridor import SPEC as CORRIDOR
 from play_server import save_played_run, where
-from tiny import SHORT, SMALL_PRIOR, SMALL_TOKENIZER
+from tiny import SHORT, SMALL_PRIOR, SMALL_TOKENIZER, tiny_prior
 
 pytest.importorskip("onnx", reason="the extra onnx is not installed")
 pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
@@ -31,7 +31,7 @@ from worldmodel.config.cli import compose_config
 from worldmodel.data.store import EpisodeStore
 from worldmodel.dreaming.videos import Place
 from worldmodel.exporting import web
-from worldmodel.exporting.graphs import MOST_GROUPS
+from worldmodel.exporting.graphs import MOST_GROUPS, graphs_of, trunk_graph
 from worldmodel.exporting.parity import compare
 from worldmodel.priors.motion import Motion
 from worldmodel.runs.folder import PRIOR, TOKENIZER, new_run
@@ -106,6 +106,11 @@ def test_graphs_give_what_pytorch_gives(tmp_path: Path, capsys: pytest.CaptureFi
     assert {part["output"] for part in manifest["state"]} <= set(results)
 
 
+def test_parts_of_a_state_are_inputs_of_their_own() -> None:
+    inputs = trunk_graph(tiny_prior("transformer")).inputs  # which begins with one tensor for keys and values
+    assert len({tensor.data_ptr() for tensor in inputs.values()}) == len(inputs)
+
+
 def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     def error(*argv: str) -> str:
         assert export.main(list(argv)) == 2
@@ -134,8 +139,6 @@ def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch.undo()
     monkeypatch.setattr("worldmodel.priors.conv_trunk.ConvTrunk._contexts", fail)
     monkeypatch.setattr("worldmodel.exporting.convert.graphs_of", lambda world: graphs_of(world)[2:])
-    from worldmodel.exporting.graphs import graphs_of
-
     message = error("--to=onnx", f"runs={runs}", f"run={run.name}", f"--output={tmp_path / 'out'}")
     assert message.startswith("error: the trunk ConvTrunk cannot be exported (RuntimeError: no such operation)")
 

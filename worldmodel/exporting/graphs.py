@@ -158,7 +158,8 @@ def graphs_of(world: WorldModel) -> tuple[Graph, ...]:
 
 def trunk_graph(prior: Prior) -> Graph:
     """The trunk alone, to find out whether it is what cannot be exported."""
-    state = leaves(prior.trunk.begin(2), "trunk")
+    # Copies, since torch.export takes two inputs that are the same tensor for one.
+    state = {name: tensor.clone() for name, tensor in leaves(prior.trunk.begin(2), "trunk").items()}
     previous = torch.full((2, *prior.grid), -1, dtype=torch.int64)
     inputs = {**state, "previous": previous, "action": torch.zeros(2, dtype=torch.int64)}
     outputs = ("contexts", *(f"next.{name}" for name in state))
