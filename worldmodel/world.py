@@ -128,7 +128,7 @@ class WorldModel:
         state = self.observe(seen, seen_acts)
         steps = []
         how = sampler if isinstance(sampler, Sampler) else make_sampler(sampler, temperature, top_k)
-        for action in acts.unbind(1):
+        for action in acts.t().contiguous().unbind():  # rows that lie in order are copied together
             step, state = self.step(state, action, how, generator)
             steps.append(step)
         codes, rewards, ends = (torch.stack(part, 1) for part in list(zip(*steps, strict=True))[:3])

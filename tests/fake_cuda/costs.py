@@ -56,9 +56,23 @@ def kernels(func: Any, args: Any, waits: int) -> int:
         return 0
     name = func.overloadpacket.__name__
     if name.startswith(("_foreach", "_fused")):
-        return -(-len(args[0]) // TENSORS_PER_KERNEL.get(name, 64))
+        together = TENSORS_PER_KERNEL.get(name, 64) if name.startswith("_fused") or _alike(args) else 1
+        return -(-len(args[0]) // together)
     masked = 4 if func is aten.index.Tensor and waits else 0  # a boolean index is converted first
     return KERNELS.get(func.overloadpacket, 1) + masked
+
+
+def _alike(args: Any) -> bool:
+    """Whether the tensors of each list have one number format, and corresponding tensors lie alike in memory without
+    gaps. For others, an operation on lists takes a kernel for each tensor."""
+    lists = [arg for arg in args if isinstance(arg, list | tuple) and arg and isinstance(arg[0], torch.Tensor)]
+    if any(len({x.dtype for x in tensors}) > 1 for tensors in lists):
+        return False
+    for group in zip(*lists, strict=False):
+        spanned = 1 + sum((n - 1) * step for n, step in zip(group[0].shape, group[0].stride(), strict=True))
+        if spanned != group[0].numel() or len({x.stride() for x in group}) > 1:
+            return False
+    return True
 
 
 def index_waits(func: Any, args: Any, kwargs: Any) -> int:

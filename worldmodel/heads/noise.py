@@ -42,13 +42,17 @@ def uniform_noise(shape: Sequence[int], device: torch.device, source: Randomness
 def fill(noise: Tensor, source: Generator | Sequence[Generator] | None) -> None:
     """Draw uniform noise in place."""
     if source is None or isinstance(source, Generator):
-        if source is None or source.device == noise.device:
+        if source is None or _place(source.device) == _place(noise.device):
             noise.uniform_(generator=source)
         else:
             noise.copy_(torch.rand(noise.shape, generator=source, device=source.device))
         return
     for row, generator in zip(noise, source, strict=True):
         fill(row, generator)
+
+
+def _place(device: torch.device) -> tuple[str, int]:
+    return device.type, device.index or 0
 
 
 def counter_noise(keys: Tensor, shape: Sequence[int]) -> Tensor:
