@@ -24,7 +24,7 @@ def main(run="runs/my_way_home-1", output="dream"):
     episode = store.episode(held_out[store.frame_counts[held_out].argmax()])  # the longest of them
 
     # actions[t] led to frames[t]: the model receives the first frames, and dreams under the actions after them.
-    seen = max(1, world.prior.context)
+    seen = max(1, min(world.prior.context, len(episode.actions) // 2))
     actions = episode.actions[seen : seen + HORIZON]
     dream = world.imagine(
         torch.tensor(episode.frames[:seen]),

@@ -53,7 +53,7 @@ def memory(**settings: int) -> PoseMemory:
 
 
 def recall(made: PoseMemory, actions: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Views (1, T, …) under the actions, and the codes and features that are recalled for the last of them."""
+    """Views (1, T, …) under the actions, and what is recalled for the last of them: codes (R, …), features (R, …)."""
     acts = torch.tensor([actions])
     grids = views(acts)
     recalled = made.recall(grids[:, :-1], acts[:, 1:])
@@ -103,21 +103,44 @@ def test_the_motion_is_unknown_where_no_window_has_two_frames() -> None:
 def test_a_view_that_was_seen_is_recalled_exactly(loop: list[int]) -> None:
     grids, codes, features = recall(memory(), [-1, 0, *loop])
     assert torch.equal(grids[0, -1], grids[0, 1])
-    assert torch.equal(codes, grids[0, -1])
-    torch.testing.assert_close(
-        features, torch.tensor([1.0, 0, 0, 0, 0])[:, None, None].expand_as(features), atol=0.02, rtol=0
-    )
+    exactly = torch.tensor([1.0, 0, 0, 0, 0])[:, None, None].expand_as(features[0])
+    for side in (0, 1):  # of the frames before the latest ones
+        assert torch.equal(codes[side], grids[0, -1])
+        torch.testing.assert_close(features[side], exactly, atol=0.02, rtol=0)
 
 
 def test_columns_come_from_different_frames() -> None:
     """After three turns of two columns to the left and one back, four columns were seen before the latest frames."""
     grids, codes, _ = recall(memory(recent=1), [-1, 1, 1, 1, 1, 2, 2])
-    assert torch.equal(codes, grids[0, -1])
+    assert torch.equal(codes[0], grids[0, -1])
+
+
+def test_the_latest_frames_are_recalled_where_they_have_moved_to() -> None:
+    grids, codes, features = recall(memory(), [-1, *[1] * 7])  # two columns a turn: four of six are in the last view
+    for side in (2, 3):
+        assert torch.equal(codes[side, :, 2:], grids[0, -1, :, 2:])
+        assert (codes[side, :, :2] == -1).all()
+        torch.testing.assert_close(features[side, 2, 0, 2:], torch.full((4,), 2 / 6))  # shift in widths of a view
+
+
+def test_columns_on_both_sides_are_recalled() -> None:
+    """A turn of a column and a half moves each column between two others."""
+    made = PoseMemory(GridSpec((ROWS, COLUMNS), codebook(), NAMES))
+    motion = Motion(
+        torch.tensor([0, 1.5, -1.5, 0]), torch.zeros(4, 2), torch.tensor(24.0), torch.ones(3), torch.ones(())
+    )
+    made.set_motion(motion._replace(widths=torch.tensor([1.0, 9.0, 1.0])))
+    view = torch.arange(COLUMNS).expand(1, 1, ROWS, -1)
+    recalled = made.recall(torch.cat([torch.full_like(view, -1), view], 1), torch.tensor([[-1, 1]]))
+    left, right = recalled.features[0, 2:, 1, 0, 2:4].unbind()  # offsets of columns that have neighbours on both sides
+    assert (left < 0).all() and (right > 0).all()
+    torch.testing.assert_close(right - left, torch.ones(2), atol=0.02, rtol=0)
+    assert (recalled.codes[0, 2, 0, 2:4] - recalled.codes[0, 3, 0, 2:4]).abs().tolist() == [1, 1]
 
 
 def test_nothing_is_recalled_of_what_was_not_seen() -> None:
     _, codes, features = recall(memory(), [-1, *[1] * 7])  # the view is opposite to the first, and the rest is recent
-    assert (codes == -1).all() and (features == 0).all()
+    assert (codes[:2] == -1).all() and (features[:2] == 0).all()
     _, codes, _ = recall(memory(), [-1, 0, 0, 0, 0, 0, 3])  # another room
     assert (codes == -1).all()
 
@@ -134,14 +157,14 @@ def test_missing_frames_are_not_recalled() -> None:
     hidden = grids.clone()
     hidden[:, :3] = -1
     codes = made.recall(hidden[:, :-1], acts[:, 1:]).codes[0]
-    assert (codes[:, :2] == -1).all()
+    assert (codes[:2, :, :2] == -1).all()
 
 
 def test_the_newest_of_equal_frames_is_recalled() -> None:
     made, acts = memory(recent=1), torch.tensor([[-1, 0, 0, 0]])
     grids = views(acts)
     grids[0, 1] = (grids[0, 1] + 1) % CODES
-    assert torch.equal(made.recall(grids[:, :-1], acts[:, 1:]).codes[0], grids[0, 1])
+    assert torch.equal(made.recall(grids[:, :-1], acts[:, 1:]).codes[0, 0], grids[0, 1])
 
 
 def test_rows_of_a_batch_do_not_depend_on_each_other() -> None:

@@ -216,6 +216,22 @@ def test_corruption_touches_the_share_it_may_and_no_target(prior: Prior) -> None
     assert torch.equal(prior._corrupt(segment.codes, None), segment.codes)
 
 
+def test_confusion_replaces_columns_of_the_latest_frames_by_those_of_another_row(prior: Prior) -> None:
+    segment = random_segment(batch=200, steps=5)
+    prior.train()
+    prior.confuse, prior.corrupt_recent, prior.lead = 0.5, 2, 3
+    codes = prior._confuse(segment.codes, torch.Generator().manual_seed(0))
+    changed = codes != segment.codes
+    assert torch.equal(codes.where(changed, -1), segment.codes.roll(1, 0).where(changed, -1))
+    assert not changed[:, :1].any()  # frames before the latest two seen ones
+    rows, columns = changed.flatten(1).any(1).double().mean().item(), changed.flatten(1, -2).any(1).double().mean()
+    assert 0.35 < rows < 0.5 and 0.1 < columns < 0.25
+    block = changed.flatten(1, -2).any(1).int()
+    assert (block.diff(dim=1, prepend=torch.zeros(200, 1), append=torch.zeros(200, 1)).abs().sum(1) <= 2).all()
+    prior.eval()
+    assert torch.equal(prior._confuse(segment.codes, None), segment.codes)
+
+
 def test_every_parameter_learns(prior: Prior) -> None:
     segment = random_segment(steps=6)
     terms, _ = prior.losses(segment)

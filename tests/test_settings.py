@@ -15,6 +15,7 @@ from worldmodel.agents.loop import AgentStage
 from worldmodel.config import checks
 from worldmodel.config.cli import Settings, choices, compose_config
 from worldmodel.errors import ConfigError
+from worldmodel.runs.data import NOT_OF_THE_ENVIRONMENT
 from worldmodel.runs.stages import STAGES
 from worldmodel.util.ranges import PassedTo
 
@@ -62,7 +63,8 @@ def settings_of(group: str, choice: str) -> list[Setting]:
     """All settings that a choice of a group brings."""
     plain: Any = OmegaConf.to_container(compose_config([f"{group}={choice}"]))
     plain["env"].pop("name")  # of the folder of the data
-    plain["env"].pop("loops", None)  # of the evaluation
+    for name in NOT_OF_THE_ENVIRONMENT:
+        plain["env"].pop(name, None)
     experiment = ("env", "explorer", "agent", "tokenizer", "second", "prior", "training")
     found: list[Setting] = []
     for name in experiment if group == "experiment" else (group,):

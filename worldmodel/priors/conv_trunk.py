@@ -89,9 +89,10 @@ class ConvTrunk(Trunk):
         if self.pose:
             self.lead = self.pose.window
             self.kept = max(history, self.lead)
-            self.read = CONV[rank](embed + FEATURES, width, 3, padding=1)
+            recalls = self.pose.recalls
+            self.read = CONV[rank](recalls * (embed + FEATURES), width, 1)
             self.copy = CodeEmbedding(spec.codebook, width)
-            self.gate = nn.Linear(width + FEATURES, width)
+            self.gate = nn.Linear(width + recalls * FEATURES, recalls * width)
         self.blocks = nn.ModuleList(FilmBlock(rank, width, 128) for _ in range(blocks))
         if rank == 2:
             to_channels_last(self)
@@ -103,8 +104,8 @@ class ConvTrunk(Trunk):
         x = self.enter(vectors.movedim(-1, 1)) + self.position
         if self.pose:
             recalled, features = self.pose.recall(grids[:, -self.lead :], actions[:, -self.lead :])
-            features = features.to(x.dtype)
-            x = x + self.read(torch.cat([self.embed(recalled).movedim(-1, 1), features], 1))
+            features = features.flatten(1, 2).to(x.dtype)
+            x = x + self.read(torch.cat([self.embed(recalled).movedim(-1, 2).flatten(1, 2), features], 1))
         for vector in remembered:
             x = x + self.unfold(self.spread(vector).view(x.shape[0], *self.grid, -1)).movedim(-1, 1)
         for block in self.blocks:
@@ -112,7 +113,8 @@ class ConvTrunk(Trunk):
         x = x.movedim(1, -1)
         x = F.layer_norm(x, x.shape[-1:])
         if self.pose:  # a short way from a recalled code to the logits
-            x = x + self.gate(torch.cat([x, features.movedim(1, -1)], -1)).sigmoid() * self.copy(recalled)
+            gates = self.gate(torch.cat([x, features.movedim(1, -1)], -1)).sigmoid()
+            x = x + (gates.unflatten(-1, (-1, self.width)) * self.copy(recalled.movedim(1, -1))).sum(-2)
         return x.reshape(x.shape[0], -1, self.width)
 
     def forward(self, previous: Tensor, actions: Tensor, first: int = 0) -> Tensor:

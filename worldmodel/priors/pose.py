@@ -24,25 +24,30 @@ CIRCLE = 2**16  # units of a full turn
 UNIT = 2**8  # units of one standard deviation of the expected similarity
 SCALE_BITS, TABLE_BITS, ORDER_BITS = 16, 14, 20
 NOWHERE = 2**40  # squared distance of a frame that is not there
+NEAR = UNIT // 8  # offset up to which a column is on both sides, since poses are rounded
 FEATURES = 5
 
 
 class Recalled(NamedTuple):
-    """What is recalled for the next grid: for each of its columns, a column of a past grid."""
+    """What is recalled for the next grid: R times for each of its columns, a column of a past grid."""
 
-    codes: Tensor  # (B, h, w) int64; −1 where nothing is recalled
-    features: Tensor  # (B, FEATURES, h, w) float32: expected similarity, offset, shift, displacement (2)
+    codes: Tensor  # (B, R, h, w) int64; −1 where nothing is recalled
+    features: Tensor  # (B, R, FEATURES, h, w) float32: expected similarity, offset, shift, displacement (2)
 
 
 class PoseMemory(nn.Module):
-    """Recalls for every column of the next grid the column of a past grid that is expected to resemble it most.
+    """Recalls for every column of the next grid the columns of past grids that are expected to resemble it most.
 
+    The content of a past column has usually moved to a place between two columns. Therefore two columns are recalled,
+    one whose content lies at the column's place or to the left of it, and one at or to the right of it; both of the
+    latest frames, which show how the view moves, and of the frames before these, which show what comes back into it.
     Until :meth:`estimate` was called, nothing is recalled.
 
     Args:
         spec: of the grids and the actions.
-        window: number of past frames that are kept. recent: number of the latest ones that are not recalled, because
-            the trunk reads them. limit: a column is recalled if its q (see :class:`Motion`) is below this.
+        window: number of past frames that are kept. recent: number of the latest ones, of which columns are recalled
+            separately; 0: of all frames together. limit: a column is recalled if its q (see :class:`Motion`) is below
+            this.
         windows, steps: of :func:`~worldmodel.priors.motion.estimate_motion`.
     """
 
@@ -65,6 +70,7 @@ class PoseMemory(nn.Module):
         if recent >= window:
             raise ConfigError(f"PoseMemory: window={window} must be larger than recent={recent}")
         self.grid, self.window, self.recent, self.limit = spec.grid, window, recent, limit
+        self.recalls = 4 if recent else 2  # R
         self.action_names, self.extent = spec.action_names, (windows, steps)
         actions, columns = spec.num_actions + 1, spec.grid[1]  # index 0: no action
         self.turn = nn.Buffer(torch.zeros(actions, dtype=torch.int64))  # units of CIRCLE
@@ -103,30 +109,37 @@ class PoseMemory(nn.Module):
 
     def recall(self, grids: Tensor, actions: Tensor) -> Recalled:
         """grids (B, M, h, w) int64, each from before one of the actions (B, M) int64; oldest first."""
-        rows, columns = self.grid
         heading, x, y = self._poses(actions)
-        old = slice(0, max(actions.shape[1] - self.recent, 1))
-        absent = grids[:, old, 0, 0] < 0
-        far = (x[:, old].square() + y[:, old].square()).masked_fill(absent, NOWHERE)
-        offset = (self.apart - heading[:, old, None, None] + CIRCLE // 2) % CIRCLE - CIRCLE // 2  # (B, M', i, j)
+        absent = grids[:, :, 0, 0] < 0
+        far = (x.square() + y.square()).masked_fill(absent, NOWHERE)
+        offset = (self.apart - heading[..., None, None] + CIRCLE // 2) % CIRCLE - CIRCLE // 2  # (B, M, i, j)
         offset = (offset * self.scale) >> SCALE_BITS
         q = offset.square() + self.shift + far[..., None, None]
         # No two entries are equal, so that the least is the same everywhere; the newest frame wins where q is equal.
+        rows, columns = self.grid
         order = torch.arange(q.shape[1] * columns, device=q.device).flip(0).view(-1, columns, 1)
-        best, which = ((q << ORDER_BITS) + order).flatten(1, 2).min(1)  # (B, j)
-        q, frame, i = best >> ORDER_BITS, which // columns, which % columns
+        q = (q << ORDER_BITS) + order
+        sides = [q.masked_fill(away, NOWHERE << ORDER_BITS) for away in (offset > NEAR, offset < -NEAR)]
+        border = max(q.shape[1] - self.recent, 1)
+        parts = [slice(0, border), slice(border, None)][: self.recalls // 2]
+        least = [side[:, part].flatten(1, 2).min(1).values for part in parts for side in sides]
+        best = torch.stack(least, 1)  # (B, R, j)
+        q = best >> ORDER_BITS
+        which = order.shape[0] * columns - 1 - (best & (2**ORDER_BITS - 1))
         known = (q < self.limit * UNIT**2) & (self.scale > 0)
-        batch = torch.arange(actions.shape[0], device=actions.device)[:, None]
-        codes = grids.transpose(2, 3)[batch, frame, i].transpose(1, 2)  # (B, h, j)
-        parts = (
+        frame, i = which // columns, which % columns
+        batch = torch.arange(q.shape[0], device=q.device)[:, None, None]
+        codes = grids.transpose(2, 3)[batch, frame, i].where(known[..., None], -1).transpose(2, 3)  # (B, R, h, j)
+        j = torch.arange(columns, device=q.device)
+        values = (
             (q / (-2 * UNIT**2)).exp(),
-            offset.flatten(1, 2).gather(1, which[:, None])[:, 0] / UNIT,
-            (torch.arange(columns, device=i.device) - i) / columns,
+            offset[batch, frame, i, j] / UNIT,
+            (j - i) / columns,
             x[batch, frame] / UNIT,
             y[batch, frame] / UNIT,
         )
-        features = torch.stack([part.float() * known for part in parts], 1)
-        return Recalled(codes.where(known[:, None], -1), features[:, :, None].expand(-1, -1, rows, -1))
+        features = torch.stack([value.float() for value in values], 2) * known[:, :, None]  # (B, R, FEATURES, j)
+        return Recalled(codes, features[..., None, :].expand(-1, -1, -1, rows, -1))
 
     def _poses(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """actions (B, M) → for the frame before each of them, the turn (B, M) of its content until after the last

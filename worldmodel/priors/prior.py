@@ -96,6 +96,9 @@ class Prior(LatentPrior):
             draws its share from 0 to this), so that dreams are robust to their own errors; 0 for none.
         corrupt_recent: number of the latest seen frames whose codes are replaced, so that older ones in a memory can be
             relied on; null for all.
+        confuse: share of the training segments in whose latest ``corrupt_recent`` seen frames (null: in all) a block of
+            columns shows what another segment has there, so that a memory is relied on where dreamt frames have become
+            wrong; 0 for none.
         outcomes: whether frames have rewards and ends. If not, none are learnt, and those of a step are zeros.
         loss_weights: of the terms of training; 1 where none is given.
     """
@@ -110,6 +113,7 @@ class Prior(LatentPrior):
         forget: Share = 0.0,
         corrupt: Share = 0.0,
         corrupt_recent: Count | None = None,
+        confuse: Share = 0.0,
         outcomes: bool = True,
         loss_weights: Weights | None = None,
     ):
@@ -118,7 +122,7 @@ class Prior(LatentPrior):
         levels = tokenizer.levels if len(tokenizer.levels) > 1 else ()
         spec = GridSpec(tokenizer.grid, tokenizer.codebook(), self.action_names, levels)
         self.grid, self.num_codes, self.context = tokenizer.grid, tokenizer.num_codes, context
-        self.forget, self.corrupt, self.corrupt_recent = forget, corrupt, corrupt_recent
+        self.forget, self.corrupt, self.corrupt_recent, self.confuse = forget, corrupt, corrupt_recent, confuse
         self.positions = spec.positions
         self.trunk = trunk(spec)
         self.lead = max(context, self.trunk.lead)
@@ -168,7 +172,7 @@ class Prior(LatentPrior):
             raise ValueError("the prior is trained on segments of codes, not of frames")
         codes, first = segment.codes, self.lead
         absent = ~segment.valid.view(*segment.valid.shape, *[1] * len(self.grid))
-        history = self._corrupt(codes, generator).masked_fill(absent, -1)
+        history = self._confuse(self._corrupt(codes, generator), generator).masked_fill(absent, -1)
         contexts = self.contexts(*self._forget(history, segment.actions, generator), first).flatten(0, 1)
         target = codes[:, first:].flatten(2).flatten(0, 1)
         weight = segment.valid[:, first:].flatten().float()
@@ -194,6 +198,20 @@ class Prior(LatentPrior):
         device = codes.device if generator is None else generator.device
         others = torch.randint(0, self.num_codes, codes.shape, generator=generator, device=device)
         return torch.where(wrong, others.to(codes.device), codes)
+
+    def _confuse(self, codes: Tensor, generator: Generator | None) -> Tensor:
+        """In training, replace a block of columns in the latest seen frames of some rows by that of another row."""
+        if not self.training or self.confuse == 0:
+            return codes
+        count, columns = len(codes), codes.shape[-1]
+        chosen = uniform((count, 1), codes.device, generator) < self.confuse
+        borders = (uniform((count, 2), codes.device, generator) * (columns + 1)).long().sort(1).values
+        column = torch.arange(columns, device=codes.device)
+        block = chosen & (column >= borders[:, :1]) & (column < borders[:, 1:])  # (B, columns)
+        step = torch.arange(codes.shape[1], device=codes.device)
+        recent = step >= self.lead - (self.corrupt_recent or self.lead)
+        wrong = block[:, None] & recent[:, None]  # (B, T, columns)
+        return torch.where(wrong.view(*wrong.shape[:2], *[1] * (len(self.grid) - 1), columns), codes.roll(1, 0), codes)
 
     def _forget(self, codes: Tensor, actions: Tensor, generator: Generator | None) -> tuple[Tensor, Tensor]:
         """In training, hide the oldest frames of some rows; at least one seen frame stays."""

@@ -25,7 +25,10 @@ from worldmodel.runs.folder import load_config
 from worldmodel.types import Spec
 from worldmodel.util.files import expanded, replace_text
 from worldmodel.util.progress import deferred, progress_bars
-from worldmodel.util.ranges import Names, Text
+from worldmodel.util.ranges import Names, Share, Text
+
+NOT_OF_THE_ENVIRONMENT: dict[str, Any] = {"loops": Names | None, "loop_probability": Share | None}
+"""Settings of ``env`` that evaluations and explorers read, and their types."""
 
 MOST_NAMED = 10  # files that cannot be read, one line each
 
@@ -44,7 +47,8 @@ def env_maker(config: DictConfig | str | Path) -> Callable[[], FrameSource]:
     settings = OmegaConf.to_container(config.env, resolve=True)
     assert isinstance(settings, dict)
     check_value("env.name", Text, settings.pop("name", None))
-    check_value("env.loops", Names | None, settings.pop("loops", None))  # for the evaluation, not the environment
+    for name, kind in NOT_OF_THE_ENVIRONMENT.items():
+        check_value(f"env.{name}", kind, settings.pop(name, None))
     return functools.partial(_make, _registered(settings.get("id")), check(settings, "env"))
 
 

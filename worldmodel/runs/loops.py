@@ -21,7 +21,7 @@ from worldmodel.dreaming.actions import parse_script
 from worldmodel.errors import DataError, EnvError, WorldModelError
 from worldmodel.recording.pool import RecorderPool
 from worldmodel.recording.recorder import ActionSource, FrameSource, Order
-from worldmodel.runs.data import env_maker, spec_of
+from worldmodel.runs.data import NOT_OF_THE_ENVIRONMENT, env_maker, spec_of
 from worldmodel.runs.folder import load_config, load_spec
 from worldmodel.types import Episode, Spec
 from worldmodel.util.files import whole_folder
@@ -53,10 +53,13 @@ def loops_of(run: DictConfig, config: DictConfig) -> list[str]:
     line, if these are of the same environment. Raises :class:`ConfigError` for a value that is not a list of scripts.
     """
     own, other = (_plain(settings.get("env")) for settings in (run, config))
-    if "loops" not in own:
-        loops = other.pop("loops", None)
-        own["loops"] = loops if own == other else None
-    return list(check_value("env.loops", Names | None, own["loops"]) or ())
+    loops = own if "loops" in own else other
+    scripts = loops.get("loops")
+    for name in NOT_OF_THE_ENVIRONMENT:
+        own.pop(name, None)
+        other.pop(name, None)
+    known = loops is own or own == other
+    return list(check_value("env.loops", Names | None, scripts if known else None) or ())
 
 
 def _plain(node: Any) -> dict[str, Any]:
