@@ -102,7 +102,17 @@ def test_no_run_names_the_remedy(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["a: [1", "", "just text", "tokenizer: {}", "\x00\x01", "!!python/object:os.system {}"]
+    "text",
+    [
+        "a: [1",
+        "",
+        "just text",
+        "tokenizer: {}",
+        "\x00\x01",
+        "!!python/object:os.system {}",
+        "{tokenizer: {}, prior: {}, training: tok}",
+        "tokenizer: {}\nprior: {}\ntraining:\n  tokenizer: {steps: 1}\n  prior: st",  # cut, with its checksum
+    ],
 )
 def test_damaged_settings_are_one_line(tmp_path: Path, text: str) -> None:
     folder = new_run(settings(tmp_path), SPEC_HERE)

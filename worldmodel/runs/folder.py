@@ -192,6 +192,8 @@ def load_config(folder: str | Path) -> DictConfig:
         raise RunError(f"{path} is damaged ({one_line(error)}); {RESTORE}") from error
     if not isinstance(config, DictConfig) or not {"tokenizer", "prior", "training"} <= set(config):
         raise RunError(f"{path} is damaged (it lacks tokenizer, prior or training); {RESTORE}")
+    if not isinstance(config.training, DictConfig) or any(isinstance(part, str) for part in config.training.values()):
+        raise RunError(f"{path} is damaged (training has no groups of settings); {RESTORE}")
     settings = migrate(OmegaConf.to_container(config))
     if isinstance(settings.get("data"), str):
         settings["data"] = _data_of(Path(folder), settings["data"])
