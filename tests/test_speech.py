@@ -300,6 +300,14 @@ def test_codes_are_read_as_phonemes(tmp_path: Path, say: Callable[..., str], mon
     found = json.loads((tmp_path / "runs/timit-phonemes-1/evaluation/metrics.json").read_text())["phonemes"]
     assert found["hop"] == 640
     assert found["codes"]["all"]["frames"] == 28  # of si1 … si4: the others are read in both halves
+    # Of several corpora, those with alignments are scored, and copies of their episodes are not.
+    write_vctk(tmp_path / "other")
+    say(collect, "source=vctk", "source.path=other")
+    say(collect, "source=stores", "source.paths=[data/timit,data/vctk]", "source.repeat=[2,1]", "data=data/both")
+    say(train, "experiment=timit-phonemes", "data=data/both", *small, "--stage", "tokenizer", "--steps", "3", "run=b")
+    say(evaluate, "run=b", "--timit", "set")
+    both = json.loads((tmp_path / "runs/b/evaluation/metrics.json").read_text())["phonemes"]
+    assert both["codes"]["all"]["frames"] == 28
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from test_take_in import take_in
 
 from worldmodel.data.sources import Stores, fill
 from worldmodel.data.store import EpisodeStore
-from worldmodel.errors import DataError
+from worldmodel.errors import ConfigError, DataError
 from worldmodel.speech.sound import (
     LOUDNESS,
     PEAK,
@@ -380,6 +380,22 @@ def test_stores_are_merged_with_all_speakers_and_their_held_out_episodes(tmp_pat
             np.testing.assert_array_equal(item.episode.frames, episode.frames)
             own = source.spec.action_names[item.episode.condition]
             assert store.spec.action_names[episode.condition] == own and entry.held_out == item.held_out
+
+
+def test_training_episodes_of_a_store_may_be_repeated(tmp_path: Path) -> None:
+    parts = [tiny_timit(tmp_path / "timit"), tiny_vctk(tmp_path / "vctk")]
+    for source in parts:
+        with EpisodeStore.writer(tmp_path / f"data/{source.spec.env_id}", source.spec) as store:
+            fill(store, source)
+    paths = [str(tmp_path / f"data/{name}") for name in ("timit", "vctk")]
+    merged = Stores(paths, repeat=[3, 1])
+    training = [key for index, key in enumerate(parts[0].keys) if not parts[0].read(index).held_out]
+    copies = [f"timit/{key}#{copy}" for copy in (2, 3) for key in training]
+    assert set(merged.keys) == {*Stores(paths).keys, *copies} and len(merged) == len(set(merged.keys))
+    for index, key in enumerate(merged.keys):
+        assert "#" not in key or not merged.read(index).held_out
+    with pytest.raises(ConfigError, match=r"source\.repeat has 1 numbers for 2 stores"):
+        Stores(paths, repeat=[2])
 
 
 def test_stores_that_do_not_fit_are_one_line(tmp_path: Path) -> None:

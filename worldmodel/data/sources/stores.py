@@ -10,9 +10,9 @@ from worldmodel.data.records import Item
 from worldmodel.data.sources.base import Source
 from worldmodel.data.store import EpisodeStore
 from worldmodel.data.validate import MOST_ACTIONS
-from worldmodel.errors import DataError
+from worldmodel.errors import ConfigError, DataError
 from worldmodel.types import NO_ACTION, Spec
-from worldmodel.util.ranges import Names, Text
+from worldmodel.util.ranges import Counts, Names, Text
 
 
 class Stores(Source):
@@ -22,11 +22,16 @@ class Stores(Source):
     An episode is held out if it is held out in its own store. The key of an episode is the name of its store's data and
     its key or number there, such as timit/fcjf0/sa1.
 
+    ``repeat``: how many copies of its training episodes each store has, for small ones that should be drawn more often;
+    the key of the second copy ends in #2. None: one of each.
+
     Raises :class:`DataError` for a folder without a store, for stores that do not fit together, and for two stores of
     the same name.
     """
 
-    def __init__(self, paths: Names, name: Text = "stores"):
+    def __init__(self, paths: Names, name: Text = "stores", repeat: Counts | None = None):
+        if repeat is not None and len(repeat) != len(paths):
+            raise ConfigError(f"source.repeat has {len(repeat)} numbers for {len(paths)} stores; give one for each")
         self._stores = [EpisodeStore.open(path) for path in paths]
         specs = [store.spec for store in self._stores]
         for store in self._stores:
@@ -44,8 +49,13 @@ class Stores(Source):
         if len(actions) > MOST_ACTIONS:
             raise DataError(f"the stores have {len(actions):,} actions, more than {MOST_ACTIONS:,}")
         self._numbers = [np.array([actions.index(action) for action in spec.action_names]) for spec in specs]
-        self._places = [(place, index) for place, store in enumerate(self._stores) for index in range(len(store))]
-        self.keys = [self._key(place, index) for place, index in self._places]
+        self._places: list[tuple[int, int]] = []  # (store, episode) of each item
+        self.keys: list[str] = []
+        for place, store in enumerate(self._stores):
+            for copy in range(1, 1 + (1 if repeat is None else repeat[place])):
+                own = [index for index, entry in enumerate(store.entries) if copy == 1 or not entry.held_out]
+                self._places += [(place, index) for index in own]
+                self.keys += [self._key(place, index) + (f"#{copy}" if copy > 1 else "") for index in own]
         self.spec = Spec(name, specs[0].frame_shape, actions, specs[0].rate)
 
     def _key(self, place: int, index: int) -> str:

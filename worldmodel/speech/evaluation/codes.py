@@ -5,6 +5,7 @@ baselines.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -114,9 +115,12 @@ def level_figures(
 def phoneme_figures(
     run: Path, world: VoiceModel, utterances: Sequence[Utterance], timit: Path, seed: int
 ) -> dict[str, Any] | None:
-    """Figures of the codes and of the baselines; None for recordings without alignments, or several codebooks."""
+    """Figures of the codes and of the baselines, of the utterances that have alignments; None for recordings without
+    them, or several codebooks. In a store of several corpora a key begins with the name of the corpus."""
     aligned, tokenizer = phone_files(timit), world.tokenizer
-    if tokenizer.slots or len(tokenizer.levels) > 1 or not all(each.key in aligned for each in utterances):
+    named = [dataclasses.replace(each, key=each.key.removeprefix("timit/")) for each in utterances]
+    utterances = [each for each in named if each.key in aligned]
+    if tokenizer.slots or len(tokenizer.levels) > 1 or not utterances:
         return None
     hop = round(world.window / math.prod(world.tokenizer.grid))
     labels = [frame_phones(read_phones(aligned[each.key]), each.codes.numel(), hop) for each in utterances]
