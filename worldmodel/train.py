@@ -4,7 +4,7 @@ The latest run is continued if it is unfinished and has the same settings; other
 started. Ctrl-C saves and stops, and the same command resumes the training. run=name names the run:
 a new name starts a new run, and more steps for a finished run continue its training. Budgets are
 settings (training.tokenizer.steps, training.prior.max_seconds, …), which --steps and --minutes set
-for all stages. On two GPUs:
+for all stages. On two GPUs, and on several machines (docs/scale.md):
 
   torchrun --nproc-per-node 2 -m worldmodel.train
 """
@@ -12,16 +12,19 @@ for all stages. On two GPUs:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import re
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from worldmodel.config.cli import Config, one_line
 from worldmodel.config.entry_point import entry_point
 from worldmodel.config.flags import add_number
-from worldmodel.errors import WorldModelError
+from worldmodel.errors import RunError, WorldModelError
 from worldmodel.util.ranges import Count, Positive
 
 
@@ -31,6 +34,19 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights-of", metavar="RUN", help="start from the weights of a run with the same settings")
     add_number(parser, "--steps", Count, "number of steps of each stage (training.<stage>.steps)")
     add_number(parser, "--minutes", Positive, "time of all stages; the prior gets 7 parts of it, any other stage 3")
+
+
+@contextlib.contextmanager
+def lost_processes() -> Iterator[None]:
+    """Turns what gloo and NCCL raise when another process has ended into a :class:`RunError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and re.search("gloo|nccl", str(error), re.IGNORECASE):
+            reason = one_line(error).partition(". ")[0]
+            raise RunError(f"another process of this training cannot be reached ({reason}); "
+                           "a restart continues from the last checkpoint") from error  # fmt: skip
+        raise
 
 
 @entry_point("train", __doc__, add_flags)
@@ -45,7 +61,8 @@ def main(args: argparse.Namespace, config: Config) -> None:
     if args.minutes is not None:
         share_seconds(config, stages, 60 * args.minutes)
     try:
-        train(config, args.stage, args.tokenizer_of, args.weights_of)
+        with lost_processes():
+            train(config, args.stage, args.tokenizer_of, args.weights_of)
     except WorldModelError as error:
         if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):  # torchrun ends its report with what this file holds
             Path(path).write_text(json.dumps({"message": f"error: {one_line(error)}", "timestamp": int(time.time())}))

@@ -104,7 +104,7 @@ def new_run(config: DictConfig, spec: Spec) -> Path:
         if name is not None and not is_folder_name(str(name)):
             raise RunError(f"the name of a run is a plain name of a folder, not {str(name)!r}")
     runs.mkdir(parents=True, exist_ok=True)
-    draft = runs / f".new-{os.getpid()}"
+    draft = runs / f".new-{os.uname().nodename}-{os.getpid()}"  # several machines may share the folder
     shutil.rmtree(draft, ignore_errors=True)  # of a crashed process with the same id
     draft.mkdir()
     try:

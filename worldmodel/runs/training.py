@@ -19,10 +19,10 @@ from worldmodel.config.cli import one_line
 from worldmodel.data.codes import fingerprint
 from worldmodel.data.store import EpisodeStore, Split
 from worldmodel.data.windows import Windows
-from worldmodel.errors import ConfigError
+from worldmodel.errors import ConfigError, RunError
 from worldmodel.media import plots
 from worldmodel.priors import Prior
-from worldmodel.runs.folder import METRICS, checkpoint_of
+from worldmodel.runs.folder import CONFIG, METRICS, checkpoint_of
 from worldmodel.runs.kind import Kind, kind_of
 from worldmodel.runs.models import load_weights, resolve_device
 from worldmodel.runs.resume import run_to_train, run_with_weights, state_budget, to_be_trained
@@ -66,6 +66,9 @@ def train(
         if fabric.is_global_zero:
             chosen = str(stack.enter_context(run_to_train(config, store.spec, stages, tokenizer_of)))
         folder = Path(fabric.broadcast(chosen))
+        if not (folder / CONFIG).is_file():
+            raise RunError(f"the run {folder} of the first process is not there; all nodes must share the folder of "
+                           "the runs, under the same path")  # fmt: skip
         unfinished = [each for each in stages if to_be_trained(config, folder, each, more)]
         fabric.print(f"run {folder.name}", flush=True)
         for each in stages:
@@ -92,12 +95,25 @@ def make_fabric(config: DictConfig) -> Fabric:
     device = resolve_device(str(config.device))
     here, everywhere = (int(os.environ.get(name, 1)) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
     several = everywhere > 1
+    check_restarts()
     if device.type == "cuda" and here > torch.cuda.device_count():
         raise ConfigError(f"torchrun started {here} processes, but this machine has {torch.cuda.device_count()} GPUs; "
                           f"start one for each: --nproc-per-node {torch.cuda.device_count()}")  # fmt: skip
     devices: Any = [device.index] if device.type == "cuda" and not several else here
     strategy = "ddp" if several else "auto"
     return Fabric(accelerator=device.type, devices=devices, num_nodes=everywhere // here, strategy=strategy)
+
+
+def check_restarts() -> None:
+    """Raises :class:`ConfigError` if torchrun cannot restart the processes of several nodes.
+
+    By default, the processes find each other through a store that outlives them, under the number of their own node's
+    restarts. Where a process of one node was killed, these numbers differ, or the entries of its predecessors are read.
+    """
+    nodes, restarts = (int(os.environ.get(name, 0)) for name in ("GROUP_WORLD_SIZE", "TORCHELASTIC_MAX_RESTARTS"))
+    if nodes > 1 and restarts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        raise ConfigError("torchrun cannot restart the processes of several nodes through a store that it "
+                          "shares with them; set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 or --max-restarts 0")  # fmt: skip
 
 
 def rehearse(

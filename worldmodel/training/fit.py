@@ -110,6 +110,15 @@ class Fit:
             interrupted, self._finish = (vote > 0 for vote in others)
         self.elapsed, self.interrupted, self.finished = elapsed, interrupted, self._finish
 
+    def check_start(self, checkpoint: Path) -> None:
+        """Raises :class:`RunError` unless all processes start at the same step."""
+        if self.fabric.world_size > 1:
+            own = torch.tensor(self.step, device=self.fabric.device)
+            steps = torch.as_tensor(self.fabric.all_gather(own)).tolist()
+            if len(set(steps)) > 1:
+                raise RunError(f"the processes read {checkpoint} at different steps ({sorted(set(steps))}); all nodes "
+                               "must share the folder of the runs")  # fmt: skip
+
     def update(self, batch: Segment) -> None:
         """One step: losses, gradients, weights, average. All its randomness comes from (seed, step, rank)."""
         seed = step_seed(self.settings.seed, self.step, self.fabric.global_rank)
@@ -248,6 +257,7 @@ def fit(
     state = Fit(fabric, objective, settings, stage)
     if checkpoint.is_file():
         state.resume(checkpoint)
+    state.check_start(checkpoint)
     objective.train()
     ahead = Ahead(batches)
     try:

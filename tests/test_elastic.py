@@ -1,0 +1,137 @@
+"""Two nodes of two processes under torchrun: killed processes are restarted, and the training is the same one."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from moving_square import SPEC, record
+from safetensors.torch import load_file
+
+from worldmodel.data.store import EpisodeStore
+from worldmodel.errors import ConfigError, RunError
+from worldmodel.runs.training import check_restarts
+from worldmodel.training.fit import Fit
+from worldmodel.training.hooks import read_json_lines
+
+STEPS = 80
+SETTINGS = [
+    "device=cpu",
+    "tokenizer.num_codes=16",
+    "tokenizer.widths=[8,8]",
+    "tokenizer.blocks=1",
+    "prior.trunk.width=16",
+    "prior.trunk.blocks=1",
+    "prior.head.width=16",
+    *(
+        f"training.{stage}.{setting}"
+        for stage in ("tokenizer", "prior")
+        for setting in ("batch=2", "precision=fp32", "log_every=10", "evaluate_every=40", "checkpoint_seconds=0.2")
+    ),
+]
+
+
+def torchrun(folder: Path, name: str, *flags: str) -> subprocess.Popen[str]:
+    """An agent of torchrun with its processes, which write to a log; a node of several, or all there is."""
+    command = [sys.executable, "-m", "torch.distributed.run", *flags, "-m", "worldmodel.train", f"--steps={STEPS}",
+               f"data={folder / 'data'}", f"runs={folder / 'runs'}", f"run={name}", *SETTINGS]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    with open(folder / f"{name}.log", "a") as log:
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, text=True)
+
+
+def worker(agent: int, rank: int) -> int | None:
+    """The process of an agent that has a rank, if there is one."""
+    for child in Path(f"/proc/{agent}/task/{agent}/children").read_text().split():
+        environment = Path(f"/proc/{child}/environ")
+        if environment.exists() and f"RANK={rank}" in environment.read_bytes().decode().split("\0"):
+            return int(child)
+    return None
+
+
+def kill(agents: list[subprocess.Popen[str]], rank: int) -> None:
+    """Kill the process with a rank, on whichever node it is."""
+    [process] = filter(None, (worker(agent.pid, rank) for agent in agents))
+    os.kill(process, signal.SIGKILL)
+
+
+def wait_for(path: Path, agents: list[subprocess.Popen[str]]) -> None:
+    """Until a file exists."""
+    until = time.monotonic() + 120
+    while not path.exists():
+        assert all(agent.poll() is None for agent in agents) and time.monotonic() < until, f"no {path}"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Holds the runs ``killed``, on two nodes, and ``undisturbed``, which continues from its checkpoint on one node."""
+    folder = tmp_path_factory.mktemp("nodes")
+    with EpisodeStore.writer(folder / "data", SPEC) as store:
+        for seed in range(11):
+            store.append(record(seed))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    nodes = ["--nnodes=2", "--nproc-per-node=2", "--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}",
+             "--rdzv-id=test", "--max-restarts=3", "--monitor-interval=0.1"]  # fmt: skip
+    agents = [torchrun(folder, "killed", *nodes) for _ in range(2)]
+    try:
+        wait_for(folder / "runs" / "killed" / "checkpoints" / "prior.safetensors", agents)
+        kill(agents, rank=0)  # which writes, and holds the lock of the run
+        shutil.copytree(folder / "runs" / "killed", folder / "runs" / "undisturbed")
+        assert [agent.wait(180) for agent in agents] == [0, 0], (folder / "killed.log").read_text()
+        one = torchrun(folder, "undisturbed", "--standalone", "--nproc-per-node=4")
+        agents.append(one)
+        assert one.wait(120) == 0, (folder / "undisturbed.log").read_text()
+        yield folder
+    finally:
+        for agent in agents:
+            agent.terminate()
+            agent.wait(60)
+
+
+def test_killed_processes_are_restarted_and_continue_from_the_checkpoint(folder: Path) -> None:
+    logs = [(folder / f"{name}.log").read_text() for name in ("killed", "undisturbed")]
+    first, second = (re.search(r"prior: going on at step (\d+)", log) for log in logs)
+    assert first and second and first[1] == second[1]
+    assert "another process of this training cannot be reached" in logs[0] and "Traceback" not in logs[0]
+
+
+def test_losses_and_weights_equal_those_of_an_undisturbed_run(folder: Path) -> None:
+    killed, undisturbed = (
+        read_json_lines(folder / "runs" / name / "metrics.jsonl") for name in ("killed", "undisturbed")
+    )
+    assert [line["step"] for line in killed[-2:]] == [STEPS, STEPS]
+    for one, other in zip(killed, undisturbed, strict=True):
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}  # from bit to bit
+    for file in ("tokenizer.safetensors", "prior.safetensors"):
+        one, other = (load_file(folder / "runs" / name / file) for name in ("killed", "undisturbed"))
+        assert all(torch.equal(one[key], other[key]) for key in other), file
+
+
+def test_restarts_that_cannot_work_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("GROUP_WORLD_SIZE", "2"), ("TORCHELASTIC_MAX_RESTARTS", "3")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")
+    check_restarts()
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    with pytest.raises(ConfigError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
+        check_restarts()
+
+
+def test_processes_that_start_at_different_steps_are_reported() -> None:
+    fabric = SimpleNamespace(world_size=2, device="cpu", all_gather=lambda step: torch.stack([step, step + 20]))
+    with pytest.raises(RunError, match=r"at different steps \(\[20, 40\]\); all nodes must share"):
+        Fit.check_start(SimpleNamespace(fabric=fabric, step=20), Path("c.safetensors"))
