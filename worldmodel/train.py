@@ -32,6 +32,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stage", default="all", help="what to train: tokenizer, second or prior (all)")
     parser.add_argument("--tokenizer-of", metavar="RUN", help="copy the tokenizer of another run")
     parser.add_argument("--weights-of", metavar="RUN", help="start from the weights of a run with the same settings")
+    parser.add_argument("--multirun", action="store_true", help="one run for each value: --multirun seed=0,1,2")
     add_number(parser, "--steps", Count, "number of steps of each stage (training.<stage>.steps)")
     add_number(parser, "--minutes", Positive, "time of all stages; the prior gets 7 parts of it, any other stage 3")
 
@@ -49,7 +50,7 @@ def lost_processes() -> Iterator[None]:
         raise
 
 
-@entry_point("train", __doc__, add_flags)
+@entry_point("train", __doc__, add_flags, sweeps=True)
 def main(args: argparse.Namespace, config: Config) -> None:
     """Share the budget among the stages and train them."""
     from worldmodel.runs.stages import share_seconds, stages_of  # only now, since they import torch

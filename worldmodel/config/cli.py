@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import dataclasses
 import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -20,6 +21,7 @@ from worldmodel.errors import ConfigError
 from worldmodel.util.ranges import Count, FilePath, PassedTo, Seed, Text, Whole
 
 if TYPE_CHECKING:
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from omegaconf import DictConfig as Config  # the composed settings
 else:
     Config = Any  # --help and wrong flags should not wait for Hydra
@@ -116,14 +118,13 @@ def quote_path(override: str) -> str:
     return f"{key}{equals}'{quoted}'"
 
 
-def _composed(overrides: list[str]) -> Config:
-    """What ``hydra.compose`` returns, without its global state and resolvers, which belong to the program around us."""
+@contextlib.contextmanager
+def config_loader() -> Iterator[ConfigLoaderImpl]:
+    """Hydra's loader of ``configs/``, without its global state, which belongs to the program around us."""
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra._internal.core_plugins.structured_config_source import StructuredConfigSource
     from hydra._internal.utils import create_config_search_path
-    from hydra.types import RunMode
     from hydra.version import VersionBase, setbase
-    from omegaconf import open_dict
 
     base = VersionBase.instance()
     theirs = base.version_base
@@ -137,9 +138,18 @@ def _composed(overrides: list[str]) -> Config:
                 source.store.repo = {
                     name: node for name, node in nodes if name == "hydra" or getattr(node, "provider", "") == "hydra"
                 }
-        config = loader.load_configuration("config", overrides, RunMode.RUN, from_shell=False)
+        yield loader
     finally:
         base.version_base = theirs
+
+
+def _composed(overrides: list[str]) -> Config:
+    """What ``hydra.compose`` returns, without its global state and resolvers."""
+    from hydra.types import RunMode
+    from omegaconf import open_dict
+
+    with config_loader() as loader:
+        config = loader.load_configuration("config", overrides, RunMode.RUN, from_shell=False)
     with open_dict(config):
         del config["hydra"]
     return config
@@ -214,8 +224,8 @@ def parse(
             raise ConfigError(f"{flag} is now {(moved or {})[flag]}")
     args = parser.parse_intermixed_args(argv)
     args.command = shlex.join([*prog.split(), *argv])
-    args.overrides = [word for word in args.words if _overrides(word)]
-    args.operands = [os.path.expanduser(word) for word in args.words if not _overrides(word)]
+    args.overrides = [word for word in args.words if is_override(word)]
+    args.operands = [os.path.expanduser(word) for word in args.words if not is_override(word)]
     if len(args.operands) < len(operands):
         raise ConfigError(f"{operands[len(args.operands)]} is missing; see {prog} --help")
     if len(args.operands) > len(operands):
@@ -226,7 +236,7 @@ def parse(
     return args, config
 
 
-def _overrides(word: str) -> bool:
+def is_override(word: str) -> bool:
     """Whether a word overrides a setting; the name of a file that exists does not, nor does ``~/file``."""
     deleted = word.startswith("~") and "/" not in word.partition("=")[0]
     return deleted or ("=" in word and not os.path.isfile(os.path.expanduser(word)))

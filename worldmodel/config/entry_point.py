@@ -34,14 +34,22 @@ def run_entry_point(
     argv: Sequence[str] | None = None,
     operands: Sequence[str] = (),
     moved: Mapping[str, str] | None = None,
+    sweeps: bool = False,
 ) -> int:
-    """Parse and run; returns what :func:`exit_code` returns.
+    """Parse and run; returns what :func:`exit_code` returns. ``sweeps``: the command has the flag ``--multirun``.
 
     Raises :class:`ConfigError` in a script that another command imports, because it must not go on.
     """
     if _imported_by_a_command():
         raise ConfigError(f"{command} is called by a script that another command imports; put it under if __name__ == "
                           "'__main__':, or the environment into a module of its own")  # fmt: skip
+
+    words = list(sys.argv[1:] if argv is None else argv)
+    if sweeps and "--multirun" in words and "--help" not in words:
+        from worldmodel.config.sweep import sweep
+
+        module = command if "." in command else f"worldmodel.{command}"
+        return exit_code(lambda: sweep(module, words))
 
     def run() -> None:
         args, config = parse(argv, command, description, add_flags, operands, moved)
