@@ -134,18 +134,33 @@ class Shards:
         self.path, self.frame_shape = path, frame_shape
         self.frame_bytes = int(np.prod(frame_shape))
         self.item_bytes = {"frames": self.frame_bytes, "steps": STEP.itemsize}
-        self._maps: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._maps: dict[int, np.ndarray] = {}
+        self._records: dict[int, np.ndarray] = {}
 
     def file(self, shard: int, kind: str) -> Path:
         return self.path / f"shard-{shard:05d}.{kind}"
 
     def read(self, entry: Entry, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
         """Frames ``first`` to ``last`` (excluded) of an episode and their records, as views of the memory map."""
-        maps = self._maps.get(entry.shard)
-        if maps is None:
-            maps = self._maps[entry.shard] = self._map(entry.shard)
-        part = slice(entry.offset + first, entry.offset + last)
-        return maps[0][part], maps[1][part]
+        frames = self._maps.get(entry.shard)
+        if frames is None:
+            frames = self._maps[entry.shard] = self._map_frames(entry.shard)
+        return frames[entry.offset + first : entry.offset + last], self.records(entry)[first:last]
+
+    def records(self, entry: Entry) -> np.ndarray:
+        """The records of an episode."""
+        records = self._records.get(entry.shard)
+        if records is None:
+            records = self._records[entry.shard] = self._map_records(entry.shard)
+        return records[entry.offset : entry.end]
+
+    def prefetch(self, shards: Iterable[int]) -> None:
+        """Prepare shards that will be read together; those of a folder need nothing."""
+
+    def size(self, shard: int, kind: str) -> int | None:
+        """Bytes of a file, or None if it is missing."""
+        file = self.file(shard, kind)
+        return file.stat().st_size if file.exists() else None
 
     def write(self, shard: int, offset: int, frames: list[np.ndarray], records: list[np.ndarray]) -> None:
         """Write consecutive episodes, starting at ``offset``."""
@@ -153,6 +168,7 @@ class Shards:
             joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)  # a single one is not copied
             write_at(self.file(shard, kind), offset * self.item_bytes[kind], joined)
         self._maps.pop(shard, None)  # an older map may cover overwritten bytes
+        self._records.pop(shard, None)
 
     def place(self, last: Entry | None, sizes: Sequence[int]) -> tuple[int, int, int]:
         """Shard and offset for episodes of ``sizes`` bytes of frames, and how many of them fit there, at least one.
@@ -172,8 +188,8 @@ class Shards:
         for entry in entries:
             for kind, size in self.item_bytes.items():
                 if (place := (entry.shard, kind)) not in frames:
-                    file = self.file(*place)
-                    frames[place] = file.stat().st_size // size if file.exists() else -1
+                    length = self.size(*place)
+                    frames[place] = -1 if length is None else length // size
                 if frames[place] < entry.end:
                     how = "missing" if frames[place] < 0 else "cut off"
                     missing.setdefault(entry, f"{self.file(*place).name} is {how}")
@@ -187,8 +203,11 @@ class Shards:
             file.exists() and file.stat().st_size > end * self.frame_bytes
         )
 
-    def _map(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
+    def _map_frames(self, shard: int) -> np.ndarray:
         frames: np.ndarray = np.memmap(self.file(shard, "frames"), np.uint8, "r")
         whole = len(frames) // self.frame_bytes
         frames = frames[: whole * self.frame_bytes].reshape(whole, *self.frame_shape)
-        return frames.view(np.ndarray), np.fromfile(self.file(shard, "steps"), STEP)
+        return frames.view(np.ndarray)
+
+    def _map_records(self, shard: int) -> np.ndarray:
+        return np.fromfile(self.file(shard, "steps"), STEP)

@@ -31,10 +31,11 @@ import numpy as np
 
 from worldmodel.data.index import Index, new_entries
 from worldmodel.data.records import Entry, Item, Shards, checksum, read_spec, to_records
+from worldmodel.data.remote import is_remote, open_remote
 from worldmodel.data.validate import check_episode
 from worldmodel.errors import BusyError, DataError
 from worldmodel.types import Episode, Spec
-from worldmodel.util.files import NewFiles, expanded, replace_text, take_lock
+from worldmodel.util.files import NewFiles, expanded, lock_is_free, replace_text, take_lock
 
 MOST_NAMED = 10  # maximum number of damaged episodes that are reported by line
 SOURCE = "source.yaml"  # settings of the source of an imported store
@@ -52,20 +53,33 @@ class EpisodeStore:
     Episodes are numbered from 0 in the order of the index, without damaged ones.
     """
 
-    def __init__(self, path: Path, spec: Spec, lock: IO[str] | None = None, new: NewFiles | None = None):
-        self.path = path
+    def __init__(
+        self,
+        path: Path,
+        spec: Spec,
+        lock: IO[str] | None = None,
+        new: NewFiles | None = None,
+        remote: Shards | None = None,
+    ):
+        self.path, self.remote = path, remote
         self.spec = spec
         self.entries: list[Entry] = []
         self.damaged: list[str] = []  # reports of episodes that were left out
         self._lock, self._new = lock, new
-        self._index, self._shards = Index(path), Shards(path, spec.frame_shape)
+        self._index, self._shards = Index(path), remote or Shards(path, spec.frame_shape)
         self.next_number = 0  # of the next episode, counting damaged ones
         self._verified: set[Entry] = set()  # with verified checksum
         self._load()
 
     @classmethod
     def open(cls, path: str | Path) -> EpisodeStore:
-        """An existing store, to read. Raises :class:`DataError` when there is none or its Spec is unreadable."""
+        """An existing store, to read, in a folder or at an address such as ``s3://bucket/folder``.
+
+        Raises :class:`DataError` when there is none or its Spec is unreadable.
+        """
+        if is_remote(path):
+            remote = open_remote(str(path))
+            return cls(remote.path, remote.spec, remote=remote)
         path = expanded(path)
         return cls(path, read_spec(path))
 
@@ -76,6 +90,8 @@ class EpisodeStore:
         Raises :class:`DataError` for a Spec that is not valid or not that of the store, :class:`BusyError` when another
         process is writing.
         """
+        if is_remote(path):
+            raise DataError(f"{path} can only be read; record into a local folder, data=…, and copy that there")
         path = expanded(path)
         Spec.from_json(spec.to_json())  # which checks it
         if path.exists() and not path.is_dir():
@@ -184,6 +200,14 @@ class EpisodeStore:
         """
         return self._shards.read(self.entries[index], first, last)
 
+    def records(self, index: int) -> np.ndarray:
+        """(T,) of dtype :data:`STEP`: the records of an episode, without its frames."""
+        return self._shards.records(self.entries[index])
+
+    def prefetch(self, indices: Sequence[int] | np.ndarray) -> None:
+        """Prepare reading these episodes: of a remote store, their shards are copied together."""
+        self._shards.prefetch(self.entries[int(index)].shard for index in indices)
+
     def append(self, episode: Episode, held_out: bool | None = None, key: str | None = None) -> int:
         """Write one episode; returns its index. Raises as :meth:`extend` does."""
         return self.extend([Item(episode, held_out, key)])[0]
@@ -223,9 +247,11 @@ class EpisodeStore:
         store call it first. Bytes behind the last episode are logged: those of an interrupted recording, or of
         episodes whose lines an index has lost.
         """
+        if self.remote is not None:  # sizes are checked on opening, and checksums when a shard is copied
+            return []
         wanted = range(len(self)) if indices is None else indices
         last = max(self.entries, key=lambda entry: (entry.shard, entry.offset), default=None)
-        if indices is None and self._shards.goes_on_behind(last) and self._only_writer():
+        if indices is None and self._shards.goes_on_behind(last) and (self._lock or lock_is_free(self.path)):
             log.warning(
                 "%s holds frames behind its last episode: a recording was interrupted, or index.jsonl is cut off; "
                 "the next recording overwrites them", self.path,
@@ -241,17 +267,6 @@ class EpisodeStore:
             except DataError:
                 damaged[entry] = "wrong checksum"
         return self._set_aside(damaged)
-
-    def _only_writer(self) -> bool:
-        """Whether no other process is writing."""
-        if self._lock is not None:
-            return True
-        with contextlib.suppress(OSError):  # the folder may be read-only
-            lock = take_lock(self.path)
-            if lock is None:
-                return False
-            lock.close()
-        return True
 
     def _describe(self, entry: Entry) -> str:
         return f"episode {entry.episode} in {self._shards.file(entry.shard, 'frames')}"

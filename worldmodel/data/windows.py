@@ -47,7 +47,7 @@ class Windows:
             raise DataError(f"there are episodes 0 to {len(self.store) - 1} in {self.store.path}")
         self.sizes = self.store.frame_counts[self.episodes]  # (n,) frames of each episode
         self._first = np.concatenate([[0], np.cumsum(self.sizes)])  # (n + 1,) offset of each in the arrays below
-        records = [self.store.read(int(e), 0, int(size))[1] for e, size in zip(self.episodes, self.sizes, strict=True)]
+        records = [self.store.records(int(episode)) for episode in self.episodes]
         steps = np.concatenate([np.empty(0, STEP), *records])
         self._actions = torch.from_numpy(steps["action"].astype(np.int64))
         self._rewards = torch.from_numpy(steps["reward"].copy())
@@ -194,6 +194,7 @@ class Windows:
         )
 
     def _frames(self, which: np.ndarray, first: np.ndarray, valid: Tensor) -> Tensor:
+        self.store.prefetch(self.episodes[which])
         # One contiguous copy per window is faster than gathering frames.
         frames = np.zeros((*valid.shape, *self.store.spec.frame_shape), np.uint8)
         for row, (episode, begin, mask) in enumerate(zip(self.episodes[which], first, valid.numpy(), strict=True)):

@@ -15,6 +15,7 @@ from typing import IO
 from omegaconf import DictConfig, OmegaConf
 
 from worldmodel.config.cli import one_line
+from worldmodel.data.remote import is_remote
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import BusyError, DataError, RunError
 from worldmodel.runs.migrate import migrate
@@ -151,7 +152,7 @@ def save_config(folder: Path, config: DictConfig) -> None:
     be moved together; elsewhere it is an absolute path.
     """
     settings = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
-    if "data" in settings:
+    if "data" in settings and not is_remote(settings.data):
         run, above = _real(folder), _real(folder).parents[1]
         paths = (os.path.abspath(settings.data), os.path.realpath(settings.data))
         inside = [path for path in paths if above in Path(path).parents and above != Path("/")]
@@ -171,6 +172,8 @@ def _data_of(folder: Path, stated: str) -> str:
 
     Earlier versions stated it relative to the working folder, which is looked for above the run, and then here.
     """
+    if is_remote(stated):
+        return stated
     run = _real(folder)
     places = [run] if stated.startswith("..") else []
     places += [run.parents[1], Path.cwd(), *run.parents] if len(run.parents) > 1 else [Path.cwd()]
@@ -223,7 +226,7 @@ def open_data(run: str | Path, data: str | Path | None = None) -> EpisodeStore:
     Raises :class:`DataError` when there are none.
     """
     path = str(load_config(run).data) if data is None else data
-    if data is None and not os.path.isdir(path):
+    if data is None and not is_remote(path) and not os.path.isdir(path):
         raise DataError(f"the episodes that {run} was trained on are not at {path} any more; name their folder: data=…")
     return EpisodeStore.open(path)
 

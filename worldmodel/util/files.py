@@ -56,6 +56,16 @@ def take_lock(path: Path, wait: bool = False) -> IO[str] | None:
         file.close()  # meanwhile, its holder removed it
 
 
+def lock_is_free(path: Path) -> bool:
+    """Whether no process holds the writer's lock of a folder; also of one that cannot be written to."""
+    with contextlib.suppress(OSError):
+        lock = take_lock(path)
+        if lock is None:
+            return False
+        lock.close()
+    return True
+
+
 class NewFiles:
     """What is made in a folder, and above it, from now on, so that it can be removed after a failure.
 
