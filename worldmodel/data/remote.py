@@ -77,6 +77,7 @@ class RemoteShards(Shards):
         self.entries: dict[int, list[Entry]] = {}
         for entry in Index(path).read(writing=False)[0]:
             self.entries.setdefault(entry.shard, []).append(entry)
+        self.count = sum(name.endswith(".frames") for name in self.sizes)
         total = sum(size for name, size in self.sizes.items() if name.endswith(".frames"))
         if total > self.limit:
             log.warning("%s has %.1f GB of frames and the cache holds %.1f GB, so that shards are copied repeatedly; "
@@ -86,6 +87,8 @@ class RemoteShards(Shards):
         return self.sizes.get(self.file(shard, kind).name)
 
     def prefetch(self, shards: Iterable[int]) -> None:
+        if len(self._maps) == self.count:
+            return
         missing = sorted({shard for shard in shards if shard not in self._maps})
         if len(missing) > 1:
             with ThreadPoolExecutor(min(DOWNLOADS, len(missing))) as pool:
