@@ -20,7 +20,8 @@ class Stores(Source):
 
     The actions (classes, speakers) are those of all stores, in their order; one that several stores name is one action.
     An episode is held out if it is held out in its own store. The key of an episode is the name of its store's data and
-    its key or number there, such as timit/fcjf0/sa1.
+    its key or number there, such as timit/fcjf0/sa1. Stores of one Spec, such as recordings of one environment on
+    several machines, are told apart by the names of their folders (…@folder/7), and the result has this Spec.
 
     ``repeat``: how many copies of its training episodes each store has, for small ones that should be drawn more often;
     the key of the second copy ends in #2. None: one of each.
@@ -40,11 +41,13 @@ class Stores(Source):
                     f"{store.path} has frames of {store.spec.frame_shape} at {store.spec.rate:g} a second, and "
                     f"{self._stores[0].path} has {specs[0].frame_shape} at {specs[0].rate:g}; they cannot be merged"
                 )
-        names = [spec.env_id for spec in specs]
-        if len(set(names)) < len(names):
-            raise DataError(
-                f"two stores hold data of the same name ({', '.join(names)}); collect one with source.name=…"
-            )
+        self._names = [spec.env_id for spec in specs]
+        recorded = len(specs) > 1 and all(spec == specs[0] for spec in specs)
+        if recorded:
+            self._names = [f"{store.spec.env_id}@{store.path.resolve().name}" for store in self._stores]
+        if len(set(self._names)) < len(self._names):
+            raise DataError(f"two stores hold data of the same name ({', '.join(self._names)}); collect one with "
+                            "source.name=…, or rename its folder if all are of one environment")  # fmt: skip
         actions = tuple(dict.fromkeys(action for spec in specs for action in spec.action_names))
         if len(actions) > MOST_ACTIONS:
             raise DataError(f"the stores have {len(actions):,} actions, more than {MOST_ACTIONS:,}")
@@ -56,12 +59,11 @@ class Stores(Source):
                 own = [index for index, entry in enumerate(store.entries) if copy == 1 or not entry.held_out]
                 self._places += [(place, index) for index in own]
                 self.keys += [self._key(place, index) + (f"#{copy}" if copy > 1 else "") for index in own]
-        self.spec = Spec(name, specs[0].frame_shape, actions, specs[0].rate)
+        self.spec = specs[0] if recorded else Spec(name, specs[0].frame_shape, actions, specs[0].rate)
 
     def _key(self, place: int, index: int) -> str:
-        store = self._stores[place]
-        entry = store.entries[index]
-        return f"{store.spec.env_id}/{entry.episode if entry.key is None else entry.key}"
+        entry = self._stores[place].entries[index]
+        return f"{self._names[place]}/{entry.episode if entry.key is None else entry.key}"
 
     def read(self, index: int) -> Item:
         place, own = self._places[index]
