@@ -26,6 +26,7 @@ from worldmodel.runs.models import load_autoencoder, load_prior
 SOUND = {"codec", "jukebox", "timit-phonemes", "vctk", "vctk-spectra"}  # tests/test_speech.py and those beside it
 VIDEO = {
     "memory",
+    "world-gpu",
     "agent-basic",
     "agent-health",
     "agent-minigrid",

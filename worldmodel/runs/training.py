@@ -107,8 +107,8 @@ def make_fabric(config: DictConfig) -> Fabric:
 def check_restarts() -> None:
     """Raises :class:`ConfigError` if torchrun cannot restart the processes of several nodes.
 
-    By default, the processes find each other through a store that outlives them, under the number of their own node's
-    restarts. Where a process of one node was killed, these numbers differ, or the entries of its predecessors are read.
+    By default, the processes find each other through a store of torchrun that outlives them. After a restart over
+    several nodes, processes were seen to connect to addresses of their predecessors (torch 2.13).
     """
     nodes, restarts = (int(os.environ.get(name, 0)) for name in ("GROUP_WORLD_SIZE", "TORCHELASTIC_MAX_RESTARTS"))
     if nodes > 1 and restarts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
