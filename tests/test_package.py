@@ -43,7 +43,7 @@ def test_folders_of_a_user_hide_nothing(installed: bool, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "None")],
+    [({}, "2500"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "None")],
     ids=["default", "a count of the user", "a policy of the user"],
 )
 def test_idle_threads_leave_their_core_unless_the_user_says_otherwise(given: dict[str, str], expected: str) -> None:

@@ -7,10 +7,10 @@ import os
 import sys
 from pathlib import Path
 
-# Idle threads of torch spin for a long time on the cores that another process could use: two processes on the same
-# cores then make a fifth of the frames of one alone (docs/benchmarks.md). OpenMP reads this when torch is loaded.
+# Idle threads of torch spin for a long time on the cores that another process could use, which slows processes on the
+# same cores (docs/benchmarks.md). OpenMP reads this when torch is loaded.
 if "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "2500")
 
 import gymnasium
 
