@@ -57,6 +57,10 @@ class Prior:
 
     context = 4
 
+    @property
+    def lead(self) -> int:
+        return self.context
+
     def log_likelihood(self, codes: Tensor, actions: Tensor) -> Tensor:
         place = codes[..., 0]
         right = torch.zeros_like(place, dtype=torch.bool)

@@ -174,6 +174,21 @@ def test_the_prior_determines_how_many_frames_are_seen(
         assert world.asked[-1]["frames"].shape[1] == strips[-1][0].seen == seen
 
 
+@pytest.mark.parametrize(("start", "flags", "first"), [(6, "", 0), (9, "", 2), (9, "--context 4", 9)])
+def test_a_memory_also_sees_the_frames_before_the_start(
+    start: int, flags: str, first: int, run: Path, world: TracedWorld, strips: list[list[Strip]],
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(type(world.prior), "lead", 11)
+    assert call(run, "--replay", f"4:{start}", "--horizon", "2", *flags.split()) == 0
+    asked, recorded = world.asked[-1], record(4)
+    assert np.array_equal(asked["frames"][0], recorded.frames[first : start + 4])
+    assert np.array_equal(asked["seen_actions"][0], recorded.actions[first : start + 4])
+    assert np.array_equal(strips[-1][0].frames, recorded.frames[start : start + 6].transpose(0, 2, 3, 1))
+    memory = f"; {start - first} before them in the memory\n" if first < start else " seen\n"
+    assert f"frames {start} to {start + 3} seen{memory}".replace("seen seen", "seen") in capsys.readouterr().out
+
+
 def test_output_is_one_file_or_the_stem_of_three_or_a_folder(run: Path, world: TracedWorld, tmp_path: Path) -> None:
     for output in ("one/dream.png", "three/dream"):
         assert call(run, "--actions", "left*2", "--output", str(tmp_path / output)) == 0

@@ -22,7 +22,7 @@ from worldmodel.evaluation.figures import panels
 from worldmodel.evaluation.inverse import Budget
 from worldmodel.evaluation.long import Extent
 from worldmodel.evaluation.report import page, plain, rows, table
-from worldmodel.evaluation.suite import QUICK, Settings, evaluate
+from worldmodel.evaluation.suite import QUICK, Settings, default_context, evaluate
 from worldmodel.types import Spec
 
 SMALL = Settings(
@@ -150,13 +150,22 @@ def test_data_that_do_not_fit_are_named(tmp_path: Path) -> None:
         evaluate(World(), fill(tmp_path / "other", 12, other), QUICK)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("context", "lead", "reach", "expected"),
+    [(4, 4, 525, 4), (4, 64, 525, 32), (4, 16, 525, 16), (40, 64, 525, 40), (4, 64, 24, 8), (0, 1, 525, 1)],
+)
+def test_a_memory_sees_more_frames_before_an_open_loop(context: int, lead: int, reach: int, expected: int) -> None:
+    assert default_context(SimpleNamespace(context=context, lead=lead), reach) == expected  # type: ignore[arg-type]
+
+
 def arguments(**flags: Any) -> Any:
-    return SimpleNamespace(**{"quick": False, "windows": None, "top_k": None, "skip": None, **flags})
+    return SimpleNamespace(**{"quick": False, "windows": None, "context": None, "top_k": None, "skip": None, **flags})
 
 
 def test_flags_become_settings() -> None:
     assert settings_of(arguments(), 3) == dataclasses.replace(Settings(), seed=3)
     assert settings_of(arguments(quick=True, windows=9), 0) == dataclasses.replace(QUICK, windows=9)
+    assert settings_of(arguments(context=28), 0) == dataclasses.replace(Settings(), context=28)
     assert settings_of(arguments(skip=["inverse"], top_k=5), 0) == dataclasses.replace(Settings(), budget=None, top_k=5)
     both = dataclasses.replace(Settings(), budget=None, long_dreams=None)
     assert settings_of(arguments(skip=["inverse", "long"]), 0) == both
@@ -165,7 +174,11 @@ def test_flags_become_settings() -> None:
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [("--windows 1", "--windows is 1; it must be at least 2"), ("--top-k 0", "--top-k is 0; it must be at least 1")],
+    [
+        ("--windows 1", "--windows is 1; it must be at least 2"),
+        ("--top-k 0", "--top-k is 0; it must be at least 1"),
+        ("--context 0", "--context is 0; it must be at least 1"),
+    ],
 )
 def test_a_number_that_is_too_small_is_one_line(flags: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(flags.split()) == 2

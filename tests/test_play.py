@@ -17,12 +17,13 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from worldmodel.data.store import EpisodeStore
-from worldmodel.dreaming.videos import Place
+from worldmodel.dreaming.videos import Place, read_scene
 from worldmodel.serving.app import Limits, Server
 from worldmodel.serving.batching import Batcher
 from worldmodel.serving.dreams import Dreamer, Moment, Order
 from worldmodel.serving.keys import action_keys
 from worldmodel.serving.messages import ProtocolError, pack, parse, unpack
+from worldmodel.serving.visits import Visit
 from worldmodel.types import Episode
 from worldmodel.world import WorldModel
 
@@ -143,6 +144,22 @@ def test_a_dream_is_that_of_the_dream_command(dreamer: Dreamer) -> None:
     found = dream(dreamer, [actions], [3])[0]
     assert np.array_equal(np.stack([moment.codes for moment in found]), expected.codes[0].numpy())
     assert found[-1].total == pytest.approx(float(expected.rewards.sum()), rel=1e-5)
+
+
+def test_a_memory_sees_the_frames_before_the_place(dreamer: Dreamer) -> None:
+    assert dreamer.earlier == 0
+    one = Dreamer(WorldModel(SPEC, tiny_tokenizer(), tiny_prior("conv_pose")), dreamer.store)
+    one.earlier, place = 9, Place(3, 5)
+    begun, stored = one.read(place), dreamer.store.episode(3)
+    assert begun.earlier == 5  # as many as the episode has
+    assert np.array_equal(begun.frames, stored.frames[: 5 + one.context])
+    scene = read_scene(one.store, place, one.context, 0, np.array([1]), one.earlier)
+    known = np.concatenate([scene.earlier, scene.seen]), np.concatenate([scene.earlier_actions, scene.seen_actions])
+    assert np.array_equal(begun.frames, known[0]) and np.array_equal(begun.actions, known[1])
+    visit = Visit(SPEC, Batcher(one), beginning=begun)
+    visit.moments.extend(moment for _, moment in one.step([Order(one.begin(begun, 0), 1, 1.0)]))
+    strips = visit._strips(0)
+    assert strips is not None and strips[0].seen == one.context and len(strips[0]) == one.context + 1
 
 
 def test_the_page_and_its_protocol(client: TestClient) -> None:

@@ -48,7 +48,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--start", metavar="EPISODE[:FRAME]", help="with --actions: first seen frame (held out, chosen by the seed)"
     )
-    add_number(parser, "--context", Few, "number of seen frames (as many as in the training of the prior)")
+    add_number(
+        parser,
+        "--context",
+        Few,
+        "number of seen frames (as in training, and those in the memory)",
+    )
     add_number(parser, "--samples", Few, "number of dreams from the same start, side by side (1)", 1)
     add_sampling(parser)
     add_seed(parser)
@@ -75,7 +80,8 @@ def main(args: argparse.Namespace, config: Config) -> None:
     world = WorldModel.load(run, device=config.device)
     store = open_episodes(run, world.spec, given_data(args.overrides, config))
     usual = max(1, world.prior.context)
-    chosen = videos.Choice(args.actions, args.replay, args.start, args.horizon, args.context or usual, config.seed)
+    context, earlier = (args.context, 0) if args.context else (usual, max(0, world.prior.lead - usual))
+    chosen = videos.Choice(args.actions, args.replay, args.start, args.horizon, context, config.seed, earlier)
     scene = videos.choose_scene(chosen, world.spec, store)
     options = ("t", args.temperature, 1.0), ("k", args.top_k, None), ("c", chosen.context, usual)
     name = videos.file_name(chosen, scene, *options, ("x", args.samples, 1))

@@ -31,7 +31,14 @@ from worldmodel.util.ranges import Count
 if TYPE_CHECKING:
     from worldmodel.evaluation.suite import Settings
 
-FLAGS_OF = {"quick": "WORLD", "windows": "WORLD", "top_k": "WORLD", "skip": "WORLD", "timit": "SPEECH"}
+FLAGS_OF = {
+    "quick": "WORLD",
+    "windows": "WORLD",
+    "context": "WORLD",
+    "top_k": "WORLD",
+    "skip": "WORLD",
+    "timit": "SPEECH",
+}
 """Flags that only a kind of run has."""
 
 SKIPPED = {"inverse": "budget", "long": "long_dreams", "loops": "loops"}
@@ -46,6 +53,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     # Actions are shuffled among windows.
     add_number(parser, "--windows", Annotated[int, Ge(2)], "environment: number of held-out windows to dream")
+    add_number(parser, "--context", Count, "environment: number of seen frames (32 with a memory, else as in training)")
     add_number(parser, "--top-k", Count, "environment: draw each code from the K most probable ones", metavar="K")
     parser.add_argument(
         "--skip",
@@ -126,7 +134,7 @@ def settings_of(args: argparse.Namespace, seed: int) -> Settings:
     """How much is measured of a world model."""
     from worldmodel.evaluation.suite import QUICK, Settings
 
-    chosen = {} if args.windows is None else {"windows": args.windows}
+    chosen = {name: getattr(args, name) for name in ("windows", "context") if getattr(args, name) is not None}
     settings = dataclasses.replace(QUICK if args.quick else Settings(), seed=seed, top_k=args.top_k, **chosen)
     omitted: dict[str, Any] = {SKIPPED[name]: None for name in args.skip or ()}
     return dataclasses.replace(settings, **omitted)

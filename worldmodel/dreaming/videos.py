@@ -54,6 +54,8 @@ class Scene:
 
     place: Place
     held_out: bool  # whether the episode is held out
+    earlier: Tensor  # (E, C, H, W) uint8: frames that the model sees before those that are shown as seen
+    earlier_actions: Tensor  # (E,) int64: the action that led to each of them
     seen: Tensor  # (T0, C, H, W) uint8
     seen_actions: Tensor  # (T0,) int64: the action that led to each seen frame
     actions: Tensor  # (H,) int64: the action that leads to each frame to be dreamt
@@ -61,15 +63,24 @@ class Scene:
 
 
 def read_scene(
-    store: EpisodeStore, place: Place, context: int, steps: int = 0, script: np.ndarray | None = None
+    store: EpisodeStore,
+    place: Place,
+    context: int,
+    steps: int = 0,
+    script: np.ndarray | None = None,
+    earlier: int = 0,
 ) -> Scene:
     """``context`` frames from a place on, then a ``script`` of chosen actions (H,), or else at most ``steps`` recorded
-    actions. The place is one that :func:`check_place` accepts."""
+    actions; also up to ``earlier`` frames before the place, as far as the episode has them. The place is one that
+    :func:`check_place` accepts."""
     last = min(place.first + context + steps, int(store.frame_counts[place.episode]))
-    stored, records = store.read(place.episode, place.first, last)
+    begin = max(0, place.first - earlier)
+    stored, records = store.read(place.episode, begin, last)
     frames, actions = torch.tensor(stored), torch.tensor(records["action"].astype(np.int64))
-    future = (actions[context:], frames[context:]) if script is None else (torch.tensor(script), None)
-    return Scene(place, store.entries[place.episode].held_out, frames[:context], actions[:context], *future)
+    first, dreamt = place.first - begin, place.first - begin + context
+    future = (actions[dreamt:], frames[dreamt:]) if script is None else (torch.tensor(script), None)
+    known = (frames[:first], actions[:first], frames[first:dreamt], actions[first:dreamt])
+    return Scene(place, store.entries[place.episode].held_out, *known, *future)
 
 
 def check_place(store: EpisodeStore, place: Place, context: int, steps: int) -> None:
@@ -138,6 +149,7 @@ class Choice:
     horizon: int | None
     context: int  # seen frames
     seed: int
+    earlier: int = 0  # frames before these that the model sees, too, at most
 
 
 def choose_scene(chosen: Choice, spec: Spec, store: EpisodeStore) -> Scene:
@@ -155,7 +167,7 @@ def choose_scene(chosen: Choice, spec: Spec, store: EpisodeStore) -> Scene:
         place = Place.parse(selected) if selected is not None else random_place(store, context, least, steps, rng)
         check_place(store, place, context, least)
         if not store.verify([place.episode]):
-            return read_scene(store, place, context, steps, script)
+            return read_scene(store, place, context, steps, script, chosen.earlier)
         if selected is not None:
             raise DataError(
                 f"episode {place.episode} is damaged and was set aside; choose another "
@@ -167,7 +179,8 @@ def imagine(
     world: WorldModel, scene: Scene, samples: int, seed: int, temperature: float, top_k: int | None, sampler: str
 ) -> Dream:
     """``samples`` dreams of one scene as a batch."""
-    tensors = (scene.seen, scene.actions, scene.seen_actions)
+    known = torch.cat([scene.earlier, scene.seen]), torch.cat([scene.earlier_actions, scene.seen_actions])
+    tensors = (known[0], scene.actions, known[1])
     seen, actions, seen_actions = (tensor.expand(samples, *tensor.shape) for tensor in tensors)
     generator = torch.Generator(world.device).manual_seed(seed)
     options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "sampler": sampler, "generator": generator}
@@ -218,7 +231,8 @@ def describe(
     seen, steps = len(scene.seen), len(scene.actions)
     of = "held out" if scene.held_out else "training data"
     place = scene.place
-    yield f"start     episode {place.episode} ({of}), frames {place.first} to {place.first + seen - 1} seen"
+    memory = f"; {len(scene.earlier)} before them in the memory" if len(scene.earlier) else ""
+    yield f"start     episode {place.episode} ({of}), frames {place.first} to {place.first + seen - 1} seen{memory}"
     count = f"{len(frames)} × {steps} frames" if len(frames) > 1 else f"{steps} frames"
     rate, passes = frames.shape[:2].numel() / seconds, float(dreamt.passes.mean())
     yield f"dreamt    {count} in {seconds:.2f} s: {rate:.0f} frames/s with decoding, {passes:.1f} head passes a frame"

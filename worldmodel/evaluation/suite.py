@@ -17,9 +17,11 @@ from worldmodel.evaluation.figures import panels
 from worldmodel.evaluation.metrics import CodeUsage
 from worldmodel.evaluation.openloop import Progress, silent
 from worldmodel.evaluation.report import heading, rows, strips, write_report
+from worldmodel.priors import Prior
 from worldmodel.types import Segment
 from worldmodel.world import WorldModel
 
+REMEMBERED = 32  # seen frames of the open loop, if the prior has a memory
 DEFINITIONS = {
     "held out": "Episodes that are not used for training, about one in ten, chosen by checksum. All competitors "
     "predict the same windows.",
@@ -64,7 +66,7 @@ class Settings:
     """Extent of the evaluation. The defaults are those of the published figures."""
 
     windows: int = 384  # held-out windows of the open loop, at most as long as the median held-out episode
-    context: int = 0  # 0: as many as the prior was trained with, at most a third of the median held-out episode
+    context: int = 0  # 0: see default_context
     horizon: int = 30  # steps dreamt; fewer where held-out episodes are shorter
     steps: tuple[int, ...] = (1, 5, 10, 15, 30)  # of the table
     top_k: int | None = None  # of the dream at temperature 1
@@ -105,7 +107,7 @@ def evaluate(
     settings = settings or Settings()
     held_out = _held_out(world, store)
     reach = int(np.median(store.frame_counts[held_out]))
-    context = settings.context or max(1, min(world.prior.context, reach // 3))
+    context = settings.context or default_context(world.prior, reach)
     settings = dataclasses.replace(settings, context=context)
     windows = _windows(store, settings, held_out, reach)
     kinds: dict[str, Any] = {"seed": settings.seed, "progress": progress}
@@ -133,6 +135,12 @@ def evaluate(
         pictures |= {"long_dreams": long_report.picture(far)} if far else {}
         write_report(folder, figures, rows(figures), panels(figures), pictures, " · bands and whiskers: 95 %", columns)
     return figures
+
+
+def default_context(prior: Prior, reach: int) -> int:
+    """Seen frames of the open loop: as many as the prior was trained with; with a longer memory :data:`REMEMBERED`, or
+    what it keeps, if that is less. At most a third of ``reach``, the length of an episode."""
+    return max(1, min(max(prior.context, min(prior.lead, REMEMBERED)), reach // 3))
 
 
 def _held_out(world: WorldModel, store: EpisodeStore) -> np.ndarray:

@@ -60,6 +60,7 @@ class Beginning(NamedTuple):
 
     frames: np.ndarray  # (T0, C, H, W) uint8
     actions: np.ndarray  # (T0,) int64: the action that led to each frame
+    earlier: int = 0  # number of the first ones that are in the memory only, and not shown
 
 
 class Dreamer:
@@ -68,13 +69,15 @@ class Dreamer:
     def __init__(self, world: WorldModel, store: EpisodeStore):
         self.world, self.store = world, store
         self.context = max(1, world.prior.context)
+        self.earlier = max(0, world.prior.lead - self.context)  # frames before these that a memory keeps
 
     def read(self, place: Place) -> Beginning:
-        """The seen frames at a place. Raises :class:`ConfigError` for a place that is not in the data, and
-        :class:`DataError` for a damaged episode."""
+        """The seen frames at a place, and those before it that the episode has and a memory keeps. Raises
+        :class:`ConfigError` for a place that is not in the data, and :class:`DataError` for a damaged episode."""
         check_place(self.store, place, self.context, 0)
-        frames, records = self.store.read(place.episode, place.first, place.first + self.context)
-        return Beginning(frames, records["action"].astype(np.int64))
+        first = max(0, place.first - self.earlier)
+        frames, records = self.store.read(place.episode, first, place.first + self.context)
+        return Beginning(frames, records["action"].astype(np.int64), place.first - first)
 
     def starts(self, count: int, seed: int) -> list[tuple[Place, np.ndarray]]:
         """Places to start from, chosen as those of ``dream`` are, and their last seen frames (C, H, W)."""
@@ -94,7 +97,8 @@ class Dreamer:
     def begin(self, beginning: Beginning, seed: int) -> Moment:
         """The moment of the last seen frame."""
         device = self.world.device
-        frames, actions = (torch.tensor(array)[None].to(device) for array in beginning)
+        known = beginning.frames, beginning.actions
+        frames, actions = (torch.tensor(array)[None].to(device) for array in known)
         state = self.world.observe(frames, actions)
         noise = torch.Generator(device).manual_seed(seed).get_state()
         codes = state.previous[0].cpu().numpy()

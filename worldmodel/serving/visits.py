@@ -152,7 +152,8 @@ class Visit:
         dreamt = [moment for moment in self.moments if moment.step >= max(first, 1)]
         if not dreamt or self.beginning is None:
             return None
-        seen, led_by = self.beginning.frames, list(self.beginning.actions)
+        shown = self.beginning.earlier
+        seen, led_by = self.beginning.frames[shown:], list(self.beginning.actions[shown:])
         if dreamt[0].step > 1:
             seen, led_by = seen[:0], []
         names = media.action_names([*led_by, *(moment.action for moment in dreamt)], self.spec.action_names)
