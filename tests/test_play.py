@@ -20,7 +20,7 @@ from worldmodel.data.store import EpisodeStore
 from worldmodel.dreaming.videos import Place, read_scene
 from worldmodel.serving.app import Limits, Server
 from worldmodel.serving.batching import Batcher
-from worldmodel.serving.dreams import Dreamer, Moment, Order
+from worldmodel.serving.dreams import Dreamer, Moment, Order, _leaves, pack_state
 from worldmodel.serving.keys import action_keys
 from worldmodel.serving.messages import ProtocolError, pack, parse, unpack
 from worldmodel.serving.visits import Visit
@@ -144,6 +144,15 @@ def test_a_dream_is_that_of_the_dream_command(dreamer: Dreamer) -> None:
     found = dream(dreamer, [actions], [3])[0]
     assert np.array_equal(np.stack([moment.codes for moment in found]), expected.codes[0].numpy())
     assert found[-1].total == pytest.approx(float(expected.rewards.sum()), rel=1e-5)
+
+
+def test_a_moment_is_kept_in_16_bits_where_these_suffice(dreamer: Dreamer) -> None:
+    state = dreamer.begin(dreamer.read(Place(3, 0)), 0).state
+    packed = Moment(pack_state(state, 2**15 - 1), *[None] * 8)  # type: ignore[arg-type]
+    assert {tensor.dtype for tensor in _leaves(packed.packed)} == {torch.int16}
+    assert pack_state(state, 2**15) is state
+    for tensor, kept in zip(_leaves(state), _leaves(packed.state), strict=True):
+        assert tensor.dtype == torch.int64 and torch.equal(kept, tensor)
 
 
 def test_a_memory_sees_the_frames_before_the_place(dreamer: Dreamer) -> None:

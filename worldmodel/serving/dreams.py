@@ -15,7 +15,7 @@ from worldmodel.data.store import EpisodeStore
 from worldmodel.dreaming.videos import Place, check_place, random_place
 from worldmodel.errors import DataError
 from worldmodel.heads import make_sampler
-from worldmodel.priors import PriorState, join_rows, select_rows
+from worldmodel.priors import PriorState, join_rows, map_state, select_rows
 from worldmodel.types import NO_ACTION
 from worldmodel.world import WorldModel
 
@@ -30,7 +30,7 @@ def noise_from(state: Tensor, device: torch.device) -> torch.Generator:
 class Moment(NamedTuple):
     """A dream after one of its frames, from which it may go on any number of times."""
 
-    state: PriorState  # of one row
+    packed: PriorState  # of one row, as :func:`pack_state` keeps it
     noise: Tensor  # state of the generator
     step: int  # frames dreamt so far
     action: int  # that led to the frame
@@ -41,10 +41,22 @@ class Moment(NamedTuple):
     codes: np.ndarray  # (*grid) int64
 
     @property
+    def state(self) -> PriorState:
+        """As a prior takes it."""
+        return map_state(lambda t: t.long() if t.dtype == torch.int16 else t, self.packed)
+
+    @property
     def size(self) -> int:
         """Bytes in memory."""
-        tensors = (*_leaves(self.state), self.noise)
+        tensors = (*_leaves(self.packed), self.noise)
         return sum(t.numel() * t.element_size() for t in tensors) + self.frame.nbytes + self.codes.nbytes
+
+
+def pack_state(state: PriorState, num_codes: int) -> PriorState:
+    """With its codes and actions in 16 instead of 64 bits, if these suffice: the memory of a prior has many."""
+    if num_codes > torch.iinfo(torch.int16).max:
+        return state
+    return map_state(lambda t: t.to(torch.int16) if t.dtype == torch.int64 else t, state)
 
 
 class Order(NamedTuple):
@@ -102,7 +114,17 @@ class Dreamer:
         state = self.world.observe(frames, actions)
         noise = torch.Generator(device).manual_seed(seed).get_state()
         codes = state.previous[0].cpu().numpy()
-        return Moment(state, noise, 0, NO_ACTION, 0.0, 0.0, 0.0, beginning.frames[-1], codes)
+        return Moment(
+            pack_state(state, self.world.prior.num_codes),
+            noise,
+            0,
+            NO_ACTION,
+            0.0,
+            0.0,
+            0.0,
+            beginning.frames[-1],
+            codes,
+        )
 
     def step(self, orders: Sequence[Order]) -> Iterator[tuple[int, Moment]]:
         """The next moment of each order, with its index: one pass for all orders of the same temperature.
@@ -129,8 +151,9 @@ class Dreamer:
             row, before = torch.tensor([index], device=device), order.moment
             frame = self.world.tokenizer.decode(drawn.codes[row])[0].cpu().numpy()
             codes = drawn.codes[index].cpu().numpy()
+            packed = pack_state(select_rows(state, row), self.world.prior.num_codes)
             yield Moment(
-                select_rows(state, row), noise.get_state(), before.step + 1, order.action,
+                packed, noise.get_state(), before.step + 1, order.action,
                 rewards[index], before.total + rewards[index], ends[index], frame, codes,
             )  # fmt: skip
 
