@@ -71,6 +71,7 @@ RESERVED = {
     "onnx": EXPORTED,
     "onnxruntime": EXPORTED,
     "onnxscript": EXPORTED,
+    "ray": ("worldmodel/recording/cluster.py",),
     "minari": ("worldmodel/data/sources/minari.py",),
     "vizdoom": ("envs",),
     "deepmind_lab": ("envs/dmlab_engine.py",),

@@ -6,6 +6,8 @@ With source=cifar10, images, imagenet, dmlab, minari, npz, vctk, timit or speech
 import the files of that folder instead. A further call imports what is missing: new files, the rest
 after an interruption, and episodes that were damaged since. source=stores source.paths=[…] merges
 several folders of episodes.
+
+collect.engine=ray records on the machines of a Ray cluster, into one store for each actor (docs/scale.md).
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ Workers = Annotated[int, Ge(1), Le(1024)]
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add_number(parser, "--steps", Count, "environment steps to record (collect.steps)")
-    add_number(parser, "--workers", Workers, "simulator processes (collect.workers)")
+    add_number(
+        parser, "--workers", Workers, "simulator processes, of each actor with collect.engine=ray (collect.workers)"
+    )
 
 
 @entry_point("collect", __doc__, add_flags)
@@ -36,7 +40,7 @@ def main(args: argparse.Namespace, config: Config) -> None:
     from omegaconf import OmegaConf
 
     from worldmodel.config.checks import build
-    from worldmodel.runs.data import import_source, record_steps
+    from worldmodel.runs.data import import_source, record_on_cluster, record_steps
 
     if args.workers is not None:
         config.collect.workers = args.workers
@@ -44,7 +48,8 @@ def main(args: argparse.Namespace, config: Config) -> None:
         if missing := sorted(OmegaConf.missing_keys(config.explorer)):
             raise ConfigError(f"this explorer needs {', '.join(f'{key}=…' for key in missing)}")
         explorer = build(OmegaConf.to_container(config.explorer, resolve=True), "explorer")
-        record_steps(config, explorer, config.collect.steps if args.steps is None else args.steps)
+        record = record_on_cluster if config.collect.engine == "ray" else record_steps
+        record(config, explorer, config.collect.steps if args.steps is None else args.steps)
     elif args.steps is not None:
         raise ConfigError(f"--steps is for source=env; source={config.source.name} is imported as a whole")
     else:

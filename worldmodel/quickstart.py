@@ -38,12 +38,13 @@ def main(args: argparse.Namespace, config: Config) -> None:
     """Collect what is missing, train within the budget, dream and measure."""
     from worldmodel.config.checks import check_groups  # only now: neither --help nor a wrong flag should wait
     from worldmodel.data.store import EpisodeStore
-    from worldmodel.runs.data import env_maker, recorded, spec_of
+    from worldmodel.runs.data import check_engine, env_maker, recorded, spec_of
     from worldmodel.runs.stages import share_seconds, stage_settings, stages_of
     from worldmodel.runs.training import rehearse_world, train
 
     if not 2 < args.minutes < float("inf"):
         raise ConfigError(f"--minutes {args.minutes:g} is no budget; give more than 2, to leave time to train")
+    check_engine(config)
     check_groups(config, "tokenizer", "second", "prior")
     stages = stages_of(config)
     for stage in stages:

@@ -57,7 +57,7 @@ class Settings:
     seed: Seed
     steps: Whole
     episodes: Count
-    collect: Annotated[Mapping[str, Any], PassedTo("worldmodel.recording.collect.collect")]
+    collect: Annotated[Mapping[str, Any], PassedTo("worldmodel.recording.collect.CollectSettings")]
 
 
 def config_errors() -> tuple[type[Exception], ...]:

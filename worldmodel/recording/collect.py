@@ -6,36 +6,89 @@ import dataclasses
 import sys
 import time
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from annotated_types import Ge, Le
 from rich.console import Console
+from rich.progress import TaskID
 
 from worldmodel.config.checks import checked
 from worldmodel.data.store import EpisodeStore
-from worldmodel.recording.pool import RecorderPool, Report
+from worldmodel.recording.pool import RecorderPool, Report, packed
 from worldmodel.recording.recorder import ActionSource, FrameSource, Order
+from worldmodel.types import Episode
 from worldmodel.util.progress import Bars, deferred
 from worldmodel.util.ranges import Count, Positive, Seed
 
+Workers = Annotated[int, Ge(1), Le(1024)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CollectSettings:
+    """The settings ``collect``."""
+
+    steps: Count
+    engine: Literal["local", "ray"] = "local"  # processes of this machine, or actors of Ray on several
+    actors: Workers | None = None  # engine=ray: how many; None: one for each machine
+    workers: Workers = 2  # recorder processes; of each actor
+    longest: Count = 1000
+    timeout: Positive = 60.0
+
 
 @dataclasses.dataclass
-class Collected:
-    """Statistics of a recording, of which :meth:`take` writes the episodes."""
+class Written:
+    """What was recorded: reported steps, and the episodes that are in a store."""
 
-    store: EpisodeStore
-    target: int  # steps to record
-    steps: int = 0
+    reported: int = 0  # steps, some of which belong to unfinished episodes
+    steps: int = 0  # of the episodes
     episodes: int = 0
     terminated: int = 0  # episodes that ended in a terminal state
     frame_bytes: int = 0
-    under_way: int = 0  # reported steps of unfinished episodes
+    actions: np.ndarray | int = 0  # (A,) how often each was taken; 0 without episodes
     places: set[int] = dataclasses.field(default_factory=set)  # poses, or coarse frames if the environment has no pose
     warnings: list[str] = dataclasses.field(default_factory=list)
 
+    def add(self, other: Written) -> None:
+        for name, value in vars(other).items():
+            mine = getattr(self, name)
+            if isinstance(mine, set):
+                mine |= value
+            else:
+                setattr(self, name, mine + value)
+
+
+def count(episode: Episode, num_actions: int) -> Written:
+    """An episode that is in a store."""
+    return Written(
+        steps=episode.steps,
+        episodes=1,
+        terminated=int(episode.terminated),
+        frame_bytes=episode.frames.nbytes,
+        actions=np.bincount(episode.actions[1:], minlength=num_actions),
+    )
+
+
+def write(store: EpisodeStore, report: Report) -> Written:
+    """Append the episode of a report, if it has one, to a store."""
+    written = Written()
+    if report.recording:
+        store.append(report.recording.episode)
+        written = count(report.recording.episode, len(store.spec.action_names))
+        written.places = set(report.recording.places)
+    written.reported, written.warnings = report.steps, [report.warning] if report.warning else []
+    return written
+
+
+@dataclasses.dataclass(kw_only=True)
+class Collected(Written):
+    """Statistics of a recording."""
+
+    action_names: tuple[str, ...]
+    target: int  # steps to record
+    under_way: int = 0  # reported steps of unfinished episodes
+
     def __post_init__(self) -> None:
-        self.actions = np.zeros(len(self.store.spec.action_names), np.int64)  # how often each was taken
         self.start = self.last = time.monotonic()  # the last episode was written
         self.first: float | None = None  # time of the first reported step
 
@@ -49,35 +102,30 @@ class Collected:
         """Reported steps."""
         return min(self.steps + self.under_way, self.target)
 
-    def take(self, report: Report, console: Console) -> None:
-        """Write a received episode and count it, print a warning."""
-        if self.first is None and (report.steps or report.recording):
+    def take(self, new: Written, bars: Bars, task: TaskID) -> None:
+        """Count what was recorded, print its warnings, and move a bar."""
+        if self.first is None and (new.reported or new.episodes):
             self.first = time.monotonic()
-        self.under_way += report.steps
-        if report.warning:
-            self.warnings.append(report.warning)
-            console.print(report.warning, style="yellow", markup=False, highlight=False, soft_wrap=True)
-        if report.recording:
-            episode = report.recording.episode
-            self.store.append(episode)
+        self.add(new)
+        self.under_way = max(0, self.under_way + new.reported - new.steps)
+        if new.episodes:
             self.last = time.monotonic()
-            self.under_way = max(0, self.under_way - episode.steps)
-            self.steps += episode.steps
-            self.episodes += 1
-            self.terminated += episode.terminated
-            self.frame_bytes += episode.frames.nbytes
-            self.actions += np.bincount(episode.actions[1:], minlength=len(self.actions))
-            self.places |= report.recording.places
+        for warning in new.warnings:
+            bars.console.print(warning, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        rate = self.seen / max(time.monotonic() - (self.first or time.monotonic()), 1e-9)
+        shown = f"{rate:,.0f} steps/s  {self.episodes:,} episodes"
+        bars.update(task, completed=self.seen, shown=shown)
 
     def describe(self) -> str:
         """Lines for the terminal."""
-        names, seconds = self.store.spec.action_names, max(time.monotonic() - self.start, 1e-9)
-        shares = self.actions / max(self.actions.sum(), 1)
+        seconds = max(time.monotonic() - self.start, 1e-9)
+        each = np.broadcast_to(self.actions / max(self.steps, 1), len(self.action_names))
+        shares = [f"{name} {share:.0%}" for name, share in zip(self.action_names, each, strict=True)]
         return (
             f"recorded  {self.steps:,} steps, {self.episodes:,} episodes ({self.terminated:,} terminated), "
             f"{self.frame_bytes / 1e6:,.0f} MB in {seconds:.1f} s, {self.steps / seconds:,.0f} steps/s\n"
             f"coverage  {len(self.places):,} distinct places\n"
-            f"actions   {', '.join(f'{name} {share:.0%}' for name, share in zip(names, shares, strict=True))}"
+            f"actions   {', '.join(shares)}"
         )
 
 
@@ -87,7 +135,7 @@ def collect(
     make_env: Callable[[], FrameSource],
     explorer: ActionSource,
     steps: Count,
-    workers: Annotated[int, Ge(1), Le(1024)] = 2,
+    workers: Workers = 2,
     seed: Seed = 0,
     progress: bool = True,
     longest: Count = 1000,
@@ -103,22 +151,24 @@ def collect(
     Raises :class:`ConfigError` for numbers below their minimum, :class:`EnvError` when the environment keeps failing,
     OSError when the disk is full, KeyboardInterrupt after saving unfinished episodes.
     """
-    collected = Collected(store, steps)
-    shares = [steps // workers + (place < steps % workers) for place in range(workers)]
-    orders = [Order((seed, store.next_number, place), longest, share) for place, share in enumerate(shares) if share]
+    collected = Collected(action_names=store.spec.action_names, target=steps)
+    orders = shared((seed, store.next_number), steps, workers, longest)
     with (
         deferred() as stopped,
         Bars(Console(file=sys.stderr, quiet=not progress)) as bar,
-        RecorderPool(make_env, explorer, orders, workers, timeout) as pool,
+        RecorderPool(packed(make_env, explorer, workers), orders, workers, timeout) as pool,
     ):
         task = bar.add_task("recording", total=steps)
         for report in pool.reports():
-            collected.take(report, bar.console)
-            rate = collected.seen / max(time.monotonic() - (collected.first or time.monotonic()), 1e-9)
-            shown = f"{rate:,.0f} steps/s  {collected.episodes:,} episodes"
-            bar.update(task, completed=collected.seen, shown=shown)
+            collected.take(write(store, report), bar, task)
             if stopped():  # not in the middle of a message or of a file
                 for rest in pool.stop():
-                    collected.take(rest, bar.console)
+                    collected.take(write(store, rest), bar, task)
                 raise KeyboardInterrupt
     return collected
+
+
+def shared(seed: tuple[int, ...], steps: int, workers: int, longest: int) -> list[Order]:
+    """Orders for as many recorders, with equal shares of the steps and with seeds that begin with ``seed``."""
+    shares = [steps // workers + (place < steps % workers) for place in range(workers)]
+    return [Order((*seed, place), longest, share) for place, share in enumerate(shares) if share]

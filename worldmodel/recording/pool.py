@@ -58,30 +58,31 @@ class Report:
     warning: str | None = None
 
 
+def packed(make_env: Callable[[], FrameSource], agent: ActionSource, workers: int) -> bytes:
+    """An environment and its agent, to be sent to recorder processes of which ``workers`` share the cores.
+
+    Modules are imported there, and what a script or a notebook defines is sent by value. Raises :class:`EnvError` for
+    what cannot be sent.
+    """
+    try:
+        return cloudpickle.dumps((make_env, agent, workers))
+    except Exception as error:  # an object may raise anything when it is pickled
+        raise EnvError(
+            "the environment or its agent cannot be sent to a recorder process "
+            f"({type(error).__name__}: {' '.join(str(error).split())}); define and register it in a module, "
+            "and name the module: env.id=my_module:MyEnv-v0"
+        ) from error
+
+
 class RecorderPool:
     """At most ``workers`` processes that share orders; a context manager that ends all of them.
 
-    ``make_env`` and ``agent`` are sent to the processes: modules are imported there, and what a script or a notebook
-    defines is sent by value. ``timeout`` is the seconds of silence after which a recorder counts as hung. Raises
-    :class:`EnvError` for what cannot be sent.
+    ``task`` is what they do, of :func:`packed`. ``timeout`` is the seconds of silence after which a recorder counts as
+    hung.
     """
 
-    def __init__(
-        self,
-        make_env: Callable[[], FrameSource],
-        agent: ActionSource,
-        orders: Sequence[Order],
-        workers: int,
-        timeout: float,
-    ):
-        try:
-            self._task = cloudpickle.dumps((make_env, agent, workers))
-        except Exception as error:  # an object may raise anything when it is pickled
-            raise EnvError(
-                "the environment or its agent cannot be sent to a recorder process "
-                f"({type(error).__name__}: {' '.join(str(error).split())}); define and register it in a module, "
-                "and name the module: env.id=my_module:MyEnv-v0"
-            ) from error
+    def __init__(self, task: bytes, orders: Sequence[Order], workers: int, timeout: float):
+        self._task = task
         self._timeout = timeout
         self._failures = 0
         self._stepped = False  # whether any step was recorded

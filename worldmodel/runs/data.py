@@ -15,11 +15,12 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 from omegaconf import DictConfig, OmegaConf
 
-from worldmodel.config.checks import build, check, check_value, construct
+from worldmodel.config.checks import build, check, check_value, construct, read
 from worldmodel.data.sources import Source, fill
 from worldmodel.data.store import SOURCE, EpisodeStore
 from worldmodel.errors import ConfigError, DataError, EnvError
-from worldmodel.recording.collect import collect
+from worldmodel.recording.cluster import collect_on_cluster
+from worldmodel.recording.collect import CollectSettings, collect
 from worldmodel.recording.recorder import ActionSource, FrameSource
 from worldmodel.runs.folder import load_config
 from worldmodel.types import Spec
@@ -93,13 +94,11 @@ def build_source(config: DictConfig) -> Source:
 def record_steps(config: DictConfig, explorer: ActionSource, steps: int) -> None:
     """Record ``steps`` more steps of ``explorer`` in the environment of the settings, and print a report.
 
-    Raises what :func:`collect` raises.
+    Raises :class:`ConfigError` for an engine that makes several stores, and what :func:`collect` raises.
     """
     settings = config.collect
-    make_env = env_maker(config)
-    spec = spec_of(make_env)
-    if check_explorer := getattr(explorer, "check", None):
-        check_explorer(spec.action_names)
+    check_engine(config)
+    make_env, spec = _checked_env(config, explorer)
     with EpisodeStore.writer(config.data, spec) as store:
         store.verify()
         limits = {"longest": settings.longest, "timeout": settings.timeout}
@@ -107,6 +106,40 @@ def record_steps(config: DictConfig, explorer: ActionSource, steps: int) -> None
         print(result.describe())
         held_out = len(store.split("held_out"))
         print(f"now       {store.steps:,} steps in {len(store):,} episodes ({held_out:,} held out) at {store.path}")
+
+
+def _checked_env(config: DictConfig, explorer: ActionSource) -> tuple[Callable[[], FrameSource], Spec]:
+    make_env = env_maker(config)
+    spec = spec_of(make_env)
+    if check_explorer := getattr(explorer, "check", None):
+        check_explorer(spec.action_names)
+    return make_env, spec
+
+
+def check_engine(config: DictConfig) -> None:
+    """Raises :class:`ConfigError` if the settings record several stores and one is needed."""
+    if config.collect.engine != "local":
+        raise ConfigError(
+            f"collect.engine is {config.collect.engine}, which makes several stores; record with python -m "
+            "worldmodel.collect, merge them with source=stores, and leave the setting out here"
+        )
+
+
+def record_on_cluster(config: DictConfig, explorer: ActionSource, steps: int) -> None:
+    """The same with actors of Ray, into stores below the folder of the data. Raises as :func:`collect_on_cluster`."""
+    make_env, spec = _checked_env(config, explorer)
+    given: dict[Any, Any] = dict(config.collect)
+    settings = read(CollectSettings, {**given, "steps": steps}, "collect")
+    collected, places = collect_on_cluster(expanded(config.data), spec, make_env, explorer, settings, config.seed)
+    print(collected.describe())
+    written = sorted((place for place in places if place.episodes), key=lambda place: (place.host, place.path))
+    for place in written:
+        print(f"now       {place.episodes:,} episodes at {place.host}:{place.path}")
+    if len(written) > 1:
+        paths = ",".join(place.path for place in written)
+        print(
+            f"merge     python -m worldmodel.collect source=stores 'source.paths=[{paths}]' data={config.data}-merged"
+        )
 
 
 def import_source(config: DictConfig) -> None:

@@ -19,7 +19,7 @@ from worldmodel.config.cli import compose_config
 from worldmodel.data.store import EpisodeStore
 from worldmodel.dreaming.actions import parse_script
 from worldmodel.errors import DataError, EnvError, WorldModelError
-from worldmodel.recording.pool import RecorderPool
+from worldmodel.recording.pool import RecorderPool, packed
 from worldmodel.recording.recorder import ActionSource, FrameSource, Order
 from worldmodel.runs.data import NOT_OF_THE_ENVIRONMENT, env_maker, spec_of
 from worldmodel.runs.folder import load_config, load_spec
@@ -134,6 +134,7 @@ def _play(
 ) -> list[Episode]:
     """At most :data:`EPISODES` episodes of exactly ``steps`` steps; they depend on nothing but the settings."""
     workers, timeout = (int(collect[name]) for name in ("workers", "timeout"))
+    task = packed(make_env, agent, workers)
     found: dict[int, Episode] = {}
     played = done = 0
     for _ in range(ROUNDS):
@@ -142,7 +143,7 @@ def _play(
         played += len(orders)
         if not orders:
             break
-        with deferred() as stopped, RecorderPool(make_env, agent, orders, workers, timeout) as pool:
+        with deferred() as stopped, RecorderPool(task, orders, workers, timeout) as pool:
             for report in pool.reports():
                 if stopped():
                     raise KeyboardInterrupt
