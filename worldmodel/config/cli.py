@@ -144,14 +144,26 @@ def config_loader() -> Iterator[ConfigLoaderImpl]:
 
 
 def _composed(overrides: list[str]) -> Config:
-    """What ``hydra.compose`` returns, without its global state and resolvers."""
+    """What ``hydra.compose`` returns, without its global state and resolvers.
+
+    Hydra's settings of its own are left out, which take it as long as ours do, unless an override sets one of them.
+    """
+    from hydra._internal.defaults_list import create_defaults_list
     from hydra.types import RunMode
-    from omegaconf import open_dict
+    from omegaconf import OmegaConf, open_dict
 
     with config_loader() as loader:
-        config = loader.load_configuration("config", overrides, RunMode.RUN, from_shell=False)
-    with open_dict(config):
-        del config["hydra"]
+        parsed, repository = loader._parse_overrides_and_create_caching_repo("config", overrides)
+        if any(override.is_hydra_override() for override in parsed):
+            config = loader.load_configuration("config", overrides, RunMode.RUN, from_shell=False)
+            with open_dict(config):
+                del config["hydra"]
+            return config
+        loader.validate_sweep_overrides_legal(parsed, RunMode.RUN, from_shell=False)
+        defaults = create_defaults_list(repository, "config", parsed, prepend_hydra=False, skip_missing=False)
+        config = loader._compose_config_from_defaults_list(defaults.defaults, repository)
+        OmegaConf.set_struct(config, True)
+        loader._apply_overrides_to_config(defaults.config_overrides, config)
     return config
 
 
