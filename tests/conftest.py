@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,22 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(os.cpu_count() or 1, MOST_PROCESSES)
 
 
+LONG = ("test_elastic.py", "test_actor_critic.py", "test_train.py", "test_images.py", "test_export_model.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first, so that no process is still busy with one when the others have ended."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
 PLOTS = "worldmodel.media.plots"
 rendered: set[str] = set()  # names of pages
 
 
 @pytest.fixture(autouse=True)
 def pages_are_rendered_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rendering a page takes a second, and every training, however small, makes some: after the first page of a file
-    name, such as metrics.png, the panels of later ones are drawn, but an empty page is rendered."""
+    """Drawing a page takes a second, and every training, however small, makes some: after the first page of a file
+    name, such as metrics.png, an empty page is rendered, and a training's page has one panel."""
     if PLOTS not in sys.modules:
         return
     plots: Any = importlib.import_module(PLOTS)
@@ -40,7 +49,32 @@ def pages_are_rendered_once(monkeypatch: pytest.MonkeyPatch) -> None:
             page.savefig(path, **options)
             rendered.add(path.name)
 
+    save_panels = plots.save_panels
+
+    def saved(path: Path, panels: Sequence[Any], *args: Any, **options: Any) -> Path:
+        return save_panels(path, panels[:1] if path.name in rendered else panels, *args, **options)
+
     monkeypatch.setattr(plots, "Figure", Page)
+    monkeypatch.setattr(plots, "save_panels", saved)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def settings_are_read_once() -> None:
+    """Half of the time that composing settings takes is reading YAML files, and the tests compose a thousand times."""
+    from hydra._internal.sources_registry import SourcesRegistry
+    from hydra.core.plugins import Plugins
+
+    Plugins.instance()  # registers the kinds of sources
+    packages: Any = SourcesRegistry.instance().resolve("pkg")
+    read, known = packages._read_config, {}
+
+    def read_once(source: Any, file: Path) -> Any:
+        key = file, file.stat().st_mtime_ns
+        if key not in known:
+            known[key] = read(source, file)
+        return copy.deepcopy(known[key])
+
+    packages._read_config = read_once
 
 
 @pytest.fixture(autouse=True)

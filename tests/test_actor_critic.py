@@ -239,10 +239,12 @@ def test_what_cannot_be_learnt_is_reported_before_anything_is_made(
 
 
 SMALL = (
-    "tokenizer.widths=[16,16]", "tokenizer.num_codes=32", "prior.trunk.width=32", "prior.trunk.blocks=1",
+    "prior=conv", "tokenizer.widths=[16,16]", "tokenizer.num_codes=32", "prior.trunk.width=32",
+    "prior.trunk.blocks=1",
     "prior.head.width=32", "agent.learner.network.width=64", "agent.learner.network.reader.channels=16",
     "agent.learner.dream.horizon=8", "agent.learner.rounds=2", "explorer=uniform", "training.tokenizer.steps=150",
     "training.prior.steps=150", "training.agent.steps=160", "training.agent.learning_rate=2e-3",
+    "training.tokenizer.batch=12", "training.prior.batch=12", "training.agent.batch=32",
 )  # fmt: skip
 
 

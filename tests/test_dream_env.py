@@ -248,7 +248,7 @@ def test_many_dreams_in_one_pass_are_single_dreams_side_by_side(run: Path, mode:
     alike(many.reset(seed=7), loop.reset(seed=7))
     assert many.np_random_seed == loop.np_random_seed == (7, 8, 9, 10)
     rng, ended = np.random.default_rng(0), 0
-    for _ in range(15):
+    for _ in range(9):
         actions = rng.integers(3, size=4)
         found = many.step(actions)
         alike(found, loop.step(actions))
@@ -256,7 +256,7 @@ def test_many_dreams_in_one_pass_are_single_dreams_side_by_side(run: Path, mode:
         ended += int(done.sum())
         if mode == "Disabled" and done.any():
             alike(many.reset(options={"reset_mask": done}), loop.reset(options={"reset_mask": done}))
-    assert ended > 10
+    assert ended > 5
 
 
 def test_a_step_of_many_is_one_pass(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

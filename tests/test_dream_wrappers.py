@@ -122,13 +122,13 @@ def play(env: Any, steps: int, again: bool) -> list[Any]:
     ("name", "kind"), [*((name, "pixels") for name in NAMES), *((name, "codes") for name in OF_CODES)]
 )
 def test_every_wrapper_takes_a_dream(run: Path, wrap: Any, name: str, kind: str) -> None:  # noqa: F811
-    env: Any = gymnasium.make(ID, observations=kind, render_mode="rgb_array", horizon=4, **settings(run))
+    env: Any = gymnasium.make(ID, observations=kind, render_mode="rgb_array", horizon=3, **settings(run))
     if name in CONTINUOUS:
         env = wrappers.TransformAction(env, steered, TWO)
     if name == "FilterObservation":
         env = wrappers.AddRenderObservation(env, render_only=False)
-    infos = play(wrap(wrappers, name, env, SINGLE.get(name, {})), 12, again=name != "Autoreset")
-    assert sum("dream_end_probability" in info for info in infos) >= 7
+    infos = play(wrap(wrappers, name, env, SINGLE.get(name, {})), 7, again=name != "Autoreset")
+    assert sum("dream_end_probability" in info for info in infos) >= 5
     assert any("episode" in info for info in infos) == (name == "RecordEpisodeStatistics")
 
 
@@ -139,17 +139,17 @@ def test_every_vector_wrapper_takes_dreams(run: Path, wrap: Any, name: str, mode
     if mode == "SameStep" and name in NEXT_STEP_ONLY:
         pytest.skip("a restriction of gymnasium's own")
     env: Any = gymnasium.make_vec(
-        ID, num_envs=3, autoreset_mode=mode, render_mode="rgb_array", horizon=4, **settings(run)
+        ID, num_envs=3, autoreset_mode=mode, render_mode="rgb_array", horizon=3, **settings(run)
     )
     if name in CONTINUOUS:
         env = vector.TransformAction(env, steered, batch_space(TWO, 3), TWO)
     if name == "FilterObservation":
         pixels = Dict({"pixels": env.single_observation_space})
         env = vector.TransformObservation(env, lambda seen: {"pixels": seen}, batch_space(pixels, 3), pixels)
-    infos = play(wrap(vector, name, env, VECTOR.get(name, {})), 12, again=False)
+    infos = play(wrap(vector, name, env, VECTOR.get(name, {})), 7, again=False)
     flat = [one for info in infos for one in (info if isinstance(info, list) else [info])]
     # In the mode SameStep the last step of a dream is described in final_info.
-    assert sum("dream_end_probability" in {**info, **(info.get("final_info") or {})} for info in flat) >= 9
+    assert sum("dream_end_probability" in {**info, **(info.get("final_info") or {})} for info in flat) >= 5
     assert any("episode" in info for info in flat) == (name == "RecordEpisodeStatistics")
 
 
@@ -161,8 +161,8 @@ def test_statistics_of_episodes_mean_what_they_mean_everywhere(run: Path, mode: 
         env: Any = gymnasium.make_vec(ID, vectorization_mode="sync", wrappers=inside, **options)
     else:
         env = vector.RecordEpisodeStatistics(gymnasium.make_vec(ID, autoreset_mode=mode, **options))
-    lengths = [info["episode"]["l"].tolist() for info in play(env, 60, again=False) if "episode" in info]
-    assert lengths == [[6, 6, 6]] * (10 if mode == "SameStep" else 60 // 7)
+    lengths = [info["episode"]["l"].tolist() for info in play(env, 21, again=False) if "episode" in info]
+    assert lengths == [[6, 6, 6]] * 3
 
 
 def test_dreams_of_forked_processes_do_not_wait_for_threads(run: Path) -> None:  # noqa: F811
