@@ -21,6 +21,7 @@ from worldmodel import collect as collect_module
 from worldmodel import quickstart
 from worldmodel.agents.explorers import UniformExplorer
 from worldmodel.data.store import EpisodeStore
+from worldmodel.errors import EnvError
 from worldmodel.recording import cluster
 from worldmodel.recording.collect import Collected, CollectSettings
 from worldmodel.types import Spec
@@ -144,6 +145,19 @@ def test_recordings_are_merged_and_wrong_settings_are_one_line(
     )
     assert quickstart.main([*corridor, *engine, f"data={tmp_path / 'new'}"]) == 2
     assert "collect.engine is ray, which makes several stores" in capsys.readouterr().err
+
+
+def test_a_machine_without_the_package_is_one_line(ray: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Player:
+        def __init__(self, *arguments: Any):
+            raise ModuleNotFoundError("No module named 'worldmodel'")
+
+        def record(self, share: object) -> Iterator[None]:
+            yield
+
+    monkeypatch.setattr(cluster, "Player", Player)
+    with pytest.raises(EnvError, match=r"an actor cannot start \(ModuleNotFoundError: No module named 'worldmodel'\)"):
+        run(tmp_path / "data", 10)
 
 
 def test_a_missing_package_is_one_line(

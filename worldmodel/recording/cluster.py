@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import math
 import os
 import platform
-import re
 import sys
 import time
 import zlib
@@ -112,11 +110,11 @@ class Player:
             with contextlib.suppress(BusyError):
                 return self._verified(Path(share.place.path))
             time.sleep(0.1)
-        host = re.sub(r"[^\w.-]+", "-", platform.node()) or "host"
-        for number in itertools.count():
+        number = 0
+        while True:
             with contextlib.suppress(BusyError):
-                return self._verified(Path(self._folder, f"{host}-{number}"))
-        raise AssertionError
+                return self._verified(Path(self._folder, f"{platform.node()}-{number}"))
+            number += 1
 
     def _verified(self, path: Path) -> EpisodeStore:
         store = EpisodeStore.writer(path, self._spec)
@@ -281,7 +279,11 @@ class _Cluster:
             except ray.exceptions.RayTaskError as error:  # raised by the actor's code
                 raise error.cause from None
             except ray.exceptions.RayError as error:
-                yield failed(share, str(error).strip().splitlines()[-1].split(" Some common causes")[0])
+                reason = str(error).strip().splitlines()[-1].split(" Some common causes")[0]
+                if getattr(error, "actor_init_failed", False):
+                    raise EnvError(f"an actor cannot start ({reason}); every machine of the Ray cluster needs the "
+                                   "package worldmodel") from error  # fmt: skip
+                yield failed(share, reason)
             else:
                 share.deadline = time.monotonic() + self._settings.timeout
                 yield self._take(share, message)
