@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import math
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from omegaconf import DictConfig
-from torch import nn
+from torch import distributed, nn
 
 from worldmodel.config.cli import one_line
 from worldmodel.data.codes import fingerprint
@@ -101,7 +102,28 @@ def make_fabric(config: DictConfig) -> Fabric:
                           f"start one for each: --nproc-per-node {torch.cuda.device_count()}")  # fmt: skip
     devices: Any = [device.index] if device.type == "cuda" and not several else here
     strategy = "ddp" if several else "auto"
+    if several:
+        meet_again("nccl" if device.type == "cuda" else "gloo")
     return Fabric(accelerator=device.type, devices=devices, num_nodes=everywhere // here, strategy=strategy)
+
+
+def meet_again(backend: str) -> None:
+    """Connect the processes of one node after a restart by torchrun; nothing at the first start.
+
+    They find each other through a store of torchrun that outlives them, in which torch 2.13 reads the addresses of the
+    predecessors if the process that writes the new ones is late. Here, the names in the store hold the restart. Over
+    several nodes, whose numbers of restarts may differ, see :func:`check_restarts`.
+    """
+    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    one_node = os.environ.get("GROUP_WORLD_SIZE") == "1"
+    if not attempt or not one_node or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    rank, processes = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
+    store = distributed.PrefixStore(f"restart-{attempt}", distributed.TCPStore(address, port, processes, False))
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=processes)
+    if backend == "nccl":
+        atexit.register(distributed.destroy_process_group)
 
 
 def check_restarts() -> None:
