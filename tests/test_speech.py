@@ -33,7 +33,7 @@ from worldmodel.speech.scores.classifiers import (
 from worldmodel.speech.scores.codes import leakage
 from worldmodel.speech.separate import SeparateLevels
 from worldmodel.speech.sound import to_samples
-from worldmodel.speech.voice import VoiceModel
+from worldmodel.speech.voice import VoiceModel, load_utterances
 from worldmodel.tokenizers import VQVAE, Tokenizer, require_codes
 from worldmodel.tokenizers.base import join
 from worldmodel.training.objectives import TokenizerObjective
@@ -273,15 +273,17 @@ def test_conversions_are_judged(spoken: Path, say: Callable[..., str], monkeypat
         "other phones",
         "speaker predicted from the codes",
         "prior, bits a code",
+        "speech from the prior",
     ):
         assert figure in output
     folder = spoken / "runs/vctk-1/evaluation"
     found = json.loads((folder / "metrics.json").read_text())
     assert found["conversion"]["conversions"] == 2 and found["conversion"]["sources"] == 2
+    assert 0 <= found["conversion"]["pitch"]["resynthesised"]["kept"] <= 1 and "pitch, coded and decoded" in output
     assert found["bits"]["learned"]["value"] == pytest.approx(
         found["bits"]["wave"]["value"] + found["bits"]["prior"]["value"] * 250 / 16000, abs=0.01
     )
-    assert (folder / "report.html").is_file() and len(list((folder / "sounds").glob("*.flac"))) == 6
+    assert (folder / "report.html").is_file() and len(list((folder / "sounds").glob("*.flac"))) == 7
     assert "--windows is for a run of an environment, and the run vctk-1 is of speech" in say(
         evaluate, f"runs={spoken / 'runs'}", "--windows", "3", code=2
     )
@@ -308,6 +310,10 @@ def test_codes_are_read_as_phonemes(tmp_path: Path, say: Callable[..., str], mon
     say(evaluate, "run=b", "--timit", "set")
     both = json.loads((tmp_path / "runs/b/evaluation/metrics.json").read_text())["phonemes"]
     assert both["codes"]["all"]["frames"] == 28
+    # In one of these corpora alone, the speakers have the numbers that they have in the run.
+    world = VoiceModel.load(tmp_path / "runs/b")
+    found = {each.key: each.speaker for each in load_utterances(world, EpisodeStore.open(tmp_path / "data/vctk"))}
+    assert found["p226_001"] == world.spec.action_index("p226") > 1
 
 
 @pytest.mark.parametrize(

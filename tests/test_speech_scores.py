@@ -11,7 +11,7 @@ import torch
 from worldmodel.evaluation.metrics import ratio_of_means
 from worldmodel.speech import sound
 from worldmodel.speech.nn.mel import mel_filters
-from worldmodel.speech.scores import classifiers
+from worldmodel.speech.scores import bigrams, classifiers
 from worldmodel.speech.scores import codes as codes_of
 from worldmodel.speech.scores import waves as waves_of
 from worldmodel.speech.scores.classifiers import (
@@ -51,6 +51,38 @@ def utterance(seed: int, scale: float = 1.0, parts: int = 16) -> tuple[np.ndarra
 
 def noise(seconds: float, seed: int = 0, level: float = 0.1) -> np.ndarray:
     return (level * np.random.default_rng(seed).normal(size=int(seconds * RATE))).astype(np.float32)
+
+
+# Pairs of phones
+
+
+def test_a_place_is_0_for_speech_of_the_same_order_and_1_for_shuffled_speech() -> None:
+    generator = np.random.default_rng(0)
+    follows = generator.dirichlet(np.full(8, 0.2), size=8) * (1 - np.eye(8)) + 1e-6
+    follows /= follows.sum(1, keepdims=True)
+
+    def spoken() -> np.ndarray:
+        phones = [0]
+        for _ in range(200):
+            phones.append(int(generator.choice(8, p=follows[phones[-1]])))
+        return np.array(phones)
+
+    real, alike, held_out = ([spoken() for _ in range(10)] for _ in range(3))
+    others = {
+        "alike": alike,
+        "random": [generator.permutation(each) for each in alike],
+        "few": [np.array([0, 1] * 999)],
+    }
+    found = bigrams.bigram_figures(real, others, held_out, 8)
+    bits, places = ({name: each["value"] for name, each in found[key].items()} for key in ("bits", "place"))
+    assert bits["real"] < bits["shuffled"] and found["phones"] <= 1999
+    assert abs(places["alike"]) < 0.1 and abs(places["random"] - 1) < 0.2 and places["few"] > 1
+
+
+def test_runs_of_a_phone_count_once_and_short_ones_do_not() -> None:
+    labels = np.array([1, 1, 1, 2, 1, 1, 1, 3, 3, 3, 3])
+    assert bigrams.without_repeats(labels).tolist() == [1, 2, 1, 3]
+    assert bigrams.without_repeats(labels, 3).tolist() == [1, 3]
 
 
 # Features

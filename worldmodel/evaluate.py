@@ -26,7 +26,7 @@ from worldmodel.config.flags import add_number
 from worldmodel.errors import ConfigError
 from worldmodel.util.files import check_writable
 from worldmodel.util.progress import progress_bars
-from worldmodel.util.ranges import Count
+from worldmodel.util.ranges import Count, Positive
 
 if TYPE_CHECKING:
     from worldmodel.evaluation.suite import Settings
@@ -38,6 +38,7 @@ FLAGS_OF = {
     "top_k": "WORLD",
     "skip": "WORLD",
     "timit": "SPEECH",
+    "voice_temperature": "SPEECH",
 }
 """Flags that only a kind of run has."""
 
@@ -64,6 +65,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timit", metavar="FOLDER", help="speech: TIMIT, whose phone labels are used to score codes and conversions"
     )
+    add_number(parser, "--voice-temperature", Positive, "speech: temperature of the decoder (1)", metavar="T")
     parser.add_argument("--compare", metavar="RUN,RUN", help="compare the bits per dimension of evaluated runs")
 
 
@@ -126,7 +128,9 @@ def measure(
         from worldmodel.speech.evaluation import voices, voices_report  # an optional extra
 
         timit = voices.find_timit(args.timit, store)
-        figures = voices.evaluate_voices(run, model, store, timit, seed, args.command, progress)
+        figures = voices.evaluate_voices(
+            run, model, store, timit, seed, args.command, progress, args.voice_temperature or 1.0
+        )
         return figures, voices_report.lines(figures), "spectrograms.png, report.png, sounds"
 
 

@@ -131,7 +131,8 @@ class Utterance:
 
 
 def load_utterances(world: VoiceModel, store: EpisodeStore, progress: Progress = silent) -> list[Utterance]:
-    """All utterances with their codes."""
+    """All utterances with their codes; speakers are numbered as in the run."""
+    numbers = [world.spec.action_index(name) for name in store.spec.action_names]
     held_out = set(store.split("held_out").tolist())
     trained = {store.episode(int(number)).condition for number in store.split("train")}
     utterances = []
@@ -139,7 +140,8 @@ def load_utterances(world: VoiceModel, store: EpisodeStore, progress: Progress =
         episode = store.episode(number)
         frames = torch.from_numpy(np.array(episode.frames))
         codes = world.encode(frames).cpu()
-        speaker = episode.condition if episode.condition in trained else NO_ACTION  # untrained embedding
+        known = episode.condition in trained and episode.condition != NO_ACTION
+        speaker = numbers[episode.condition] if known else NO_ACTION  # others have an untrained embedding
         seconds = len(frames) / world.spec.rate
         utterances.append(Utterance(entry.key or str(number), speaker, number in held_out, frames, codes, seconds))
         progress("utterances", number + 1, len(store))

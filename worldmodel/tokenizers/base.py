@@ -144,9 +144,15 @@ class Tokenizer(Autoencoder):
     num_codes: int  # K
 
     @torch.no_grad()
-    def draw(self, codes: Tensor, conditions: Tensor | None = None, generator: Generator | None = None) -> Tensor:
+    def draw(
+        self,
+        codes: Tensor,
+        conditions: Tensor | None = None,
+        generator: Generator | None = None,
+        temperature: float = 1.0,
+    ) -> Tensor:
         """Codes (B, *grid) → frames (B, C, *size) uint8, drawn where the decoder is stochastic, else expected."""
-        return to_uint8(self._draw(codes, conditions, generator, 1.0))
+        return to_uint8(self._draw(codes, conditions, generator, temperature))
 
     def _draw(
         self, codes: Tensor, conditions: Tensor | None, generator: Generator | None, temperature: float

@@ -39,8 +39,10 @@ def conversion(
     classifiers: tuple[SpeakerClassifier, PhoneClassifier | None],
     seed: int = 0,
     progress: Progress = silent,
+    temperature: float = 1.0,
 ) -> tuple[dict[str, Any], list[tuple[str, np.ndarray]]]:
-    """Convert every source to each of ``speakers`` (indices of the run) once, at temperature 1, without selection.
+    """Convert every source to each of ``speakers`` (indices of the run) once, without selection; ``temperature``: of
+    the decoder.
 
     ``classifiers`` were trained on real speech; that of phones is None without labelled speech. Returns the figures and
     example waves: the first source of each speaker, decoded in its own voice and in that of the next speaker.
@@ -48,7 +50,7 @@ def conversion(
     generator = torch.Generator(world.device).manual_seed(seed)
     conversions: list[Conversion] = []
     for number, source in enumerate(sources):
-        waves = in_voices(world, source, speakers, generator)
+        waves = in_voices(world, source, speakers, generator, temperature)
         conversions += [Conversion(source, speaker, wave) for speaker, wave in zip(speakers, waves, strict=True)]
         progress("voices", number + 1, len(sources))
     own = [each for each in conversions if each.target == each.source.speaker]
@@ -59,7 +61,7 @@ def conversion(
         "sources": len(sources),
         "conversions": len(other),
         "voice": voice_figures(classifiers[0], speakers, own, other, seed),
-        "pitch": pitch_figures(world, sources, speakers, other),
+        "pitch": pitch_figures(world, sources, speakers, own, other),
         "mel_cepstral_distortion": distortion(sources, own, other, seed),
         "log_spectral_distance": mean_interval(spectra, seed).to_json(),
     }
@@ -70,11 +72,11 @@ def conversion(
 
 @torch.no_grad()
 def in_voices(
-    world: VoiceModel, source: Utterance, speakers: Sequence[int], generator: torch.Generator
+    world: VoiceModel, source: Utterance, speakers: Sequence[int], generator: torch.Generator, temperature: float = 1.0
 ) -> list[np.ndarray]:
     """One utterance in several voices, (n,) each, drawn as one batch."""
     codes, conditions = source.signal_codes.to(world.device), torch.tensor(speakers, device=world.device)
-    drawn = world.tokenizer.draw(codes.expand(len(speakers), *codes.shape[1:]), conditions, generator)
+    drawn = world.tokenizer.draw(codes.expand(len(speakers), *codes.shape[1:]), conditions, generator, temperature)
     return list(to_wave(drawn[:, 0].cpu().numpy()))
 
 
@@ -126,26 +128,27 @@ def phone_figures(classifier: PhoneClassifier, own: Conversions, other: Conversi
 
 
 def pitch_figures(
-    world: VoiceModel, sources: Sequence[Utterance], speakers: Sequence[int], other: Conversions
+    world: VoiceModel, sources: Sequence[Utterance], speakers: Sequence[int], own: Conversions, other: Conversions
 ) -> dict[str, Any]:
     """Mean F0 of each real voice in hertz, the distance of that of converted speech from its target and its source, the
     share of voiced frames, and the correlation of F0 with the source.
 
-    Pairs of voices whose conversions have no voiced frame count as ``silent``.
+    Pairs of voices whose conversions have no voiced frame count as ``silent``. ``resynthesised``: of speech in its own
+    voice, with ``kept``, the share of the voiced frames of the source that are voiced.
     """
     source_tracks = {id(each): pitch(each.wave, world.rate).hertz for each in sources}
     means = {n: mean_log_f0([source_tracks[id(u)] for u in sources if u.speaker == n]) for n in speakers}
     tracks = [(each, pitch(each.wave, world.rate).hertz) for each in other]
     distances, silent = [], 0
     for target, source in itertools.permutations(speakers, 2):
-        own = [track for each, track in tracks if (each.target, each.source.speaker) == (target, source)]
-        if np.isfinite(np.concatenate(own)).any():
-            mean = mean_log_f0(own)
+        pair = [track for each, track in tracks if (each.target, each.source.speaker) == (target, source)]
+        if np.isfinite(np.concatenate(pair)).any():
+            mean = mean_log_f0(pair)
             distances.append((mean - means[target], mean - means[source], means[target] - means[source]))
         else:
             silent += 1
-    correlations = [log_f0_correlation(source_tracks[id(each.source)], track) for each, track in tracks]
-    follows = [correlation for correlation in correlations if correlation is not None]
+    decoded = [(source_tracks[id(each.source)], pitch(each.wave, world.rate).hertz) for each in own]
+    kept = [np.isfinite(track[np.isfinite(source)]).mean() for source, track in decoded]
     columns = zip(("to_target", "to_source", "way"), np.abs(distances).T, strict=True) if distances else ()
     return {
         "hertz": {world.spec.action_names[n]: math.exp(mean) for n, mean in means.items()},
@@ -153,9 +156,21 @@ def pitch_figures(
         "silent": silent,
         "voiced": float(np.mean([np.isfinite(track).mean() for _, track in tracks])),
         "voiced_real": float(np.mean([np.isfinite(track).mean() for track in source_tracks.values()])),
-        "follows": float(np.mean(follows)) if follows else None,
+        "follows": mean_correlation([(source_tracks[id(each.source)], track) for each, track in tracks]),
+        "resynthesised": {
+            "voiced": float(np.mean([np.isfinite(track).mean() for _, track in decoded])),
+            "kept": float(np.mean(kept)),
+            "follows": mean_correlation(decoded),
+        },
         **{name: float(np.mean(column)) for name, column in columns},
     }
+
+
+def mean_correlation(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float | None:
+    """Mean over pairs of F0 tracks of the correlation of ln F0; None where it is undefined for all."""
+    correlations = [log_f0_correlation(*pair) for pair in pairs]
+    defined = [correlation for correlation in correlations if correlation is not None]
+    return float(np.mean(defined)) if defined else None
 
 
 def distortion(sources: Sequence[Utterance], own: Conversions, other: Conversions, seed: int) -> dict[str, Any] | None:

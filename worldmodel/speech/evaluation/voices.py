@@ -18,10 +18,12 @@ from worldmodel.errors import ConfigError, DataError
 from worldmodel.evaluation.metrics import CodeUsage, mean_interval, usage_of
 from worldmodel.evaluation.openloop import Progress
 from worldmodel.evaluation.report import heading
+from worldmodel.heads import make_sampler
 from worldmodel.runs.data import source_path
 from worldmodel.speech.evaluation import voices_report
 from worldmodel.speech.evaluation.codes import codec_figures, level_figures, phoneme_figures
 from worldmodel.speech.evaluation.conversion import conversion
+from worldmodel.speech.scores.bigrams import bigram_figures, phone_sequence
 from worldmodel.speech.scores.classifiers import (
     PhoneClassifier,
     SpeakerClassifier,
@@ -41,19 +43,30 @@ from worldmodel.util.files import expanded
 MIN_SECONDS = 15.0  # of training speech of a target speaker
 SOURCES_PER_SPEAKER = 4  # held-out utterances that are converted
 MAX_RESYNTHESISED = 16  # held-out utterances that are coded and decoded
+MAX_SPOKEN = 40  # samples from the prior whose phones are compared with those of real speech
 MAX_SPEAKERS = 8  # the first speakers, which are converted to each other
 
 
 def evaluate_voices(
-    run: Path, world: VoiceModel, store: EpisodeStore, timit: Path | None, seed: int, command: str, progress: Progress
+    run: Path,
+    world: VoiceModel,
+    store: EpisodeStore,
+    timit: Path | None,
+    seed: int,
+    command: str,
+    progress: Progress,
+    temperature: float = 1.0,
 ) -> dict[str, Any]:
     """Evaluate a speech run on the held-out utterances of ``store`` and write the report to its folder ``evaluation``.
 
     ``timit``: the folder of TIMIT, whose alignments label the codes of its recordings and train the phone classifier;
-    figures that need it are left out without it. Raises :class:`DataError` when the data do not fit,
-    :class:`ConfigError` for another sampling rate than 16,000.
+    figures that need it are left out without it. ``temperature``: of the decoder, if it is stochastic. The speakers of
+    the store are among those of the run, which may have been trained on several corpora.
+
+    Raises :class:`DataError` when the data do not fit, :class:`ConfigError` for another sampling rate than 16,000.
     """
-    if (store.spec.frame_shape, store.spec.action_names) != (world.spec.frame_shape, world.spec.action_names):
+    unknown = set(store.spec.action_names) - set(world.spec.action_names)
+    if store.spec.frame_shape != world.spec.frame_shape or unknown:
         raise DataError(f"{store.path} has other speakers or windows than {run}; give another data=…")
     if world.rate != RATE:  # which the classifiers and the spectra support
         raise ConfigError(
@@ -65,6 +78,7 @@ def evaluate_voices(
     held_out = [each for each in utterances if each.held_out]
     figures: dict[str, Any] = {
         **heading(run.name, world.spec.env_id, world.device, command),
+        "voice_temperature": temperature,
         "utterances": len(held_out),
         "seconds": sum(each.seconds for each in held_out),
         "codes": code_figures(world, held_out),
@@ -80,9 +94,13 @@ def evaluate_voices(
     if world.tokenizer.condition_width and len(speakers) > 1:
         sources = [u for n in speakers for u in [u for u in held_out if u.speaker == n][:SOURCES_PER_SPEAKER]]
         classifiers = train_classifiers(utterances, speakers, timit, seed, progress)
-        figures["conversion"], shown = conversion(world, sources, speakers, classifiers, seed, progress)
+        figures["conversion"], shown = conversion(world, sources, speakers, classifiers, seed, progress, temperature)
+        if world.prior is not None and classifiers[1] is not None:
+            ours = [each for each in utterances if each.speaker in speakers]
+            figures["bigrams"], spoken = prior_figures(world, ours, classifiers[1], seed, progress, temperature)
+            shown += spoken
     else:
-        figures["resynthesis"], shown = resynthesis(world, held_out[:MAX_RESYNTHESISED], seed)
+        figures["resynthesis"], shown = resynthesis(world, held_out[:MAX_RESYNTHESISED], seed, temperature)
     if isinstance(world.tokenizer, SeparateLevels):
         figures["levels"], more = level_figures(world, world.tokenizer, held_out[:MAX_RESYNTHESISED], seed)
         shown = more + shown
@@ -187,12 +205,40 @@ def train_classifiers(
     return voices, train_phone_classifier(waves, labels, len(PHONEMES), seed=seed, progress=progress)
 
 
+def prior_figures(
+    world: VoiceModel,
+    utterances: Sequence[Utterance],
+    classifier: PhoneClassifier,
+    seed: int,
+    progress: Progress,
+    temperature: float,
+) -> tuple[dict[str, Any], list[tuple[str, np.ndarray]]]:
+    """How well the pairs of consecutive phones of speech from the prior predict those of held-out speech; and a sample.
+
+    For each training utterance, up to a number, the prior speaks as long in the same voice.
+    """
+    training = [each for each in utterances if not each.held_out]
+    training = training[:: -(-len(training) // MAX_SPOKEN)]
+    generator = torch.Generator(world.device).manual_seed(seed)
+    sets: dict[str, list[np.ndarray]] = {"real": [], "decoded": [], "prior": []}
+    for number, each in enumerate(training):
+        codes = world.speak(each.speaker, len(each.codes), make_sampler(), generator)
+        decoded, spoken = (world.decode(own, each.speaker, generator, temperature) for own in (each.codes, codes))
+        for name, wave in (("real", each.wave), ("decoded", decoded), ("prior", spoken)):
+            sets[name].append(phone_sequence(classifier, wave))
+        progress("samples", number + 1, len(training))
+    held_out = [phone_sequence(classifier, each.wave) for each in utterances if each.held_out]
+    figures = bigram_figures(sets.pop("real"), sets, held_out, len(PHONEMES), seed)
+    seconds = sum(each.seconds for each in training)
+    return {"seconds": seconds, **figures}, [(f"from the prior as {world.spec.action_names[each.speaker]}", spoken)]
+
+
 def resynthesis(
-    world: VoiceModel, chosen: Sequence[Utterance], seed: int
+    world: VoiceModel, chosen: Sequence[Utterance], seed: int, temperature: float = 1.0
 ) -> tuple[dict[str, Any], list[tuple[str, np.ndarray]]]:
     """Scores of held-out utterances that are encoded and decoded in their own voices."""
     generator = torch.Generator(world.device).manual_seed(seed)
     real = [each.wave for each in chosen]
-    decoded = [world.decode(each.codes, each.speaker, generator) for each in chosen]
+    decoded = [world.decode(each.codes, each.speaker, generator, temperature) for each in chosen]
     figures = {"utterances": len(chosen), **wave_scores(real, decoded, seed)}
     return figures, [(f"{chosen[0].key}, real", real[0]), ("coded and decoded", decoded[0])]

@@ -29,6 +29,9 @@ DEFINITIONS = {
     "codes as phonemes": "Each code is mapped to its most frequent phoneme on one half of TIMIT and scored on the "
     "other half, in both directions. The halves share no speaker, and sentences in both are not scored. 39 phonemes "
     "after Lee and Hon; baseline: the most frequent phoneme.",
+    "pairs of phones": "A bigram model of the phones that the classifier reads in training speech, in samples of the "
+    "prior of the same length, or in training speech with its phones in random order; its cross-entropy on held-out "
+    "speech. All models are estimated from the same number of phones.",
     "leakage": "Accuracy of a probe that predicts the speaker from the codes of a second; trained on training "
     "utterances.",
     "from a level only": "The wave that the decoder of one level returns for the codes of that level. All other "
@@ -69,6 +72,8 @@ def lines(figures: dict[str, Any]) -> Rows:
         ("codes used", f"{codes['share']:.1%}, perplexity {codes['perplexity']:.0f}"),
         *intervals(figures["bits"], names, 3),
     ]
+    if figures.get("voice_temperature", 1.0) != 1.0:
+        rows.append(("temperature of the decoder", f"{figures['voice_temperature']:g}"))
     if leakage := figures.get("leakage"):
         best = max((leakage[key] for key in ("histogram", "embedded")), key=lambda each: each["value"])
         rows.append(("speaker predicted from the codes of a second", f"{number(best)}, chance {leakage['chance']:.2f}"))
@@ -76,6 +81,8 @@ def lines(figures: dict[str, Any]) -> Rows:
         rows += _phonemes(phonemes)
     if conversion := figures.get("conversion"):
         rows += _conversion(conversion)
+    if bigrams := figures.get("bigrams"):
+        rows += _bigrams(bigrams)
     if codec := figures.get("codec"):
         rows += codec_rows(codec)
     if resynthesis := figures.get("resynthesis"):
@@ -104,6 +111,15 @@ def _phonemes(figures: dict[str, Any]) -> Rows:
     ]
 
 
+def _bigrams(figures: dict[str, Any]) -> Rows:
+    names = {"real": "training speech", "decoded": "the same, coded and decoded", "prior": "speech from the prior",
+             "shuffled": "training speech, its phones in random order"}  # fmt: skip
+    rows = [(f"Pairs of phones: bits a phone of held-out speech, given those of {figures['seconds']:.0f} s of", "")]
+    rows += intervals(figures["bits"], names)
+    places = {"decoded": "coded and decoded: 0 as training speech, 1 as shuffled", "prior": "from the prior: the same"}
+    return rows + intervals(figures["place"], places)
+
+
 def _conversion(figures: dict[str, Any]) -> Rows:
     voice, pitch = figures["voice"], figures["pitch"]
     names = {
@@ -130,6 +146,10 @@ def _conversion(figures: dict[str, Any]) -> Rows:
     rows += intervals(figures.get("mel_cepstral_distortion") or {}, names, unit=" dB")
     rows.append(("F0 of the real voices", ", ".join(f"{name} {hertz:.0f}" for name, hertz in pitch["hertz"].items())))
     rows.append(("voiced, converted; real", f"{pitch['voiced']:.0%}; {pitch['voiced_real']:.0%} of the frames"))
+    if decoded := pitch.get("resynthesised"):
+        follows = "" if decoded["follows"] is None else f", correlation of log-F0 {decoded['follows']:.2f}"
+        value = f"{decoded['voiced']:.0%} voiced; {decoded['kept']:.0%} of the source's voiced frames are{follows}"
+        rows.append(("pitch, coded and decoded", value))
     if pitch["follows"] is not None:
         rows.append(("log-F0 of converted speech, correlation with its source", f"{pitch['follows']:.2f}"))
     if pitch["silent"]:
