@@ -3,7 +3,11 @@ needs no torch."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -12,7 +16,7 @@ import numpy as np
 from benchmarks.faults.corridor import ACTIONS, LONGEST, PLACES, SIZE, Corridor
 from worldmodel.types import Spec
 
-__all__ = ["CHOOSE", "ENDLESS", "ID", "LONGEST", "PLACES", "SPEC", "Endless", "Right"]
+__all__ = ["CHOOSE", "ENDLESS", "ID", "LONGEST", "PLACES", "SPEC", "Endless", "Killed", "Right"]
 
 ID = "corridor:Corridor-v0"
 SPEC = Spec(ID, (3, SIZE, SIZE), ACTIONS, 10.0)
@@ -47,3 +51,19 @@ class Right:
         if self.fails:
             raise ZeroDivisionError("nothing to do")
         return 1
+
+
+class Killed(Right):
+    """Its process is killed at the second action, once for a file."""
+
+    def __init__(self, flag: Path):
+        super().__init__()
+        self.flag, self.actions = flag, 0
+
+    def act(self, frame: np.ndarray) -> int:
+        self.actions += 1
+        if self.actions == 2:
+            with contextlib.suppress(FileNotFoundError):
+                self.flag.unlink()
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().act(frame)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import shutil
 import signal
 from collections.abc import Callable, Iterable, Iterator
@@ -229,25 +227,11 @@ def test_what_fails_in_another_process_is_reported() -> None:
         list(play(ACT, corridor.Right(fails=True), orders(range(4)), workers=2))
 
 
-class Killed(corridor.Right):
-    """Its process is killed at the second action, once for every file."""
-
-    def __init__(self, flag: Path):
-        super().__init__()
-        self.flag, self.actions = flag, 0
-
-    def act(self, frame: np.ndarray) -> int:
-        self.actions += 1
-        if self.actions == 2:
-            with contextlib.suppress(FileNotFoundError):
-                self.flag.unlink()
-                os.kill(os.getpid(), signal.SIGKILL)
-        return super().act(frame)
-
-
 def test_a_process_that_is_killed_is_replaced_and_its_episode_played_again(tmp_path: Path) -> None:
     (tmp_path / "flag").touch()
-    played = sorted(play(ACT, Killed(tmp_path / "flag"), orders(range(5)), workers=2), key=lambda one: one.number)
+    played = sorted(
+        play(ACT, corridor.Killed(tmp_path / "flag"), orders(range(5)), workers=2), key=lambda one: one.number
+    )
     alone = play(ACT, corridor.Right(), orders(range(5)))
     for one, other in zip(alone, played, strict=True):
         assert one.number == other.number and np.array_equal(one.episode.frames, other.episode.frames)
