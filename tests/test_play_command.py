@@ -88,6 +88,8 @@ def test_the_environment_follows_and_goes_back(run: Path) -> None:
         ways = [beside.step(1) for _ in range(5)]  # to the end and on
         assert ways[4].ended and ways[4].reward == 0 and same(ways[4], ways[3]._replace(reward=0.0))
         assert not beside.undo(4).ended and not beside.step(0).ended
+        assert beside._child is not None
+        assert "libtorch" not in Path(f"/proc/{beside._child.process.pid}/maps").read_text()  # starts in half a second
 
 
 def test_an_environment_that_dies_is_started_again(run: Path) -> None:

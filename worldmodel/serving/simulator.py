@@ -7,13 +7,12 @@ import os
 import signal
 from collections import deque
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from worldmodel.errors import EnvError, WorldModelError
+from worldmodel.errors import EnvError
 from worldmodel.media.draw import IDLE
 from worldmodel.recording.recorder import FrameSource
 from worldmodel.runs.data import env_maker, spec_of
@@ -148,7 +147,7 @@ class Simulator:
         if self._closed:
             raise EnvError("the visitor has left")
         if self._child is None:
-            self._child = start("worldmodel.serving.simulator", "work", own_group=True)
+            self._child = start("worldmodel.serving.environment", "work", own_group=True)
             with contextlib.suppress(OSError):  # it has ended, which the next question shows
                 self._child.control.send(self._make_env)
         frames, ended = self._ask(START_SECONDS, "replay", self._seed, [*self._first, *self._actions], count)
@@ -172,33 +171,3 @@ class Simulator:
             self._end()
             raise
         return values
-
-
-def work(results: Connection, control: Connection) -> None:
-    """Body of the process: receives a constructor, then commands, until the other process closes the pipe."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        try:
-            with contextlib.closing(control.recv()()) as env:
-                while True:
-                    results.send(("frames", *_act(env, *control.recv())))
-        except (EOFError, BrokenPipeError, ConnectionResetError):
-            raise
-        except Exception as error:  # an environment may raise anything
-            own = isinstance(error, WorldModelError)
-            results.send(("failed", str(error) if own else f"{type(error).__name__}: {error}"))
-
-
-def _act(env: FrameSource, command: str, *arguments: Any) -> tuple[Any, ...]:
-    if command == "step":
-        frame, reward, terminated, truncated, _ = env.step(*arguments)
-        return frame, float(reward), bool(terminated or truncated)
-    seed, actions, count = arguments
-    frames, ended = [env.reset(seed=seed)[0].copy()], False
-    for action in actions:
-        if ended:
-            break
-        frame, _, terminated, truncated, _ = env.step(action)
-        ended = bool(terminated or truncated)
-        frames = [*frames, frame.copy()][-count:]
-    return frames, ended
