@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from worldmodel.config.cli import Config
 from worldmodel.config.entry_point import entry_point
-from worldmodel.config.flags import add_output, add_seed, add_voice_temperature
+from worldmodel.config.flags import VOICE_TEMPERATURE, add_output, add_seed, add_voice_temperature
 from worldmodel.errors import ConfigError
 from worldmodel.util.output import SOUND_SUFFIXES, options_in_name
 
@@ -52,7 +52,7 @@ def main(args: argparse.Namespace, config: Config) -> None:
     def draw(speaker: str, generator: torch.Generator) -> np.ndarray:
         return model.convert(source, speaker, generator, args.voice_temperature)
 
-    name = f"{file.stem}-seed{config.seed}{options_in_name(('v', args.voice_temperature, 1.0))}"
+    name = f"{file.stem}-seed{config.seed}{options_in_name(('v', args.voice_temperature, VOICE_TEMPERATURE))}"
     write_voices(run, model, speakers, draw, config.seed, args.output, name, before=[(file.name, source)])
 
 

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from worldmodel.config.cli import Config
 from worldmodel.config.entry_point import entry_point
-from worldmodel.config.flags import add_number
+from worldmodel.config.flags import VOICE_TEMPERATURE, add_number
 from worldmodel.errors import ConfigError
 from worldmodel.util.files import check_writable
 from worldmodel.util.progress import progress_bars
@@ -65,7 +65,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timit", metavar="FOLDER", help="speech: TIMIT, whose phone labels are used to score codes and conversions"
     )
-    add_number(parser, "--voice-temperature", Positive, "speech: temperature of the decoder (1)", metavar="T")
+    add_number(
+        parser, "--voice-temperature", Positive, f"speech: temperature of a WaveNet ({VOICE_TEMPERATURE})", metavar="T"
+    )
     parser.add_argument("--compare", metavar="RUN,RUN", help="compare the bits per dimension of evaluated runs")
 
 
@@ -129,7 +131,7 @@ def measure(
 
         timit = voices.find_timit(args.timit, store)
         figures = voices.evaluate_voices(
-            run, model, store, timit, seed, args.command, progress, args.voice_temperature or 1.0
+            run, model, store, timit, seed, args.command, progress, args.voice_temperature or VOICE_TEMPERATURE
         )
         return figures, voices_report.lines(figures), "spectrograms.png, report.png, sounds"
 

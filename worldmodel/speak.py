@@ -16,7 +16,14 @@ from annotated_types import Gt, Le
 
 from worldmodel.config.cli import Config
 from worldmodel.config.entry_point import entry_point
-from worldmodel.config.flags import add_number, add_output, add_sampling, add_seed, add_voice_temperature
+from worldmodel.config.flags import (
+    VOICE_TEMPERATURE,
+    add_number,
+    add_output,
+    add_sampling,
+    add_seed,
+    add_voice_temperature,
+)
 from worldmodel.util.output import SOUND_SUFFIXES, options_in_name
 
 if TYPE_CHECKING:
@@ -57,7 +64,7 @@ def main(args: argparse.Namespace, config: Config) -> None:
         wave = model.decode(codes, speaker, generator, args.voice_temperature)
         return wave[: round(length * model.rate)]
 
-    options = ("t", args.temperature, 1.0), ("v", args.voice_temperature, 1.0), ("k", args.top_k, None)
+    options = ("t", args.temperature, 1.0), ("v", args.voice_temperature, VOICE_TEMPERATURE), ("k", args.top_k, None)
     name = f"speech-seed{config.seed}{options_in_name(*options, ('s', args.seconds, None))}"
     write_voices(run, model, choose_speakers(args.speakers, model), draw, config.seed, args.output, name)
 

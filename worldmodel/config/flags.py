@@ -69,7 +69,11 @@ def add_output(parser: argparse.ArgumentParser, suffixes: Sequence[str]) -> None
     parser.add_argument("--output", type=read, metavar="PATH", help=help)
 
 
+VOICE_TEMPERATURE = 0.5
+"""Of decoders of sound that draw samples: at 1, a WaveNet of little training loses most of the pitch."""
+
+
 def add_voice_temperature(parser: argparse.ArgumentParser) -> None:
     """How samples of sound are drawn from the decoder."""
-    help = "temperature of the decoder; below 1: less noise, but a duller sound (1)"
-    add_number(parser, "--voice-temperature", Positive, help, 1.0, "T")
+    help = f"temperature of a WaveNet; below 1: less noise, but a duller sound ({VOICE_TEMPERATURE})"
+    add_number(parser, "--voice-temperature", Positive, help, VOICE_TEMPERATURE, "T")

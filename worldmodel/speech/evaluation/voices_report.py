@@ -72,8 +72,8 @@ def lines(figures: dict[str, Any]) -> Rows:
         ("codes used", f"{codes['share']:.1%}, perplexity {codes['perplexity']:.0f}"),
         *intervals(figures["bits"], names, 3),
     ]
-    if figures.get("voice_temperature", 1.0) != 1.0:
-        rows.append(("temperature of the decoder", f"{figures['voice_temperature']:g}"))
+    if "wave" in figures["bits"] and "voice_temperature" in figures:
+        rows.append(("temperature of the WaveNet", f"{figures['voice_temperature']:g}"))
     if leakage := figures.get("leakage"):
         best = max((leakage[key] for key in ("histogram", "embedded")), key=lambda each: each["value"])
         rows.append(("speaker predicted from the codes of a second", f"{number(best)}, chance {leakage['chance']:.2f}"))

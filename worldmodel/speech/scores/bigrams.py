@@ -8,6 +8,7 @@ the model must predict all of held-out speech.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -54,7 +55,8 @@ def bigram_figures(
     seed: int = 0,
 ) -> dict[str, Any]:
     """Bits per phone of held-out sequences under bigram models of ``real`` sequences, of these in random order
-    (``shuffled``), and of each of ``others``, whose ``place`` between the two is 0 for real and 1 for shuffled ones.
+    (``shuffled``), and of each of ``others``, whose ``place`` between the two is 0 for real and 1 for shuffled ones
+    (left out if these two are equal).
 
     All models are estimated from the same number of phones, that of the smallest set, since they improve with it.
     """
@@ -68,14 +70,18 @@ def bigram_figures(
     bits = {name: np.array([-table[each[:-1], each[1:]].sum() for each in tested]) for name, table in tables.items()}
 
     def place(own: np.ndarray, low: np.ndarray, high: np.ndarray) -> float:
-        """Sums over utterances → where the first lies between the others."""
-        return float((own.sum() - low.sum()) / (high.sum() - low.sum()))
+        """Sums over utterances → where the first lies between the others; NaN where these are equal."""
+        width = high.sum() - low.sum()
+        return float((own.sum() - low.sum()) / width) if width else math.nan
 
+    defined = bits["real"].sum() != bits["shuffled"].sum()
     return {
         "phones": count,
         "bits": {name: ratio_of_sums(own, pairs, seed).to_json() for name, own in bits.items()},
         "place": {
-            name: bootstrap(place, bits[name], bits["real"], bits["shuffled"], seed=seed).to_json() for name in others
+            name: bootstrap(place, bits[name], bits["real"], bits["shuffled"], seed=seed).to_json()
+            for name in others
+            if defined
         },
     }
 
