@@ -22,6 +22,7 @@ from worldmodel.runs.models import load_prior, load_tokenizer, resolve_device
 from worldmodel.tokenizers import Tokenizer
 from worldmodel.types import NO_ACTION, Spec
 from worldmodel.util.files import expanded
+from worldmodel.util.threads import FREE_CORES
 
 Actions = Tensor | np.ndarray | Sequence[str] | Sequence[int]  # indices, or names of actions
 
@@ -129,6 +130,8 @@ class WorldModel:
         steps = []
         how = sampler if isinstance(sampler, Sampler) else make_sampler(sampler, temperature, top_k)
         for action in acts.t().contiguous().unbind():  # rows that lie in order are copied together
+            if self.device.type == "cpu":
+                FREE_CORES.adjust()
             step, state = self.step(state, action, how, generator)
             steps.append(step)
         codes, rewards, ends = (torch.stack(part, 1) for part in list(zip(*steps, strict=True))[:3])

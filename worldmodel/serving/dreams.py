@@ -17,6 +17,7 @@ from worldmodel.errors import DataError
 from worldmodel.heads import make_sampler
 from worldmodel.priors import PriorState, join_rows, map_state, select_rows
 from worldmodel.types import NO_ACTION
+from worldmodel.util.threads import FREE_CORES
 from worldmodel.world import WorldModel
 
 
@@ -141,6 +142,8 @@ class Dreamer:
     @torch.no_grad()
     def _pass(self, orders: Sequence[Order], temperature: float) -> Iterator[Moment]:
         device = self.world.device
+        if device.type == "cpu":
+            FREE_CORES.adjust()
         moments = [order.moment for order in orders]
         state = join_rows([moment.state for moment in moments])
         actions = torch.tensor([order.action for order in orders], device=device)
