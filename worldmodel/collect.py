@@ -7,7 +7,8 @@ import the files of that folder instead. A further call imports what is missing:
 after an interruption, and episodes that were damaged since. source=stores source.paths=[…] merges
 several folders of episodes.
 
-collect.engine=ray records on the machines of a Ray cluster, into one store for each actor (docs/scale.md).
+collect.engine=ray records on the machines of a Ray cluster, into one store for each actor
+(docs/scale.md).
 """
 
 from __future__ import annotations
