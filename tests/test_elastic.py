@@ -1,4 +1,4 @@
-"""Two nodes under torchrun: a killed process is restarted, and the training is the same one."""
+"""Two nodes of two processes under torchrun: killed processes are restarted, and the training is the same one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from worldmodel.runs.training import check_restarts
 from worldmodel.training.fit import Fit
 from worldmodel.training.hooks import read_json_lines
 
-STEPS = 40
+STEPS = 80
 SETTINGS = [
     "device=cpu",
     "prior=conv",
@@ -39,7 +39,7 @@ SETTINGS = [
     *(
         f"training.{stage}.{setting}"
         for stage in ("tokenizer", "prior")
-        for setting in ("batch=2", "precision=fp32", "log_every=10", "evaluate_every=20", "checkpoint_seconds=0.2")
+        for setting in ("batch=2", "precision=fp32", "log_every=10", "evaluate_every=40", "checkpoint_seconds=0.2")
     ),
 ]
 
@@ -86,7 +86,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    nodes = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}",
+    nodes = ["--nnodes=2", "--nproc-per-node=2", "--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}",
              "--rdzv-id=test", "--max-restarts=3", "--monitor-interval=0.1"]  # fmt: skip
     agents = [torchrun(folder, "killed", *nodes) for _ in range(2)]
     try:
@@ -94,7 +94,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         kill(agents, rank=0)  # which writes, and holds the lock of the run
         shutil.copytree(folder / "runs" / "killed", folder / "runs" / "undisturbed")
         assert [agent.wait(180) for agent in agents] == [0, 0], (folder / "killed.log").read_text()
-        one = torchrun(folder, "undisturbed", "--standalone", "--nproc-per-node=2")
+        one = torchrun(folder, "undisturbed", "--standalone", "--nproc-per-node=4")
         agents.append(one)
         assert one.wait(120) == 0, (folder / "undisturbed.log").read_text()
         yield folder
