@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from counting import SPEC, Counting
 
 from worldmodel import collect as collect_module
 from worldmodel import quickstart
@@ -24,32 +25,24 @@ from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import EnvError
 from worldmodel.recording import cluster
 from worldmodel.recording.collect import Collected, CollectSettings
-from worldmodel.types import Spec
 
-SPEC = Spec("counting", (1, 4, 4), ("stay", "go"), 10.0)
 WITHOUT = "Ray is not installed: pip install 'worldmodel[ray]'"
 
 
-class Killing:
-    """Episodes of ten steps whose frames hold their seed. The fifth step of the third episode kills, once, the actor to
-    which this process belongs, or stops it, as ``signals`` states."""
+class Killing(Counting):
+    """The fifth step of the third episode kills, once, the actor to which this process belongs, or stops it: it is sent
+    the signal ``number``, unless that is 0. ``flag``: a file, which the process that sends the signal removes."""
 
     def __init__(self, flag: str, number: int):
-        self.data_spec = SPEC
+        super().__init__()
         self.flag, self.number, self.episodes = flag, number, 0
 
     def reset(self, *, seed: int | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        self.seed, self.steps, self.episodes = seed or 0, 0, self.episodes + 1
-        return self.frame(), {}
-
-    def frame(self) -> np.ndarray:
-        frame = np.full(SPEC.frame_shape, self.steps, np.uint8)
-        frame[0, 0] = np.frombuffer(np.uint32(self.seed).tobytes(), np.uint8)
-        return frame
+        self.episodes += 1
+        return super().reset(seed=seed)
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        self.steps += 1
-        if self.number and self.steps == 5 and self.episodes == 3:
+        if self.number and self.steps == 4 and self.episodes == 3:
             try:
                 os.unlink(self.flag)
             except FileNotFoundError:
@@ -58,10 +51,7 @@ class Killing:
                 time.sleep(1)  # until the actor has written the episodes before
                 os.kill(os.getppid(), self.number)
                 time.sleep(1000)
-        return self.frame(), float(action), self.steps == 10, False, {}
-
-    def close(self) -> None:
-        pass
+        return super().step(action)
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from counting import SPEC, Counting
 from processes import wait_until_gone
 
 from worldmodel import collect as collect_module
@@ -28,34 +29,23 @@ from worldmodel.recording.recorder import Recording, place_of, record_episode
 from worldmodel.types import NO_ACTION, Spec
 
 ROOT = Path(__file__).parents[1]
-SPEC = Spec("counting", (1, 4, 4), ("stay", "go"), 10.0)
 
 
-class Counting:
-    """Frames count the steps of the episode, which ends by itself after ``length``. Misbehaves once, on demand.
+class Misbehaving(Counting):
+    """Misbehaves once, on demand, at its fifth step.
 
     ``flag``: a file; the process that can remove it misbehaves (each file for one process once).
     """
 
     def __init__(self, length: int = 10, behaviour: str = "", flag: str = "", pause: float = 0.0):
-        self.data_spec = SPEC
-        self.length, self.behaviour, self.flag, self.pause = length, behaviour, flag, pause
-
-    def reset(self, *, seed: int | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        self.seed, self.steps = seed or 0, 0
-        return self.frame(), {}
-
-    def frame(self) -> np.ndarray:
-        frame = np.full(SPEC.frame_shape, self.steps, np.uint8)
-        frame[0, 0] = np.frombuffer(np.uint32(self.seed).tobytes(), np.uint8)
-        return frame
+        super().__init__(length)
+        self.behaviour, self.flag, self.pause = behaviour, flag, pause
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         time.sleep(self.pause)
-        self.steps += 1
-        if self.behaviour and self.steps == 5:
+        if self.behaviour and self.steps == 4:
             self.misbehave()
-        return self.frame(), float(action), self.steps == self.length, False, {}
+        return super().step(action)
 
     def misbehave(self) -> None:
         if not self.behaviour.startswith("always"):
@@ -81,12 +71,9 @@ class Counting:
             os.unlink(f"{self.flag}.frozen")
             os.kill(os.getpid(), signal.SIGSTOP)
 
-    def close(self) -> None:
-        pass
-
 
 def run(path: Path, steps: int, **settings: Any) -> Collected:
-    make_env = functools.partial(Counting, **{key: settings.pop(key) for key in list(settings) if key in KNOBS})
+    make_env = functools.partial(Misbehaving, **{key: settings.pop(key) for key in list(settings) if key in KNOBS})
     with EpisodeStore.writer(path, SPEC) as store:
         return collect(store, make_env, UniformExplorer(), steps, progress=False, **settings)
 
@@ -199,7 +186,7 @@ def test_numbers_below_their_minimum_are_named(tmp_path: Path, wrong: dict[str, 
 
 
 def test_a_cut_before_the_first_step_is_no_episode() -> None:
-    env = Counting()
+    env = Misbehaving()
     recording = record_episode(env, UniformExplorer(), np.random.default_rng(0), 100, lambda: False)
     assert recording is not None and recording.episode.steps == 1 and recording.episode.truncated
     assert record_episode(env, UniformExplorer(), np.random.default_rng(0), 0, lambda: True) is None
