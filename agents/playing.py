@@ -14,7 +14,7 @@ from typing import Any
 
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import BusyError
-from worldmodel.recording.pool import RecorderPool, packed
+from worldmodel.recording.pool import RecorderPool, serialized
 from worldmodel.recording.recorder import ActionSource, FrameSource, Order, Recorder, Recording
 from worldmodel.types import Spec
 
@@ -41,7 +41,7 @@ def play(
     """
     if min(workers, len(orders)) > 1:
         # Without a limit on the time, because a planner may need minutes for a decision.
-        with RecorderPool(packed(make_env, agent, workers), orders, workers, timeout=math.inf) as pool:
+        with RecorderPool(serialized(make_env, agent, workers), orders, workers, timeout=math.inf) as pool:
             for report in pool.reports():
                 if not on_steps(report.steps):
                     return

@@ -20,7 +20,7 @@ from worldmodel.data.store import EpisodeStore
 from worldmodel.dreaming.videos import Place, read_scene
 from worldmodel.serving.app import Limits, Server
 from worldmodel.serving.batching import Batcher
-from worldmodel.serving.dreams import Dreamer, Moment, Order, _leaves, pack_state
+from worldmodel.serving.dreams import Dreamer, Moment, Order, _leaves, shortened
 from worldmodel.serving.keys import action_keys
 from worldmodel.serving.messages import ProtocolError, pack, parse, unpack
 from worldmodel.serving.visits import Visit
@@ -148,10 +148,10 @@ def test_a_dream_is_that_of_the_dream_command(dreamer: Dreamer) -> None:
 
 def test_a_moment_is_kept_in_16_bits_where_these_suffice(dreamer: Dreamer) -> None:
     state = dreamer.begin(dreamer.read(Place(3, 0)), 0).state
-    packed = Moment(pack_state(state, 2**15 - 1), *[None] * 8)  # type: ignore[arg-type]
-    assert {tensor.dtype for tensor in _leaves(packed.packed)} == {torch.int16}
-    assert pack_state(state, 2**15) is state
-    for tensor, kept in zip(_leaves(state), _leaves(packed.state), strict=True):
+    moment = Moment(shortened(state, 2**15 - 1), *[None] * 8)  # type: ignore[arg-type]
+    assert {tensor.dtype for tensor in _leaves(moment.kept)} == {torch.int16}
+    assert shortened(state, 2**15) is state
+    for tensor, kept in zip(_leaves(state), _leaves(moment.state), strict=True):
         assert tensor.dtype == torch.int64 and torch.equal(kept, tensor)
 
 

@@ -48,12 +48,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--start", metavar="EPISODE[:FRAME]", help="with --actions: first seen frame (held out, chosen by the seed)"
     )
-    add_number(
-        parser,
-        "--context",
-        Few,
-        "number of seen frames (as in training, and those in the memory)",
-    )
+    add_number(parser, "--context", Few, "number of seen frames (as in training, and those in the memory)")
     add_number(parser, "--samples", Few, "number of dreams from the same start, side by side (1)", 1)
     add_sampling(parser)
     add_seed(parser)
@@ -80,7 +75,7 @@ def main(args: argparse.Namespace, config: Config) -> None:
     world = WorldModel.load(run, device=config.device)
     store = open_episodes(run, world.spec, given_data(args.overrides, config))
     usual = max(1, world.prior.context)
-    context, earlier = (args.context, 0) if args.context else (usual, max(0, world.prior.lead - usual))
+    context, earlier = (args.context, 0) if args.context else (usual, videos.remembered(world.prior, usual))
     chosen = videos.Choice(args.actions, args.replay, args.start, args.horizon, context, config.seed, earlier)
     scene = videos.choose_scene(chosen, world.spec, store)
     options = ("t", args.temperature, 1.0), ("k", args.top_k, None), ("c", chosen.context, usual)

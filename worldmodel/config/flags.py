@@ -70,7 +70,7 @@ def add_output(parser: argparse.ArgumentParser, suffixes: Sequence[str]) -> None
 
 
 VOICE_TEMPERATURE = 0.5
-"""Of decoders of sound that draw samples: at 1, a WaveNet of little training loses most of the pitch."""
+"""Of decoders of sound that draw samples. At 1, a WaveNet that was trained for two hours loses most of the pitch."""
 
 
 def add_voice_temperature(parser: argparse.ArgumentParser) -> None:

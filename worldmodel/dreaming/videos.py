@@ -19,6 +19,7 @@ from worldmodel.dreaming.actions import parse_script
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.evaluation.metrics import psnr
 from worldmodel.evaluation.openloop import reconstruct
+from worldmodel.priors import Prior
 from worldmodel.types import Spec
 from worldmodel.util.output import options_in_name, words_in_name
 from worldmodel.world import Dream, WorldModel
@@ -60,6 +61,11 @@ class Scene:
     seen_actions: Tensor  # (T0,) int64: the action that led to each seen frame
     actions: Tensor  # (H,) int64: the action that leads to each frame to be dreamt
     truth: Tensor | None  # (H, C, H, W) uint8, the recorded frames; None for chosen actions
+
+
+def remembered(prior: Prior, context: int) -> int:
+    """Frames before the ``context`` seen ones that the memory of a prior keeps, too."""
+    return max(0, prior.lead - context)
 
 
 def read_scene(
@@ -149,7 +155,7 @@ class Choice:
     horizon: int | None
     context: int  # seen frames
     seed: int
-    earlier: int = 0  # frames before these that the model sees, too, at most
+    earlier: int = 0  # largest number of frames before these that the model sees, too
 
 
 def choose_scene(chosen: Choice, spec: Spec, store: EpisodeStore) -> Scene:
@@ -179,8 +185,9 @@ def imagine(
     world: WorldModel, scene: Scene, samples: int, seed: int, temperature: float, top_k: int | None, sampler: str
 ) -> Dream:
     """``samples`` dreams of one scene as a batch."""
-    known = torch.cat([scene.earlier, scene.seen]), torch.cat([scene.earlier_actions, scene.seen_actions])
-    tensors = (known[0], scene.actions, known[1])
+    known = torch.cat([scene.earlier, scene.seen])
+    led_by = torch.cat([scene.earlier_actions, scene.seen_actions])
+    tensors = (known, scene.actions, led_by)
     seen, actions, seen_actions = (tensor.expand(samples, *tensor.shape) for tensor in tensors)
     generator = torch.Generator(world.device).manual_seed(seed)
     options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "sampler": sampler, "generator": generator}

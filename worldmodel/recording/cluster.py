@@ -24,7 +24,7 @@ from rich.console import Console
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import BusyError, ConfigError, DataError, EnvError
 from worldmodel.recording.collect import Collected, CollectSettings, Written, count, shared, write
-from worldmodel.recording.pool import MOST_FAILURES, START_SECONDS, STOP_SECONDS, RecorderPool, packed
+from worldmodel.recording.pool import MOST_FAILURES, START_SECONDS, STOP_SECONDS, RecorderPool, serialized
 from worldmodel.recording.recorder import ActionSource, FrameSource
 from worldmodel.types import Spec
 from worldmodel.util.progress import Bars, deferred
@@ -61,7 +61,7 @@ class Player:
     """The class of the actors.
 
     Args:
-        task: of :func:`packed`.
+        task: of :func:`serialized`.
         spec: of the environment.
         folder: of the stores. An actor takes the first of ``<host>-0``, ``<host>-1``, … that no other writes to.
         settings: of the recording.
@@ -149,7 +149,7 @@ def collect_on_cluster(
     folder = folder.absolute()
     if (folder / "index.jsonl").exists():
         raise DataError(f"{folder} holds a store; collect.engine=ray makes one for each actor in a folder: data=…")
-    task = packed(make_env, explorer, settings.workers)
+    task = serialized(make_env, explorer, settings.workers)
     with (
         connected(settings) as actors,
         deferred() as stopped,
@@ -179,7 +179,7 @@ def connected(settings: CollectSettings) -> Iterator[int]:
         address = os.environ.get("RAY_ADDRESS")
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if not address:
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else it sends some to its makers
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # otherwise it reports its use to its developers
             options |= {"num_cpus": (settings.actors or 1) * settings.workers, "address": "local"}
             options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
         try:

@@ -15,7 +15,7 @@ from rich.progress import TaskID
 
 from worldmodel.config.checks import checked
 from worldmodel.data.store import EpisodeStore
-from worldmodel.recording.pool import RecorderPool, Report, packed
+from worldmodel.recording.pool import RecorderPool, Report, serialized
 from worldmodel.recording.recorder import ActionSource, FrameSource, Order
 from worldmodel.types import Episode
 from worldmodel.util.progress import Bars, deferred
@@ -50,6 +50,7 @@ class Written:
     warnings: list[str] = dataclasses.field(default_factory=list)
 
     def add(self, other: Written) -> None:
+        """Include what ``other`` counts."""
         for name, value in vars(other).items():
             mine = getattr(self, name)
             if isinstance(mine, set):
@@ -156,7 +157,7 @@ def collect(
     with (
         deferred() as stopped,
         Bars(Console(file=sys.stderr, quiet=not progress)) as bar,
-        RecorderPool(packed(make_env, explorer, workers), orders, workers, timeout) as pool,
+        RecorderPool(serialized(make_env, explorer, workers), orders, workers, timeout) as pool,
     ):
         task = bar.add_task("recording", total=steps)
         for report in pool.reports():

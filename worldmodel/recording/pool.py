@@ -58,7 +58,7 @@ class Report:
     warning: str | None = None
 
 
-def packed(make_env: Callable[[], FrameSource], agent: ActionSource, workers: int) -> bytes:
+def serialized(make_env: Callable[[], FrameSource], agent: ActionSource, workers: int) -> bytes:
     """An environment and its agent, to be sent to recorder processes of which ``workers`` share the cores.
 
     Modules are imported there, and what a script or a notebook defines is sent by value. Raises :class:`EnvError` for
@@ -77,7 +77,7 @@ def packed(make_env: Callable[[], FrameSource], agent: ActionSource, workers: in
 class RecorderPool:
     """At most ``workers`` processes that share orders; a context manager that ends all of them.
 
-    ``task`` is what they do, of :func:`packed`. ``timeout`` is the seconds of silence after which a recorder counts as
+    ``task`` is what :func:`serialized` returns. ``timeout`` is the seconds of silence after which a recorder counts as
     hung.
     """
 

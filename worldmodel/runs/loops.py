@@ -19,7 +19,7 @@ from worldmodel.config.cli import compose_config
 from worldmodel.data.store import EpisodeStore
 from worldmodel.dreaming.actions import parse_script
 from worldmodel.errors import DataError, EnvError, WorldModelError
-from worldmodel.recording.pool import RecorderPool, packed
+from worldmodel.recording.pool import RecorderPool, serialized
 from worldmodel.recording.recorder import ActionSource, FrameSource, Order
 from worldmodel.runs.data import NOT_OF_THE_ENVIRONMENT, env_maker, spec_of
 from worldmodel.runs.folder import load_config, load_spec
@@ -134,7 +134,7 @@ def _play(
 ) -> list[Episode]:
     """At most :data:`EPISODES` episodes of exactly ``steps`` steps; they depend on nothing but the settings."""
     workers, timeout = (int(collect[name]) for name in ("workers", "timeout"))
-    task = packed(make_env, agent, workers)
+    task = serialized(make_env, agent, workers)
     found: dict[int, Episode] = {}
     played = done = 0
     for _ in range(ROUNDS):

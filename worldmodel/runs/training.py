@@ -103,16 +103,17 @@ def make_fabric(config: DictConfig) -> Fabric:
     devices: Any = [device.index] if device.type == "cuda" and not several else here
     strategy = "ddp" if several else "auto"
     if several:
-        meet_again("nccl" if device.type == "cuda" else "gloo")
+        connect_after_restart("nccl" if device.type == "cuda" else "gloo")
     return Fabric(accelerator=device.type, devices=devices, num_nodes=everywhere // here, strategy=strategy)
 
 
-def meet_again(backend: str) -> None:
-    """Connect the processes of one node after a restart by torchrun; nothing at the first start.
+def connect_after_restart(backend: str) -> None:
+    """Connect the processes of one node after a restart by torchrun; does nothing at the first start.
 
-    They find each other through a store of torchrun that outlives them, in which torch 2.13 reads the addresses of the
-    predecessors if the process that writes the new ones is late. Here, the names in the store hold the restart. Over
-    several nodes, whose numbers of restarts may differ, see :func:`check_restarts`.
+    Processes exchange their addresses through a store of torchrun, which is not cleared at a restart: torch 2.13 reads
+    the addresses of the ended processes if the process that writes the new ones is late. Here, the names in the store
+    contain the number of the restart. Over several nodes, whose numbers of restarts may differ, see
+    :func:`check_restarts`.
     """
     attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
     one_node = os.environ.get("GROUP_WORLD_SIZE") == "1"

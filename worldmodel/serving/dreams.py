@@ -12,7 +12,7 @@ from torch import Tensor
 
 from worldmodel import media
 from worldmodel.data.store import EpisodeStore
-from worldmodel.dreaming.videos import Place, check_place, random_place
+from worldmodel.dreaming.videos import Place, check_place, random_place, remembered
 from worldmodel.errors import DataError
 from worldmodel.heads import make_sampler
 from worldmodel.priors import PriorState, join_rows, map_state, select_rows
@@ -31,7 +31,7 @@ def noise_from(state: Tensor, device: torch.device) -> torch.Generator:
 class Moment(NamedTuple):
     """A dream after one of its frames, from which it may go on any number of times."""
 
-    packed: PriorState  # of one row, as :func:`pack_state` keeps it
+    kept: PriorState  # of one row, as :func:`shortened` returns it
     noise: Tensor  # state of the generator
     step: int  # frames dreamt so far
     action: int  # that led to the frame
@@ -43,18 +43,19 @@ class Moment(NamedTuple):
 
     @property
     def state(self) -> PriorState:
-        """As a prior takes it."""
-        return map_state(lambda t: t.long() if t.dtype == torch.int16 else t, self.packed)
+        """The state as a prior takes it."""
+        return map_state(lambda t: t.long() if t.dtype == torch.int16 else t, self.kept)
 
     @property
     def size(self) -> int:
         """Bytes in memory."""
-        tensors = (*_leaves(self.packed), self.noise)
+        tensors = (*_leaves(self.kept), self.noise)
         return sum(t.numel() * t.element_size() for t in tensors) + self.frame.nbytes + self.codes.nbytes
 
 
-def pack_state(state: PriorState, num_codes: int) -> PriorState:
-    """With its codes and actions in 16 instead of 64 bits, if these suffice: the memory of a prior has many."""
+def shortened(state: PriorState, num_codes: int) -> PriorState:
+    """The state with codes and actions of 16 instead of 64 bits, if these suffice. A state with a memory consists of
+    them, and a visit keeps up to a thousand states."""
     if num_codes > torch.iinfo(torch.int16).max:
         return state
     return map_state(lambda t: t.to(torch.int16) if t.dtype == torch.int64 else t, state)
@@ -82,7 +83,7 @@ class Dreamer:
     def __init__(self, world: WorldModel, store: EpisodeStore):
         self.world, self.store = world, store
         self.context = max(1, world.prior.context)
-        self.earlier = max(0, world.prior.lead - self.context)  # frames before these that a memory keeps
+        self.earlier = remembered(world.prior, self.context)
 
     def read(self, place: Place) -> Beginning:
         """The seen frames at a place, and those before it that the episode has and a memory keeps. Raises
@@ -115,17 +116,8 @@ class Dreamer:
         state = self.world.observe(frames, actions)
         noise = torch.Generator(device).manual_seed(seed).get_state()
         codes = state.previous[0].cpu().numpy()
-        return Moment(
-            pack_state(state, self.world.prior.num_codes),
-            noise,
-            0,
-            NO_ACTION,
-            0.0,
-            0.0,
-            0.0,
-            beginning.frames[-1],
-            codes,
-        )
+        kept = shortened(state, self.world.prior.num_codes)
+        return Moment(kept, noise, 0, NO_ACTION, 0.0, 0.0, 0.0, beginning.frames[-1], codes)
 
     def step(self, orders: Sequence[Order]) -> Iterator[tuple[int, Moment]]:
         """The next moment of each order, with its index: one pass for all orders of the same temperature.
@@ -154,9 +146,9 @@ class Dreamer:
             row, before = torch.tensor([index], device=device), order.moment
             frame = self.world.tokenizer.decode(drawn.codes[row])[0].cpu().numpy()
             codes = drawn.codes[index].cpu().numpy()
-            packed = pack_state(select_rows(state, row), self.world.prior.num_codes)
+            kept = shortened(select_rows(state, row), self.world.prior.num_codes)
             yield Moment(
-                packed, noise.get_state(), before.step + 1, order.action,
+                kept, noise.get_state(), before.step + 1, order.action,
                 rewards[index], before.total + rewards[index], ends[index], frame, codes,
             )  # fmt: skip
 
