@@ -267,6 +267,24 @@ def test_sub_folders_are_the_classes_and_every_tenth_file_is_held_out(tmp_path: 
     np.testing.assert_array_equal(items[0].episode.frames[0], pixels(1).transpose(2, 0, 1))
 
 
+def test_random_squares_of_training_images_follow_the_images(tmp_path: Path) -> None:
+    for i in range(12):
+        grey = np.arange(40 * 30, dtype=np.uint16).reshape(30, 40) // 5  # brighter to the right and to the bottom
+        Image.fromarray(np.stack([grey.astype(np.uint8)] * 3, -1)).save(tmp_path / f"{i:02d}.png")
+    source = ImageFolder(str(tmp_path), 8, crops=3)
+    names = [f"{i:02d}.png" for i in range(12)]
+    crops = [f"{name}#{crop}" for name in names if name != "09.png" for crop in range(3)]
+    assert [key.partition("/")[2] for key in source.keys] == names + crops
+    items = [source.read(index) for index in range(len(source))]
+    assert [index for index, item in enumerate(items) if item.held_out] == [9]
+    frames = np.stack([item.episode.frames[0] for item in items])
+    assert len(np.unique(frames[12:].reshape(33, -1), axis=0)) == 33  # no two squares are the same
+    slopes = frames[12:].astype(float).mean((1, 2)) @ np.linspace(-1, 1, 8)
+    assert 5 < (slopes < 0).sum() < 28  # about half of them are mirrored
+    again = ImageFolder(str(tmp_path), 8, crops=3)
+    np.testing.assert_array_equal(again.read(30).episode.frames, items[30].episode.frames)
+
+
 def test_a_folder_without_classes_has_one(tmp_path: Path) -> None:
     source = tiny_pile(tmp_path / "set")
     assert source.spec.action_names == ("image",) and source.spec.env_id == "pile"

@@ -13,7 +13,7 @@ from worldmodel.data.sources.base import Source, check_folder, files_below, imag
 from worldmodel.errors import DataError
 from worldmodel.types import NO_ACTION, Spec, plain_name
 from worldmodel.util.formats import unreadable
-from worldmodel.util.ranges import Pixels, Text
+from worldmodel.util.ranges import Pixels, Text, Whole
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WebP")
@@ -31,6 +31,9 @@ MOST_LETTERS = 1000  # of a caption; longer ones are cut
 ONE_CLASS = "image"
 """The class of all images in a folder without classes."""
 
+SMALLEST_CROP = 0.4
+"""Side of the smallest random square, as a part of the shorter side of the picture."""
+
 
 class ImageFolder(Source):
     """All images below a folder as ``size`` × ``size`` RGB.
@@ -38,11 +41,13 @@ class ImageFolder(Source):
     The top-level sub-folder of an image is its class; images outside sub-folders have none. A file of :data:`WORDS` in
     the folder or next to it provides class names. The first line of a text file of the same name (``0001.png``,
     ``0001.txt``) is a caption, which replaces the class, except for numbers alone (boxes of a detector) and with
-    ``captions=False``. Every tenth file is held out, counted over all files in sorted order. Raises :class:`DataError`
-    without images, and if all sub-folders are called like splits (train, val).
+    ``captions=False``. Every tenth file is held out, counted over all files in sorted order. ``crops`` random squares
+    of each of the other files follow as further images, half of them mirrored: their sides are from
+    :data:`SMALLEST_CROP` to the whole of the shorter side, and the same in every collection. Raises
+    :class:`DataError` without images, and if all sub-folders are called like splits (train, val).
     """
 
-    def __init__(self, path: Text, size: Pixels, name: Text = "images", captions: bool = True):
+    def __init__(self, path: Text, size: Pixels, name: Text = "images", captions: bool = True, crops: Whole = 0):
         folder = check_folder(path, "a folder of pictures")
         self._files = sorted(files_below(folder, SUFFIXES), key=lambda file: file.relative_to(folder).parts)
         if not self._files:
@@ -70,15 +75,26 @@ class ImageFolder(Source):
         self._size = size
         # Keys include the folder's name, because two folders may both contain 0001.png.
         self.keys = ["/".join((folder.name, *parts)) for parts in within]
+        training = [number for number in range(len(self._files)) if not _held_out(number)]
+        self._crops = [(number, crop) for number in training for crop in range(crops)]
+        self.keys += [f"{self.keys[number]}#{crop}" for number, crop in self._crops]
         self.spec = Spec(name, (3, size, size), names, rate=1.0)
 
     def read(self, index: int) -> Item:
-        image = read_image(self._files[index], self._size)
-        return image_item(image, self._labels[index], index % HELD_OUT_EVERY == HELD_OUT_EVERY - 1, self.keys[index])
+        if index < len(self._files):
+            image = read_image(self._files[index], self._size)
+            return image_item(image, self._labels[index], _held_out(index), self.keys[index])
+        number, crop = self._crops[index - len(self._files)]
+        image = read_image(self._files[number], self._size, np.random.default_rng((number, crop)))
+        return image_item(image, self._labels[number], False, self.keys[index])
 
 
-def read_image(file: Path, size: int) -> np.ndarray:
-    """One picture, upright, cut to the square in its middle and resized: (3, size, size) uint8.
+def _held_out(number: int) -> bool:
+    return number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
+
+
+def read_image(file: Path, size: int, random: np.random.Generator | None = None) -> np.ndarray:
+    """One picture, upright, cut to the square in its middle, or to a random one, and resized: (3, size, size) uint8.
 
     Grey pictures and those with a palette become RGB; transparent parts are blended with white. Raises
     :class:`DataError` for a file that is damaged, cut off, no picture, or of more than 8 bits a channel.
@@ -94,6 +110,10 @@ def read_image(file: Path, size: int) -> np.ndarray:
         raise DataError(f"{file} {unreadable(file, reason, FORMATS, 'convert it to PNG')}") from error
     side = min(image.size)
     left, top = ((extent - side) // 2 for extent in image.size)
+    if random is not None:
+        side = round(side * random.uniform(SMALLEST_CROP, 1))
+        left, top = (int(random.integers(extent - side + 1)) for extent in image.size)
+        image = ImageOps.mirror(image) if random.random() < 0.5 else image
     image = image.crop((left, top, left + side, top + side))
     if side != size:
         image = image.resize((size, size), Image.Resampling.LANCZOS)
