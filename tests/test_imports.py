@@ -63,7 +63,6 @@ RESERVED = {
     "soundfile": SOUND,
     "constriction": SOUND,
     "soxr": SOUND,
-    "librosa": SOUND,
     "sklearn": SOUND,
     "starlette": SERVED,
     "uvicorn": SERVED,

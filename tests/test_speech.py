@@ -22,14 +22,11 @@ from worldmodel.data.windows import Windows
 from worldmodel.errors import ConfigError, UnknownActionError
 from worldmodel.nn.convnets import ConvEncoder
 from worldmodel.runs.models import build_tokenizer
+from worldmodel.speech.evaluation import codes as figures_of_codes
+from worldmodel.speech.evaluation import voices
 from worldmodel.speech.nn.mel import MelEncoder, expanded, mel_power, stretched
 from worldmodel.speech.nn.spectra import MelSpectra
-from worldmodel.speech.scores.classifiers import (
-    Budget,
-    PhoneClassifier,
-    train_phone_classifier,
-    train_speaker_classifier,
-)
+from worldmodel.speech.scores.classifiers import Budget, train_phone_classifier, train_speaker_classifier
 from worldmodel.speech.scores.codes import leakage
 from worldmodel.speech.separate import SeparateLevels
 from worldmodel.speech.sound import to_samples
@@ -255,17 +252,20 @@ def test_from_recordings_to_another_voice(tmp_path: Path, say: Callable[..., str
     assert np.array_equal(first, soundfile.read("again.flac")[0])  # the same seed, the same speech
 
 
-def train_shortly(*parts: object, **more: object) -> PhoneClassifier:
-    """The default budget stands in the signature, where a setting for tests does not reach it."""
-    return train_phone_classifier(*parts, **more, budget=Budget(steps=3, batch=4))  # type: ignore[arg-type]
+@pytest.fixture
+def short_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default budgets of the classifiers are in signatures, where a setting for tests does not reach them; and no
+    utterance is too short for them."""
+    budget = Budget(steps=3, batch=4)
+    monkeypatch.setattr(voices, "MIN_SECONDS", 0.01)
+    monkeypatch.setattr(voices, "train_speaker_classifier", functools.partial(train_speaker_classifier, budget=budget))
+    monkeypatch.setattr(voices, "leakage", functools.partial(leakage, steps=3))
+    for module in (voices, figures_of_codes):
+        monkeypatch.setattr(module, "train_phone_classifier", functools.partial(train_phone_classifier, budget=budget))
 
 
-def test_conversions_are_judged(spoken: Path, say: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worldmodel.speech.evaluation.voices.MIN_SECONDS", 0.0)
-    shorter = functools.partial(train_speaker_classifier, budget=Budget(steps=3, batch=4))
-    monkeypatch.setattr("worldmodel.speech.evaluation.voices.train_speaker_classifier", shorter)
-    monkeypatch.setattr("worldmodel.speech.evaluation.voices.train_phone_classifier", train_shortly)
-    monkeypatch.setattr("worldmodel.speech.evaluation.voices.leakage", functools.partial(leakage, steps=3))
+@pytest.mark.usefixtures("short_training")
+def test_conversions_are_judged(spoken: Path, say: Callable[..., str]) -> None:
     write_timit(spoken / "timit", ("fvmh0", "mcpm0"))
     output = say(evaluate, f"runs={spoken / 'runs'}", "--timit", str(spoken / "timit"))
     for figure in (
@@ -290,9 +290,8 @@ def test_conversions_are_judged(spoken: Path, say: Callable[..., str], monkeypat
     assert "--timit no is no folder" in say(evaluate, f"runs={spoken / 'runs'}", "--timit", "no", code=2)
 
 
-def test_codes_are_read_as_phonemes(tmp_path: Path, say: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worldmodel.speech.evaluation.codes.train_phone_classifier", train_shortly)
-    monkeypatch.setattr("worldmodel.speech.evaluation.voices.MIN_SECONDS", 0.01)  # but no speaker is in both halves
+@pytest.mark.usefixtures("short_training")
+def test_codes_are_read_as_phonemes(tmp_path: Path, say: Callable[..., str]) -> None:
     write_timit(tmp_path / "set", ("fvmh0", "faem0", "mcpm0", "marc0"))
     say(collect, "experiment=timit-phonemes", "source.path=set")
     small = [*SMALL["phonemes"], *QUICK, "training.tokenizer.length=2"]
