@@ -11,6 +11,7 @@ from torch import Tensor
 from worldmodel.errors import ConfigError
 from worldmodel.heads import GridSpec
 from worldmodel.nn.modules import centred
+from worldmodel.priors.base import Sample
 from worldmodel.priors.motion import Motion, estimate_motion, simplified
 from worldmodel.priors.pose import PoseMemory
 from worldmodel.types import Segment
@@ -60,8 +61,18 @@ def recall(made: PoseMemory, actions: list[int]) -> tuple[Tensor, Tensor, Tensor
     return grids, recalled.codes[0], recalled.features[0]
 
 
-def test_the_motion_is_estimated_from_windows() -> None:
-    motion = estimate_motion(walk, centred(codebook()), 4, torch.Generator().manual_seed(0), windows=500, steps=120)
+def with_fixed_rows(batch: int, generator: torch.Generator) -> Segment:
+    """A walk in which the last two of four rows are the same in every view, as a weapon and the floor below it are."""
+    segment = walk(batch, generator)
+    assert segment.codes is not None
+    codes = segment.codes.clone()
+    codes[:, :, 2:] = torch.arange(2 * COLUMNS).view(2, COLUMNS)
+    return dataclasses.replace(segment, codes=codes)
+
+
+@pytest.mark.parametrize("sample", [walk, with_fixed_rows])
+def test_the_motion_is_estimated_from_windows(sample: Sample) -> None:
+    motion = estimate_motion(sample, centred(codebook()), 4, torch.Generator().manual_seed(0), windows=500, steps=120)
     assert motion is not None
     torch.testing.assert_close(motion.turn[:3], TURNS[:3].float(), atol=0.1, rtol=0)
     assert motion.circle.item() == pytest.approx(CIRCLE, abs=0.5)

@@ -97,8 +97,12 @@ def simplified(motion: Motion) -> Motion:
 
 def _pairs(sample: Sample, vectors: Tensor, windows: int, generator: Generator) -> tuple[Tensor, Tensor]:
     """Pairs of frames: the similarity (N, i, j) of their columns, and the actions (N, L) that led from the earlier to
-    the later one, the last of them first, −1 behind them. A third of the frames are consecutive, another third near."""
-    similarity, actions = [], []
+    the later one, the last of them first, −1 behind them. A third of the frames are consecutive, another third near.
+
+    The similarity is that beyond the mean similarity of frames of different windows, which what stands still in all
+    views has (a weapon, a horizon).
+    """
+    similarity, actions, unrelated = [], [], []
     for drawn in range(0, windows, 500):
         segment = sample(min(500, windows - drawn), generator)
         assert segment.codes is not None
@@ -113,11 +117,13 @@ def _pairs(sample: Sample, vectors: Tensor, windows: int, generator: Generator) 
         fine = segment.valid[rows, last - gap] & segment.valid[rows, last]
         rows, gap, last = rows[fine], gap[fine], last[fine]
         earlier, later = (vectors[segment.codes[rows, index]] for index in (last - gap, last))
-        similarity.append(_centred(torch.einsum("nhid,nhjd->nij", earlier, later) / earlier.shape[1]))
+        similarity.append(torch.einsum("nhid,nhjd->nij", earlier, later) / earlier.shape[1])
+        others = later.roll(PAIRS, 0)  # of the next window
+        unrelated.append(torch.einsum("nhid,nhjd->nij", earlier, others) / earlier.shape[1])
         steps = torch.arange(longest)
         between = segment.actions[rows[:, None], (last[:, None] - steps).clamp(min=0)]
         actions.append(between.masked_fill(steps >= gap[:, None], -1))
-    return torch.cat(similarity), torch.cat(actions)
+    return _centred(torch.cat(similarity) - torch.cat(unrelated).mean(0)), torch.cat(actions)
 
 
 def _rough_turns(similarity: Tensor, actions: Tensor, num_actions: int) -> Tensor:
@@ -148,8 +154,8 @@ def _start(turns: Tensor, columns: int, generator: Generator) -> dict[str, Tenso
 
 def _scan(values: dict[str, Tensor], similarity: Tensor, actions: Tensor) -> Tensor:
     """The logarithm (1,) of the circumference whose expectation agrees best with pairs that are apart by more than a
-    view: the largest Σ s·e / √Σ e² over similarities s and expectations e. If none is above 0, nothing indicates a
-    circle, and it is the largest circumference."""
+    view: the largest Σ s·e / √Σ e² over similarities s and expectations e, each beyond its mean over the pairs. If none
+    is above 0, nothing indicates a circle, and it is the largest circumference."""
     columns = similarity.shape[-1]
     turns = _counts(actions, values["turn"].shape[-1]).sum(1) @ values["turn"][0]
     apart = turns.abs() > columns
@@ -160,6 +166,7 @@ def _scan(values: dict[str, Tensor], similarity: Tensor, actions: Tensor) -> Ten
         circles, scores = torch.arange(low, high, step), []
         for circle in circles:
             expected = _expected({**values, "circle": circle.log()[None]}, actions, columns)[0]
+            expected = expected - expected.mean(0)
             scores.append((similarity * expected).sum() / expected.square().sum().sqrt().clamp(min=1.0))
         score, index = torch.stack(scores).max(0)
         if score <= 0:
