@@ -154,6 +154,20 @@ def test_a_named_tokenizer_makes_its_grid_of_512_codes(name: str, size: int, gri
     assert (tokenizer.grid, tokenizer.num_codes) == (grid, 512)
 
 
+def test_strides_other_than_two() -> None:
+    settings = [f"+tokenizer.{part}={{_target_: worldmodel.nn.convnets.{kind}, _partial_: true, strides: [2,3]}}"
+                for part, kind in (("encoder", "ConvEncoder"), ("decoder", "ConvDecoder"))]  # fmt: skip
+    config = compose_config(["tokenizer.widths=[8,8]", *settings])
+    tokenizer = build_tokenizer(config, Spec("x", (3, 12, 24), ("a",), 1.0))
+    x = torch.randint(0, 256, (2, 3, 12, 24), dtype=torch.uint8)
+    assert tokenizer.grid == (2, 4) and tokenizer(x).frames.shape == x.shape
+    assert tokenizer.decode(tokenizer.encode(x)).shape == x.shape
+    with pytest.raises(ConfigError, match="frames of 16×24 cannot be made 6 times smaller"):
+        build_tokenizer(config, Spec("x", (3, 16, 24), ("a",), 1.0))
+    with pytest.raises(ConfigError, match=r"2 strides for 1 tokenizer\.widths; give one for each"):
+        build_tokenizer(compose_config(["tokenizer.widths=[8]", *settings]), Spec("x", (3, 12, 24), ("a",), 1.0))
+
+
 @pytest.mark.parametrize("name", AUTOENCODERS)
 def test_the_weights_of_loss_terms_are_those_of_its_terms(name: str) -> None:
     """The paper's β for every VQ-VAE; none for FSQ, which has no commitment: a weight would be an error there."""

@@ -8,10 +8,13 @@ it.
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from worldmodel.errors import ConfigError
 from worldmodel.nn.modules import module_list
 from worldmodel.util.ranges import Counts, Whole
 
@@ -37,21 +40,45 @@ class Encoder(nn.Module):
     factor: int
 
 
-class ConvEncoder(Encoder):
-    """(B, channels, *size) → (B, widths[-1], *size / 2**len(widths)).
+def kernel(stride: int) -> tuple[int, int]:
+    """Kernel size and padding of a convolution that makes n/stride places of n, and of its transpose."""
+    return (2 * stride, stride // 2) if stride % 2 == 0 else (2 * stride - 1, (stride - 1) // 2)
 
-    ``widths``: output channels of each stride-2 convolution; ``blocks``: residual blocks behind them.
+
+def strides_of(widths: Sequence[int], strides: Sequence[int] | None) -> Sequence[int]:
+    """One stride for each of ``widths``, 2 by default. Raises :class:`ConfigError`."""
+    if strides is not None and len(strides) != len(widths):
+        raise ConfigError(f"{len(strides)} strides for {len(widths)} tokenizer.widths; give one for each")
+    return [2] * len(widths) if strides is None else strides
+
+
+class ConvEncoder(Encoder):
+    """(B, channels, *size) → (B, widths[-1], *size / factor).
+
+    ``widths``: output channels of each strided convolution; ``blocks``: residual blocks behind them; ``strides``: of
+    the convolutions, 2 each by default; ``factor`` is their product.
 
     ``scaled``: initial weights keep the variance of signals from layer to layer (He et al., *Delving Deep into
     Rectifiers*, 2015). PyTorch's default reduces signals tenfold over six layers; gradients then vanish, and the
     rectifiers become inactive.
     """
 
-    def __init__(self, rank: int, channels: int, widths: Counts, blocks: Whole, scaled: bool = False):
+    def __init__(
+        self,
+        rank: int,
+        channels: int,
+        widths: Counts,
+        blocks: Whole,
+        scaled: bool = False,
+        strides: Counts | None = None,
+    ):
         super().__init__()
-        self.factor = 2 ** len(widths)
-        sizes = [channels, *widths]
-        self.down = module_list(CONV[rank](i, o, 4, stride=2, padding=1) for i, o in itertools.pairwise(sizes))
+        strides = strides_of(widths, strides)
+        self.factor = math.prod(strides)
+        self.down = module_list(
+            CONV[rank](i, o, kernel(stride)[0], stride, kernel(stride)[1])
+            for (i, o), stride in zip(itertools.pairwise([channels, *widths]), strides, strict=True)
+        )
         self.blocks = nn.Sequential(*(ResidualBlock(rank, widths[-1], widths[-1]) for _ in range(blocks)))
         if scaled:
             for index, conv in enumerate(self.down):
@@ -66,22 +93,32 @@ class ConvEncoder(Encoder):
 
 
 class ConvDecoder(nn.Module):
-    """(B, width_in, *grid) → (B, channels, *grid · 2**len(widths)); mirrors :class:`ConvEncoder`.
+    """(B, width_in, *grid) → (B, channels, *grid · factor); mirrors :class:`ConvEncoder`.
 
-    ``widths`` are the encoder's, in the encoder's order. With ``outputs``, the parameters of a distribution, the last
-    transposed convolution gives widths[0] channels, and a ReLU and a 1-wide convolution make (B, outputs, *size) of
-    them.
+    ``widths`` and ``strides`` are the encoder's, in the encoder's order. With ``outputs``, the parameters of a
+    distribution, the last transposed convolution gives widths[0] channels, and a ReLU and a 1-wide convolution make
+    (B, outputs, *size) of them.
     """
 
     def __init__(
-        self, rank: int, width_in: int, channels: int, widths: Counts, blocks: Whole, outputs: int | None = None
+        self,
+        rank: int,
+        width_in: int,
+        channels: int,
+        widths: Counts,
+        blocks: Whole,
+        outputs: int | None = None,
+        strides: Counts | None = None,
     ):
         super().__init__()
         top = widths[-1]
         self.enter = CONV[rank](width_in, top, 3, padding=1)
         self.blocks = nn.Sequential(*(ResidualBlock(rank, top, top) for _ in range(blocks)))
         sizes = [*reversed(widths), channels if outputs is None else widths[0]]
-        self.up = nn.ModuleList(TRANSPOSED[rank](i, o, 4, stride=2, padding=1) for i, o in itertools.pairwise(sizes))
+        self.up = nn.ModuleList(
+            TRANSPOSED[rank](i, o, kernel(stride)[0], stride, kernel(stride)[1])
+            for (i, o), stride in zip(itertools.pairwise(sizes), reversed(strides_of(widths, strides)), strict=True)
+        )
         self.leave = None if outputs is None else CONV[rank](widths[0], outputs, 1)
 
     def forward(self, x: Tensor) -> Tensor:

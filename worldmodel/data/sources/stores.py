@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -13,6 +15,8 @@ from worldmodel.data.validate import MOST_ACTIONS
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.types import NO_ACTION, Spec
 from worldmodel.util.ranges import Counts, Names, Text
+
+OPPOSITE = {"left": "right", "right": "left"}
 
 
 class Stores(Source):
@@ -26,11 +30,14 @@ class Stores(Source):
     ``repeat``: how many copies of its training episodes each store has, for small ones that should be drawn more often;
     the key of the second copy ends in #2. None: one of each.
 
+    ``mirror``: each training episode is followed by its mirror image, whose actions have left and right exchanged in
+    their names (turn_left, turn_right); its key ends in #mirror. For small recordings of worlds that are symmetrical.
+
     Raises :class:`DataError` for a folder without a store, for stores that do not fit together, and for two stores of
     the same name.
     """
 
-    def __init__(self, paths: Names, name: Text = "stores", repeat: Counts | None = None):
+    def __init__(self, paths: Names, name: Text = "stores", repeat: Counts | None = None, mirror: bool = False):
         if repeat is not None and len(repeat) != len(paths):
             raise ConfigError(f"source.repeat has {len(repeat)} numbers for {len(paths)} stores; give one for each")
         self._stores = [EpisodeStore.open(path) for path in paths]
@@ -42,8 +49,8 @@ class Stores(Source):
                     f"{self._stores[0].path} has {specs[0].frame_shape} at {specs[0].rate:g}; they cannot be merged"
                 )
         self._names = [spec.env_id for spec in specs]
-        recorded = len(specs) > 1 and all(spec == specs[0] for spec in specs)
-        if recorded:
+        recorded = all(spec == specs[0] for spec in specs)
+        if recorded and len(specs) > 1:
             self._names = [f"{store.spec.env_id}@{store.path.resolve().name}" for store in self._stores]
         if len(set(self._names)) < len(self._names):
             raise DataError(f"two stores hold data of the same name ({', '.join(self._names)}); collect one with "
@@ -52,13 +59,18 @@ class Stores(Source):
         if len(actions) > MOST_ACTIONS:
             raise DataError(f"the stores have {len(actions):,} actions, more than {MOST_ACTIONS:,}")
         self._numbers = [np.array([actions.index(action) for action in spec.action_names]) for spec in specs]
-        self._places: list[tuple[int, int]] = []  # (store, episode) of each item
+        opposite = mirrored_actions(actions) if mirror else None
+        self._places: list[tuple[int, int, np.ndarray | None]] = []  # (store, episode, actions if mirrored) of items
         self.keys: list[str] = []
         for place, store in enumerate(self._stores):
             for copy in range(1, 1 + (1 if repeat is None else repeat[place])):
                 own = [index for index, entry in enumerate(store.entries) if copy == 1 or not entry.held_out]
-                self._places += [(place, index) for index in own]
+                self._places += [(place, index, None) for index in own]
                 self.keys += [self._key(place, index) + (f"#{copy}" if copy > 1 else "") for index in own]
+                if opposite is not None:
+                    own = [index for index in own if not store.entries[index].held_out]
+                    self._places += [(place, index, opposite) for index in own]
+                    self.keys += [self._key(place, index) + f"#mirror{copy if copy > 1 else ''}" for index in own]
         self.spec = specs[0] if recorded else Spec(name, specs[0].frame_shape, actions, specs[0].rate)
 
     def _key(self, place: int, index: int) -> str:
@@ -66,10 +78,22 @@ class Stores(Source):
         return f"{self._names[place]}/{entry.episode if entry.key is None else entry.key}"
 
     def read(self, index: int) -> Item:
-        place, own = self._places[index]
+        place, own, opposite = self._places[index]
         store = self._stores[place]
         episode = store.episode(own)
         known = episode.actions != NO_ACTION
         actions = np.where(known, self._numbers[place][np.where(known, episode.actions, 0)], NO_ACTION)
-        episode = dataclasses.replace(episode, actions=actions)
+        frames = episode.frames
+        if opposite is not None:
+            frames, actions = frames[..., ::-1], np.where(known, opposite[actions], NO_ACTION)
+        episode = dataclasses.replace(episode, frames=np.ascontiguousarray(frames), actions=actions)
         return Item(episode, store.entries[own].held_out, self.keys[index])
+
+
+def mirrored_actions(names: Sequence[str]) -> np.ndarray:
+    """The number of the action that has left and right exchanged in its name, for each action: (A,) int64. Raises
+    :class:`ConfigError` for an action that has no opposite."""
+    opposites = [re.sub("left|right", lambda side: OPPOSITE[side[0]], name) for name in names]
+    if alone := [name for name, opposite in zip(names, opposites, strict=True) if opposite not in names]:
+        raise ConfigError(f"source.mirror: the action {alone[0]} has no opposite among {', '.join(names)}")
+    return np.array([names.index(opposite) for opposite in opposites], np.int64)
