@@ -24,6 +24,7 @@ from worldmodel.types import Segment, Spec
 
 IMAGE = Spec("images", (3, 32, 32), tuple(f"class_{n}" for n in range(10)), 1.0)
 LARGE = Spec("large", (3, 64, 64), ("a", "b"), 1.0)
+LAB = Spec("lab", (3, 84, 84), ("noop", "forward", "left"), 15.0)
 SOUND = Spec("sound", (1, 640), ("p1", "p2", "p3"), 25.0)
 WAITS = {"cifar10-vimco tokenizer": 1, "codec tokenizer": 1}
 """Host waits of an update where there are any: for the numbers of decoded samples and of the vectors of a codebook."""
@@ -45,6 +46,8 @@ def spec_of(source: str) -> Spec:
         return IMAGE
     if source in ("imagenet", "images"):
         return LARGE
+    if source == "dmlab":
+        return LAB
     return SOUND if source in ("vctk", "timit") else Spec("world", (3, 64, 64), ("noop", "forward", "left"), 10.0)
 
 
