@@ -22,7 +22,11 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(os.cpu_count() or 1, MOST_PROCESSES)
 
 
-LONG = ("test_elastic.py", "test_actor_critic.py", "test_train.py", "test_images.py", "test_export_model.py")
+LONG = (
+    "test_elastic.py", "test_actor_critic.py", "test_images.py", "test_train.py", "test_speech.py", "test_collect.py",
+    "test_export_model.py", "test_envs.py", "test_sweep.py", "test_gpu.py", "test_sound_codec.py",
+    "test_gpu_benchmark.py", "test_quickstart.py", "test_examples.py", "test_benchmarks.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -156,12 +156,12 @@ def test_of_a_recorder_that_hangs_its_half_episode_is_kept(tmp_path: Path) -> No
     flag = tmp_path / "flag"
     flag.touch()
     (tmp_path / "flag.frozen").touch()
-    result = run(tmp_path / "data", 60, workers=2, behaviour="hangs", flag=str(flag), timeout=10.0)
+    result = run(tmp_path / "data", 60, workers=2, behaviour="hangs", flag=str(flag), timeout=3.0)
     told = sorted(re.sub(r"recorder \d", "recorder", line).split(";")[0] for line in result.warnings)
     assert told == [
         "an episode was cut after 4 steps and marked truncated: the environment did not answer any more",
-        "recorder was replaced, its episode is lost: silent for 10 s",
-        "recorder was replaced: silent for 10 s",
+        "recorder was replaced, its episode is lost: silent for 3 s",
+        "recorder was replaced: silent for 3 s",
     ]
     store = EpisodeStore.open(tmp_path / "data")
     assert store.steps == 60 and store.verify() == [] and len(set(seeds(store))) == len(store)

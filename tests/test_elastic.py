@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -49,9 +50,16 @@ def start(folder: Path, name: str, what: str, port: str) -> subprocess.Popen[str
     words = [f"training.tokenizer.steps={TOKENIZER_STEPS}", f"training.prior.steps={STEPS}", f"data={folder / 'data'}",
              f"runs={folder / 'runs'}", f"run={name}", *SETTINGS]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    command = [sys.executable, RANKS, what, port, *words]
     with open(folder / f"{name}.log", "a") as log:
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, text=True)
+        return subprocess.Popen([sys.executable, RANKS, what, port, *words], stdout=log, stderr=subprocess.STDOUT,
+                                env=environment, text=True, start_new_session=True)  # fmt: skip
+
+
+def end(program: subprocess.Popen[str]) -> None:
+    """With its processes, if they are still there."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(program.pid, signal.SIGKILL)
+    program.wait(60)
 
 
 def free_port() -> int:
@@ -95,8 +103,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
     finally:
         for agent in agents:
-            agent.terminate()
-            agent.wait(60)
+            end(agent)
 
 
 def test_killed_processes_are_restarted_and_continue_from_the_checkpoint(folder: Path) -> None:
@@ -119,11 +126,41 @@ def test_losses_and_weights_equal_those_of_an_undisturbed_run(folder: Path) -> N
         assert all(torch.equal(one[key], other[key]) for key in other), file
 
 
+MEETING = """
+import os, pathlib, sys, time
+from worldmodel.config.cli import compose_config
+from worldmodel.runs.training import make_fabric
+
+config, flag, (rank, attempt) = compose_config(["device=cpu"]), pathlib.Path(sys.argv[1]), sys.argv[2:]
+if attempt == "1" and rank == "0":  # the other one begins earlier
+    while not flag.exists():
+        time.sleep(0.05)
+    time.sleep(3)
+elif attempt == "1":
+    flag.touch()
+fabric = make_fabric(config)
+fabric.launch()
+print(fabric.all_gather(fabric.global_rank).tolist(), flush=True)
+os._exit(0)  # as if it were killed: its address remains in the store
+"""
+
+
 def test_a_restarted_process_does_not_take_the_address_of_a_predecessor_that_is_in_the_store(tmp_path: Path) -> None:
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # torchrun's
-    command = [sys.executable, RANKS, "meet", str(store.port), str(tmp_path / "flag")]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=180)
-    assert found.stdout.splitlines() == ["[0, 1]"] * 4, found.stderr  # two processes, then those after a restart
+    for attempt in range(2):
+        with contextlib.ExitStack() as ended:
+            processes = []
+            for rank in range(2):
+                variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0,
+                             "GROUP_WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port,
+                             "TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RUN_ID": "test",
+                             "TORCHELASTIC_RESTART_COUNT": attempt, "TORCHELASTIC_MAX_RESTARTS": 1}  # fmt: skip
+                environment = os.environ | {name: str(value) for name, value in variables.items()}
+                command = [sys.executable, "-c", MEETING, str(tmp_path / "flag"), str(rank), str(attempt)]
+                processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
+                ended.callback(processes[-1].kill)
+            outputs = [process.communicate(timeout=180)[0] for process in processes]
+            assert ["[0, 1]" in output for output in outputs] == [True, True], attempt
 
 
 def test_restarts_that_cannot_work_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
