@@ -330,7 +330,7 @@ def test_a_replay_starts_where_the_colours_change_not_where_a_picture_only_moves
     """One held-out episode shifts a bright picture; another of less contrast goes from one picture to others."""
     noise = np.random.default_rng(0).integers(0, 256, (4, 3, 16, 16)).astype(np.uint8)
     shifted = np.stack([np.roll(noise[0], t, axis=2) for t in range(40)])
-    changing = (noise // 4 + 64 * np.arange(4, dtype=np.uint8)[:, None, None, None]).repeat(10, axis=0)
+    changing = (noise // 16 + 64 * np.arange(4, dtype=np.uint8)[:, None, None, None]).repeat(10, axis=0)
     with EpisodeStore.writer(tmp_path / "data", Spec("x", (3, 16, 16), ("a",), 1.0)) as store:
         for frames in (shifted, changing):
             store.append(Episode(frames, np.zeros(40, np.int64), np.zeros(40, np.float32), False, True), held_out=True)
