@@ -126,6 +126,18 @@ def test_losses_and_weights_equal_those_of_an_undisturbed_run(folder: Path) -> N
         assert all(torch.equal(one[key], other[key]) for key in other), file
 
 
+def test_the_documented_command_trains_with_two_processes(folder: Path) -> None:
+    words = ["--standalone", "--nproc-per-node=2", "-m", "worldmodel.train", f"data={folder / 'data'}",
+             f"runs={folder / 'runs'}", "run=command", "training.tokenizer.steps=2", "training.prior.steps=2",
+             *SETTINGS]  # fmt: skip
+    command = [sys.executable, "-m", "torch.distributed.run", *words]  # which is torchrun
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("run command") == 1  # one process reports
+    lines = read_json_lines(folder / "runs" / "command" / "metrics.jsonl")
+    assert {(line["stage"], line["step"]) for line in lines} == {("tokenizer", 2), ("prior", 2)}
+
+
 MEETING = """
 import os, pathlib, sys, time
 from worldmodel.config.cli import compose_config
