@@ -63,6 +63,7 @@ RESERVED = {
     "soundfile": SOUND,
     "constriction": SOUND,
     "soxr": SOUND,
+    "librosa": SOUND,
     "sklearn": SOUND,
     "starlette": SERVED,
     "uvicorn": SERVED,

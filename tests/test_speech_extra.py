@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-LINE = "error: speech needs soundfile, soxr: pip install 'worldmodel[speech]'\n"
+LINE = "error: speech needs soundfile, librosa: pip install 'worldmodel[speech]'\n"
 
 
 def without(code: str, *words: str) -> subprocess.CompletedProcess[str]:
-    hidden = "import sys; sys.modules['soundfile'] = sys.modules['soxr'] = None; "
+    hidden = "import sys; sys.modules['soundfile'] = sys.modules['librosa'] = None; "
     return subprocess.run([sys.executable, "-c", hidden + code, *words], capture_output=True, text=True, timeout=120)
 
 

@@ -4,5 +4,5 @@ from importlib.util import find_spec
 
 from worldmodel.errors import ConfigError
 
-if missing := [name for name in ("soundfile", "soxr", "constriction") if find_spec(name) is None]:
+if missing := [name for name in ("soundfile", "soxr", "constriction", "librosa") if find_spec(name) is None]:
     raise ConfigError(f"speech needs {', '.join(missing)}: pip install 'worldmodel[speech]'")

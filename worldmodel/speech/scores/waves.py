@@ -12,9 +12,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import librosa
 import numpy as np
 import torch
-from scipy.spatial.distance import cdist
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -207,25 +207,9 @@ def wave_scores(references: Sequence[Wave], estimates: Sequence[Wave], seed: int
 
 def dtw(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Dynamic time warping under the Euclidean distance: (S, D), (T, D) float → (L, 2) int64 rows (i, j) from (0, 0)
-    to (S - 1, T - 1), by steps of (1, 1), (0, 1) and (1, 0); of equal ones the first."""
-    cost = cdist(a, b)
-    size, width = cost.shape
-    total = np.full((size + 1, width + 1), np.inf)  # total[i + 1, j + 1] is the least sum on a path to (i, j)
-    total[0, 0] = 0
-    sums, costs = total.reshape(-1), cost.reshape(-1)
-    for diagonal in range(size + width - 1):  # i + j: what is on one depends on the two before it only
-        first, last = max(0, diagonal - width + 1), min(size - 1, diagonal)  # rows
-        start, stop = ((row + 1) * width + diagonal + 2 for row in (first, last))  # in sums
-        before = [slice(start - step, stop - step + 1, width) for step in (width + 2, 1, width + 1)]
-        least = np.minimum(np.minimum(sums[before[0]], sums[before[1]]), sums[before[2]])
-        own = costs[first * width + diagonal - first : last * width + diagonal - last + 1 : max(width - 1, 1)]
-        sums[start : stop + 1 : width] = least + own
-    path = [(size - 1, width - 1)]
-    while path[-1] != (0, 0):
-        i, j = path[-1]
-        choices = ((i - 1, j - 1), (i, j - 1), (i - 1, j))
-        path.append(min(choices, key=lambda place: total[place[0] + 1, place[1] + 1] + cost[i, j]))
-    return np.array(path[::-1])
+    to (S - 1, T - 1), by steps of (1, 1), (1, 0) and (0, 1)."""
+    path: np.ndarray = librosa.sequence.dtw(a.T, b.T)[1][::-1]
+    return path
 
 
 def mel_cepstra(wave: Wave, order: int = ORDER) -> np.ndarray:
