@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import collections
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-MOST_PADDING = 4
+MOST_PADDING = 5
 """Numbers in padded matrices for each number in the matrices themselves. Matrices of all shapes take about as many
 kernels as those of one, and kernels cost more than products of matrices of these sizes."""
 
@@ -29,31 +30,32 @@ class BatchedMuon(torch.optim.Muon):
             self._init_group(group, parameters, gradients, momenta)
             if not parameters:
                 continue
+            counts = collections.Counter(parameter.shape for parameter in parameters)
+            stacks = {shape: parameters[0].new_empty(count, *shape) for shape, count in counts.items()}
+            places = {shape: iter(stack) for shape, stack in stacks.items()}
+            updates = [next(places[parameter.shape]) for parameter in parameters]
             torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-            updates = torch._foreach_lerp(gradients, momenta, group["momentum"]) if group["nesterov"] else momenta
+            torch._foreach_copy_(updates, gradients)
+            torch._foreach_lerp_(updates, momenta, group["momentum"] if group["nesterov"] else 1.0)
+            _make_orthogonal(stacks, group)
+            # The size of the updates is that of Adam's (``match_rms_adamw``).
+            torch._foreach_mul_(updates, [-group["lr"] * 0.2 * math.sqrt(max(update.shape)) for update in updates])
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-            _apply(parameters, list(updates), group)
+            torch._foreach_add_(parameters, updates)
         return None
 
 
-def _apply(parameters: Sequence[Tensor], updates: Sequence[Tensor], group: dict[str, Any]) -> None:
-    """Subtract the orthogonal updates, whose size is that of Adam's (``match_rms_adamw``)."""
-    shapes: dict[torch.Size, list[int]] = {}
-    for index, parameter in enumerate(parameters):
-        shapes.setdefault(parameter.shape, []).append(index)
-    for together in _joined({shape: len(members) for shape, members in shapes.items()}):
-        counts = [len(shapes[shape]) for shape in together]
+def _make_orthogonal(stacks: dict[torch.Size, Tensor], group: dict[str, Any]) -> None:
+    """Replace matrices, stacked by shape, by orthogonal ones, in place."""
+    for together in _joined({shape: len(stack) for shape, stack in stacks.items()}):
+        counts = [len(stacks[shape]) for shape in together]
         size = max(min(shape) for shape in together), max(max(shape) for shape in together)
-        padded = torch.zeros(sum(counts), *size, dtype=torch.bfloat16, device=parameters[0].device)
-        parts = [_part(padded, shape) for padded, shape in zip(padded.split(counts), together, strict=True)]
-        for part, shape in zip(parts, together, strict=True):
-            members = [updates[n] for n in shapes[shape]]
-            part.copy_(torch.stack(members) if len(members) > 1 else members[0][None])
+        padded = torch.zeros(sum(counts), *size, dtype=torch.bfloat16, device=stacks[together[0]].device)
+        for rows, shape in zip(padded.split(counts), together, strict=True):
+            _part(rows, shape).copy_(stacks[shape])
         result = orthogonal(padded, group["ns_coefficients"], group["ns_steps"], group["eps"])
         for rows, shape in zip(result.split(counts), together, strict=True):
-            made = _part(rows, shape).to(parameters[0].dtype, memory_format=torch.contiguous_format)
-            rate = group["lr"] * 0.2 * math.sqrt(max(shape))
-            torch._foreach_add_([parameters[n] for n in shapes[shape]], list(made.unbind()), alpha=-rate)
+            stacks[shape].copy_(_part(rows, shape))
 
 
 def _joined(counts: dict[torch.Size, int]) -> list[list[torch.Size]]:
