@@ -79,8 +79,15 @@ class PoseMemory(nn.Module):
         self.shift = nn.Buffer(torch.zeros(columns, columns, dtype=torch.int64))  # its part of q
         self.scale = nn.Buffer(torch.zeros((), dtype=torch.int64))  # units of UNIT per unit of CIRCLE · 2^SCALE_BITS
         angle = torch.arange(CIRCLE, dtype=torch.float64) * (2 * math.pi / CIRCLE)
-        table = (torch.stack([angle.cos(), angle.sin()]) * 2**TABLE_BITS).round().to(torch.int64)
-        self.table = nn.Buffer(table, persistent=False)
+        cos, sin = (torch.stack([angle.cos(), angle.sin()]) * 2**TABLE_BITS).round().to(torch.int64)
+        turned = torch.stack([torch.stack([cos, sin], 1), torch.stack([-sin, cos], 1)], 1)
+        self.turned = nn.Buffer(turned, persistent=False)  # (CIRCLE, 2, 2): matrices that turn a displacement back
+        column, place = torch.arange(columns), torch.arange(window * columns)
+        self.column = nn.Buffer(column, persistent=False)
+        self.place = nn.Buffer(place.view(window, columns, 1), persistent=False)  # of a past column, oldest first
+        self.sides = nn.Buffer(torch.tensor([1, -1]).view(2, 1, 1, 1), persistent=False)
+        units = torch.tensor([2 * UNIT**2, UNIT, columns, UNIT, UNIT], dtype=torch.float32)
+        self.units = nn.Buffer(units.view(FEATURES, 1), persistent=False)
         self.vectors = nn.Buffer(centred(spec.codebook), persistent=False)
 
     def estimate(self, sample: Sample, generator: Generator) -> str:
@@ -108,46 +115,43 @@ class PoseMemory(nn.Module):
         self.scale.fill_(round(UNIT * circle / offset * 2**SCALE_BITS / CIRCLE))
 
     def recall(self, grids: Tensor, actions: Tensor) -> Recalled:
-        """grids (B, M, h, w) int64, each from before one of the actions (B, M) int64; oldest first."""
-        heading, x, y = self._poses(actions)
-        absent = grids[:, :, 0, 0] < 0
-        far = (x.square() + y.square()).masked_fill(absent, NOWHERE)
-        offset = (self.apart - heading[..., None, None] + CIRCLE // 2) % CIRCLE - CIRCLE // 2  # (B, M, i, j)
-        offset = (offset * self.scale) >> SCALE_BITS
-        q = offset.square() + self.shift + far[..., None, None]
-        # No two entries are equal, so that the least is the same everywhere; the newest frame wins where q is equal.
+        """grids (B, M, h, w) int64, each from before one of the actions (B, M) int64, M ≤ ``window``; oldest first."""
         rows, columns = self.grid
-        order = torch.arange(q.shape[1] * columns, device=q.device).flip(0).view(-1, columns, 1)
-        q = (q << ORDER_BITS) + order
-        sides = [q.masked_fill(away, NOWHERE << ORDER_BITS) for away in (offset > NEAR, offset < -NEAR)]
+        heading, position = self._poses(actions)
+        far = position.square().sum(-1).masked_fill(grids[:, :, 0, 0] < 0, NOWHERE)
+        offset = (self.apart - heading[..., None, None]).to(torch.int16)  # (B, M, i, j): 16 bits wrap as the circle
+        offset = (offset * self.scale.view(1)) >> SCALE_BITS
+        q = torch.addcmul(self.shift, offset, offset) + far[..., None, None]
+        # No two ranks are equal, so that the best is the same everywhere; the newest frame wins where q is equal.
+        rank = torch.sub(self.place[: q.shape[1]], q, alpha=2**ORDER_BITS)
+        away = offset[:, None] * self.sides > NEAR
+        ranks = rank[:, None].masked_fill(away, -NOWHERE << ORDER_BITS)  # (B, 2, M, i, j)
         border = max(q.shape[1] - self.recent, 1)
         parts = [slice(0, border), slice(border, None)][: self.recalls // 2]
-        least = [side[:, part].flatten(1, 2).min(1).values for part in parts for side in sides]
-        best = torch.stack(least, 1)  # (B, R, j)
-        q = best >> ORDER_BITS
-        which = order.shape[0] * columns - 1 - (best & (2**ORDER_BITS - 1))
-        known = (q < self.limit * UNIT**2) & (self.scale > 0)
-        frame, i = which // columns, which % columns
-        batch = torch.arange(q.shape[0], device=q.device)[:, None, None]
-        codes = grids.transpose(2, 3)[batch, frame, i].where(known[..., None], -1).transpose(2, 3)  # (B, R, h, j)
-        j = torch.arange(columns, device=q.device)
-        values = (
-            (q / (-2 * UNIT**2)).exp(),
-            offset[batch, frame, i, j] / UNIT,
-            (j - i) / columns,
-            x[batch, frame] / UNIT,
-            y[batch, frame] / UNIT,
-        )
-        features = torch.stack([value.float() for value in values], 2) * known[:, :, None]  # (B, R, FEATURES, j)
-        return Recalled(codes, features[..., None, :].expand(-1, -1, -1, rows, -1))
+        best = torch.cat([ranks[:, :, part].flatten(2, 3).amax(2) for part in parts], 1)  # (B, R, j)
+        minus_q, place = best >> ORDER_BITS, best & (2**ORDER_BITS - 1)
+        unknown = (minus_q <= -self.limit * UNIT**2) | (self.scale <= 0)
+        frame, i = place // columns, place % columns
+        batch = torch.arange(len(grids), device=grids.device)[:, None, None]
+        codes = grids.transpose(2, 3)[batch, frame, i].masked_fill(unknown[..., None], -1)  # (B, R, j, h)
+        x, y = position[batch, frame].unbind(-1)
+        found = minus_q, offset[batch, frame, i, self.column], self.column - i, x, y
+        features = torch.stack(found, 2) / self.units  # (B, R, FEATURES, j)
+        features[:, :, 0].exp_()
+        features = features.masked_fill(unknown[:, :, None], 0)
+        return Recalled(codes.transpose(2, 3), features[..., None, :].expand(-1, -1, -1, rows, -1))
 
-    def _poses(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _poses(self, actions: Tensor) -> tuple[Tensor, Tensor]:
         """actions (B, M) → for the frame before each of them, the turn (B, M) of its content until after the last
-        one, in units of CIRCLE, and the displacement since, along and across, in units of UNIT."""
-        turns, moves = self.turn[actions + 1], self.move[actions + 1]
-        heading = turns.flip(1).cumsum(1).flip(1)
-        cos, sin = self.table[:, (heading - turns) % CIRCLE]
-        along = moves[..., 0] * cos + moves[..., 1] * sin
-        across = moves[..., 1] * cos - moves[..., 0] * sin
-        x, y = ((part.flip(1).cumsum(1).flip(1) >> TABLE_BITS) for part in (along, across))
-        return heading, x, y
+        one, in units of CIRCLE, and the displacement since, along and across, (B, M, 2) in units of UNIT."""
+        known = actions + 1
+        turns, moves = self.turn[known], self.move[known]
+        later = _sum_behind(turns)
+        steps = (self.turned[later & (CIRCLE - 1)] * moves[..., None, :]).sum(-1)
+        return later + turns, (_sum_behind(steps) + steps) >> TABLE_BITS
+
+
+def _sum_behind(values: Tensor) -> Tensor:
+    """Values (B, M, …) → the sum of those behind each along M."""
+    sums = values.cumsum(1)
+    return sums[:, -1:] - sums
