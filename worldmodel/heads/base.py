@@ -131,7 +131,11 @@ class CodeEmbedding(nn.Module):
         self.first = nn.Buffer(first, persistent=False) if codebook.dim() == 3 else None
 
     def forward(self, codes: Tensor) -> Tensor:
-        return F.embedding(codes + 1 if self.first is None else codes + 1 + self.first, self.table)
+        return self.lookup(codes + 1 if self.first is None else codes + 1 + self.first)
+
+    def lookup(self, rows: Tensor) -> Tensor:
+        """Rows (...) of the table, codes + 1 of one codebook, which several embeddings may share → (..., width)."""
+        return F.embedding(rows, self.table)
 
 
 class LevelEmbedding(nn.Module):

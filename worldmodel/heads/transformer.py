@@ -54,10 +54,9 @@ class HeadBlock(nn.Module):
         for layer in (self.out, self.down):
             nn.init.normal_(layer.weight, std=0.02 / math.sqrt(2))
 
-    def remember(self, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Embedded codes (B, n, width) → keys and values (B, heads, n, width / heads)."""
-        key, value = self.key_value(codes).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return key, value
+    def remember(self, codes: Tensor) -> Tensor:
+        """Embedded codes (B, n, width) → keys and values (2, B, heads, n, width / heads)."""
+        return self.key_value(codes).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
         """x (B, n, width); keys, values (B, heads, m, ·); bias (n, m), −∞ where a position must not attend."""
@@ -124,16 +123,20 @@ class TransformerHead(Head):
         self.rows = nn.Buffer(
             rows * (len(codebook) + 1), persistent=False
         )  # (N, 8): first row of a place in the tables
+        self.alike = {size: [n for n, other in enumerate(self.phases) if other == size] for size in self.phases}
+        by_size = torch.cat([(phase == n).nonzero()[:, 0] for members in self.alike.values() for n in members])
+        self.neighbours_by_size = nn.Buffer(walk.neighbours[by_size], persistent=False)
         self._tables: Tables | None = None
 
     def ordered_logits(self, codes: Tensor, contexts: Tensor) -> Tensor:
         inputs = self.enter_context(contexts) + self.position
-        x = inputs + self._near(codes, 0, self.positions)
-        memory = self._memory(codes, inputs)
+        rows = codes + 1
+        x = inputs + (self._all_near(rows) if len(self.phases) > 1 else self._near(codes, 0, self.positions))
+        memory = self._memory(rows, inputs)
         bias = self.bias.to(x.dtype)
         for block in self.blocks:
-            pairs = zip(block.nothing, block.remember(memory), strict=True)
-            keys, values = (torch.cat([none.expand(len(x), -1, -1, -1), some], 2) for none, some in pairs)
+            nothing = block.nothing[:, None].expand(-1, len(x), -1, -1, -1)
+            keys, values = torch.cat([nothing, block.remember(memory)], 3)
             x = block(x, keys, values, bias)
         return self.logits(self.norm(x)).float()
 
@@ -150,7 +153,7 @@ class TransformerHead(Head):
     def extend(self, state: HeadState, codes: Tensor, start: int, stop: int) -> Tensor:
         x = state.inputs[:, start:stop] + self._near(codes, start, stop, state.tables)
         a, seen = state.known, self.begins[stop - 1]  # the last group attends to the codes before it
-        memory = self._memory(codes[:, a:seen], state.inputs[:, a:seen]) if a < seen else None
+        memory = self._memory(codes[:, a:seen] + 1, state.inputs[:, a:seen]) if a < seen else None
         bias = self.bias[start:stop, : 1 + seen].to(x.dtype)
         for block, keys, values in zip(self.blocks, state.keys, state.values, strict=True):
             if memory is not None:
@@ -162,9 +165,10 @@ class TransformerHead(Head):
     def forecast(self, contexts: Tensor) -> Tensor:
         return self.guess(contexts).float()
 
-    def _memory(self, codes: Tensor, inputs: Tensor) -> Tensor:
-        """codes (B, n) and the inputs of their positions (B, n, width) → inputs of keys and values, (B, n, width)."""
-        return self.norm_memory(self.embed_memory(codes) + inputs)
+    def _memory(self, rows: Tensor, inputs: Tensor) -> Tensor:
+        """Rows (B, n), which are codes + 1, and the inputs of their positions → inputs of keys and values, both
+        (B, n, width)."""
+        return self.norm_memory(self.embed_memory.lookup(rows) + inputs)
 
     def tables(self) -> Tables | None:
         """The contribution of every code as the neighbour at each place of each phase.
@@ -196,3 +200,16 @@ class TransformerHead(Head):
         near = zip(self.enter_codes, self.embed(known).flatten(2).split(sizes, 1), strict=True)
         parts = [enter(part) for enter, part in near if part.shape[1]]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def _all_near(self, rows: Tensor) -> Tensor:
+        """:meth:`_near` of all positions, for rows (B, N), which are codes + 1. Phases of one size are multiplied
+        together, which takes fewer operations."""
+        known = F.pad(rows, (0, 1))[:, self.neighbours_by_size].transpose(0, 1)
+        parts = self.embed.lookup(known).flatten(2).split([size * len(alike) for size, alike in self.alike.items()])
+        weights = torch.stack([self.enter_codes[n].weight for alike in self.alike.values() for n in alike])
+        shares = weights.split([len(alike) for alike in self.alike.values()])
+        near: dict[int, Tensor] = {}
+        for part, weight, (size, alike) in zip(parts, shares, self.alike.items(), strict=True):
+            products = part.reshape(len(alike), -1, part.shape[-1]) @ weight.mT  # (phases, size · B, width)
+            near |= zip(alike, products.unflatten(1, (size, -1)).unbind(), strict=True)
+        return torch.cat([near[n] for n in range(len(near))]).transpose(0, 1)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from worldmodel.heads.base import CodeEmbedding, GridSpec
 from worldmodel.nn.convnets import CONV
-from worldmodel.nn.modules import to_channels_last
+from worldmodel.nn.modules import module_list, to_channels_last
 from worldmodel.priors.base import Sample, Trunk
 from worldmodel.priors.frame_transformer import MemoryState, TimeMemory
 from worldmodel.priors.pose import FEATURES, PoseMemory
@@ -25,7 +25,10 @@ class ConvTrunkState(NamedTuple):
 
 
 class FilmBlock(nn.Module):
-    """Pre-norm residual block of two convolutions whose normalised input is scaled and shifted by the condition."""
+    """Pre-norm residual block of two convolutions whose normalised input is scaled and shifted by the condition.
+
+    The trunk computes the scales and shifts of all blocks at once, since many small products take longer.
+    """
 
     def __init__(self, rank: int, width: int, condition: int):
         super().__init__()
@@ -35,11 +38,11 @@ class FilmBlock(nn.Module):
         for parameter in (*self.film.parameters(), *self.second.parameters()):
             nn.init.zeros_(parameter)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """x (M, width, *grid), condition (M, F) → (M, width, *grid)."""
-        scale, shift = self.film(condition).view(x.shape[0], *[1] * (x.dim() - 2), -1).chunk(2, -1)
+    def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """x (M, width, *grid), scale and shift (M, width) → (M, width, *grid)."""
+        scale, shift = (part.view(len(x), *[1] * (x.dim() - 2), -1) for part in (scale, shift))
         y = F.layer_norm(x.movedim(1, -1), x.shape[1:2])
-        y = torch.addcmul(shift, y, scale + 1)
+        y = torch.addcmul(shift, y, scale)
         return x + self.second(F.silu(self.first(F.silu(y).movedim(-1, 1))))
 
 
@@ -93,36 +96,57 @@ class ConvTrunk(Trunk):
             self.read = CONV[rank](recalls * (embed + FEATURES), width, 1)
             self.copy = CodeEmbedding(spec.codebook, width)
             self.gate = nn.Linear(width + recalls * FEATURES, recalls * width)
-        self.blocks = nn.ModuleList(FilmBlock(rank, width, 128) for _ in range(blocks))
+        self.blocks = module_list(FilmBlock(rank, width, 128) for _ in range(blocks))
+        # Scale and shift that change nothing, to which those of a block are added.
+        self.unchanged = nn.Buffer(torch.tensor([[1.0], [0.0]]), persistent=False)
         if rank == 2:
             to_channels_last(self)
 
     def _contexts(self, grids: Tensor, actions: Tensor, remembered: Sequence[Tensor]) -> Tensor:
         """grids (M, kept, *grid), actions (M, kept), oldest first; remembered: (M, F) or none → (M, N, width)."""
-        vectors = self.embed(grids[:, -self.history :]).movedim(1, -2).flatten(-2)  # (M, *grid, history · E)
-        condition = self.condition(torch.cat([self.act(actions[:, -self.history :] + 1).flatten(1), *remembered], -1))
-        x = self.enter(vectors.movedim(-1, 1)) + self.position
+        condition = self.act(actions[:, -self.history :] + 1).flatten(1)
+        condition = self.condition(torch.cat([condition, *remembered], -1) if remembered else condition)
+        codes = grids[:, -self.history :].movedim(1, -1)
         if self.pose:
             recalled, features = self.pose.recall(grids[:, -self.lead :], actions[:, -self.lead :])
-            features = features.flatten(1, 2).to(x.dtype)
-            x = x + self.read(torch.cat([self.embed(recalled).movedim(-1, 2).flatten(1, 2), features], 1))
+            features = features.flatten(1, 2).movedim(1, -1).to(self.position.dtype)
+            codes = torch.cat([codes, recalled.movedim(1, -1)], -1)
+        rows = codes + 1  # (M, *grid, history + R), of the tables of all embeddings
+        vectors = self.embed.lookup(rows)
+        if self.pose:
+            vectors, found = vectors.split([self.history, self.pose.recalls], -2)
+        x = self.enter(vectors.flatten(-2).movedim(-1, 1)) + self.position
+        if self.pose:
+            x = x + self.read(torch.cat([found.flatten(-2), features], -1).movedim(-1, 1))
         for vector in remembered:
             x = x + self.unfold(self.spread(vector).view(x.shape[0], *self.grid, -1)).movedim(-1, 1)
-        for block in self.blocks:
-            x = block(x, condition)
+        films = self._films(condition)
+        for block, scale, shift in zip(self.blocks, films[::2], films[1::2], strict=True):
+            x = block(x, scale, shift)
         x = x.movedim(1, -1)
         x = F.layer_norm(x, x.shape[-1:])
         if self.pose:  # a short way from a recalled code to the logits
-            gates = self.gate(torch.cat([x, features.movedim(1, -1)], -1)).sigmoid()
-            x = x + (gates.unflatten(-1, (-1, self.width)) * self.copy(recalled.movedim(1, -1))).sum(-2)
+            gates = self.gate(torch.cat([x, features], -1)).sigmoid()
+            x = x + (gates.unflatten(-1, (-1, self.width)) * self.copy.lookup(rows[..., self.history :])).sum(-2)
         return x.reshape(x.shape[0], -1, self.width)
+
+    def _films(self, condition: Tensor) -> Sequence[Tensor]:
+        """condition (M, F) → scale and shift (M, width) of each block, in turn."""
+        layers = [block.film for block in self.blocks]
+        weight, bias = torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
+        films = F.linear(condition, weight, bias).unflatten(-1, (-1, 2, self.width)) + self.unchanged
+        return films.flatten(1, 2).unbind(1)
 
     def forward(self, previous: Tensor, actions: Tensor, first: int = 0) -> Tensor:
         batch, steps = actions.shape
-        state = self.begin(batch)
-        grids = torch.cat([state.grids[:, 1:], previous], 1)[:, first:].unfold(1, self.kept, 1).movedim(-1, 2)
-        acts = torch.cat([state.actions[:, 1:], actions], 1)[:, first:].unfold(1, self.kept, 1)
         remembered = [self.memory(previous, actions, first).flatten(0, 1)] if self.memory else []
+        begin = first + 1 - self.kept  # where the window of the first step begins
+        if begin < 0:
+            state = self.begin(batch)
+            previous = torch.cat([state.grids[:, begin:], previous], 1)
+            actions = torch.cat([state.actions[:, begin:], actions], 1)
+        grids = previous[:, max(begin, 0) :].unfold(1, self.kept, 1).movedim(-1, 2)
+        acts = actions[:, max(begin, 0) :].unfold(1, self.kept, 1)
         contexts = self._contexts(grids.flatten(0, 1), acts.flatten(0, 1), remembered)
         return contexts.unflatten(0, (batch, steps - first))
 
