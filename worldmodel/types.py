@@ -25,6 +25,7 @@ import dataclasses
 import json
 import re
 import zlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -159,12 +160,10 @@ class Segment:
         places = self.places
         if places is None and self.valid.device.type == "cpu" and str(device) != "cpu":
             places = self.valid.flatten().nonzero()[:, 0]
-        moved: dict[str, Any] = {
-            field.name: None if value is None else value.to(device, non_blocking=True)
-            for field in dataclasses.fields(self)
-            for value in [places if field.name == "places" else getattr(self, field.name)]
-        }
-        return dataclasses.replace(self, **moved)
+        fields = {name: value for name, value in {**vars(self), "places": places}.items() if value is not None}
+        large = {name: fields.pop(name).to(device, non_blocking=True) for name in ("frames", "codes") if name in fields}
+        small = dict(zip(fields, _moved(list(fields.values()), device), strict=True))
+        return dataclasses.replace(self, **large, **small)
 
     @property
     def padded(self) -> bool:
@@ -176,6 +175,22 @@ class Segment:
         if self.places is None:
             return values[self.valid]
         return values.flatten(0, 1)[self.places] if self.padded else values.flatten(0, 1)
+
+
+def _moved(tensors: Sequence[Tensor], device: torch.device | str) -> list[Tensor]:
+    """Small tensors on another device. Those of the host are copied as one block of bytes, since each copy takes
+    time."""
+    import torch  # only processes that have tensors come here
+
+    if torch.device(device).type == "cpu" or any(tensor.device.type != "cpu" for tensor in tensors):
+        return [tensor.to(device, non_blocking=True) for tensor in tensors]
+    ordered = sorted(
+        tensors, key=lambda tensor: -tensor.element_size()
+    )  # so that each begins at a multiple of its size
+    block = torch.cat([tensor.flatten().view(torch.uint8) for tensor in ordered]).to(device, non_blocking=True)
+    parts = block.split([tensor.nbytes for tensor in ordered])
+    moved = {id(old): part.view(old.dtype).view(old.shape) for old, part in zip(ordered, parts, strict=True)}
+    return [moved[id(tensor)] for tensor in tensors]
 
 
 def to_float(frames: Tensor) -> Tensor:

@@ -90,9 +90,9 @@ class RunningMeans:
 
     def add(self, values: Mapping[str, Tensor]) -> None:
         names = tuple(values)
-        row = torch.stack([value.detach() for value in values.values()]).to(torch.float64)
+        row = torch.stack([value.detach() for value in values.values()])
         if self.sums is None:
-            self.names, self.sums = names, torch.zeros_like(row)
+            self.names, self.sums = names, torch.zeros_like(row, dtype=torch.float64)
         elif names != self.names:
             raise ValueError(f"an objective must name the same values at every step: {names} after {self.names}")
         self.sums = self.sums + row

@@ -232,10 +232,15 @@ def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> T
     for name in weights:
         if name not in terms:
             raise ConfigError(f"there is a weight for the loss term {name!r}; the terms are {', '.join(terms)}")
-    one = [
-        term.float() if weights.get(name, 1.0) == 1 else weights[name] * term.float() for name, term in terms.items()
-    ]
-    return torch.stack(one).sum()
+    total: Tensor | None = None
+    for name, term in terms.items():
+        weight = weights.get(name, 1.0)
+        if total is not None:
+            total = torch.add(total, term.float(), alpha=weight)
+        else:
+            total = term.float() if weight == 1 else weight * term.float()
+    assert total is not None, "an objective without terms"
+    return total
 
 
 def fit(
