@@ -28,7 +28,7 @@ LAB = Spec("lab", (3, 84, 84), ("noop", "forward", "left"), 15.0)
 SOUND = Spec("sound", (1, 640), ("p1", "p2", "p3"), 25.0)
 WAITS = {"cifar10-vimco tokenizer": 1, "codec tokenizer": 1}
 """Host waits of an update where there are any: for the numbers of decoded samples and of the vectors of a codebook."""
-LAUNCHES = {"default prior": 660, "prior=conv prior": 500}
+LAUNCHES = {"default prior": 500, "prior=conv prior": 405}
 """Largest numbers of kernels of an update."""
 SMALL = {
     "imagenet128": ("tokenizer.widths=[8,8]", "prior.head.layers=2", "prior.head.width=16"),

@@ -196,7 +196,7 @@ def test_hidden_history_is_as_if_never_seen(prior_with_past: Prior) -> None:
     prior.train()
     prior.forget = 1.0
     segment = random_segment(batch=50, steps=5)
-    codes, actions = prior._forget(segment.codes, segment.actions, torch.Generator().manual_seed(0))
+    codes, actions = prior._forget(segment.codes, segment, torch.Generator().manual_seed(0))
     hidden = (codes == -1).flatten(2).all(-1).sum(1)
     assert set(hidden.tolist()) == {1, 2, 3}
     for row, count in enumerate(hidden.tolist()):
@@ -208,19 +208,19 @@ def test_hidden_history_is_as_if_never_seen(prior_with_past: Prior) -> None:
 def test_corruption_touches_the_share_it_may_and_no_target(prior: Prior) -> None:
     segment = random_segment(batch=200, steps=5)
     prior.train()
-    prior.corrupt = 0.5
-    changed = (prior._corrupt(segment.codes, torch.Generator().manual_seed(0)) != segment.codes).double()
+    prior.corrupt, prior.confuse = 0.5, 0.0
+    changed = (prior._disturb(segment.codes, torch.Generator().manual_seed(0)) != segment.codes).double()
     assert changed.mean().item() == pytest.approx(0.25 * 15 / 16, abs=0.02)  # one draw in 16 is the code itself
     assert 0.3 < changed.flatten(1).mean(1).max().item() < 0.6
     prior.eval()
-    assert torch.equal(prior._corrupt(segment.codes, None), segment.codes)
+    assert torch.equal(prior._disturb(segment.codes, None), segment.codes)
 
 
 def test_confusion_replaces_columns_of_the_latest_frames_by_those_of_another_row(prior: Prior) -> None:
     segment = random_segment(batch=200, steps=5)
     prior.train()
-    prior.confuse, prior.corrupt_recent, prior.lead = 0.5, 2, 3
-    codes = prior._confuse(segment.codes, torch.Generator().manual_seed(0))
+    prior.confuse, prior.corrupt, prior.corrupt_recent, prior.lead = 0.5, 0.0, 2, 3
+    codes = prior._disturb(segment.codes, torch.Generator().manual_seed(0))
     changed = codes != segment.codes
     assert torch.equal(codes.where(changed, -1), segment.codes.roll(1, 0).where(changed, -1))
     assert not changed[:, :1].any()  # frames before the latest two seen ones
@@ -229,7 +229,7 @@ def test_confusion_replaces_columns_of_the_latest_frames_by_those_of_another_row
     block = changed.flatten(1, -2).any(1).int()
     assert (block.diff(dim=1, prepend=torch.zeros(200, 1), append=torch.zeros(200, 1)).abs().sum(1) <= 2).all()
     prior.eval()
-    assert torch.equal(prior._confuse(segment.codes, None), segment.codes)
+    assert torch.equal(prior._disturb(segment.codes, None), segment.codes)
 
 
 def test_every_parameter_learns(prior: Prior) -> None:

@@ -42,9 +42,9 @@ def two_hot(values: Tensor, bins: Tensor) -> Tensor:
 def between(values: Tensor, bins: Tensor) -> tuple[Tensor, Tensor]:
     """Scalars (...) → the index of the bin below each, (...) int64, and the weight of the next bin, (...)."""
     values = values.clamp(bins[0], bins[-1])
-    above = torch.searchsorted(bins, values.contiguous(), right=True).clamp(1, len(bins) - 1)
-    low, high = bins[above - 1], bins[above]
-    return above - 1, (values - low) / (high - low)
+    index = torch.searchsorted(bins[1:-1], values.contiguous(), right=True)
+    low, high = bins.unfold(0, 2, 1)[index].unbind(-1)
+    return index, (values - low) / (high - low)
 
 
 class OutcomeHead(nn.Module):
@@ -65,7 +65,9 @@ class OutcomeHead(nn.Module):
         x = F.silu(self.enter(contexts) + self.embed(codes) + self.position)
         x = F.silu(self.mix(x))
         x = F.silu(self.hidden(torch.cat([x.mean(-2), x.amax(-2)], -1)))
-        return self.reward(x).float(), self.end(x).squeeze(-1).float()
+        weight, bias = (torch.cat(pair) for pair in zip(self.reward.parameters(), self.end.parameters(), strict=True))
+        reward, end = F.linear(x, weight, bias).float().split([BINS, 1], -1)
+        return reward, end.squeeze(-1)
 
     def expected(self, contexts: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         """contexts (M, N, C), codes (M, N) → expected reward and probability of an end, both (M,) float32."""
@@ -76,8 +78,8 @@ class OutcomeHead(nn.Module):
         """Cross-entropies of reward and end for targets of the same leading shape, unreduced."""
         reward_logits, end_logits = logits
         low, share = between(rewards, self.bins.float())
-        below, above = reward_logits.log_softmax(-1).gather(-1, torch.stack([low, low + 1], -1)).unbind(-1)
-        reward = -((1 - share) * below + share * above)
+        near = reward_logits.log_softmax(-1).gather(-1, torch.stack([low, low + 1], -1))
+        reward = (near * torch.stack([share - 1, -share], -1)).sum(-1)
         return reward, F.binary_cross_entropy_with_logits(end_logits, ends.float(), reduction="none")
 
 
@@ -124,6 +126,7 @@ class Prior(LatentPrior):
         self.grid, self.num_codes, self.context = tokenizer.grid, tokenizer.num_codes, context
         self.forget, self.corrupt, self.corrupt_recent, self.confuse = forget, corrupt, corrupt_recent, confuse
         self.positions = spec.positions
+        self.columns = nn.Buffer(torch.arange(1, self.grid[-1] + 1), persistent=False)  # where each column ends
         self.trunk = trunk(spec)
         self.lead = max(context, self.trunk.lead)
         self.sees_actions = self.trunk.sees_actions
@@ -171,60 +174,67 @@ class Prior(LatentPrior):
         if segment.codes is None:
             raise ValueError("the prior is trained on segments of codes, not of frames")
         codes, first = segment.codes, self.lead
-        absent = ~segment.valid.view(*segment.valid.shape, *[1] * len(self.grid))
-        history = self._confuse(self._corrupt(codes, generator), generator).masked_fill(absent, -1)
-        contexts = self.contexts(*self._forget(history, segment.actions, generator), first).flatten(0, 1)
+        history, actions = self._forget(self._disturb(codes, generator), segment, generator)
+        contexts = self.contexts(history, actions, first).flatten(0, 1)
         target = codes[:, first:].flatten(2).flatten(0, 1)
         weight = segment.valid[:, first:].flatten().float()
         weight = weight / weight.sum().clamp(min=1)
-        code = self.head.mean_nats(target, contexts) @ weight
-        guess = nats(self.head.forecast(contexts), target).mean(-1) @ weight
-        terms = {"codes": code, "forecast": guess}
+        terms = {"codes": self.head.mean_nats(target, contexts)}
+        terms["forecast"] = nats(self.head.forecast(contexts), target).mean(-1)
         if self.outcomes is not None:
             facts = segment.rewards[:, first:].flatten(), segment.terminated[:, first:].flatten()
-            reward, end = self.outcomes.losses(self.outcomes(contexts, target), *facts)
-            terms |= {"reward": reward @ weight, "end": end @ weight}
-        bits = code.detach() / math.log(2)
+            terms["reward"], terms["end"] = self.outcomes.losses(self.outcomes(contexts, target), *facts)
+        means = torch.stack(list(terms.values())) @ weight
+        terms = dict(zip(terms, means.unbind(), strict=True))
+        bits = terms["codes"].detach() / math.log(2)
         return terms, {"bits_per_code": bits, "bits_per_frame": bits * self.positions}
 
-    def _corrupt(self, codes: Tensor, generator: Generator | None) -> Tensor:
-        """In training, replace some codes by random ones; targets are taken from the true ones."""
-        if not self.training or self.corrupt == 0:
+    def _disturb(self, codes: Tensor, generator: Generator | None) -> Tensor:
+        """In training, make codes of the latest seen frames wrong; targets are taken from the true ones."""
+        if not self.training or self.corrupt == self.confuse == 0:
             return codes
+        first = max(self.lead - (self.corrupt_recent or self.lead), 0)
+        recent = codes[:, first:]
+        if self.corrupt:
+            recent = self._corrupt(codes, first, generator)
+        if self.confuse:
+            recent = self._confuse(recent, generator)
+        return torch.cat([codes[:, :first], recent], 1)
+
+    def _corrupt(self, codes: Tensor, first: int, generator: Generator | None) -> Tensor:
+        """The codes of the frames from ``first`` on, some of them replaced by random ones."""
         share = self.corrupt * uniform(codes.shape[:1], codes.device, generator)
-        wrong = uniform(codes.shape, codes.device, generator) < share.view(-1, *[1] * (codes.dim() - 1))
-        if self.corrupt_recent is not None:
-            wrong[:, : self.lead - self.corrupt_recent] = False
+        noise = uniform(codes.shape, codes.device, generator)[:, first:]
         device = codes.device if generator is None else generator.device
         others = torch.randint(0, self.num_codes, codes.shape, generator=generator, device=device)
-        return torch.where(wrong, others.to(codes.device), codes)
+        wrong = noise < share.view(-1, *[1] * (codes.dim() - 1))
+        return torch.where(wrong, others[:, first:].to(codes.device), codes[:, first:])
 
     def _confuse(self, codes: Tensor, generator: Generator | None) -> Tensor:
-        """In training, replace a block of columns in the latest seen frames of some rows by that of another row."""
-        if not self.training or self.confuse == 0:
-            return codes
+        """The codes, in some rows with a block of columns of another row."""
         count, columns = len(codes), codes.shape[-1]
         chosen = uniform((count, 1), codes.device, generator) < self.confuse
-        borders = (uniform((count, 2), codes.device, generator) * (columns + 1)).long().sort(1).values
-        column = torch.arange(columns, device=codes.device)
-        block = chosen & (column >= borders[:, :1]) & (column < borders[:, 1:])  # (B, columns)
-        step = torch.arange(codes.shape[1], device=codes.device)
-        recent = step >= self.lead - (self.corrupt_recent or self.lead)
-        wrong = block[:, None] & recent[:, None]  # (B, T, columns)
-        return torch.where(wrong.view(*wrong.shape[:2], *[1] * (len(self.grid) - 1), columns), codes.roll(1, 0), codes)
+        borders = uniform((count, 2, 1), codes.device, generator) * (columns + 1)
+        one, other = (borders < self.columns).unbind(1)
+        block = chosen & (one != other)  # (B, columns): between the borders, which are in any order
+        return torch.where(block.view(count, *[1] * (codes.dim() - 2), columns), codes.roll(1, 0), codes)
 
-    def _forget(self, codes: Tensor, actions: Tensor, generator: Generator | None) -> tuple[Tensor, Tensor]:
-        """In training, hide the oldest frames of some rows; at least one seen frame stays."""
+    def _forget(self, codes: Tensor, segment: Segment, generator: Generator | None) -> tuple[Tensor, Tensor]:
+        """Codes and actions without padding and, in training, without the oldest frames of some rows; at least one
+        seen frame stays."""
+        actions = segment.actions
         if not self.training or self.forget == 0 or self.lead < 2:
-            return codes, actions
-        forgetful = uniform(codes.shape[:1], codes.device, generator) < self.forget
-        device = codes.device if generator is None else generator.device
-        count = torch.randint(1, self.lead, (len(codes),), generator=generator, device=device)
-        hidden = torch.where(forgetful, count.to(codes.device), 0)[:, None]
-        step = torch.arange(codes.shape[1], device=codes.device)
-        # The action that led to the first visible frame is unknown, too.
-        actions = actions.masked_fill((step <= hidden) & (hidden > 0), -1)
-        return codes.masked_fill((step < hidden).view(*actions.shape, *[1] * len(self.grid)), -1), actions
+            hidden = ~segment.valid
+        else:
+            kept = uniform(codes.shape[:1], codes.device, generator) >= self.forget
+            device = codes.device if generator is None else generator.device
+            count = torch.randint(1, self.lead, (len(codes),), generator=generator, device=device).to(codes.device)
+            count = count.masked_fill(kept, -1)[:, None]
+            step = torch.arange(codes.shape[1], device=codes.device)
+            # The action that led to the first visible frame is unknown, too.
+            actions = actions.masked_fill(step <= count, -1)
+            hidden = (step < count) >= segment.valid  # a ≥ b: a or not b
+        return codes.masked_fill(hidden.view(*hidden.shape, *[1] * len(self.grid)), -1), actions
 
     def begin(self, batch: int) -> PriorState:
         device = next(self.parameters()).device
