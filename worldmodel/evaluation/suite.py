@@ -112,7 +112,8 @@ def evaluate(
     windows = _windows(store, settings, held_out, reach)
     kinds: dict[str, Any] = {"seed": settings.seed, "progress": progress}
     episodes = (store.episode(int(i)) for i in held_out)
-    one = onestep.one_step(world, episodes, context, context + settings.horizon, settings.frames, **kinds)
+    frames = min(settings.frames, int(store.frame_counts[held_out].sum()))
+    one = onestep.one_step(world, episodes, context, context + settings.horizon, frames, **kinds)
     loop = openloop.open_loop(world, windows, context, top_k=settings.top_k, batch=settings.batch, **kinds)
     obeyed, classifier = _action_figures(world, store, held_out, settings, folder, progress)
     far = _long_dreams(world, store, held_out, settings, classifier, progress)
