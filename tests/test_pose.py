@@ -196,7 +196,7 @@ def test_settings_and_grids_that_do_not_fit_are_refused() -> None:
 
 
 def test_small_motions_are_zero_and_turns_fit_the_circle() -> None:
-    move = torch.tensor([[-0.07, -0.1], [-0.03, 0.06], [0.01, 0.016], [0.3, 0.4]])
+    move = torch.tensor([[-0.14, -0.2], [-0.03, 0.06], [0.01, 0.016], [0.3, 0.4]])
     estimated = Motion(
         torch.tensor([0.02, 1.99, -2.03, -0.04]), move, torch.tensor(24.1), torch.ones(3), torch.ones(())
     )

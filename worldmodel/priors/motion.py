@@ -14,7 +14,7 @@ from worldmodel.priors.base import Sample
 STARTS, BATCH = 8, 512  # random starts of the estimate, pairs a step
 CIRCLES = (1.5, 10.0)  # smallest and largest circumference of the panorama, in widths of a view
 PAIRS = 12  # pairs of frames in a window
-SMALL, ALIKE = 0.3, 0.05  # see :func:`simplified`
+SMALL_TURN, SMALL_MOVE, ALIKE = 0.3, 0.5, 0.05  # see :func:`simplified`
 RATES = {"turn": 0.05, "move": 0.05, "circle": 0.02, "widths": 0.03, "strength": 0.03}
 
 
@@ -79,13 +79,14 @@ def estimate_motion(
 def simplified(motion: Motion) -> Motion:
     """The motion without small differences, whose errors would add up over many steps.
 
-    Turns and displacements below ``SMALL`` of the largest one are 0. Turns whose sizes differ by at most ``ALIKE`` get
-    the mean of their sizes; if nearly a whole number of these makes a circle (to within ``ALIKE``), exactly that does.
+    Turns below ``SMALL_TURN`` and displacements below ``SMALL_MOVE`` of the largest one are 0. Turns whose sizes differ
+    by at most ``ALIKE`` get the mean of their sizes; if nearly a whole number of these makes a circle (to within
+    ``ALIKE``), exactly that does.
     """
     sizes = motion.turn.abs()
-    sizes = sizes.where(sizes >= SMALL * sizes.max(), 0)
+    sizes = sizes.where(sizes >= SMALL_TURN * sizes.max(), 0)
     distances = motion.move.norm(dim=1)
-    move = motion.move.where((distances >= SMALL * distances.max())[:, None], 0)
+    move = motion.move.where((distances >= SMALL_MOVE * distances.max())[:, None], 0)
     for size in sizes.clone():
         alike = (sizes - size).abs() <= ALIKE * size
         mean = sizes[alike].mean()
