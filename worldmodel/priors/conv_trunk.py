@@ -40,7 +40,7 @@ class FilmBlock(nn.Module):
 
     def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         """x (M, width, *grid), scale and shift (M, width) → (M, width, *grid)."""
-        scale, shift = (part.view(len(x), *[1] * (x.dim() - 2), -1) for part in (scale, shift))
+        scale, shift = (part.view(x.shape[0], *[1] * (x.dim() - 2), -1) for part in (scale, shift))
         y = F.layer_norm(x.movedim(1, -1), x.shape[1:2])
         y = torch.addcmul(shift, y, scale)
         return x + self.second(F.silu(self.first(F.silu(y).movedim(-1, 1))))

@@ -132,7 +132,8 @@ class PoseMemory(nn.Module):
         minus_q, place = best >> ORDER_BITS, best & (2**ORDER_BITS - 1)
         unknown = (minus_q <= -self.limit * UNIT**2) | (self.scale <= 0)
         frame, i = place // columns, place % columns
-        batch = torch.arange(len(grids), device=grids.device)[:, None, None]
+        # shape[0] instead of len, which would fix the batch of an exported graph.
+        batch = torch.arange(grids.shape[0], device=grids.device)[:, None, None]
         codes = grids.transpose(2, 3)[batch, frame, i].masked_fill(unknown[..., None], -1)  # (B, R, j, h)
         x, y = position[batch, frame].unbind(-1)
         found = minus_q, offset[batch, frame, i, self.column], self.column - i, x, y
