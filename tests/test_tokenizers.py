@@ -164,7 +164,7 @@ def test_strides_other_than_two() -> None:
     assert tokenizer.decode(tokenizer.encode(x)).shape == x.shape
     with pytest.raises(ConfigError, match="frames of 16×24 cannot be made 6 times smaller"):
         build_tokenizer(config, Spec("x", (3, 16, 24), ("a",), 1.0))
-    with pytest.raises(ConfigError, match=r"2 strides for 1 tokenizer\.widths; give one for each"):
+    with pytest.raises(ConfigError, match=r"1 widths and 2 strides; tokenizer\.widths has one for each stride"):
         build_tokenizer(compose_config(["tokenizer.widths=[8]", *settings]), Spec("x", (3, 12, 24), ("a",), 1.0))
 
 

@@ -184,9 +184,8 @@ def _moved(tensors: Sequence[Tensor], device: torch.device | str) -> list[Tensor
 
     if torch.device(device).type == "cpu" or any(tensor.device.type != "cpu" for tensor in tensors):
         return [tensor.to(device, non_blocking=True) for tensor in tensors]
-    ordered = sorted(
-        tensors, key=lambda tensor: -tensor.element_size()
-    )  # so that each begins at a multiple of its size
+    # In this order, each begins at a multiple of the size of its elements.
+    ordered = sorted(tensors, key=lambda tensor: -tensor.element_size())
     block = torch.cat([tensor.flatten().view(torch.uint8) for tensor in ordered]).to(device, non_blocking=True)
     parts = block.split([tensor.nbytes for tensor in ordered])
     moved = {id(old): part.view(old.dtype).view(old.shape) for old, part in zip(ordered, parts, strict=True)}

@@ -28,8 +28,8 @@ CANDIDATES = 64  # random places from which one is chosen
 CELLS = 16  # frames are reduced to CELLS × CELLS cells to judge what is to be seen at a place
 STRIDE = 3  # of the recorded steps at a place, every third is read
 CONTRAST = 30.0  # in intensity values; greater contrast adds little to the structure of a frame
-ENOUGH = 0.4  # a candidate with this share of the highest score is good enough for recorded actions
-ENOUGH_FREE = 0.8  # the same for chosen actions
+ENOUGH_RECORDED = 0.4  # a candidate with this share of the highest score is good enough for recorded actions
+ENOUGH_CHOSEN = 0.8  # the same for chosen actions
 REPLAY_STEPS = 60  # longest replay without a horizon
 REPORTED_STEPS = (1, 5, 10, 15, 30, 60)
 
@@ -107,11 +107,11 @@ def random_place(store: EpisodeStore, context: int, least: int, wanted: int, rng
     """A random place with ``context`` frames and then ``wanted`` steps, or at least ``least``.
 
     Held-out episodes are preferred, and :data:`CANDIDATES` places are drawn evenly from all that are long enough. The
-    first one drawn is chosen whose :func:`_score` is at least :data:`ENOUGH` of the highest, to avoid views of a wall.
-    Places of nearly the highest score are no fair choice for a replay: they show the finest texture in the fastest
-    motion, which is reconstructed worst. For chosen actions (no steps) it is :data:`ENOUGH_FREE`, since fine structure
-    is a distant view, and there is room to walk. Only recorded frames are read. Raises :class:`DataError` when no
-    episode is long enough.
+    first one drawn is chosen whose :func:`_score` is at least a share of the highest, to avoid views of a wall. The
+    share is :data:`ENOUGH_RECORDED` for a replay: places of nearly the highest score are not typical, since they show
+    the finest texture in the fastest motion, which is reconstructed worst. It is :data:`ENOUGH_CHOSEN` for chosen
+    actions (no steps): fine structure belongs to distant views, from which the agent can walk. Only recorded frames are
+    read. Raises :class:`DataError` when no episode is long enough.
     """
     available = store.frame_counts - context  # (E,) steps that follow the first frames of each episode
     for episodes in (store.split("held_out"), store.split("train")):
@@ -121,7 +121,7 @@ def random_place(store: EpisodeStore, context: int, least: int, wanted: int, rng
                 drawn = [int(index) for index in np.resize(rng.permutation(choices), CANDIDATES)]
                 places = [Place(index, int(rng.integers(available[index] - steps + 1))) for index in drawn]
                 scores = np.array([_score(store, place, context, steps) for place in places])
-                enough = ENOUGH if steps else ENOUGH_FREE
+                enough = ENOUGH_RECORDED if steps else ENOUGH_CHOSEN
                 return places[int((scores >= enough * scores.max()).argmax())]
     raise DataError(f"no episode in {store.path} has {context + least} frames; give a smaller --context")
 

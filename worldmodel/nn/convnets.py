@@ -40,16 +40,16 @@ class Encoder(nn.Module):
     factor: int
 
 
-def kernel(stride: int) -> tuple[int, int]:
-    """Kernel size and padding of a convolution that makes n/stride places of n, and of its transpose."""
-    return (2 * stride, stride // 2) if stride % 2 == 0 else (2 * stride - 1, (stride - 1) // 2)
+def strided(stride: int) -> dict[str, int]:
+    """The arguments of a convolution that makes n / stride places of n, and of its transpose."""
+    size = max(2 * stride - stride % 2, 3)
+    return {"kernel_size": size, "stride": stride, "padding": (size - stride) // 2}
 
 
-def strides_of(widths: Sequence[int], strides: Sequence[int] | None) -> Sequence[int]:
-    """One stride for each of ``widths``, 2 by default. Raises :class:`ConfigError`."""
-    if strides is not None and len(strides) != len(widths):
-        raise ConfigError(f"{len(strides)} strides for {len(widths)} tokenizer.widths; give one for each")
-    return [2] * len(widths) if strides is None else strides
+def check_strides(widths: Sequence[int], strides: Sequence[int]) -> None:
+    """Raises :class:`ConfigError` unless there is one stride for each width."""
+    if len(widths) != len(strides):
+        raise ConfigError(f"{len(widths)} widths and {len(strides)} strides; tokenizer.widths has one for each stride")
 
 
 class ConvEncoder(Encoder):
@@ -73,10 +73,11 @@ class ConvEncoder(Encoder):
         strides: Counts | None = None,
     ):
         super().__init__()
-        strides = strides_of(widths, strides)
+        strides = [2] * len(widths) if strides is None else strides
+        check_strides(widths, strides)
         self.factor = math.prod(strides)
         self.down = module_list(
-            CONV[rank](i, o, kernel(stride)[0], stride, kernel(stride)[1])
+            CONV[rank](i, o, **strided(stride))
             for (i, o), stride in zip(itertools.pairwise([channels, *widths]), strides, strict=True)
         )
         self.blocks = nn.Sequential(*(ResidualBlock(rank, widths[-1], widths[-1]) for _ in range(blocks)))
@@ -114,10 +115,12 @@ class ConvDecoder(nn.Module):
         top = widths[-1]
         self.enter = CONV[rank](width_in, top, 3, padding=1)
         self.blocks = nn.Sequential(*(ResidualBlock(rank, top, top) for _ in range(blocks)))
+        strides = [2] * len(widths) if strides is None else strides
+        check_strides(widths, strides)
         sizes = [*reversed(widths), channels if outputs is None else widths[0]]
         self.up = nn.ModuleList(
-            TRANSPOSED[rank](i, o, kernel(stride)[0], stride, kernel(stride)[1])
-            for (i, o), stride in zip(itertools.pairwise(sizes), reversed(strides_of(widths, strides)), strict=True)
+            TRANSPOSED[rank](i, o, **strided(stride))
+            for (i, o), stride in zip(itertools.pairwise(sizes), reversed(strides), strict=True)
         )
         self.leave = None if outputs is None else CONV[rank](widths[0], outputs, 1)
 

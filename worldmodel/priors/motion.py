@@ -100,8 +100,8 @@ def _pairs(sample: Sample, vectors: Tensor, windows: int, generator: Generator) 
     """Pairs of frames: the similarity (N, i, j) of their columns, and the actions (N, L) that led from the earlier to
     the later one, the last of them first, −1 behind them. A third of the frames are consecutive, another third near.
 
-    The similarity is that beyond the mean similarity of frames of different windows, which what stands still in all
-    views has (a weapon, a horizon).
+    The mean similarity of frames of different windows is subtracted, since it comes from what is at the same place in
+    all views (a weapon, a horizon).
     """
     similarity, actions, unrelated = [], [], []
     for drawn in range(0, windows, 500):

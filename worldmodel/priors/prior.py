@@ -233,7 +233,7 @@ class Prior(LatentPrior):
             step = torch.arange(codes.shape[1], device=codes.device)
             # The action that led to the first visible frame is unknown, too.
             actions = actions.masked_fill(step <= count, -1)
-            hidden = (step < count) >= segment.valid  # a ≥ b: a or not b
+            hidden = torch.where(segment.valid, step < count, True)
         return codes.masked_fill(hidden.view(*hidden.shape, *[1] * len(self.grid)), -1), actions
 
     def begin(self, batch: int) -> PriorState:

@@ -59,18 +59,17 @@ class Stores(Source):
         if len(actions) > MOST_ACTIONS:
             raise DataError(f"the stores have {len(actions):,} actions, more than {MOST_ACTIONS:,}")
         self._numbers = [np.array([actions.index(action) for action in spec.action_names]) for spec in specs]
-        opposite = mirrored_actions(actions) if mirror else None
-        self._places: list[tuple[int, int, np.ndarray | None]] = []  # (store, episode, actions if mirrored) of items
+        self._opposites = mirrored_actions(actions) if mirror else np.array([], np.int64)
+        self._places: list[tuple[int, int, bool]] = []  # (store, episode, whether it is mirrored) of each item
         self.keys: list[str] = []
         for place, store in enumerate(self._stores):
             for copy in range(1, 1 + (1 if repeat is None else repeat[place])):
-                own = [index for index, entry in enumerate(store.entries) if copy == 1 or not entry.held_out]
-                self._places += [(place, index, None) for index in own]
-                self.keys += [self._key(place, index) + (f"#{copy}" if copy > 1 else "") for index in own]
-                if opposite is not None:
-                    own = [index for index in own if not store.entries[index].held_out]
-                    self._places += [(place, index, opposite) for index in own]
-                    self.keys += [self._key(place, index) + f"#mirror{copy if copy > 1 else ''}" for index in own]
+                for mirrored in (False, True) if mirror else (False,):
+                    additional = copy > 1 or mirrored  # of the training episodes only
+                    own = [index for index, entry in enumerate(store.entries) if not (additional and entry.held_out)]
+                    self._places += [(place, index, mirrored) for index in own]
+                    suffix = (f"#{copy}" if copy > 1 else "") + ("#mirror" if mirrored else "")
+                    self.keys += [self._key(place, index) + suffix for index in own]
         self.spec = specs[0] if recorded else Spec(name, specs[0].frame_shape, actions, specs[0].rate)
 
     def _key(self, place: int, index: int) -> str:
@@ -78,15 +77,14 @@ class Stores(Source):
         return f"{self._names[place]}/{entry.episode if entry.key is None else entry.key}"
 
     def read(self, index: int) -> Item:
-        place, own, opposite = self._places[index]
+        place, own, mirrored = self._places[index]
         store = self._stores[place]
         episode = store.episode(own)
         known = episode.actions != NO_ACTION
-        actions = np.where(known, self._numbers[place][np.where(known, episode.actions, 0)], NO_ACTION)
-        frames = episode.frames
-        if opposite is not None:
-            frames, actions = frames[..., ::-1], np.where(known, opposite[actions], NO_ACTION)
-        episode = dataclasses.replace(episode, frames=np.ascontiguousarray(frames), actions=actions)
+        actions = self._numbers[place][np.where(known, episode.actions, 0)]
+        actions = np.where(known, self._opposites[actions] if mirrored else actions, NO_ACTION)
+        frames = np.ascontiguousarray(episode.frames[..., ::-1]) if mirrored else episode.frames
+        episode = dataclasses.replace(episode, frames=frames, actions=actions)
         return Item(episode, store.entries[own].held_out, self.keys[index])
 
 

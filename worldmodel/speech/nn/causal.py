@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
-from worldmodel.speech.nn.mel import check_strides
+from worldmodel.nn.convnets import check_strides
 from worldmodel.util.ranges import Counts, Whole
 
 State: TypeAlias = Any  # a Tensor, or a tuple of states; None before the first sample

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
-from worldmodel.nn.convnets import CONV, Encoder, ResidualBlock
+from worldmodel.nn.convnets import CONV, Encoder, ResidualBlock, check_strides, strided
 from worldmodel.speech.sound import MU
 from worldmodel.util.ranges import Count, Counts, ShareBelowOne, Whole
 
@@ -95,12 +94,6 @@ def stretched(mels: Tensor, factors: Tensor) -> Tensor:
     return below + share * (above - below)
 
 
-def check_strides(widths: Sequence[int], strides: Sequence[int]) -> None:
-    """Raises :class:`ConfigError` unless an encoder or a decoder has one width for each stride."""
-    if len(widths) != len(strides):
-        raise ConfigError(f"{len(widths)} widths and {len(strides)} strides; tokenizer.widths has one for each stride")
-
-
 class MelEncoder(Encoder):
     """Frames of sound (B, 1, n) → log-mel spectra → strided convolutions: (B, widths[-1], n / factor).
 
@@ -109,7 +102,7 @@ class MelEncoder(Encoder):
 
     Args:
         rank, channels: 1. widths: channels of each convolution. blocks: residual blocks after the convolutions.
-        strides: of each convolution; its kernel is twice as wide, or 3 for a stride of 1.
+        strides: of each convolution, whose kernel is that of :func:`~worldmodel.nn.convnets.strided`.
         bands, hop, window: of the spectra; samples, at ``rate`` a second. factor = hop · the product of the strides.
         subtract_mean: subtract the mean of each band over the signal. This removes the microphone, the room and part of
             the voice. In training the mean is that of a window, which approximates that of the utterance.
@@ -140,7 +133,7 @@ class MelEncoder(Encoder):
         self.spectra = {"bands": bands, "hop": hop, "window": window, "rate": rate}
         self.subtract_mean, self.warp = subtract_mean, warp
         self.down = nn.ModuleList(
-            CONV[1](inputs, width, max(2 * stride, 3), stride=stride, padding=(max(2 * stride, 3) - stride) // 2)
+            CONV[1](inputs, width, **strided(stride))
             for inputs, width, stride in zip([bands, *widths[:-1]], widths, strides, strict=True)
         )
         self.blocks = nn.ModuleList(ResidualBlock(1, widths[-1], widths[-1]) for _ in range(blocks))
