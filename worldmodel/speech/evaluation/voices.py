@@ -65,15 +65,7 @@ def evaluate_voices(
 
     Raises :class:`DataError` when the data do not fit, :class:`ConfigError` for another sampling rate than 16,000.
     """
-    unknown = set(store.spec.action_names) - set(world.spec.action_names)
-    if store.spec.frame_shape != world.spec.frame_shape or unknown:
-        raise DataError(f"{store.path} has other speakers or windows than {run}; give another data=…")
-    if world.rate != RATE:  # which the classifiers and the spectra support
-        raise ConfigError(
-            f"speech is scored at {RATE:,} samples a second, not {world.rate:,}; collect it again with "
-            f"source.rate={RATE}"
-        )
-    store.require("held_out")
+    _check_data(run, world, store)
     utterances = load_utterances(world, store, progress)
     held_out = [each for each in utterances if each.held_out]
     figures: dict[str, Any] = {
@@ -106,6 +98,19 @@ def evaluate_voices(
         shown = more + shown
     voices_report.save(figures, shown, run / "evaluation")
     return figures
+
+
+def _check_data(run: Path, world: VoiceModel, store: EpisodeStore) -> None:
+    """Raises what :func:`evaluate_voices` does for data that do not fit."""
+    unknown = set(store.spec.action_names) - set(world.spec.action_names)
+    if store.spec.frame_shape != world.spec.frame_shape or unknown:
+        raise DataError(f"{store.path} has other speakers or windows than {run}; give another data=…")
+    if world.rate != RATE:  # which the classifiers and the spectra support
+        raise ConfigError(
+            f"speech is scored at {RATE:,} samples a second, not {world.rate:,}; collect it again with "
+            f"source.rate={RATE}"
+        )
+    store.require("held_out")
 
 
 def find_timit(folder: str | None, store: EpisodeStore) -> Path | None:
