@@ -40,10 +40,10 @@ class Encoder(nn.Module):
     factor: int
 
 
-def strided(stride: int) -> dict[str, int]:
-    """The arguments of a convolution that makes n / stride places of n, and of its transpose."""
+def strided(stride: int) -> tuple[int, int, int]:
+    """Kernel size, stride and padding of a convolution that makes n / stride places of n, and of its transpose."""
     size = max(2 * stride - stride % 2, 3)
-    return {"kernel_size": size, "stride": stride, "padding": (size - stride) // 2}
+    return size, stride, (size - stride) // 2
 
 
 def check_strides(widths: Sequence[int], strides: Sequence[int]) -> None:
@@ -77,7 +77,7 @@ class ConvEncoder(Encoder):
         check_strides(widths, strides)
         self.factor = math.prod(strides)
         self.down = module_list(
-            CONV[rank](i, o, **strided(stride))
+            CONV[rank](i, o, *strided(stride))
             for (i, o), stride in zip(itertools.pairwise([channels, *widths]), strides, strict=True)
         )
         self.blocks = nn.Sequential(*(ResidualBlock(rank, widths[-1], widths[-1]) for _ in range(blocks)))
@@ -119,7 +119,7 @@ class ConvDecoder(nn.Module):
         check_strides(widths, strides)
         sizes = [*reversed(widths), channels if outputs is None else widths[0]]
         self.up = nn.ModuleList(
-            TRANSPOSED[rank](i, o, **strided(stride))
+            TRANSPOSED[rank](i, o, *strided(stride))
             for (i, o), stride in zip(itertools.pairwise(sizes), reversed(strides), strict=True)
         )
         self.leave = None if outputs is None else CONV[rank](widths[0], outputs, 1)

@@ -133,7 +133,7 @@ class MelEncoder(Encoder):
         self.spectra = {"bands": bands, "hop": hop, "window": window, "rate": rate}
         self.subtract_mean, self.warp = subtract_mean, warp
         self.down = nn.ModuleList(
-            CONV[1](inputs, width, **strided(stride))
+            CONV[1](inputs, width, *strided(stride))
             for inputs, width, stride in zip([bands, *widths[:-1]], widths, strides, strict=True)
         )
         self.blocks = nn.ModuleList(ResidualBlock(1, widths[-1], widths[-1]) for _ in range(blocks))
