@@ -143,13 +143,13 @@ def test_vimco_bounds_rise_with_the_samples_towards_the_evidence() -> None:
     assert float(drawn.mean()) == pytest.approx(truth, abs=0.05)
 
 
-@pytest.mark.parametrize(("samples", "codes"), [(2, 3), (3, 2)])
+@pytest.mark.parametrize(("samples", "codes", "sharpness"), [(2, 3, None), (3, 2, None), (2, 3, 0.8)])
 def test_the_gradient_of_vimco_is_that_of_its_bound_in_expectation(
-    samples: int, codes: int, monkeypatch: pytest.MonkeyPatch
+    samples: int, codes: int, sharpness: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every tuple of samples is handed to a training step; their gradients, weighted by the tuples' probabilities, must
     add up to the gradient of the exact L_S, for the encoder, the tables and the decoder."""
-    model = tiny_vimco(samples, num_codes=codes)
+    model = tiny_vimco(samples, 3.0 if sharpness is None else 4.5, num_codes=codes, sharpness=sharpness)
     frame = some_frames(model)
     exact_mean_of_bound(model, frame, samples).backward()
     expected = gradients(model)
@@ -181,8 +181,41 @@ def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def larger_vimco(chunk: int) -> VIMCO:
-    return tiny_vimco(20, 4.0, frame_shape=(3, 8, 8), chunk=chunk, num_codes=5)
+def larger_vimco(chunk: int, **settings: object) -> VIMCO:
+    return tiny_vimco(20, 4.0, **({"frame_shape": (3, 8, 8), "chunk": chunk, "num_codes": 5} | settings))
+
+
+def test_the_posterior_by_distances_is_a_softmax_of_squared_distances() -> None:
+    torch.manual_seed(0)
+    tables, vectors = torch.randn(2, 5, 3), torch.randn(4, 2, 2, 2, 3)  # 2 slots of 5 codes, a grid of 2×2 places
+    log_q = variational.DistancePosterior(tables, 1.7)(vectors)
+    distances = torch.stack([(vectors[..., s, None, :] - tables[s]).square().sum(-1) for s in (0, 1)], -2)
+    torch.testing.assert_close(log_q, torch.log_softmax(-1.7 / 2 * distances, -1))
+
+
+def test_straight_through_gradients_are_those_of_the_samples_moved_by_the_mean() -> None:
+    """Written out for all samples at once: Σ_s w̃_s ∇ log p(x | e(z_s) + ē − stop(ē)) + ∇ H(q)."""
+    model = larger_vimco(1000, sharpness=0.5, gradient="straight_through")
+    frames = some_frames(model, 3)
+    value = model(frames, torch.Generator().manual_seed(0)).losses["bound"]
+    value.backward()
+    found = gradients(model)
+    x = to_float(frames)
+    posterior = model._posterior(x)
+    codes = variational.draw(posterior.detach(), model.samples, torch.Generator().manual_seed(0))
+    mean = torch.stack([posterior[..., s, :].exp() @ model.tables[s].detach() for s in (0, 1)], -2).flatten(-2)
+    joint = []
+    for drawn in codes:
+        read = model.read(drawn) + mean - mean.detach()
+        joint.append(model.likelihood.log_prob(model._outputs(read), x).flatten(1).sum(1))
+    given = torch.stack(joint)
+    weights = given.detach() - model.uniform_nats() - variational.log_prob(posterior, codes).detach()
+    bound = (weights.logsumexp(0) - math.log(len(codes))).mean()
+    assert float(value.detach()) == pytest.approx(-float(bound) / model.subpixels, rel=1e-5)
+    entropy = torch.special.entr(posterior.exp()).flatten(1).sum(1)
+    (-((weights.softmax(0) * given).sum(0) + entropy).mean() / model.subpixels).backward()
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6 + 1e-5 * float(gradient.abs().max()))
 
 
 def step_gradients(model: VIMCO) -> tuple[dict[str, Tensor], float]:
@@ -191,9 +224,9 @@ def step_gradients(model: VIMCO) -> tuple[dict[str, Tensor], float]:
     return gradients(model), float(loss.detach())
 
 
-@pytest.mark.parametrize("chunk", [1, 7])
-def test_chunks_change_nothing(chunk: int) -> None:
-    whole, parts = step_gradients(larger_vimco(1000)), step_gradients(larger_vimco(chunk))
+@pytest.mark.parametrize(("chunk", "gradient"), [(1, "vimco"), (7, "vimco"), (7, "straight_through")])
+def test_chunks_change_nothing(chunk: int, gradient: str) -> None:
+    whole, parts = (step_gradients(larger_vimco(size, gradient=gradient)) for size in (1000, chunk))
     assert parts[1] == pytest.approx(whole[1], rel=1e-6)
     for name, gradient in whole[0].items():
         torch.testing.assert_close(parts[0][name], gradient, rtol=1e-3, atol=1e-5 * float(gradient.abs().max()))

@@ -57,7 +57,7 @@ class ConvolutionalAutoencoder(Autoencoder):
         rank = len(size)
         self.frame_shape = tuple(frame_shape)
         self.encoder = encoder(rank, channels, widths, blocks)
-        self.project = CONV[rank](widths[-1], encoded, 1)
+        self.project: nn.Module = CONV[rank](widths[-1], encoded, 1)
         self.likelihood = likelihood(channels=channels)
         outputs = None if self.likelihood.outputs == channels else self.likelihood.outputs
         self.decoder = decoder(rank, decoded, channels, self._decoder_widths(widths, decoder), blocks, outputs)
@@ -79,7 +79,7 @@ class ConvolutionalAutoencoder(Autoencoder):
 
     def _vectors(self, frames: Tensor) -> Tensor:
         """Frames (B, C, *size) → the output of the encoder, (B, *spatial, encoded) float32."""
-        x = self.encoder(channels_last(frames, self.project.weight.dtype))
+        x = self.encoder(channels_last(frames, dtype_of(self.project)))
         return self.project(x).movedim(1, -1).float()
 
     def _outputs(self, vectors: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from worldmodel.data.codes import fingerprint
 from worldmodel.errors import ConfigError, DataError
+from worldmodel.nn.modules import dtype_of
 from worldmodel.quantizers import NO_CODE, ResidualQuantizer
 from worldmodel.speech.codec import entropy
 from worldmodel.speech.codec.bitstream import NO_MODEL, Bitstream, pack, unpack, width_of
@@ -187,7 +188,7 @@ class Codec:
         """(1, 1, L), L a multiple of the factor → (n, q) by an encoder (1, 1, L) → (1, D, n)."""
         if not frames.shape[-1]:
             return np.zeros((0, used), np.int64)
-        vectors = self.tokenizer.project(encoder(frames.to(self.tokenizer.project.weight.dtype)))
+        vectors = self.tokenizer.project(encoder(frames.to(dtype_of(self.tokenizer.project))))
         codes = self.tokenizer.quantizer.encode(vectors.movedim(1, -1).float())[0]
         return codes.reshape(len(codes), -1)[:, :used].cpu().numpy()
 
@@ -201,7 +202,7 @@ class Codec:
         grid = torch.from_numpy(full).to(next(tokenizer.parameters()).device)[None]
         conditions = torch.full((1,), self.condition, device=grid.device)
         vectors = tokenizer.read(grid if tokenizer.slots else grid[..., 0], conditions)
-        outputs = decoder(vectors.to(tokenizer.project.weight.dtype).movedim(-1, 1))
+        outputs = decoder(vectors.to(dtype_of(tokenizer.project)).movedim(-1, 1))
         return expanded(tokenizer.likelihood.mean(outputs).clamp(-1, 1))[0, 0].float().cpu().numpy()
 
 
