@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from worldmodel.errors import ConfigError
 from worldmodel.heads import GridSpec
 from worldmodel.nn.modules import centred
+from worldmodel.priors import ConvTrunk
 from worldmodel.priors.base import Sample
 from worldmodel.priors.motion import Motion, estimate_motion, simplified
 from worldmodel.priors.pose import PoseMemory
@@ -207,3 +209,39 @@ def test_small_motions_are_zero_and_turns_fit_the_circle() -> None:
     assert other.turn.abs().unique().numel() == 4  # these sizes differ by more than errors do
     none = simplified(estimated._replace(turn=torch.zeros(4), move=torch.zeros(4, 2)))
     assert not none.turn.any() and not none.move.any()
+
+
+def contexts_of_a_dream(emphasis: float, actions: Tensor, seen: int) -> Tensor:
+    """Contexts (B, T − seen − 1, N, width) of the steps after ``seen`` recorded views; the one before the last is not
+    dreamt but recorded. All frames are views of the panorama."""
+    torch.manual_seed(0)
+    pose = partial(PoseMemory, window=12, recent=2, emphasis=emphasis)
+    trunk = ConvTrunk(GridSpec((ROWS, COLUMNS), codebook(), NAMES), 16, 1, embed=8, pose=pose)
+    assert trunk.pose is not None
+    trunk.pose.load_state_dict(memory(window=12, recent=2).state_dict())
+    grids = views(actions)
+    previous = torch.cat([torch.full_like(grids[:, :1], -1), grids[:, :-1]], 1)
+    state, steps = trunk.begin(len(actions)), actions.shape[1]
+    dreamt = [t for t in range(seen, steps) if t != steps - 2]
+    found = {}
+    for t in range(steps):
+        if t in dreamt:
+            found[t], state = trunk.step(state, previous[:, t], actions[:, t])
+        else:
+            state = trunk.observe(state, previous[:, t], actions[:, t])
+    contexts = torch.stack([found[t] for t in dreamt], 1)
+    if emphasis == 1:
+        exact = trunk(previous, actions, seen)
+        torch.testing.assert_close(contexts, exact[:, [t - seen for t in dreamt]])
+    return contexts.detach()
+
+
+def test_older_frames_count_more_once_the_latest_ones_were_dreamt() -> None:
+    actions = torch.tensor([[-1, 1, 1, 1, 2, 2, 2, 1, 1, 2, 2, 2], [-1, 1, 2, 1, 2, 1, 2, 1, 2, 1, 2, 1]])
+    plain, double, triple = (contexts_of_a_dream(emphasis, actions, 6) for emphasis in (1.0, 2.0, 3.0))
+    changed = (double - plain).abs().amax((0, 2, 3))
+    assert changed[0] == changed[-1] == 0  # the latest frames were recorded
+    assert changed[1:4].min() > 0.1
+    torch.testing.assert_close(triple - plain, 2 * (double - plain), rtol=1e-4, atol=1e-5)  # linear in emphasis − 1
+    of_one = contexts_of_a_dream(3.0, actions, 7)[:, 1] - contexts_of_a_dream(1.0, actions, 7)[:, 1]
+    torch.testing.assert_close(of_one, (double - plain)[:, 2], rtol=1e-4, atol=1e-5)  # half as much after one of two

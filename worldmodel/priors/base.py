@@ -49,10 +49,10 @@ class Trunk(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def step(self, state: State, previous: Tensor, actions: Tensor) -> tuple[Tensor, State]:
-        """previous (B, *grid), actions (B,) → contexts (B, N, width) and the state after this frame."""
+        """previous (B, *grid), actions (B,) → contexts (B, N, width) of a frame to dream, and the state after it."""
 
     def observe(self, state: State, previous: Tensor, actions: Tensor) -> State:
-        """The state that :meth:`step` would return, where the context is not needed (it may cost less)."""
+        """The state after a recorded frame, whose context is not needed: by default that of :meth:`step`."""
         return self.step(state, previous, actions)[1]
 
     def learn(self, name: str) -> int | None:

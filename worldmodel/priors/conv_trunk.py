@@ -22,6 +22,7 @@ class ConvTrunkState(NamedTuple):
     grids: Tensor  # (B, kept, *grid) int64, oldest first
     actions: Tensor  # (B, kept) int64
     memory: MemoryState  # caches of the attention over time; empty without a memory
+    dreamt: Tensor | tuple[()]  # (B,) int64: how many of the latest frames were dreamt; empty without a pose memory
 
 
 class FilmBlock(nn.Module):
@@ -52,7 +53,11 @@ class ConvTrunk(Trunk):
 
     ``memory`` represents each frame by one vector, which has little detail but depends on the whole frame, and so
     identifies the place. Its output is a part of the condition and, by a linear layer, an input of every position.
-    ``pose`` recalls codes of frames that showed the same place, which are an input of every position, too.
+    ``pose`` recalls codes of frames that showed the same place, which are an input of every position, too, and have a
+    short way to the logits: vectors of the recalled codes, times gates, are added to the contexts. In training the
+    latest frames are recorded and agree with the recalled ones, so that the gates need not open far. In a dream the
+    latest frames are invented, and where both differ the recalled ones are right. Therefore :meth:`step` multiplies
+    what comes from older frames by ``emphasis`` of the memory once the latest frames were dreamt, and by less before.
 
     Args:
         spec: of the grids and the actions.
@@ -102,8 +107,12 @@ class ConvTrunk(Trunk):
         if rank == 2:
             to_channels_last(self)
 
-    def _contexts(self, grids: Tensor, actions: Tensor, remembered: Sequence[Tensor]) -> Tensor:
-        """grids (M, kept, *grid), actions (M, kept), oldest first; remembered: (M, F) or none → (M, N, width)."""
+    def _contexts(
+        self, grids: Tensor, actions: Tensor, remembered: Sequence[Tensor], emphasis: Tensor | None = None
+    ) -> Tensor:
+        """grids (M, kept, *grid), actions (M, kept), oldest first; remembered: (M, F) or none → (M, N, width).
+
+        ``emphasis`` (M, R) multiplies the vectors of the recalled codes."""
         condition = self.act(actions[:, -self.history :] + 1).flatten(1)
         condition = self.condition(torch.cat([condition, *remembered], -1) if remembered else condition)
         codes = grids[:, -self.history :].movedim(1, -1)
@@ -126,8 +135,10 @@ class ConvTrunk(Trunk):
         x = x.movedim(1, -1)
         x = F.layer_norm(x, x.shape[-1:])
         if self.pose:  # a short way from a recalled code to the logits
-            gates = self.gate(torch.cat([x, features], -1)).sigmoid()
-            x = x + (gates.unflatten(-1, (-1, self.width)) * self.copy.lookup(rows[..., self.history :])).sum(-2)
+            gates = self.gate(torch.cat([x, features], -1)).sigmoid().unflatten(-1, (-1, self.width))
+            if emphasis is not None:
+                gates = gates * emphasis.view(x.shape[0], *[1] * len(self.grid), -1, 1).to(gates.dtype)
+            x = x + (gates * self.copy.lookup(rows[..., self.history :])).sum(-2)
         return x.reshape(x.shape[0], -1, self.width)
 
     def _films(self, condition: Tensor) -> Sequence[Tensor]:
@@ -157,7 +168,8 @@ class ConvTrunk(Trunk):
         shape, device = (batch, self.kept), self.position.device
         grids = torch.full((*shape, *self.grid), -1, dtype=torch.int64, device=device)
         acts = torch.full(shape, -1, dtype=torch.int64, device=device)
-        return ConvTrunkState(grids, acts, self.memory.begin(batch) if self.memory else ())
+        dreamt = torch.zeros(batch, dtype=torch.int64, device=device) if self.pose else ()
+        return ConvTrunkState(grids, acts, self.memory.begin(batch) if self.memory else (), dreamt)
 
     def step(self, state: ConvTrunkState, previous: Tensor, actions: Tensor) -> tuple[Tensor, ConvTrunkState]:
         grids, acts = self._slide(state, previous, actions)
@@ -165,11 +177,15 @@ class ConvTrunk(Trunk):
         if self.memory:
             vector, memory = self.memory.step(memory, previous, actions)
             remembered.append(vector)
-        return self._contexts(grids, acts, remembered), ConvTrunkState(grids, acts, memory)
+        emphasis, dreamt = None, state.dreamt
+        if self.pose and isinstance(dreamt, Tensor):
+            emphasis, dreamt = self.pose.emphasized(dreamt), dreamt + 1
+        return self._contexts(grids, acts, remembered, emphasis), ConvTrunkState(grids, acts, memory, dreamt)
 
     def observe(self, state: ConvTrunkState, previous: Tensor, actions: Tensor) -> ConvTrunkState:
         memory = self.memory.observe(state.memory, previous, actions) if self.memory else ()
-        return ConvTrunkState(*self._slide(state, previous, actions), memory)
+        dreamt = state.dreamt * 0 if isinstance(state.dreamt, Tensor) else ()
+        return ConvTrunkState(*self._slide(state, previous, actions), memory, dreamt)
 
     @staticmethod
     def _slide(state: ConvTrunkState, previous: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:

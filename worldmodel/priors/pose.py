@@ -48,6 +48,8 @@ class PoseMemory(nn.Module):
         window: number of past frames that are kept. recent: number of the latest ones, of which columns are recalled
             separately; 0: of all frames together. limit: a column is recalled if its q (see :class:`Motion`) is below
             this.
+        emphasis: how many times as much as in training the codes recalled from the older frames count in a dream whose
+            latest frames were all dreamt (see :class:`~worldmodel.priors.ConvTrunk`); 1: as in training.
         windows, steps: of :func:`~worldmodel.priors.motion.estimate_motion`.
     """
 
@@ -57,6 +59,7 @@ class PoseMemory(nn.Module):
         window: Count = 64,
         recent: Whole = 4,
         limit: Positive = 6.0,
+        emphasis: Positive = 1.0,
         windows: Count = 4000,
         steps: Count = 300,
     ):
@@ -71,6 +74,8 @@ class PoseMemory(nn.Module):
             raise ConfigError(f"PoseMemory: window={window} must be larger than recent={recent}")
         self.grid, self.window, self.recent, self.limit = spec.grid, window, recent, limit
         self.recalls = 4 if recent else 2  # R
+        older = torch.arange(self.recalls) < 2
+        self.added = nn.Buffer((emphasis - 1) * older, persistent=False)  # to 1, in a dream
         self.action_names, self.extent = spec.action_names, (windows, steps)
         actions, columns = spec.num_actions + 1, spec.grid[1]  # index 0: no action
         self.turn = nn.Buffer(torch.zeros(actions, dtype=torch.int64))  # units of CIRCLE
@@ -141,6 +146,11 @@ class PoseMemory(nn.Module):
         features[:, :, 0].exp_()
         features = features.masked_fill(unknown[:, :, None], 0)
         return Recalled(codes.transpose(2, 3), features[..., None, :].expand(-1, -1, -1, rows, -1))
+
+    def emphasized(self, dreamt: Tensor) -> Tensor:
+        """The number of dreamt frames (B,) among the latest → the factor of each recalled code, (B, R) float32."""
+        share = dreamt.clamp(max=max(self.recent, 1)) / max(self.recent, 1)
+        return 1 + share[:, None] * self.added
 
     def _poses(self, actions: Tensor) -> tuple[Tensor, Tensor]:
         """actions (B, M) → for the frame before each of them, the turn (B, M) of its content until after the last
