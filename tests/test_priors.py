@@ -31,6 +31,15 @@ def prior_with_past(request: pytest.FixtureRequest) -> Prior:
     return tiny_prior(request.param).double()
 
 
+@pytest.fixture
+def plain_prior(prior: Prior, monkeypatch: pytest.MonkeyPatch) -> Prior:
+    """One whose memory, if it recalls by poses, counts in a dream as in training (``emphasis`` 1)."""
+    pose = getattr(prior.trunk, "pose", None)
+    if pose is not None:
+        monkeypatch.setattr(pose, "added", torch.zeros_like(pose.added))
+    return prior
+
+
 def stepped_contexts(prior: Prior, codes: torch.Tensor, actions: torch.Tensor, observed: int = 0) -> torch.Tensor:
     """The contexts of all steps, one frame at a time; the first ``observed`` ones by observe() alone."""
     state = prior.begin(len(codes))
@@ -46,17 +55,29 @@ def stepped_contexts(prior: Prior, codes: torch.Tensor, actions: torch.Tensor, o
 
 
 @pytest.mark.parametrize("steps", [1, 3, 25])
-def test_stepping_equals_one_full_pass(prior: Prior, steps: int) -> None:
+def test_stepping_equals_one_full_pass(plain_prior: Prior, steps: int) -> None:
     segment = random_segment(steps=steps)
-    full = prior.contexts(segment.codes, segment.actions)
-    torch.testing.assert_close(stepped_contexts(prior, segment.codes, segment.actions), full, rtol=1e-9, atol=1e-9)
+    full = plain_prior.contexts(segment.codes, segment.actions)
+    stepped = stepped_contexts(plain_prior, segment.codes, segment.actions)
+    torch.testing.assert_close(stepped, full, rtol=1e-9, atol=1e-9)
 
 
-def test_observing_equals_stepping(prior: Prior) -> None:
+def test_observing_equals_stepping(plain_prior: Prior) -> None:
     segment = random_segment(steps=9)
-    stepped = stepped_contexts(prior, segment.codes, segment.actions)
-    observed = stepped_contexts(prior, segment.codes, segment.actions, observed=6)
+    stepped = stepped_contexts(plain_prior, segment.codes, segment.actions)
+    observed = stepped_contexts(plain_prior, segment.codes, segment.actions, observed=6)
     torch.testing.assert_close(observed, stepped[:, 6:], rtol=1e-9, atol=1e-9)
+
+
+def test_a_step_after_recorded_frames_equals_the_full_pass(prior: Prior) -> None:
+    """With the settings of its file: what a dream emphasises counts more only after dreamt frames."""
+    segment = random_segment(steps=9)
+    full = prior.contexts(segment.codes, segment.actions)
+    for t in range(9):
+        (context,) = stepped_contexts(prior, segment.codes[:, : t + 1], segment.actions[:, : t + 1], observed=t).unbind(
+            1
+        )
+        torch.testing.assert_close(context, full[:, t], rtol=1e-9, atol=1e-9)
 
 
 def test_leaving_out_the_first_contexts_changes_no_other(prior: Prior) -> None:
