@@ -184,7 +184,7 @@ class ConvTrunk(Trunk):
 
     def observe(self, state: ConvTrunkState, previous: Tensor, actions: Tensor) -> ConvTrunkState:
         memory = self.memory.observe(state.memory, previous, actions) if self.memory else ()
-        dreamt = state.dreamt * 0 if isinstance(state.dreamt, Tensor) else ()
+        dreamt = torch.zeros_like(state.dreamt) if isinstance(state.dreamt, Tensor) else ()
         return ConvTrunkState(*self._slide(state, previous, actions), memory, dreamt)
 
     @staticmethod
