@@ -14,7 +14,7 @@ from torch import Tensor
 from worldmodel.errors import ConfigError
 from worldmodel.likelihoods import Categorical, LogisticMixture, SquaredError
 from worldmodel.quantizers import VectorQuantizer
-from worldmodel.tokenizers import VAE, VIMCO, VQVAE, Autoencoder, Tokenizer, variational
+from worldmodel.tokenizers import VAE, VIMCO, VQVAE, Autoencoder, Tokenizer, vimco
 from worldmodel.tokenizers.variational import Gaussian, importance_weighted
 from worldmodel.types import to_float
 
@@ -121,7 +121,7 @@ def test_a_squared_error_has_no_bound() -> None:
 def exact_mean_of_bound(model: VIMCO, frame: Tensor, samples: int) -> Tensor:
     """L_S by the sum over all K^(N·S) tuples of samples, with its gradient, ()."""
     posterior = model._posterior(to_float(frame))
-    log_q = variational.log_prob(posterior, all_grids(model)[:, None])[:, 0].double()  # (9,)
+    log_q = vimco.log_prob(posterior, all_grids(model)[:, None])[:, 0].double()  # (9,)
     weights = conditional(model, frame[0]).double() - model.uniform_nats() - log_q
     tuples = torch.tensor(list(itertools.product(range(len(log_q)), repeat=samples)))  # (9^S, S)
     values = weights[tuples].logsumexp(1) - math.log(samples)
@@ -155,13 +155,13 @@ def test_the_gradient_of_vimco_is_that_of_its_bound_in_expectation(
     expected = gradients(model)
     grids = all_grids(model)
     with torch.no_grad():
-        log_q = variational.log_prob(model._posterior(to_float(frame)), grids[:, None])[:, 0]
+        log_q = vimco.log_prob(model._posterior(to_float(frame)), grids[:, None])[:, 0]
     assert 0.3 < torch.special.entr(log_q.exp()).sum() < 0.97 * math.log(len(grids))  # neither a point nor flat
     assert conditional(model, frame[0]).std() > 1
     value = 0.0
     for chosen in itertools.product(range(len(grids)), repeat=samples):
         drawn = grids[list(chosen)][:, None]
-        monkeypatch.setattr(variational, "draw", lambda *_, drawn=drawn: drawn)
+        monkeypatch.setattr(vimco, "draw", lambda *_, drawn=drawn: drawn)
         loss = model(frame).losses["bound"] * -model.subpixels
         probability = log_q[list(chosen)].sum().exp()
         (probability * loss).backward()
@@ -188,7 +188,7 @@ def larger_vimco(chunk: int, **settings: object) -> VIMCO:
 def test_the_posterior_by_distances_is_a_softmax_of_squared_distances() -> None:
     torch.manual_seed(0)
     tables, vectors = torch.randn(2, 5, 3), torch.randn(4, 2, 2, 2, 3)  # 2 slots of 5 codes, a grid of 2×2 places
-    log_q = variational.DistancePosterior(tables, 1.7)(vectors)
+    log_q = vimco.DistancePosterior(tables, 1.7)(vectors)
     distances = torch.stack([(vectors[..., s, None, :] - tables[s]).square().sum(-1) for s in (0, 1)], -2)
     torch.testing.assert_close(log_q, torch.log_softmax(-1.7 / 2 * distances, -1))
 
@@ -202,14 +202,14 @@ def test_straight_through_gradients_are_those_of_the_samples_moved_by_the_mean()
     found = gradients(model)
     x = to_float(frames)
     posterior = model._posterior(x)
-    codes = variational.draw(posterior.detach(), model.samples, torch.Generator().manual_seed(0))
+    codes = vimco.draw(posterior.detach(), model.samples, torch.Generator().manual_seed(0))
     mean = torch.stack([posterior[..., s, :].exp() @ model.tables[s].detach() for s in (0, 1)], -2).flatten(-2)
     joint = []
     for drawn in codes:
         read = model.read(drawn) + mean - mean.detach()
         joint.append(model.likelihood.log_prob(model._outputs(read), x).flatten(1).sum(1))
     given = torch.stack(joint)
-    weights = given.detach() - model.uniform_nats() - variational.log_prob(posterior, codes).detach()
+    weights = given.detach() - model.uniform_nats() - vimco.log_prob(posterior, codes).detach()
     bound = (weights.logsumexp(0) - math.log(len(codes))).mean()
     assert float(value.detach()) == pytest.approx(-float(bound) / model.subpixels, rel=1e-5)
     entropy = torch.special.entr(posterior.exp()).flatten(1).sum(1)
@@ -245,7 +245,7 @@ def test_samples_of_no_weight_are_left_out_without_a_trace(monkeypatch: pytest.M
 
     monkeypatch.setattr(VIMCO, "_decoded", counting)
     few = step_gradients(larger_vimco(1000))
-    monkeypatch.setattr(variational, "NEGLIGIBLE", -1.0)
+    monkeypatch.setattr(vimco, "NEGLIGIBLE", -1.0)
     every = step_gradients(larger_vimco(1000))
     assert decoded[0] == 60 and decoded[1] < 60 and decoded[2:] == [60, 60]
     assert few[1] == every[1]
@@ -255,7 +255,7 @@ def test_samples_of_no_weight_are_left_out_without_a_trace(monkeypatch: pytest.M
 
 def test_the_leave_one_out_baseline_is_that_of_the_paper() -> None:
     weights = torch.tensor([[0.5, -300.0], [2.0, -310.0], [-1.0, -250.0]], dtype=torch.float64)
-    baseline = variational.leave_one_out(weights)
+    baseline = vimco.leave_one_out(weights)
     for j, b in itertools.product(range(3), range(2)):
         others = [float(weights[s, b]) for s in range(3) if s != j]
         geometric = sum(others) / 2
@@ -265,7 +265,7 @@ def test_the_leave_one_out_baseline_is_that_of_the_paper() -> None:
 
 def test_codes_are_drawn_by_their_probabilities() -> None:
     probabilities = torch.tensor([[0.0, 0.5, 0.0, 0.2, 0.3, 0.0]])
-    codes = variational.draw(probabilities.log(), 40000, torch.Generator().manual_seed(0))
+    codes = vimco.draw(probabilities.log(), 40000, torch.Generator().manual_seed(0))
     assert codes.shape == (40000, 1)
     shares = torch.bincount(codes.flatten(), minlength=6) / 40000
     torch.testing.assert_close(shares, probabilities[0], rtol=0, atol=0.01)

@@ -36,7 +36,7 @@ def plain_prior(prior: Prior, monkeypatch: pytest.MonkeyPatch) -> Prior:
     """One whose memory, if it recalls by poses, counts in a dream as in training (``emphasis`` 1)."""
     pose = getattr(prior.trunk, "pose", None)
     if pose is not None:
-        monkeypatch.setattr(pose, "added", torch.zeros_like(pose.added))
+        monkeypatch.setattr(pose, "emphasis", torch.ones_like(pose.emphasis))
     return prior
 
 

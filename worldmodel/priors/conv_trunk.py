@@ -53,11 +53,11 @@ class ConvTrunk(Trunk):
 
     ``memory`` represents each frame by one vector, which has little detail but depends on the whole frame, and so
     identifies the place. Its output is a part of the condition and, by a linear layer, an input of every position.
-    ``pose`` recalls codes of frames that showed the same place, which are an input of every position, too, and have a
-    short way to the logits: vectors of the recalled codes, times gates, are added to the contexts. In training the
-    latest frames are recorded and agree with the recalled ones, so that the gates need not open far. In a dream the
-    latest frames are invented, and where both differ the recalled ones are right. Therefore :meth:`step` multiplies
-    what comes from older frames by ``emphasis`` of the memory once the latest frames were dreamt, and by less before.
+    ``pose`` recalls codes of frames that showed the same place, which are an input of every position, too. Vectors of
+    the recalled codes, multiplied by gates, are also added to the contexts. In training the latest frames are recorded
+    and agree with the recalled codes, so that small gates suffice. In a dream the latest frames contain errors, and the
+    recalled codes are more reliable. Therefore :meth:`step` multiplies what is added for codes of older frames by
+    ``emphasis`` of the memory once the latest frames were dreamt, and by less before.
 
     Args:
         spec: of the grids and the actions.
@@ -134,7 +134,7 @@ class ConvTrunk(Trunk):
             x = block(x, scale, shift)
         x = x.movedim(1, -1)
         x = F.layer_norm(x, x.shape[-1:])
-        if self.pose:  # a short way from a recalled code to the logits
+        if self.pose:  # recalled codes reach the logits without passing through the blocks
             gates = self.gate(torch.cat([x, features], -1)).sigmoid().unflatten(-1, (-1, self.width))
             if emphasis is not None:
                 gates = gates * emphasis.view(x.shape[0], *[1] * len(self.grid), -1, 1).to(gates.dtype)

@@ -75,7 +75,7 @@ class PoseMemory(nn.Module):
         self.grid, self.window, self.recent, self.limit = spec.grid, window, recent, limit
         self.recalls = 4 if recent else 2  # R
         older = torch.arange(self.recalls) < 2
-        self.added = nn.Buffer((emphasis - 1) * older, persistent=False)  # to 1, in a dream
+        self.emphasis = nn.Buffer(torch.where(older, emphasis, 1.0), persistent=False)  # (R,)
         self.action_names, self.extent = spec.action_names, (windows, steps)
         actions, columns = spec.num_actions + 1, spec.grid[1]  # index 0: no action
         self.turn = nn.Buffer(torch.zeros(actions, dtype=torch.int64))  # units of CIRCLE
@@ -149,8 +149,8 @@ class PoseMemory(nn.Module):
 
     def emphasized(self, dreamt: Tensor) -> Tensor:
         """The number of dreamt frames (B,) among the latest → the factor of each recalled code, (B, R) float32."""
-        share = dreamt.clamp(max=max(self.recent, 1)) / max(self.recent, 1)
-        return 1 + share[:, None] * self.added
+        latest = max(self.recent, 1)
+        return 1 + (dreamt.clamp(max=latest) / latest)[:, None] * (self.emphasis - 1)
 
     def _poses(self, actions: Tensor) -> tuple[Tensor, Tensor]:
         """actions (B, M) → for the frame before each of them, the turn (B, M) of its content until after the last

@@ -51,13 +51,18 @@ class ConvolutionalAutoencoder(Autoencoder):
         likelihood: Callable[..., Likelihood],
         encoder: Callable[..., Encoder] = ConvEncoder,
         decoder: Callable[..., nn.Module] = ConvDecoder,
+        project: Callable[[int, int, int], nn.Module] | None = None,
     ) -> None:
-        """Creates the modules; the encoder has ``encoded`` output channels, the decoder ``decoded`` input channels."""
+        """Creates the modules; the encoder has ``encoded`` output channels, the decoder ``decoded`` input channels.
+
+        ``project`` (rank, inputs, outputs) makes the last layers of the encoder; None: a 1-wide convolution.
+        """
         channels, *size = frame_shape
         rank = len(size)
         self.frame_shape = tuple(frame_shape)
         self.encoder = encoder(rank, channels, widths, blocks)
-        self.project: nn.Module = CONV[rank](widths[-1], encoded, 1)
+        top = widths[-1]
+        self.project = CONV[rank](top, encoded, 1) if project is None else project(rank, top, encoded)
         self.likelihood = likelihood(channels=channels)
         outputs = None if self.likelihood.outputs == channels else self.likelihood.outputs
         self.decoder = decoder(rank, decoded, channels, self._decoder_widths(widths, decoder), blocks, outputs)
@@ -92,8 +97,11 @@ class ConvolutionalAutoencoder(Autoencoder):
 
     def log_likelihood(self, frames: Tensor, latents: Tensor, conditions: Tensor | None = None) -> Tensor:
         """log p(frames | latents) in nats, (B,); frames (B, C, *size) float in [-1, 1]."""
-        outputs = self._outputs(self.read(latents, conditions))
-        return self.likelihood.log_prob(outputs, frames).flatten(1).sum(1)
+        return self._log_prob(frames, self.read(latents, conditions))
+
+    def _log_prob(self, frames: Tensor, vectors: Tensor) -> Tensor:
+        """log p(frames | what the decoder reads) in nats, (B,)."""
+        return self.likelihood.log_prob(self._outputs(vectors), frames).flatten(1).sum(1)
 
     def expected_frames(self, latents: Tensor, conditions: Tensor | None = None) -> Tensor:
         return self.likelihood.mean(self._outputs(self.read(latents, conditions)))
