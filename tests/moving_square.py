@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from worldmodel.types import Episode, Segment, Spec
+from worldmodel.world import Dream
 
 PLACES, CERTAINTY = 12, 0.9
 SPEC = Spec("test:square", (3, 16, 24), ("noop", "left", "right"), 10.0)
@@ -91,15 +91,21 @@ class World:
         *,
         seen_actions: Tensor,
         generator: torch.Generator,
+        samples: int = 1,
         temperature: float = 1.0,
         top_k: int | None = None,
-    ) -> SimpleNamespace:
+    ) -> Dream:
+        if frames.dim() == 4:  # one start
+            frames, actions, seen_actions = frames[None], actions[None], seen_actions[None]
+        frames, actions, seen_actions = (part.repeat_interleave(samples, 0) for part in (frames, actions, seen_actions))
         assert seen_actions.shape == frames.shape[:2] and (seen_actions[:, 1:] >= 0).all()
         place = self.tokenizer.encode(frames[:, -1])[:, 0]
         obeys = torch.rand(actions.shape, generator=generator) < self.obedience
         done = torch.where(obeys, actions, torch.randint(3, actions.shape, generator=generator))
         places = (place[:, None] + MOVES[done].cumsum(1)) % PLACES
-        return SimpleNamespace(frames=pictures()[places], codes=places[..., None])
+        nothing = torch.zeros(actions.shape)
+        about = (SPEC, frames, seen_actions, actions, places[..., None], nothing, nothing, nothing[0])
+        return Dream(*about, tokenizer=self.tokenizer)  # type: ignore[arg-type]
 
 
 def windows(count: int, length: int, seed: int = 0) -> Segment:

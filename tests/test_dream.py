@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from worldmodel.dreaming.videos import CANDIDATES, random_place
 from worldmodel.errors import RunError
 from worldmodel.media import Strip
 from worldmodel.types import Episode, Spec
-from worldmodel.world import WorldModel
+from worldmodel.world import Dream, WorldModel
 
 EPISODES = 12
 HELD_OUT = 2  # the one that is held out of them
@@ -32,11 +32,11 @@ class TracedWorld(World):
         super().__init__(obedience)
         self.asked: list[dict[str, Any]] = []
 
-    def imagine(self, frames: torch.Tensor, actions: torch.Tensor, **options: Any) -> SimpleNamespace:
+    def imagine(self, frames: torch.Tensor, actions: torch.Tensor, **options: Any) -> Dream:
         self.asked.append({"frames": frames, "actions": actions, **options})
-        known = {name: options[name] for name in ("seen_actions", "generator")}
+        known = {name: options[name] for name in ("seen_actions", "samples", "generator")}
         dreamt = super().imagine(frames, actions, **known)
-        return SimpleNamespace(frames=dreamt.frames, passes=torch.full(actions.shape[1:], 4.5))
+        return dataclasses.replace(dreamt, passes=torch.full(actions.shape, 4.5))
 
 
 @pytest.fixture(scope="module")
@@ -100,13 +100,28 @@ def test_flags_are_passed_to_the_world(run: Path, world: TracedWorld, strips: li
     flags = "--actions left --horizon 3 --start 4:6 --context 5 --samples 2 --temperature 0.5 --top-k 7"
     assert call(run, *flags.split(), "--sampler", "ancestral", "--seed", "11") == 0
     (asked,), episode = world.asked, record(4)
-    assert asked["frames"].shape == (2, 5, *SPEC.frame_shape)
-    assert np.array_equal(asked["frames"][1], episode.frames[6:11])
-    assert np.array_equal(asked["seen_actions"][1], episode.actions[6:11])
-    assert asked["actions"].tolist() == [[1, 1, 1]] * 2
+    assert np.array_equal(asked["frames"], episode.frames[6:11])
+    assert np.array_equal(asked["seen_actions"], episode.actions[6:11])
+    assert asked["actions"].tolist() == [1, 1, 1] and asked["samples"] == 2
     assert (asked["temperature"], asked["top_k"], asked["sampler"]) == (0.5, 7, "ancestral")
     assert asked["generator"].initial_seed() == 11
     assert [strip.caption for strip in strips[0]] == ["dream 1", "dream 2"]
+
+
+def test_the_mean_of_dreams_is_one_strip(
+    run: Path, world: TracedWorld, strips: list[list[Strip]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--actions", "left*6", "--start", "4:6", "--mean-of", "5")
+    assert call(run, *flags) == 0
+    (asked,), (strip,) = world.asked, strips[0]
+    again = asked["generator"].manual_seed(0)
+    dreams = World(0.7).imagine(
+        asked["frames"], asked["actions"], seen_actions=asked["seen_actions"], samples=5, generator=again
+    )
+    mean = dreams.frames.numpy().astype(np.float64).mean(0)  # (6, C, H, W) of five different dreams
+    assert dreams.frames.float().std(0).amax() > 0
+    assert np.abs(strip.frames[4:] - mean.transpose(0, 2, 3, 1)).max() <= 0.5
+    assert strip.caption == "mean of 5 dreams" and "5 × 6 frames in" in capsys.readouterr().out
 
 
 def test_a_replay_stands_beside_the_truth_and_the_reconstruction(
@@ -171,7 +186,7 @@ def test_the_prior_determines_how_many_frames_are_seen(
     for context, flags, seen in ((6, "", 6), (6, "--context 2", 2), (0, "", 1)):
         monkeypatch.setattr(world.prior, "context", context, raising=False)
         assert call(run, "--actions", "left", *flags.split()) == 0
-        assert world.asked[-1]["frames"].shape[1] == strips[-1][0].seen == seen
+        assert len(world.asked[-1]["frames"]) == strips[-1][0].seen == seen
 
 
 @pytest.mark.parametrize(("start", "flags", "first"), [(6, "", 0), (9, "", 2), (9, "--context 4", 9)])
@@ -182,8 +197,8 @@ def test_a_memory_also_sees_the_frames_before_the_start(
     monkeypatch.setattr(type(world.prior), "lead", 11)
     assert call(run, "--replay", f"4:{start}", "--horizon", "2", *flags.split()) == 0
     asked, recorded = world.asked[-1], record(4)
-    assert np.array_equal(asked["frames"][0], recorded.frames[first : start + 4])
-    assert np.array_equal(asked["seen_actions"][0], recorded.actions[first : start + 4])
+    assert np.array_equal(asked["frames"], recorded.frames[first : start + 4])
+    assert np.array_equal(asked["seen_actions"], recorded.actions[first : start + 4])
     assert np.array_equal(strips[-1][0].frames, recorded.frames[start : start + 6].transpose(0, 2, 3, 1))
     memory = f"; {start - first} before them in the memory\n" if first < start else " seen\n"
     assert f"frames {start} to {start + 3} seen{memory}".replace("seen seen", "seen") in capsys.readouterr().out
@@ -225,6 +240,8 @@ LAST = len(record(4).frames) - 4  # the last frame of episode 4 at which four fr
         ("--replay 4 --top-k 0", "--top-k is 0; it must be at least 1"),
         ("--replay 4 --sampler fast", "choose from"),
         ("--replay 4 --start 3", "--start 3 goes with --actions"),
+        ("--replay 4 --mean-of 5000", "--mean-of is 5000; it must be at most 1000"),
+        ("--replay 4 --mean-of 4 --samples 2", "--mean-of 4 shows one mean, --samples 2 dreams: give one of them"),
         ("--replay 4 --seed -1", "--seed is -1; it must be at least 0"),
         ("--replay 4 --output dream.avi", "must end in .mp4, .gif, .png"),
         ("--replay 4 run=other", "unknown run 'other'"),

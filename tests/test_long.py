@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,7 @@ class GreyWorld(World):
 
     def imagine(self, frames: Tensor, actions: Tensor, **options: Any) -> Any:
         dream = super().imagine(frames, actions, **options)
-        dream.codes = torch.full_like(dream.codes, PLACES)
-        return dream
+        return dataclasses.replace(dream, codes=torch.full_like(dream.codes, PLACES))
 
 
 def right(steps: int) -> Episode:

@@ -61,6 +61,24 @@ def test_a_dream_that_ignores_its_actions_gains_nothing_by_true_ones() -> None:
     assert gain["low"][0] < 0 < gain["high"][0]
 
 
+def test_the_mean_of_dreams_is_nearer_to_the_truth_than_one_of_them() -> None:
+    """Half of the steps are random: with 32 dreams, the squared error is that of the expected frame plus 1/32 of the
+    variance, where one dream has all of the variance."""
+    found = open_loop(World(obedience=0.5), windows(24, 14), 4, samples=32, batch=64)  # type: ignore[arg-type]
+    mean, sampled = (found.squared_error[name].mean() for name in ("dream_mean", "dream_sampled"))
+    assert mean < 0.65 * sampled
+    figures = summary(found, (1, 5))
+    curves = {name: np.array(curve["psnr"]["value"])[[0, 4]] for name, curve in figures["curves"].items()}
+    gain = figures["mean_gain_over_last_frame"]["psnr"]["value"]
+    assert gain == pytest.approx(curves["dream_mean"] - curves["last_frame"])
+
+
+def test_the_mean_of_equal_dreams_is_the_dream(result: OpenLoop) -> None:
+    found = open_loop(World(), windows(24, 14), 4, samples=3, batch=10)  # type: ignore[arg-type]
+    assert np.array_equal(found.squared_error["dream_mean"], found.squared_error["dream_sampled"])
+    assert "dream_mean" not in result.squared_error and summary(result, (1,))["mean_gain_over_last_frame"] is None
+
+
 def test_one_window_cannot_be_shuffled() -> None:
     with pytest.raises(ValueError, match="two windows"):
         open_loop(World(), windows(1, 14), 4)  # type: ignore[arg-type]

@@ -43,6 +43,17 @@ def test_a_trajectory_does_not_depend_on_its_neighbours_in_the_batch(world: Worl
         assert torch.equal(alone.codes[0], whole.codes[row])
 
 
+def test_samples_are_dreams_of_equal_starts(world: WorldModel) -> None:
+    starts, actions = seen(2), torch.tensor([[1, 2, 0], [0, 0, 1]])
+    drawn, repeated = (torch.Generator().manual_seed(7) for _ in range(2))
+    samples = world.imagine(starts, actions, samples=3, generator=drawn)
+    rows = torch.tensor([0, 0, 0, 1, 1, 1])
+    same = world.imagine(starts[rows], actions[rows], generator=repeated)
+    assert torch.equal(samples.codes, same.codes) and torch.equal(samples.seen, starts[rows])
+    mean = samples.frames.double().unflatten(0, (2, 3)).mean(1)
+    assert (samples.mean_frames(3).double() - mean).abs().max() <= 0.5 and samples.mean_frames(3).dtype == torch.uint8
+
+
 def test_a_saved_dream_shows_all_actions_that_are_known(
     world: WorldModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,6 +50,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     add_number(parser, "--context", Few, "number of seen frames (as in training, and those in the memory)")
     add_number(parser, "--samples", Few, "number of dreams from the same start, side by side (1)", 1)
+    add_number(parser, "--mean-of", Few, "show the mean of this number of dreams: what is uncertain is blurred")
     add_sampling(parser)
     add_seed(parser)
     parser.add_argument(
@@ -65,6 +66,8 @@ def main(args: argparse.Namespace, config: Config) -> None:
         raise ConfigError(
             f"--start {args.start} goes with --actions; --replay EPISODE:FRAME states where a replay starts"
         )
+    if args.mean_of is not None and args.samples > 1:
+        raise ConfigError(f"--mean-of {args.mean_of} shows one mean, --samples {args.samples} dreams: give one of them")
 
     from worldmodel.dreaming import videos  # only now, since it imports torch
     from worldmodel.runs.folder import PRIOR, given_data, open_episodes
@@ -79,14 +82,17 @@ def main(args: argparse.Namespace, config: Config) -> None:
     chosen = videos.Choice(args.actions, args.replay, args.start, args.horizon, context, config.seed, earlier)
     scene = videos.choose_scene(chosen, world.spec, store)
     options = ("t", args.temperature, 1.0), ("k", args.top_k, None), ("c", chosen.context, usual)
-    name = videos.file_name(chosen, scene, *options, ("x", args.samples, 1))
+    name = videos.file_name(chosen, scene, *options, ("x", args.samples, 1), ("mean", args.mean_of, None))
     paths = output_of(args.output, run / "dreams", name, VIDEO_SUFFIXES).paths(VIDEO_SUFFIXES)
     started = time.perf_counter()
-    dreamt = videos.imagine(world, scene, args.samples, config.seed, args.temperature, args.top_k, args.sampler)
-    frames = dreamt.frames.cpu()  # (N, H, C, H, W); on the host, so that the clock has waited for the device
+    samples = args.mean_of or args.samples
+    dreamt = videos.imagine(world, scene, samples, config.seed, args.temperature, args.top_k, args.sampler)
+    frames = dreamt.frames if args.mean_of is None else dreamt.mean_frames(samples)
+    frames = frames.cpu()  # (N, H, C, H, W); on the host, so that the clock has waited for the device
     seconds = time.perf_counter() - started
     reconstruction = videos.reconstruction(world, scene)
-    videos.save(paths, world.spec, scene, frames, reconstruction, args.labels, chosen)
+    caption = f"mean of {samples} dreams" if args.mean_of else "dream"
+    videos.save(paths, world.spec, scene, frames, reconstruction, args.labels, chosen, caption)
     print(f"run       {run}")
     print("\n".join(videos.describe(scene, dreamt, frames, reconstruction, seconds)))
     if args.horizon is not None and len(scene.actions) < args.horizon:

@@ -15,7 +15,7 @@ from worldmodel import media
 from worldmodel.errors import ConfigError
 from worldmodel.heads import Randomness, Sampler, make_sampler
 from worldmodel.nn.modules import Precision, cast, resolve_precision
-from worldmodel.priors import Prior, PriorState, Step
+from worldmodel.priors import Prior, PriorState, Step, select_rows
 from worldmodel.runs.folder import load_spec
 from worldmodel.runs.kind import Kind, check_kind
 from worldmodel.runs.models import load_prior, load_tokenizer, resolve_device
@@ -45,6 +45,14 @@ class Dream:
     def frames(self) -> Tensor:
         """(B, H, C, *size) uint8; decoded at the first use."""
         return self.tokenizer.decode(self.codes.flatten(0, 1)).unflatten(0, self.codes.shape[:2])
+
+    def mean_frames(self, samples: int) -> Tensor:
+        """The mean (B // samples, H, C, *size) uint8 of the frames of every ``samples`` consecutive rows.
+
+        For dreams from one start at temperature 1 it estimates the expected frames, whose squared error is the least:
+        what the dreams have in common is sharp, what is uncertain is blurred.
+        """
+        return self.frames.float().unflatten(0, (-1, samples)).mean(1).round().to(torch.uint8)
 
     def save(self, path: str | Path, index: int = 0, labels: media.Labels = "arrows") -> Path:
         """Write one trajectory as .mp4, .gif or .png (a contact sheet), the seen frames in front.
@@ -103,6 +111,7 @@ class WorldModel:
         actions: Actions,
         *,
         seen_actions: Actions | None = None,
+        samples: int = 1,
         temperature: float = 1.0,
         top_k: int | None = None,
         sampler: str | Sampler = "auto",
@@ -115,6 +124,7 @@ class WorldModel:
             actions: (H,) or (B, H) indices, or H names: the action that leads to each frame to be dreamt.
             seen_actions: (T0,) or (B, T0) indices, or T0 names: the action that led to each seen frame, NO_ACTION where
                 it is unknown; all are unknown when not given. The first is not used: it led from an unseen frame.
+            samples: number of dreams from each start, which are consecutive rows of the result.
             temperature, top_k: of the samples; temperature 0 takes the codes nearest to what is expected.
             sampler: ``auto``, ``ancestral``, ``predictive`` (the same samples at another speed) or a :class:`Sampler`.
             generator: of the noise; the same state gives the same dream.
@@ -127,6 +137,9 @@ class WorldModel:
         acts = self._actions(actions, len(seen))
         seen_acts = self._seen_actions(seen_actions, seen)
         state = self.observe(seen, seen_acts)
+        if samples > 1:
+            rows = torch.arange(len(seen), device=self.device).repeat_interleave(samples)
+            state, seen, seen_acts, acts = select_rows(state, rows), seen[rows], seen_acts[rows], acts[rows]
         steps = []
         how = sampler if isinstance(sampler, Sampler) else make_sampler(sampler, temperature, top_k)
         for action in acts.t().contiguous().unbind():  # rows that lie in order are copied together

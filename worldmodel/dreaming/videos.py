@@ -192,11 +192,9 @@ def imagine(
     """``samples`` dreams of one scene as a batch."""
     known = torch.cat([scene.earlier, scene.seen])
     led_by = torch.cat([scene.earlier_actions, scene.seen_actions])
-    tensors = (known, scene.actions, led_by)
-    seen, actions, seen_actions = (tensor.expand(samples, *tensor.shape) for tensor in tensors)
     generator = torch.Generator(world.device).manual_seed(seed)
     options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "sampler": sampler, "generator": generator}
-    return world.imagine(seen, actions, seen_actions=seen_actions, **options)
+    return world.imagine(known, scene.actions, seen_actions=led_by, samples=samples, **options)
 
 
 def reconstruction(world: WorldModel, scene: Scene) -> Tensor | None:
@@ -212,12 +210,13 @@ def save(
     reconstruction: Tensor | None,
     labels: media.Labels,
     chosen: Choice,
+    caption: str = "dream",
 ) -> None:
     """Write dreams, frames (N, H, C, H, W) uint8, next to the recorded frames and their reconstruction
     (T0 + H, C, H, W) uint8, if any."""
     # The action that led to the first seen frame was not given to the model.
     names = (None, *media.action_names(torch.cat([scene.seen_actions[1:], scene.actions]), spec.action_names))
-    captions = ["dream"] if len(frames) == 1 else [f"dream {n + 1}" for n in range(len(frames))]
+    captions = [caption] if len(frames) == 1 else [f"dream {n + 1}" for n in range(len(frames))]
     strips = [
         media.dream_strip(scene.seen, dreamt, names, caption) for dreamt, caption in zip(frames, captions, strict=True)
     ]
@@ -245,8 +244,9 @@ def describe(
     place = scene.place
     memory = f"; {len(scene.earlier)} before them in the memory" if len(scene.earlier) else ""
     yield f"start     episode {place.episode} ({of}), frames {place.first} to {place.first + seen - 1} seen{memory}"
-    count = f"{len(frames)} × {steps} frames" if len(frames) > 1 else f"{steps} frames"
-    rate, passes = frames.shape[:2].numel() / seconds, float(dreamt.passes.mean())
+    samples = len(dreamt.codes)
+    count = f"{samples} × {steps} frames" if samples > 1 else f"{steps} frames"
+    rate, passes = samples * steps / seconds, float(dreamt.passes.mean())
     yield f"dreamt    {count} in {seconds:.2f} s: {rate:.0f} frames/s with decoding, {passes:.1f} head passes a frame"
     if scene.truth is not None and reconstruction is not None:
         near = psnr(frames, scene.truth.expand_as(frames)).mean(0)  # (H,) dB

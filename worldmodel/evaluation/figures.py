@@ -15,6 +15,7 @@ STYLES = {  # of each competitor: label, colour, and whether it is a reference, 
     "reconstruction": ("tokenizer's reconstruction", "black", True),
     "dream": ("dream, temperature 0", COLOURS[0], False),
     "dream_sampled": ("dream, temperature 1", COLOURS[4], False),
+    "dream_mean": ("mean of dreams, temperature 1", COLOURS[2], False),
     "shuffled": ("dream, shuffled actions", COLOURS[5], False),
     "last_frame": ("last frame repeated", GREY, True),
     "last_frame_coded": ("last frame, coded", "#bbbbbb", True),
@@ -50,6 +51,8 @@ def _curves(loop: dict[str, Any], figure: str, title: str) -> Panel:
     steps = np.arange(1, loop["horizon"] + 1)
     lines = {}
     for name, (label, colour, reference) in STYLES.items():
+        if name not in loop["curves"]:
+            continue
         curve = loop["curves"][name][figure]
         lines[label] = Line(steps, curve["value"], curve["low"], curve["high"], reference, colour)
     return Panel(title, lines, "steps dreamt")
@@ -60,6 +63,10 @@ def _gains(loop: dict[str, Any]) -> Panel:
     for rival in ("last_frame", "shuffled"):
         (label, colour, _), gain = STYLES[rival], loop["gain_over"][rival]["psnr"]
         lines[f"over {label}"] = Line(loop["steps"], gain["value"], gain["low"], gain["high"], colour=colour)
+    if loop["mean_gain_over_last_frame"]:
+        gain, colour = loop["mean_gain_over_last_frame"]["psnr"], STYLES["dream_mean"][1]
+        label = f"mean of dreams over {LABELS['last_frame']}"
+        lines[label] = Line(loop["steps"], gain["value"], gain["low"], gain["high"], colour=colour)
     return Panel("What the dream gains, dB", lines, "steps dreamt", mark=0)
 
 

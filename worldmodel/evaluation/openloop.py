@@ -6,6 +6,7 @@ The competitors predict the same windows of held-out episodes:
 reconstruction      the reconstruction of the true frame, an upper limit for the dream
 dream               the dream at temperature 0
 dream_sampled       one sample at temperature 1; its squared error is larger because samples are not averages
+dream_mean          the mean of several samples at temperature 1, which estimates the expected frame
 shuffled            as ``dream``, but with the actions of another window, to measure the effect of actions
 last_frame          the last seen frame, repeated
 last_frame_coded    the reconstruction of the last seen frame, repeated
@@ -75,6 +76,7 @@ def open_loop(
     *,
     top_k: int | None = None,
     seed: int = 0,
+    samples: int = 0,
     batch: int = 64,
     pictures: int = 6,
     progress: Progress = silent,
@@ -82,7 +84,8 @@ def open_loop(
     """Compare on ``windows`` (W ≥ 2 windows of context + H valid frames). The first ``context`` frames are seen.
 
     ``shuffled`` gives every window the future actions of another (a derangement of the windows); the actions of
-    the seen frames are not shuffled. ``top_k`` applies to ``dream_sampled`` only.
+    the seen frames are not shuffled. ``samples``: number of dreams of which ``dream_mean`` is the mean; 0 omits it.
+    ``top_k`` applies to the dreams at temperature 1.
     """
     assert windows.frames is not None
     frames, total = windows.frames, len(windows.actions)
@@ -91,6 +94,7 @@ def open_loop(
     future = windows.actions[:, context:]
     shuffled = future[derangement(total, torch.Generator().manual_seed(seed))]
     generator = torch.Generator(world.device).manual_seed(seed)
+    names = [*DREAMS, *(["dream_mean"] if samples else [])]
     errors, similar, shown = (collections.defaultdict[str, list[Any]](list) for _ in range(3))
     chosen = torch.linspace(0, total - 1, min(pictures, total)).long()  # spread over all episodes
     for start in range(0, total, batch):
@@ -99,12 +103,16 @@ def open_loop(
         last = seen[:, -1:]
         predictions = {"reconstruction": reconstruct(world, truth), "last_frame": last.expand_as(truth)}
         predictions["last_frame_coded"] = reconstruct(world, last).expand_as(truth)
-        for i, (name, temperature) in enumerate(DREAMS.items()):
+        for i, name in enumerate(names):
             actions = (shuffled if name == "shuffled" else future)[rows]
-            options: dict[str, Any] = {"temperature": temperature, "top_k": top_k if name == "dream_sampled" else None}
+            temperature = DREAMS.get(name, 1.0)
+            options: dict[str, Any] = {"temperature": temperature, "top_k": top_k if temperature else None}
             options |= {"seen_actions": windows.actions[rows, :context], "generator": generator}
-            predictions[name] = world.imagine(seen, actions, **options).frames.cpu()
-            progress("open loop", start * len(DREAMS) + (i + 1) * len(seen), total * len(DREAMS))
+            if name == "dream_mean":
+                predictions[name] = _mean_frames(world, seen, actions, samples, max(1, batch // samples), options)
+            else:
+                predictions[name] = world.imagine(seen, actions, **options).frames.cpu()
+            progress("open loop", start * len(names) + (i + 1) * len(seen), total * len(names))
         for name, prediction in predictions.items():
             errors[name].append(mse(prediction, truth).numpy())
             similar[name].append(ssim(prediction, truth).numpy())
@@ -115,18 +123,30 @@ def open_loop(
     return OpenLoop(error, similarity, chosen, seen, truth, kept, future, shuffled)
 
 
+def _mean_frames(
+    world: WorldModel, seen: Tensor, actions: Tensor, samples: int, batch: int, options: dict[str, Any]
+) -> Tensor:
+    """The mean frames (B, H, C, *size) uint8 of ``samples`` dreams of each row, of ``batch`` rows at a time."""
+    means = []
+    known = options.pop("seen_actions")
+    for frames, future, led_by in zip(seen.split(batch), actions.split(batch), known.split(batch), strict=True):
+        dream = world.imagine(frames, future, seen_actions=led_by, samples=samples, **options)
+        means.append(dream.mean_frames(samples).cpu())
+    return torch.cat(means)
+
+
 def summary(result: OpenLoop, steps: tuple[int, ...], seed: int = 0) -> dict[str, Any]:
     """Curves with 95 % intervals over windows, a table at ``steps`` (1-based), and the dream's paired gains there."""
     horizon = result.actions.shape[1]
     at = np.array([step for step in steps if step <= horizon]) - 1
     quality = {name: decibels(error) for name, error in result.squared_error.items()}
 
-    def gain(rival: str) -> dict[str, Any]:
-        mine, theirs = result.squared_error["dream"][:, at], result.squared_error[rival][:, at]
+    def gain(rival: str, dream: str = "dream") -> dict[str, Any]:
+        mine, theirs = result.squared_error[dream][:, at], result.squared_error[rival][:, at]
         of_mean = bootstrap(lambda a, b: decibels(a.mean(0)) - decibels(b.mean(0)), mine, theirs, seed=seed)
-        likeness = mean_interval((result.similarity["dream"] - result.similarity[rival])[:, at], seed)
+        likeness = mean_interval((result.similarity[dream] - result.similarity[rival])[:, at], seed)
         return {
-            "psnr": mean_interval((quality["dream"] - quality[rival])[:, at], seed).to_json(),
+            "psnr": mean_interval((quality[dream] - quality[rival])[:, at], seed).to_json(),
             "psnr_of_mean_mse": of_mean.to_json(),
             "ssim": likeness.to_json(),
         }
@@ -146,4 +166,5 @@ def summary(result: OpenLoop, steps: tuple[int, ...], seed: int = 0) -> dict[str
             for name, error in result.squared_error.items()
         },
         "gain_over": {rival: gain(rival) for rival in ("last_frame", "last_frame_coded", "shuffled")},
+        "mean_gain_over_last_frame": gain("last_frame", "dream_mean") if "dream_mean" in quality else None,
     }

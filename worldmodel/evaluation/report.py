@@ -21,12 +21,12 @@ from torch import Tensor
 
 from worldmodel.evaluation import long_report
 from worldmodel.evaluation.figures import FEW_EVENTS, LABELS, loop_label
-from worldmodel.evaluation.openloop import DREAMS, OpenLoop
+from worldmodel.evaluation.openloop import OpenLoop
 from worldmodel.media import Strip, action_names, contact_sheet, save_png
 from worldmodel.media.plots import Panel, save_panels
 from worldmodel.util.files import replace_text
 
-STRIP_ROWS = ("reconstruction", "dream", "dream_sampled", "shuffled")
+STRIP_ROWS = ("reconstruction", "dream", "dream_sampled", "dream_mean", "shuffled")
 
 
 def number(interval: dict[str, Any], digits: int = 2, index: int | None = None) -> str:
@@ -60,10 +60,14 @@ def rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
     lines.append((f"Open loop, {loop['windows']} held-out windows, PSNR in dB at step", ""))
     lines.append(("step", _cells(str(step) for step in loop["steps"])))
     for name, label in LABELS.items():
-        curve = loop["curves"][name]["psnr"]["value"]
-        lines.append((label, _cells(f"{curve[step - 1]:.1f}" for step in loop["steps"])))
-    for rival, label in (("last_frame", "dream over last frame"), ("shuffled", "dream over shuffled")):
-        gain = loop["gain_over"][rival]["psnr"]
+        if name in loop["curves"]:
+            curve = loop["curves"][name]["psnr"]["value"]
+            lines.append((label, _cells(f"{curve[step - 1]:.1f}" for step in loop["steps"])))
+    gains = {f"dream over {rival.replace('_', ' ')}": loop["gain_over"][rival] for rival in ("last_frame", "shuffled")}
+    if loop["mean_gain_over_last_frame"]:
+        gains["mean of dreams over last frame"] = loop["mean_gain_over_last_frame"]
+    for label, similarities in gains.items():
+        gain = similarities["psnr"]
         spread = _cells(f"{low:.1f}…{high:.1f}" for low, high in zip(gain["low"], gain["high"], strict=True))
         lines.append((label, _cells(f"{value:+.1f}" for value in gain["value"])))
         lines.append(("  95 %", spread))
@@ -156,12 +160,14 @@ def strips(result: OpenLoop, names: Sequence[str], windows: int = 4) -> np.ndarr
         given = result.shuffled_actions if name == "shuffled" else result.actions
         actions = action_names(given[result.shown[window]], names)
         both = torch.cat([result.seen[window, -1:], frames[window]]).numpy()
-        return Strip(both, LABELS.get(name, name), (None, *actions), seen=1, dreamt=name in DREAMS)
+        return Strip(
+            both, LABELS.get(name, name), (None, *actions), seen=1, dreamt=name.startswith(("dream", "shuffled"))
+        )
 
     sheets = []
     for window, number_of in enumerate(result.shown[:windows].tolist()):
         lines = [strip(window, "truth", result.truth)]
-        lines += [strip(window, name, result.pictures[name]) for name in STRIP_ROWS]
+        lines += [strip(window, name, result.pictures[name]) for name in STRIP_ROWS if name in result.pictures]
         sheets.append(contact_sheet(lines, size=64, title=f"held-out window {number_of + 1}", columns=24))
     return np.concatenate(sheets)
 

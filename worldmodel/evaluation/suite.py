@@ -38,7 +38,8 @@ DEFINITIONS = {
     "rewards": "One step ahead with the true past. An event is any reward but the usual one; it is predicted when "
     "the prediction is nearer to an event of median size. The baseline is a constant, the median reward.",
     "ends": "Probability that a frame is terminal (truncation does not count); predicted above 0.5.",
-    "open loop": "The model receives context frames, then only the recorded actions. Dream: temperature 0. Shuffled: "
+    "open loop": "The model receives context frames, then only the recorded actions. Dream: temperature 0. Mean: of "
+    "several dreams at temperature 1, pixel by pixel, an estimate of the expected frame. Shuffled: "
     "the future actions of another window (a derangement). Last frame: the last seen frame, repeated.",
     "obeyed": "A classifier, trained on real training pairs only, predicts the action between two dreamt frames. "
     "Actions are random and equally frequent. Ratio: its accuracy over that on real held-out pairs with equally "
@@ -69,7 +70,8 @@ class Settings:
     context: int = 0  # 0: see default_context
     horizon: int = 30  # steps dreamt; fewer where held-out episodes are shorter
     steps: tuple[int, ...] = (1, 5, 10, 15, 30)  # of the table
-    top_k: int | None = None  # of the dream at temperature 1
+    samples: int = 16  # dreams at temperature 1 whose mean is compared, too; 0: none
+    top_k: int | None = None  # of the dreams at temperature 1
     frames: int = 20000  # maximum number scored one step ahead, in whole episodes
     budget: inverse.Budget | None = dataclasses.field(default_factory=inverse.Budget)  # None: no action classifier
     starts: int = 200
@@ -81,7 +83,7 @@ class Settings:
     seed: int = 0
 
 
-QUICK = Settings(windows=48, horizon=15, frames=1000, budget=None, long_dreams=None, loops=None)
+QUICK = Settings(windows=48, horizon=15, samples=0, frames=1000, budget=None, long_dreams=None, loops=None)
 """Takes some seconds: open loop to 15 steps on 48 windows, a few episodes one step ahead, no classifier, no long dreams
 and no loops."""
 
@@ -114,7 +116,8 @@ def evaluate(
     episodes = (store.episode(int(i)) for i in held_out)
     frames = min(settings.frames, int(store.frame_counts[held_out].sum()))
     one = onestep.one_step(world, episodes, context, context + settings.horizon, frames, **kinds)
-    loop = openloop.open_loop(world, windows, context, top_k=settings.top_k, batch=settings.batch, **kinds)
+    sizes: dict[str, Any] = {"samples": settings.samples, "top_k": settings.top_k, "batch": settings.batch}
+    loop = openloop.open_loop(world, windows, context, **sizes, **kinds)
     obeyed, classifier = _action_figures(world, store, held_out, settings, folder, progress)
     far = _long_dreams(world, store, held_out, settings, classifier, progress)
     returns, pictures = loops.measure_all(world, recorded_loops or {}, settings.loops, **kinds)
