@@ -43,6 +43,20 @@ def test_folders_of_the_same_name_are_refused(tmp_path: Path) -> None:
         Stores(paths)
 
 
+def test_a_store_that_is_repeated_zero_times_gives_its_actions_only(tmp_path: Path) -> None:
+    other = dataclasses.replace(SPEC, env_id="test:other", action_names=("jump", *SPEC.action_names))
+    with EpisodeStore.writer(tmp_path / "b", other) as store:
+        for seed in range(4):
+            store.append(record(seed))
+    paths = [write(tmp_path / "a", range(3)), str(tmp_path / "b")]
+    whole, part = Stores(paths), Stores(paths, repeat=[2, 0])
+    assert part.spec == whole.spec and part.spec.action_names == (*SPEC.action_names, "jump")
+    assert {key.split("/")[0] for key in whole.keys} == {"test:square", "test:other"}
+    assert {key.split("/")[0] for key in part.keys} == {"test:square"}
+    with pytest.raises(ConfigError, match=r"source\.repeat has 1 numbers for 2 stores"):
+        Stores(paths, repeat=[0])
+
+
 def test_mirror_images_exchange_left_and_right_and_are_for_training_only(tmp_path: Path) -> None:
     spec = dataclasses.replace(SPEC, action_names=("turn_left", "stay", "turn_right", *SPEC.action_names[3:]))
     with EpisodeStore.writer(tmp_path / "a", spec) as store:

@@ -17,6 +17,7 @@ from annotated_types import Gt, Le
 from worldmodel.config.cli import Config
 from worldmodel.config.entry_point import entry_point
 from worldmodel.config.flags import (
+    SPEECH_TEMPERATURE,
     VOICE_TEMPERATURE,
     add_number,
     add_output,
@@ -39,7 +40,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_number(
         parser, "--seconds", Annotated[float, Gt(0), Le(LONGEST)], f"seconds of speech ({SECONDS:g})", metavar="S"
     )
-    add_sampling(parser)
+    add_sampling(parser, SPEECH_TEMPERATURE)
     add_voice_temperature(parser)
     add_seed(parser)
     add_output(parser, SOUND_SUFFIXES)
@@ -64,8 +65,9 @@ def main(args: argparse.Namespace, config: Config) -> None:
         wave = model.decode(codes, speaker, generator, args.voice_temperature)
         return wave[: round(length * model.rate)]
 
-    options = ("t", args.temperature, 1.0), ("v", args.voice_temperature, VOICE_TEMPERATURE), ("k", args.top_k, None)
-    name = f"speech-seed{config.seed}{options_in_name(*options, ('s', args.seconds, None))}"
+    drawn = ("t", args.temperature, SPEECH_TEMPERATURE), ("v", args.voice_temperature, VOICE_TEMPERATURE)
+    options = options_in_name(*drawn, ("k", args.top_k, None), ("s", args.seconds, None))
+    name = f"speech-seed{config.seed}{options}"
     write_voices(run, model, choose_speakers(args.speakers, model), draw, config.seed, args.output, name)
 
 

@@ -38,14 +38,14 @@ def add_seed(parser: argparse.ArgumentParser) -> None:
     add_number(parser, "--seed", Seed, "the same seed writes the same files (default: seed=…)")
 
 
-def add_sampling(parser: argparse.ArgumentParser) -> None:
+def add_sampling(parser: argparse.ArgumentParser, temperature: float = 1.0) -> None:
     """How codes are drawn from the prior."""
     add_number(
         parser,
         "--temperature",
         NonNegative,
-        "below 1: more probable codes; 0: the expected codes (1)",
-        1.0,
+        f"below 1: more probable codes; 0: the expected codes ({temperature:g})",
+        temperature,
         metavar="T",
     )
     add_number(parser, "--top-k", Count, "draw each code from the K most probable ones", metavar="K")
@@ -68,6 +68,9 @@ def add_output(parser: argparse.ArgumentParser, suffixes: Sequence[str]) -> None
     help = f"one file ({' '.join(suffixes)}), a folder, or a name without suffix"
     parser.add_argument("--output", type=read, metavar="PATH", help=help)
 
+
+SPEECH_TEMPERATURE = 0.85
+"""Of priors of speech. The order of phones in their samples is then nearer to that of speech than at 1."""
 
 VOICE_TEMPERATURE = 0.5
 """Of decoders of sound that draw samples. At 1, a WaveNet that was trained for two hours loses most of the pitch."""

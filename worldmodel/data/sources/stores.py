@@ -14,7 +14,7 @@ from worldmodel.data.store import EpisodeStore
 from worldmodel.data.validate import MOST_ACTIONS
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.types import NO_ACTION, Spec
-from worldmodel.util.ranges import Counts, Names, Text
+from worldmodel.util.ranges import Names, Text, Wholes
 
 OPPOSITE = {"left": "right", "right": "left"}
 
@@ -28,7 +28,8 @@ class Stores(Source):
     several machines, are told apart by the names of their folders (…@folder/7), and the result has this Spec.
 
     ``repeat``: how many copies of its training episodes each store has, for small ones that should be drawn more often;
-    the key of the second copy ends in #2. None: one of each.
+    the key of the second copy ends in #2. A store with 0 gives its actions only. A model of all stores can then be
+    trained further on some of them, since the Spec stays the same. None: one of each.
 
     ``mirror``: each training episode is followed by its mirror image, whose actions have left and right exchanged in
     their names (turn_left, turn_right); its key ends in #mirror. For small recordings of worlds that are symmetrical.
@@ -37,7 +38,7 @@ class Stores(Source):
     the same name.
     """
 
-    def __init__(self, paths: Names, name: Text = "stores", repeat: Counts | None = None, mirror: bool = False):
+    def __init__(self, paths: Names, name: Text = "stores", repeat: Wholes | None = None, mirror: bool = False):
         if repeat is not None and len(repeat) != len(paths):
             raise ConfigError(f"source.repeat has {len(repeat)} numbers for {len(paths)} stores; give one for each")
         self._stores = [EpisodeStore.open(path) for path in paths]

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from worldmodel.config.flags import SPEECH_TEMPERATURE
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.evaluation.metrics import CodeUsage, mean_interval, usage_of
@@ -227,7 +228,7 @@ def prior_figures(
     generator = torch.Generator(world.device).manual_seed(seed)
     sets: dict[str, list[np.ndarray]] = {"real": [], "decoded": [], "prior": []}
     for number, each in enumerate(training):
-        codes = world.speak(each.speaker, len(each.codes), make_sampler(), generator)
+        codes = world.speak(each.speaker, len(each.codes), make_sampler(temperature=SPEECH_TEMPERATURE), generator)
         decoded, spoken = (world.decode(own, each.speaker, generator, temperature) for own in (each.codes, codes))
         for name, wave in (("real", each.wave), ("decoded", decoded), ("prior", spoken)):
             sets[name].append(phone_sequence(classifier, wave))
