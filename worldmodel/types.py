@@ -43,8 +43,7 @@ NO_ACTION = -1
 POSE = "worldmodel_pose"
 """Key of an info: x and y in map units, heading in degrees. Other programs use "pose" for other things."""
 
-DEFAULT_RATE = 15.0
-"""Frames a second of environments and recordings that do not state a rate."""
+DEFAULT_RATE = 15.0  # frames a second of environments and recordings that do not state a rate
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,8 +26,7 @@ from worldmodel.data.store import EpisodeStore
 from worldmodel.tokenizers.base import Tokenizer
 from worldmodel.util.files import as_bytes, replace_text, reserve, take_lock
 
-CHECK = "check"
-"""In codes.json, the CRC-32 of all else in it and of codes.npy. Codes without one are computed again."""
+CHECK = "check"  # in codes.json, the CRC-32 of all else in it and of codes.npy; codes without one are computed again
 
 
 class CodeStore:
@@ -113,12 +112,10 @@ def _names(store: EpisodeStore) -> list[list[int]]:
 
 def _open_cache(folder: Path) -> tuple[dict[str, Any], np.ndarray | None]:
     """Key and codes of the cache; an empty key and None if it is missing, damaged, or without a checksum."""
-    try:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         key = json.loads((folder / "codes.json").read_text())
         if key.pop(CHECK) == _check(folder / "codes.npy", key):
             return key, np.load(folder / "codes.npy", mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass
     return {}, None
 
 

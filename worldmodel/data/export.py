@@ -18,8 +18,7 @@ from worldmodel.types import Episode
 from worldmodel.util.files import replace_text
 
 Storage = Literal["hdf5", "arrow", "parquet"]
-Progress = Callable[[int], None]
-"""Called with the number of written episodes."""
+Progress = Callable[[int], None]  # called with the number of written episodes
 
 
 def check_exportable(store: EpisodeStore, least: int = 0) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -41,9 +40,7 @@ class Index:
     def set_aside(self, damaged: Mapping[Entry, str]) -> None:
         """Move the unreadable lines and those of damaged entries, with the reasons. Requires the writer's lock."""
         entries, unreadable = _parse(self.file.read_bytes())
-        lines = [
-            json.dumps({**dataclasses.asdict(entry), "reason": damaged[entry]}) for entry in entries if entry in damaged
-        ]
+        lines = [json.dumps({**vars(entry), "reason": damaged[entry]}) for entry in entries if entry in damaged]
         lines += [json.dumps({"line": line, "reason": "unreadable"}) for line in unreadable]
         if lines:
             append_line(self.aside, "\n".join(lines))
@@ -76,16 +73,7 @@ def new_entries(
         held_out = by_checksum if item.held_out is None else bool(item.held_out)
         any_held_out |= held_out
         any_training |= not held_out
-        entry = Entry(
-            episode=first + number,
-            shard=shard,
-            offset=entries[-1].end if entries else offset,
-            length=item.episode.steps,
-            terminated=bool(item.episode.terminated),
-            truncated=bool(item.episode.truncated),
-            crc=crc,
-            held_out=held_out,
-            key=item.key,
-        )
-        entries.append(entry)
+        begin, episode = entries[-1].end if entries else offset, item.episode
+        ends = bool(episode.terminated), bool(episode.truncated)
+        entries.append(Entry(first + number, shard, begin, episode.steps, *ends, crc, held_out, item.key))
     return entries

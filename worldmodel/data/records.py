@@ -19,13 +19,9 @@ from worldmodel.util.files import as_bytes, write_at
 STEP = np.dtype([("action", "<i4"), ("reward", "<f4")])
 """The record of a frame: the action that led to it (at index 0 the condition) and the reward received on arriving."""
 
-HELD_OUT_EVERY = 10
-"""One episode in so many is held out, on average."""
-
+HELD_OUT_EVERY = 10  # one episode in so many is held out, on average
 SHARD_BYTES = 512 * 2**20
-
-CHECK = "check"
-"""Field of an index line: the CRC-32 of the other fields."""
+CHECK = "check"  # field of an index line: the CRC-32 of the other fields
 
 
 class Item(NamedTuple):
@@ -91,12 +87,9 @@ class Entry:
             raise ValueError("an unknown field")
         entry = cls(**{name: value for name, value in raw.items() if name in names})
         numbers = (entry.episode, entry.shard, entry.offset, entry.length, entry.crc)
-        if not all(isinstance(number, int) and number >= 0 for number in numbers):
-            raise ValueError("a number is missing or negative")
-        if not isinstance(entry.held_out, bool):
-            raise ValueError("held_out is neither true nor false")
-        if not isinstance(entry.key, (str, type(None))):
-            raise ValueError("the key is not a text")
+        whole = all(isinstance(number, int) and number >= 0 for number in numbers)
+        if not (whole and isinstance(entry.held_out, bool) and isinstance(entry.key, (str, type(None)))):
+            raise ValueError("a field is of another type, or negative")
         return entry
 
 
@@ -142,17 +135,16 @@ class Shards:
 
     def read(self, entry: Entry, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
         """Frames ``first`` to ``last`` (excluded) of an episode and their records, as views of the memory map."""
-        frames = self._maps.get(entry.shard)
-        if frames is None:
-            frames = self._maps[entry.shard] = self._map_frames(entry.shard)
-        return frames[entry.offset + first : entry.offset + last], self.records(entry)[first:last]
+        if entry.shard not in self._maps:
+            self._maps[entry.shard] = self._map_frames(entry.shard)
+        rows = slice(entry.offset + first, entry.offset + last)
+        return self._maps[entry.shard][rows], self.records(entry)[first:last]
 
     def records(self, entry: Entry) -> np.ndarray:
         """The records of an episode."""
-        records = self._records.get(entry.shard)
-        if records is None:
-            records = self._records[entry.shard] = self._map_records(entry.shard)
-        return records[entry.offset : entry.end]
+        if entry.shard not in self._records:
+            self._records[entry.shard] = np.fromfile(self.file(entry.shard, "steps"), STEP)
+        return self._records[entry.shard][entry.offset : entry.end]
 
     def prefetch(self, shards: Iterable[int]) -> None:
         """Prepare shards that will be read together; those of a folder need nothing."""
@@ -198,16 +190,11 @@ class Shards:
     def goes_on_behind(self, last: Entry | None) -> bool:
         """Whether there are bytes behind the ``last`` episode of a store; None: it has none."""
         shard, end = (0, 0) if last is None else (last.shard, last.end)
-        file = self.file(shard, "frames")
-        return self.file(shard + 1, "frames").exists() or (
-            file.exists() and file.stat().st_size > end * self.frame_bytes
-        )
+        longer = (self.size(shard, "frames") or 0) > end * self.frame_bytes
+        return longer or self.file(shard + 1, "frames").exists()
 
     def _map_frames(self, shard: int) -> np.ndarray:
         frames: np.ndarray = np.memmap(self.file(shard, "frames"), np.uint8, "r")
         whole = len(frames) // self.frame_bytes
         frames = frames[: whole * self.frame_bytes].reshape(whole, *self.frame_shape)
         return frames.view(np.ndarray)
-
-    def _map_records(self, shard: int) -> np.ndarray:
-        return np.fromfile(self.file(shard, "steps"), STEP)

@@ -120,10 +120,9 @@ class RemoteShards(Shards):
             os.utime(file)
 
     def _check(self, shard: int) -> None:
-        frames, records = super()._map_frames(shard), self._map_records(shard)
+        frames = super()._map_frames(shard)
         for entry in self.entries.get(shard, ()):
-            part = slice(entry.offset, entry.end)
-            if checksum(frames[part], records[part]) != entry.crc:
+            if checksum(frames[entry.offset : entry.end], self.records(entry)) != entry.crc:
                 self.file(shard, "frames").unlink()
                 raise DataError(f"{self.url}: episode {entry.episode} is damaged (wrong checksum); "
                                 "copy the store from its source again")  # fmt: skip

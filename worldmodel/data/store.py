@@ -61,15 +61,14 @@ class EpisodeStore:
         new: NewFiles | None = None,
         remote: Shards | None = None,
     ):
-        self.path, self.remote = path, remote
-        self.spec = spec
-        self.entries: list[Entry] = []
+        self.path, self.spec, self.remote = path, spec, remote
         self.damaged: list[str] = []  # reports of episodes that were left out
         self._lock, self._new = lock, new
         self._index, self._shards = Index(path), remote or Shards(path, spec.frame_shape)
-        self.next_number = 0  # of the next episode, counting damaged ones
         self._verified: set[Entry] = set()  # with verified checksum
-        self._load()
+        # The number of the next episode counts damaged ones, too.
+        self.entries, unreadable, self.next_number = self._index.read(writing=lock is not None)
+        self._set_aside(self._shards.missing(self.entries), unreadable)
 
     @classmethod
     def open(cls, path: str | Path) -> EpisodeStore:
@@ -271,11 +270,6 @@ class EpisodeStore:
     def _describe(self, entry: Entry) -> str:
         return f"episode {entry.episode} in {self._shards.file(entry.shard, 'frames')}"
 
-    def _load(self) -> None:
-        """Read the index; leave out the entries with missing bytes."""
-        self.entries, unreadable, self.next_number = self._index.read(writing=self._lock is not None)
-        self._set_aside(self._shards.missing(self.entries), unreadable)
-
     def _set_aside(self, damaged: dict[Entry, str], unreadable: int = 0) -> list[str]:
         """Leave damaged entries out, log them, and move their lines to damaged.jsonl if the folder is writable."""
         if not damaged and not unreadable:
@@ -292,9 +286,6 @@ class EpisodeStore:
         with contextlib.suppress(OSError):  # the folder may be read-only
             lock = self._lock or take_lock(self.path)
             if lock is not None:  # else another process is writing
-                try:
+                with contextlib.nullcontext() if self._lock else lock:
                     self._index.set_aside(damaged)
-                finally:
-                    if lock is not self._lock:
-                        lock.close()
         return reports

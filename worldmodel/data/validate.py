@@ -18,8 +18,7 @@ SMALLEST = 16
 """Minimum size of an image in pixels; it has fewer channels than that, so that no axis can be taken for another.
 Smaller arrays are encodings of a state (MiniGrid's 7×7×3), not images."""
 
-MOST_ACTIONS = 10_000
-"""Largest number of actions, which all have names."""
+MOST_ACTIONS = 10_000  # which all have names
 
 READABLE = (
     f"image of 8-bit pixels, {SMALLEST}×{SMALLEST} or more, with 1 to {SMALLEST - 1} channels, as uint8 (H, W), "

@@ -14,8 +14,7 @@ from worldmodel.data.store import EpisodeStore, Split
 from worldmodel.errors import DataError
 from worldmodel.types import NO_ACTION, Segment
 
-REACH = 20
-"""Number of steps before a rare reward that count as near it."""
+REACH = 20  # steps before a rare reward that count as near it
 
 
 class Windows:
@@ -151,14 +150,12 @@ class Windows:
                     left -= 1
         which = np.repeat(np.arange(len(share)), share)
         starts = [rng.choice(available[episode], share[episode], replace=False) for episode in np.flatnonzero(share)]
-        first = np.concatenate(starts).astype(np.int64)
-        return self._cut(which, first, np.full(len(which), length), length)
+        return self._cut(which, np.concatenate(starts).astype(np.int64), np.full(len(which), length), length)
 
     def cover(self, batch: int) -> Iterator[Segment]:
         """Every frame exactly once, in order: consecutive windows of each episode, the last one padded."""
         which = np.repeat(np.arange(len(self.sizes)), -(-self.sizes // self.length))
-        begins = [np.arange(0, size, self.length) for size in self.sizes]
-        first = np.concatenate([np.empty(0, np.int64), *begins])
+        first = np.concatenate([np.empty(0, np.int64), *(np.arange(0, size, self.length) for size in self.sizes)])
         for at in range(0, len(which), batch):
             part = slice(at, at + batch)
             count = np.minimum(self.length, self.sizes[which[part]] - first[part])

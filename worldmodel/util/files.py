@@ -17,8 +17,7 @@ from typing import IO
 
 import numpy as np
 
-STALE = 86_400.0
-"""Age in seconds at which a temporary file is one that a killed process left."""
+STALE = 86_400.0  # age in seconds at which a temporary file is one that a killed process left
 
 
 def as_bytes(array: np.ndarray) -> memoryview:
@@ -75,8 +74,7 @@ class NewFiles:
     def __init__(self, folder: Path, patterns: Sequence[str]):
         self._folder, self._patterns = folder, patterns
         self._before = set(self._files())
-        missing = itertools.takewhile(lambda each: not each.exists(), (folder, *folder.parents))
-        self._missing = list(missing)  # innermost first
+        self._missing = list(itertools.takewhile(lambda each: not each.exists(), (folder, *folder.parents)))
 
     def remove(self) -> None:
         """Remove the new files, then the new folders that are empty. What cannot be removed stays."""
@@ -116,12 +114,8 @@ def write_at(path: Path, position: int, array: np.ndarray) -> None:
 
 def reserve(path: Path) -> None:
     """Allocate all of a file's size on the disk: a full disk is an OSError here, and a crash in a memory map."""
-    descriptor = os.open(path, os.O_RDWR)
-    try:
-        with naming(path):
-            os.posix_fallocate(descriptor, 0, os.fstat(descriptor).st_size)
-    finally:
-        os.close(descriptor)
+    with naming(path), open(path, "r+b", buffering=0) as file:
+        os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
 
 
 def append_line(path: Path, line: str) -> None:

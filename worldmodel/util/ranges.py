@@ -49,12 +49,8 @@ def _text(value: Any) -> str:
     return value
 
 
-def _path(value: Any) -> str:
-    return os.path.expanduser(_text(value))
-
-
 Text = Annotated[str, Parsed(_text)]
-FilePath = Annotated[str, Parsed(_path)]
+FilePath = Annotated[str, Parsed(lambda value: os.path.expanduser(_text(value)))]
 Count = Annotated[int, Ge(1), Le(MOST)]
 Whole = Annotated[int, Ge(0), Le(MOST)]
 NumCodes = Annotated[int, Ge(2), Le(MOST)]

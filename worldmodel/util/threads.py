@@ -64,8 +64,7 @@ class FreeCores:
             self.enabled = False
             return
         if self._last is not None:
-            seconds = max(now - self._last[0], 1e-9)
-            others = max(0.0, (busy - self._last[1]) - (own - self._last[2])) / seconds
+            others = max(0.0, (busy - self._last[1]) - (own - self._last[2])) / max(now - self._last[0], 1e-9)
             wanted = free_threads(len(cores), others, self._most)
             if wanted == self._wanted != threads:
                 torch.set_num_threads(wanted)
@@ -74,5 +73,4 @@ class FreeCores:
         self._last = now, busy, own
 
 
-FREE_CORES = FreeCores()
-"""Of this process."""
+FREE_CORES = FreeCores()  # of this process

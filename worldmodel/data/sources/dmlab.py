@@ -53,8 +53,7 @@ class Recordings(Source):
             raise DataError(f"two folders of recordings below {folder} have the same name; read them one by one")
 
     def read(self, index: int) -> Item:
-        video = self._videos[index]
-        return Item(read_episode(video, self.spec), self._held_out[index], self.keys[index])
+        return Item(read_episode(self._videos[index], self.spec), self._held_out[index], self.keys[index])
 
 
 def _spec(meta: Path, name: str) -> Spec:
@@ -117,5 +116,4 @@ def read_video(file: Path, shape: tuple[int, ...]) -> np.ndarray:
     rows = np.frombuffer(done.stdout[: len(done.stdout) // size * size], np.uint8).reshape(-1, size)
     if len(done.stdout) % size or (rows[:, : len(header)] != np.frombuffer(header, np.uint8)).any():
         raise DataError(f"{file} has no frames of {width}×{height}, as {META} states")
-    frames = rows[:, len(header) :].reshape(-1, height, width, channels)
-    return np.ascontiguousarray(frames.transpose(0, 3, 1, 2))
+    return np.ascontiguousarray(rows[:, len(header) :].reshape(-1, height, width, channels).transpose(0, 3, 1, 2))

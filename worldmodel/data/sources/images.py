@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 
@@ -27,12 +28,8 @@ WORDS = ("LOC_synset_mapping.txt", "words.txt")
 """Files with the class names of ImageNet's folders: ``n01440764 tench, Tinca tinca``."""
 
 MOST_LETTERS = 1000  # of a caption; longer ones are cut
-
-ONE_CLASS = "image"
-"""The class of all images in a folder without classes."""
-
-SMALLEST_CROP = 0.4
-"""Side of the smallest random square, as a part of the shorter side of the picture."""
+ONE_CLASS = "image"  # the class of all images in a folder without classes
+SMALLEST_CROP = 0.4  # side of the smallest random square, as a part of the shorter side of the picture
 
 
 class ImageFolder(Source):
@@ -71,8 +68,7 @@ class ImageFolder(Source):
             names = tuple(sorted({name for name in called if name}))
             known = {name: number for number, name in enumerate(names)}
             labels = [known.get(name, NO_ACTION) for name in called]
-        self._labels = labels
-        self._size = size
+        self._labels, self._size = labels, size
         # Keys include the folder's name, because two folders may both contain 0001.png.
         self.keys = ["/".join((folder.name, *parts)) for parts in within]
         training = [number for number in range(len(self._files)) if not _held_out(number)]
@@ -136,11 +132,8 @@ def class_names(folders: list[str], folder: Path) -> tuple[str, ...]:
     names: list[str] = []
     for own in folders:
         stem = plain_name(words.get(own, own)) or "unnamed"
-        name, number = stem, 1
-        while name in names:
-            number += 1
-            name = f"{stem}_{number}"
-        names.append(name)
+        numbered = (f"{stem}_{number}" for number in itertools.count(2))
+        names.append(next(name for name in itertools.chain([stem], numbered) if name not in names))
     return tuple(names)
 
 
