@@ -268,7 +268,7 @@ def test_saved_and_loaded_bit_for_bit(prior: Prior, tmp_path: Path) -> None:
     with torch.no_grad():
         for parameter in prior.parameters():
             parameter.zero_()
-    load_weights(prior, tmp_path / "prior.safetensors")
+    load_weights(prior, tmp_path / "prior.safetensors", "train first")
     assert torch.equal(prior.log_likelihood(segment.codes, segment.actions), expected)
 
 

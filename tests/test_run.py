@@ -165,9 +165,9 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     save_tensors(path, nn.Linear(3, 2).state_dict())
     with pytest.raises(RunError, match=r"bias is \(2,\) where \(4,\) is expected and 1 more; train first"):
-        load_weights(nn.Linear(3, 4), path)
+        load_weights(nn.Linear(3, 4), path, "train first")
     with pytest.raises(RunError, match="bias is unknown"):
-        load_weights(nn.Linear(3, 2, bias=False), path)
+        load_weights(nn.Linear(3, 2, bias=False), path, "train first")
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def test_saved_and_loaded_bit_for_bit(name: str, tmp_path: Path) -> None:
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.add_(1)
-    load_weights(other, tmp_path / "weights.safetensors")
+    load_weights(other, tmp_path / "weights.safetensors", "train first")
     x = frames(2)
     first, second = (each(x, torch.Generator().manual_seed(0)) for each in (model, other))
     assert torch.equal(first.frames, second.frames)

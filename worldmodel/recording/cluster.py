@@ -25,7 +25,7 @@ from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import BusyError, ConfigError, DataError, EnvError
 from worldmodel.recording.collect import Collected, CollectSettings, Written, count, shared, write
 from worldmodel.recording.pool import MOST_FAILURES, START_SECONDS, STOP_SECONDS, RecorderPool, serialized
-from worldmodel.recording.recorder import ActionSource, FrameSource
+from worldmodel.recording.recorder import ActionSource, MakeEnv
 from worldmodel.types import Spec
 from worldmodel.util.progress import Bars, deferred
 
@@ -133,7 +133,7 @@ class Player:
 def collect_on_cluster(
     folder: Path,
     spec: Spec,
-    make_env: Callable[[], FrameSource],
+    make_env: MakeEnv,
     explorer: ActionSource,
     settings: CollectSettings,
     seed: int,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Callable
 from typing import Annotated, Literal
 
 import numpy as np
@@ -16,7 +15,7 @@ from rich.progress import TaskID
 from worldmodel.config.checks import checked
 from worldmodel.data.store import EpisodeStore
 from worldmodel.recording.pool import RecorderPool, Report, serialized
-from worldmodel.recording.recorder import ActionSource, FrameSource, Order
+from worldmodel.recording.recorder import ActionSource, MakeEnv, Order
 from worldmodel.types import Episode
 from worldmodel.util.progress import Bars, deferred
 from worldmodel.util.ranges import Count, Positive, Seed
@@ -133,7 +132,7 @@ class Collected(Written):
 @checked
 def collect(
     store: EpisodeStore,
-    make_env: Callable[[], FrameSource],
+    make_env: MakeEnv,
     explorer: ActionSource,
     steps: Count,
     workers: Workers = 2,

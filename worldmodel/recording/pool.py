@@ -26,7 +26,7 @@ import cloudpickle
 
 from worldmodel.errors import DataError, EnvError, WorldModelError
 from worldmodel.recording.pipe import receive, send
-from worldmodel.recording.recorder import ActionSource, FrameSource, Order, Recorder, Recording
+from worldmodel.recording.recorder import ActionSource, MakeEnv, Order, Recorder, Recording
 from worldmodel.util.processes import Child, start
 
 STOP, RESCUE = "stop", "rescue"
@@ -58,7 +58,7 @@ class Report:
     warning: str | None = None
 
 
-def serialized(make_env: Callable[[], FrameSource], agent: ActionSource, workers: int) -> bytes:
+def serialized(make_env: MakeEnv, agent: ActionSource, workers: int) -> bytes:
     """An environment and its agent, to be sent to recorder processes of which ``workers`` share the cores.
 
     Modules are imported there, and what a script or a notebook defines is sent by value. Raises :class:`EnvError` for
@@ -82,12 +82,10 @@ class RecorderPool:
     """
 
     def __init__(self, task: bytes, orders: Sequence[Order], workers: int, timeout: float):
-        self._task = task
-        self._timeout = timeout
+        self._task, self._orders, self._workers, self._timeout = task, iter(orders), workers, timeout
         self._failures = 0
         self._stepped = False  # whether any step was recorded
         self._recorders: list[_Recorder] = []
-        self._workers, self._orders = workers, iter(orders)
 
     def __enter__(self) -> RecorderPool:
         for place, order in enumerate(itertools.islice(self._orders, self._workers)):
@@ -125,8 +123,7 @@ class RecorderPool:
         if hasattr(fcntl, "F_SETPIPE_SZ"):  # on Linux: fewer context switches
             with contextlib.suppress(OSError):
                 fcntl.fcntl(child.results.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-        deadline = time.monotonic() + max(self._timeout, START_SECONDS)
-        self._recorders.append(_Recorder(child, order, place, deadline))
+        self._recorders.append(_Recorder(child, order, place, time.monotonic() + max(self._timeout, START_SECONDS)))
         with contextlib.suppress(OSError):
             child.control.send_bytes(self._task)
         self._send(self._recorders[-1], order)

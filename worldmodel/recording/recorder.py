@@ -30,6 +30,9 @@ class FrameSource(Protocol):
     def close(self) -> None: ...
 
 
+MakeEnv = Callable[[], FrameSource]
+
+
 class ActionSource(Protocol):
     """Chooses the actions; see :class:`worldmodel.agents.base.Agent`. ``check`` and ``finished`` may be missing."""
 
@@ -65,8 +68,7 @@ class Order:
 
     def without(self, recording: Recording) -> Order:
         """What is left to do after a recording."""
-        left = 0 if self.whole else self.steps - recording.episode.steps
-        return dataclasses.replace(self, steps=left)
+        return dataclasses.replace(self, steps=0 if self.whole else self.steps - recording.episode.steps)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from worldmodel.data.store import SOURCE, EpisodeStore
 from worldmodel.errors import ConfigError, DataError, EnvError
 from worldmodel.recording.cluster import collect_on_cluster
 from worldmodel.recording.collect import CollectSettings, collect
-from worldmodel.recording.recorder import ActionSource, FrameSource
+from worldmodel.recording.recorder import ActionSource, FrameSource, MakeEnv
 from worldmodel.runs.folder import load_config
 from worldmodel.types import Spec
 from worldmodel.util.files import expanded, replace_text
@@ -36,7 +36,7 @@ MOST_NAMED = 10  # files that cannot be read, one line each
 log = logging.getLogger(__name__)
 
 
-def env_maker(config: DictConfig | str | Path) -> Callable[[], FrameSource]:
+def env_maker(config: DictConfig | str | Path) -> MakeEnv:
     """A picklable constructor of the environment of the settings, or of the run in a folder.
 
     Raises :class:`ConfigError` for a missing setting, and :class:`RunError`.
@@ -72,7 +72,7 @@ def _make(spec: EnvSpec | None, settings: dict[str, Any]) -> FrameSource:
         raise EnvError(f"{error}; define and register it in a module: env.id=my_module:{spec.id}") from error
 
 
-def spec_of(make_env: Callable[[], FrameSource]) -> Spec:
+def spec_of(make_env: MakeEnv) -> Spec:
     """The spec of an environment."""
     with contextlib.closing(make_env()) as env:
         return env.data_spec
@@ -102,13 +102,12 @@ def record_steps(config: DictConfig, explorer: ActionSource, steps: int) -> None
     with EpisodeStore.writer(config.data, spec) as store:
         store.verify()
         limits = {"longest": settings.longest, "timeout": settings.timeout}
-        result = collect(store, make_env, explorer, steps, settings.workers, config.seed, **limits)
-        print(result.describe())
+        print(collect(store, make_env, explorer, steps, settings.workers, config.seed, **limits).describe())
         held_out = len(store.split("held_out"))
         print(f"now       {store.steps:,} steps in {len(store):,} episodes ({held_out:,} held out) at {store.path}")
 
 
-def _checked_env(config: DictConfig, explorer: ActionSource) -> tuple[Callable[[], FrameSource], Spec]:
+def _checked_env(config: DictConfig, explorer: ActionSource) -> tuple[MakeEnv, Spec]:
     make_env = env_maker(config)
     spec = spec_of(make_env)
     if check_explorer := getattr(explorer, "check", None):
@@ -128,8 +127,7 @@ def check_engine(config: DictConfig) -> None:
 def record_on_cluster(config: DictConfig, explorer: ActionSource, steps: int) -> None:
     """The same with actors of Ray, into stores below the folder of the data. Raises as :func:`collect_on_cluster`."""
     make_env, spec = _checked_env(config, explorer)
-    given: dict[Any, Any] = dict(config.collect)
-    settings = read(CollectSettings, {**given, "steps": steps}, "collect")
+    settings = read(CollectSettings, dict(config.collect), "collect", steps=steps)
     collected, places = collect_on_cluster(expanded(config.data), spec, make_env, explorer, settings, config.seed)
     print(collected.describe())
     written = sorted((place for place in places if place.episodes), key=lambda place: (place.host, place.path))
@@ -152,8 +150,7 @@ def import_source(config: DictConfig) -> None:
     with EpisodeStore.writer(config.data, source.spec) as store:
         store.verify()
         with deferred() as stopped, progress_bars(transient=False) as progress:
-            report = functools.partial(progress, "reading")
-            filled = fill(store, source, config.collect.workers, report, stopped)
+            filled = fill(store, source, config.collect.workers, functools.partial(progress, "reading"), stopped)
         if len(store):
             _write_origin(config, store)
         print(f"new       {filled.added:,} of {len(source):,}, {filled.known:,} were there, "

@@ -39,16 +39,12 @@ def kind_of(config: DictConfig, spec: Spec) -> Kind:
     if len(spec.frame_shape) == 2:
         return Kind.SPEECH
     trunk = config.prior.get("trunk")
-    target = config.prior.get("_target_") if trunk is None else trunk.get("_target_")
-    return Kind.WORLD if target is None or _reads_past(str(target)) else Kind.IMAGES
-
-
-def _reads_past(target: str) -> bool:
-    """Whether the class of a prior or a trunk reads earlier frames."""
+    target = (config.prior if trunk is None else trunk).get("_target_")
     try:
-        return bool(getattr(pkgutil.resolve_name(target), "remembers", True))
+        remembers = target is None or getattr(pkgutil.resolve_name(str(target)), "remembers", True)
     except Exception as error:  # an import may raise anything
         raise ConfigError(f"prior: there is no {target} to build ({one_line(error)})") from error
+    return Kind.WORLD if remembers else Kind.IMAGES
 
 
 def kind_of_run(run: Path) -> Kind:

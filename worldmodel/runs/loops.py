@@ -20,7 +20,7 @@ from worldmodel.data.store import EpisodeStore
 from worldmodel.dreaming.actions import parse_script
 from worldmodel.errors import DataError, EnvError, WorldModelError
 from worldmodel.recording.pool import RecorderPool, serialized
-from worldmodel.recording.recorder import ActionSource, FrameSource, Order
+from worldmodel.recording.recorder import ActionSource, MakeEnv, Order
 from worldmodel.runs.data import NOT_OF_THE_ENVIRONMENT, env_maker, spec_of
 from worldmodel.runs.folder import load_config, load_spec
 from worldmodel.types import Episode, Spec
@@ -29,17 +29,10 @@ from worldmodel.util.output import words_in_name
 from worldmodel.util.progress import deferred
 from worldmodel.util.ranges import Names
 
-EPISODES = 39
-"""Recorded episodes of each loop."""
-
-FEWEST = 2
-"""Episodes of which a loop is measured."""
-
-SEED = 4_611_686_018_427_387_847
-"""Of the recordings; no training is likely to have it."""
-
-ROUNDS = 3
-"""Times that the episodes are replaced which the environment ended before the script did."""
+EPISODES = 39  # recorded of each loop
+FEWEST = 2  # episodes of which a loop is measured
+SEED = 4_611_686_018_427_387_847  # of the recordings; no training is likely to have it
+ROUNDS = 3  # times that the episodes are replaced which the environment ended before the script did
 
 Progress = Callable[[str, int, int], None]
 
@@ -97,7 +90,7 @@ def recorded_loops(folder: Path, run: Path, config: DictConfig, progress: Progre
 
 
 def _recorded(
-    path: Path, make_env: Callable[[], FrameSource], spec: Spec, script: str, collect: DictConfig, progress: Progress
+    path: Path, make_env: MakeEnv, spec: Spec, script: str, collect: DictConfig, progress: Progress
 ) -> EpisodeStore:
     """The recording of one script, which is made under another name, so that it is always whole."""
     actions = parse_script(script, spec).play()
@@ -126,11 +119,7 @@ def _recorded(
 
 
 def _play(
-    make_env: Callable[[], FrameSource],
-    agent: ActionSource,
-    steps: int,
-    collect: DictConfig,
-    on_steps: Callable[[int], None],
+    make_env: MakeEnv, agent: ActionSource, steps: int, collect: DictConfig, on_steps: Callable[[int], None]
 ) -> list[Episode]:
     """At most :data:`EPISODES` episodes of exactly ``steps`` steps; they depend on nothing but the settings."""
     workers, timeout = (int(collect[name]) for name in ("workers", "timeout"))
@@ -138,8 +127,7 @@ def _play(
     found: dict[int, Episode] = {}
     played = done = 0
     for _ in range(ROUNDS):
-        numbers = range(played, played + EPISODES - len(found))
-        orders = [Order.episode(SEED, number, steps) for number in numbers]
+        orders = [Order.episode(SEED, number, steps) for number in range(played, played + EPISODES - len(found))]
         played += len(orders)
         if not orders:
             break

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-PACKAGES = {"envs": "worldmodel.envs", "agents": "worldmodel.agents"}
-"""Packages that were top-level ones."""
+PACKAGES = {"envs": "worldmodel.envs", "agents": "worldmodel.agents"}  # that were top-level ones
 
 TARGETS = {
     "worldmodel.agents.actor_critic.ActorCriticAgent": "worldmodel.agents.actor.ActorCriticAgent",
@@ -88,29 +87,20 @@ def present_target(name: str) -> str:
     return name
 
 
-def present_id(name: str) -> str:
-    """The present gymnasium id of an environment: ``envs:worldmodel/Vizdoom-v0`` maps to its present package."""
-    package, colon, rest = name.partition(":")
-    return f"{PACKAGES[package]}:{rest}" if colon and package in PACKAGES else name
-
-
 def migrate(settings: Any) -> Any:
     """Plain settings (dicts, lists and values) of any version → the same under the present names."""
     if isinstance(settings, list):
         return [migrate(item) for item in settings]
     if not isinstance(settings, dict):
         return settings
-    target = settings.get("_target_")
-    renamed: dict[str, Any] = {}
-    if isinstance(target, str):
-        target = present_target(target)
-        kind = target.rpartition(".")[2]
-        renamed = {key: SETTINGS.get(f"{kind}.{key}", key) for key in settings}
-    result = {renamed.get(key, key): migrate(value) for key, value in settings.items()}
-    if isinstance(target, str):
+    target = present_target(str(settings.get("_target_")))
+    kind = target.rpartition(".")[2]
+    result = {SETTINGS.get(f"{kind}.{key}", key): migrate(value) for key, value in settings.items()}
+    if "_target_" in settings:
         result["_target_"] = target
-    if isinstance(result.get("id"), str):
-        result["id"] = present_id(result["id"])
+    package, colon, rest = str(result.get("id")).partition(":")
+    if colon and package in PACKAGES:  # of an environment, such as envs:worldmodel/Vizdoom-v0
+        result["id"] = f"{PACKAGES[package]}:{rest}"
     if isinstance(result.get("training"), dict):
         move_loss_weights(result)
     return result

@@ -22,7 +22,6 @@ from worldmodel.runs.folder import (
     PRIOR,
     SECOND,
     TOKENIZER,
-    TRAIN_FIRST,
     checkpoint_of,
     later_files,
     load_config,
@@ -114,11 +113,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def load_weights(
-    module: nn.Module,
-    path: Path,
-    remedy: str = TRAIN_FIRST,
-    if_damaged: str | None = None,
-    tokenizer: Autoencoder | None = None,
+    module: nn.Module, path: Path, remedy: str, if_damaged: str | None = None, tokenizer: Autoencoder | None = None
 ) -> None:
     """Load a state dict into a module, in place.
 

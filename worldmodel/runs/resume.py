@@ -34,20 +34,8 @@ BUDGET = ("steps", "max_seconds", "log_every", "evaluate_every", "evaluate_batch
           "patience")  # fmt: skip
 """Settings of a stage that may change when a run is continued."""
 
-TOKENIZER_OF = "tokenizer_of.txt"
-"""States where a copied tokenizer is from."""
-
-DEFAULTS = {"rewarded": 0.0}
-"""Values of settings that older runs do not have."""
-
-
-def check_no_orphan(folder: Path, stage: Stage) -> None:
-    """Raises :class:`RunError` when a stage would be trained again although later stages depend on it."""
-    later = later_files(folder, stage.file)
-    if later and not checkpoint_of(folder, stage.file).is_file():
-        raise RunError(f"{later[0]} was trained on the codes of {folder / stage.file}, which is missing and has no "
-                       "checkpoint; restore it, remove the later stages, or start another run: "
-                       "run=another-name")  # fmt: skip
+TOKENIZER_OF = "tokenizer_of.txt"  # states where a copied tokenizer is from
+DEFAULTS = {"rewarded": 0.0}  # values of settings that older runs do not have
 
 
 @contextlib.contextmanager
@@ -85,11 +73,16 @@ def run_to_train(
 def to_be_trained(config: DictConfig, folder: Path, stage: Stage, more: bool = True) -> bool:
     """Whether a stage is not trained yet, or has a larger budget (``more``) than it was trained with.
 
-    Raises :class:`RunError` when its training cannot be continued, and for damaged weights.
+    Raises :class:`RunError` when its training cannot be continued, when later stages depend on weights that are missing
+    and cannot be restored, and for damaged weights.
     """
-    facts = facts_of(folder, stage.file)
+    facts, later = facts_of(folder, stage.file), later_files(folder, stage.file)
+    resumable = checkpoint_of(folder, stage.file).is_file()
     if facts is None:
-        check_no_orphan(folder, stage)
+        if later and not resumable:
+            raise RunError(f"{later[0]} was trained on the codes of {folder / stage.file}, which is missing and has no "
+                           "checkpoint; restore it, remove the later stages, or start another run: "
+                           "run=another-name")  # fmt: skip
         return True
     settings = stage_settings(config, stage)
     kept = load_config(folder).training.get(stage.name) or {}
@@ -99,9 +92,8 @@ def to_be_trained(config: DictConfig, folder: Path, stage: Stage, more: bool = T
     copied = stage.file == TOKENIZER and (folder / TOKENIZER_OF).is_file()
     if not more or enough or copied or spent == [settings.steps, settings.max_seconds]:
         return False
-    reason = "has no checkpoint to continue from" if not checkpoint_of(folder, stage.file).is_file() else ""
-    alone = ""
-    if later := later_files(folder, stage.file):
+    reason, alone = "" if resumable else "has no checkpoint to continue from", ""
+    if later:
         reason, alone = f"{later[0]} depends on it", f", or train that alone: --stage {later[0].stem}"
     if reason:
         weights = f" --weights-of {shlex.quote(folder.name)}" if stage.name in STAGES else ""
@@ -165,13 +157,12 @@ def run_to_continue(config: DictConfig, spec: Spec, stages: Sequence[Stage]) -> 
     for name in reversed(alike):
         folder = runs / name
         try:
-            other = bool(compare(config, spec, folder))
+            if compare(config, spec, folder):
+                continue
         except RunError:
             if name == known[-1]:
                 raise
             continue  # an old damaged run is ignored
-        if other:
-            continue
         finished = all((folder / stage.file).is_file() for stage in stages)
         if finished and budgets(config) != budgets(load_config(folder)):
             return None

@@ -41,6 +41,7 @@ from worldmodel.util.ranges import Count, NonNegative, Share
 FIRST_CODES = "first_codes"
 
 Source = EpisodeStore | CodeStore
+Splits = dict[Split, Windows]  # the windows of each
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,7 +102,7 @@ class Stage(abc.ABC):
         return 0
 
     @abc.abstractmethod
-    def windows(self, settings: Any, source: Source, model: Any) -> dict[Split, Windows]:
+    def windows(self, settings: Any, source: Source, model: Any) -> Splits:
         """Training and held-out windows."""
 
     def prepare(self, model: Any, train: Windows, seed: int) -> str:
@@ -132,7 +133,7 @@ class TokenizerStage(Stage):
     def build(self, config: DictConfig, spec: Spec, tokenizer: None) -> Autoencoder:
         return build_tokenizer(config, spec)
 
-    def windows(self, settings: TokenizerSettings, source: Source, model: Autoencoder) -> dict[Split, Windows]:
+    def windows(self, settings: TokenizerSettings, source: Source, model: Autoencoder) -> Splits:
         if model.joined and settings.rewarded:
             raise ConfigError("training.tokenizer.rewarded is for frames; this tokenizer codes whole signals: choose 0")
         return {
@@ -166,7 +167,7 @@ class SecondStage(Stage):
         assert second is not None, "the settings have no second tokenizer"
         return second
 
-    def windows(self, settings: StageSettings, source: Source, model: GridVQVAE) -> dict[Split, Windows]:
+    def windows(self, settings: StageSettings, source: Source, model: GridVQVAE) -> Splits:
         return {"train": Windows(source, "train"), "held_out": Windows(source, "held_out")}
 
     def objective(self, config: DictConfig, model: GridVQVAE, tokenizer: Tokenizer, epoch: int = 100) -> Objective:
@@ -191,7 +192,7 @@ class PriorStage(Stage):
     def lead(self, model: LatentPrior) -> int:
         return model.lead
 
-    def windows(self, settings: PriorSettings, source: Source, model: LatentPrior) -> dict[Split, Windows]:
+    def windows(self, settings: PriorSettings, source: Source, model: LatentPrior) -> Splits:
         lead = self.lead(model)
         length = lead + settings.targets
         if settings.augment is None:

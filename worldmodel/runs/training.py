@@ -18,8 +18,7 @@ from torch import distributed, nn
 
 from worldmodel.config.cli import one_line
 from worldmodel.data.codes import fingerprint
-from worldmodel.data.store import EpisodeStore, Split
-from worldmodel.data.windows import Windows
+from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError, RunError
 from worldmodel.media import plots
 from worldmodel.priors import Prior
@@ -27,7 +26,7 @@ from worldmodel.runs.folder import CONFIG, METRICS, checkpoint_of
 from worldmodel.runs.kind import Kind, kind_of
 from worldmodel.runs.models import load_weights, resolve_device
 from worldmodel.runs.resume import run_to_train, run_with_weights, state_budget, to_be_trained
-from worldmodel.runs.stages import PriorStage, Stage, StageSettings, prerequisites, stage_settings, stages_of
+from worldmodel.runs.stages import PriorStage, Splits, Stage, StageSettings, prerequisites, stage_settings, stages_of
 from worldmodel.tokenizers import Autoencoder, Tokenizer
 from worldmodel.training import hooks as watch
 from worldmodel.training.base import Objective, make_batches
@@ -237,12 +236,7 @@ def train_stage(
 
 
 def fit_stage(
-    fabric: Fabric,
-    settings: StageSettings,
-    stage: Stage,
-    objective: Objective,
-    windows: dict[Split, Windows],
-    folder: Path,
+    fabric: Fabric, settings: StageSettings, stage: Stage, objective: Objective, windows: Splits, folder: Path
 ) -> FitResult:
     """Fit a stage with a progress bar, metrics, evaluations on held-out windows and checkpoints."""
     checkpoint = checkpoint_of(folder, stage.file)
