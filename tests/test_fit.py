@@ -155,7 +155,7 @@ def test_loss_falls_in_both_precisions(tmp_path: Path) -> None:
 def test_bf16_leaves_marked_modules_and_collects_small_updates() -> None:
     module = cast(Toy(), torch.bfloat16)
     assert module.net[0].weight.dtype == torch.bfloat16 and module.counter.mean.dtype == torch.float32
-    optimizer = MasterOptimizer(module, weight_decay=0.0)
+    optimizer = MasterOptimizer(module, (0.9, 0.99), 0.0, None, 0.0)
     weight = module.net[0].bias
     before = weight.detach().clone()
     tiny = float(before.abs().max()) / 1e4  # far below bfloat16's resolution of 1/256
@@ -170,7 +170,7 @@ def test_master_optimizer_equals_adamw_on_float32() -> None:
     torch.manual_seed(0)
     ours, theirs = nn.Linear(5, 4), nn.Linear(5, 4)
     theirs.load_state_dict(ours.state_dict())
-    optimizer = MasterOptimizer(ours, betas=(0.9, 0.95), weight_decay=0.1, clip=0.5)
+    optimizer = MasterOptimizer(ours, betas=(0.9, 0.95), weight_decay=0.1, clip=0.5, muon=0.0)
     groups = [{"params": [theirs.weight], "weight_decay": 0.1}, {"params": [theirs.bias], "weight_decay": 0.0}]
     adam = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95))
     for seed in range(5):
@@ -191,7 +191,7 @@ def test_optimizer_copes_with_gradients_laid_out_differently() -> None:
     for layout in (torch.contiguous_format, torch.channels_last):
         torch.manual_seed(0)
         conv = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
-        optimizer = MasterOptimizer(conv)
+        optimizer = MasterOptimizer(conv, (0.9, 0.99), 0.0, None, 0.0)
         for step in range(3):
             gradient = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(step))
             conv.weight.grad = gradient.contiguous(memory_format=layout)

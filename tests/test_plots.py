@@ -107,10 +107,6 @@ def test_metrics_become_a_panel_for_each_value_of_each_stage() -> None:
     drawn = metrics_panels(records)
     assert [panel.title for panel in drawn] == ["tokenizer: loss", "tokenizer: usage", "prior: loss"]
     assert drawn[0].content == {"loss": Line([10, 20], [2.0, 1.0], noisy=True)}
-    chosen = metrics_panels(records, names=["learning_rate", "loss"])
-    assert [panel.title for panel in chosen] == [
-        "tokenizer: learning_rate", "tokenizer: loss", "prior: learning_rate", "prior: loss",
-    ]  # fmt: skip
 
 
 def test_smoothing_is_a_centred_mean_that_leaves_out_gaps() -> None:

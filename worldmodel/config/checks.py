@@ -21,12 +21,8 @@ from worldmodel.config.messages import is_list, message
 from worldmodel.errors import ConfigError, WorldModelError
 from worldmodel.util.ranges import PassedTo
 
-MISSING = "???"
-"""The value of a setting that must be given and is not yet; the code that needs it reports it."""
-
-PLAIN = (int, float, str, type(None), Sequence, Mapping)
-"""What may be checked; objects are not."""
-
+MISSING = "???"  # the value of a setting that must be given and is not yet; the code that needs it reports it
+PLAIN = (int, float, str, type(None), Sequence, Mapping)  # what may be checked; objects are not
 HYDRA = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
 
 Kind = TypeVar("Kind")
@@ -53,8 +49,7 @@ def check(settings: Any, name: str) -> Any:
     if "_target_" not in settings:
         return {key: check(value, f"{name}.{key}") for key, value in settings.items()}
     rest = {key: value for key, value in settings.items() if key not in HYDRA}
-    target = find(settings["_target_"], f"{name}._target_")
-    return {**settings, **check_arguments(target, rest, name)}
+    return {**settings, **check_arguments(find(settings["_target_"], f"{name}._target_"), rest, name)}
 
 
 def check_arguments(target: Any, settings: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -164,14 +159,12 @@ def find(target: Any, name: str) -> Any:
 def parameters(target: Any) -> Parameters:
     """What a class or function takes by keyword; of a class with ``**kwargs``, also what its bases take."""
     if isinstance(target, type):
-        functions = [vars(each)["__init__"] for each in target.__mro__ if "__init__" in vars(each)]
+        functions = [vars(each)["__init__"] for each in target.__mro__[:-1] if "__init__" in vars(each)]
     else:
         functions = [target]
     types: dict[str, Any] = {}
     passes_on = False
     for function in functions:
-        if function is object.__init__:
-            break
         try:
             own = inspect.signature(function).parameters.values()
         except (TypeError, ValueError):  # of a function that is not written in Python

@@ -82,8 +82,7 @@ def compose_config(overrides: Sequence[str] = ()) -> Config:
         config = _composed([quote_path(override) for override in overrides])
         keep_texts(config, overrides, Settings)
         OmegaConf.resolve(config)
-        plain = OmegaConf.to_container(config)
-        assert isinstance(plain, dict)
+        plain: Any = OmegaConf.to_container(config)
         if (name := plain["source"].get("name")) != MISSING:
             check_value("source.name", Text, name)
         names = {field.name for field in dataclasses.fields(Settings)}

@@ -40,21 +40,14 @@ def add_seed(parser: argparse.ArgumentParser) -> None:
 
 def add_sampling(parser: argparse.ArgumentParser, temperature: float = 1.0) -> None:
     """How codes are drawn from the prior."""
-    add_number(
-        parser,
-        "--temperature",
-        NonNegative,
-        f"below 1: more probable codes; 0: the expected codes ({temperature:g})",
-        temperature,
-        metavar="T",
-    )
+    help = f"below 1: more probable codes; 0: the expected codes ({temperature:g})"
+    add_number(parser, "--temperature", NonNegative, help, temperature, "T")
     add_number(parser, "--top-k", Count, "draw each code from the K most probable ones", metavar="K")
-    parser.add_argument(
-        "--sampler",
-        default="auto",
-        choices=("auto", "ancestral", "predictive"),
-        help="how the same codes are drawn; auto: the faster sampler (auto)",
+    samplers, help = (
+        ("auto", "ancestral", "predictive"),
+        "how the same codes are drawn; auto: the faster sampler (auto)",
     )
+    parser.add_argument("--sampler", default="auto", choices=samplers, help=help)
 
 
 def add_output(parser: argparse.ArgumentParser, suffixes: Sequence[str]) -> None:

@@ -30,12 +30,8 @@ def keep_texts(config: Any, overrides: Sequence[str], settings: type) -> None:
         if text == value:
             continue
         types = list(_types(_annotation(OmegaConf.to_container(config), key.split("."), settings)))
-        number = any(each in types for each in (int, float, bool, Any))
-        if (
-            str in types
-            and not number
-            and isinstance(value, list) == any(get_origin(each) is Sequence for each in types)
-        ):
+        textual = str in types and not any(each in types for each in (int, float, bool, Any))
+        if textual and isinstance(value, list) == any(get_origin(each) is Sequence for each in types):
             OmegaConf.update(config, key, text)
 
 

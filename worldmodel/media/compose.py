@@ -78,8 +78,7 @@ def dream_strip(seen: Any, frames: Any, actions: Sequence[str | None] = (), capt
     ``seen`` (T0, C, H, W) and ``frames`` (H, C, H, W) uint8; ``actions`` the names of the actions that led to each of
     the T0 + H frames, None if unknown.
     """
-    both = np.concatenate([_host(seen), _host(frames)])
-    return Strip(both, caption, tuple(actions), seen=len(seen), dreamt=True)
+    return Strip(np.concatenate([_host(seen), _host(frames)]), caption, tuple(actions), seen=len(seen), dreamt=True)
 
 
 def triptych(truth: Any, reconstruction: Any, dream: Strip) -> list[Strip]:
@@ -250,9 +249,8 @@ def _timeline(canvas: Image.Image, layout: _Layout, t: int, length: int, seen: i
     def fill(first: float, last: float, colour: Colour) -> None:
         span = (right - left) / length
         if last > first:
-            ImageDraw.Draw(canvas).rectangle(
-                [left + first * span, top, left + last * span - 1, top + TIMELINE - 1], fill=colour
-            )
+            box = [left + first * span, top, left + last * span - 1, top + TIMELINE - 1]
+            ImageDraw.Draw(canvas).rectangle(box, fill=colour)
 
     fill(0, length, RAIL)
     fill(0, min(t + 1, seen), SEEN)

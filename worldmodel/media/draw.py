@@ -87,8 +87,7 @@ def known_words(name: str) -> list[str] | None:
             return None
         words.append(word)
         rest = rest[len(word) :]
-    meaningful = [word for word in words if word not in FILLERS]
-    return meaningful or None
+    return [word for word in words if word not in FILLERS] or None
 
 
 def _arrow(draw: ImageDraw.ImageDraw, big: int, angle: float) -> None:
@@ -100,8 +99,7 @@ def _arrow(draw: ImageDraw.ImageDraw, big: int, angle: float) -> None:
 
 def _bent_arrow(draw: ImageDraw.ImageDraw, big: int) -> None:
     """An arc over the top with an arrow head at the left."""
-    thick = round(0.17 * big)
-    draw.arc([0.2 * big, 0.16 * big, 0.92 * big, 0.88 * big], 180, 20, fill=255, width=thick)
+    draw.arc([0.2 * big, 0.16 * big, 0.92 * big, 0.88 * big], 180, 20, fill=255, width=round(0.17 * big))
     draw.polygon([(0.02 * big, 0.48 * big), (0.285 * big, 0.86 * big), (0.55 * big, 0.48 * big)], fill=255)
 
 

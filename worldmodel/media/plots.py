@@ -150,23 +150,18 @@ def _shared_names(panels: Sequence[Panel]) -> tuple[str, ...]:
     return ()
 
 
-def metrics_panels(records: Iterable[Mapping[str, Any]], names: Sequence[str] | None = None) -> list[Panel]:
-    """A panel for every value that training has logged, by training stage, over its steps.
-
-    ``records``: the lines of ``metrics.jsonl``, each with ``stage``, ``step`` and values; ``names`` selects and orders
-    the values, by default all but the time and the learning rate, in the order of their first occurrence.
-    """
+def metrics_panels(records: Iterable[Mapping[str, Any]]) -> list[Panel]:
+    """A panel for every value that training has logged, by training stage, over its steps; none for the time and the
+    learning rate. ``records``: the lines of ``metrics.jsonl``, each with ``stage``, ``step`` and values."""
     curves: dict[tuple[str, str], tuple[list[float], list[float]]] = {}
     for record in records:
         for name, value in record.items():
-            if name in ("stage", "step", "seconds", "learning_rate") and name not in (names or ()):
-                continue
-            if isinstance(value, int | float) and (names is None or name in names):
+            if name not in ("stage", "step", "seconds", "learning_rate") and isinstance(value, int | float):
                 steps, values = curves.setdefault((str(record.get("stage", "")), name), ([], []))
                 steps.append(record["step"])
                 values.append(value)
-    order = names if names is not None else dict.fromkeys(name for _, name in curves)
-    keys = [(stage, name) for stage in dict.fromkeys(stage for stage, _ in curves) for name in order]
+    stages, names = (dict.fromkeys(key[place] for key in curves) for place in (0, 1))
+    keys = [(stage, name) for stage in stages for name in names]
     lines = {key: Line(*curves[key], noisy=True) for key in keys if key in curves}
     return [Panel(f"{stage}: {name}".lstrip(": "), {name: line}, "step") for (stage, name), line in lines.items()]
 

@@ -72,8 +72,7 @@ def palette(strips: Sequence[Strip]) -> Image.Image:
     blends = [  # smooth edges of text
         tuple(round(0.5 * (a + b)) for a, b in zip(draw.PAPER, ink, strict=True)) for ink in fixed[2:]
     ]
-    pictures = np.concatenate([strip.frames[:: max(1, len(strip) // 32)] for strip in strips])  # (n, H, W, 3)
-    pixels = pictures.reshape(-1, 3)
+    pixels = np.concatenate([strip.frames[:: max(1, len(strip) // 32)].reshape(-1, 3) for strip in strips])
     shades = np.unique(pixels >> 3, axis=0) << 3 | 4
     reserved = [*fixed, *blends]
     half = (256 - len(reserved)) // 2

@@ -71,8 +71,7 @@ class Ahead:
     def __call__(self, step: int) -> Segment:
         if self._next is None or self._next[0] != step:
             self._next = (step, self._pool.submit(self._batches, step))
-        future = self._next[1]
-        batch = future.result()
+        batch = self._next[1].result()
         self._next = (step + 1, self._pool.submit(self._batches, step + 1))
         return batch
 

@@ -70,14 +70,13 @@ def checksum(tensors: Mapping[str, Tensor], facts: str) -> str:
 
 def check_fit(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor], remedy: str) -> None:
     """Raises :class:`RunError` in one line unless both have the same names and shapes."""
-    missing = sorted(set(expected) - set(found))
-    surplus = sorted(set(found) - set(expected))
-    shapes = [
+    faults = [
         f"{name} is {tuple(found[name].shape)} where {tuple(expected[name].shape)} is expected"
         for name in sorted(set(found) & set(expected))
         if found[name].shape != expected[name].shape
     ]
-    faults = shapes + [f"{name} is missing" for name in missing] + [f"{name} is unknown" for name in surplus]
+    faults += [f"{name} is missing" for name in sorted(set(expected) - set(found))]
+    faults += [f"{name} is unknown" for name in sorted(set(found) - set(expected))]
     if faults:
         more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
         raise RunError(f"{path} does not fit the model: {faults[0]}{more}; {remedy}")

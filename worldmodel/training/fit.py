@@ -66,25 +66,20 @@ class Fit:
     """The state of one optimisation, which hooks may read. ``step`` counts the updates that were made."""
 
     def __init__(self, fabric: Fabric, objective: Objective, settings: FitSettings, stage: str):
-        self.fabric, self.settings, self.stage = fabric, settings, stage
-        self.objective = objective
+        self.fabric, self.objective, self.settings, self.stage = fabric, objective, settings, stage
         cast(objective, resolve_precision(settings.precision, fabric.device))
         self.module = fabric.setup_module(objective)
-        self.optimizer = MasterOptimizer(
-            objective, betas=settings.betas, weight_decay=settings.weight_decay, clip=settings.clip, muon=settings.muon
-        )
+        self.optimizer = MasterOptimizer(objective, settings.betas, settings.weight_decay, settings.clip, settings.muon)
         self.average = WeightAverage(self.optimizer, settings.ema)
         self.window = RunningMeans()
         self.terms: tuple[str, ...] = ()
-        self.step = 0
-        self.first_step = 0  # of this session
+        self.step = self.first_step = 0  # over all sessions; the first one of this session
+        self.elapsed = self.elapsed_before = (
+            0.0  # seconds over all sessions, the same on every process; over earlier ones
+        )
         self.learning_rate = 0.0
-        self.interrupted = False
-        self.elapsed_before = 0.0
-        self.finished = False  # before the budget is spent
-        self._finish = False
+        self.interrupted = self.finished = self._finish = False  # finished: before the budget is spent
         self._started = time.monotonic()
-        self.elapsed = 0.0  # seconds over all sessions, the same on every process
 
     @property
     def progress(self) -> float:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, TextIO
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskID, TextColumn
 
 from worldmodel.training.base import Batches, Objective
 from worldmodel.training.checkpoint import load_tensors, save_tensors
 from worldmodel.training.fit import Fit, FitResult, Hook, weighted_sum
 from worldmodel.util.files import naming, replace_text
-from worldmodel.util.progress import Bars
+from worldmodel.util.progress import COLUMNS, Bars
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -29,8 +29,7 @@ class Checkpoint(Hook):
 
     def __init__(self, path: Path, every_seconds: float):
         self.path, self.every_seconds = path, every_seconds
-        self._last = 0.0
-        self._step = 0
+        self._last, self._step = 0.0, 0
 
     def on_start(self, fit: Fit) -> None:
         self._last, self._step = fit.elapsed, fit.step
@@ -132,8 +131,7 @@ class TensorBoard(Hook):
 
 class EarlyStopping(Hook):
     """Keeps the averaged weights with the lowest held-out loss in a file and ends a fit that has not improved on them
-    for ``patience`` steps.
-    """
+    for ``patience`` steps."""
 
     def __init__(self, path: Path, patience: int):
         self.path, self.patience = path, patience
@@ -203,8 +201,7 @@ class Measure:
     def __call__(self, objective: Objective) -> dict[str, float]:
         sums: dict[str, float] = {}
         for index in range(self.count):
-            generator = torch.Generator(self.device).manual_seed(index)
-            losses = objective(self.batches(index).to(self.device), generator)
+            losses = objective(self.batches(index).to(self.device), torch.Generator(self.device).manual_seed(index))
             loss = weighted_sum(losses.terms, objective.loss_weights)
             for name, value in ({"loss": loss} | losses.terms | losses.metrics).items():
                 sums[name] = sums.get(name, 0.0) + float(value)
@@ -215,12 +212,7 @@ class ProgressBar(Hook):
     """Loss, headline metrics, steps/s and time left: a bar on a terminal, else a line every ten seconds."""
 
     def __init__(self) -> None:
-        columns = (
-            TextColumn("{task.description} {task.percentage:3.0f}%"),
-            BarColumn(24),
-            TimeRemainingColumn(),
-            TextColumn("left  {task.fields[shown]}"),
-        )
+        columns = (TextColumn("{task.description} {task.percentage:3.0f}%"), BarColumn(24), *COLUMNS[-2:])
         self._bars = Bars(Console(), columns=columns)
         self._task: TaskID | None = None
         self._figures = ""

@@ -75,8 +75,8 @@ def _joined(counts: dict[torch.Size, int]) -> list[list[torch.Size]]:
 
 def _part(padded: Tensor, shape: torch.Size) -> Tensor:
     """The matrices of a shape (r, c) in padded ones that have at least as many columns as rows."""
-    tall = shape[0] > shape[1]
-    return padded[:, : shape[1], : shape[0]].mT if tall else padded[:, : shape[0], : shape[1]]
+    rows, columns = shape
+    return padded[:, :columns, :rows].mT if rows > columns else padded[:, :rows, :columns]
 
 
 def orthogonal(matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:

@@ -16,8 +16,7 @@ from worldmodel.tokenizers.scene import GridVQVAE
 from worldmodel.training.base import Augmentation, Losses, Objective
 from worldmodel.types import Segment, to_float
 
-MARGIN = 3
-"""Frames of augmented segments beside those that a prior learns from: one at each end, and one to cut from."""
+MARGIN = 3  # frames of augmented segments beside those that a prior learns from: one at each end, and one to cut from
 
 
 class TokenizerObjective(Objective):
@@ -41,12 +40,11 @@ class TokenizerObjective(Objective):
         self.loss_weights = tokenizer.loss_weights
         if isinstance(tokenizer, Tokenizer):
             books = len(tokenizer.books(torch.zeros((1, *tokenizer.grid))))
-            uses = torch.zeros((window, books, tokenizer.num_codes), dtype=torch.int32)
-            self.register_buffer("history", uses)  # in each step
-            self.register_buffer("slot", torch.zeros((), dtype=torch.int64))  # the oldest row of history
+            self.register_buffer("history", torch.zeros((window, books, tokenizer.num_codes), dtype=torch.int32))
+            self.register_buffer("slot", torch.zeros((), dtype=torch.int64))
 
-    history: Tensor
-    slot: Tensor
+    history: Tensor  # uses of each code in each step
+    slot: Tensor  # the oldest row of history
 
     def forward(self, batch: Segment, generator: torch.Generator) -> Losses:
         if batch.frames is None:
@@ -77,8 +75,7 @@ class TokenizerObjective(Objective):
         vocabulary = self.history.shape[-1]
         books = self.tokenizer.books(codes)  # -1 where a code was left out, counted apart
         found = [count_codes(part.flatten() + 1, vocabulary + 1)[1:] for part in books]
-        counts = torch.stack(found).to(torch.int32)
-        self.history.index_copy_(0, self.slot[None], all_reduce(counts)[None])
+        self.history.index_copy_(0, self.slot[None], all_reduce(torch.stack(found).to(torch.int32))[None])
         self.slot.copy_((self.slot + 1) % len(self.history))
         uses = self.history.sum(0, dtype=torch.float64)
         entropy = torch.special.entr(uses / uses.sum(-1, keepdim=True)).sum(-1)
@@ -142,12 +139,5 @@ class PriorObjective(Objective):
         samples = first + torch.arange((steps - 1) * size, device=frames.device)  # the host does not wait for the first
         signals = augment(join(frames), generator)[..., samples]
         codes = tokenizer.to(frames.device).encode(signals).unflatten(1, (steps - 1, -1))
-        own = slice(1, -2)
-        return Segment(
-            batch.actions[:, own],
-            batch.rewards[:, own],
-            batch.terminated[:, own],
-            batch.truncated[:, own],
-            batch.valid[:, own],
-            codes=codes[:, 1:-1],
-        )
+        names = ("actions", "rewards", "terminated", "truncated", "valid")
+        return Segment(**{name: getattr(batch, name)[:, 1:-2] for name in names}, codes=codes[:, 1:-1])

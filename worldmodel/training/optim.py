@@ -57,21 +57,14 @@ class MasterOptimizer:
     """
 
     def __init__(
-        self,
-        module: nn.Module,
-        *,
-        betas: tuple[float, float] = (0.9, 0.99),
-        weight_decay: float = 0.0,
-        clip: float | None = None,
-        muon: float = 0.0,
+        self, module: nn.Module, betas: tuple[float, float], weight_decay: float, clip: float | None, muon: float
     ):
         self.names = [name for name, p in module.named_parameters() if p.requires_grad]
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.masters = [
             p if p.dtype == torch.float32 else nn.Parameter(p.detach().to(torch.float32)) for p in self.parameters
         ]
-        self.clip = clip
-        self.muon_factor = muon
+        self.clip, self.muon_factor = clip, muon
         hidden = hidden_weights(module) if muon > 0 else set()
         named = list(zip(self.names, self.masters, strict=True))
         others = [m for name, m in named if name not in hidden]
@@ -82,17 +75,14 @@ class MasterOptimizer:
         self.adam = torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=betas, fused=True)
         # Views of the masters as matrices, which Muon updates in place.
         self.matrices = {name: nn.Parameter(as_matrix(m.detach())) for name, m in named if name in hidden}
-        self.muon = (
-            BatchedMuon(self.matrices.values(), lr=0.0, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-            if self.matrices
-            else None
-        )
+        self.muon: BatchedMuon | None = None
+        if matrices := self.matrices.values():
+            self.muon = BatchedMuon(matrices, lr=0.0, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
 
     def step(self, learning_rate: float) -> Tensor:
         """One update from the gradients on the parameters, which are then cleared. Returns the gradient's norm, ()."""
         self._take_gradients()
-        limit = math.inf if self.clip is None else self.clip
-        norm = nn.utils.clip_grad_norm_(self.masters, limit)
+        norm = nn.utils.clip_grad_norm_(self.masters, math.inf if self.clip is None else self.clip)
         for group in self.adam.param_groups:
             group["lr"] = learning_rate
         self.adam.step()
@@ -171,8 +161,7 @@ class WeightAverage:
     """
 
     def __init__(self, optimizer: MasterOptimizer, decay: float):
-        self.optimizer = optimizer
-        self.decay = decay
+        self.optimizer, self.decay = optimizer, decay
         self.averages = [master.detach().clone() for master in optimizer.masters]
 
     @torch.no_grad()
