@@ -21,6 +21,7 @@ from worldmodel.evaluation.inverse import (
     read,
     train_classifier,
 )
+from worldmodel.evaluation.openloop import silent
 
 CPU = torch.device("cpu")
 BUDGET = Budget(pairs=900, steps=120, batch=64)
@@ -33,7 +34,7 @@ def training() -> Pairs:
 
 @pytest.fixture(scope="module")
 def classifier(training: Pairs) -> InverseDynamics:
-    return train_classifier(training, 3, BUDGET, CPU)
+    return train_classifier(training, 3, BUDGET, CPU, 0, silent, None)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +125,7 @@ def test_the_classifier_is_kept_for_the_same_pairs_only(tmp_path: Path, training
     budget = Budget(pairs=900, steps=2, batch=32)
 
     def fetch(pairs: Pairs) -> InverseDynamics:
-        return train_classifier(pairs, 3, budget, CPU, progress=lambda *work: calls.append(work), path=path)
+        return train_classifier(pairs, 3, budget, CPU, 0, lambda *work: calls.append(work), path)
 
     first = fetch(training)
     assert len(calls) == 2
@@ -144,5 +145,5 @@ def test_training_leaves_the_global_generator_alone(training: Pairs) -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    train_classifier(training, 3, Budget(pairs=900, steps=1, batch=8), CPU)
+    train_classifier(training, 3, Budget(pairs=900, steps=1, batch=8), CPU, 0, silent, None)
     assert torch.equal(torch.rand(3), expected)

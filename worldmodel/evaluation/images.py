@@ -191,8 +191,7 @@ def _code_figures(scores: Scores, model: Tokenizer, seed: int, classes: int) -> 
         costs = {"uniform": np.full_like(scores.grid_nats, model.uniform_nats()), "learned": scores.prior_nats}
         for name, cost in costs.items():
             if cost is not None:
-                total = (scores.grid_nats + cost) / math.log(2)
-                figures["scene"][name] = mean_interval(total, seed).to_json()
+                figures["scene"][name] = mean_interval((scores.grid_nats + cost) / math.log(2), seed).to_json()
     if scores.prior_nats is not None:
         per_code = scores.prior_nats.mean() / math.log(2) / count
         figures["prior"] = {

@@ -124,8 +124,7 @@ def read_bounds(runs: Sequence[Path]) -> Table:
         if facts not in (None, mine):
             raise RunError(f"{run.name} was measured on other frames than {runs[0].name}: {mine}, not {facts}")
         facts = mine
-        stem = re.sub(r"-\d+$", "", run.name)
-        table.setdefault(stem, []).extend(figures["bits_per_dim"])
+        table.setdefault(re.sub(r"-\d+$", "", run.name), []).extend(figures["bits_per_dim"])
     return table
 
 

@@ -99,13 +99,7 @@ class InverseDynamics(nn.Module):
 
 
 def train_classifier(
-    pairs: Pairs,
-    actions: int,
-    budget: Budget,
-    device: torch.device,
-    seed: int = 0,
-    progress: Progress = silent,
-    path: Path | None = None,
+    pairs: Pairs, actions: int, budget: Budget, device: torch.device, seed: int, progress: Progress, path: Path | None
 ) -> InverseDynamics:
     """Fit on the pairs; the seed decides weights, dropout and order of the batches.
 
@@ -185,8 +179,7 @@ def dream_pairs(
         dream = world.imagine(
             seen[rows], actions[rows], seen_actions=seen_actions[rows], temperature=temperature, generator=generator
         )
-        frames = dream.frames.cpu()
-        chain = torch.cat([reconstruct(world, seen[rows, -1:]), frames], 1)
+        chain = torch.cat([reconstruct(world, seen[rows, -1:]), dream.frames.cpu()], 1)
         before.append(chain[:, :-1].flatten(0, 1))
         after.append(chain[:, 1:].flatten(0, 1))
         progress("actions obeyed", min(start + batch, len(seen)), len(seen))

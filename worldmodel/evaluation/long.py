@@ -107,8 +107,7 @@ def recorded_starts(
         raise DataError(f"no held-out episode in {store.path} has a step after {context} frames")
     seen, actions, pairs = [], [], []
     for dream in range(extent.dreams):
-        turn = dream % len(long_enough)
-        order = np.roll(long_enough, -turn)
+        order = np.roll(long_enough, -(dream % len(long_enough)))
         first = int(rng.integers(store.frame_counts[order[0]] - context))
         frames, records = store.read(int(order[0]), first, first + context)
         seen.append((torch.tensor(frames), torch.tensor(records["action"].astype(np.int64))))
@@ -180,8 +179,7 @@ def measure(
     """Dream from held-out ``episodes`` and compare; without a ``classifier``, not how far actions are obeyed."""
     rng = np.random.default_rng(seed)
     starts = recorded_starts(store, episodes, context, extent, rng)
-    present = starts.actions.unique().tolist()
-    actions = torch.cat([starts.actions, held_actions(extent, present, rng)])  # (2 D, H)
+    actions = torch.cat([starts.actions, held_actions(extent, starts.actions.unique().tolist(), rng)])  # (2 D, H)
     real = real_frames(world, store, episodes, extent, rng)
     halves = real.halves(seed)
     shown = tuple(sorted({0, extent.steps, *(step for step in SHOWN if step <= extent.steps)}))

@@ -133,8 +133,7 @@ def auroc(scores: np.ndarray, labels: np.ndarray) -> float | None:
         return None
     from scipy.stats import rankdata  # takes a second to import
 
-    ranks = rankdata(scores)
-    return float((ranks[labels].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+    return float((rankdata(scores)[labels].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
 def average_precision(scores: np.ndarray, labels: np.ndarray) -> float | None:

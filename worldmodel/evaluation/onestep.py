@@ -118,8 +118,7 @@ def _predict(
         rewards, ends = world.prior.predict_outcomes(grids, acts)
         nats = (-world.prior.log_likelihood(grids, given) for given in (acts, cut(shuffled, group)))
         for name, value in zip(names, (*nats, rewards, ends), strict=True):
-            rows = value.double().cpu().numpy()
-            for row, (start, scored, end) in zip(rows, group, strict=True):
+            for row, (start, scored, end) in zip(value.double().cpu().numpy(), group, strict=True):
                 scores[name][scored:end] = row[scored - start : end - start]
         for i, (_, scored, end) in enumerate(group):
             scores["window"][scored:end] = first + i

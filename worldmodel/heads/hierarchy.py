@@ -16,6 +16,8 @@ from worldmodel.nn.convnets import CONV, ResidualBlock
 from worldmodel.nn.modules import RowState, module_list
 from worldmodel.util.ranges import Count
 
+Maker = Callable[..., Head]
+
 
 @dataclasses.dataclass
 class HierarchyState(RowState):
@@ -62,13 +64,7 @@ class HierarchyHead(Head):
     Raises :class:`ConfigError` for a single grid.
     """
 
-    def __init__(
-        self,
-        spec: GridSpec,
-        context_width: int,
-        inner: Callable[..., Head] | Sequence[Callable[..., Head]],
-        width: Count = 64,
-    ):
+    def __init__(self, spec: GridSpec, context_width: int, inner: Maker | Sequence[Maker], width: Count = 64):
         super().__init__()
         levels, codebook = spec.levels, spec.codebook
         if not levels:
@@ -118,8 +114,7 @@ class HierarchyHead(Head):
             head = self.heads[level]
             # While `start` lies before the level, the coarser codes may still have changed.
             if state.levels[level] is None or start <= begin:
-                own = state.contexts[:, begin : begin + size]
-                state.levels[level] = head.begin(self._context(level, own, parts))
+                state.levels[level] = head.begin(self._context(level, state.contexts[:, begin : begin + size], parts))
             logits.append(head.extend(state.levels[level], parts[level], first, last))
         return torch.cat(logits, 1)
 

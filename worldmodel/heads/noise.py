@@ -31,9 +31,6 @@ def uniform_noise(shape: Sequence[int], device: torch.device, source: Randomness
     for each row."""
     if isinstance(source, Tensor):
         return counter_noise(source.to(device), shape)
-    if source is None or isinstance(source, Generator):
-        where = device if source is None else source.device
-        return torch.rand(tuple(shape), generator=source, device=where).to(device)
     noise = torch.empty(tuple(shape), device=device)
     fill(noise, source)
     return noise

@@ -159,8 +159,7 @@ class PixelCNNLikelihood(Likelihood):
 
     @torch.no_grad()
     def _draw(self, outputs: Tensor, temperature: float, generator: Generator | None) -> Tensor:
-        size = (outputs.shape[2], outputs.shape[3])
-        head = self._head(size).to(outputs.device)
+        head = self._head((outputs.shape[2], outputs.shape[3])).to(outputs.device)
         contexts = outputs.movedim(1, -1).flatten(1, 2).repeat_interleave(head.sizes[2], 1)
         kind = next(head.model.parameters()).dtype
         learning = head.model.training

@@ -39,8 +39,7 @@ from worldmodel.nn.graphs import GRAPHS, Outputs
 
 TIE = {torch.float64: 1e-9, torch.float32: 5e-5, torch.bfloat16: 0.0, torch.float16: 0.0}
 PAYS_OFF = 15  # ancestral passes per trajectory from which on the predictive sampler is faster on a CPU
-MOST_PASSES = 1024
-"""Passes of a CUDA graph. One of an image of 128×128×3 values would have two million kernels."""
+MOST_PASSES = 1024  # of a CUDA graph. One of an image of 128×128×3 values would have two million kernels
 
 
 class Sampler(abc.ABC):
@@ -77,9 +76,7 @@ class Sampler(abc.ABC):
 
     def noise(self, shape: tuple[int, ...], like: Tensor, generator: Randomness) -> Tensor | None:
         """Gumbel noise of a shape (B, N, K), on the device and of the type of ``like``; none at temperature 0."""
-        if self.temperature == 0:
-            return None
-        return gumbel(uniform_noise(shape, like.device, generator)).to(like)
+        return None if self.temperature == 0 else gumbel(uniform_noise(shape, like.device, generator)).to(like)
 
     def scores(self, logits: Tensor, noise: Tensor | None, vectors: Tensor) -> Tensor:
         """(..., K) logits and noise, (K, D) vectors of the codes → what the drawn code maximises."""

@@ -120,9 +120,8 @@ class TransformerHead(Head):
         self.guess = nn.Sequential(nn.Linear(context_width, width), nn.SiLU(), classifier(codebook, width))
         phase = torch.arange(len(self.phases)).repeat_interleave(torch.tensor(self.phases))
         rows = torch.arange(walk.neighbours.shape[1]) + walk.neighbours.shape[1] * phase[:, None]
-        self.rows = nn.Buffer(
-            rows * (len(codebook) + 1), persistent=False
-        )  # (N, 8): first row of a place in the tables
+        # (N, 8): first row of a place in the tables
+        self.rows = nn.Buffer(rows * (len(codebook) + 1), persistent=False)
         self.alike = {size: [n for n, other in enumerate(self.phases) if other == size] for size in self.phases}
         by_size = torch.cat([(phase == n).nonzero()[:, 0] for members in self.alike.values() for n in members])
         self.neighbours_by_size = nn.Buffer(walk.neighbours[by_size], persistent=False)

@@ -71,8 +71,7 @@ class _LogSoftmaxAt(torch.autograd.Function):
         size = _rows(scores)
         for start in range(0, len(values), size):
             part = slice(start, start + size)
-            logs = torch.log_softmax(scores[part].float(), -1)
-            torch.gather(logs, 1, values[part, None], out=nats[part, None])
+            torch.gather(torch.log_softmax(scores[part].float(), -1), 1, values[part, None], out=nats[part, None])
         return nats
 
     @staticmethod
@@ -108,8 +107,7 @@ class LogisticMixture(Likelihood):
         self.components = components
         self.outputs = channels * 3 * components
         # Zero outputs give a nearly flat distribution with different components.
-        places = (torch.arange(components) + 0.5) * (2 / components) - 1
-        self.places = nn.Buffer(places, persistent=False)
+        self.places = nn.Buffer((torch.arange(components) + 0.5) * (2 / components) - 1, persistent=False)
         self.start = -math.log(components) - 1
 
     def _parameters_of(self, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -66,8 +66,7 @@ class WindowedAttention(nn.Module):
     def begin(self, *batch: int) -> AttentionCache:
         """The cache before the first step."""
         empty = self.bias.new_zeros(*batch, self.heads, self.window, self.width // self.heads)
-        valid = torch.zeros(*batch, self.window, dtype=torch.bool, device=empty.device)
-        return AttentionCache(empty, empty, valid)
+        return AttentionCache(empty, empty, torch.zeros(*batch, self.window, dtype=torch.bool, device=empty.device))
 
     def step(self, x: Tensor, cache: AttentionCache, valid: Tensor | None = None) -> tuple[Tensor, AttentionCache]:
         """x (*batch, width), valid (*batch,) bool → (*batch, width) and the cache behind this step."""
@@ -96,8 +95,7 @@ class WindowedAttention(nn.Module):
         banned = (distance < 0) | (distance >= self.window)
         if valid is not None:
             banned = (banned | (~valid[..., None, :] & (distance != 0)))[..., None, :, :]
-        bias = self.bias[:, self.window - 1 - distance.clamp(0, self.window - 1)]
-        return bias.masked_fill(banned, -math.inf)
+        return self.bias[:, self.window - 1 - distance.clamp(0, self.window - 1)].masked_fill(banned, -math.inf)
 
     @staticmethod
     def _slide(cache: AttentionCache, k: Tensor, v: Tensor, valid: Tensor | None) -> AttentionCache:

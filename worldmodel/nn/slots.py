@@ -70,8 +70,7 @@ class SlotClassifier(nn.Module):
         x = F.linear(features, self.enter.weight[rows], self.enter.bias[rows]).unflatten(-1, (-1, width))
         if last > 1 and self.earlier is not None:
             known = lookup(self.earlier[: last - 1], codes[:, : last - 1]).flatten(1)
-            mixes = self.mix[max(first - 1, 0) : last - 1]
-            mixed = [mix(known[:, : mix.in_features]) for mix in mixes]
+            mixed = [mix(known[:, : mix.in_features]) for mix in self.mix[max(first - 1, 0) : last - 1]]
             x = x + torch.stack(mixed if first else [torch.zeros_like(mixed[0]), *mixed], 1)
         for norm, up, down in zip(self.norms, self.up, self.down, strict=True):
             x = x + down(F.silu(up(norm(x))))

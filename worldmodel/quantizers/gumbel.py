@@ -92,8 +92,7 @@ class GumbelQuantizer(Quantizer):
         weights = ((shares + self._noise(shares, generator)) / self.temperature).softmax(-1)
         self.steps.add_(1)
         if self.hard:
-            drawn = F.one_hot(weights.detach().max(-1).indices, self.num_codes)
-            weights = weights + (drawn - weights).detach()
+            weights = weights + (F.one_hot(weights.detach().max(-1).indices, self.num_codes) - weights).detach()
         with torch.autocast(vectors.device.type, enabled=False):
             return Quantized(weights @ self.table, codes, losses)
 

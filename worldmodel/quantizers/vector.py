@@ -129,8 +129,7 @@ class VectorQuantizer(Quantizer):
             return
         table = broadcast_first(self._candidates(flat, generator))
         for _ in range(10):
-            codes = nearest(flat, table)
-            counts, sums = self._statistics(flat, codes)
+            counts, sums = self._statistics(flat, nearest(flat, table))
             table = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], table)
         self.table.data.copy_(table)
         self.counts.fill_(1.0)
@@ -147,8 +146,7 @@ class VectorQuantizer(Quantizer):
     def _statistics(self, flat: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Counts (K,) and sums (K, D) of the vectors assigned to each code, over all processes."""
         counts = count_codes(codes, self.num_codes).to(flat.dtype)
-        sums = torch.zeros_like(self.sums).index_add_(0, codes, flat)
-        return all_reduce(counts), all_reduce(sums)
+        return all_reduce(counts), all_reduce(torch.zeros_like(self.sums).index_add_(0, codes, flat))
 
     @torch.no_grad()
     def _follow(self, flat: Tensor, codes: Tensor, generator: Generator | None) -> None:
@@ -201,5 +199,4 @@ class FiniteScalarQuantizer(Quantizer):
     def forward(self, vectors: Tensor, generator: Generator | None = None) -> Quantized:
         bounded = self._bound(vectors.float())
         digits = bounded + (bounded.round() - bounded).detach()
-        codes = (digits.detach().round().long() * self.strides).sum(-1)
-        return Quantized(self._normalise(digits), codes, {})
+        return Quantized(self._normalise(digits), (digits.detach().round().long() * self.strides).sum(-1), {})
