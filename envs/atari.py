@@ -58,12 +58,10 @@ class AtariEnv(gymnasium.Env[np.ndarray, Any]):
         self._ale.loadROM(self._rom)
         self._actions = self._ale.getLegalActionSet() if full_action_space else self._ale.getMinimalActionSet()
         self.frame_skip, self.noops, self.life_loss, self.gray = frame_skip, noops, life_loss, gray
-        self.render_mode = render_mode
-        self._lives = 0
+        self.render_mode, self._lives = render_mode, 0
         self._screen = np.zeros((*self._ale.getScreenDims(), *([] if gray else [3])), np.uint8)
         names = tuple(action.name.lower() for action in self._actions)
-        own = {"render_fps": FRAMES_PER_SECOND / frame_skip, "action_names": names}
-        self.metadata = {**type(self).metadata, **own}
+        self.metadata = {**type(self).metadata, "render_fps": FRAMES_PER_SECOND / frame_skip, "action_names": names}
         self.observation_space = gymnasium.spaces.Box(0, 255, self._screen.shape, np.uint8)
         self.action_space = gymnasium.spaces.Discrete(len(self._actions))
 

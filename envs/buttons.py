@@ -11,8 +11,7 @@ from vizdoom import Button
 
 from worldmodel.errors import EnvError
 
-MOST_ACTIONS = 64
-"""Largest number of combinations for ``combine=True``."""
+MOST_ACTIONS = 64  # combinations for ``combine=True``
 
 TURN = Button.TURN_LEFT_RIGHT_DELTA
 _TURNS = {"TURN_LEFT": ("left", -1), "TURN_RIGHT": ("right", +1), TURN.name: ("", 0)}
@@ -43,8 +42,7 @@ def make_actions(names: Sequence[str], turn: float, combine: bool | Sequence[Seq
     chosen: dict[str, tuple[str, ...]] = {name: (name,) for name in single}
     if combine:
         listed = [] if combine is True else [_combination(entry, action_of) for entry in combine]
-        combinations = listed or _all_combinations(list(single))
-        chosen |= {"+".join(pressed): tuple(pressed) for pressed in combinations}
+        chosen |= {"+".join(pressed): tuple(pressed) for pressed in listed or _all_combinations(list(single))}
     used = list(dict.fromkeys(button for button, _ in single.values()))
     values = [
         [sum((value for button, value in map(single.__getitem__, pressed) if button is key), 0.0) for key in used]

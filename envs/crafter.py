@@ -15,8 +15,7 @@ from worldmodel.config.checks import checked
 from worldmodel.types import Info
 from worldmodel.util.ranges import Count
 
-SMALLEST = 18
-"""Pixels; with fewer, a tile of the inventory has no pixels."""
+SMALLEST = 18  # pixels; with fewer, a tile of the inventory has no pixels
 
 
 class _InOrder(dict[Any, None]):
@@ -45,11 +44,7 @@ class CrafterEnv(gymnasium.Env[np.ndarray, Any]):
     length that is too small.
     """
 
-    metadata: dict[str, Any] = {  # noqa: RUF012 (gymnasium's own declaration)
-        "render_modes": ["rgb_array"],
-        "render_fps": 10,
-        "action_names": tuple(ACTIONS),
-    }
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10, "action_names": tuple(ACTIONS)}  # noqa: RUF012
 
     @checked
     def __init__(
@@ -59,8 +54,7 @@ class CrafterEnv(gymnasium.Env[np.ndarray, Any]):
         reward: bool = True,
         render_mode: str | None = None,
     ):
-        self.render_mode = render_mode
-        self.length = length
+        self.render_mode, self.length = render_mode, length
         self._game = crafter.Env(size=(size, size), length=None, reward=reward, seed=0)
         self._game._world.__class__ = _World  # its views keep a reference to this object
         self.observation_space = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -27,13 +27,10 @@ from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Space
 from worldmodel.data.validate import MOST_ACTIONS
 from worldmodel.errors import EnvError
 
-MOST_COMBINED = 32
-"""Largest number of combinations; above it, every action changes one part."""
-MOST_SINGLE = 512
-"""Largest number of actions that change one part."""
+MOST_COMBINED = 32  # combinations; above it, every action changes one part
+MOST_SINGLE = 512  # actions that change one part
 BINS = 3
-WIDEST = 1e9
-"""A wider Box, for example with the largest float as bound, counts as unbounded."""
+WIDEST = 1e9  # a wider Box, for example with the largest float as bound, counts as unbounded
 _NAMED = "env.actions={left: [-1, 0], right: [1, 0]} names the actions"
 _CHOSEN = "env.actions={up: 2, down: 3} chooses some of them"
 
@@ -69,7 +66,7 @@ def discrete(space: Space[Any], requested: Mapping[str, Any] | None, env_id: str
         values = tuple(range(int(space.start), int(space.start + space.n)))
         return Actions(values, tuple(map(str, values)), native=True)
     parts = _parts(space, bins, env_id)
-    rest = tuple(_rest_value(part) for part in parts)
+    rest = tuple(0 if part[0] <= 0 <= part[-1] else part[len(part) // 2] for part in parts)
     if math.prod(map(len, parts)) <= MOST_COMBINED:
         chosen = {
             "_".join(str(index) for index, _ in each): tuple(value for _, value in each)
@@ -103,11 +100,6 @@ def _parts(space: Space[Any], bins: int, env_id: str) -> list[list[float]]:
     whole = np.issubdtype(space.dtype, np.integer)
     cuts = [np.linspace(least, most, bins) for least, most in zip(low, high, strict=True)]
     return [(np.unique(np.round(cut)) if whole else cut).tolist() for cut in cuts]
-
-
-def _rest_value(part: Sequence[float]) -> float:
-    """The value of a part while another part acts: 0 if it is in the range, else the middle value."""
-    return 0 if part[0] <= 0 <= part[-1] else part[len(part) // 2]
 
 
 def _named(space: Space[Any], requested: Mapping[str, Any], env_id: str) -> Actions:

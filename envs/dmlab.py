@@ -70,8 +70,7 @@ def vectors(actions: Mapping[str, tuple[int, ...]], spec: Sequence[Mapping[str, 
     return [np.ascontiguousarray(np.clip(vector, low, high), np.intc) for vector in actions.values()]
 
 
-FPS = 60
-"""Frames per second of the simulator, the unit of FRAMES_REMAINING_AT_60."""
+FPS = 60  # frames per second of the simulator, the unit of FRAMES_REMAINING_AT_60
 Scalar = bool | int | float | str
 MultipleOfFour = Annotated[int, Ge(4), MultipleOf(4)]
 _OWN = {"width": "width", "height": "height", "fps": "frame_skip", "minimalUI": "minimal_ui"}  # config → argument
@@ -136,9 +135,7 @@ class DeepMindLabEnv(gymnasium.Env[np.ndarray, Any], EzPickle):
             cache = LevelCache(default_folder() if level_cache is True else Path(level_cache).expanduser())
         self._actions = checked_actions(actions)
         self._settings = EngineSettings(level, observation, texts, renderer, cache)
-        self.render_mode = render_mode
-        self.frame_skip = frame_skip
-        self.strict = strict
+        self.render_mode, self.frame_skip, self.strict = render_mode, frame_skip, strict
         load_module()  # reports a missing module now; the engine starts at the first reset
         self._engine: Engine | EngineProcess | None = None
         self._owed = 0.0  # reward of the no-op, until the first step
@@ -146,8 +143,7 @@ class DeepMindLabEnv(gymnasium.Env[np.ndarray, Any], EzPickle):
         self._picture = np.zeros((height, width, 3), np.uint8)
         self._remaining: float | None = None  # frames until the time limit; None if not reported
         self._limited = False  # whether the current episode has a time limit
-        own = {"render_fps": FPS / frame_skip, "action_names": tuple(self._actions)}
-        self.metadata = {**type(self).metadata, **own}
+        self.metadata = {**type(self).metadata, "render_fps": FPS / frame_skip, "action_names": tuple(self._actions)}
         self.observation_space = gymnasium.spaces.Box(0, 255, (height, width, 3), np.uint8)
         self.action_space = gymnasium.spaces.Discrete(len(self._actions))
 

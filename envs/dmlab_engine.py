@@ -23,8 +23,7 @@ from worldmodel.envs.level_cache import LevelCache
 from worldmodel.errors import EnvError
 
 MODULE = "deepmind_lab"
-REMAINING = "FRAMES_REMAINING_AT_60"
-"""An observation, (1,) float64: frames until the time limit. Some levels lack it."""
+REMAINING = "FRAMES_REMAINING_AT_60"  # an observation, (1,) float64: frames until the time limit; some levels lack it
 _DOCS = "docs/environments.md, section DeepMind Lab"
 _inherited: list[Any] = []
 _used_in: int | None = None  # the process that made the first Lab; a forked child inherits the number
@@ -61,8 +60,7 @@ class Engine:
     def __init__(self, settings: EngineSettings):
         self._lab: Any = None
         self._check_process()
-        self._level = settings.level
-        self._picture = settings.observation
+        self._level, self._picture = settings.level, settings.observation
         self._lab, self._timed = _start(settings)
         self.episodes = 0  # resets so far
         self.action_spec: list[dict[str, Any]] = self._call(lambda lab: lab.action_spec())
@@ -167,14 +165,10 @@ def _start(settings: EngineSettings) -> tuple[Any, bool]:
         _check_picture(lab, settings)
         return lab, timed
     except (RuntimeError, ValueError, TypeError, OSError) as error:
-        levels = (
-            "levels are paths such as seekavoid_arena_01 or contributed/dmlab30/explore_goal_locations_small, "
-            "config holds a level's settings"
-        )
-        hardware = settings.renderer == "hardware" and not re.search("level not found|setting", str(error), re.I)
-        remedy = (
-            "renderer=hardware needs a Lab that was built with it; choose renderer=software" if hardware else levels
-        )
+        remedy = ("levels are paths such as seekavoid_arena_01 or contributed/dmlab30/explore_goal_locations_small, "
+                  "config holds a level's settings")  # fmt: skip
+        if settings.renderer == "hardware" and not re.search("level not found|setting", str(error), re.I):
+            remedy = "renderer=hardware needs a Lab that was built with it; choose renderer=software"
         raise EnvError(f"DeepMind Lab cannot start level {settings.level!r}: {_reason(error)}; {remedy}") from error
 
 

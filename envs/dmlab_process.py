@@ -27,8 +27,7 @@ class EngineProcess:
     def __init__(self, settings: EngineSettings):
         self._level, self._owner = settings.level, os.getpid()
         self._child: Child | None = start("worldmodel.envs.dmlab_process", "serve", stdout=subprocess.DEVNULL)
-        self.running = False
-        self.episodes = 0
+        self.running, self.episodes = False, 0
         self._view: tuple[np.ndarray, float | None] | None = None
         self.action_spec: list[dict[str, Any]] = self._ask(settings)
 

@@ -28,10 +28,7 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     :class:`worldmodel.envs.dreams.DreamEnv`.
     """
 
-    metadata: dict[str, Any] = {  # noqa: RUF012 (gymnasium's own declaration)
-        "render_modes": ["rgb_array"],
-        "autoreset_mode": AutoresetMode.NEXT_STEP,
-    }
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
 
     def __init__(
         self,

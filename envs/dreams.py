@@ -185,7 +185,9 @@ def open_dreams(
     horizon = min(horizon, steps or horizon)
     check_types(run=run, runs=runs, data=data, split=split, temperature=temperature, top_k=top_k,
                 end_threshold=end_threshold, device=device, precision=precision)  # fmt: skip
-    check_sampling(temperature, top_k, end_threshold)
+    if end_threshold is not None and not 0 < end_threshold <= 1:
+        raise EnvError(f"end_threshold={end_threshold}: give a probability above 0, at most 1, or None to sample it")
+    make_sampler("auto", temperature, top_k)  # checks them before anything slow is done
     if os.getpid() != worldmodel.IMPORTED_IN:  # a fork, such as AsyncVectorEnv's, would wait for torch's other threads
         torch.set_num_threads(1)
     folder = find_run(runs, run, holding=PRIOR)
@@ -202,14 +204,6 @@ def check_counts(**counts: Any) -> None:
             isinstance(value, bool) or not isinstance(value, int | np.integer) or not 1 <= value <= MOST
         ):
             raise EnvError(f"{name}={value}: give a whole number of at least 1")
-
-
-def check_sampling(temperature: float, top_k: int | None, end_threshold: float | None) -> None:
-    """Raises :class:`EnvError` for a threshold that is no probability above 0, and the errors of :func:`make_sampler`,
-    before anything slow is done."""
-    if end_threshold is not None and not 0 < end_threshold <= 1:
-        raise EnvError(f"end_threshold={end_threshold}: give a probability above 0, at most 1, or None to sample it")
-    make_sampler("auto", temperature, top_k)
 
 
 def check_types(**settings: Any) -> None:

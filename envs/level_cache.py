@@ -20,8 +20,7 @@ def default_folder() -> Path:
     """The user's cache: ``$XDG_CACHE_HOME/worldmodel/dmlab``, or ``~/.cache/worldmodel/dmlab``."""
     given = os.environ.get("XDG_CACHE_HOME", "")
     # According to the XDG specification, a relative path is ignored.
-    root = given if os.path.isabs(given) else os.path.expanduser("~/.cache")
-    return Path(root, "worldmodel", "dmlab")
+    return Path(given if os.path.isabs(given) else os.path.expanduser("~/.cache"), "worldmodel", "dmlab")
 
 
 class LevelCache:
@@ -32,8 +31,7 @@ class LevelCache:
     """
 
     def __init__(self, folder: Path):
-        self.folder = folder
-        self._warned = False
+        self.folder, self._warned = folder, False
 
     def fetch(self, key: str, path: str) -> bool:
         """Copy the map of a key to ``path``; False if it is missing or damaged."""

@@ -34,11 +34,7 @@ _POSE = (GameVariable.POSITION_X, GameVariable.POSITION_Y, GameVariable.ANGLE)
 _BUTTONS: dict[str, tuple[str, ...]] = {"my_way_home": ("MOVE_FORWARD", "TURN_LEFT", "TURN_RIGHT")}
 _GAUGES = ((255, 72, 72), (255, 208, 64), (80, 160, 255), (255, 255, 255))  # colours of the first, the second, …
 _GAUGE_HEIGHT = 8  # a gauge has 1/8 of the height, like Doom's status bar and one row of 8 × 8 codes
-_RESOLUTIONS = (
-    (120, ScreenResolution.RES_160X120),
-    (240, ScreenResolution.RES_320X240),
-    (480, ScreenResolution.RES_640X480),
-)
+_RESOLUTIONS = {120: ScreenResolution.RES_160X120, 240: ScreenResolution.RES_320X240, 480: ScreenResolution.RES_640X480}
 
 
 class VizdoomEnv(gymnasium.Env[np.ndarray, Any]):
@@ -69,9 +65,7 @@ class VizdoomEnv(gymnasium.Env[np.ndarray, Any]):
         map: str | None = None,  # of a scenario with several maps, such as E1M2 of freedoom1; None: the first
         render_mode: str | None = None,
     ):
-        self.render_mode = render_mode
-        self.size = size
-        self.frame_skip = frame_skip
+        self.render_mode, self.size, self.frame_skip = render_mode, size, frame_skip
         self._game = _configured_game(scenario, size, map)
         self._game.set_render_weapon(weapon)
         self._gauges = tuple(_gauge_maxima(gauges or {}))
@@ -110,8 +104,7 @@ class VizdoomEnv(gymnasium.Env[np.ndarray, Any]):
         """Repeat one action for ``frame_skip`` tics. At a terminal state the last frame is returned."""
         try:
             reward = self._game.make_action(self._actions[int(action)], self.frame_skip)
-            terminated = self._game.is_episode_finished()
-            state = None if terminated else self._game.get_state()
+            state = None if self._game.is_episode_finished() else self._game.get_state()
         except _ENGINE_ERRORS as error:
             self._game.close()
             raise EnvError(f"ViZDoom's engine died: {_reason(error)}; reset starts a new one") from error
@@ -146,18 +139,12 @@ class VizdoomEnv(gymnasium.Env[np.ndarray, Any]):
         return view
 
     def _info(self, state: vizdoom.GameState) -> dict[str, Any]:
-        variables = np.asarray(state.game_variables, np.float32)
-        return {POSE: variables[-len(_POSE) :]}
+        return {POSE: np.asarray(state.game_variables, np.float32)[-len(_POSE) :]}
 
 
-_ENGINE_ERRORS = (
-    vizdoom.ViZDoomErrorException,
-    vizdoom.ViZDoomIsNotRunningException,
-    vizdoom.ViZDoomUnexpectedExitException,
-    vizdoom.MessageQueueException,
-    vizdoom.SharedMemoryException,
-    vizdoom.FileDoesNotExistException,
-)
+_ENGINE_ERRORS = (vizdoom.ViZDoomErrorException, vizdoom.ViZDoomIsNotRunningException,
+                  vizdoom.ViZDoomUnexpectedExitException, vizdoom.MessageQueueException,
+                  vizdoom.SharedMemoryException, vizdoom.FileDoesNotExistException)  # fmt: skip
 
 
 def _reason(error: Exception) -> str:
@@ -198,7 +185,7 @@ def _configured_game(scenario: str, size: int, map: str | None) -> vizdoom.DoomG
     game.set_automap_buffer_enabled(False)
     game.set_notifications_buffer_enabled(False)
     # The smallest resolution that need not be enlarged; a larger one only costs time.
-    game.set_screen_resolution(next((mode for height, mode in _RESOLUTIONS if height >= size), _RESOLUTIONS[-1][1]))
+    game.set_screen_resolution(_RESOLUTIONS[next((height for height in _RESOLUTIONS if height >= size), 480)])
     game.set_available_game_variables([*game.get_available_game_variables(), *_POSE])
     return game
 

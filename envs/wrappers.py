@@ -22,12 +22,8 @@ from worldmodel.errors import DataError, EnvError, UnknownActionError, WorldMode
 from worldmodel.types import DEFAULT_RATE, Info, Spec
 from worldmodel.util.ranges import MOST_FPS, Names, PassedTo, Pixels, Text
 
-_PACKAGES = {  # prefix of an id → package that registers it
-    "ALE/": "ale_py",
-    "MiniGrid-": "minigrid",
-    "BabyAI-": "minigrid",
-    "MiniWorld-": "miniworld",
-}
+# Prefix of an id → package that registers it.
+_PACKAGES = {"ALE/": "ale_py", "MiniGrid-": "minigrid", "BabyAI-": "minigrid", "MiniWorld-": "miniworld"}
 _CONTRACT = {
     "reset": "reset(*, seed=None, options=None) → (observation, info)",
     "step": "step(action) → (observation, reward, terminated, truncated, info)",
@@ -76,8 +72,7 @@ class FrameEnv(gymnasium.Wrapper[np.ndarray, int, Any, Any]):
         actions: Mapping[str, Any] | None = None,
     ):
         super().__init__(env)
-        self.size = size
-        self.source = source
+        self.size, self.source = size, source
         env_id = env_id or (env.spec.id if env.spec else type(env.unwrapped).__name__)
         self._moment = _Moment(env_id)
         self._actions = discrete(env.action_space, actions, env_id)
@@ -270,12 +265,8 @@ def _action_names(
     The environment's names apply only to its own actions; other actions have their own names.
     """
     count = len(actions)
-    names: list[str] = []
-    if given is not None:
-        names = list(map(validate.action_name, given))
-    elif not actions.native:
-        names = list(actions.names)
-    else:
+    names = list(map(validate.action_name, given or ()))
+    if given is None and actions.native:
         try:
             names = own_action_names(env, actions.values)
         except (TypeError, ValueError, AttributeError) as error:

@@ -35,15 +35,8 @@ def usage(name: str, commands: Mapping[str, str]) -> str:
     width = max(map(len, commands))
     lines = [f"  {command:<{width}}  {text}" for command, text in commands.items()]
     module = "worldmodel.agents" if commands is AGENT_COMMANDS else "worldmodel"
-    return "\n".join(
-        [
-            f"usage: {name} COMMAND [flags] [key=value …]",
-            "",
-            *lines,
-            "",
-            f"{name} COMMAND --help lists its flags; python -m {module}.COMMAND does the same.",
-        ]
-    )
+    end = f"{name} COMMAND --help lists its flags; python -m {module}.COMMAND does the same."
+    return "\n".join([f"usage: {name} COMMAND [flags] [key=value …]", "", *lines, "", end])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

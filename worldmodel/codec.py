@@ -30,9 +30,8 @@ SUFFIX = ".wmc"
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add_number(parser, "--kbps", Positive, "encode: as many codebooks as N kbit/s allow at fixed width (all)")
     parser.add_argument("--entropy", choices=ENTROPY, help="encode: the model of the codes (auto)")
-    parser.add_argument(
-        "--stream", action="store_true", help="code the sound in chunks of 20 ms, as in live transmission"
-    )
+    stream = "code the sound in chunks of 20 ms, as in live transmission"
+    parser.add_argument("--stream", action="store_true", help=stream)
     add_output(parser, (SUFFIX, *SOUND_SUFFIXES))
 
 

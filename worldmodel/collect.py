@@ -30,9 +30,8 @@ Workers = Annotated[int, Ge(1), Le(1024)]
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add_number(parser, "--steps", Count, "environment steps to record (collect.steps)")
-    add_number(
-        parser, "--workers", Workers, "simulator processes, of each actor with collect.engine=ray (collect.workers)"
-    )
+    workers = "simulator processes, of each actor with collect.engine=ray (collect.workers)"
+    add_number(parser, "--workers", Workers, workers)
 
 
 @entry_point("collect", __doc__, add_flags)

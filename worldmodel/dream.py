@@ -37,25 +37,21 @@ MOVED = {
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group()
-    what.add_argument(
-        "--actions", metavar="SCRIPT", help=f"actions of the dream ({REPEAT} steps of each if no number is given)"
-    )
-    what.add_argument(
-        "--replay", metavar="EPISODE[:FRAME]", help="dream under the actions of an episode, beside its recorded frames"
-    )
+    script = f"actions of the dream ({REPEAT} steps of each if no number is given)"
+    what.add_argument("--actions", metavar="SCRIPT", help=script)
+    replay = "dream under the actions of an episode, beside its recorded frames"
+    what.add_argument("--replay", metavar="EPISODE[:FRAME]", help=replay)
     steps = Annotated[int, Ge(1), Le(MAX_STEPS)]
     add_number(parser, "--horizon", steps, "steps of the dream (the script once; a replay to its end, at most 60)")
-    parser.add_argument(
-        "--start", metavar="EPISODE[:FRAME]", help="with --actions: first seen frame (held out, chosen by the seed)"
-    )
+    start = "with --actions: first seen frame (held out, chosen by the seed)"
+    parser.add_argument("--start", metavar="EPISODE[:FRAME]", help=start)
     add_number(parser, "--context", Few, "number of seen frames (as in training, and those in the memory)")
     add_number(parser, "--samples", Few, "number of dreams from the same start, side by side (1)", 1)
     add_number(parser, "--mean-of", Few, "show the mean of this number of dreams: what is uncertain is blurred")
     add_sampling(parser)
     add_seed(parser)
-    parser.add_argument(
-        "--labels", default="arrows", choices=("arrows", "names", "none"), help="how actions are shown (arrows)"
-    )
+    labels = ("arrows", "names", "none")
+    parser.add_argument("--labels", default=labels[0], choices=labels, help="how actions are shown (arrows)")
     add_output(parser, VIDEO_SUFFIXES)
 
 

@@ -28,9 +28,8 @@ WALK = "forward*8,left*8,forward*8,right*8"
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minutes", type=float, default=9.5, metavar="N", help="time of all steps together (9.5)")
-    parser.add_argument(
-        "--actions", metavar="SCRIPT", help=f"actions of the dream at the end ({WALK}, or each action in turn)"
-    )
+    actions = f"actions of the dream at the end ({WALK}, or each action in turn)"
+    parser.add_argument("--actions", metavar="SCRIPT", help=actions)
 
 
 @entry_point("quickstart", __doc__, add_flags)

@@ -61,9 +61,8 @@ def main(args: argparse.Namespace, config: Config) -> None:
         rows = list(zip(names, frames.unflatten(0, (-1, count)), strict=True))
     else:
         rows = [("", part) for part in frames.split(PER_CLASS)]
-    media.save_png(
-        path, media.gallery(rows, title=f"{run.name} · seed {config.seed}, temperature {args.temperature:g}")
-    )
+    title = f"{run.name} · seed {config.seed}, temperature {args.temperature:g}"
+    media.save_png(path, media.gallery(rows, title=title))
     print(f"run       {run}")
     of = f" of each of {len(classes)} classes" if model.sees_classes else ""
     print(f"drawn     {count}{of} in {seconds:.1f} s, {passes:.0f} passes of the prior an image")

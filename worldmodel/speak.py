@@ -32,14 +32,12 @@ if TYPE_CHECKING:
     import torch
 
 SECONDS = 3.0
-LONGEST = 600  # seconds; more is taken for a typing error
+Seconds = Annotated[float, Gt(0), Le(600)]  # more is taken for a typing error
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--speakers", metavar="A,B", help="speakers, separated by commas (the first of the run)")
-    add_number(
-        parser, "--seconds", Annotated[float, Gt(0), Le(LONGEST)], f"seconds of speech ({SECONDS:g})", metavar="S"
-    )
+    add_number(parser, "--seconds", Seconds, f"seconds of speech ({SECONDS:g})", metavar="S")
     add_sampling(parser, SPEECH_TEMPERATURE)
     add_voice_temperature(parser)
     add_seed(parser)
