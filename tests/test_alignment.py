@@ -32,8 +32,7 @@ from worldmodel.envs.dreams import DreamBatch, DreamEnv
 from worldmodel.envs.starts import Starts
 from worldmodel.envs.wrappers import FrameEnv
 from worldmodel.priors import Step
-from worldmodel.recording.pipe import receive, send
-from worldmodel.recording.recorder import record_episode
+from worldmodel.recording.recorder import receive, record_episode, send
 from worldmodel.types import NO_ACTION, Episode
 from worldmodel.world import WorldModel
 

@@ -24,8 +24,7 @@ from worldmodel.data.store import EpisodeStore
 from worldmodel.envs import make_frames
 from worldmodel.errors import ConfigError, EnvError
 from worldmodel.recording.collect import Collected, collect
-from worldmodel.recording.pipe import receive
-from worldmodel.recording.recorder import Recording, place_of, record_episode
+from worldmodel.recording.recorder import Recording, place_of, receive, record_episode
 from worldmodel.types import NO_ACTION, Spec
 
 ROOT = Path(__file__).parents[1]

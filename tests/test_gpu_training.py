@@ -18,8 +18,8 @@ from worldmodel.runs.stages import Stage, stage_settings, stages_of
 from worldmodel.runs.training import blank_window
 from worldmodel.tokenizers import Autoencoder, Tokenizer
 from worldmodel.training.fit import Fit
-from worldmodel.training.muon import BatchedMuon
 from worldmodel.training.objectives import MARGIN
+from worldmodel.training.optim import BatchedMuon
 from worldmodel.types import Segment, Spec
 
 IMAGE = Spec("images", (3, 32, 32), tuple(f"class_{n}" for n in range(10)), 1.0)

@@ -19,6 +19,7 @@ from worldmodel.data.store import EpisodeStore
 from worldmodel.data.windows import Windows
 from worldmodel.errors import ConfigError, UnknownActionError
 from worldmodel.evaluation.images import score
+from worldmodel.evaluation.openloop import silent
 from worldmodel.heads import GridSpec
 from worldmodel.priors import CaptionTrunk, ConditionTrunk
 from worldmodel.runs.models import load_autoencoder, load_prior
@@ -147,7 +148,7 @@ def test_bits_are_those_of_every_held_out_image(tmp_path: Path, say: Callable[..
     assert found["grid"]["factor"] == pytest.approx(3072 * 8 / (8 * 8 * 2 * 3))
     assert len(found["usage"]["books"]) == 2
     # In batches that do not come out even.
-    scored = score(model, prior, Windows(store, "held_out"), batch=2)
+    scored = score(model, prior, Windows(store, "held_out"), 0, silent, batch=2)
     assert len(scored.squared_error) == len(scored.rows[0].total) == 3
     unit = 3072 * np.log(2)
     for row, total in zip(scored.rows, np.array(totals).T, strict=True):

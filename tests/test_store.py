@@ -378,7 +378,7 @@ def test_a_full_disk_at_the_first_episode_leaves_nothing(tmp_path: Path, monkeyp
         path.touch()
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("worldmodel.data.index.append_line", fail)
+    monkeypatch.setattr("worldmodel.data.records.append_line", fail)
     with pytest.raises(OSError, match="No space"), EpisodeStore.writer(tmp_path / "data", SPEC) as store:
         store.append(make_episode(0))
     monkeypatch.setattr("worldmodel.data.store.replace_text", lambda path, text: fail(path, text))

@@ -23,7 +23,7 @@ from worldmodel.heads import (
     make_sampler,
 )
 from worldmodel.heads.noise import counter_noise
-from worldmodel.training.muon import BatchedMuon
+from worldmodel.training.optim import BatchedMuon
 
 
 def environment(bench: Bench) -> None:

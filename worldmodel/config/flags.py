@@ -69,7 +69,7 @@ VOICE_TEMPERATURE = 0.5
 """Of decoders of sound that draw samples. At 1, a WaveNet that was trained for two hours loses most of the pitch."""
 
 
-def add_voice_temperature(parser: argparse.ArgumentParser) -> None:
+def add_voice(parser: argparse.ArgumentParser) -> None:
     """How samples of sound are drawn from the decoder."""
     help = f"temperature of a WaveNet; below 1: less noise, but a duller sound ({VOICE_TEMPERATURE})"
     add_number(parser, "--voice-temperature", Positive, help, VOICE_TEMPERATURE, "T")

@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from worldmodel.data.index import Index
-from worldmodel.data.records import Entry, Shards, checksum, read_spec
+from worldmodel.data.records import Entry, Index, Shards, checksum, read_spec
 from worldmodel.errors import DataError
 from worldmodel.util.files import expanded, take_lock, whole
 

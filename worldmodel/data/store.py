@@ -29,8 +29,7 @@ from typing import IO, Literal
 
 import numpy as np
 
-from worldmodel.data.index import Index, new_entries
-from worldmodel.data.records import Entry, Item, Shards, checksum, read_spec, to_records
+from worldmodel.data.records import Entry, Index, Item, Shards, checksum, new_entries, read_spec, to_records
 from worldmodel.data.remote import is_remote, open_remote
 from worldmodel.data.validate import check_episode
 from worldmodel.errors import BusyError, DataError

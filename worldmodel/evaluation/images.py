@@ -60,12 +60,7 @@ class Scores:
 
 
 def score(
-    model: Autoencoder,
-    prior: LatentPrior | None,
-    frames: Windows,
-    batch: int = 64,
-    seed: int = 0,
-    progress: Progress = silent,
+    model: Autoencoder, prior: LatentPrior | None, frames: Windows, seed: int, progress: Progress, batch: int = 64
 ) -> Scores:
     """Score every frame of ``frames`` (windows of length 1) once; nothing is left out."""
     device = next(model.parameters()).device
@@ -242,7 +237,7 @@ def evaluate_images(
     frames = Windows(store, store.require("held_out"))
     figures = {
         **heading(run.name, spec.env_id, images.device, command),
-        **summary(score(model, prior, frames, seed=seed, progress=progress), model, seed, len(spec.action_names)),
+        **summary(score(model, prior, frames, seed, progress), model, seed, len(spec.action_names)),
     }
     images_report.save(figures, triptych(spec, model, prior, frames, seed=seed), run / "evaluation")
     return figures

@@ -216,11 +216,7 @@ def picture_name(script: str) -> str:
 
 
 def measure_all(
-    world: WorldModel,
-    stores: Mapping[str, EpisodeStore],
-    settings: LoopSettings | None,
-    seed: int = 0,
-    progress: Progress = silent,
+    world: WorldModel, stores: Mapping[str, EpisodeStore], settings: LoopSettings | None, seed: int, progress: Progress
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Figures of each script, and its picture by the name of its file; nothing without settings.
 

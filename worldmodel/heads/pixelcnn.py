@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
-from worldmodel.heads.base import GridSpec, Head
+from worldmodel.heads.base import GridSpec, Head, nats
 from worldmodel.heads.sampling import make_sampler
 from worldmodel.likelihoods.base import NUM_VALUES, Likelihood, LossAndFrames
 from worldmodel.nn.modules import centred, wide
@@ -128,12 +128,7 @@ class PixelCNNLikelihood(Likelihood):
     def log_prob(self, outputs: Tensor, frames: Tensor) -> Tensor:
         """outputs (B, outputs, H, W), frames (B, C, H, W) float in [-1, 1] → (B, C, H, W) nats of their values."""
         codes = self._codes(frames)
-        return -self._nats(self.model(codes, outputs.movedim(1, -1)), codes).movedim(-1, 1)
-
-    @staticmethod
-    def _nats(logits: Tensor, codes: Tensor) -> Tensor:
-        """(B, H, W, C, K), (B, H, W, C) → (B, H, W, C)."""
-        return F.cross_entropy(logits.flatten(0, -2), codes.flatten(), reduction="none").view(codes.shape)
+        return -nats(self.model(codes, outputs.movedim(1, -1)), codes).movedim(-1, 1)
 
     def _codes(self, frames: Tensor) -> Tensor:
         """(B, C, H, W) → values (B, H, W, C) int64."""
@@ -145,7 +140,7 @@ class PixelCNNLikelihood(Likelihood):
         logits = self.model(codes, outputs.movedim(1, -1))
         values = torch.linspace(-1, 1, self.num_values, device=logits.device)
         expected = logits.detach().float().softmax(-1) @ values
-        return LossAndFrames(self._nats(logits, codes).mean(), expected.movedim(-1, 1))
+        return LossAndFrames(nats(logits, codes).mean(), expected.movedim(-1, 1))
 
     def mean(self, outputs: Tensor) -> Tensor:
         """outputs (B, outputs, H, W) → (B, C, H, W) in [-1, 1]: a deterministic frame, in which every sub-pixel is the

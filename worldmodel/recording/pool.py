@@ -25,8 +25,7 @@ from multiprocessing.connection import Connection, wait
 import cloudpickle
 
 from worldmodel.errors import DataError, EnvError, WorldModelError
-from worldmodel.recording.pipe import receive, send
-from worldmodel.recording.recorder import ActionSource, MakeEnv, Order, Recorder, Recording
+from worldmodel.recording.recorder import ActionSource, MakeEnv, Order, Recorder, Recording, receive, send
 from worldmodel.util.processes import Child, start
 
 STOP, RESCUE = "stop", "rescue"

@@ -1,13 +1,15 @@
-"""Records episodes of an environment with an agent."""
+"""Records episodes of an environment with an agent, and sends them through a pipe."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import struct
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +17,7 @@ import numpy as np
 from worldmodel.data.validate import check_episode
 from worldmodel.errors import EnvError
 from worldmodel.types import NO_ACTION, POSE, Episode, Spec
+from worldmodel.util.files import as_bytes
 
 REPORT_SECONDS = 0.2
 MOST_BROKEN = 3  # consecutive failed episodes after which a recorder is replaced
@@ -222,3 +225,39 @@ class Recorder:
             self._on_steps(self._steps)
             self._steps, self._reported_at = 0, now
         return not self.stopped
+
+
+def send(results: Connection, recording: Recording) -> None:
+    """Send one episode; :func:`receive` is the other end."""
+    episode, others = recording.episode, {name: value for name, value in vars(recording).items() if name != "episode"}
+    results.send(("episode", episode.frames.shape, (episode.terminated, episode.truncated), others))
+    for array in (episode.frames, episode.actions, episode.rewards):
+        _write(results.fileno(), as_bytes(array))
+
+
+def receive(message: tuple[Any, ...], results: Connection) -> Recording:
+    """The episode that an ``episode`` message announces. Raises EOFError when the sender died in the middle."""
+    _, shape, (terminated, truncated), others = message
+    episode = Episode(
+        frames=np.empty(shape, np.uint8),
+        actions=np.empty(shape[0], np.int64),
+        rewards=np.empty(shape[0], np.float32),
+        terminated=terminated,
+        truncated=truncated,
+    )
+    for array in (episode.frames, episode.actions, episode.rewards):
+        _read(results.fileno(), as_bytes(array))
+    return Recording(episode, **others)
+
+
+# Connection.send_bytes and recv_bytes would copy the frames three times.
+def _write(pipe: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(pipe, data) :]
+
+
+def _read(pipe: int, data: memoryview) -> None:
+    while data:
+        if not (count := os.readv(pipe, [data])):
+            raise EOFError
+        data = data[count:]

@@ -73,21 +73,15 @@ def files_below(folder: str | Path, endings: tuple[str, ...]) -> Iterator[Path]:
 
 
 def recorded_spec(
-    name: str,
-    shape: tuple[int, ...],
-    actions: int,
-    known: Spec | None,
-    action_names: Sequence[str] | None,
-    rate: float | None,
+    name: str, shape: tuple[int, ...], actions: int, known: Spec | None, given: Sequence[str] | None, rate: float | None
 ) -> Spec:
-    """The Spec of recordings with ``actions`` actions, from a ``known`` Spec and the settings of the user.
+    """The Spec of recordings with ``actions`` actions, from a ``known`` Spec and what the user gives: names and a rate.
 
     Actions without names are numbered. Raises :class:`DataError` for too few or duplicate names.
     """
     if actions > MOST_ACTIONS:
         raise DataError(f"the recordings hold {actions:,} actions, more than {MOST_ACTIONS:,}; number them from 0")
-    names = list(map(action_name, action_names or ()))
-    names = names or (list(known.action_names) if known else list(map(str, range(actions))))
+    names = list(map(action_name, given or ())) or list(known.action_names if known else map(str, range(actions)))
     if len(names) < actions or len(set(names)) < len(names):
         raise DataError(
             f"the recordings hold {actions} actions, which need as many different names; got "
