@@ -5,8 +5,6 @@ As in Machado et al. (2018, arXiv:1709.06009) and gymnasium's AtariPreprocessing
 to ``noops`` no-op frames. The 100k benchmark uses no sticky actions and 100,000 steps.
 """
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 import ale_py

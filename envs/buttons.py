@@ -1,7 +1,5 @@
 """Doom's buttons as named actions: one per button, and combinations of buttons that are pressed together."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import math

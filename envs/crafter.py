@@ -1,7 +1,5 @@
 """Crafter (Hafner 2021, arXiv:2109.06780): a survival game on a grid of tiles, seen from above."""
 
-from __future__ import annotations
-
 import collections
 from typing import Annotated, Any
 

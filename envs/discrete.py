@@ -13,8 +13,6 @@ The first action is ``noop``, with all parts at rest. Combinations are named by 
 (``0_2_1``, counted from the lowest), single parts by axis and index (``axis1_2``).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import math

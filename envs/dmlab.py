@@ -4,8 +4,6 @@
 reset, so that a process can make an environment and fork before it is used.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path

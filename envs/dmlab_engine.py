@@ -5,8 +5,6 @@ was forked after the first use, a new ``Lab`` hangs and ``close()`` crashes. The
 after a reset. A map that is damaged ends the process, as do other failures of the engine.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import importlib
 import os

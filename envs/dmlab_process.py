@@ -4,8 +4,6 @@ Observed with the real module: each closed engine leaves 4 open files, up to 2 s
 out after about 250 episodes; and many failures, such as a missing map, end the process.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """Many dreams of a run as one gymnasium vector environment, stepped in one pass through the prior."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A batch of dreams that are stepped together, the base of both dream environments."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 import os

@@ -1,7 +1,5 @@
 """A cache of the maps that DeepMind Lab compiles."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import logging

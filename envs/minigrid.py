@@ -1,7 +1,5 @@
 """MiniGrid with image observations: the whole grid from above, or the agent's view."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, Literal
 

@@ -1,7 +1,5 @@
 """MiniWorld without a display: first-person 3-D environments, rendered by OpenGL at the recorded size."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os

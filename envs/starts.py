@@ -1,7 +1,5 @@
 """Start positions of dreams in recorded episodes."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

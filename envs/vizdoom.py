@@ -4,8 +4,6 @@ It uses ``DoomGame`` directly because ViZDoom's own gymnasium classes return a b
 report a timeout as terminal, and number the buttons in reverse order.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

@@ -1,7 +1,5 @@
 """Wraps any gymnasium environment with images as a source of (C, H, W) uint8 frames with numbered actions."""
 
-from __future__ import annotations
-
 import dataclasses
 import operator
 import os

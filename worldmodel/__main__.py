@@ -1,7 +1,5 @@
 """``worldmodel <command> …``, the same as ``python -m worldmodel.<command> …``."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import sys

@@ -10,8 +10,6 @@ the run, which decodes only on a machine of the same kind; none: codes of fixed 
 shortest of these.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

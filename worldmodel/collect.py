@@ -11,8 +11,6 @@ collect.engine=ray records on the machines of a Ray cluster, into one store for 
 (docs/scale.md).
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from typing import Annotated

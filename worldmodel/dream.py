@@ -8,8 +8,6 @@ A script of actions is 'forward*12,left*4', or 'forward,left' for 8 steps of eac
   python -m worldmodel.dream --replay 4 --horizon 30
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import time

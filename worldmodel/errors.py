@@ -1,7 +1,5 @@
 """The errors that commands report to the user. Each message is one line: the value, the choices, the remedy."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 MOST_NAMES = 40  # of a list of choices

@@ -6,8 +6,6 @@ terminated, truncated (T,), or as a Minari data set. To import one: collect sour
 --to web: static files with which a browser dreams by itself, under the keys of its user.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

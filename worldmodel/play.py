@@ -9,8 +9,6 @@ can choose the actions.
   python -m worldmodel.play run=my_way_home-1 --open
 """
 
-from __future__ import annotations
-
 import argparse
 import functools
 import gc

@@ -6,8 +6,6 @@ a slower machine the model is weaker, but the command does not take longer. Reco
 trained weights are kept: after an interruption the same command continues.
 """
 
-from __future__ import annotations
-
 import argparse
 import shlex
 import sys

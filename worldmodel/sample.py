@@ -5,8 +5,6 @@ chosen at equal distances in the list of classes.
   python -m worldmodel.sample --classes airplane,frog --count 16
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import time

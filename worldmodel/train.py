@@ -9,8 +9,6 @@ for all stages. On two GPUs, and on several machines (docs/scale.md):
   torchrun --nproc-per-node 2 -m worldmodel.train
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json

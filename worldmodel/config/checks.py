@@ -4,8 +4,6 @@ The type and the range of a setting are declared where it is used: on the parame
 ``_target_`` names, or on the field of a dataclass. See :mod:`worldmodel.util.ranges` for the usual ranges.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

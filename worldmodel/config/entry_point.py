@@ -3,8 +3,6 @@
 :func:`entry_point` makes a command of a function ``main(args, config)``.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import os

@@ -1,7 +1,5 @@
 """Flags that several commands share. Numbers are checked while the command line is parsed."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import os

@@ -1,7 +1,5 @@
 """Errors of pydantic as one line of ours: the dotted setting, the value, and the choices or the range."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any

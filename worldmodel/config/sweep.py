@@ -4,8 +4,6 @@ Each job is the same command with one value of each setting. The combinations, t
 its basic launcher runs one job after the other, and plugins (``hydra/launcher=joblib``) run several at once.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import os

@@ -1,7 +1,5 @@
 """Keeps texts as they were typed: Hydra reads 1e3 as 1000.0, 1_0 as 10, and null in a list of names as None."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args, get_origin

@@ -5,8 +5,6 @@ tokenizer and a checksum. All codes are computed again for another tokenizer or 
 when the store has grown.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import itertools

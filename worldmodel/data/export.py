@@ -1,7 +1,5 @@
 """Lossless export of a store as a Minari data set or as npz files."""
 
-from __future__ import annotations
-
 import json
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence

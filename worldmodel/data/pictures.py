@@ -1,8 +1,6 @@
 """Conversion of images of environments and recordings, grey or colour, channels first or last, to frames; names of the
 actions of environments."""
 
-from __future__ import annotations
-
 import enum
 from collections.abc import Iterable
 from typing import Any

@@ -5,8 +5,6 @@ when they are first needed. The least recently used shards are removed when all 
 (default 100). The folder is ``WORLDMODEL_CACHE`` (default ``~/.cache/worldmodel``); processes of a machine share it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import logging

@@ -3,8 +3,6 @@
 ``where`` names the origin in messages: a file, or an environment with its episode and step. It is formatted only then.
 """
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Windows cut from episodes, read from memory maps at the speed that training needs."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import numpy as np

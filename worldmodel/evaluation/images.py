@@ -5,8 +5,6 @@ latents plus the bits of the latents: under the fixed prior with which the autoe
 codes, or N(0, 1)), and under the learned prior, which was fitted to training frames only.
 """
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import itertools

@@ -1,7 +1,5 @@
 """The report of an images run: a table, plots, rows of pictures and one HTML page; comparison of several runs."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import re

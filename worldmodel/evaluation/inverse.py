@@ -1,8 +1,6 @@
 """Whether dreams follow their actions: a classifier, trained on real pairs of consecutive frames only, predicts the
 action between dreamt frames; its accuracy is compared with that on real frames."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ compared with each other and with real frames. The last actions repeat the first
 of a dream are dreamt under the same actions.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Long dreams in the report: lines of the table, a plot, and a picture."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -14,8 +14,6 @@ The *revisit gain* shows without a dream whether a memory is used: bits per code
 was seen earlier in the loop, with only a few frames before each of them seen, minus with all frames of the episode.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Any

@@ -1,7 +1,5 @@
 """Metrics: similarity of frames, use of codes, detection of rare events, and bootstrap intervals."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Evaluation one step ahead, given the true past: reconstruction, codes, likelihood, rewards and ends."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """The interface of heads, autoregressive distributions over the codes of one grid; and codes as vectors."""
 
-from __future__ import annotations
-
 import abc
 import dataclasses
 import math

@@ -1,7 +1,5 @@
 """A head over several grids of one frame: one head for each grid, conditioned on the coarser grids."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable, Sequence

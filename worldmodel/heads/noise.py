@@ -10,8 +10,6 @@ position, whose 64 bits enter a hash of the code in two halves: a multiplicative
 bits are used.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -9,8 +9,6 @@ chains of dependence are short, a fixed-point iteration over all positions conve
 do not read each other may be drawn together (docs/experiments.md has the figures).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 

@@ -1,7 +1,5 @@
 """The gated PixelCNN as a head, over grids of codes, and as a decoder: a likelihood of frames given a map."""
 
-from __future__ import annotations
-
 import copy
 import math
 from typing import Annotated, Any

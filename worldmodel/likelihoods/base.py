@@ -5,8 +5,6 @@ channels of a pixel, or samples of sound. Likelihoods are computed in float32 wh
 that probabilities sum to one.
 """
 
-from __future__ import annotations
-
 import abc
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Exact likelihoods of the 256 values of each sub-pixel: a softmax, and a mixture of discretised logistics."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Strips of frames, and their layout: the canvases of a video, a contact sheet of all steps, rows of images."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence

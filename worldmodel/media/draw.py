@@ -1,7 +1,5 @@
 """Drawing: colours, text, and the icons of actions."""
 
-from __future__ import annotations
-
 import functools
 import math
 

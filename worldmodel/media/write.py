@@ -1,7 +1,5 @@
 """Writing of mp4, gif and png files; each is written to a temporary name and renamed when complete."""
 
-from __future__ import annotations
-
 import errno
 import os
 import shutil

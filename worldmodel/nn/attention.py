@@ -6,8 +6,6 @@ Long* (ALiBi), ICLR 2022: distances that training windows never reach keep a sen
 absolute, so T calls of ``step`` equal one ``forward`` over T steps for any T, and a full cache drops its oldest step.
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

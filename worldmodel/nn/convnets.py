@@ -5,8 +5,6 @@ stride-2 convolutions, then residual blocks (ReLU, 3-wide convolution, ReLU, 1-w
 it.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Sequence

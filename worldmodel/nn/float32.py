@@ -1,7 +1,5 @@
 """Full float32 arithmetic on GPUs, whose convolutions and matrix products may round their inputs to TF32."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from typing import Any

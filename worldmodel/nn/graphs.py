@@ -1,7 +1,5 @@
 """CUDA graphs: many small kernels that are recorded once and then launched together."""
 
-from __future__ import annotations
-
 import math
 import weakref
 from collections import OrderedDict

@@ -1,7 +1,5 @@
 """Small additions to PyTorch: typed lists of modules, states of rows, number formats, noise, initial tables."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, Self, TypeVar

@@ -11,8 +11,6 @@ layer to layer. Tensors are (B, h, w, channels): fast for convolutions on a CPU,
 products.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Annotated
 

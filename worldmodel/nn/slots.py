@@ -1,7 +1,5 @@
 """Distributions over several codes at one site, each from its own codebook, and a PixelCNN over such sites."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """The interface of every quantiser, and sums over the processes of a training."""
 
-from __future__ import annotations
-
 import abc
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Several codes for a vector, each from a quantiser of its own: of parts of the vector, or of successive residuals."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

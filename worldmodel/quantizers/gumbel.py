@@ -1,7 +1,5 @@
 """The Gumbel-softmax quantiser: codes are drawn from a distribution given the input, relaxed in training."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Quantisers with one code for a vector: the nearest vector of a learnt codebook, or its rounded numbers."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal

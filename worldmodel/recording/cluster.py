@@ -5,8 +5,6 @@ of recorder processes and writes the episodes to a store of its own, so that fra
 states how much is in the store since the last one.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import math

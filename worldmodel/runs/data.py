@@ -1,7 +1,5 @@
 """The data of a configuration: its environment or source, and the folder of its episodes."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

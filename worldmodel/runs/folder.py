@@ -1,7 +1,5 @@
 """The folder of a run, ``runs/<name>/``: its settings, specification, weights and kind; finding and creating runs."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import io

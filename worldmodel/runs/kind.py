@@ -1,7 +1,5 @@
 """The kind of a run, and the run that a command line selects."""
 
-from __future__ import annotations
-
 import enum
 import pkgutil
 import shlex

@@ -4,8 +4,6 @@ They are the ground truth of :mod:`worldmodel.evaluation.loops`. An episode is a
 and the script (``explorer=script``).
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 from collections.abc import Callable

@@ -3,8 +3,6 @@
 A run stores the settings that it was trained with, so every renamed class, function or setting needs a line here.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 PACKAGES = {"envs": "worldmodel.envs", "agents": "worldmodel.agents"}  # that were top-level ones

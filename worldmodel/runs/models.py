@@ -1,7 +1,5 @@
 """The models of a run: built from its settings, loaded and saved."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args

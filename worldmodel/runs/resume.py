@@ -1,7 +1,5 @@
 """Selection of the run that a training continues or copies a tokenizer from, and comparison of settings."""
 
-from __future__ import annotations
-
 import contextlib
 import shlex
 import shutil

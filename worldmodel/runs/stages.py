@@ -1,7 +1,5 @@
 """Training stages: model, windows, objective and file of each."""
 
-from __future__ import annotations
-
 import abc
 import dataclasses
 import functools

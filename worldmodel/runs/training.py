@@ -1,7 +1,5 @@
 """Training of the stages of a run. Each stage is one call of ``fit`` with its hooks."""
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import logging

@@ -1,7 +1,5 @@
 """One file that holds all that a resumed training needs: tensors by name, and plain JSON in the file's own header."""
 
-from __future__ import annotations
-
 import json
 import os
 import zlib

@@ -1,7 +1,5 @@
 """The one optimisation loop. It is independent of the model: an objective turns a batch into named losses."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import math

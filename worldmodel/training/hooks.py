@@ -1,7 +1,5 @@
 """Hooks: what happens beside the optimisation. Each does one thing; the loop calls them in order, on every process."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

@@ -1,7 +1,5 @@
 """Objectives: a batch in, named losses and metrics out. They stand between the loop and the models, and are thin."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 

@@ -1,7 +1,5 @@
 """What happens to the weights: AdamW or Muon on float32 masters, learning rate, averaging over time."""
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import math

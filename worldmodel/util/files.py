@@ -1,7 +1,5 @@
 """Writing files so that a crash or a full disk leaves the old state or the new one, never a mixture."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import fnmatch

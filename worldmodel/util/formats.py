@@ -1,7 +1,5 @@
 """Formats of files by their first bytes: an intact file of another format must not be reported as damaged."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

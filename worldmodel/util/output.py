@@ -1,8 +1,6 @@
 """Where commands write: ``--output`` is a file, a folder (one that exists, or a name with a final ``/``), or a name
 without a suffix."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Sequence

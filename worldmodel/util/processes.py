@@ -1,7 +1,5 @@
 """Processes that run one function of a module and are connected to this one by two pipes."""
 
-from __future__ import annotations
-
 import contextlib
 import multiprocessing
 import subprocess

@@ -1,7 +1,5 @@
 """Work that takes long: bars of what is done, the time left and the figures that matter; and interruptions of it."""
 
-from __future__ import annotations
-
 import contextlib
 import signal
 import sys

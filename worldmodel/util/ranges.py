@@ -4,8 +4,6 @@ They are pydantic's constraints, checked by :mod:`worldmodel.config.checks`. Whe
 parameter with :mod:`annotated_types`: ``num_codes: Annotated[int, Ge(2)]``.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ operation. :meth:`FreeCores.adjust` gives torch as many threads as cores are fre
 It does nothing where the user chose a number of threads, and nothing where Linux does not report the use of cores.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import time

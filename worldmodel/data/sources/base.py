@@ -1,7 +1,5 @@
 """The interface of sources of recorded data, and the import of their items into a store."""
 
-from __future__ import annotations
-
 import abc
 import dataclasses
 import os

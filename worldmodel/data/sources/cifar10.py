@@ -7,8 +7,6 @@ Format: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 20
 https://www.cs.toronto.edu/~kriz/cifar.html
 """
 
-from __future__ import annotations
-
 import io
 import pickle
 from pathlib import Path

@@ -4,8 +4,6 @@ The ffmpeg of imageio-ffmpeg reads every stored frame, without repeating or drop
 without conversion of RGB videos.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """Images in a folder, with sub-folders as classes, without classes, or with captions."""
 
-from __future__ import annotations
-
 import itertools
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Minari data sets of pictures and discrete actions, on disk, in HDF5 or Arrow."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import warnings

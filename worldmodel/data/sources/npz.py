@@ -1,7 +1,5 @@
 """Recordings as npz files: pictures, actions, rewards and ends of one or several episodes, in sequence."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import threading

@@ -1,7 +1,5 @@
 """One npz file of a recording: its steps, and its frames as a stream."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import math

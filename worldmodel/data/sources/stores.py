@@ -1,7 +1,5 @@
 """Several stores as one: their episodes in the order of the stores, with a common list of actions."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Sequence
