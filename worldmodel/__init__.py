@@ -15,8 +15,7 @@ if "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:
 import gymnasium
 
 __version__ = "0.1.0"
-IMPORTED_IN = os.getpid()
-"""The process that imported the package; its forks have another number."""
+IMPORTED_IN = os.getpid()  # of the process that imported the package; its forks have another number
 
 # In a checkout the subpackages envs, agents and configs are folders of the repository's root (pyproject.toml maps
 # them into the package); without this a checkout that is not installed could not import them.

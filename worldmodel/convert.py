@@ -4,6 +4,8 @@ a .wav file for each speaker and a page of spectrograms.
   python -m worldmodel.convert in.wav --speakers p226
 """
 
+from __future__ import annotations
+
 import argparse
 import sys
 from pathlib import Path

@@ -5,6 +5,8 @@ voice of a speaker.
   python -m worldmodel.speak --speakers p225 --seconds 3
 """
 
+from __future__ import annotations
+
 import argparse
 import math
 import sys

@@ -205,31 +205,21 @@ def _deeper(value: Any, annotation: Any, name: str, id: Any) -> Any:
 def receiver(annotation: Any, id: Any) -> Any:
     """What receives a mapping as keyword arguments; None for another annotation, and for what is not installed."""
     for mark in marks(annotation):
-        if isinstance(mark, PassedTo):
-            return _environment(id) if mark.by_id else _importable(mark.target)
+        if isinstance(mark, PassedTo):  # what cannot be imported is reported where it is used
+            with contextlib.suppress(Exception if mark.by_id else ConfigError):
+                return _environment(id) if mark.by_id else find(mark.target, "")
     return None
 
 
-def _importable(target: Any) -> Any:
-    """What a mark names; None for what belongs to a package that is not installed, as is reported at its use."""
-    try:
-        return find(target, "")
-    except ConfigError:
-        return None
-
-
 def _environment(id: Any) -> Any:
-    """The constructor of a gymnasium environment; None for an unknown one, which is reported where it is made."""
+    """The constructor of a gymnasium environment. Raises whatever its module and gymnasium raise."""
     import gymnasium
 
     module, _, name = str(id).rpartition(":")
-    try:
-        if module:
-            importlib.import_module(module)
-        entry = gymnasium.spec(name).entry_point
-        return _importable(str(entry).replace(":", ".") if isinstance(entry, str) else entry)
-    except Exception:  # whatever a module raises that cannot be imported
-        return None
+    if module:
+        importlib.import_module(module)
+    entry = gymnasium.spec(name).entry_point
+    return find(str(entry).replace(":", ".") if isinstance(entry, str) else entry, "")
 
 
 def _builds(value: Any) -> bool:

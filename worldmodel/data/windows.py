@@ -36,8 +36,7 @@ class Windows:
     ):
         if not 0 <= lead < length:
             raise DataError(f"windows need at least one frame after a lead of {lead}; got length {length}")
-        self.store = source if isinstance(source, EpisodeStore) else source.store
-        self.source = source
+        self.source, self.store = source, source if isinstance(source, EpisodeStore) else source.store
         self.length, self.lead, self.whole = length, lead, whole
         self.episodes = self.store.split(episodes) if isinstance(episodes, str) else np.asarray(episodes, np.int64)
         if self.episodes.size and not 0 <= self.episodes.min() <= self.episodes.max() < len(self.store):
