@@ -49,9 +49,7 @@ def checked_actions(actions: str | Mapping[str, Sequence[int]]) -> dict[str, tup
             )
         return ACTION_SETS[actions]
     if not actions:
-        raise EnvError(
-            f"actions is {actions!r}; it must be the name of a set, or {{forward: [0, 0, 0, 1, 0, 0, 0], …}}"
-        )
+        raise EnvError(f"actions is {actions!r}; it must be the name of a set, or {{forward: [0, 0, 0, 1, 0, 0, 0]}}")
     return {str(name): tuple(vector) for name, vector in actions.items()}
 
 
@@ -170,11 +168,9 @@ class DeepMindLabEnv(gymnasium.Env[np.ndarray, Any], EzPickle):
         engine = self._engine
         if engine is None or not engine.alive or not engine.running:
             raise EnvError(f"{'closed' if self._closed else 'no episode is under way'}: call reset before step")
-        number = int(action)
-        if not 0 <= number < len(self._vectors):
-            raise EnvError(
-                f"there is no action {number}; choose 0 to {len(self._vectors) - 1}: {', '.join(self._actions)}"
-            )
+        number, last = int(action), len(self._vectors) - 1
+        if not 0 <= number <= last:
+            raise EnvError(f"there is no action {number}; choose 0 to {last}: {', '.join(self._actions)}")
         reward = engine.step(self._vectors[number], self.frame_skip) + self._owed
         self._owed = 0.0
         if engine.running:

@@ -198,9 +198,8 @@ def open_dreams(
 def check_counts(**counts: Any) -> None:
     """Raises :class:`EnvError` for anything but None and whole numbers from 1."""
     for name, value in counts.items():
-        if value is not None and (
-            isinstance(value, bool) or not isinstance(value, int | np.integer) or not 1 <= value <= MOST
-        ):
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if value is not None and not (whole and 1 <= value <= MOST):
             raise EnvError(f"{name}={value}: give a whole number of at least 1")
 
 

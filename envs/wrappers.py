@@ -132,12 +132,10 @@ class FrameEnv(gymnasium.Wrapper[np.ndarray, int, Any, Any]):
                 raise WorldModelError(f"{self._moment}: {method}() raised {reason} ({place})") from error
             reason = f"cannot be called ({error})"  # or gymnasium cannot use what it returned
         else:
-            if method == "render" or (
-                isinstance(result, tuple) and len(result) == _RESULTS[method] and isinstance(result[-1], dict)
-            ):
+            whole = isinstance(result, tuple) and len(result) == _RESULTS.get(method)
+            if method == "render" or (whole and isinstance(result[-1], dict)):
                 return result
-            info = isinstance(result, tuple) and len(result) == _RESULTS[method]
-            reason = f"returned {validate.described(result[-1] if info else result)}{' as info' * info}"
+            reason = f"returned {validate.described(result[-1] if whole else result)}{' as info' * whole}"
         raise DataError(f"{self._moment}: {method}() {reason}; gymnasium expects {_CONTRACT[method]}")
 
     def _frame(self, observation: Any) -> np.ndarray:
@@ -218,11 +216,9 @@ def make_frames(
     except WorldModelError:
         raise
     except ModuleNotFoundError as error:
-        package = error.name or full_id.partition(":")[0]  # gymnasium's own error lacks the name
-        hint = f": pip install {_INSTALLED_AS[package]}" if package in _INSTALLED_AS else ""
-        raise EnvError(
-            f"environment {id!r} needs the Python package {package!r}, which is not installed{hint}"
-        ) from error
+        name = error.name or full_id.partition(":")[0]  # gymnasium's own error lacks the name
+        hint = f": pip install {_INSTALLED_AS[name]}" if name in _INSTALLED_AS else ""
+        raise EnvError(f"environment {id!r} needs the Python package {name!r}, which is not installed{hint}") from error
     except (gymnasium.error.Error, ImportError, TypeError, ValueError, AssertionError, KeyError) as error:
         unknown = isinstance(error, gymnasium.error.UnregisteredEnv) and ":" not in full_id
         hint = f"; {_OWN.format(id=id)}" if unknown else ""

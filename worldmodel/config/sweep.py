@@ -83,9 +83,8 @@ def launch(job: Job, overrides: list[str]) -> tuple[list[list[str]], Sequence[An
         hydra = [*QUIET, *(str(each.input_line) for each in own)]
         config = loader.load_configuration("config", hydra, RunMode.MULTIRUN)
         JobRuntime.instance().set("name", job.module)
-        launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=HydraContext(loader, Callbacks(config)), task_function=job, config=config
-        )
+        context = HydraContext(loader, Callbacks(config))
+        launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=job, config=config)
         return jobs, launcher.launch(jobs, initial_job_idx=0)
 
 

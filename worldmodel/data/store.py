@@ -177,12 +177,9 @@ class EpisodeStore:
             raise DataError(f"there is no episode {index} in {self.path}; it holds 0 to {len(self) - 1}")
         entry = self.entries[index]
         frames, records = self.read(index, 0, entry.frames)
-        if entry not in self._verified:
-            if checksum(frames, records) != entry.crc:
-                raise DataError(
-                    f"{self._describe(entry)} is damaged (wrong checksum); EpisodeStore.verify sets it aside"
-                )
-            self._verified.add(entry)
+        if entry not in self._verified and checksum(frames, records) != entry.crc:
+            raise DataError(f"{self._describe(entry)} is damaged (wrong checksum); EpisodeStore.verify sets it aside")
+        self._verified.add(entry)
         return Episode(
             frames=frames,
             actions=records["action"].astype(np.int64),

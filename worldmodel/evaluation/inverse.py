@@ -193,13 +193,10 @@ class Reading:
     unchanged: np.ndarray  # (A,) share of the pairs of each action that are unchanged
 
     def to_json(self) -> dict[str, Any]:
-        hits, counts = self.confusion.diagonal(), self.confusion.sum(1)
+        hits = zip(self.confusion.diagonal().tolist(), self.confusion.sum(1).tolist(), strict=True)
         return {
             "accuracy": float(self.correct.mean()),
-            # None without pairs
-            "accuracy_by_action": [
-                hit / n if n else None for hit, n in zip(hits.tolist(), counts.tolist(), strict=True)
-            ],
+            "accuracy_by_action": [hit / n if n else None for hit, n in hits],  # None without pairs
             "pairs": len(self.correct),
             "confusion": self.confusion.tolist(),
             "unchanged": self.unchanged.tolist(),

@@ -130,12 +130,10 @@ class Sampler(abc.ABC):
                     del waiting[row]
         return settled
 
-    def _decide(
-        self, head: Head, contexts: Tensor, noise: Tensor | None, codes: Tensor, row: int, position: int
-    ) -> None:
+    def _decide(self, head: Head, contexts: Tensor, noise: Tensor | None, codes: Tensor, row: int, place: int) -> None:
         one = slice(row, row + 1)
-        logits = head.ordered_logits(codes[one], contexts[one])[:, position]
-        codes[one, position] = self.choose(logits, None if noise is None else noise[one, position], head.vectors)[0]
+        logits = head.ordered_logits(codes[one], contexts[one])[:, place]
+        codes[one, place] = self.choose(logits, None if noise is None else noise[one, place], head.vectors)[0]
 
 
 def gumbel(uniform: Tensor) -> Tensor:

@@ -82,9 +82,7 @@ def dream_strip(seen: Any, frames: Any, actions: Sequence[str | None] = (), capt
 def triptych(truth: Any, reconstruction: Any, dream: Strip) -> list[Strip]:
     """Strips of truth, reconstruction and dream with the same actions; all include the seen frames."""
     if not len(truth) == len(reconstruction) == len(dream):
-        raise DataError(
-            f"strips of {len(truth)}, {len(reconstruction)} and {len(dream)} frames cannot run side by side"
-        )
+        raise DataError(f"strips of {len(truth)}, {len(reconstruction)} and {len(dream)} frames cannot be side by side")
     return [
         Strip(truth, "truth", dream.actions, seen=dream.seen),
         Strip(reconstruction, "reconstruction", dream.actions, seen=dream.seen),

@@ -103,16 +103,13 @@ class Panel:
     mark_name: str = ""
 
 
-def save_panels(
-    path: str | Path, panels: Sequence[Panel], title: str = "", columns: int = 3, width: float = 4.2
-) -> Path:
+def save_panels(path: Path, panels: Sequence[Panel], title: str = "", columns: int = 3, width: float = 4.2) -> Path:
     """Draw panels of ``width`` inches as a page, ``columns`` in a row, into a .png, .svg or .pdf; written whole, then
     renamed.
 
     Where panels show lines of the same names, one legend below the page is for all of them. Raises
     :class:`ConfigError` for another suffix or when there is nothing to draw.
     """
-    path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise ConfigError(f"cannot plot into {str(path)!r}; the name must end in {', '.join(SUFFIXES)}")
     if not panels:

@@ -41,9 +41,7 @@ class GatedLayer(nn.Module):
         dropout: share of the gated activations that are set to 0 in training.
     """
 
-    def __init__(
-        self, inputs: int, width: int, condition: int, reach: int, strict: bool, last: bool, dropout: float = 0.0
-    ):
+    def __init__(self, inputs: int, width: int, condition: int, reach: int, strict: bool, last: bool, dropout: float):
         super().__init__()
         self.reach, self.strict = reach, strict
         self.rows = self.columns = reach if strict else reach + 1  # of the kernels

@@ -17,9 +17,8 @@ class CompositeQuantizer(Quantizer):
 
     def __init__(self, count: int, quantizer: Callable[..., Quantizer], num_codes: int | None):
         super().__init__()
-        self.parts = module_list(
-            quantizer() if num_codes is None else quantizer(num_codes=num_codes) for _ in range(count)
-        )
+        given = {} if num_codes is None else {"num_codes": num_codes}
+        self.parts = module_list(quantizer(**given) for _ in range(count))
         self.num_codes = self.parts[0].num_codes
 
     def codebook(self) -> Tensor:

@@ -13,7 +13,7 @@ import platform
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +67,7 @@ class Player:
         paths: where modules are looked for, after ``sys.path``; on another machine, some may be missing.
     """
 
-    def __init__(
-        self, task: bytes, spec: Spec, folder: str, settings: CollectSettings, seed: int, paths: Sequence[str]
-    ):
+    def __init__(self, task: bytes, spec: Spec, folder: str, settings: CollectSettings, seed: int, paths: list[str]):
         sys.path += [path for path in paths if path not in sys.path]
         self._task, self._spec, self._folder, self._settings, self._seed = task, spec, folder, settings, seed
         self._stopped = False

@@ -13,7 +13,6 @@ import dataclasses
 import fcntl
 import itertools
 import os
-import queue
 import signal
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
+from queue import SimpleQueue
 
 import cloudpickle
 
@@ -228,7 +228,7 @@ def work(results: Connection, control: Connection) -> None:
         return
     if torch := sys.modules.get("torch"):  # loaded by agents with a network
         torch.set_num_threads(min(torch.get_num_threads(), max(1, (os.cpu_count() or 1) // workers)))
-    orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
+    orders: SimpleQueue[Order | None] = SimpleQueue()
     recorder = Recorder(
         agent, lambda steps: results.send(("steps", steps)), on_lost=lambda reason: results.send(("lost", reason))
     )
@@ -249,9 +249,7 @@ def work(results: Connection, control: Connection) -> None:
         results.send((kind, str(error) if own else f"{type(error).__name__}: {error}"))
 
 
-def _watch(
-    control: Connection, results: Connection, recorder: Recorder, orders: queue.SimpleQueue[Order | None]
-) -> None:
+def _watch(control: Connection, results: Connection, recorder: Recorder, orders: SimpleQueue[Order | None]) -> None:
     """Receive orders and the request to stop, or to send the unfinished episode of an environment that hangs. End the
     process when the other one has closed the pipe."""
     try:

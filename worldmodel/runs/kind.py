@@ -60,9 +60,7 @@ def check_kind(run: Path, kind: Kind) -> None:
         raise RunError(f"the run {run.name} is of {actual}, not of {kind}; use {command}")
 
 
-def choose_run(
-    overrides: Sequence[str], config: DictConfig, holding: str | None = None, kind: Kind | None = None
-) -> Path:
+def choose_run(overrides: Sequence[str], config: DictConfig, holding: str, kind: Kind | None = None) -> Path:
     """The run that a command line selects: by name, or the latest one, of its experiment if it names one.
 
     The latest run is one of the given kind that has the file ``holding``. Raises :class:`RunError`, which lists the

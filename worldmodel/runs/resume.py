@@ -37,9 +37,7 @@ DEFAULTS = {"rewarded": 0.0}  # values of settings that older runs do not have
 
 
 @contextlib.contextmanager
-def run_to_train(
-    config: DictConfig, spec: Spec, stages: Sequence[Stage], tokenizer_of: str | None = None
-) -> Iterator[Path]:
+def run_to_train(config: DictConfig, spec: Spec, stages: Sequence[Stage], tokenizer_of: str | None) -> Iterator[Path]:
     """The run to continue, or a new one, which no other process trains meanwhile.
 
     Raises :class:`BusyError` if another process trains the named run; an unnamed one is then left to it.

@@ -71,10 +71,8 @@ class Fit:
         self.average = WeightAverage(self.optimizer, settings.ema)
         self.window = RunningMeans()
         self.terms: tuple[str, ...] = ()
-        self.step = self.first_step = 0  # over all sessions; the first one of this session
-        self.elapsed = self.elapsed_before = (
-            0.0  # seconds over all sessions, the same on every process; over earlier ones
-        )
+        self.step = self.first_step = 0  # over all sessions; at the start of this one
+        self.elapsed = self.elapsed_before = 0.0  # seconds, likewise, the same on every process
         self.learning_rate = 0.0
         self.interrupted = self.finished = self._finish = False  # finished: before the budget is spent
         self._started = time.monotonic()
@@ -120,9 +118,8 @@ class Fit:
         losses = self.module(batch.to(self.fabric.device), generator)
         loss = weighted_sum(losses.terms, self.objective.loss_weights)
         self.fabric.backward(loss)
-        self.learning_rate = self.settings.learning_rate * learning_rate_factor(
-            self.step, self.progress, self.settings.warmup_steps, self.settings.decay
-        )
+        factor = learning_rate_factor(self.step, self.progress, self.settings.warmup_steps, self.settings.decay)
+        self.learning_rate = self.settings.learning_rate * factor
         norm = self.optimizer.step(self.learning_rate)
         self.average.update(self.step)
         self.terms = ("loss", *losses.terms, "gradient_norm")

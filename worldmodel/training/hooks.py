@@ -219,9 +219,8 @@ class ProgressBar(Hook):
         if not fit.fabric.is_global_zero:
             return
         if fit.step:
-            self._bars.console.print(
-                f"{fit.stage}: going on at step {fit.step} ({fit.elapsed:.0f} s done)", highlight=False
-            )
+            resumed = f"{fit.stage}: going on at step {fit.step} ({fit.elapsed:.0f} s done)"
+            self._bars.console.print(resumed, highlight=False)
         self._task = self._bars.add_task(fit.stage, total=1.0, completed=fit.progress)
         self._bars.start()
 

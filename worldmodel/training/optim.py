@@ -62,9 +62,7 @@ class MasterOptimizer:
     ):
         self.names = [name for name, p in module.named_parameters() if p.requires_grad]
         self.parameters = [p for p in module.parameters() if p.requires_grad]
-        self.masters = [
-            p if p.dtype == torch.float32 else nn.Parameter(p.detach().to(torch.float32)) for p in self.parameters
-        ]
+        self.masters = [p if p.dtype == torch.float32 else nn.Parameter(p.detach().float()) for p in self.parameters]
         self.clip, self.muon_factor = clip, muon
         hidden = hidden_weights(module) if muon > 0 else set()
         named = list(zip(self.names, self.masters, strict=True))
@@ -142,9 +140,8 @@ class MasterOptimizer:
         for name, master in zip(self.names, self.masters, strict=True):
             master.copy_(state[f"parameter.{name}"])
             if self.muon is not None and f"momentum.{name}" in state:
-                self.muon.state[self.matrices[name]]["momentum_buffer"] = state[f"momentum.{name}"].to(
-                    master.device, copy=True
-                )
+                momentum = state[f"momentum.{name}"].to(master.device, copy=True)
+                self.muon.state[self.matrices[name]]["momentum_buffer"] = momentum
             if f"moment1.{name}" not in state:
                 continue
             self.adam.state[master] = {

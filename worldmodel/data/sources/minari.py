@@ -87,9 +87,8 @@ class Minari(Source):
         """Raises ValueError when the parts do not fit together."""
         pictures = stored.observations if self._part is None else stored.observations[self._part]
         frames = to_frames(pixels(pictures, "its frames"), self._size)
-        rewards, terminations, truncations = (
-            np.asarray(part).reshape(-1) for part in (stored.rewards, stored.terminations, stored.truncations)
-        )
+        parts = stored.rewards, stored.terminations, stored.truncations
+        rewards, terminations, truncations = (np.asarray(part).reshape(-1) for part in parts)
         actions = np.asarray(stored.actions)
         if actions.dtype.kind not in "iu":
             raise ValueError(f"its actions are {described(actions)}, not whole numbers")

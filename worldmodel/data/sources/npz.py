@@ -77,9 +77,7 @@ class Arrays(Source):
             try:
                 recording = look(file, called)
                 if found and recording.shape != found[0].shape:
-                    raise DataError(
-                        f"{file} has frames {recording.shape}, not {found[0].shape} as {found[0].file.name}"
-                    )
+                    raise DataError(f"{file} has frames {recording.shape}, {found[0].file.name} has {found[0].shape}")
                 pieces = list(_pieces(recording, observed, life_loss, longest))
             except DataError as error:
                 self._items.append(str(error))
