@@ -86,13 +86,9 @@ class FrameEnv(gymnasium.Wrapper[np.ndarray, int, Any, Any]):
             channels = 3
         self.observation_space = Box(0, 255, (channels, size, size), np.uint8)
         self.action_space = Discrete(len(self._actions))  # type: ignore[assignment]
-        self.data_spec = Spec(
-            env_id=env_id,
-            frame_shape=(channels, size, size),
-            action_names=_action_names(env, self._actions, action_names, env_id),
-            rate=_rate(env, env_id),
-            env_kwargs=dict(env_kwargs if env_kwargs is not None else env.spec.kwargs if env.spec else {}),
-        )
+        names = _action_names(env, self._actions, action_names, env_id)
+        settings = dict(env_kwargs if env_kwargs is not None else env.spec.kwargs if env.spec else {})
+        self.data_spec = Spec(env_id, (channels, size, size), names, _rate(env, env_id), settings)
 
     def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[np.ndarray, Info]:
         self._moment.seed, self._moment.step = seed, 0
@@ -109,13 +105,9 @@ class FrameEnv(gymnasium.Wrapper[np.ndarray, int, Any, Any]):
         if not 0 <= number < len(self._actions.values):
             raise UnknownActionError(action, self.data_spec.action_names)
         observation, reward, terminated, truncated, info = self._call("step", self._actions.values[number])
-        return (
-            self._frame(observation),
-            validate.reward(reward, moment),
-            validate.flag(terminated, moment, "terminated"),
-            validate.flag(truncated, moment, "truncated"),
-            info,
-        )
+        frame, reward = self._frame(observation), validate.reward(reward, moment)
+        terminated = validate.flag(terminated, moment, "terminated")
+        return frame, reward, terminated, validate.flag(truncated, moment, "truncated"), info
 
     def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """What ``reset``, ``step`` or ``render`` returns; for the first two, a tuple of as many values as gymnasium

@@ -80,13 +80,9 @@ class Spec:
                 raise ValueError("wrong checksum; if you edited it, remove its line crc32")
             if unknown := set(raw) - {field.name for field in dataclasses.fields(cls)}:
                 raise ValueError(f"unknown fields: {', '.join(sorted(unknown))}")
-            spec = cls(
-                env_id=re.sub(r"^envs:", "worldmodel.envs:", str(raw["env_id"])),  # as versions before 0.2 wrote it
-                frame_shape=tuple(int(n) for n in raw["frame_shape"]),
-                action_names=tuple(str(name) for name in raw["action_names"]),
-                rate=float(raw["rate"]),
-                env_kwargs=dict(raw.get("env_kwargs", {})),
-            )
+            env_id = re.sub(r"^envs:", "worldmodel.envs:", str(raw["env_id"]))  # as versions before 0.2 wrote it
+            shape, names = tuple(map(int, raw["frame_shape"])), tuple(map(str, raw["action_names"]))
+            spec = cls(env_id, shape, names, float(raw["rate"]), dict(raw.get("env_kwargs", {})))
             if len(spec.frame_shape) < 2 or min(spec.frame_shape) < 1 or not spec.action_names or not spec.rate > 0:
                 raise ValueError(f"{spec.frame_shape}, {len(spec.action_names)} actions, {spec.rate} frames a second")
             if len(set(spec.action_names)) < len(spec.action_names):

@@ -180,13 +180,8 @@ class EpisodeStore:
         if entry not in self._verified and checksum(frames, records) != entry.crc:
             raise DataError(f"{self._describe(entry)} is damaged (wrong checksum); EpisodeStore.verify sets it aside")
         self._verified.add(entry)
-        return Episode(
-            frames=frames,
-            actions=records["action"].astype(np.int64),
-            rewards=records["reward"].copy(),
-            terminated=entry.terminated,
-            truncated=entry.truncated,
-        )
+        actions, rewards = records["action"].astype(np.int64), records["reward"].copy()
+        return Episode(frames, actions, rewards, entry.terminated, entry.truncated)
 
     def read(self, index: int, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
         """Frames ``first`` to ``last`` (excluded) of an episode and their records, as views of the memory map.

@@ -177,15 +177,10 @@ class Windows:
             episode_rows = self.source.starts[self.episodes[which]][:, None] + inside
             codes = torch.from_numpy(self.source.codes[episode_rows].astype(np.int64))
             codes *= valid.reshape(*valid.shape, *[1] * (codes.ndim - 2))
-        return Segment(
-            actions=self._actions[rows].masked_fill_(~valid, NO_ACTION),
-            rewards=self._rewards[rows].masked_fill_(~valid, 0.0),
-            terminated=self._terminated[rows] & valid,
-            truncated=self._truncated[rows] & valid,
-            valid=valid,
-            frames=frames,
-            codes=codes,
-        )
+        actions = self._actions[rows].masked_fill_(~valid, NO_ACTION)
+        rewards = self._rewards[rows].masked_fill_(~valid, 0.0)
+        terminated, truncated = self._terminated[rows] & valid, self._truncated[rows] & valid
+        return Segment(actions, rewards, terminated, truncated, valid, frames, codes)
 
     def _frames(self, which: np.ndarray, first: np.ndarray, valid: Tensor) -> Tensor:
         self.store.prefetch(self.episodes[which])

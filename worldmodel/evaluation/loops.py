@@ -118,16 +118,10 @@ def measure(
     shown = np.linspace(0, total - 1, min(SHOWN, total)).round().astype(int).tolist()
     everything, few = revisit_bits(world, recorded, settings.few)
     progress("loops", len(dreams) + 1, len(dreams) + 1)
-    return Loop(
-        recorded,
-        dreams,
-        along={name: _errors(frames, truth) for name, frames in predictions.items()},
-        end={name: _errors(frames, origin) for name, frames in ends.items()},
-        bits_all=everything,
-        bits_few=few,
-        shown=shown,
-        pictures={name: predictions[name][shown] for name in ("reconstruction", *dreams)},
-    )
+    along = {name: _errors(frames, truth) for name, frames in predictions.items()}
+    end = {name: _errors(frames, origin) for name, frames in ends.items()}
+    pictures = {name: predictions[name][shown] for name in ("reconstruction", *dreams)}
+    return Loop(recorded, dreams, along, end, everything, few, shown, pictures)
 
 
 def _errors(frames: Tensor, truth: Tensor) -> tuple[np.ndarray, np.ndarray]:

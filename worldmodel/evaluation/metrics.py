@@ -89,14 +89,9 @@ class CodeUsage:
         return float(np.exp(-(shares * np.log(shares)).sum()))
 
     def to_json(self) -> dict[str, Any]:
-        total = len(self.counts)
-        return {
-            "used": self.used,
-            "of": total,
-            "share": self.used / total,
-            "perplexity": self.perplexity,
-            "counts_sorted": sorted(self.counts.tolist(), reverse=True),
-        }
+        counts = sorted(self.counts.tolist(), reverse=True)
+        used = {"used": self.used, "of": len(counts), "share": self.used / len(counts)}
+        return {**used, "perplexity": self.perplexity, "counts_sorted": counts}
 
 
 def usage_of(books: Sequence[CodeUsage]) -> dict[str, Any]:

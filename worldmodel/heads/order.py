@@ -9,7 +9,7 @@ chains of dependence are short, a fixed-point iteration over all positions conve
 do not read each other may be drawn together (docs/experiments.md has the figures).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -97,8 +97,4 @@ def _lattice(height: int, width: int, stride: int = 1, row: int = 0, column: int
     return [(r, c) for r in range(row, height, stride) for c in range(column, width, stride)]
 
 
-ORDERS: dict[OrderName, Callable[[int, int], list[Phase]]] = {
-    "checkerboard": _checkerboard,
-    "quincunx": _quincunx,
-    "raster": _raster,
-}
+ORDERS = {"checkerboard": _checkerboard, "quincunx": _quincunx, "raster": _raster}

@@ -83,11 +83,8 @@ def triptych(truth: Any, reconstruction: Any, dream: Strip) -> list[Strip]:
     """Strips of truth, reconstruction and dream with the same actions; all include the seen frames."""
     if not len(truth) == len(reconstruction) == len(dream):
         raise DataError(f"strips of {len(truth)}, {len(reconstruction)} and {len(dream)} frames cannot be side by side")
-    return [
-        Strip(truth, "truth", dream.actions, seen=dream.seen),
-        Strip(reconstruction, "reconstruction", dream.actions, seen=dream.seen),
-        dream,
-    ]
+    beside = {"truth": truth, "reconstruction": reconstruction}
+    return [*(Strip(frames, name, dream.actions, seen=dream.seen) for name, frames in beside.items()), dream]
 
 
 def _host(frames: Any) -> np.ndarray:

@@ -114,13 +114,9 @@ class Draft:
         count = len(self.rewards)
         if count < 2:
             return None
-        episode = Episode(
-            frames=np.stack(self.frames[:count]),
-            actions=np.array(self.actions[:count], np.int64),
-            rewards=np.array(self.rewards[:count], np.float32),
-            terminated=terminated,
-            truncated=truncated or not terminated,
-        )
+        frames, actions = np.stack(self.frames[:count]), np.array(self.actions[:count], np.int64)
+        rewards = np.array(self.rewards[:count], np.float32)
+        episode = Episode(frames, actions, rewards, terminated, truncated or not terminated)
         if self.spec is not None:
             check_episode(episode, self.spec, self.spec.env_id)
         return Recording(episode, frozenset(self.places), broken, self.seconds, tuple(self.plans or ()))
@@ -238,16 +234,10 @@ def send(results: Connection, recording: Recording) -> None:
 def receive(message: tuple[Any, ...], results: Connection) -> Recording:
     """The episode that an ``episode`` message announces. Raises EOFError when the sender died in the middle."""
     _, shape, (terminated, truncated), others = message
-    episode = Episode(
-        frames=np.empty(shape, np.uint8),
-        actions=np.empty(shape[0], np.int64),
-        rewards=np.empty(shape[0], np.float32),
-        terminated=terminated,
-        truncated=truncated,
-    )
-    for array in (episode.frames, episode.actions, episode.rewards):
+    arrays = np.empty(shape, np.uint8), np.empty(shape[0], np.int64), np.empty(shape[0], np.float32)
+    for array in arrays:
         _read(results.fileno(), as_bytes(array))
-    return Recording(episode, **others)
+    return Recording(Episode(*arrays, terminated, truncated), **others)
 
 
 # Connection.send_bytes and recv_bytes would copy the frames three times.

@@ -31,23 +31,17 @@ TARGETS = {
 }
 """Renamed modules and classes, as they stand in ``_target_``."""
 
+WITH_CODES = ("GridVQVAE", "GumbelQuantizer", "ProductQuantizer", "ResidualQuantizer", "SeparateLevels", "VIMCO",
+              "VQVAE", "VQVAE2", "VectorQuantizer")  # fmt: skip
 SETTINGS: dict[str, str] = {
-    "GridVQVAE.codes": "num_codes",
-    "GumbelQuantizer.codes": "num_codes",
+    **{f"{name}.codes": "num_codes" for name in WITH_CODES},
     "MelEncoder.still": "subtract_mean",
     "MelSpectra.rounds": "iterations",
     "NoveltyExplorer.ways": "num_sequences",
     "PixelCNNLikelihood.levels": "num_values",
-    "ProductQuantizer.codes": "num_codes",
-    "ResidualQuantizer.codes": "num_codes",
     "ResidualQuantizer.stages": "num_codebooks",
-    "SeparateLevels.codes": "num_codes",
     "SeparateLevels.told": "condition_width",
-    "VIMCO.codes": "num_codes",
-    "VQVAE.codes": "num_codes",
     "VQVAE.told": "condition_width",
-    "VQVAE2.codes": "num_codes",
-    "VectorQuantizer.codes": "num_codes",
     "WaveNetLikelihood.forget": "history_dropout",
     "WaveNetLikelihood.levels": "sample_likelihood",
     **{
@@ -64,13 +58,7 @@ SETTINGS: dict[str, str] = {
 }
 """Renamed settings: ``<class of the node>.<old name>`` → new name."""
 
-
-WEIGHTED = {
-    "tokenizer": ("tokenizer",),
-    "second": ("second",),
-    "prior": ("prior",),
-    "agent": ("agent", "learner", "network"),
-}
+WEIGHTED = {stage: (stage,) for stage in ("tokenizer", "second", "prior")} | {"agent": ("agent", "learner", "network")}
 """Where the settings of a run have the model of a training stage."""
 
 

@@ -184,15 +184,10 @@ def blank_window(length: int, spec: Spec, tokenizer: Autoencoder | None) -> Segm
     steps = (1, length)
     nothing = torch.zeros(steps, dtype=torch.bool)
     grid = tokenizer.grid if isinstance(tokenizer, Tokenizer) else None
-    return Segment(
-        actions=torch.zeros(steps, dtype=torch.int64),
-        rewards=torch.zeros(steps),
-        terminated=nothing,
-        truncated=nothing,
-        valid=~nothing,
-        frames=torch.zeros((*steps, *spec.frame_shape), dtype=torch.uint8) if grid is None else None,
-        codes=None if grid is None else torch.zeros((*steps, *grid), dtype=torch.int64),
-    )
+    frames = torch.zeros((*steps, *spec.frame_shape), dtype=torch.uint8) if grid is None else None
+    codes = None if grid is None else torch.zeros((*steps, *grid), dtype=torch.int64)
+    actions, rewards = torch.zeros(steps, dtype=torch.int64), torch.zeros(steps)
+    return Segment(actions, rewards, nothing, nothing, ~nothing, frames, codes)
 
 
 def train_stage(

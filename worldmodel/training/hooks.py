@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, TextIO
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 
 from worldmodel.training.base import Batches, Objective
 from worldmodel.training.checkpoint import load_tensors, save_tensors
 from worldmodel.training.fit import Fit, FitResult, Hook, weighted_sum
 from worldmodel.util.files import naming, replace_text
-from worldmodel.util.progress import COLUMNS, Bars
+from worldmodel.util.progress import SHOWN, Bars
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -210,7 +210,12 @@ class ProgressBar(Hook):
     """Loss, headline metrics, steps/s and time left: a bar on a terminal, else a line every ten seconds."""
 
     def __init__(self) -> None:
-        columns = (TextColumn("{task.description} {task.percentage:3.0f}%"), BarColumn(24), *COLUMNS[-2:])
+        columns = (
+            TextColumn("{task.description} {task.percentage:3.0f}%"),
+            BarColumn(24),
+            TimeRemainingColumn(),
+            SHOWN,
+        )
         self._bars = Bars(Console(), columns=columns)
         self._task: TaskID | None = None
         self._figures = ""

@@ -22,13 +22,8 @@ class Count(ProgressColumn):
         return Text(f"{task.completed:,.0f}{whole}", style="progress.download")
 
 
-COLUMNS = (
-    TextColumn("{task.description}"),
-    BarColumn(24),
-    Count(),
-    TimeRemainingColumn(),
-    TextColumn("left  {task.fields[shown]}"),
-)
+SHOWN = TextColumn("left  {task.fields[shown]}")
+COLUMNS = (TextColumn("{task.description}"), BarColumn(24), Count(), TimeRemainingColumn(), SHOWN)
 
 
 class Bars(Progress):

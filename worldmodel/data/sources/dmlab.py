@@ -75,13 +75,8 @@ def read_episode(video: Path, spec: Spec) -> Episode:
         raise DataError(f"{video.with_suffix('.npz')} holds actions that {META} does not name")
     if (steps["terminated"].astype(bool) | steps["truncated"].astype(bool))[:-1].any():
         raise DataError(f"{video.with_suffix('.npz')} ends before its last step; save one file for each episode")
-    return Episode.from_steps(
-        frames=frames,
-        actions=steps["actions"],
-        rewards=steps["rewards"],
-        terminated=bool(steps["terminated"][-1:].any()),
-        truncated=bool(steps["truncated"][-1:].any()),
-    )
+    terminated, truncated = (bool(steps[name][-1:].any()) for name in ("terminated", "truncated"))
+    return Episode.from_steps(frames, steps["actions"], steps["rewards"], terminated, truncated)
 
 
 def _read_steps(file: Path) -> dict[str, np.ndarray]:

@@ -98,14 +98,9 @@ class Minari(Source):
             raise ValueError(f"of {length} steps, its parts have {', '.join(map(str, sorted(counts)))}")
         if (terminations | truncations)[:-1].any():
             raise ValueError("it ends before its last step")
-        return Episode.from_steps(
-            frames=frames,
-            actions=actions,
-            rewards=rewards,
-            terminated=bool(terminations[-1:].any()),
-            truncated=bool(truncations[-1:].any()),
-            condition=int(facts["condition"]) if self._ours else NO_ACTION,
-        )
+        terminated, truncated = bool(terminations[-1:].any()), bool(truncations[-1:].any())
+        condition = int(facts["condition"]) if self._ours else NO_ACTION
+        return Episode.from_steps(frames, actions, rewards, terminated, truncated, condition)
 
 
 def _open(path: str, download: bool) -> Any:

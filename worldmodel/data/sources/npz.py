@@ -104,14 +104,9 @@ class Arrays(Source):
         if isinstance(item, str):
             raise DataError(item)
         recording, piece = item
-        episode = Episode.from_steps(
-            frames=self._frames(recording, piece),
-            actions=recording.actions[piece.steps],
-            rewards=recording.rewards[piece.steps],
-            terminated=piece.terminated,
-            truncated=piece.truncated,
-            condition=recording.condition,
-        )
+        actions, rewards = recording.actions[piece.steps], recording.rewards[piece.steps]
+        frames, ends = self._frames(recording, piece), (piece.terminated, piece.truncated)
+        episode = Episode.from_steps(frames, actions, rewards, *ends, recording.condition)
         return Item(episode, recording.held_out, self.keys[index])
 
     def _frames(self, recording: Recording, piece: _Piece) -> np.ndarray:
@@ -177,10 +172,5 @@ def _pieces(recording: Recording, observed: str, life_loss: bool, longest: int |
         for at in range(first, last, longest or max(last - first, 1)):
             until = min(at + (longest or last), last)
             final = until == last
-            yield _Piece(
-                first=at - after,
-                steps=slice(at, until),
-                terminated=final and terminated,
-                truncated=bool(recording.truncated[stop]) if final else True,
-                repeated=final and repeated,
-            )
+            truncated = bool(recording.truncated[stop]) if final else True
+            yield _Piece(at - after, slice(at, until), final and terminated, truncated, final and repeated)
