@@ -80,10 +80,8 @@ def _all_combinations(names: Sequence[str]) -> list[list[str]]:
         axes.setdefault(_axis(name), [None]).append(name)
     count = math.prod(map(len, axes.values()))
     if count > MOST_ACTIONS:
-        raise EnvError(
-            f"combine=true makes {count} actions of {', '.join(names)}, more than {MOST_ACTIONS}; "
-            "choose fewer buttons, or list the combinations: combine=[[MOVE_FORWARD,ATTACK]]"
-        )
+        reason = f"combine=true makes {count} actions of {', '.join(names)}, more than {MOST_ACTIONS}"
+        raise EnvError(f"{reason}; choose fewer buttons, or list the combinations: combine=[[MOVE_FORWARD,ATTACK]]")
     pressed = ([name for name in choice if name] for choice in itertools.product(*axes.values()))
     return sorted((each for each in pressed if len(each) > 1), key=len)
 

@@ -154,10 +154,8 @@ class DeepMindLabEnv(gymnasium.Env[np.ndarray, Any], EzPickle):
             if engine.running:
                 break
         else:
-            raise EnvError(
-                f"level {self._settings.level!r} is over within {self.frame_skip} frames, {_RESETS} times in a row; "
-                "choose a smaller frame_skip or longer episodes"
-            )
+            reason = f"level {self._settings.level!r} is over within {self.frame_skip} frames, {_RESETS} times in a row"
+            raise EnvError(f"{reason}; choose a smaller frame_skip or longer episodes")
         self._picture, self._remaining = engine.view()
         # In levels that report the clock but have no time limit it stays at 0.
         self._limited = self._remaining is not None and self._remaining > 0

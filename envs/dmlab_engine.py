@@ -41,10 +41,8 @@ class EngineSettings:
 def load_module() -> Any:
     """Import ``deepmind_lab``. Raises :class:`EnvError` with a remedy if it is missing or does not load."""
     if MODULE not in sys.modules and find_spec(MODULE) is None:
-        raise EnvError(
-            f"DeepMind Lab needs the Python module {MODULE!r}, which is on no package index: "
-            f"build it from its source ({_DOCS}), or use recordings with source=dmlab"
-        )
+        fault = f"DeepMind Lab needs the Python module {MODULE!r}, which is on no package index"
+        raise EnvError(f"{fault}: build it from its source ({_DOCS}), or use recordings with source=dmlab")
     try:
         return importlib.import_module(MODULE)
     except Exception as error:  # a module built for another Python or numpy fails in many ways
@@ -128,18 +126,14 @@ class Engine:
             return method(self._lab)
         except (RuntimeError, ValueError, TypeError, OSError) as error:
             self.close()
-            raise EnvError(
-                f"DeepMind Lab failed in level {self._level!r}: {_reason(error)}"
-                f"{missing_programs()}; reset starts it again"
-            ) from error
+            reason = f"DeepMind Lab failed in level {self._level!r}: {_reason(error)}{missing_programs()}"
+            raise EnvError(f"{reason}; reset starts it again") from error
 
     @staticmethod
     def _check_process() -> None:
         if _used_in not in (None, os.getpid()):
-            raise EnvError(
-                "this process was forked from one in which DeepMind Lab ran, and would hang: "
-                "start it with spawn, or make the environment in the child alone"
-            )
+            reason = "this process was forked from one in which DeepMind Lab ran, and would hang"
+            raise EnvError(f"{reason}: start it with spawn, or make the environment in the child alone")
 
 
 def _start(settings: EngineSettings) -> tuple[Any, bool]:
@@ -177,10 +171,8 @@ def _check_picture(lab: Any, settings: EngineSettings) -> None:
     fitting = [name for name, shape in shapes.items() if shape == (np.dtype(np.uint8), size)]
     if settings.observation not in fitting:
         lab.close()
-        raise EnvError(
-            f"level {settings.level!r} has no observation {settings.observation!r} of {size} uint8; "
-            f"choose {', '.join(fitting)}"
-        )
+        reason = f"level {settings.level!r} has no observation {settings.observation!r} of {size} uint8"
+        raise EnvError(f"{reason}; choose {', '.join(fitting)}")
 
 
 def _reason(error: Exception) -> str:

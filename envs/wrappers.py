@@ -135,16 +135,12 @@ class FrameEnv(gymnasium.Wrapper[np.ndarray, int, Any, Any]):
         if self.source == "render":
             observation, what = self._call("render"), "render() returned"
             if not hasattr(observation, "dtype"):
-                raise DataError(
-                    f"{self._moment}: render() returned {validate.described(observation)}; gymnasium expects "
-                    f"{_CONTRACT['render']}"
-                )
+                reason = f"{self._moment}: render() returned {validate.described(observation)}"
+                raise DataError(f"{reason}; gymnasium expects {_CONTRACT['render']}")
         elif self._key is not None:
             if not isinstance(observation, Mapping) or self._key not in observation:
-                raise DataError(
-                    f"{self._moment}: the observation is {validate.described(observation)}, without the image "
-                    f"{self._key!r} of the observation space"
-                )
+                reason = f"{self._moment}: the observation is {validate.described(observation)}"
+                raise DataError(f"{reason}, without the image {self._key!r} of the observation space")
             observation = observation[self._key]
         picture = validate.pixels(observation, self._moment, what)
         shape = picture.shape
@@ -230,10 +226,8 @@ def _find_picture(space: gymnasium.Space[Any], env_id: str) -> tuple[str | None,
     spaces = space.spaces if isinstance(space, Dict) else {None: space}
     pictures = [(key, part.shape) for key, part in spaces.items() if isinstance(part, Box) and _is_picture(part)]
     if not pictures:
-        raise EnvError(
-            f"{env_id} observes {' '.join(str(space).split())[:160]}, no {validate.READABLE}; "
-            "env.source=render records the rendered frames instead"
-        )
+        reason = f"{env_id} observes {' '.join(str(space).split())[:160]}, no {validate.READABLE}"
+        raise EnvError(f"{reason}; env.source=render records the rendered frames instead")
     if len(pictures) > 1:
         raise EnvError(f"{env_id} observes several images ({', '.join(str(key) for key, _ in pictures)}); wrap it")
     return pictures[0]
@@ -260,8 +254,6 @@ def _action_names(
             raise EnvError(f"{reason}; env.action_names=[…] gives them") from error
     names = names or list(actions.names)
     if len(names) != count or len(set(names)) != count:
-        raise EnvError(
-            f"{env_id} has {count} actions, which need as many different names; got {', '.join(names)}: "
-            "give them with env.action_names=[…]"
-        )
+        fault = f"{env_id} has {count} actions, which need as many different names"
+        raise EnvError(f"{fault}; got {', '.join(names)}: give them with env.action_names=[…]")
     return tuple(names)

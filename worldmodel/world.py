@@ -171,18 +171,15 @@ class WorldModel:
         shape = self.spec.frame_shape
         batch = frames if frames.dim() == len(shape) + 2 else frames[None]
         if batch.dtype != torch.uint8 or tuple(batch.shape[2:]) != shape or batch.shape[1] < 1:
-            raise ConfigError(
-                f"seen frames are {tuple(frames.shape)} {frames.dtype}; this run takes "
-                f"(T0, {', '.join(map(str, shape))}) or a batch of them, uint8"
-            )
+            reason = f"seen frames are {tuple(frames.shape)} {frames.dtype}"
+            raise ConfigError(f"{reason}; this run takes (T0, {', '.join(map(str, shape))}) or a batch of them, uint8")
         return batch.to(self.device)
 
     def _actions(self, actions: Actions, batch: int) -> Tensor:
         acts = self._indices(actions)
         if (acts.dim() == 2 and acts.shape[0] != batch) or not 1 <= acts.dim() <= 2 or acts.shape[-1] < 1:
-            raise ConfigError(
-                f"actions are {tuple(acts.shape)}; give (H,) or ({batch}, H) with a horizon H of at least 1"
-            )
+            shapes = f"(H,) or ({batch}, H) with a horizon H of at least 1"
+            raise ConfigError(f"actions are {tuple(acts.shape)}; give {shapes}")
         return acts.expand(batch, -1)
 
     def _seen_actions(self, actions: Actions | None, seen: Tensor) -> Tensor:
@@ -201,11 +198,8 @@ class WorldModel:
         """The indices of actions, of which the lowest is ``least``."""
         if not isinstance(actions, Tensor | np.ndarray):
             actions = [self.spec.action_index(a) if isinstance(a, str) else int(a) for a in actions]
-        indices = torch.as_tensor(actions).to(self.device, torch.int64)
-        wrong = indices[(indices < least) | (indices >= len(self.spec.action_names))]
+        indices, names = torch.as_tensor(actions).to(self.device, torch.int64), self.spec.action_names
+        wrong = indices[(indices < least) | (indices >= len(names))]
         if len(wrong):
-            raise ConfigError(
-                f"unknown action {int(wrong[0])}; choose 0 to {len(self.spec.action_names) - 1} "
-                f"({', '.join(self.spec.action_names)})"
-            )
+            raise ConfigError(f"unknown action {int(wrong[0])}; choose 0 to {len(names) - 1} ({', '.join(names)})")
         return indices

@@ -41,10 +41,8 @@ def add_sampling(parser: argparse.ArgumentParser, temperature: float = 1.0) -> N
     help = f"below 1: more probable codes; 0: the expected codes ({temperature:g})"
     add_number(parser, "--temperature", NonNegative, help, temperature, "T")
     add_number(parser, "--top-k", Count, "draw each code from the K most probable ones", metavar="K")
-    samplers, help = (
-        ("auto", "ancestral", "predictive"),
-        "how the same codes are drawn; auto: the faster sampler (auto)",
-    )
+    samplers = ("auto", "ancestral", "predictive")
+    help = "how the same codes are drawn; auto: the faster sampler (auto)"
     parser.add_argument("--sampler", default="auto", choices=samplers, help=help)
 
 

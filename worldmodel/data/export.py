@@ -85,9 +85,8 @@ def to_minari(
         )
     except (ImportError, TypeError) as error:
         extra = "hdf5" if storage == "hdf5" else "arrow"
-        raise DataError(
-            f"this Minari cannot write {storage} without loss ({error}): pip install 'minari[{extra}]>=0.5.4'"
-        ) from error
+        reason = f"this Minari cannot write {storage} without loss ({error})"
+        raise DataError(f"{reason}: pip install 'minari[{extra}]>=0.5.4'") from error
     spec = json.loads(store.spec.to_json())
     data.update_metadata({"dataset_id": dataset_id, "minari_version": minari.__version__, SPEC: spec})
     data.update_episodes(_buffers(store, indices, progress))
@@ -114,10 +113,8 @@ def check_id(dataset_id: str) -> str:
     try:
         package("minari.dataset.minari_dataset").parse_dataset_id(dataset_id)
     except (ValueError, TypeError) as error:
-        raise ConfigError(
-            f"{dataset_id!r} is no id of a Minari data set; write --id name-v0 or --id group/name-v0, "
-            "of letters, digits, - and _"
-        ) from error
+        reason = f"{dataset_id!r} is no id of a Minari data set"
+        raise ConfigError(f"{reason}; write --id name-v0 or --id group/name-v0, of letters, digits, - and _") from error
     return dataset_id
 
 

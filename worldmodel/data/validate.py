@@ -44,11 +44,9 @@ def pixels(value: Any, where: object, what: str = "the image is") -> np.ndarray:
         return array
     if array.dtype.kind in "iu" and array.size and 0 <= array.min() <= array.max() <= 255:
         return array.astype(np.uint8)
-    remedy = "; scale, round and cast it, for example (255 * image).round().astype(numpy.uint8)"
-    raise DataError(
-        f"{where}: {what} {described(value)}; an image needs integers from 0 to 255 (uint8)"
-        f"{remedy if array.dtype.kind in 'fiu' else ''}"
-    )
+    example = "(255 * image).round().astype(numpy.uint8)"
+    remedy = f"; scale, round and cast it, for example {example}" if array.dtype.kind in "fiu" else ""
+    raise DataError(f"{where}: {what} {described(value)}; an image needs integers from 0 to 255 (uint8){remedy}")
 
 
 def reward(value: Any, where: object) -> float:

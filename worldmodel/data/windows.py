@@ -86,16 +86,13 @@ class Windows:
     def require(self) -> None:
         """Raises :class:`DataError` when there is no episode to draw windows from, or none that is long enough."""
         if not len(self.episodes):
-            raise DataError(
-                f"no episode to take windows from: {self.store.path} has {len(self.store)}, "
-                f"{len(self.store.split('held_out'))} of them held out; python -m worldmodel.collect records more"
-            )
+            held_out = f"{len(self.store)}, {len(self.store.split('held_out'))} of them held out"
+            reason = f"no episode to take windows from: {self.store.path} has {held_out}"
+            raise DataError(f"{reason}; python -m worldmodel.collect records more")
         if not self.drawable:
             longest = int(self.sizes.max(initial=0))
-            raise DataError(
-                f"none of these episodes in {self.store.path} has {self.length} frames, the longest has {longest}; "
-                f"choose training.tokenizer.length={longest} or less"
-            )
+            reason = f"none of these episodes in {self.store.path} has {self.length} frames, the longest has {longest}"
+            raise DataError(f"{reason}; choose training.tokenizer.length={longest} or less")
 
     def sample(self, batch: int, generator: torch.Generator) -> Segment:
         """``batch`` random windows; after the ``lead``, every frame is equally likely at every position.

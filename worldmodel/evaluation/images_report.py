@@ -113,9 +113,8 @@ def read_bounds(runs: Sequence[Path]) -> Table:
         try:
             figures = json.loads(path.read_text())
         except (OSError, ValueError) as error:
-            raise RunError(
-                f"{path} cannot be read; measure the run: python -m worldmodel.evaluate run={run.name}"
-            ) from error
+            remedy = f"measure the run: python -m worldmodel.evaluate run={run.name}"
+            raise RunError(f"{path} cannot be read; {remedy}") from error
         if not figures.get("bits_per_dim"):
             raise RunError(f"{run.name} has no bits per dimension, because its decoder has no exact likelihood")
         mine = tuple(figures.get(name) for name in ("environment", "frames", "dimensions"))

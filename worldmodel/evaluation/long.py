@@ -43,9 +43,8 @@ class Extent:
         if self.dreams < 1 or not 1 <= self.hold[0] <= self.hold[1]:
             raise ConfigError(f"{self.dreams} dreams, actions held for {self.hold} steps; give at least 1, ascending")
         if not 1 <= self.span <= self.steps // 2:
-            raise ConfigError(
-                f"{self.span} frames at both ends of {self.steps} steps; give from 1 to half of the steps"
-            )
+            ends = f"{self.span} frames at both ends of {self.steps} steps"
+            raise ConfigError(f"{ends}; give from 1 to half of the steps")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,10 +39,8 @@ class GridSpec:
         """Raises :class:`ConfigError` where there are several grids, or without ``slots`` several codes at a position,
         which the trunk or head cannot serve."""
         if self.levels:
-            raise ConfigError(
-                f"this tokenizer makes several grids, and {type(model).__name__} is for one; choose prior=hierarchy, "
-                "or prior=jukebox for sound"
-            )
+            reason = f"this tokenizer makes several grids, and {type(model).__name__} is for one"
+            raise ConfigError(f"{reason}; choose prior=hierarchy, or prior=jukebox for sound")
         if self.codebook.dim() == 3 and not slots:
             raise ConfigError(
                 f"this tokenizer makes {len(self.codebook)} codes at each position, and {type(model).__name__} is for "

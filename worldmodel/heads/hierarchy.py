@@ -66,10 +66,8 @@ class HierarchyHead(Head):
         super().__init__()
         levels, codebook = spec.levels, spec.codebook
         if not levels:
-            raise ConfigError(
-                "HierarchyHead is for several grids, and this tokenizer makes one; choose prior=conv, prior=speech for "
-                "sound, or prior=pixelcnn for several codes at a position"
-            )
+            reason = "HierarchyHead is for several grids, and this tokenizer makes one; choose prior=conv"
+            raise ConfigError(f"{reason}, prior=speech for sound, or prior=pixelcnn for several codes at a position")
         makers = list(inner) if isinstance(inner, Sequence) else [inner] * len(levels)
         self.width = width
         self.sizes = [math.prod(level) for level in levels]

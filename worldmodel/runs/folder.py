@@ -216,10 +216,8 @@ def load_spec(folder: str | Path) -> Spec:
     try:
         return Spec.from_json(path.read_text())
     except (OSError, UnicodeDecodeError, DataError) as error:
-        raise RunError(
-            f"{path} is missing or damaged ({one_line(error)}); copy it from the folder of the data, "
-            "or train another run: python -m worldmodel.train run=another-name"
-        ) from error
+        reason = f"{path} is missing or damaged ({one_line(error)}); copy it from the folder of the data"
+        raise RunError(f"{reason}, or train another run: python -m worldmodel.train run=another-name") from error
 
 
 def given_data(overrides: Sequence[str], config: DictConfig) -> str | None:

@@ -122,10 +122,9 @@ def load_weights(
     # Older files lack the fact.
     if tokenizer is not None and facts.get("tokenizer") not in (None, fingerprint(tokenizer)):
         folder = path.parent
-        raise RunError(
-            f"{path} was trained on the codes of another tokenizer than {folder / TOKENIZER} is now; "
-            f"remove it and {checkpoint_of(folder, path.name)} and train it again: {train_command(folder)}"
-        )
+        reason = f"{path} was trained on the codes of another tokenizer than {folder / TOKENIZER} is now"
+        again = f"remove it and {checkpoint_of(folder, path.name)} and train it again: {train_command(folder)}"
+        raise RunError(f"{reason}; {again}")
     check_fit(path, tensors, module.state_dict(), remedy)
     module.load_state_dict(tensors)
 

@@ -81,10 +81,8 @@ def recorded_spec(
         raise DataError(f"the recordings hold {actions:,} actions, more than {MOST_ACTIONS:,}; number them from 0")
     names = list(map(action_name, given or ())) or list(known.action_names if known else map(str, range(actions)))
     if len(names) < actions or len(set(names)) < len(names):
-        raise DataError(
-            f"the recordings hold {actions} actions, which need as many different names; got "
-            f"{short(', '.join(names))}: give them with source.action_names=[…]"
-        )
+        reason = f"the recordings hold {actions} actions, which need as many different names"
+        raise DataError(f"{reason}; got {short(', '.join(names))}: give them with source.action_names=[…]")
     rate = rate or (known.rate if known else DEFAULT_RATE)
     return Spec(known.env_id if known else name, shape, tuple(names), float(rate), known.env_kwargs if known else {})
 

@@ -50,10 +50,9 @@ class ImageFolder(Source):
         within = [file.relative_to(folder).parts for file in self._files]
         folders = sorted({parts[0] for parts in within if len(parts) > 1})
         if folders and {own.lower() for own in folders} <= SPLITS:
-            raise DataError(
-                f"the sub-folders of {folder} are {', '.join(folders)}, which are no classes; "
-                f"source.path={folder / folders[0]} reads one of them, whose sub-folders are the classes"
-            )
+            reason = f"the sub-folders of {folder} are {', '.join(folders)}, which are no classes"
+            remedy = f"source.path={folder / folders[0]} reads one of them, whose sub-folders are the classes"
+            raise DataError(f"{reason}; {remedy}")
         numbers = {own: number for number, own in enumerate(folders)}
         beside = NO_ACTION if folders else 0  # the class of images outside sub-folders
         labels = [numbers[parts[0]] if len(parts) > 1 else beside for parts in within]

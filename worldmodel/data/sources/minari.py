@@ -30,10 +30,8 @@ def package(name: str = "minari") -> ModuleType:
         importlib.import_module("minari")
         return importlib.import_module(name)
     except ImportError as error:
-        raise DataError(
-            f"Minari data sets need the Python package {error.name or name!r}, which is not installed: "
-            "pip install 'minari[hdf5]', with minari[arrow] for data sets in Arrow"
-        ) from error
+        reason = f"Minari data sets need the Python package {error.name or name!r}, which is not installed"
+        raise DataError(f"{reason}: pip install 'minari[hdf5]', with minari[arrow] for data sets in Arrow") from error
 
 
 class Minari(Source):

@@ -73,10 +73,8 @@ def look(file: Path, called: Mapping[str, str]) -> Recording:
                 members.open(name).close()
             there = {key: name for key, name in called.items() if name in archive.files}
             if lacking := [called[key] for key in ("obs", "action", "reward") if key not in there]:
-                raise DataError(
-                    f"{file} has no {lacking[0]}, but {', '.join(archive.files) or 'nothing'}; "
-                    "source.keys={obs: …, action: …, reward: …, done: …} names its arrays"
-                )
+                reason = f"{file} has no {lacking[0]}, but {', '.join(archive.files) or 'nothing'}"
+                raise DataError(f"{reason}; source.keys={{obs: …, action: …, reward: …, done: …}} names its arrays")
             arrays = {key: archive[name] for key, name in there.items() if key != "obs"}
         stream = FrameStream(file, called["obs"])
         stream.close()
