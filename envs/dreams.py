@@ -18,7 +18,7 @@ from worldmodel.config.checks import check_value
 from worldmodel.data.store import Split
 from worldmodel.envs.starts import Starts
 from worldmodel.errors import EnvError
-from worldmodel.heads import make_sampler
+from worldmodel.heads import Sampler, make_sampler
 from worldmodel.media import colours
 from worldmodel.priors import replace_rows, select_rows
 from worldmodel.runs.folder import PRIOR, find_run, open_episodes
@@ -53,18 +53,10 @@ class DreamBatch:
     """
 
     def __init__(
-        self,
-        world: WorldModel,
-        starts: Starts,
-        batch: int,
-        horizon: int,
-        temperature: float,
-        top_k: int | None,
-        end_threshold: float | None,
+        self, world: WorldModel, starts: Starts, batch: int, horizon: int, sampler: Sampler, end_threshold: float | None
     ):
         self.world, self.starts, self.batch = world, starts, batch
-        self.horizon, self.end_threshold = horizon, end_threshold
-        self.sampler = make_sampler("auto", temperature, top_k)
+        self.horizon, self.sampler, self.end_threshold = horizon, sampler, end_threshold
         self.state = world.prior.begin(batch)
         self.ages = np.zeros(batch, np.int64)  # steps dreamt
 
@@ -185,14 +177,14 @@ def open_dreams(
                 end_threshold=end_threshold, device=device, precision=precision)  # fmt: skip
     if end_threshold is not None and not 0 < end_threshold <= 1:
         raise EnvError(f"end_threshold={end_threshold}: give a probability above 0, at most 1, or None to sample it")
-    make_sampler("auto", temperature, top_k)  # checks them before anything slow is done
+    sampler = make_sampler("auto", temperature, top_k)  # checks them before anything slow is done
     if os.getpid() != worldmodel.IMPORTED_IN:  # a fork, such as AsyncVectorEnv's, would wait for torch's other threads
         torch.set_num_threads(1)
     folder = find_run(runs, run, holding=PRIOR)
     world = WorldModel.load(folder, device, precision)
     seen = max(1, world.prior.context) if context is None else context
     starts = Starts(open_episodes(folder, world.spec, data), split, seen)
-    return DreamBatch(world, starts, batch, horizon, temperature, top_k, end_threshold)
+    return DreamBatch(world, starts, batch, horizon, sampler, end_threshold)
 
 
 def check_counts(**counts: Any) -> None:

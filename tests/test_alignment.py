@@ -31,6 +31,7 @@ from worldmodel.envs import dreams as dream_module
 from worldmodel.envs.dreams import DreamBatch, DreamEnv
 from worldmodel.envs.starts import Starts
 from worldmodel.envs.wrappers import FrameEnv
+from worldmodel.heads import make_sampler
 from worldmodel.priors import Step
 from worldmodel.recording.recorder import receive, record_episode, send
 from worldmodel.types import NO_ACTION, Episode
@@ -205,7 +206,7 @@ def test_scenes_starts_and_foresight_lead_to_dreams_that_come_true(store: Episod
 
 
 def test_the_dream_environment(store: EpisodeStore, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    dreams = DreamBatch(world, Starts(store, "train", 3), 1, 50, 1.0, None, 0.5)
+    dreams = DreamBatch(world, Starts(store, "train", 3), 1, 50, make_sampler(), 0.5)
     monkeypatch.setattr(dream_module, "open_dreams", lambda run: dreams)
     env = DreamEnv(observations="codes")
     (index, led_by), info = env.reset(seed=3)

@@ -20,6 +20,7 @@ from worldmodel.agents.choice import LEARNER_SETTINGS
 from worldmodel.agents.imagination import ImaginationObjective
 from worldmodel.config.cli import choices, compose_config
 from worldmodel.envs.dreams import DreamBatch
+from worldmodel.heads import make_sampler
 from worldmodel.world import WorldModel
 
 
@@ -73,7 +74,7 @@ class Starts:
 def dreams(device: str, batch: int) -> tuple[DreamBatch, list[np.random.Generator]]:
     world = WorldModel(SPEC, tiny_tokenizer().to(device), tiny_prior().to(device))
     starts: Any = Starts()
-    return DreamBatch(world, starts, batch, 50, 1.0, None, None), [np.random.default_rng(n) for n in range(batch)]
+    return DreamBatch(world, starts, batch, 50, make_sampler(), None), [np.random.default_rng(n) for n in range(batch)]
 
 
 def dreamt(device: str, batch: int) -> list[np.ndarray]:

@@ -99,7 +99,7 @@ def dream_environment(bench: Bench) -> None:
     starts: Any = Starts(max(1, world.prior.context))
     for batch in (4,) if bench.tiny else (64, 1024):
         for kind, resting in (("codes", 0.0), ("codes", 0.04), ("pixels", 0.0)):
-            dreams = DreamBatch(world, starts, batch, 50, 1.0, None, None)
+            dreams = DreamBatch(world, starts, batch, 50, make_sampler(), None)
             rngs = [np.random.default_rng(n) for n in range(batch)]
             dreams.begin(np.arange(batch), rngs)
             chance = np.random.default_rng(0)
