@@ -210,12 +210,8 @@ class ProgressBar(Hook):
     """Loss, headline metrics, steps/s and time left: a bar on a terminal, else a line every ten seconds."""
 
     def __init__(self) -> None:
-        columns = (
-            TextColumn("{task.description} {task.percentage:3.0f}%"),
-            BarColumn(24),
-            TimeRemainingColumn(),
-            SHOWN,
-        )
+        text = TextColumn("{task.description} {task.percentage:3.0f}%")
+        columns = (text, BarColumn(24), TimeRemainingColumn(), SHOWN)
         self._bars = Bars(Console(), columns=columns)
         self._task: TaskID | None = None
         self._figures = ""
