@@ -82,7 +82,7 @@ def migrate(settings: Any) -> Any:
     target = present_target(str(settings.get("_target_")))
     kind = target.rpartition(".")[2]
     result = {SETTINGS.get(f"{kind}.{key}", key): migrate(value) for key, value in settings.items()}
-    if "_target_" in settings:
+    if isinstance(settings.get("_target_"), str):
         result["_target_"] = target
     package, colon, rest = str(result.get("id")).partition(":")
     if colon and package in PACKAGES:  # of an environment, such as envs:worldmodel/Vizdoom-v0
