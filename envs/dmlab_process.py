@@ -75,10 +75,8 @@ class EngineProcess:
         except (EOFError, OSError):
             code = process.wait()
             self.close()
-            raise EnvError(
-                f"DeepMind Lab ended its process with exit code {code} in level {self._level!r}"
-                f"{missing_programs()}; reset starts it again"
-            ) from None
+            reason = f"DeepMind Lab ended its process with exit code {code} in level {self._level!r}"
+            raise EnvError(f"{reason}{missing_programs()}; reset starts it again") from None
         except BaseException:  # interrupted between question and answer
             self.close()
             raise

@@ -45,7 +45,6 @@ class Starts:
         self._episodes, self._counts = episodes[counts > 0], counts[counts > 0]
         self._ends = self._counts.cumsum()
         if not len(self._ends):
-            raise DataError(
-                f"no episode of split={self.split} in {self.store.path} has {self.context + 1} frames to start a dream "
-                "from; choose another split (train, held_out, all) or a smaller context"
-            )
+            frames = f"{self.context + 1} frames to start a dream from"
+            reason = f"no episode of split={self.split} in {self.store.path} has {frames}"
+            raise DataError(f"{reason}; choose another split (train, held_out, all) or a smaller context")

@@ -43,10 +43,9 @@ def main(args: argparse.Namespace, config: Config) -> None:
     model = VoiceModel.load(run, config.device)
     speakers = choose_speakers(args.speakers, model)
     if not model.tokenizer.condition_width:
-        raise ConfigError(
-            f"the decoder of {run.name} reads no speaker and cannot change a voice; use a run of "
-            "experiment=vctk-spectra or vctk, or python -m worldmodel.codec with a codec"
-        )
+        reason = f"the decoder of {run.name} reads no speaker and cannot change a voice"
+        remedy = "use a run of experiment=vctk-spectra or vctk, or python -m worldmodel.codec with a codec"
+        raise ConfigError(f"{reason}; {remedy}")
     source = normalise(read_sound(file, model.rate), model.rate)  # as training has seen speech
 
     def draw(speaker: str, generator: torch.Generator) -> np.ndarray:

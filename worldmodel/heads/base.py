@@ -42,10 +42,9 @@ class GridSpec:
             reason = f"this tokenizer makes several grids, and {type(model).__name__} is for one"
             raise ConfigError(f"{reason}; choose prior=hierarchy, or prior=jukebox for sound")
         if self.codebook.dim() == 3 and not slots:
-            raise ConfigError(
-                f"this tokenizer makes {len(self.codebook)} codes at each position, and {type(model).__name__} is for "
-                "one; choose prior=pixelcnn, or prior=codec, which reads earlier frames, too"
-            )
+            codes, kind = len(self.codebook), type(model).__name__
+            reason = f"this tokenizer makes {codes} codes at each position, and {kind} is for one"
+            raise ConfigError(f"{reason}; choose prior=pixelcnn, or prior=codec, which reads earlier frames, too")
 
 
 class Head(nn.Module, abc.ABC):

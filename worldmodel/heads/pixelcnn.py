@@ -67,10 +67,9 @@ class PixelCNNHead(SiteHead):
         else:
             sizes = tuple(grid)
         if len(sizes) != 3 or (codebook.dim() == 3 and len(codebook) != sizes[2]):
-            raise ConfigError(
-                f"a PixelCNN draws grids (h, w), or (h, w, S) with one codebook or S of them; this grid is "
-                f"{tuple(grid)} with {len(codebook) if codebook.dim() == 3 else 1}; choose another head or tokenizer"
-            )
+            mine = f"{tuple(grid)} with {len(codebook) if codebook.dim() == 3 else 1}"
+            reason = f"a PixelCNN draws grids (h, w), or (h, w, S) with one codebook or S of them; this grid is {mine}"
+            raise ConfigError(f"{reason}; choose another head or tokenizer")
         books = codebook if codebook.dim() == 3 else codebook.expand(sizes[2], -1, -1)
         # Codes of different codebooks have no common geometry: temperature 0 then takes the most probable code.
         vectors = torch.eye(books.shape[1]) if codebook.dim() == 3 else centred(codebook)

@@ -116,10 +116,11 @@ def _checked_env(config: DictConfig, explorer: ActionSource) -> tuple[MakeEnv, S
 def check_engine(config: DictConfig) -> None:
     """Raises :class:`ConfigError` if the settings record several stores and one is needed."""
     if config.collect.engine != "local":
-        raise ConfigError(
-            f"collect.engine is {config.collect.engine}, which makes several stores; record with python -m "
-            "worldmodel.collect, merge them with source=stores, and leave the setting out here"
+        reason = f"collect.engine is {config.collect.engine}, which makes several stores"
+        remedy = (
+            "record with python -m worldmodel.collect, merge them with source=stores, and leave the setting out here"
         )
+        raise ConfigError(f"{reason}; {remedy}")
 
 
 def record_on_cluster(config: DictConfig, explorer: ActionSource, steps: int) -> None:

@@ -114,10 +114,8 @@ def _open(path: str, download: bool) -> Any:
             folder /= "data"
         facts = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise DataError(
-            f"there is no Minari data set {path}; source.path=… names a folder or an id that minari list local shows, "
-            "and source.download=true fetches one"
-        ) from error
+        known = "source.path=… names a folder or an id that minari list local shows"
+        raise DataError(f"there is no Minari data set {path}; {known}, and source.download=true fetches one") from error
     except Exception as error:  # of the network, or of what stands in the file
         raise DataError(f"the Minari data set {path} cannot be read ({error})") from error
     # Minari would build the environment that the file describes, which may be any module.

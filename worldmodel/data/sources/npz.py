@@ -156,10 +156,9 @@ def _pieces(recording: Recording, observed: str, life_loss: bool, longest: int |
     after = observed == "after" and not whole
     ends = recording.terminated | recording.truncated
     if whole and ends[:-1].any():
-        raise DataError(
-            f"{recording.file} has one frame more than actions, as one episode has, but an end at step "
-            f"{int(ends.argmax())}; save one file an episode, or as many frames as actions"
-        )
+        end = f"but an end at step {int(ends.argmax())}"
+        reason = f"{recording.file} has one frame more than actions, as one episode has, {end}"
+        raise DataError(f"{reason}; save one file an episode, or as many frames as actions")
     stops = set(np.flatnonzero(ends | recording.lost if life_loss else ends).tolist()) | {count - 1}
     begin = 0
     for stop in sorted(stops):
