@@ -1,11 +1,10 @@
 """Imagination: seen frames and actions in, trajectories in code space out, decoded when their frames are first read."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -83,7 +82,7 @@ class WorldModel:
         return next(self.prior.parameters()).device
 
     @classmethod
-    def load(cls, run: str | Path, device: str = "auto", precision: Precision = "auto") -> WorldModel:
+    def load(cls, run: str | Path, device: str = "auto", precision: Precision = "auto") -> Self:
         """The world model of a run's folder.
 
         ``precision``: of the decoder and of the trunk, ``fp32``, ``bf16`` or ``auto``: bfloat16 where the device

@@ -1,15 +1,13 @@
 """The formats of a store: binary shards of frames and records, the index with one line for each episode, and the Spec;
 the choice of the episodes that are held out."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -77,7 +75,7 @@ class Entry:
         return json.dumps({**fields, CHECK: _check(fields)})
 
     @classmethod
-    def from_line(cls, line: str) -> Entry:
+    def from_line(cls, line: str) -> Self:
         """Raises ValueError, KeyError or TypeError for an invalid line."""
         raw = json.loads(line)
         # Older lines have no checksum, and then no field that is not known here.

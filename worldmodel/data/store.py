@@ -19,13 +19,11 @@ training, none is held out by its checksum; and if a store of three episodes or 
 appended one is.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Literal, Self
 
 import numpy as np
 
@@ -70,7 +68,7 @@ class EpisodeStore:
         self._set_aside(self._shards.missing(self.entries), unreadable)
 
     @classmethod
-    def open(cls, path: str | Path) -> EpisodeStore:
+    def open(cls, path: str | Path) -> Self:
         """An existing store, to read, in a folder or at an address such as ``s3://bucket/folder``.
 
         Raises :class:`DataError` when there is none or its Spec is unreadable.
@@ -82,7 +80,7 @@ class EpisodeStore:
         return cls(path, read_spec(path))
 
     @classmethod
-    def writer(cls, path: str | Path, spec: Spec) -> EpisodeStore:
+    def writer(cls, path: str | Path, spec: Spec) -> Self:
         """Open or create the store at ``path`` for appending.
 
         Raises :class:`DataError` for a Spec that is not valid or not that of the store, :class:`BusyError` when another
@@ -111,7 +109,7 @@ class EpisodeStore:
             lock.close()
             raise
 
-    def __enter__(self) -> EpisodeStore:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:

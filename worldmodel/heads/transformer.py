@@ -1,7 +1,5 @@
 """The transformer head: autoregressive over groups of positions, each of which reads its known neighbours directly."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from typing import NamedTuple
@@ -16,6 +14,14 @@ from worldmodel.nn.modules import RowState, centred, module_list
 from worldmodel.util.ranges import Count
 
 
+class Tables(NamedTuple):
+    """Products of the weights, kept until one of these changes."""
+
+    key: list[tuple[int, int]]  # the address and the version of each weight
+    weights: list[Tensor]  # held, so that no other tensor can get such an address
+    products: Tensor  # (phases × places × (K + 1), width)
+
+
 @dataclasses.dataclass
 class HeadState(RowState):
     """The state of grids while they are drawn."""
@@ -25,14 +31,6 @@ class HeadState(RowState):
     values: list[Tensor]
     known: int = 0  # keys and values of the codes before are final
     tables: Tables | None = None  # what `TransformerHead.tables` returned
-
-
-class Tables(NamedTuple):
-    """Products of the weights, kept until one of these changes."""
-
-    key: list[tuple[int, int]]  # the address and the version of each weight
-    weights: list[Tensor]  # held, so that no other tensor can get such an address
-    products: Tensor  # (phases × places × (K + 1), width)
 
 
 class HeadBlock(nn.Module):

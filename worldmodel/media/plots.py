@@ -3,13 +3,11 @@
 They do not use the global state of pyplot and need no display.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import matplotlib as mpl
 import numpy as np
@@ -76,7 +74,7 @@ class Bar:
     colour: str | None = None  # None: the next of COLOURS
 
     @classmethod
-    def of(cls, interval: Mapping[str, Any], colour: str | None = None) -> Bar:
+    def of(cls, interval: Mapping[str, Any], colour: str | None = None) -> Self:
         """The bar of an interval as evaluations write it: value, low, high."""
         return cls(interval["value"], interval["low"], interval["high"], colour)
 

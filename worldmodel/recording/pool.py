@@ -6,8 +6,6 @@ tuples ``(kind, …)``: ``steps`` (number since the last message), ``episode`` (
 reason: the environment returned what cannot be recorded, so another attempt is useless), ``done`` (an order).
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import fcntl
@@ -21,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from queue import SimpleQueue
+from typing import Self
 
 import cloudpickle
 
@@ -86,7 +85,7 @@ class RecorderPool:
         self._stepped = False  # whether any step was recorded
         self._recorders: list[_Recorder] = []
 
-    def __enter__(self) -> RecorderPool:
+    def __enter__(self) -> Self:
         for place, order in enumerate(itertools.islice(self._orders, self._workers)):
             self._start(order, place)
         return self

@@ -1,7 +1,5 @@
 """Records episodes of an environment with an agent, and sends them through a pipe."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import os
@@ -10,7 +8,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.connection import Connection
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -44,6 +42,18 @@ class ActionSource(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
+class Recording:
+    """One episode, the places that it visited, and the decisions of the agent."""
+
+    episode: Episode
+    places: frozenset[int] = frozenset()
+    broken: str | None = None  # why the environment did not finish it
+    seconds: float = 0.0  # total time in the agent's ``act``
+    plans: tuple[Any, ...] = ()  # (T - 1,): the agent's plan for each action or None; () if not recorded
+    number: int = -1  # of the order
+
+
+@dataclasses.dataclass(frozen=True)
 class Order:
     """The task of a recorder: episodes with ``steps`` steps in all or, with a ``number`` from 0, one whole episode.
 
@@ -58,7 +68,7 @@ class Order:
     attempt: int = 0  # number of earlier recorders that failed at this order
 
     @classmethod
-    def episode(cls, seed: int, number: int, longest: int, plans: bool = False) -> Order:
+    def episode(cls, seed: int, number: int, longest: int, plans: bool = False) -> Self:
         """A whole episode, whose random numbers depend only on ``seed`` and ``number``."""
         return cls((seed, number), longest, longest, number, plans)
 
@@ -69,21 +79,9 @@ class Order:
     def rng(self) -> np.random.Generator:
         return np.random.default_rng(self.seed if self.whole else (*self.seed, self.attempt))
 
-    def without(self, recording: Recording) -> Order:
+    def without(self, recording: Recording) -> Self:
         """What is left to do after a recording."""
         return dataclasses.replace(self, steps=0 if self.whole else self.steps - recording.episode.steps)
-
-
-@dataclasses.dataclass(frozen=True)
-class Recording:
-    """One episode, the places that it visited, and the decisions of the agent."""
-
-    episode: Episode
-    places: frozenset[int] = frozenset()
-    broken: str | None = None  # why the environment did not finish it
-    seconds: float = 0.0  # total time in the agent's ``act``
-    plans: tuple[Any, ...] = ()  # (T - 1,): the agent's plan for each action or None; () if not recorded
-    number: int = -1  # of the order
 
 
 @dataclasses.dataclass
