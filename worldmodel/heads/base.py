@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldmodel.errors import ConfigError
-from worldmodel.nn.modules import Logits, RowState, project
+from worldmodel.nn.modules import Logits, RowState, project, wide
 
 State = Any  # what a module carries from one call to the next: a tree of tensors, passed and returned, never hidden
 
@@ -106,8 +106,8 @@ class Head(nn.Module, abc.ABC):
 
 
 def nats(logits: Tensor, codes: Tensor) -> Tensor:
-    """Negative log-likelihood of codes (...) under logits (..., K), unreduced, float32."""
-    return F.cross_entropy(logits.flatten(0, -2).float(), codes.flatten(), reduction="none").view(codes.shape)
+    """Negative log-likelihood of codes (...) under logits (..., K), unreduced, float32 at least."""
+    return F.cross_entropy(wide(logits.flatten(0, -2)), codes.flatten(), reduction="none").view(codes.shape)
 
 
 class CodeEmbedding(nn.Module):
