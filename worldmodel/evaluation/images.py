@@ -233,9 +233,8 @@ def evaluate_images(
     if (store.spec.frame_shape, store.spec.action_names) != (spec.frame_shape, spec.action_names):
         raise DataError(f"{store.path} has other frames or classes than {run}; give another data=…")
     frames = Windows(store, store.require("held_out"))
-    figures = {
-        **heading(run.name, spec.env_id, images.device, command),
-        **summary(score(model, prior, frames, seed, progress), model, seed, len(spec.action_names)),
-    }
+    scores = score(model, prior, frames, seed, progress)
+    figures = heading(run.name, spec.env_id, images.device, command)
+    figures |= summary(scores, model, seed, len(spec.action_names))
     images_report.save(figures, triptych(spec, model, prior, frames, seed=seed), run / "evaluation")
     return figures

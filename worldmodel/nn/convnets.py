@@ -74,10 +74,8 @@ class ConvEncoder(Encoder):
         strides = [2] * len(widths) if strides is None else strides
         check_strides(widths, strides)
         self.factor = math.prod(strides)
-        self.down = module_list(
-            CONV[rank](i, o, *strided(stride))
-            for (i, o), stride in zip(itertools.pairwise([channels, *widths]), strides, strict=True)
-        )
+        layers = zip(itertools.pairwise([channels, *widths]), strides, strict=True)
+        self.down = module_list(CONV[rank](i, o, *strided(stride)) for (i, o), stride in layers)
         self.blocks = nn.Sequential(*(ResidualBlock(rank, widths[-1], widths[-1]) for _ in range(blocks)))
         if scaled:
             for index, conv in enumerate(self.down):
@@ -116,10 +114,8 @@ class ConvDecoder(nn.Module):
         strides = [2] * len(widths) if strides is None else strides
         check_strides(widths, strides)
         sizes = [*reversed(widths), channels if outputs is None else widths[0]]
-        self.up = nn.ModuleList(
-            TRANSPOSED[rank](i, o, *strided(stride))
-            for (i, o), stride in zip(itertools.pairwise(sizes), reversed(strides), strict=True)
-        )
+        layers = zip(itertools.pairwise(sizes), reversed(strides), strict=True)
+        self.up = nn.ModuleList(TRANSPOSED[rank](i, o, *strided(stride)) for (i, o), stride in layers)
         self.leave = None if outputs is None else CONV[rank](widths[0], outputs, 1)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -81,10 +81,8 @@ class GumbelQuantizer(Quantizer):
         shares = logits.log_softmax(-1)
         likely = shares.exp()
         mean = likely.flatten(0, -2).mean(0)
-        losses = {
-            "kl": math.log(self.num_codes) + (likely * shares).sum(-1).mean(),
-            "diversity": math.log(self.num_codes) + torch.xlogy(mean, mean).sum(),
-        }
+        most = math.log(self.num_codes)  # the entropy of equally frequent codes
+        losses = {"kl": most + (likely * shares).sum(-1).mean(), "diversity": most + torch.xlogy(mean, mean).sum()}
         if not self.training:
             return Quantized(self.lookup(codes), codes, losses)
         weights = ((shares + self._noise(shares, generator)) / self.temperature).softmax(-1)
