@@ -16,7 +16,7 @@ from worldmodel.likelihoods import LogisticMixture
 from worldmodel.likelihoods.base import NUM_VALUES, Likelihood, LossAndFrames, frames_of, values_of
 from worldmodel.nn.modules import uniform
 from worldmodel.speech.nn.mel import expanded, log_mels
-from worldmodel.speech.nn.wavenet_network import WaveNet, WaveNetState
+from worldmodel.speech.nn.wavenet_network import WaveNet
 from worldmodel.speech.sound import SILENCE
 from worldmodel.util.ranges import Count, PassedTo, Whole
 
@@ -24,26 +24,23 @@ WINDOW, RATE = 400, 16_000  # of the auxiliary spectra
 
 
 class SampleLevel:
-    """Draws groups of samples on a CPU, in numpy: a sample is some thirty operations on a few hundred numbers, and a
+    """Draws groups of samples on the host, in numpy: a sample is some thirty operations on a few hundred numbers, and a
     call of numpy takes a third of the time of a call of torch. Arrays have the precision of the model.
 
-    It computes the same as :meth:`WaveNet.sample_step` and :meth:`WaveNetLikelihood.choose`; a test compares them.
-
-    Args:
-        tables: (memory · 256, hidden), the contribution of each sample value at each of the last positions.
-        narrow, leave: the layers after it. likelihood: of a sample.
-        waves: (256,) the amplitude of each sample value. temperature: ≥ 0; 0 gives the expected value.
+    ``likelihood``: of a sample; ``temperature``: ≥ 0, 0 gives the expected value.
     """
 
-    def __init__(self, model: WaveNet, tables: Tensor, likelihood: nn.Module, temperature: float):
-        self.tables, self.waves = tables.numpy(), model.waves[:, 0].contiguous().numpy()
+    def __init__(self, model: WaveNet, likelihood: nn.Module, temperature: float):
+        # The contribution of each sample value at each of the last positions, (memory · 256, hidden).
+        self.tables = _array(torch.einsum("lw,hwm->mlh", model.waves, model.recall.weight).flatten(0, 1))
+        self.waves = _array(model.waves[:, 0])  # (256,), the amplitude of each sample value
         (self.narrow, self.narrow_bias), (self.leave, self.leave_bias) = (
-            (np.ascontiguousarray(layer.weight.detach().numpy().T), layer.bias.detach().numpy())
-            for layer in (model.narrow, model.leave)
+            (_array(layer.weight.T), _array(layer.bias)) for layer in (model.narrow, model.leave)
         )
-        self.places = NUM_VALUES * np.arange(len(self.tables) // NUM_VALUES)
+        self.places = NUM_VALUES * np.arange(model.memory)
         self.mixture = likelihood if isinstance(likelihood, LogisticMixture) else None
-        self.centres = None if self.mixture is None else self.mixture.places.numpy().astype(self.tables.dtype)
+        # The amplitudes of the logits: of the components of the mixture, or of the sample values.
+        self.centres = self.waves if self.mixture is None else _array(self.mixture.places).astype(self.tables.dtype)
         self.temperature = temperature
 
     def group(
@@ -65,10 +62,8 @@ class SampleLevel:
             x += self.narrow_bias
             parameters = _silu(x) @ self.leave
             parameters += self.leave_bias
-            if self.mixture is None:
-                chosen = self._draw_softmax(parameters, noise[:, n])
-            else:
-                chosen = self._draw_mixture(parameters, (values[:, here] * weights).sum(1), noise[:, n])
+            prediction = 0 if self.mixture is None else (values[:, here] * weights).sum(1)
+            chosen = self._draw(parameters, prediction, noise[:, n])
             samples[:, at + n] = chosen
             values[:, at + n] = self.waves[chosen]
 
@@ -80,25 +75,26 @@ class SampleLevel:
         indices: ndarray = (share <= noise[:, None] * share[:, -1:]).sum(1)
         return np.minimum(indices, share.shape[1] - 1)
 
-    def _draw_softmax(self, parameters: ndarray, noise: ndarray) -> ndarray:
+    def _draw(self, parameters: ndarray, prediction: ndarray | int, noise: ndarray) -> ndarray:
+        """Parameters (B, parameters) of one sample each, linear predictions (B,), noise (B, numbers) → samples (B,)."""
+        rows, count = np.arange(len(parameters)), len(self.centres)
+        logits = parameters[:, :count]
+        means = self.centres if self.mixture is None else parameters[:, count : 2 * count] + self.centres
         if self.temperature == 0:
-            share = np.exp(parameters - parameters.max(1, keepdims=True))
-            return _nearest(share @ self.waves / share.sum(1))
-        return self._draw_index(parameters, noise[:, 0])
-
-    def _draw_mixture(self, parameters: ndarray, prediction: ndarray, noise: ndarray) -> ndarray:
-        assert self.mixture is not None and self.centres is not None
-        count, rows = self.mixture.components, np.arange(len(parameters))
-        if self.temperature == 0:
-            share = np.exp(parameters[:, :count] - parameters[:, :count].max(1, keepdims=True))
-            means = parameters[:, count : 2 * count] + self.centres
+            share = np.exp(logits - logits.max(1, keepdims=True))
             return _nearest((share * means).sum(1) / share.sum(1) + prediction)
-        which = self._draw_index(parameters[:, :count], noise[:, 0])
-        mean = parameters[rows, count + which] + self.centres[which] + prediction
+        which = self._draw_index(logits, noise[:, 0])
+        if self.mixture is None:
+            return which
+        mean = means[rows, which] + prediction
         lowest = self.mixture.narrowest
         scale = lowest + np.logaddexp(0, parameters[rows, 2 * count + which] + (self.mixture.start - lowest))
         scale = np.exp(np.minimum(scale, self.mixture.widest))
         return _nearest(mean + self.temperature * scale * noise[:, 1])
+
+
+def _array(tensor: Tensor) -> ndarray:
+    return tensor.detach().cpu().contiguous().numpy()
 
 
 def _silu(x: ndarray) -> ndarray:
@@ -190,68 +186,19 @@ class WaveNetLikelihood(Likelihood):
         self, outputs: Tensor, generator: torch.Generator | None = None, temperature: float = 1.0
     ) -> tuple[Tensor, Tensor]:
         """outputs (B, outputs, M) → a signal of L = M · group samples, (B, L) int64, sample by sample, with cached
-        convolutions, and the noise that it was drawn with, (B, L, numbers).
-
-        The noise is drawn beforehand, so that :meth:`choose` returns the same samples for parameters of a cached step
-        and of a whole pass.
-        """
+        convolutions, and the noise that it was drawn with, (B, L, numbers)."""
         model, group, memory = self.model, self.model.group, self.model.memory
         features = outputs.movedim(1, -1).to(model.waves.dtype)
         batch, steps = features.shape[:2]
         numbers = 2 if self.shifts_means else 1  # noise values per sample: two for a mixture of logistics
         noise = uniform((batch, steps * group, numbers), features.device, generator)
-        state = model.begin(features)
-        lead = max(group, memory)
-        samples = torch.full((batch, lead + steps * group), SILENCE, device=features.device)
-        values = model.waves[samples, 0]
-        fast = None
-        if samples.device.type == "cpu":
-            fast = SampleLevel(model, state.tables, self.sample_likelihood, temperature)
-            sample_array, value_array = samples.numpy(), values.numpy()  # views of the same memory
+        state, level = model.begin(features), SampleLevel(model, self.sample_likelihood, temperature)
+        lead, host = max(group, memory), _array(noise)
+        samples = torch.full((batch, lead + steps * group), SILENCE)
+        sample_array, values = samples.numpy(), level.waves[samples.numpy()]  # the first is a view of the same memory
         for step in range(steps):
             at = lead + step * group
-            contexts, weights = model.step(state, samples[:, at - group : at])
-            drawn = noise[:, at - lead : at - lead + group]
-            if fast is not None:
-                fast.group(sample_array, value_array, at, contexts.numpy(), weights.numpy(), drawn.numpy())
-            else:
-                self._draw_group(state, samples, values, at, contexts, weights, drawn, temperature)
-        return samples[:, lead:], noise
-
-    def _draw_group(
-        self,
-        state: WaveNetState,
-        samples: Tensor,
-        values: Tensor,
-        at: int,
-        contexts: Tensor,
-        weights: Tensor,
-        noise: Tensor,
-        temperature: float,
-    ) -> None:
-        """As :meth:`SampleLevel.group`, on any device."""
-        memory = self.model.memory
-        places = NUM_VALUES * torch.arange(memory, device=samples.device)
-        for n in range(at, at + self.model.group):
-            parameters = self.model.sample_step(state, contexts[:, n - at], samples[:, n - memory : n] + places)
-            if self.shifts_means:
-                parameters = self._shifted(parameters, torch.linalg.vecdot(values[:, n - memory : n], weights))
-            chosen = self.choose(parameters, noise[:, n - at], temperature)
-            samples[:, n] = chosen
-            values[:, n] = self.model.waves[chosen, 0]
-
-    def choose(self, parameters: Tensor, noise: Tensor, temperature: float = 1.0) -> Tensor:
-        """Parameters (B, parameters) of one sample each and uniform noise (B, numbers) → sample values (B,) int64."""
-        if isinstance(self.sample_likelihood, LogisticMixture):
-            weights, means, scales = self.sample_likelihood.mixture(parameters)
-            if temperature == 0:
-                return values_of((weights.exp() * means).sum(-1))
-            share = (weights / temperature).softmax(-1).cumsum(-1)
-            chosen = torch.searchsorted(share, noise[:, :1] * share[:, -1:], right=True).clamp_(max=share.shape[1] - 1)
-            mean, scale = means.gather(1, chosen)[:, 0], scales.gather(1, chosen)[:, 0].exp()
-            return values_of(mean + temperature * scale * torch.logit(noise[:, 1], eps=1e-6))
-        if temperature == 0:
-            return values_of(parameters.softmax(-1) @ self.model.waves[:, 0])
-        share = (parameters / temperature).softmax(-1).cumsum(-1)
-        chosen = torch.searchsorted(share, noise * share[:, -1:], right=True)
-        return chosen[:, 0].clamp_(max=NUM_VALUES - 1)
+            contexts, weights = model.step(state, samples[:, at - group : at].to(features.device))
+            drawn = host[:, at - lead : at - lead + group]
+            level.group(sample_array, values, at, _array(contexts), _array(weights), drawn)
+        return samples[:, lead:].to(features.device), noise

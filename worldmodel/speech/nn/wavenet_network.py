@@ -61,7 +61,6 @@ class WaveNetState:
     queues: list[Tensor]  # (dilation, B, 2 width)
     conditions: list[Tensor]  # (B, M, 2 width): the features projected for each layer, of all steps
     skip: Tensor  # (B, M, width): the features projected for the output
-    tables: Tensor  # (memory · 256, hidden): contribution of each sample value at each of the last positions
     at: int = 0  # steps done
 
 
@@ -137,15 +136,15 @@ class WaveNet(nn.Module):
         contexts, weights = self._spread(skip)
         values = last[..., 0].unfold(1, self.memory, 1).unflatten(1, (-1, self.group))  # (B, M, group, memory)
         predictions = (values @ weights[..., None])[..., 0].flatten(1)
-        return self._sample_level(contexts.flatten(1, 2) + near), predictions
+        hidden = self.narrow(F.silu(contexts.flatten(1, 2) + near))
+        return self.leave(F.silu(hidden)), predictions
 
     def begin(self, features: Tensor) -> WaveNetState:
         """The initial state; features (B, M, features) of the whole signal."""
         batch, width = len(features), self.enter.out_features
         queues = [features.new_zeros(layer.dilation, batch, 2 * width) for layer in self.layers]
         conditions = [layer.told(features) for layer in self.layers]
-        tables = torch.einsum("lw,hwm->mlh", self.waves, self.recall.weight).flatten(0, 1)
-        return WaveNetState(queues, conditions, self.heed(features), tables)
+        return WaveNetState(queues, conditions, self.heed(features))
 
     def step(self, state: WaveNetState, samples: Tensor) -> tuple[Tensor, Tensor]:
         """The previous group, samples (B, group) → contexts of the samples of the next one, (B, group, hidden), and the
@@ -158,15 +157,6 @@ class WaveNet(nn.Module):
         state.at += 1
         return self._spread(skip)
 
-    def sample_step(self, state: WaveNetState, context: Tensor, recent: Tensor) -> Tensor:
-        """context (B, hidden) of one sample, ``recent`` (B, memory): the samples before it, oldest first, each plus 256
-        times its index → parameters (B, parameters)."""
-        near = F.embedding_bag(recent, state.tables, mode="sum")
-        return self._sample_level(context + near)
-
     def _spread(self, skip: Tensor) -> tuple[Tensor, Tensor]:
         skip = F.silu(skip)
         return self.spread(skip).unflatten(-1, (self.group, self.hidden)), self.weigh(skip)
-
-    def _sample_level(self, x: Tensor) -> Tensor:
-        return self.leave(F.silu(self.narrow(F.silu(x))))
