@@ -123,15 +123,6 @@ def test_a_single_codebook_is_all_or_nothing() -> None:
         plain.encode(noise(95), 2)
 
 
-def test_a_decoder_that_knows_voices_is_told_one() -> None:
-    made = tokenizer(condition_width=3, num_actions=2)
-    one, two, none = (Codec(made, condition=voice) for voice in (0, 1, -1))
-    codes = one.encode(noise(200))
-    waves = [each.decode(codes) for each in (one, two, none)]
-    assert (waves[0] != waves[1]).any() and (waves[0] != waves[2]).any()
-    np.testing.assert_allclose(next(two.decode_stream([codes])), waves[1], atol=1e-6)
-
-
 @pytest.mark.parametrize("size", [1, 2, 3, 20, 256, 1024, 1025])
 def test_packed_codes_come_back_in_as_few_bytes_as_their_bits(size: int) -> None:
     codes = np.random.default_rng(0).integers(size, size=(37, 3))

@@ -71,7 +71,6 @@ class VoiceModel:
         """Windows of one utterance (T, 1, L) uint8 → codes (T, *grid)."""
         return self.tokenizer.encode_episode(frames.to(self.device))
 
-    @torch.no_grad()
     def decode(
         self, codes: Tensor, speaker: str | int, generator: torch.Generator | None = None, temperature: float = 1.0
     ) -> np.ndarray:
@@ -133,7 +132,6 @@ class Utterance:
 def load_utterances(world: VoiceModel, store: EpisodeStore, progress: Progress = silent) -> list[Utterance]:
     """All utterances with their codes; speakers are numbered as in the run."""
     numbers = [world.spec.action_index(name) for name in store.spec.action_names]
-    held_out = set(store.split("held_out").tolist())
     trained = {store.episode(int(number)).condition for number in store.split("train")}
     utterances = []
     for number, entry in enumerate(store.entries):
@@ -143,7 +141,7 @@ def load_utterances(world: VoiceModel, store: EpisodeStore, progress: Progress =
         known = episode.condition in trained and episode.condition != NO_ACTION
         speaker = numbers[episode.condition] if known else NO_ACTION  # others have an untrained embedding
         seconds = len(frames) / world.spec.rate
-        utterances.append(Utterance(entry.key or str(number), speaker, number in held_out, frames, codes, seconds))
+        utterances.append(Utterance(entry.key or str(number), speaker, entry.held_out, frames, codes, seconds))
         progress("utterances", number + 1, len(store))
     return utterances
 

@@ -25,7 +25,7 @@ from worldmodel.speech.codec.bitstream import NO_MODEL, Bitstream, pack, unpack,
 from worldmodel.speech.nn.causal import Causal
 from worldmodel.speech.nn.mel import companded, expanded
 from worldmodel.tokenizers import VQVAE
-from worldmodel.types import NO_ACTION, to_float, to_uint8
+from worldmodel.types import to_float, to_uint8
 
 
 class Codec:
@@ -34,17 +34,16 @@ class Codec:
     Args:
         tokenizer: a VQ-VAE of sound; only one with a residual quantizer has several bitrates.
         rate: samples a second.
-        condition: the speaker, for a decoder with a condition; unknown by default.
 
     Raises :class:`ConfigError` for a tokenizer of other data than one channel of sound.
     """
 
-    def __init__(self, tokenizer: VQVAE, rate: int = 16_000, condition: int = NO_ACTION):
+    def __init__(self, tokenizer: VQVAE, rate: int = 16_000):
         if not tokenizer.joined or tokenizer.frame_shape[0] != 1:
             raise ConfigError(
                 f"a codec is for sound of one channel, not for frames {'×'.join(map(str, tokenizer.frame_shape))}"
             )
-        self.tokenizer, self.rate, self.condition = tokenizer.eval(), rate, condition
+        self.tokenizer, self.rate = tokenizer.eval(), rate
         self.num_codes, self.num_codebooks = tokenizer.num_codes, tokenizer.slots[0] if tokenizer.slots else 1
         self.scalable = isinstance(tokenizer.quantizer, ResidualQuantizer)
         self.factor = tokenizer.encoder.factor
@@ -80,7 +79,7 @@ class Codec:
         """A wave (L,) → codes (positions, q) of the first ``codebooks``, or of all. Raises :class:`ConfigError`."""
         used = self._used(codebooks)
         filled = np.pad(wave, (0, self.positions(len(wave)) * self.factor - len(wave)))
-        return self._codes(self._frames(filled), self.tokenizer.encoder, used)
+        return self._codes(filled, self.tokenizer.encoder, used)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """Codes (n, q) → a wave (n · factor,) float32."""
@@ -99,7 +98,7 @@ class Codec:
             wave = np.concatenate([rest, following]).astype(np.float32)
             ready = len(wave) // self.factor * self.factor
             rest = wave[ready:]
-            yield self._codes(self._frames(wave[:ready]), encoder, used)
+            yield self._codes(wave[:ready], encoder, used)
 
     def decode_stream(self, chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Chunks of codes (n, q) → for each, the next samples (n · factor,). Raises :class:`ConfigError` likewise."""
@@ -178,17 +177,14 @@ class Codec:
             raise ConfigError(f"this codec uses {choices} codebooks, not {used}")
         return used
 
-    def _frames(self, wave: np.ndarray) -> Tensor:
-        """Pressure (L,) → frames (1, 1, L), rounded to sample values as in training."""
-        pressure = torch.as_tensor(wave, dtype=torch.float32, device=next(self.tokenizer.parameters()).device)
-        return to_float(to_uint8(companded(pressure)))[None, None]
-
     @torch.no_grad()
-    def _codes(self, frames: Tensor, encoder: Callable[[Tensor], Tensor], used: int) -> np.ndarray:
-        """(1, 1, L), L a multiple of the factor → (n, q) by an encoder (1, 1, L) → (1, D, n)."""
-        if not frames.shape[-1]:
+    def _codes(self, wave: np.ndarray, encoder: Callable[[Tensor], Tensor], used: int) -> np.ndarray:
+        """Pressure (L,), L a multiple of the factor → (n, q) by an encoder (1, 1, L) → (1, D, n)."""
+        if not len(wave):
             return np.zeros((0, used), np.int64)
-        vectors = self.tokenizer.project(encoder(frames.to(dtype_of(self.tokenizer.project))))
+        pressure = torch.as_tensor(wave, dtype=torch.float32, device=next(self.tokenizer.parameters()).device)
+        frames = to_float(to_uint8(companded(pressure)))  # rounded to sample values as in training
+        vectors = self.tokenizer.project(encoder(frames[None, None].to(dtype_of(self.tokenizer.project))))
         codes = self.tokenizer.quantizer.encode(vectors.movedim(1, -1).float())[0]
         return codes.reshape(len(codes), -1)[:, :used].cpu().numpy()
 
@@ -200,8 +196,7 @@ class Codec:
         tokenizer = self.tokenizer
         full = np.pad(codes, ((0, 0), (0, self.num_codebooks - codes.shape[1])), constant_values=NO_CODE)
         grid = torch.from_numpy(full).to(next(tokenizer.parameters()).device)[None]
-        conditions = torch.full((1,), self.condition, device=grid.device)
-        vectors = tokenizer.read(grid if tokenizer.slots else grid[..., 0], conditions)
+        vectors = tokenizer.read(grid if tokenizer.slots else grid[..., 0])
         outputs = decoder(vectors.to(dtype_of(tokenizer.project)).movedim(-1, 1))
         return expanded(tokenizer.likelihood.mean(outputs).clamp(-1, 1))[0, 0].float().cpu().numpy()
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +93,10 @@ def models_of(run: Path, codec: Codec, wanted: str = "auto") -> dict[str, CodeMo
                 raise
             print(f"note      no entropy model of counts: {error}")
     if wanted in ("auto", "prior"):
-        prior = prior_of(run, codec)
-        if prior is None and wanted == "prior":
-            raise ConfigError(f"the run {run.name} has no prior that orders codes by position; train with prior=codec")
-        if prior is not None:
+        if (prior := prior_of(run, codec)) is not None:
             models["prior"] = prior
+        elif wanted == "prior":
+            raise ConfigError(f"the run {run.name} has no prior that orders codes by position; train with prior=codec")
     return models
 
 
@@ -105,12 +105,10 @@ def model_named(run: Path, codec: Codec, name: bytes) -> CodeModel | None:
     if name == NO_MODEL:
         return None
     for wanted in ("counts", "prior"):
-        try:
+        with contextlib.suppress(ConfigError, DataError):
             model = models_of(run, codec, wanted)[wanted]
-        except (ConfigError, DataError):
-            continue
-        if model is not None and model.fingerprint == name:
-            return model
+            if model is not None and model.fingerprint == name:
+                return model
     raise DataError(
         f"the bitstream is entropy-coded by the model {name.hex()}, which the run {run.name} does not have: its "
         f"prior was trained again, or {COUNTS} and the data were deleted"
@@ -176,23 +174,23 @@ def timed(function: Callable[..., Any], *args: Any) -> tuple[Any, float]:
 
 def stream_encode(codec: Codec, wave: np.ndarray, used: int) -> np.ndarray:
     """Encode a wave (L,) chunk by chunk. Raises :class:`ConfigError`."""
-    size = round(CHUNK * codec.rate)
-    chunks = np.split(wave, np.arange(size, len(wave), size))
-    return joined(codec.encode_stream(chunks, used), len(chunks))
+    return streamed(lambda chunks: codec.encode_stream(chunks, used), wave, round(CHUNK * codec.rate))
 
 
 def stream_decode(codec: Codec, codes: np.ndarray) -> np.ndarray:
     """Decode codes (n, q) chunk by chunk. Raises :class:`ConfigError`."""
-    size = max(1, round(CHUNK * codec.rate / codec.factor))
-    chunks = np.split(codes, np.arange(size, len(codes), size))
-    return joined(codec.decode_stream(chunks), len(chunks))
+    return streamed(codec.decode_stream, codes, max(1, round(CHUNK * codec.rate / codec.factor)))
 
 
-def joined(stream: Iterator[np.ndarray], chunks: int) -> np.ndarray:
-    """The parts of a stream as one array; prints the time that its chunks take."""
-    parts, seconds = zip(*(timed(next, stream) for _ in range(chunks)), strict=True)
+def streamed(
+    process: Callable[[Sequence[np.ndarray]], Iterator[np.ndarray]], whole: np.ndarray, size: int
+) -> np.ndarray:
+    """What is made of an array in chunks of so many rows, as one array; prints the time that the chunks take."""
+    chunks = np.split(whole, np.arange(size, len(whole), size))
+    stream = process(chunks)
+    parts, seconds = zip(*(timed(next, stream) for _ in chunks), strict=True)
     took = f"{1000 * np.mean(seconds):.1f} ms of computation each, at most {1000 * np.max(seconds):.1f} ms"
-    print(f"{'stream':<10}{chunks} chunks of {1000 * CHUNK:g} ms, {took}")
+    print(f"{'stream':<10}{len(chunks)} chunks of {1000 * CHUNK:g} ms, {took}")
     return np.concatenate([*parts, *stream])
 
 

@@ -70,7 +70,6 @@ def conversion(
     return figures, example_waves(world, speakers, conversions)
 
 
-@torch.no_grad()
 def in_voices(
     world: VoiceModel, source: Utterance, speakers: Sequence[int], generator: torch.Generator, temperature: float = 1.0
 ) -> list[np.ndarray]:
