@@ -70,11 +70,10 @@ def check_network(folder: Path, network: DictConfig) -> None:
 def load_actor(folder: Path, device: str | torch.device = "cpu") -> tuple[Tokenizer, ActorCritic]:
     """Load the tokenizer and the trained actor of a run. Raises :class:`RunError` if there is no actor."""
     settings = load_network(folder)
-    network, discount = settings.network, settings.get("discount")
     where = resolve_device(device) if isinstance(device, str) else device
     tokenizer = load_tokenizer(folder, where)
-    actor = build_actor(network, tokenizer, len(load_spec(folder).action_names)).to(where)
-    actor.discount = discount
+    actor = build_actor(settings.network, tokenizer, len(load_spec(folder).action_names)).to(where)
+    actor.discount = settings.get("discount")
     load_weights(actor, folder / AGENT, TRAIN_FIRST)
     return tokenizer, actor.eval().requires_grad_(False)
 

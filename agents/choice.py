@@ -48,7 +48,7 @@ def find_agent_run(config: DictConfig, spec: Spec) -> Path | None:
     if config.run is None and not needs:
         return None
     holding = str(getattr(find(config.agent.get("_target_"), "agent._target_"), "needs", PRIOR)) if needs else PRIOR
-    folder = find_run(config.runs, config.run, holding, suits=lambda run: _same_environment(load_spec(run), spec))
+    folder = find_run(config.runs, config.run, holding, suits=lambda run: _identity(load_spec(run)) == _identity(spec))
     if not (folder / holding).is_file():
         raise RunError(f"the run {folder} has no {holding}, which this agent needs; train it, or choose another run=…")
     trained = load_spec(folder)
@@ -61,21 +61,21 @@ def find_agent_run(config: DictConfig, spec: Spec) -> Path | None:
     return folder
 
 
-def _same_environment(one: Spec, other: Spec) -> bool:
-    def key(spec: Spec) -> tuple[Any, ...]:
-        return spec.env_id, spec.env_kwargs, spec.frame_shape, spec.action_names
+def _identity(spec: Spec) -> tuple[Any, ...]:
+    """What two environments have in common if they are the same."""
+    return spec.env_id, spec.env_kwargs, spec.frame_shape, spec.action_names
 
-    return key(one) == key(other)
+
+def arguments_of(config: DictConfig) -> dict[str, Any]:
+    """The settings of the group agent without those of its learner."""
+    node: Any = OmegaConf.to_container(config.agent, resolve=True)
+    return {name: value for name, value in node.items() if name not in LEARNER_SETTINGS}
 
 
 def build_agent(config: DictConfig, run: Path | None, folder: Path) -> Agent:
     """Build the agent of the settings, with its arguments ``run`` and ``folder``, if any. Raises ConfigError."""
-    node = OmegaConf.to_container(config.agent, resolve=True)
-    assert isinstance(node, dict)
-    settings = {str(key): value for key, value in node.items() if key not in LEARNER_SETTINGS}
-    for key, value in (("run", run), ("folder", folder)):
-        if key in settings:
-            settings[key] = str(value)
+    settings = arguments_of(config)
+    settings |= {key: str(value) for key, value in (("run", run), ("folder", folder)) if key in settings}
     agent = build(settings, "agent")
     if not isinstance(agent, Agent):
         raise ConfigError(f"{settings.get('_target_')} is no agent; choose one of {', '.join(choices()['agent'])}")

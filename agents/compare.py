@@ -26,7 +26,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _compare(argv: Sequence[str] | None) -> None:
-    """Parse, read, compare, print, write."""
     parser = Parser("python -m worldmodel.agents.compare", description=__doc__)
     parser.add_argument("files", nargs="+", type=expanded, metavar="metrics.json", help="evaluations, or their folders")
     parser.add_argument(

@@ -115,17 +115,18 @@ def compare(agents: Evaluations) -> dict[str, Any]:
         agent: {name: stratified(statistic, sheet[name]) for name, (_, _, statistic) in MEASURES.items()}
         for agent, sheet in sheets.items()
     }
-    pairs = []
-    for one, other in itertools.combinations(agents, 2):
-        better = stratified(probability_of_improvement, sheets[one]["return"], sheets[other]["return"])
-        pairs.append(
-            {
-                "one": one,
-                "other": other,
-                "probability_of_improvement": better.to_json(),
-                "apart": {name: disjoint(intervals[one][name], intervals[other][name]) for name in MEASURES},
-            }
-        )
+    returns = {agent: sheet["return"] for agent, sheet in sheets.items()}
+    pairs = [
+        {
+            "one": one,
+            "other": other,
+            "probability_of_improvement": stratified(
+                probability_of_improvement, returns[one], returns[other]
+            ).to_json(),
+            "apart": {name: disjoint(intervals[one][name], intervals[other][name]) for name in MEASURES},
+        }
+        for one, other in itertools.combinations(agents, 2)
+    ]
     first = next(iter(agents.values()))[0]
     results = {
         agent: {

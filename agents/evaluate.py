@@ -35,7 +35,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 @entry_point("worldmodel.agents.evaluate", __doc__, add_flags)
 def main(args: argparse.Namespace, config: Config) -> None:
-    """Evaluate the agent and print the results."""
     from worldmodel.agents import report  # slow: imports torch
     from worldmodel.agents.choice import agent_name_of
     from worldmodel.agents.evaluation import Settings, evaluate

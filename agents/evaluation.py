@@ -13,9 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from worldmodel.agents import report
 from worldmodel.agents.actor import SETTINGS
-from worldmodel.agents.choice import LEARNER_SETTINGS, agent_folder, build_agent, find_agent_run
+from worldmodel.agents.choice import agent_folder, arguments_of, build_agent, find_agent_run
 from worldmodel.agents.comparison import interquartile_mean, stratified
-from worldmodel.agents.dreamt_returns import ReturnPairs, Window, dream_returns, episode_windows
+from worldmodel.agents.dreamt_returns import Window, dream_returns, episode_windows
 from worldmodel.agents.playing import UnfinishedEvaluation, play
 from worldmodel.evaluation.metrics import mean_interval
 from worldmodel.recording.recorder import ActionSource, FrameSource, Order, Recording
@@ -44,7 +44,6 @@ class Settings:
         return "ended by itself, the last two rewards positive together"  # part of metrics.json, which compare reads
 
     def succeeded(self, episode: Episode) -> bool:
-        """Whether the episode is a success."""
         if self.success is not None:
             return bool(episode.rewards.sum() >= self.success)
         # Two rewards, because the rewarded event can be one step before the end, as in ViZDoom's scenario basic.
@@ -78,10 +77,8 @@ class EpisodeMeasurements:
         if self.planned_episode is None and any(played.plans):
             self.planned_episode = played
         if self.context is not None:
-            settings = self.settings
-            self.windows[number] = episode_windows(
-                episode, number, self.context, settings.horizon, settings.starts, self.seed
-            )
+            size = self.settings.horizon, self.settings.starts
+            self.windows[number] = episode_windows(episode, number, self.context, *size, self.seed)
 
     def column(self, name: str) -> np.ndarray:
         """One measurement of every episode, in order, (E,) float64."""
@@ -141,14 +138,6 @@ def play_episodes(
         on_steps(0)
 
 
-def dream_windows(world: WorldModel, measured: EpisodeMeasurements, bars: Bars) -> ReturnPairs:
-    """Dream the windows of all episodes."""
-    windows = [window for number in sorted(measured.windows) for window in measured.windows[number]]
-    task = bars.add_task("dreams", total=len(windows))
-    temperature, seed = measured.settings.temperature, measured.seed
-    return dream_returns(world, windows, temperature, seed, lambda done: bars.update(task, completed=done))
-
-
 def evaluate(config: DictConfig, settings: Settings, agent_name: str, name: str, command: str) -> dict[str, Any]:
     """Play, measure and write; returns the content of ``metrics.json``.
 
@@ -170,9 +159,26 @@ def evaluate(config: DictConfig, settings: Settings, agent_name: str, name: str,
     with UnfinishedEvaluation(folder, spec, episode_settings(config, run, folder)) as kept:
         with bars:
             play_episodes(make_env, agent, count, longest, workers, measured, kept, bars)
-            metrics = evaluation_settings(config, spec, run, name, agent_name, command) | measured.to_json()
+            metrics = {
+                "agent": name,
+                "choice": agent_name,
+                "env": str(config.env.name),
+                "environment": spec.env_id,
+                "env_kwargs": spec.env_kwargs,
+                "run": None if run is None else run.name,
+                "seed": measured.seed,
+                "longest": longest,
+                "settings": OmegaConf.to_container(config.agent, resolve=True),
+                "command": command,
+                **measured.to_json(),
+            }
             if world is not None:
-                metrics["dream"] = dream_windows(world, measured, bars).to_json(settings.horizon, int(config.seed))
+                windows = [window for number in sorted(measured.windows) for window in measured.windows[number]]
+                task = bars.add_task("dreams", total=len(windows))
+                pairs = dream_returns(
+                    world, windows, settings.temperature, measured.seed, lambda done: bars.update(task, completed=done)
+                )
+                metrics["dream"] = pairs.to_json(settings.horizon, measured.seed)
         metrics["folder"] = str(folder)
         replace_text(folder / "metrics.json", json.dumps(metrics, indent=1))
         save_report(folder, metrics, measured, spec, world)
@@ -184,11 +190,9 @@ def episode_settings(config: DictConfig, run: Path | None, folder: Path) -> dict
     """All settings and files that determine episode i; stored episodes with other values are not used."""
     files = [path for parent in (run, folder) if parent is not None for path in parent.glob("*.*")]
     files = [path for path in files if path.suffix in (".safetensors", ".zip") or path.name == SETTINGS]
-    agent = OmegaConf.to_container(config.agent, resolve=True)
-    assert isinstance(agent, dict)
     return {
         "env": OmegaConf.to_container(config.env, resolve=True),
-        "agent": {name: value for name, value in agent.items() if name not in LEARNER_SETTINGS},
+        "agent": arguments_of(config),
         "run": None if run is None else run.name,
         "seed": int(config.seed),
         "longest": int(config.collect.longest),
@@ -196,30 +200,11 @@ def episode_settings(config: DictConfig, run: Path | None, folder: Path) -> dict
     }
 
 
-def evaluation_settings(
-    config: DictConfig, spec: Spec, run: Path | None, name: str, agent_name: str, command: str
-) -> dict[str, Any]:
-    """The settings of an evaluation, as they are written into ``metrics.json``."""
-    return {
-        "agent": name,
-        "choice": agent_name,
-        "env": str(config.env.name),
-        "environment": spec.env_id,
-        "env_kwargs": spec.env_kwargs,
-        "run": None if run is None else run.name,
-        "seed": int(config.seed),
-        "longest": int(config.collect.longest),
-        "settings": OmegaConf.to_container(config.agent, resolve=True),
-        "command": command,
-    }
-
-
 def save_report(
     folder: Path, metrics: dict[str, Any], measured: EpisodeMeasurements, spec: Spec, world: WorldModel | None
 ) -> None:
-    """Write the plots and the videos."""
     report.save_plots(folder / "report.png", metrics)
-    shown: list[Recording] = [measured.in_videos[number] for number in sorted(measured.in_videos)]
+    shown = [measured.in_videos[number] for number in sorted(measured.in_videos)]
     if shown:
         report.save_episodes(folder / "episodes.mp4", shown, spec)
     if shown and world is not None:

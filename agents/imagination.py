@@ -200,7 +200,6 @@ class ImaginationObjective(Objective):
             metrics=metrics,
         )
 
-    @torch.no_grad()
     def start_states(self, batch: Segment) -> tuple[PriorState, RecentFrames]:
         """States of the world model and the actor at the last frames of segments of codes."""
         assert batch.codes is not None, "an agent is trained on segments of codes"
@@ -213,7 +212,6 @@ class ImaginationObjective(Objective):
             state, recent = prior.observe(state, grids, action), recent.appended(grids, action)
         return state, recent
 
-    @torch.no_grad()
     def _return_spread(self, returns: Tensor) -> Tensor:
         """Moving average of the spread of returns (N, H), corrected for its start at 0."""
         if not len(returns):

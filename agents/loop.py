@@ -85,21 +85,13 @@ class AgentStage(Stage):
         return ImaginationObjective(self.world, model, **self.dream)
 
 
-@dataclasses.dataclass(frozen=True)
-class Round:
-    """One round of the loop."""
-
-    number: int  # from 1
-    run: str  # name of its run
-    steps: int  # of the environment, including those of previous rounds
-
-
-def plan_rounds(name: str, steps: int, rounds: int) -> list[Round]:
-    """The rounds, which share the steps evenly. Raises :class:`ConfigError` for fewer steps than rounds."""
+def plan_rounds(name: str, steps: int, rounds: int) -> list[tuple[str, int]]:
+    """For each round, the name of its run and the steps of the environment up to its end; the rounds share the steps
+    evenly. Raises :class:`ConfigError` for fewer steps than rounds."""
     if rounds > steps:
         raise ConfigError(f"agent.learner.rounds is {rounds}; choose from 1 to the number of steps, {steps}")
     names = [f"{name}-round{number}" for number in range(1, rounds)] + [name]
-    return [Round(i + 1, each, steps * (i + 1) // rounds) for i, each in enumerate(names)]
+    return [(each, steps * number // rounds) for number, each in enumerate(names, 1)]
 
 
 def learn(config: DictConfig, **options: Annotated[Any, PassedTo(LearnerSettings)]) -> Path:
@@ -120,15 +112,14 @@ def learn(config: DictConfig, **options: Annotated[Any, PassedTo(LearnerSettings
     name = str(config.run or f"{config.stem}-agent" + (f"-seed{config.seed}" if config.seed else ""))
     if str(config.data) == f"data/{config.source.name}":
         config.data = f"data/{name}"  # an agent has its own data, whose steps are counted
-    previous: Round | None = None
-    folder = Path(config.runs) / name
-    for current in plan_rounds(name, config.steps, settings.rounds):
-        print(f"round {current.number} of {settings.rounds}: {current.steps:,} steps")
-        collect_steps(config, settings, current, previous)
-        config.run = current.run
-        folder = train(config, weights_of=None if previous is None else previous.run)
-        train_actor(config, settings, folder, None if previous is None else Path(config.runs) / previous.run)
-        previous = current
+    previous: Path | None = None
+    for number, (run, steps) in enumerate(plan_rounds(name, config.steps, settings.rounds), 1):
+        print(f"round {number} of {settings.rounds}: {steps:,} steps")
+        collect_steps(config, settings, steps, previous)
+        config.run = run
+        folder = train(config, weights_of=None if previous is None else previous.name)
+        train_actor(config, settings, folder, previous)
+        previous = folder
     save_returns(EpisodeStore.open(str(config.data)), folder)
     print(f"the agent is in {folder}; python -m worldmodel.agents.evaluate agent=actor_critic run={folder.name}")
     return folder
@@ -160,16 +151,16 @@ def learn_in_dream(config: DictConfig, settings: LearnerSettings) -> Path:
     return folder
 
 
-def collect_steps(config: DictConfig, settings: LearnerSettings, current: Round, previous: Round | None) -> None:
-    """Collect the missing steps of a round with the explorer or the actor of the previous round."""
-    missing = current.steps - recorded(config)
+def collect_steps(config: DictConfig, settings: LearnerSettings, steps: int, previous: Path | None) -> None:
+    """Collect what is missing of so many steps with the explorer or the actor of the run ``previous``."""
+    missing = steps - recorded(config)
     if missing <= 0:
         return
     if previous is None:
         agent: ActionSource = build(OmegaConf.to_container(config.explorer, resolve=True), "explorer")
     else:
         agent = ActorCriticAgent(
-            Path(config.runs) / previous.run,
+            previous,
             random_action_probability=settings.random_action_probability,
             max_repeat=settings.max_repeat,
         )
@@ -195,15 +186,10 @@ def train_actor(config: DictConfig, settings: LearnerSettings, folder: Path, pre
 
 
 def save_returns(store: EpisodeStore, folder: Path) -> None:
-    """Write and plot the returns of the collected episodes over the steps of the environment."""
-    curve = episode_returns(store)
+    """Write and plot, for every collected episode, the steps up to its end and the sum of its rewards."""
+    episodes = [store.episode(number) for number in range(len(store))]
+    ends = itertools.accumulate(episode.steps for episode in episodes)
+    curve = [(end, float(episode.rewards.sum())) for end, episode in zip(ends, episodes, strict=True)]
     lines = (json.dumps({"step": step, "return": value}) + "\n" for step, value in curve)
     replace_text(folder / RETURNS, "".join(lines))
     plot_returns(folder, curve)
-
-
-def episode_returns(store: EpisodeStore) -> list[tuple[int, float]]:
-    """For every episode in the order of recording, the steps up to its end and the sum of its rewards."""
-    episodes = [store.episode(number) for number in range(len(store))]
-    ends = itertools.accumulate(episode.steps for episode in episodes)
-    return list(zip(ends, (float(episode.rewards.sum()) for episode in episodes), strict=True))

@@ -122,7 +122,6 @@ class MCTSAgent(Planner):
             for row, (reward, discount) in enumerate(pairs)
         ]  # fmt: skip
 
-    @torch.no_grad()
     def _estimate(self, model: PlanningModel, state: EpisodeState) -> tuple[np.ndarray, np.ndarray]:
         """Action priors (B, A) and values (B,) of new nodes."""
         estimate, rows = model.evaluate(state), len(state.grids)

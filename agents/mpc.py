@@ -90,13 +90,15 @@ class MPCAgent(Planner):
             elites, weights = self._choose(evaluated.returns)
             chosen = F.one_hot(evaluated.actions[elites], model.num_actions).float()  # (E, L, A)
             elite_probabilities = torch.einsum("e,ela->la", weights, chosen)
-            probabilities = self._floor(self.smoothing * probabilities + (1 - self.smoothing) * elite_probabilities)
+            probabilities = self.smoothing * probabilities + (1 - self.smoothing) * elite_probabilities
+            probabilities = (1 - self.explore) * probabilities + self.explore / model.num_actions
             if self.out_of_time:
                 break
             count = max(self.elites, self.candidates >> number + 1) if model.stochastic else self.candidates
             repeated = evaluated.actions[elites[: -(-count // ELITE_INTERVAL)]]
             actions, guided = torch.cat([repeated, self._draw(probabilities, count - len(repeated))]), 0
-        first = self._pick(elite_probabilities[0])
+        likely = (elite_probabilities[0] >= elite_probabilities[0].max() - 1e-6).nonzero().flatten().tolist()
+        first = likely[int(self._rng.integers(len(likely)))]
         best = int(elites[evaluated.actions[elites, 0] == first][0])
         self._last = evaluated.actions[best], probabilities
         return self._plan_of(model, evaluated, best)
@@ -116,7 +118,6 @@ class MPCAgent(Planner):
         guided = int(self.guided * self.candidates) if model.actor is not None else 0
         return probabilities, actions, guided
 
-    @torch.no_grad()
     def evaluate_candidates(
         self, model: PlanningModel, state: EpisodeState, actions: Tensor, guided: int = 0
     ) -> EvaluatedCandidates:
@@ -135,7 +136,8 @@ class MPCAgent(Planner):
             if guided:
                 estimate = model.evaluate(select_rows(state, slice(rows - guided * samples, None, samples)))
                 assert estimate is not None, "guided candidates need an actor"
-                actions[-guided:, decision] = self._draw_each(estimate.policy)
+                drawn = torch.multinomial(estimate.policy, 1, generator=self._generator)
+                actions[-guided:, decision] = drawn[:, 0]
             transition, state = model.imagine(state, actions[:, decision].repeat_interleave(samples), self._generator)
             returns = returns + weights * transition.rewards
             weights = weights * transition.discounts
@@ -155,23 +157,11 @@ class MPCAgent(Planner):
         scores = self.sharpness * (returns[elites] - returns[elites[0]]) / spread
         return elites, scores.softmax(0)
 
-    def _pick(self, weights: Tensor) -> int:
-        """The action with the highest of the weights (A,); ties are broken at random."""
-        best = (weights >= weights.max() - 1e-6).nonzero().flatten().tolist()
-        return int(best[int(self._rng.integers(len(best)))])
-
-    def _floor(self, probabilities: Tensor) -> Tensor:
-        return (1 - self.explore) * probabilities + self.explore / probabilities.shape[-1]
-
     def _draw(self, probabilities: Tensor, count: int) -> Tensor:
         """Draw sequences (count, L) from distributions (L, A)."""
         if not count:
             return torch.empty(0, len(probabilities), dtype=torch.int64, device=probabilities.device)
         return torch.multinomial(probabilities, count, replacement=True, generator=self._generator).T
-
-    def _draw_each(self, probabilities: Tensor) -> Tensor:
-        """Draw one action (N,) from each distribution (N, A)."""
-        return torch.multinomial(probabilities, 1, generator=self._generator)[:, 0]
 
     def _plan_of(self, model: PlanningModel, evaluated: EvaluatedCandidates, best: int) -> Plan:
         """One candidate with its first sampled future."""

@@ -113,7 +113,6 @@ class NoveltyExplorer(StickyExplorer):
             actions += [action] * length
         return actions[: self.horizon], first
 
-    @torch.no_grad()
     def novelty(self, actions: list[list[int]]) -> Tensor:
         """Mean novelty of the frames imagined under sequences of actions, (sequences,) bits per frame."""
         assert self._world is not None

@@ -21,9 +21,6 @@ from worldmodel.types import Spec
 SECONDS = 1.0
 """Interval of the progress reports; an episode of a planner can take many minutes."""
 
-OnSteps = Callable[[int], bool]
-"""A callback that receives the number of steps since the last call and returns whether to continue."""
-
 UNFINISHED = "unfinished"
 
 
@@ -32,9 +29,10 @@ def play(
     agent: ActionSource,
     orders: Sequence[Order],
     workers: int = 1,
-    on_steps: OnSteps = lambda steps: True,
+    on_steps: Callable[[int], bool] = lambda steps: True,
 ) -> Iterator[Recording]:
-    """Whole episodes, in the order in which they finish; ``on_steps`` is called about once a second.
+    """Whole episodes, in the order in which they finish; ``on_steps`` is called about once a second with the number of
+    steps since its last call, and returns whether to continue.
 
     One worker plays in this process, for others ``make_env`` and ``agent`` must be picklable. Raises :class:`EnvError`
     if the environment or a process fails repeatedly, and the errors of the agent, from another process as EnvError.
@@ -96,7 +94,6 @@ class UnfinishedEvaluation:
                 yield Recording(episode, number=int(match[1]), seconds=float(match[2]))
 
     def add(self, played: Recording) -> None:
-        """Store an episode."""
         self._store.append(played.episode, held_out=False, key=f"{played.number} in {played.seconds!r} s")
 
     def discard(self) -> None:

@@ -13,6 +13,7 @@ import torch
 from worldmodel import media
 from worldmodel.agents.actor_critic import reach
 from worldmodel.agents.base import Plan
+from worldmodel.agents.planner import PlanningModel
 from worldmodel.errors import ConfigError
 from worldmodel.evaluation.report import number
 from worldmodel.media import plots
@@ -85,11 +86,7 @@ def save_episodes(path: Path, played: Sequence[Recording], spec: Spec) -> Path:
 
 def save_plans(path: Path, played: Recording, world: WorldModel) -> Path:
     """Write a video of an episode with recorded plans, and next to each frame those imagined for it before."""
-
-    def decode(grids: np.ndarray) -> np.ndarray:
-        return world.tokenizer.decode(torch.from_numpy(grids).to(world.device)).cpu().numpy()
-
-    plans = [plan and dataclasses.replace(plan, decode=decode) for plan in played.plans]
+    plans = [plan and dataclasses.replace(plan, decode=PlanningModel(world).decode) for plan in played.plans]
     return save_plan(path, played.episode, plans, world.spec.action_names, world.spec.rate)
 
 

@@ -13,6 +13,7 @@ import torch
 from gymnasium.spaces import Box, Discrete, MultiDiscrete, Space
 
 from worldmodel.agents.base import Agent, check_actions, choose
+from worldmodel.config.cli import one_line
 from worldmodel.errors import ConfigError, RunError
 from worldmodel.runs.models import load_tokenizer, resolve_device
 from worldmodel.tokenizers import Tokenizer
@@ -83,8 +84,7 @@ def load_policy(folder: Path, info: PolicyInfo, device: str | torch.device = "cp
         weights = load_from_zip_file(folder / WEIGHTS, load_data=False, device="cpu")[1]["policy"]
         policy.load_state_dict(weights)
     except Exception as error:  # torch and zipfile raise various errors for damaged files
-        reason = " ".join(str(error).split())[:120]
-        raise RunError(f"{folder / WEIGHTS} is missing or damaged ({reason}); {TRAIN_FIRST}") from error
+        raise RunError(f"{folder / WEIGHTS} is missing or damaged ({one_line(error)[:120]}); {TRAIN_FIRST}") from error
     return policy.to(device).set_training_mode(False) or policy
 
 

@@ -18,7 +18,8 @@ from omegaconf import DictConfig
 from worldmodel.agents.actor import RETURNS
 from worldmodel.agents.choice import agent_folder, find_agent_run
 from worldmodel.agents.report import plot_returns
-from worldmodel.agents.sb3 import INSTALL, SETTINGS, TRAIN_FIRST, WEIGHTS, PolicyInfo, View, require_sb3
+from worldmodel.agents.sb3 import INSTALL, SETTINGS, TRAIN_FIRST, WEIGHTS, PolicyInfo, View
+from worldmodel.config.cli import one_line
 from worldmodel.errors import ConfigError, RunError
 from worldmodel.runs.data import env_maker, spec_of
 from worldmodel.runs.folder import claim
@@ -60,7 +61,6 @@ class DreamVecEnv(VecEnv):
     def __init__(self, envs: gymnasium.vector.VectorEnv[Any, Any, Any]):
         self.envs = envs
         space = envs.single_observation_space
-        self._pixels = isinstance(space, Box)
         if isinstance(space, Box):
             height, width, channels = space.shape
             space = Box(0, 255, (channels, height, width), np.uint8)
@@ -93,7 +93,7 @@ class DreamVecEnv(VecEnv):
 
     def _frames(self, seen: np.ndarray) -> np.ndarray:
         """(…, H, W, C) → (…, C, H, W), as in the real environments; codes are unchanged."""
-        return np.ascontiguousarray(np.moveaxis(seen, -1, -3)) if self._pixels else seen
+        return np.ascontiguousarray(np.moveaxis(seen, -1, -3)) if isinstance(self.observation_space, Box) else seen
 
     def close(self) -> None:
         self.envs.close()
@@ -211,8 +211,7 @@ def make_model(envs: VecEnv, info: PolicyInfo, settings: LearnerSettings, seed: 
         # Every resumed training needs another seed, or it would repeat the same random actions.
         return PPO(info.policy, monitored, seed=seed + info.steps, device=device, **options)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"PPO does not work with agent.learner: {reason}") from error
+        raise ConfigError(f"PPO does not work with agent.learner: {one_line(error)[:200]}") from error
 
 
 def restore(model: PPO, folder: Path, info: PolicyInfo) -> None:
@@ -220,9 +219,8 @@ def restore(model: PPO, folder: Path, info: PolicyInfo) -> None:
     try:
         model.set_parameters(str(folder / WEIGHTS), device=model.device)  # reads only tensors
     except Exception as error:  # torch and zipfile raise various errors for damaged files
-        reason = " ".join(str(error).split())[:120]
-        raise RunError(f"{folder / WEIGHTS} is missing or damaged ({reason}); remove {folder / SETTINGS} and "
-                       f"{TRAIN_FIRST}") from error  # fmt: skip
+        raise RunError(f"{folder / WEIGHTS} is missing or damaged ({one_line(error)[:120]}); remove "
+                       f"{folder / SETTINGS} and {TRAIN_FIRST}") from error  # fmt: skip
     model.num_timesteps = info.steps
     scale = model.get_vec_normalize_env()
     if scale is not None and info.reward is not None:
@@ -236,7 +234,6 @@ def learn(config: DictConfig, **settings: Annotated[Any, PassedTo(LearnerSetting
     Raises :class:`ConfigError` without the package or for invalid settings, the errors of environments and runs, and
     KeyboardInterrupt after an interruption; finished work is kept.
     """
-    require_sb3()
     make_env = env_maker(config)
     spec = spec_of(make_env)
     run = find_agent_run(config, spec)

@@ -24,7 +24,6 @@ from worldmodel.errors import RunError
 
 @entry_point("worldmodel.agents.train", __doc__)
 def main(args: argparse.Namespace, config: Config) -> None:
-    """Find the learner of the agent and run it."""
     from worldmodel.agents.choice import agent_name_of, find_learner  # slow: imports torch
 
     learn = find_learner(config, agent_name_of(args.overrides, config))

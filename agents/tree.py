@@ -50,7 +50,7 @@ class Node:
     def select(self, bounds: Bounds, rng: np.random.Generator) -> int:
         """The action with the highest upper bound (PUCT; *MuZero*, eq. 2); ties are broken at random.
 
-        Pending simulations count as visits without a return (Liu et al., *OnSteps the Unobserved*, 2020), so that the
+        Pending simulations count as visits without a return (Liu et al., *Watch the Unobserved*, 2020), so that the
         simulations of a batch take different paths.
         """
         visits = self.visits + self.pending
@@ -126,7 +126,6 @@ def select_path(root: Node, bounds: Bounds, widening: Widening, rng: np.random.G
 
 
 def mark_pending(path: list[PathStep]) -> None:
-    """Mark a simulation as pending."""
     for node, action, outcome in path:
         node.pending[action] += 1
         if outcome is None:
