@@ -122,18 +122,19 @@ def test_dreams_of_different_ages_are_stepped_together(dreamer: Dreamer, name: s
     assert same([together[1]], [moment for _, moment in one.step([Order(young, 1, 1.0)])])
 
 
-def test_steps_that_wait_together_are_one_pass(dreamer: Dreamer) -> None:
+def test_steps_that_wait_together_are_one_pass(dreamer: Dreamer, monkeypatch: pytest.MonkeyPatch) -> None:
     begun = [dreamer.begin(dreamer.read(Place(seed, 0)), seed) for seed in range(8)]
     orders = [Order(moment, 1, 1.0) for moment in begun]
 
     async def ask(batcher: Batcher) -> list[Moment]:
         return await asyncio.gather(*(batcher.step(order) for order in orders))
 
-    batcher = Batcher(dreamer)
+    batcher, step, passes = Batcher(dreamer), dreamer.step, list[int]()
+    monkeypatch.setattr(dreamer, "step", lambda together: passes.append(len(together)) or step(together))
     found = asyncio.run(ask(batcher))
     batcher.close()
-    assert batcher.largest == 8
-    assert same(found, [moment for order in orders for _, moment in dreamer.step([order])])
+    assert passes == [8]
+    assert same(found, [moment for order in orders for _, moment in step([order])])
 
 
 def test_a_dream_is_that_of_the_dream_command(dreamer: Dreamer) -> None:

@@ -54,9 +54,8 @@ def convert(graph: Graph, path: Path, rows: int | None) -> None:
     ONNX Runtime computes what is constant, which takes a second; the optimiser of onnxscript takes half a minute.
     """
     with _quiet(), tempfile.TemporaryDirectory() as folder:
-        program = _program(graph, rows)
+        program, raw = _program(graph, rows), Path(folder) / path.name
         names: dict[str, Any] = {"input_names": list(graph.inputs), "output_names": list(graph.outputs)}
-        raw = Path(folder) / path.name
         file = torch.onnx.export(
             program, opset_version=OPSET, optimize=False, external_data=False, verbose=False, **names
         )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from worldmodel.errors import ConfigError
 from worldmodel.heads import Head
-from worldmodel.priors import Prior
+from worldmodel.priors import Prior, map_state
 from worldmodel.priors.base import Trunk
 from worldmodel.tokenizers import Tokenizer
 from worldmodel.tokenizers.base import as_float
@@ -71,8 +70,9 @@ class Context(nn.Module):
         self.trunk, self.state = trunk, trunk.begin(1)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        *state, previous, actions = inputs
-        contexts, after = self.trunk.step(rebuilt(self.state, iter(state)), previous, actions)
+        *tensors, previous, actions = inputs
+        rest = iter(tensors)
+        contexts, after = self.trunk.step(map_state(lambda _: next(rest), self.state), previous, actions)
         return contexts, *leaves(after).values()
 
 
@@ -120,14 +120,6 @@ def leaves(tree: Any, name: str = "") -> dict[str, Tensor]:
     fields = getattr(tree, "_fields", range(len(tree)))
     branches = (leaves(part, f"{name}.{field}".lstrip(".")) for field, part in zip(fields, tree, strict=True))
     return {key: value for branch in branches for key, value in branch.items()}
-
-
-def rebuilt(like: Any, tensors: Iterator[Tensor]) -> Any:
-    """A state of the same shape as another one, from its tensors in their order."""
-    if isinstance(like, Tensor):
-        return next(tensors)
-    parts = [rebuilt(part, tensors) for part in like]
-    return type(like)(*parts) if hasattr(like, "_fields") else tuple(parts)
 
 
 def graphs_of(world: WorldModel) -> tuple[Graph, ...]:

@@ -58,10 +58,10 @@ def compare(world: WorldModel, folder: Path, frames: int = FRAMES) -> dict[str, 
     """
     run = {name: _session(folder / f"{name}.onnx") for name in ("encoder", "decoder", "prior")}
     found = {name: Differences() for name in run}
-    for step in _dream(world, frames):
-        for name, value in run["prior"](step.inputs).items():
-            found["prior"].add(name, value, step.outputs[name])
-        codes = step.outputs["codes"]
+    for inputs, outputs in _dream(world, frames):
+        for name, value in run["prior"](inputs).items():
+            found["prior"].add(name, value, outputs[name])
+        codes = outputs["codes"]
         picture = world.tokenizer.decode(codes)
         found["decoder"].add("frames", run["decoder"]({"codes": codes})["frames"], picture)
         found["encoder"].add("codes", run["encoder"]({"frames": picture})["codes"], world.tokenizer.encode(picture))
@@ -74,15 +74,9 @@ def compare(world: WorldModel, folder: Path, frames: int = FRAMES) -> dict[str, 
     return found
 
 
-@dataclasses.dataclass
-class _Step:
-    inputs: dict[str, Tensor]
-    outputs: dict[str, Tensor]
-
-
 @torch.no_grad()
-def _dream(world: WorldModel, frames: int) -> Iterator[_Step]:
-    """The steps of one dream in PyTorch. Every state is PyTorch's, so that a difference does not add up."""
+def _dream(world: WorldModel, frames: int) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    """Inputs and outputs of each step of a dream in PyTorch, whose states are PyTorch's: no difference adds up."""
     prior, source = world.prior, torch.Generator().manual_seed(0)
     state = prior.begin(1)
     for number in range(frames):
@@ -98,7 +92,7 @@ def _dream(world: WorldModel, frames: int) -> Iterator[_Step]:
         }
         inputs = {**leaves(state.trunk, "trunk"), "previous": state.previous, **given}
         outputs = {"codes": step.codes, "reward": step.rewards, "end": step.ends, **leaves(after.trunk, "next.trunk")}
-        yield _Step(inputs, outputs)
+        yield inputs, outputs
         state = after
 
 

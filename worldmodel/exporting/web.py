@@ -15,8 +15,7 @@ from torch import Tensor
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.exporting.graphs import leaves
 from worldmodel.serving.dreams import Dreamer, rgba
-from worldmodel.serving.keys import action_keys
-from worldmodel.types import Spec
+from worldmodel.serving.keys import page_facts
 
 VERSION = "1.30.0"
 ADDRESS = f"https://cdn.jsdelivr.net/npm/onnxruntime-web@{VERSION}/dist/"
@@ -46,7 +45,9 @@ def write_page(dreamer: Dreamer, run: str, manifest: dict[str, Any], folder: Pat
     Raises :class:`ConfigError` for a folder without the runtime, :class:`DataError` without a place to start from.
     """
     where = {"runtime": public_runtime() if runtime is None else copy_runtime(runtime, folder / "runtime")}
-    world = {**manifest, "hello": hello(run, dreamer.world.spec), **where, "starts": starts(dreamer)}
+    # What the page cannot do without a server is not offered.
+    hello = page_facts(run, dreamer.world.spec, beside=False, agent=False, other_starts=False, suffixes=["png"])
+    world = {**manifest, "hello": hello, **where, "starts": starts(dreamer)}
     host = "" if runtime is not None else ADDRESS
     for package in ("worldmodel.serving", "worldmodel.exporting"):  # the latter has another connection.js
         for entry in (resources.files(package) / "page").iterdir():
@@ -57,20 +58,6 @@ def write_page(dreamer: Dreamer, run: str, manifest: dict[str, Any], folder: Pat
     policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY.format(host=host)}">\n'
     index.write_text(index.read_text().replace('<meta name="viewport"', policy + '<meta name="viewport"', 1))
     (folder / "world.json").write_text(json.dumps(world, separators=(",", ":")))
-
-
-def hello(run: str, spec: Spec) -> dict[str, Any]:
-    """What the page is built from; what it cannot do without a server is not offered."""
-    return {
-        "run": run,
-        "environment": spec.env_id,
-        "rate": spec.rate,
-        "beside": False,
-        "agent": False,
-        "other_starts": False,
-        "suffixes": ["png"],
-        "actions": [key._asdict() for key in action_keys(spec.action_names)],
-    }
 
 
 def starts(dreamer: Dreamer) -> list[dict[str, Any]]:

@@ -9,28 +9,26 @@ import json
 import logging
 import time
 from collections.abc import Awaitable
-from importlib import resources
+from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route, WebSocketRoute
+from starlette.responses import FileResponse
+from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from worldmodel.errors import WorldModelError
 from worldmodel.serving.batching import Batcher
-from worldmodel.serving.beside import Beside
-from worldmodel.serving.driver import Driver, MakeAgent
 from worldmodel.serving.guard import Guard
-from worldmodel.serving.keys import action_keys
+from worldmodel.serving.keys import page_facts
 from worldmodel.serving.messages import ProtocolError, Suffix, parse
-from worldmodel.serving.simulator import MakeEnv, Simulator
-from worldmodel.serving.visits import Visit
+from worldmodel.serving.simulator import Beside, MakeEnv, Simulator
+from worldmodel.serving.visits import Driver, MakeAgent, Visit
 from worldmodel.types import Spec
 
-TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+PAGE = Path(__file__).parent / "page"
 POLICY_VIOLATION, TRY_AGAIN = 1008, 1013  # codes of RFC 6455 and its registry
 Result = TypeVar("Result")
 
@@ -48,67 +46,34 @@ class Limits:
     idle_seconds: float = 600.0  # without a message, or without reading what is sent
 
 
+@dataclasses.dataclass(eq=False)
 class Server:
     """The visitors of one world model, and the application that they connect to."""
 
-    def __init__(
-        self,
-        run: str,
-        spec: Spec,
-        batcher: Batcher,
-        guard: dict[str, Any],
-        limits: Limits | None = None,
-        make_env: MakeEnv | None = None,
-        make_agent: MakeAgent | None = None,
-    ):
-        self.run, self.spec, self.batcher, self.limits = run, spec, batcher, limits or Limits()
-        self.make_env = make_env  # of the environment that is shown beside the dreams
-        self.make_agent = make_agent  # of the agent that may act in the dreams
+    run: str  # its name
+    spec: Spec
+    batcher: Batcher
+    guard: dict[str, Any]  # the arguments of :class:`Guard`
+    limits: Limits = Limits()
+    make_env: MakeEnv | None = None  # of the environment that is shown beside the dreams
+    make_agent: MakeAgent | None = None  # of the agent that may act in the dreams
+
+    def __post_init__(self) -> None:
         self.visits: set[Visit] = set()
-        folder = resources.files("worldmodel.serving") / "page"
-        self._files = {entry.name: entry.read_bytes() for entry in folder.iterdir() if _type(entry.name)}
-        self.app = Starlette(
-            routes=[
-                Route("/", self._file),
-                Route("/page/{name}", self._file),
-                WebSocketRoute("/play", self._connect),
-            ],
-            middleware=[Middleware(Guard, **guard)],
-        )
+        index = Route("/", lambda request: FileResponse(PAGE / "index.html"))
+        routes = [index, Mount("/page", StaticFiles(directory=PAGE)), WebSocketRoute("/play", self._connect)]
+        self.app = Starlette(routes=routes, middleware=[Middleware(Guard, **self.guard)])
 
     def hello(self) -> dict[str, Any]:
         """What the page is built from."""
-        return {
-            "type": "hello",
-            "run": self.run,
-            "environment": self.spec.env_id,
-            "rate": self.spec.rate,
-            "beside": self.make_env is not None,
-            "agent": self.make_agent is not None,
-            "other_starts": True,
-            "suffixes": get_args(Suffix),
-            "actions": [key._asdict() for key in action_keys(self.spec.action_names)],
-        }
+        shows = {"beside": self.make_env is not None, "agent": self.make_agent is not None, "other_starts": True}
+        return {"type": "hello", **page_facts(self.run, self.spec, **shows, suffixes=get_args(Suffix))}
 
     def close(self) -> None:
         """End the processes and the thread of the server."""
         for visit in list(self.visits):
             visit.close()
         self.batcher.close()
-
-    def _beside(self) -> Beside | None:
-        if self.make_env is None:
-            return None
-        return Beside(Simulator(self.make_env, self.spec.action_names, self.batcher.dreamer.context))
-
-    def _driver(self) -> Driver | None:
-        return None if self.make_agent is None else Driver(self.make_agent, self.spec.action_names)
-
-    async def _file(self, request: Request) -> Response:
-        name = request.path_params.get("name", "index.html")
-        if name not in self._files:
-            return Response("there is no such page", 404)
-        return Response(self._files[name], media_type=_type(name), headers={"Cache-Control": "no-cache"})
 
     async def _connect(self, socket: WebSocket) -> None:
         """One connection, from its acceptance to its end."""
@@ -118,7 +83,12 @@ class Server:
                 reason = f"all {self.limits.visitors} places are taken; this page tries again every few seconds"
                 await self._end(socket, TRY_AGAIN, "wait", reason)
                 return
-            visit = Visit(self.spec, self.batcher, self._beside(), self._driver())
+            visit = Visit(self.spec, self.batcher)
+            if self.make_env is not None:
+                context = self.batcher.dreamer.context
+                visit.beside = Beside(Simulator(self.make_env, self.spec.action_names, context))
+            if self.make_agent is not None:
+                visit.driver = Driver(self.make_agent, self.spec.action_names)
             self.visits.add(visit)
             try:
                 await self._serve(socket, visit)
@@ -129,7 +99,6 @@ class Server:
                 visit.close()
 
     async def _serve(self, socket: WebSocket, visit: Visit) -> None:
-        """Answer one request after the other."""
         await self._in_time(socket.send_text(json.dumps(self.hello())))
         credit, last = float(self.limits.burst), time.monotonic()
         while True:
@@ -175,7 +144,3 @@ class Server:
         if socket.application_state is WebSocketState.CONNECTED:
             await self._in_time(socket.send_text(json.dumps({"type": kind, "reason": reason})))
             await self._in_time(socket.close(code, reason[:100]))
-
-
-def _type(name: str) -> str | None:
-    return TYPES.get(name.rpartition(".")[2])

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from worldmodel.serving.dreams import Dreamer, Moment, Order
@@ -19,18 +18,17 @@ class Batcher:
 
     def __init__(self, dreamer: Dreamer):
         self.dreamer = dreamer
-        self.largest = 0  # orders in one pass so far
         self._thread = ThreadPoolExecutor(1, "model")
-        self._waiting: list[tuple[Order, asyncio.Future[Moment]]] = []
+        self._waiting: list[tuple[Order, Future[Moment]]] = []
         self._passes: asyncio.Task[None] | None = None
 
     async def step(self, order: Order) -> Moment:
         """The next moment of a dream."""
-        future: asyncio.Future[Moment] = asyncio.get_running_loop().create_future()
+        future: Future[Moment] = Future()
         self._waiting.append((order, future))
         if self._passes is None or self._passes.done():
             self._passes = asyncio.create_task(self._run())
-        return await future
+        return await asyncio.wrap_future(future)
 
     async def call(self, function: Callable[..., Result], *args: Any) -> Result:
         """Call a function of the model or of the store in their thread."""
@@ -42,49 +40,30 @@ class Batcher:
     async def _run(self) -> None:
         while self._waiting:
             await asyncio.sleep(0)  # messages that have arrived already join the pass
-            batch, self._waiting = self._waiting, []
-            batch = [(order, future) for order, future in batch if not future.done()]  # its visitor has left
-            self.largest = max(self.largest, len(batch))
-            loop = asyncio.get_running_loop()
+            waiting, self._waiting = self._waiting, []
+            batch = [each for each in waiting if each[1].set_running_or_notify_cancel()]  # without visitors who left
             try:
-                await loop.run_in_executor(self._thread, self._compute, batch, loop)
+                await self.call(self._compute, batch)
             except Exception as error:
                 for _, future in batch:
                     if not future.done():
                         future.set_exception(error)
 
-    def _compute(self, batch: list[tuple[Order, asyncio.Future[Moment]]], loop: asyncio.AbstractEventLoop) -> None:
+    def _compute(self, batch: list[tuple[Order, Future[Moment]]]) -> None:
         for index, moment in self.dreamer.step([order for order, _ in batch]):
-            with contextlib.suppress(RuntimeError):  # the server has stopped
-                loop.call_soon_threadsafe(_resolve, batch[index][1], moment)
-
-
-def _resolve(future: asyncio.Future[Moment], moment: Moment) -> None:
-    if not future.done():
-        future.set_result(moment)
+            batch[index][1].set_result(moment)
 
 
 async def in_background(function: Callable[..., Result], *args: Any) -> Result:
     """Call a slow function in a thread that does not delay the end of the program."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Result] = loop.create_future()
-
-    def finish(result: Any, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is None:
-            future.set_result(result)
-        else:
-            future.set_exception(error)
+    future: Future[Result] = Future()
+    future.set_running_or_notify_cancel()  # the thread sets its result, also when the visitor has left
 
     def run() -> None:
-        result, error = None, None
         try:
-            result = function(*args)
-        except Exception as failure:
-            error = failure
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(finish, result, error)
+            future.set_result(function(*args))
+        except Exception as error:
+            future.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
-    return await future
+    return await asyncio.wrap_future(future)

@@ -107,7 +107,6 @@ class Dreamer:
                 break
         return list(found.items())
 
-    @torch.no_grad()
     def begin(self, beginning: Beginning, seed: int) -> Moment:
         """The moment of the last seen frame."""
         device = self.world.device
@@ -131,7 +130,6 @@ class Dreamer:
             indices = list(group)
             yield from zip(indices, self._pass([orders[i] for i in indices], temperature), strict=True)
 
-    @torch.no_grad()
     def _pass(self, orders: Sequence[Order], temperature: float) -> Iterator[Moment]:
         device = self.world.device
         if device.type == "cpu":

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 OPEN_PATHS = ("/page/",)  # the code of the page, which is public
 HEADERS = {
+    "Cache-Control": "no-cache",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -72,10 +73,8 @@ def with_headers(send: Send, host: str) -> Send:
 
     async def wrapped(message: Message) -> None:
         if message["type"] == "http.response.start":
-            headers = MutableHeaders(scope=message)
-            for name, value in HEADERS.items():
-                headers[name] = value
-            headers["Content-Security-Policy"] = POLICY.format(host=host)
+            policy = {"Content-Security-Policy": POLICY.format(host=host)}
+            MutableHeaders(scope=message).update(HEADERS | policy)
         await send(message)
 
     return wrapped

@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from worldmodel.media.draw import DIRECTIONS, FIRE, known_words
+from worldmodel.types import Spec
 
 # Keys are called by their position, as KeyboardEvent.code does, so that W, A, S, D lie together on every keyboard.
 KEYS = {
@@ -42,6 +43,12 @@ class ActionKeys(NamedTuple):
     keys: tuple[tuple[str, ...], ...]  # groups of keys that mean the same; () for none
     noop: bool  # whether it is taken when no key is pressed
     symbol: str  # what a button shows beside the name, "" for nothing
+
+
+def page_facts(run: str, spec: Spec, **offered: Any) -> dict[str, Any]:
+    """What the page is built from; ``offered``: what it can do."""
+    actions = [key._asdict() for key in action_keys(spec.action_names)]
+    return {"run": run, "environment": spec.env_id, "rate": spec.rate, **offered, "actions": actions}
 
 
 def action_keys(names: Sequence[str]) -> tuple[ActionKeys, ...]:

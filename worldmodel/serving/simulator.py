@@ -1,4 +1,4 @@
-"""The environment of a run beside its dream, in a process of its own."""
+"""The environment of a run beside its dream: in a process of its own, in step with the dream, compared with it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from worldmodel.errors import EnvError
+from worldmodel.evaluation.metrics import psnr
 from worldmodel.media.draw import IDLE
 from worldmodel.recording.recorder import FrameSource
 from worldmodel.runs.data import env_maker, spec_of
 from worldmodel.runs.folder import load_config
+from worldmodel.serving.batching import in_background
 from worldmodel.serving.dreams import Beginning
 from worldmodel.types import NO_ACTION, Spec
 from worldmodel.util.processes import Child, start
@@ -95,7 +98,12 @@ class Simulator:
         if last.ended:
             truth = last._replace(reward=0.0)
         else:
-            frame, reward, ended = self._step(action)
+            try:
+                frame, reward, ended = self._step(action)
+            except EnvError as error:
+                self.report = f"the environment was started again: {error}"
+                self._behind = True
+                frame, reward, ended = self._step(action)
             truth = Truth(frame, reward, last.total + reward, ended)
         self._actions.append(action)
         self._truths.append(truth)
@@ -128,19 +136,11 @@ class Simulator:
             child.results.close()
             child.control.close()
 
-    def _step(self, action: int) -> tuple[np.ndarray, float, bool]:
-        try:
-            return self._step_once(action)
-        except EnvError as error:
-            self.report = f"the environment was started again: {error}"
-            self._behind = True
-            return self._step_once(action)
-
-    def _step_once(self, action: int) -> tuple[np.ndarray, float, bool]:
+    def _step(self, action: int) -> list[Any]:
+        """The next frame, its reward, and whether the episode ended. Raises :class:`EnvError`."""
         if self._behind or self._child is None:
             self._replay(1)
-        frame, reward, ended = self._ask(STEP_SECONDS, "step", action)
-        return frame, reward, ended
+        return self._ask(STEP_SECONDS, "step", action)
 
     def _replay(self, count: int) -> tuple[list[np.ndarray], bool]:
         """Start the episode again and repeat its actions; returns its last ``count`` frames and whether it ended."""
@@ -154,7 +154,7 @@ class Simulator:
         self._behind = False
         return frames, ended
 
-    def _ask(self, seconds: float, *command: Any) -> Any:
+    def _ask(self, seconds: float, *command: Any) -> list[Any]:
         child = self._child
         assert child is not None
         try:
@@ -171,3 +171,50 @@ class Simulator:
             self._end()
             raise
         return values
+
+
+class Beside:
+    """The simulator of one visitor, while a dream that began at its start goes on."""
+
+    def __init__(self, simulator: Simulator):
+        self.simulator = simulator
+        self.active = False  # whether the present dream began at the start of the environment
+        self.truth = Truth(np.zeros((1, 1, 1), np.uint8), 0.0, 0.0, False)
+        self._decibels: list[float] = []  # of each dreamt frame
+        self.report = ""  # a description of a failure, which is sent to the visitor
+
+    async def begin(self, seed: int) -> Beginning:
+        """Start an episode. Raises :class:`EnvError`."""
+        self.active = False
+        beginning = await in_background(self.simulator.begin, seed)
+        self.truth = Truth(beginning.frames[-1], 0.0, 0.0, False)
+        self._decibels, self.report, self.active = [], "", True
+        return beginning
+
+    async def step(self, action: int) -> None:
+        """Take an action. When the environment fails twice, the dream goes on without it."""
+        try:
+            self.truth = await in_background(self.simulator.step, action)
+            self.report = self.simulator.report
+        except EnvError as error:
+            self.active, self.report = False, f"the environment has failed: {error}"
+
+    def compare(self, frame: np.ndarray) -> None:
+        """Compare with the dreamt frame (C, H, W) of the same step."""
+        if self.active:
+            self._decibels.append(float(psnr(torch.from_numpy(frame), torch.from_numpy(self.truth.frame))))
+
+    def undo(self, steps: int) -> None:
+        self.truth = self.simulator.undo(steps)
+        del self._decibels[len(self._decibels) - steps :]
+
+    def figures(self) -> dict[str, Any]:
+        """What a frame's header has of the environment; PSNR in dB, of this frame and the mean since the start."""
+        count = len(self._decibels)
+        return {
+            "truth_reward": self.truth.reward,
+            "truth_total": self.truth.total,
+            "truth_ended": self.truth.ended,
+            "psnr": self._decibels[-1] if count else None,
+            "psnr_mean": sum(self._decibels) / count if count else None,
+        }

@@ -7,7 +7,7 @@ import dataclasses
 import tempfile
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +16,12 @@ import numpy as np
 from worldmodel import media
 from worldmodel.dreaming.videos import Place
 from worldmodel.errors import ConfigError
+from worldmodel.recording.recorder import ActionSource
+from worldmodel.serving import messages
 from worldmodel.serving.batching import Batcher, in_background
-from worldmodel.serving.beside import Beside
 from worldmodel.serving.dreams import Beginning, Moment, Order, rgba
-from worldmodel.serving.driver import Driver
-from worldmodel.serving.messages import (
-    Begin,
-    Drive,
-    Environment,
-    ProtocolError,
-    Request,
-    Save,
-    Starts,
-    Step,
-    Undo,
-    pack,
-)
+from worldmodel.serving.messages import ProtocolError, Request, pack
+from worldmodel.serving.simulator import Beside
 from worldmodel.types import Spec
 
 KEPT_MOMENTS = 1000
@@ -40,6 +30,30 @@ KEPT_BYTES = 64 * 2**20
 """The same in bytes, for large frames."""
 STARTS = 12
 """Places to choose from at a time."""
+
+
+MakeAgent = Callable[[], ActionSource]
+
+
+class Driver:
+    """An agent that sees dreamt frames, one after the other. It begins anew wherever others have acted in between."""
+
+    def __init__(self, make_agent: MakeAgent, action_names: Sequence[str]):
+        self._make_agent, self._names = make_agent, tuple(action_names)
+        self._agent: ActionSource | None = None
+        self._expected: Moment | None = None  # the moment that its last action led to
+
+    def act(self, moment: Moment) -> int:
+        """The action to take at a moment. Raises the errors of the agent."""
+        if self._agent is None:
+            self._agent = self._make_agent()
+        if moment is not self._expected:
+            self._agent.begin(self._names, np.random.default_rng(moment.noise.numpy()))
+        return int(self._agent.act(moment.frame.copy()))  # agents expect an array that may be written to
+
+    def follow(self, moment: Moment) -> None:
+        """Record where the action of the agent led, for its next call."""
+        self._expected = moment
 
 
 @dataclasses.dataclass(eq=False)
@@ -57,27 +71,27 @@ class Visit:
         """The reply to a request. Raises :class:`ProtocolError` for one that cannot be answered,
         :class:`DataError` for a damaged episode, :class:`EnvError` for an environment that fails."""
         match request:
-            case Begin():
+            case messages.Begin():
                 return await self._begin(request)
-            case Environment():
+            case messages.Environment():
                 return await self._begin_beside(request.seed)
-            case Step():
+            case messages.Step():
                 return await self._step(request.action, request.temperature)
-            case Drive():
+            case messages.Drive():
                 return await self._drive(request.temperature)
-            case Undo():
+            case messages.Undo():
                 return self._undo(request.steps)
-            case Starts():
+            case messages.Starts():
                 return await self._starts(request.seed)
-            case Save():
+            case messages.Save():
                 return await self._save(request)
 
     def close(self) -> None:
         """End what the visitor alone has used."""
         if self.beside is not None:
-            self.beside.close()
+            self.beside.simulator.close()
 
-    async def _begin(self, request: Begin) -> bytes:
+    async def _begin(self, request: messages.Begin) -> bytes:
         dreamer, place = self.batcher.dreamer, Place(request.episode, request.frame)
         try:
             beginning = await self.batcher.call(dreamer.read, place)
@@ -140,7 +154,7 @@ class Visit:
         pixels = b"".join(rgba(frame) for _, frame in found)
         return pack({"type": "starts", "height": height, "width": width, "places": places}, pixels=pixels)
 
-    async def _save(self, request: Save) -> bytes:
+    async def _save(self, request: messages.Save) -> bytes:
         strips = self._strips(request.first)
         if strips is None:
             raise ProtocolError("save before the first dreamt frame")
@@ -161,7 +175,7 @@ class Visit:
         dream = media.dream_strip(seen, frames, (None, *names[1:]) if led_by else names)
         if self.beside is None or not self.beside.active:
             return [dream]
-        truth = np.concatenate([seen, self.beside.frames(len(dreamt))])
+        truth = np.concatenate([seen, self.beside.simulator.frames(len(dreamt))])
         return [media.Strip(truth, "environment", dream.actions, seen=dream.seen), dream]
 
     def frame_message(self, seconds: float) -> bytes:
