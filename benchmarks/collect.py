@@ -47,7 +47,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 @entry_point("benchmarks.collect", __doc__, add_flags)
 def main(args: argparse.Namespace, config: Config) -> None:
-    """Run the benchmark and print the figures."""
     where, console = machine(CPU), Console()
     console.print(f"{heading(where)}: {config.env.name}", highlight=False, soft_wrap=True)
     with console.status("measuring"):

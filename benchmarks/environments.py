@@ -50,8 +50,7 @@ def main(args: argparse.Namespace, config: Config) -> None:
             rows.append((name, torch.from_numpy(frames)))
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if args.sheet is not None and rows:
-        size = max(frames.shape[-1] for _, frames in rows)
-        save_png(args.sheet, gallery([(name, padded(frames, size)) for name, frames in rows]))
+        save_png(args.sheet, gallery(rows))
 
 
 def measure(overrides: Sequence[str], steps: int) -> tuple[str, np.ndarray]:
@@ -74,13 +73,6 @@ def measure(overrides: Sequence[str], steps: int) -> tuple[str, np.ndarray]:
     shape = "×".join(map(str, spec.frame_shape))
     line = f"| `{overrides[0].removeprefix('env=')}` | {shape} | {', '.join(spec.action_names)} | {rate} |"
     return line, np.stack(frames)
-
-
-def padded(frames: torch.Tensor, size: int) -> torch.Tensor:
-    """Frames padded with black to the size of the sheet."""
-    canvas = frames.new_zeros(len(frames), 3, size, size)
-    canvas[..., : frames.shape[-2], : frames.shape[-1]] = frames.expand(-1, 3, -1, -1)
-    return canvas
 
 
 if __name__ == "__main__":

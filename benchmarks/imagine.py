@@ -11,7 +11,6 @@ from torch import Tensor
 
 from benchmarks.subject import Subject
 from benchmarks.timing import Contender, Figure, Plan, peak_memory, rates, reset_peak, rounds, seconds
-from worldmodel.data.windows import Windows
 from worldmodel.heads import Ancestral, Head, Predictive, Randomness, Sampler
 from worldmodel.priors import PriorState
 from worldmodel.world import Precision, WorldModel
@@ -36,8 +35,7 @@ def _at_batch(subject: Subject, worlds: Mapping[Precision, WorldModel], batch: i
     contenders: dict[tuple[Precision, str], Contender] = {}
     used: dict[Precision, dict[str, list[TimedSampler]]] = {p: {name: [] for name in SAMPLERS} for p in worlds}
     for precision, world in worlds.items():
-        windows = subject.windows(max(1, world.prior.context))
-        for name, contender in _contenders(world, windows, batch, horizon, used[precision]).items():
+        for name, contender in _contenders(subject, world, batch, horizon, used[precision]).items():
             contenders[precision, name] = contender
     spent = rounds(contenders, repeat)
     figures = []
@@ -79,7 +77,7 @@ class TimedSampler(Sampler):
 
 
 def _contenders(
-    world: WorldModel, windows: Windows, batch: int, horizon: int, used: Mapping[str, list[TimedSampler]]
+    subject: Subject, world: WorldModel, batch: int, horizon: int, used: Mapping[str, list[TimedSampler]]
 ) -> dict[str, Contender]:
     """The samplers and the decoder, each for ``horizon`` frames; every sampler that ran is appended to ``used``.
 
@@ -89,10 +87,8 @@ def _contenders(
 
     @functools.lru_cache(1)
     def start(number: int) -> PriorState:
-        seen = windows.fixed(batch, seed=number)
-        assert seen.frames is not None
-        rows = torch.arange(batch) % len(seen.frames)  # repeated if there are too few
-        return world.observe(seen.frames[rows].to(device), seen.actions[rows].to(device))
+        frames, actions = subject.seen(max(1, world.prior.context), batch, number)
+        return world.observe(frames.to(device), actions.to(device))
 
     def dreaming(name: str, number: int) -> float:
         sampler, state = TimedSampler(SAMPLERS[name](), device), start(number)

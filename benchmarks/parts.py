@@ -65,21 +65,19 @@ def measure_store(subject: Subject, plan: Plan) -> list[Figure]:
 
 def drop_cache(store: EpisodeStore) -> None:
     """Ask the system to drop the frames of a store from its cache; if it cannot, cold reads are warm."""
-    for file in store.path.glob("shard-*.frames") if hasattr(os, "posix_fadvise") else ():
+    for file in store.path.glob("shard-*.frames"):
         with file.open("rb") as opened:
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def measure_tokenizer(subject: Subject, plan: Plan) -> list[Figure]:
     """Frames per second of encoding and decoding, from and to uint8 frames on the device, for every batch size."""
-    worlds, windows = subject.worlds(plan.precisions), subject.windows(1)
+    worlds = subject.worlds(plan.precisions)
     figures = []
     for batch in plan.batches:
         reset_peak(subject.device)
         calls = max(2, FRAMES // batch)
-        seen = windows.fixed(batch).frames
-        assert seen is not None
-        frames = seen[torch.arange(batch) % len(seen), 0].to(subject.device)  # repeated if there are too few
+        frames = subject.seen(1, batch)[0][:, 0].to(subject.device)
         contenders: dict[tuple[str, Precision], Contender] = {}
         for precision, world in worlds.items():
             encode = functools.partial(world.tokenizer.encode, frames)
@@ -162,9 +160,7 @@ def planners() -> dict[str, Planner]:
 
 def _decide(subject: Subject, world: WorldModel, planner: Planner, number: int) -> float:
     """Time the second decision of an episode, which starts from the plan of the first."""
-    seen = subject.windows(2).fixed(1, seed=number)
-    assert seen.frames is not None
-    first, second = seen.frames[0].numpy()
+    first, second = subject.seen(2, 1, number)[0][0].numpy()
     planner.use_model(PlanningModel(world))
     planner.begin(world.spec.action_names, np.random.default_rng(number))
     planner.act(first)

@@ -157,7 +157,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 @entry_point("benchmarks.quantizer", __doc__, add_flags)
 def main(args: argparse.Namespace, config: Config) -> None:
-    """Run the benchmark and print the figures."""
     problem = Problem(args.batch, args.length, args.width, args.codes, args.threads)
     torch.set_num_threads(problem.threads)
     console, where, different = Console(), machine(DEVICE), different_codes(problem)

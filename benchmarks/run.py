@@ -75,7 +75,6 @@ def listed(choices: Iterable[str] | None = None) -> Callable[[str], list[Any]]:
 
 @entry_point("benchmarks.run", __doc__, add_flags)
 def main(args: argparse.Namespace, config: Config) -> None:
-    """Run the benchmark and print the figures."""
     if args.out is not None and not args.out.parent.is_dir():
         raise ConfigError(f"--out {args.out}: there is no folder {args.out.parent}")
     if args.threads is not None:
@@ -140,7 +139,6 @@ def describe(model: Mapping[str, Any]) -> str:
 
 
 def table(title: str, figures: Sequence[Figure]) -> Table:
-    """The figures of one group as a table."""
     shown = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for name in ("what", "batch", "precision", "median", "lowest", "highest", "unit"):
         shown.add_column(name, justify="right" if name in ("median", "lowest", "highest") else "left")

@@ -36,7 +36,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 @entry_point("benchmarks.shared", __doc__, add_flags)
 def main(args: argparse.Namespace, config: Config) -> None:
-    """Run the benchmark and print the figures."""
     if args.child is not None:
         with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
             print("frames", imagine(config, args.overrides, Path(folder), args.child, args.seconds))
@@ -71,15 +70,13 @@ def imagine(config: Config, overrides: list[str], scratch: Path, start: float, s
     """Frames per second of this process, from 3 seconds after ``start`` on."""
     subject = open_subject(config, overrides, scratch)
     [world] = subject.worlds(["bf16"]).values()
-    seen = subject.windows(max(1, world.prior.context)).fixed(BATCH, seed=0)
-    assert seen.frames is not None
-    rows = torch.arange(BATCH) % len(seen.frames)
+    seen, known = subject.seen(max(1, world.prior.context), BATCH)
     generator = torch.Generator().manual_seed(0)
     frames, begin = 0, start + 3
     time.sleep(max(0.0, start - time.time()))
     while (now := time.time()) < begin + seconds:
         actions = torch.randint(world.prior.num_actions, (BATCH, HORIZON), generator=generator)
-        dream = world.imagine(seen.frames[rows], actions, seen_actions=seen.actions[rows], generator=generator)
+        dream = world.imagine(seen, actions, seen_actions=known, generator=generator)
         frames += dream.frames.shape[:2].numel() * (now >= begin)
     return frames / (time.time() - begin)
 

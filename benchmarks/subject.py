@@ -9,20 +9,13 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
-from worldmodel.data.store import EpisodeStore
+from worldmodel.data.store import EpisodeStore, Split
 from worldmodel.data.windows import Windows
 from worldmodel.errors import ConfigError
-from worldmodel.runs.folder import (
-    PRIOR,
-    TOKENIZER,
-    find_run,
-    given_data,
-    load_config,
-    load_spec,
-    new_run,
-    open_episodes,
-)
+from worldmodel.runs import folder as run_folder
+from worldmodel.runs.folder import PRIOR, TOKENIZER
 from worldmodel.runs.models import build_prior, build_tokenizer, resolve_device
 from worldmodel.training.checkpoint import save_tensors
 from worldmodel.types import Spec
@@ -47,9 +40,14 @@ class Subject:
         """The world model in each precision."""
         return {precision: WorldModel.load(self.folder, str(self.device), precision) for precision in precisions}
 
-    def windows(self, length: int) -> Windows:
-        """Held-out windows, or those of all episodes if none is held out."""
-        return Windows(self.store, "held_out" if len(self.store.split("held_out")) else "all", length)
+    def seen(self, length: int, batch: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """Frames (batch, length, C, *size) uint8 and actions (batch, length) of random held-out windows, or of all
+        episodes if none is held out; repeated if there are too few."""
+        split: Split = "held_out" if len(self.store.split("held_out")) else "all"
+        windows = Windows(self.store, split, length).fixed(batch, seed=seed)
+        assert windows.frames is not None
+        rows = torch.arange(batch) % len(windows.frames)
+        return windows.frames[rows], windows.actions[rows]
 
     def facts(self) -> dict[str, Any]:
         """Description of the model and its data, as plain JSON."""
@@ -82,10 +80,10 @@ def open_subject(config: DictConfig, overrides: Sequence[str], scratch: Path) ->
             if override.split("=")[0] not in BESIDE_A_RUN:
                 raise ConfigError(f"{override} cannot change a trained run; leave it out, or leave out run=… to "
                                   "measure an untrained model")  # fmt: skip
-        folder = find_run(config.runs, config.run, holding=PRIOR)
-    spec = load_spec(folder)
-    store = open_episodes(folder, spec, given_data(overrides, config))
-    settings = OmegaConf.merge(load_config(folder), {"device": str(device)})
+        folder = run_folder.find_run(config.runs, config.run, holding=PRIOR)
+    spec = run_folder.load_spec(folder)
+    store = run_folder.open_episodes(folder, spec, run_folder.given_data(overrides, config))
+    settings = OmegaConf.merge(run_folder.load_config(folder), {"device": str(device)})
     assert isinstance(settings, DictConfig)
     return Subject(settings, folder, config.run is not None, spec, store, device)
 
@@ -95,7 +93,7 @@ def save_untrained(config: DictConfig, spec: Spec) -> Path:
     torch.manual_seed(config.seed)
     tokenizer = build_tokenizer(config, spec)
     prior = build_prior(config, spec, tokenizer)
-    folder = new_run(config, spec)
+    folder = run_folder.new_run(config, spec)
     save_tensors(folder / TOKENIZER, tokenizer.state_dict())
     save_tensors(folder / PRIOR, prior.state_dict())
     return folder

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
@@ -93,7 +91,7 @@ def reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        # Linux can reset the peak of a process; elsewhere it is the peak since the start of the process.
+        # Where this is not permitted, it is the peak since the start of the process.
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
 
@@ -102,15 +100,6 @@ def peak_memory(device: torch.device, batch: int | None = None) -> Figure:
     """Peak since :func:`reset_peak`: of the tensors on a GPU, or of the process (with libraries and mapped data)."""
     if device.type == "cuda":
         return Figure.of("peak GPU memory", [torch.cuda.max_memory_allocated(device) / 2**20], "MiB", batch=batch)
-    return Figure.of("peak process memory", [_peak_resident() / 2**20], "MiB", batch=batch)
-
-
-def _peak_resident() -> int:
-    """Peak resident bytes of this process. On Linux they are read from /proc, because ``ru_maxrss`` cannot be reset and
-    starts with the size of the parent process.
-    """
-    with contextlib.suppress(OSError):
-        if found := re.search(r"^VmHWM:\s*(\d+)", Path("/proc/self/status").read_text(), re.MULTILINE):
-            return 1024 * int(found[1])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024)  # bytes on macOS, kibibytes elsewhere
+    # Not ``ru_maxrss``, which cannot be reset and starts with the size of the parent process.
+    peak = float(re.findall(r"^VmHWM:\s*(\d+)", Path("/proc/self/status").read_text(), re.MULTILINE)[0])  # KiB
+    return Figure.of("peak process memory", [peak / 1024], "MiB", batch=batch)

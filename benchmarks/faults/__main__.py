@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.faults import damage, environments, kills, malicious, memory, resources, settings
+from benchmarks.faults import damage, environments, kills, malicious, resources, settings
 from benchmarks.faults.judge import Outcome, Result
 from benchmarks.run import heading, listed, machine, write_report
 from worldmodel.config.cli import Config
@@ -41,7 +41,7 @@ TESTS: dict[str, tuple[Inject, int]] = {
     "env": (environments.inject, 5_000),
     "resources": (resources.inject, 100),
     "malicious": (malicious.inject, 100),
-    "memory": (memory.inject, 100),
+    "memory": (resources.inject_growth, 100),
 }
 """How faults are injected, and how many unless the flag says otherwise; fewer where there are no more."""
 
@@ -56,7 +56,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 @entry_point("benchmarks.faults", __doc__, add_flags)
-def command(args: argparse.Namespace, config: Config) -> None:
+def main(args: argparse.Namespace, config: Config) -> None:
     """Run the tests and print what the faults did. Exits when something was lost."""
     if args.out is not None and not args.out.parent.is_dir():
         raise ConfigError(f"--out {args.out}: there is no folder {args.out.parent}")
@@ -105,9 +105,7 @@ def run_test(name: str, scratch: Path, seed: int, count: int, seconds: float) ->
     return results
 
 
-def work(
-    inject: Inject, folder: Path, rng: random.Random, send: Connection, count: int, deadline: float
-) -> None:  # fmt: skip
+def work(inject: Inject, folder: Path, rng: random.Random, send: Connection, count: int, deadline: float) -> None:
     """Body of the process: sends results, and None at the end."""
     folder.mkdir()
     os.chdir(folder)
@@ -136,13 +134,6 @@ def table(name: str, results: Sequence[Result]) -> Table:
     for part, found in counts(results).items():
         shown.add_row(part, f"{sum(found.values()):,}", *(f"{found.get(each.value, 0):,}" for each in present))
     return shown
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        return command(argv)
-    except SystemExit as end:
-        return int(end.code or 0)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,6 @@ class Subject(NamedTuple):
 
 
 def inject(scratch: Path, rng: random.Random) -> Iterator[Result]:
-    """Damage files of all subjects in turn."""
     makers = [make for make in MAKERS if importlib.util.find_spec(NEEDED.get(make, "worldmodel"))]
     subjects = [make(scratch / make.__name__) for make in makers]
     intact = [(subject, files_of(subject.folder), subject.read()) for subject in subjects]

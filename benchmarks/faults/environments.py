@@ -58,15 +58,17 @@ def step(part: str, env: Any, rng: random.Random) -> Result:
     """One call of an environment, whose result is checked."""
     right, name = rng.random() < 0.5, rng.choice(("step", "step", "step", "reset", "render", "close"))
     thing: Any = rng.choice(THINGS)
+    args: tuple[Any, ...] = ()
+    words: dict[str, Any] = {}
     if name == "step":
-        action = env.action_space.sample() if right else thing
-        value, result = call(part, f".step({action!r})", lambda: env.step(action))
-        return check_step(part, env, action, value) if result.outcome is Outcome.SAME else result
-    if name == "reset":
-        words = {} if right else {rng.choice(("seed", "options")): thing}
-        value, result = call(part, f".reset({words})", lambda: env.reset(**words))
-        return check_reset(part, env, words, value) if result.outcome is Outcome.SAME else result
-    return call(part, f".{name}()", getattr(env, name))[1]
+        args = (env.action_space.sample() if right else thing,)
+    elif name == "reset" and not right:
+        words = {rng.choice(("seed", "options")): thing}
+    what = f".{name}({', '.join(map(repr, args)) or words or ''})"
+    value, result = call(part, what, lambda: getattr(env, name)(*args, **words))
+    if result.outcome is Outcome.SAME and not specified(env, name, value):
+        return Result(part, Outcome.LOST, f"{what} returned what gymnasium does not specify")
+    return result
 
 
 def call(part: str, what: str, function: Callable[[], Any]) -> tuple[Any, Result]:
@@ -81,26 +83,19 @@ def call(part: str, what: str, function: Callable[[], Any]) -> tuple[Any, Result
         return None, Result(part, Outcome.REFUSED if clear else Outcome.LOST, detail)
 
 
-def check_reset(part: str, env: Any, words: Any, value: Any) -> Result:
-    """What gymnasium specifies of the two values of a reset."""
-    pair = isinstance(value, tuple) and len(value) == 2
-    if pair and env.observation_space.contains(value[0]) and isinstance(value[1], dict):
-        return Result(part, Outcome.SAME)
-    return Result(part, Outcome.LOST, f".reset({words}) returned what gymnasium does not specify")
-
-
-def check_step(part: str, env: Any, action: Any, value: Any) -> Result:
-    """What gymnasium specifies of a step's five values."""
-    lost = Result(part, Outcome.LOST, f".step({action!r}) returned what gymnasium does not specify")
-    if not isinstance(value, tuple) or len(value) != 5:
-        return lost
-    observation, reward, terminated, truncated, info = value
+def specified(env: Any, name: str, value: Any) -> bool:
+    """Whether the value of a call is what gymnasium specifies: five values of a step, two of a reset."""
+    if name not in ("step", "reset"):
+        return True
+    if not isinstance(value, tuple) or len(value) != (5 if name == "step" else 2):
+        return False
+    observation, *outcomes, info = value
+    if not env.observation_space.contains(observation) or not isinstance(info, dict):
+        return False
+    if name == "reset":
+        return True
+    reward, *flags = outcomes
     if isinstance(env, gymnasium.vector.VectorEnv):
-        flags = all(each.dtype == bool and each.shape == (env.num_envs,) for each in (terminated, truncated))
-        numbers = reward.shape == (env.num_envs,) and np.isfinite(reward).all()
-    else:
-        flags = isinstance(terminated, bool) and isinstance(truncated, bool)
-        numbers = isinstance(reward, float) and np.isfinite(reward)
-    if env.observation_space.contains(observation) and flags and numbers and isinstance(info, dict):
-        return Result(part, Outcome.SAME)
-    return lost
+        right = all(each.dtype == bool and each.shape == (env.num_envs,) for each in flags)
+        return right and reward.shape == (env.num_envs,) and bool(np.isfinite(reward).all())
+    return all(isinstance(each, bool) for each in flags) and isinstance(reward, float) and bool(np.isfinite(reward))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import io
-import logging
+import logging.handlers
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
@@ -56,20 +56,14 @@ def judge(part: str, fault: str, read: Callable[[], Facts], wanted: Facts, check
 
 
 @contextlib.contextmanager
-def captured() -> Iterator[list[str]]:
+def captured() -> Iterator[list[logging.LogRecord]]:
     """Nothing is printed; the value collects what the package logs."""
-    reports: list[str] = []
-
-    class Keep(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            reports.append(record.getMessage())
-
-    logger, handler = logging.getLogger("worldmodel"), Keep()
+    logger, handler = logging.getLogger("worldmodel"), logging.handlers.BufferingHandler(capacity=1_000_000)
     logger.addHandler(handler)
     propagate, logger.propagate = logger.propagate, False
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            yield reports
+            yield handler.buffer
     finally:
         logger.removeHandler(handler)
         logger.propagate = propagate

@@ -37,7 +37,6 @@ FILE_EVENTS = ("open", "os.rename", "os.remove", "os.truncate", "os.mkdir")
 
 
 def inject(scratch: Path, rng: random.Random) -> Iterator[Result]:
-    """Kill the commands in turn."""
     make_store(scratch / "data", 8)
     trained = (*ENV, *SMALL, *STAGES)
     chains = [

@@ -1,4 +1,5 @@
 """Resources that run out: disk, descriptors, shared memory, permissions, a clock that goes back, recorders that die.
+In long runs, the memory of a process, without mapped files, may not grow by more than 5 %.
 
 Mounts are made in a namespace of the process and vanish with it; without the right to mount, these are skipped.
 """
@@ -10,6 +11,7 @@ import ctypes
 import functools
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -18,15 +20,20 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks.faults.judge import Outcome, Result, one_line_error, run_command
-from benchmarks.faults.kills import fork, log_of, trained_facts
-from benchmarks.faults.world import ENV, SMALL, STAGES, digest_episode, make_store
+from benchmarks.faults.kills import fork, kill_group, log_of, trained_facts
+from benchmarks.faults.world import ENV, SMALL, STAGES, digest_episode, make_run, make_store
 from worldmodel import collect, train
 from worldmodel.data.store import EpisodeStore
+from worldmodel.envs.dreams import DreamEnv
 
 NEW_NAMESPACE = 0x00020000  # CLONE_NEWNS
 SKIP = 77  # exit code
 STEPS = 20_000  # of the recordings whose recorder gets a signal
+GROWTH, RUN_SECONDS = 0.05, 60.0  # of memory, in a run of this time
+WARM_UP = 0.4  # share of that time
 
 Command = Callable[[Path], tuple[int, str]]
 Disturbance = Callable[[Path], contextlib.AbstractContextManager[None]]
@@ -36,10 +43,11 @@ def inject(scratch: Path, rng: random.Random) -> Iterator[Result]:
     """Every resource in turn, each in a process of its own."""
     make_store(scratch / "data", 8)
     commands = {"collect": collecting, "train": training}
+    rooms = [f"size={rng.randrange(40, 200)}k" for _ in range(6)]
     disturbances: list[tuple[str, Disturbance]] = [
-        *(("disk full", functools.partial(disk, room=rng.randrange(40, 200))) for _ in range(6)),
+        *(("disk full", functools.partial(disk, options=room, after="size=100m")) for room in rooms),
         *(("no descriptors", functools.partial(descriptors, left=left)) for left in range(1, 13)),
-        ("read-only folder", read_only),
+        ("read-only folder", functools.partial(disk, options="ro", after="rw")),
         ("/dev/shm full", shared_memory),
         ("clock set back", clock),
     ]
@@ -108,18 +116,11 @@ def mount(*words: str) -> None:
 
 
 @contextlib.contextmanager
-def disk(root: Path, room: int) -> Iterator[None]:
-    """A disk of ``room`` kB."""
-    mount("-t", "tmpfs", "-o", f"size={room}k", "none", str(root))
+def disk(root: Path, options: str, after: str) -> Iterator[None]:
+    """A disk with these options of mount, which change afterwards."""
+    mount("-t", "tmpfs", "-o", options, "none", str(root))
     yield
-    subprocess.run(["mount", "-o", "remount,size=100m", str(root)], check=True)
-
-
-@contextlib.contextmanager
-def read_only(root: Path) -> Iterator[None]:
-    mount("-t", "tmpfs", "-o", "ro", "none", str(root))
-    yield
-    subprocess.run(["mount", "-o", "remount,rw", str(root)], check=True)
+    subprocess.run(["mount", "-o", f"remount,{after}", str(root)], check=True)
 
 
 @contextlib.contextmanager
@@ -164,3 +165,48 @@ def recorder(root: Path, number: int) -> None:
     episodes(root)
     if code or EpisodeStore.open(root / "new").steps != STEPS or "was replaced" not in errors:
         raise RuntimeError(f"not replaced: {errors}")
+
+
+def inject_growth(scratch: Path, rng: random.Random) -> Iterator[Result]:
+    """Long runs of the commands and of the dream environment."""
+    run = make_run(scratch / "runs")
+    long = [word for word in STAGES if ".steps=" not in word and "checkpoint" not in word and "log_every" not in word]
+    words = (*ENV, *SMALL, *long, f"data={scratch / 'runs' / 'data'}")
+
+    def dreaming() -> int:
+        env = DreamEnv(run, device="cpu", horizon=20)
+        while True:
+            env.reset()
+            while not any(env.step(env.action_space.sample())[2:4]):
+                pass
+
+    bodies: dict[str, Callable[[], int]] = {
+        "collect": lambda: collect.main([*ENV, f"data={scratch / 'new'}", "--steps", str(10**9)]),
+        "train, tokenizer": lambda: train.main([*words, f"runs={scratch}", "training.tokenizer.steps=1000000"]),
+        "train, prior": lambda: train.main([
+            *words, f"runs={scratch / 'prior'}", "training.tokenizer.steps=1", "training.prior.steps=1000000",
+        ]),
+        "dream environment": dreaming,
+    }  # fmt: skip
+    for part, body in bodies.items():
+        pid = fork(body, scratch / "log")
+        samples, started = [], time.monotonic()
+        while time.monotonic() - started < RUN_SECONDS and not os.waitpid(pid, os.WNOHANG)[0]:
+            time.sleep(RUN_SECONDS / 100)
+            samples.append(anonymous(pid))
+        ended = time.monotonic() - started < RUN_SECONDS
+        if not ended:
+            kill_group(pid)
+            os.waitpid(pid, 0)
+        kept = samples[int(WARM_UP * len(samples)) :]
+        quarter = len(kept) // 4
+        first, last = float(np.median(kept[:quarter])), float(np.median(kept[-quarter:]))
+        detail = log_of(scratch) if ended else f"{first / 1e3:.0f} MB, then {last / 1e3:.0f} MB"
+        grown = ended or last > (1 + GROWTH) * first
+        yield Result(part, Outcome.LOST if grown else Outcome.SAME, detail)
+
+
+def anonymous(pid: int) -> int:
+    """Memory of a process in kB, without mapped files."""
+    found = re.search(r"^RssAnon:\s*(\d+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return int(found[1]) if found else 0

@@ -41,10 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = args.only.split(",") if args.only else list(SECTIONS)
     if unknown := set(names) - set(SECTIONS):
         parser.error(f"there is no section {', '.join(sorted(unknown))}; choose {', '.join(SECTIONS)}")
-    device = torch.device(args.device)
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda:0")
-    bench = Bench(device, args.tiny, args.minutes)
+    bench = Bench(torch.device("cuda:0" if args.device == "cuda" else args.device), args.tiny, args.minutes)
     for name in names:
         if bench.left() < 15:
             bench.add(name, skipped="no time left")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.timing import synchronize
+from benchmarks.timing import seconds, synchronize
 from worldmodel.config.cli import compose_config
 from worldmodel.nn.modules import cast, resolve_precision
 from worldmodel.priors import Prior
@@ -53,14 +53,10 @@ class Bench:
         """Median time of a call, the device idle before and after each."""
         for _ in range(1 if self.tiny else warm):
             call()
-        times: list[float] = []
-        begun = time.perf_counter()
-        while len(times) < repeat and (not times or time.perf_counter() - begun < (0.1 if self.tiny else most)):
-            synchronize(self.device)
-            started = time.perf_counter()
-            call()
-            synchronize(self.device)
-            times.append(time.perf_counter() - started)
+        end = time.perf_counter() + (0.1 if self.tiny else most)
+        times = [seconds(call, self.device)]
+        while len(times) < repeat and time.perf_counter() < end:
+            times.append(seconds(call, self.device))
         return statistics.median(times)
 
     def kernels(self, call: Callable[[], object]) -> dict[str, Any]:

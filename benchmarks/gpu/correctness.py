@@ -12,17 +12,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.bench import Bench, smooth_frames
-from worldmodel.heads import (
-    Ancestral,
-    GridSpec,
-    Head,
-    HierarchyHead,
-    PixelCNNHead,
-    Predictive,
-    TransformerHead,
-    make_sampler,
-)
+from worldmodel.heads import Ancestral, GridSpec, Head, Predictive, make_sampler
+from worldmodel.heads.hierarchy import HierarchyHead
 from worldmodel.heads.noise import counter_noise
+from worldmodel.heads.pixelcnn import PixelCNNHead
+from worldmodel.heads.transformer import TransformerHead
 from worldmodel.training.optim import BatchedMuon
 
 

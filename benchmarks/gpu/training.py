@@ -14,6 +14,7 @@ import torch
 from lightning_fabric import Fabric
 
 from benchmarks.gpu.bench import SMALLER, WORLD, Bench, smooth_frames
+from benchmarks.timing import peak_memory, reset_peak
 from worldmodel import train
 from worldmodel.config.cli import choices, compose_config
 from worldmodel.data.store import EpisodeStore
@@ -84,12 +85,10 @@ def batches(bench: Bench) -> None:
         for size in (2,) if bench.tiny else sizes:
             chosen = [*overrides, *(SMALLER if bench.tiny else ())]
             for stage, _, fit, batch in fits(bench, chosen, size):
-                if bench.device.type == "cuda":
-                    torch.cuda.reset_peak_memory_stats(bench.device)
+                reset_peak(bench.device)
                 spent = bench.seconds(lambda: fit.update(batch), 3, 5, 3.0)  # noqa: B023
                 facts = bench.kernels(lambda: fit.update(batch))  # noqa: B023
-                if bench.device.type == "cuda":
-                    facts["peak_GiB"] = torch.cuda.max_memory_allocated(bench.device) / 2**30
+                facts["peak_GiB"] = peak_memory(bench.device).value / 1024
                 settings = " ".join(overrides) or "default"
                 rate = {"ms_a_step": 1e3 * spent, "windows_a_second": size / spent}
                 bench.add("batches", settings=settings, stage=stage, batch=size, **rate, **facts)
