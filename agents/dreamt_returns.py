@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from worldmodel.agents.actor_critic import reach
 from worldmodel.evaluation.metrics import Interval, resampled
@@ -93,15 +95,11 @@ def dream_returns(
     done = 0
     for rows in _batches(windows):
         part = [windows[row] for row in rows]
-        actions = np.zeros((len(part), max(len(window.actions) for window in part)), np.int64)
-        taken = np.zeros(actions.shape, bool)
-        for row, window in enumerate(part):
-            actions[row, : len(window.actions)], taken[row, : len(window.actions)] = window.actions, True
+        actions = pad_sequence([torch.from_numpy(window.actions) for window in part], batch_first=True)
+        taken = np.arange(actions.shape[1]) < np.array([[len(window.actions)] for window in part])
         frames = torch.from_numpy(np.stack([window.seen for window in part]))
         seen_actions = torch.from_numpy(np.stack([window.seen_actions for window in part]))
-        dream = world.imagine(
-            frames, torch.from_numpy(actions), seen_actions=seen_actions, temperature=temperature, generator=generator
-        )
+        dream = world.imagine(frames, actions, seen_actions=seen_actions, temperature=temperature, generator=generator)
         earned = (dream.rewards.double() * reach(1 - dream.ends.double())).cpu().numpy()
         dreamt[rows] = np.where(taken, earned, 0).sum(1)
         done += len(rows)
@@ -114,11 +112,9 @@ def dream_returns(
 def _batches(windows: Sequence[Window]) -> Iterator[list[int]]:
     """Indices of windows in batches of equally many context frames, the longest windows first."""
     order = sorted(range(len(windows)), key=lambda row: (len(windows[row].seen), -len(windows[row].actions)))
-    while order:
-        seen = len(windows[order[0]].seen)
-        part = [row for row in order[:DREAMS_AT_ONCE] if len(windows[row].seen) == seen]
-        yield part
-        order = order[len(part) :]
+    for _, group in itertools.groupby(order, key=lambda row: len(windows[row].seen)):
+        rows = list(group)
+        yield from (rows[at : at + DREAMS_AT_ONCE] for at in range(0, len(rows), DREAMS_AT_ONCE))
 
 
 def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:

@@ -57,7 +57,7 @@ def play(
             yield from recorder.record(env, order)
 
 
-class UnfinishedEvaluation:
+class UnfinishedEvaluation(contextlib.AbstractContextManager["UnfinishedEvaluation"]):
     """The finished episodes of an evaluation, in a separate folder until :meth:`discard`.
 
     Args:
@@ -79,9 +79,6 @@ class UnfinishedEvaluation:
                 f"another process runs the same evaluation for {folder}; wait for it, or choose another --name"
             ) from error
         self._store.verify()  # damaged episodes are removed and played again
-
-    def __enter__(self) -> UnfinishedEvaluation:
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self._store.__exit__(kind, *error)

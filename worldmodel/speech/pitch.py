@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy import ndimage
 
 HOP = 0.01  # seconds between estimates
 WIDTH = 0.025  # seconds, the window that is compared with a later one
@@ -117,8 +118,5 @@ def _without_octave_errors(hertz: np.ndarray) -> np.ndarray:
     outlier = np.abs(off) > OCTAVE_ERROR
     corrected = np.where(outlier, octaves - np.round(off), octaves)
     corrected[outlier & (np.abs(corrected - median) > 0.25)] = np.nan
-    voiced = np.concatenate([[False], np.isfinite(corrected), [False]])
-    edges = np.flatnonzero(voiced[1:] != voiced[:-1]).reshape(-1, 2)
-    for start, end in edges[edges[:, 1] - edges[:, 0] < MIN_RUN]:
-        corrected[start:end] = np.nan
+    corrected[~ndimage.binary_opening(np.isfinite(corrected), np.ones(MIN_RUN))] = np.nan
     return 2**corrected
