@@ -50,20 +50,13 @@ class LevelCache:
 
     def write(self, key: str, path: str) -> None:
         """Store the map at ``path`` under a key, atomically."""
-        part: str | None = None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            # A unique name for every write, because two environments of a process may compile the same map.
-            descriptor, part = tempfile.mkstemp(prefix=".", suffix=".part", dir=self.folder)
-            os.close(descriptor)
-            shutil.copyfile(path, part)
-            os.replace(part, self._file(key))
-            part = None
+            # A folder of its own for every write, because two environments of a process may compile the same map.
+            with tempfile.TemporaryDirectory(prefix=".", suffix=".part", dir=self.folder) as part:
+                os.replace(shutil.copyfile(path, Path(part, "map")), self._file(key))
         except OSError as error:
             self._warn(error)
-        finally:
-            if part is not None:
-                Path(part).unlink(missing_ok=True)
 
     def _file(self, key: str) -> Path:
         # A key is a map's name and a checksum. Other keys are hashed so that no file is outside the folder.

@@ -70,9 +70,7 @@ def export_model(args: argparse.Namespace, config: Config) -> None:
     from worldmodel.world import WorldModel
 
     run = choose_run(args.overrides, config, PRIOR, Kind.WORLD)
-    folder = (expanded(args.output) if args.output else Path("exports") / run.name).absolute()
-    _check_free(folder, args.to, args.overwrite)
-    check_writable(folder.parent)
+    folder = folder_of(args, Path("exports") / run.name)
     world = WorldModel.load(run, "cpu", "fp32")
     started = time.monotonic()
     with whole_folder(folder) as part:
@@ -103,10 +101,8 @@ def export_episodes(args: argparse.Namespace, config: Config) -> None:
     name = os.path.basename(os.path.abspath(store.path))
     dataset_id = check_id(args.id or f"{name}-v0") if args.to == "minari" else ""
     default = default_folder(dataset_id) if dataset_id else Path("exports") / name
-    folder = (expanded(args.output) if args.output else default).absolute()
-    _check_free(folder, args.to, args.overwrite)
+    folder = folder_of(args, default)
     check_exportable(store, least=1 if dataset_id else 0)
-    check_writable(folder.parent)
     started = time.monotonic()
     with deferred() as stopped, Bars() as bar, whole_folder(folder) as part:
         task = bar.add_task("writing", total=len(indices))
@@ -131,14 +127,17 @@ def export_episodes(args: argparse.Namespace, config: Config) -> None:
     print(f"now       {at}; to import it: source={args.to} {shlex.quote(f'source.path={folder}')}")
 
 
-def _check_free(folder: Path, kind: str, overwrite: bool) -> None:
-    """Raises :class:`ConfigError` for a folder that must not be replaced or is no export."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    if not any(folder.glob(MADE_BY[kind])):
-        raise ConfigError(f"{folder} is there and holds no export as {kind}; choose another place with --output")
-    if not overwrite:
-        raise ConfigError(f"{folder} is there; --overwrite replaces it, --output names another place")
+def folder_of(args: argparse.Namespace, default: Path) -> Path:
+    """The folder to write. Raises :class:`ConfigError` for one that must not be replaced or is no export, OSError for
+    one that cannot be written."""
+    folder = (expanded(args.output) if args.output else default).absolute()
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        if not any(folder.glob(MADE_BY[args.to])):
+            raise ConfigError(f"{folder} is there and holds no export as {args.to}; choose another place with --output")
+        if not args.overwrite:
+            raise ConfigError(f"{folder} is there; --overwrite replaces it, --output names another place")
+    check_writable(folder.parent)
+    return folder
 
 
 if __name__ == "__main__":

@@ -37,8 +37,10 @@ class CIFAR10(Source):
         if not files or not (folder / META).is_file():
             lacking = META if files else f"{TRAINING.replace('*', '1')} and no {TEST}"
             raise DataError(f"there is no {lacking} in {folder}; source.path=… names the folder cifar-10-batches-py")
-        names = read_names(folder / META)
-        self.spec = Spec(name, SHAPE, names, rate=1.0)
+        names = unpickle(folder / META).get("label_names")
+        if not isinstance(names, list) or not names or not all(isinstance(each, str) for each in names):
+            raise DataError(f"{folder / META} names no classes; take it from the published archive")
+        self.spec = Spec(name, SHAPE, tuple(names), rate=1.0)
         self.keys: list[str] = []
         self._items: list[tuple[np.ndarray, int, bool]] = []  # image, label, whether it is held out
         for file in files:
@@ -48,14 +50,6 @@ class CIFAR10(Source):
 
     def read(self, index: int) -> Item:
         return image_item(*self._items[index], self.keys[index])
-
-
-def read_names(file: Path) -> tuple[str, ...]:
-    """The names of the classes, from ``batches.meta``. Raises :class:`DataError`."""
-    names = unpickle(file).get("label_names")
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise DataError(f"{file} names no classes; take it from the published archive")
-    return tuple(names)
 
 
 def read_batch(file: Path, classes: int) -> tuple[np.ndarray, list[int]]:
