@@ -79,7 +79,11 @@ class Engine:
 
     def begin(self, seed: int, frames: int) -> float:
         """Begin an episode and take one no-op of ``frames``, which may end it; returns the reward."""
-        self._release_action(seed, frames)
+        # The engine continues a look or move action after a reset, so that a no-op ends it before.
+        if self._moving and not self.running:
+            self._reset(seed)  # steps are only possible in a running episode
+        if self._moving:
+            self.step(self._noop, frames)
         self._reset(seed)
         # The current frame may be the previous episode's.
         return self.step(self._noop, frames)
@@ -105,13 +109,6 @@ class Engine:
             lab.close()
         else:
             _inherited.append(lab)  # deleting the last reference would close it, which hangs in a forked process
-
-    def _release_action(self, seed: int, frames: int) -> None:
-        """Take a no-op if the last action was another one, because the engine continues it after a reset."""
-        if self._moving and not self.running:
-            self._reset(seed)  # steps are only possible in a running episode
-        if self._moving:
-            self.step(self._noop, frames)
 
     def _reset(self, seed: int) -> None:
         # A fixed episode number, so that a reused engine behaves like a new one.

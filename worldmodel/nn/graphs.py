@@ -1,10 +1,10 @@
 """CUDA graphs: many small kernels that are recorded once and then launched together."""
 
 import math
-import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -60,10 +60,8 @@ class GraphCache:
     """
 
     def __init__(self) -> None:
-        self.known: weakref.WeakKeyDictionary[nn.Module, OrderedDict[Hashable, Recording | None]]
-        self.known = weakref.WeakKeyDictionary()
-        self._stores: weakref.WeakKeyDictionary[nn.Module, list[dict[str, Tensor | None]]]
-        self._stores = weakref.WeakKeyDictionary()
+        self.known = WeakKeyDictionary[nn.Module, OrderedDict[Hashable, Recording | None]]()
+        self._stores = WeakKeyDictionary[nn.Module, list[dict[str, Tensor | None]]]()
 
     def call(self, module: nn.Module, key: Hashable, function: Function, inputs: Sequence[Input]) -> Outputs:
         """``function(*inputs)``, by replay where it was called with this module, key and size before.
@@ -82,7 +80,9 @@ class GraphCache:
         known.move_to_end(full)
         recording = known[full]
         if recording is None:
-            _drop(known, KEPT - 1)
+            recorded = [key for key, value in known.items() if value is not None]
+            for oldest in recorded[: max(len(recorded) - KEPT + 1, 0)]:
+                del known[oldest]
             recording = known[full] = record(function, inputs, rounded_up(batch))
         _copy(recording.inputs, inputs)
         recording.graph.replay()
@@ -97,13 +97,6 @@ class GraphCache:
             stores: list[Any] = [*(part._parameters for part in parts), *(part._buffers for part in parts)]
             self._stores[module] = [store for store in stores if store]
         return tuple(x.data_ptr() for store in self._stores[module] for x in store.values() if x is not None)
-
-
-def _drop(known: OrderedDict[Hashable, Recording | None], most: int) -> None:
-    """Drop the least recently used recordings until there are at most so many."""
-    recorded = [key for key, recording in known.items() if recording is not None]
-    for key in recorded[: max(len(recorded) - most, 0)]:
-        del known[key]
 
 
 def rounded_up(batch: int) -> int:

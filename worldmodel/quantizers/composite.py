@@ -1,5 +1,6 @@
 """Several codes for a vector, each from a quantiser of its own: of parts of the vector, or of successive residuals."""
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -118,12 +119,9 @@ class ResidualQuantizer(CompositeQuantizer):
 
     def lookup(self, codes: Tensor) -> Tensor:
         """Codes (..., Q) in [-1, K) → vectors (..., D) float32: the sum over the codebooks that have a code."""
-        total = None
-        for part, code in zip(self.parts, codes.unbind(-1), strict=True):
-            vectors = part.lookup(code.clamp(min=0)).masked_fill(code[..., None] < 0, 0.0)
-            total = vectors if total is None else total + vectors
-        assert total is not None
-        return total
+        pairs = zip(self.parts, codes.unbind(-1), strict=True)
+        vectors = (part.lookup(code.clamp(min=0)).masked_fill(code[..., None] < 0, 0.0) for part, code in pairs)
+        return functools.reduce(torch.add, vectors)
 
     def forward(self, vectors: Tensor, generator: Generator | None = None) -> Quantized:
         vectors = vectors.float()
