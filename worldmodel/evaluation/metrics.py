@@ -190,13 +190,10 @@ def bootstrap(statistic: Callable[..., Any], *samples: np.ndarray, paired: bool 
     """
 
     def draw(generator: np.random.Generator) -> Any:
-        rows = generator.integers(len(samples[0]), size=len(samples[0]))
-        return statistic(
-            *(
-                sample[rows if paired or i == 0 else generator.integers(len(sample), size=len(sample))]
-                for i, sample in enumerate(samples)
-            )
-        )
+        first, *others = samples
+        rows = generator.integers(len(first), size=len(first))
+        drawn = (other[rows if paired else generator.integers(len(other), size=len(other))] for other in others)
+        return statistic(first[rows], *drawn)
 
     return resampled(draw, statistic(*samples), len(samples[0]), seed)
 
