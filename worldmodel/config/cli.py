@@ -93,17 +93,13 @@ def compose_config(overrides: Sequence[str] = ()) -> Config:
     except Exception as error:
         if not isinstance(error, (*config_errors(), ValueError, AssertionError)):  # Hydra raises the last two, as well
             raise
-        raise ConfigError(f"cannot apply {' '.join(overrides) or 'the settings'}: {_reason(error)}") from error
+        from hydra.errors import OverrideParseException
 
-
-def _reason(error: Exception) -> str:
-    """Why settings cannot be applied; Hydra links to its grammar, and advises a flag that commands do not have."""
-    from hydra.errors import OverrideParseException
-
-    text = one_line(error)
-    if isinstance(error, OverrideParseException) or "--multirun" in text:
-        return "this is not one value; write a text with special characters in quotes: 'key=\"a (b), c\"'"
-    return text
+        reason = one_line(error)
+        # Hydra links to its grammar, and advises a flag that commands do not have.
+        if isinstance(error, OverrideParseException) or "--multirun" in reason:
+            reason = "this is not one value; write a text with special characters in quotes: 'key=\"a (b), c\"'"
+        raise ConfigError(f"cannot apply {' '.join(overrides) or 'the settings'}: {reason}") from error
 
 
 def quote_path(override: str) -> str:

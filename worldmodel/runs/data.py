@@ -151,20 +151,15 @@ def import_source(config: DictConfig) -> None:
         with deferred() as stopped, progress_bars(transient=False) as progress:
             filled = fill(store, source, config.collect.workers, functools.partial(progress, "reading"), stopped)
         if len(store):
-            _write_origin(config, store)
+            origin = OmegaConf.create(OmegaConf.to_container(config.source, resolve=True))
+            if (path := expanded(str(OmegaConf.select(origin, "path")))).exists():  # Minari takes an id, too
+                origin.path = str(path.absolute())
+            replace_text(store.path / SOURCE, OmegaConf.to_yaml(origin))
         print(f"new       {filled.added:,} of {len(source):,}, {filled.known:,} were there, "
               f"in {time.monotonic() - started:.1f} s")  # fmt: skip
         print(_contents(store))
         if filled.unreadable:
             raise DataError(_unreadable(filled.unreadable))
-
-
-def _write_origin(config: DictConfig, store: EpisodeStore) -> None:
-    """Write the settings of the source to the folder of the store."""
-    origin = OmegaConf.create(OmegaConf.to_container(config.source, resolve=True))
-    if (path := expanded(str(OmegaConf.select(origin, "path")))).exists():  # Minari takes an id, too
-        origin.path = str(path.absolute())
-    replace_text(store.path / SOURCE, OmegaConf.to_yaml(origin))
 
 
 def _contents(store: EpisodeStore) -> str:

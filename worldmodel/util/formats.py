@@ -17,17 +17,12 @@ _KINDS = {
 }  # fmt: skip
 
 
-def kind_of(path: Path) -> str:
-    """The format of a file by its first bytes; empty if it is not known."""
-    with path.open("rb") as file:
-        head = file.read(512)
-    return next((name for name, pattern in _KINDS.items() if re.match(pattern, head, re.DOTALL)), "")
-
-
 def unreadable(path: Path, reason: object, formats: Sequence[str], remedy: str) -> str:
     """The end of a sentence about a file that cannot be read: it is of another format than ``formats``, and ``remedy``
     says how to convert it, or it is damaged."""
-    kind = kind_of(path)
+    with path.open("rb") as file:
+        head = file.read(512)
+    kind = next((name for name, pattern in _KINDS.items() if re.match(pattern, head, re.DOTALL)), "")
     if kind and kind not in formats:
         return f"is a file of format {kind}, which is not supported here; {remedy}"
     return f"cannot be read ({reason}); remove it or restore it"
