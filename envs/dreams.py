@@ -172,7 +172,6 @@ def open_dreams(
         raise EnvError(f"the dream environment has no setting {next(iter(unknown))}; choose {known}")
     steps = None if max_episode_steps == -1 else max_episode_steps  # as in gymnasium.make
     check_counts(num_envs=batch, horizon=horizon, context=context, max_episode_steps=steps)
-    horizon = min(horizon, steps or horizon)
     check_types(run=run, runs=runs, data=data, split=split, temperature=temperature, top_k=top_k,
                 end_threshold=end_threshold, device=device, precision=precision)  # fmt: skip
     if end_threshold is not None and not 0 < end_threshold <= 1:
@@ -182,9 +181,8 @@ def open_dreams(
         torch.set_num_threads(1)
     folder = find_run(runs, run, holding=PRIOR)
     world = WorldModel.load(folder, device, precision)
-    seen = max(1, world.prior.context) if context is None else context
-    starts = Starts(open_episodes(folder, world.spec, data), split, seen)
-    return DreamBatch(world, starts, batch, horizon, sampler, end_threshold)
+    starts = Starts(open_episodes(folder, world.spec, data), split, context or max(1, world.prior.context))
+    return DreamBatch(world, starts, batch, min(horizon, steps or horizon), sampler, end_threshold)
 
 
 def check_counts(**counts: Any) -> None:
