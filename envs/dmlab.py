@@ -44,9 +44,8 @@ def checked_actions(actions: str | Mapping[str, Sequence[int]]) -> dict[str, tup
     """The vectors of a named set or of a mapping. Raises :class:`EnvError` for other values."""
     if isinstance(actions, str):
         if actions not in ACTION_SETS:
-            raise EnvError(
-                f"there is no set of actions {actions!r}; choose {', '.join(ACTION_SETS)}, or give vectors by name"
-            )
+            known = ", ".join(ACTION_SETS)
+            raise EnvError(f"there is no set of actions {actions!r}; choose {known}, or give vectors by name")
         return ACTION_SETS[actions]
     if not actions:
         raise EnvError(f"actions is {actions!r}; it must be the name of a set, or {{forward: [0, 0, 0, 1, 0, 0, 0]}}")

@@ -47,9 +47,8 @@ def main(args: argparse.Namespace, config: Config) -> None:
     """Choose what is exported, write, report."""
     for flag, formats in FLAGS.items():
         if getattr(args, flag) is not None and args.to not in formats:
-            raise ConfigError(
-                f"--{flag} is for --to {' and --to '.join(formats)}, not for --to {args.to}; leave it out"
-            )
+            wanted = " and --to ".join(formats)
+            raise ConfigError(f"--{flag} is for --to {wanted}, not for --to {args.to}; leave it out")
     if args.to in ("onnx", "web"):
         export_model(args, config)
     else:
@@ -95,9 +94,8 @@ def export_episodes(args: argparse.Namespace, config: Config) -> None:
     store.verify()
     indices = [int(index) for index in store.split(args.split or "all")]
     if not indices:
-        raise ConfigError(
-            f"{store.path} holds no episode of --split {args.split or 'all'}; python -m worldmodel.collect records some"
-        )
+        reason = f"{store.path} holds no episode of --split {args.split or 'all'}"
+        raise ConfigError(f"{reason}; python -m worldmodel.collect records some")
     name = os.path.basename(os.path.abspath(store.path))
     dataset_id = check_id(args.id or f"{name}-v0") if args.to == "minari" else ""
     default = default_folder(dataset_id) if dataset_id else Path("exports") / name
@@ -119,10 +117,8 @@ def export_episodes(args: argparse.Namespace, config: Config) -> None:
     frames = int(store.frame_counts[indices].sum())
     seconds = max(time.monotonic() - started, 1e-9)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    print(
-        f"exported  {frames:,} frames in {len(indices):,} episodes, {size / 1e6:,.0f} MB in {seconds:.1f} s, "
-        f"{frames / seconds:,.0f} frames/s"
-    )
+    amount = f"{frames:,} frames in {len(indices):,} episodes, {size / 1e6:,.0f} MB"
+    print(f"exported  {amount} in {seconds:.1f} s, {frames / seconds:,.0f} frames/s")
     at = f"{dataset_id} at {folder}" if dataset_id else str(folder)
     print(f"now       {at}; to import it: source={args.to} {shlex.quote(f'source.path={folder}')}")
 

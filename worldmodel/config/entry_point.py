@@ -127,10 +127,8 @@ def message_of(error: Exception) -> str | None:
         where = f" ({error.filename})" if error.filename else ""
         return f"{os.strerror(error.errno)}{where}; what was already written is kept"
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error))):
-        return (
-            f"out of memory ({one_line(error)[:200]}); what was already written is kept: "
-            "choose smaller settings, such as training.prior.batch or tokenizer.widths"
-        )
+        remedy = "choose smaller settings, such as training.prior.batch or tokenizer.widths"
+        return f"out of memory ({one_line(error)[:200]}); what was already written is kept: {remedy}"
     if isinstance(error, config_errors()):  # a setting that was not looked at before, such as one of an older run
         return f"the settings cannot be used: {one_line(error)}"
     return None

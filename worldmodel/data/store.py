@@ -160,11 +160,10 @@ class EpisodeStore:
             return indices
         held_out = "none is" if name == "held_out" else "all are"
         count = f"{len(self):,} episode{'s' * (len(self) != 1)}"
-        where = f"of {count} at {self.path}, {held_out} held out" if len(self) else ""
-        raise DataError(
-            f"{where or f'{self.path} holds no finished episode yet'}; python -m worldmodel.collect data={self.path} "
-            "records more, and source=npz source.longest=… cuts a long recording into several (into another data=…)"
-        )
+        reason = f"of {count} at {self.path}, {held_out} held out"
+        reason = reason if len(self) else f"{self.path} holds no finished episode yet"
+        cut = "source=npz source.longest=… cuts a long recording into several (into another data=…)"
+        raise DataError(f"{reason}; python -m worldmodel.collect data={self.path} records more, and {cut}")
 
     def episode(self, index: int) -> Episode:
         """Episode ``index``; its frames are a read-only view of the memory map.

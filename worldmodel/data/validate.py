@@ -79,9 +79,8 @@ def check_episode(episode: Episode, spec: Spec, where: object) -> None:
     ):
         array = np.asarray(getattr(episode, name))
         if array.shape != (len(frames),) or array.dtype.kind not in kinds:
-            raise DataError(
-                f"{where}: {name} of an episode are {described(array)}; give ({len(frames)},), for each frame {meaning}"
-            )
+            wanted = f"({len(frames)},), for each frame {meaning}"
+            raise DataError(f"{where}: {name} of an episode are {described(array)}; give {wanted}")
     actions, count = np.asarray(episode.actions), len(spec.action_names)
     if (wrong := first((actions[1:] < 0) | (actions[1:] >= count))) is not None:
         names = short(", ".join(spec.action_names))

@@ -167,11 +167,9 @@ def _contents(store: EpisodeStore) -> str:
     names, sound = store.spec.action_names, len(store.spec.frame_shape) == 2
     word = "speakers" if sound else "actions" if store.steps else "classes"
     lasting = f" ({store.frames / store.spec.rate:,.0f} s)" if sound else ""
-    return (
-        f"now       {store.frames:,} frames{lasting} in {len(store):,} episodes "
-        f"({len(store.split('held_out')):,} held out), {len(names):,} {word} "
-        f"({', '.join(names[:3])}{', …' * (len(names) > 3)}), at {store.path}"
-    )
+    episodes = f"{len(store):,} episodes ({len(store.split('held_out')):,} held out)"
+    actions = f"{len(names):,} {word} ({', '.join(names[:3])}{', …' * (len(names) > 3)})"
+    return f"now       {store.frames:,} frames{lasting} in {episodes}, {actions}, at {store.path}"
 
 
 def _unreadable(reasons: Sequence[str]) -> str:
