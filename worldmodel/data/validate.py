@@ -18,10 +18,8 @@ Smaller arrays are encodings of a state (MiniGrid's 7×7×3), not images."""
 
 MOST_ACTIONS = 10_000  # which all have names
 
-READABLE = (
-    f"image of 8-bit pixels, {SMALLEST}×{SMALLEST} or more, with 1 to {SMALLEST - 1} channels, as uint8 (H, W), "
-    "(H, W, C) or (C, H, W)"
-)
+SHAPES = "(H, W), (H, W, C) or (C, H, W)"
+READABLE = f"image of 8-bit pixels, {SMALLEST}×{SMALLEST} or more, with 1 to {SMALLEST - 1} channels, as uint8 {SHAPES}"
 
 
 def channel_axis(shape: tuple[int, ...]) -> int | None:

@@ -59,9 +59,8 @@ class ImageFolder(Source):
         names = class_names(folders, folder) or (ONE_CLASS,)
         texts = {number: text for number, file in enumerate(self._files) if captions and (text := read_caption(file))}
         if texts:
-            called = [
-                texts.get(number, names[label] if folders and label >= 0 else "") for number, label in enumerate(labels)
-            ]
+            classes = [names[label] if folders and label >= 0 else "" for label in labels]
+            called = [texts.get(number, own) for number, own in enumerate(classes)]
             names = tuple(sorted({name for name in called if name}))
             known = {name: number for number, name in enumerate(names)}
             labels = [known.get(name, NO_ACTION) for name in called]
