@@ -1,7 +1,5 @@
 """The agent that plays with a trained actor."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,10 +1,8 @@
 """The networks of an actor and a critic over windows of code grids."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +21,10 @@ class RecentFrames(NamedTuple):
     grids: Tensor  # (B, history, *grid) int64, oldest first, −1 before the first frame
     actions: Tensor  # (B, history) int64, NO_ACTION where it is unknown
 
-    def appended(self, grids: Tensor, actions: Tensor) -> RecentFrames:
+    def appended(self, grids: Tensor, actions: Tensor) -> Self:
         """Append the next grids (B, *grid) and the actions (B,) that led to them; the oldest are dropped."""
         new = zip(self, (grids, actions), strict=True)
-        return RecentFrames(*(torch.cat([old[:, 1:], value[:, None]], 1) for old, value in new))
+        return type(self)(*(torch.cat([old[:, 1:], value[:, None]], 1) for old, value in new))
 
 
 class ActorCriticOutput(NamedTuple):

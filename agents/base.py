@@ -1,7 +1,5 @@
 """The interface of agents: they receive frames and choose actions, one episode at a time."""
 
-from __future__ import annotations
-
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Finds the name, run, folder and learner of the agent that the settings describe, and builds the agent."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Sequence
 from importlib.resources import files

@@ -5,8 +5,6 @@ agents trained in the real environment, returns during training are shown, too. 
 comparison.json and comparison.png.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import sys

@@ -4,8 +4,6 @@ The statistics are those of Agarwal et al., *Deep Reinforcement Learning at the 
 2021. Their runs have one score per task; here a run has one score per episode, and intervals account for both.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Compares dreamt returns, which a world model predicts for the actions of recorded episodes, with obtained returns."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence

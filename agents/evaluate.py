@@ -8,8 +8,6 @@ plan.mp4 (an episode, and the frames that were imagined 1, 4 and 8 steps before)
 <run>/agents/<agent>-<env>/, or runs/agents/… without a run.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

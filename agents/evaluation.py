@@ -1,7 +1,5 @@
 """Evaluates an agent in the real environment: plays episodes, measures them, and writes the results."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Callable

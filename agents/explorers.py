@@ -5,8 +5,6 @@ every action for a run of steps and turns away when it walks but the frame does 
 walks freely and then plays a script.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """The training objective of an actor and its critic on trajectories that a world model imagines."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from typing import Annotated

@@ -6,8 +6,6 @@ last one <run>; the episodes are in data/<run>. The same command resumes an inte
 is trained in the world model of an existing run.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import itertools

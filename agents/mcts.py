@@ -1,7 +1,5 @@
 """Monte-Carlo tree search in the dream of a stochastic world model."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any
 

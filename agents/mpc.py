@@ -1,7 +1,5 @@
 """Model-predictive control: the cross-entropy method over sequences of discrete actions."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """An explorer that prefers actions for which its world model imagines novel frames."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The base class of planners: loads the model, tracks the episode, repeats actions, limits the time."""
 
-from __future__ import annotations
-
 import time
 from abc import abstractmethod
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Plays the episodes of an evaluation, and stores those that are finished so that it can be resumed."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

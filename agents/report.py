@@ -1,7 +1,5 @@
 """Output of an agent's evaluation: rows of a table, plots, and videos of episodes, dreams and plans."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,12 +1,10 @@
 """Stable-Baselines3's PPO as an agent."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -52,7 +50,7 @@ class PolicyInfo:
         replace_text(folder / SETTINGS, json.dumps(dataclasses.asdict(self), indent=1))
 
     @classmethod
-    def load(cls, folder: Path) -> PolicyInfo:
+    def load(cls, folder: Path) -> Self:
         """Read the info in a folder. Raises :class:`RunError` if it is missing or damaged."""
         try:
             raw = json.loads((folder / SETTINGS).read_text())

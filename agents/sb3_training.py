@@ -1,7 +1,5 @@
 """Training of Stable-Baselines3's PPO in a run's dream or in the real environment."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import time

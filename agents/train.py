@@ -12,8 +12,6 @@ trained in the real environment for steps=… steps, as a baseline.
 The same command resumes an interrupted training.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 

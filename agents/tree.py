@@ -1,7 +1,5 @@
 """The tree of a search: nodes at which an action is chosen, and sampled outcomes of the actions."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from typing import NamedTuple

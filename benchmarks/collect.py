@@ -7,8 +7,6 @@ instead, of one process each. The alternatives are measured in turn, and ratios 
 Figures are only meaningful on an idle machine; its load is printed in the heading.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import tempfile

@@ -4,8 +4,6 @@ Prints a row of Markdown for each: its name, frame shape, actions, and frames pe
 wrappers (median and highest of the parts), or the reason why it cannot be made.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import time

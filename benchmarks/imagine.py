@@ -1,7 +1,5 @@
 """Imagination: dreamt frames per second of the samplers, with and without decoding, and their number of passes."""
 
-from __future__ import annotations
-
 import functools
 import statistics
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """Speeds of the parts of a run: store, tokenizer, dream environment, planners and training stages."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import os

@@ -5,8 +5,6 @@
 Key to picture is measured in Chromium, if it and playwright are installed.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import contextlib

@@ -6,8 +6,6 @@ Memory is the growth of a separate process during three calls. The exit code is 
 different codes. Needs the extra .[benchmarks].
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import multiprocessing

@@ -3,8 +3,6 @@
 highest. Prints tables, and with --out writes JSON; docs/benchmarks.md explains both.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import dataclasses

@@ -7,8 +7,6 @@ Frames are made up. The rates are per second of the reading thread's own time, s
 change them little. A step of the tokenizer waits while the batch that was read ahead is not complete.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import tempfile

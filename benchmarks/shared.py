@@ -3,8 +3,6 @@ threads, which adapts to what other processes use, with a fixed one, and with on
 processes' frames per second, and all alternatives are measured in turn. Run it on an idle machine.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import subprocess

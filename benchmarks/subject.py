@@ -1,7 +1,5 @@
 """The subject of a benchmark: a trained or untrained run, its data, and the device."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path

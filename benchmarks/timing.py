@@ -1,7 +1,5 @@
 """Timing: contenders are measured in turn in rounds, and figures are medians over the rounds."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import re
@@ -9,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 
@@ -42,12 +40,12 @@ class Figure:
     precision: str | None = None
 
     @classmethod
-    def of(cls, what: str, values: Sequence[float], unit: str, **conditions: Any) -> Figure:
+    def of(cls, what: str, values: Sequence[float], unit: str, **conditions: Any) -> Self:
         """Make a figure from the values of all rounds; ``conditions`` are batch, length, precision."""
         return cls(what, statistics.median(values), unit, min(values), max(values), **conditions)
 
     @classmethod
-    def ratio(cls, what: str, slow: Sequence[float], fast: Sequence[float], **conditions: Any) -> Figure:
+    def ratio(cls, what: str, slow: Sequence[float], fast: Sequence[float], **conditions: Any) -> Self:
         """Make a figure of the ratio of two times, which is formed in every round."""
         return cls.of(what, [a / b for a, b in zip(slow, fast, strict=True)], "×", **conditions)
 

@@ -4,8 +4,6 @@ python -m worldmodel.export --to web --output my-world --runtime package run=my_
 python -m benchmarks.web my-world run=my_way_home-1
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import functools

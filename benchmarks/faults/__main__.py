@@ -3,8 +3,6 @@ environments, exhausted resources, malicious files, growing memory. Prints a tab
 1 if anything was lost. docs/reliability.md explains the tests.
 """
 
-from __future__ import annotations
-
 import argparse
 import collections
 import multiprocessing

@@ -1,7 +1,5 @@
 """A tiny environment; recorders import this module, so it needs nothing else."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import gymnasium

@@ -1,7 +1,5 @@
 """Damaged files: flipped, overwritten, zeroed, swapped or missing bytes, and the functions that read the file then."""
 
-from __future__ import annotations
-
 import importlib.util
 import logging
 import random

@@ -1,7 +1,5 @@
 """Calls of the environments with arguments of random types, shapes and in random order."""
 
-from __future__ import annotations
-
 import functools
 import random
 from collections.abc import Callable, Iterator

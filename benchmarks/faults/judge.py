@@ -1,7 +1,5 @@
 """What a fault did: the outcome of a command or of a reading function compared with that without the fault."""
 
-from __future__ import annotations
-
 import contextlib
 import enum
 import io

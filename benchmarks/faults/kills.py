@@ -4,8 +4,6 @@ The commands run in forks of this process, which has imported everything, so tha
 moment is a time, or a number of files that were opened, renamed or removed; checkpoints are written at every step.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import itertools

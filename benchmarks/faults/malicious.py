@@ -1,7 +1,5 @@
 """Files that execute something when they are loaded without care: all of them create a marker, which must not exist."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -4,8 +4,6 @@ In long runs, the memory of a process, without mapped files, may not grow by mor
 Mounts are made in a namespace of the process and vanish with it; without the right to mount, these are skipped.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import functools

@@ -1,7 +1,5 @@
 """Random values for every setting of every YAML file, as the command line gives them."""
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import os

@@ -1,7 +1,5 @@
 """Recordings and a run of a tiny environment, on which faults are injected."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 from typing import Any

@@ -5,8 +5,6 @@ are left out when the time is over. The last lines list what is wrong. With --de
 minutes that the sections run.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -1,7 +1,5 @@
 """What the sections of the benchmark share: made-up data and models, timing, and the report."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import statistics

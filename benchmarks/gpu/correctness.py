@@ -1,7 +1,5 @@
 """Is it right? Samplers, graphs and devices against each other."""
 
-from __future__ import annotations
-
 import functools
 import os
 import sys

@@ -1,7 +1,5 @@
 """How fast does it imagine? Frames, their parts, the dream environment, and decisions of planners."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Does it train, and how fast? Every experiment, batches, resuming, one process of DDP, and the command itself."""
 
-from __future__ import annotations
-
 import json
 import os
 import tempfile

@@ -1,7 +1,5 @@
 """ONNX files of the graphs, and the manifest that describes them."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import tempfile

@@ -5,8 +5,6 @@ not depend on each other, follow one after the other. Its noise is an input: ``n
 position that the head draws i-th, as in :mod:`worldmodel.heads.sampling`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from typing import Any

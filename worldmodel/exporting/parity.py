@@ -1,7 +1,5 @@
 """Graphs in ONNX Runtime compared with PyTorch, on the frames of a dream."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Static files with which a browser dreams: the page of ``worldmodel.play``, the graphs, and states to start from."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

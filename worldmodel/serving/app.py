@@ -1,7 +1,5 @@
 """The web application: the files of the page, and one WebSocket connection for each visitor."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import dataclasses

@@ -1,7 +1,5 @@
 """One thread that computes for all visitors: steps that wait at the same time are one pass through the model."""
 
-from __future__ import annotations
-
 import asyncio
 import threading
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Dreams that go on one frame at a time, of several visitors in one pass, each from an immutable moment."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Body of the process of the environment beside a dream. It does not import torch, which takes two seconds."""
 
-from __future__ import annotations
-
 import contextlib
 import signal
 from multiprocessing.connection import Connection

@@ -1,7 +1,5 @@
 """Who may connect: requests of the page itself, under a name of this computer or with the token."""
 
-from __future__ import annotations
-
 import secrets
 from collections.abc import Collection
 from urllib.parse import parse_qs, urlsplit

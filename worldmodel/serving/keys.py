@@ -5,8 +5,6 @@ Directions are the arrows and W, A, S, D; firing and using are the space bar; a 
 and letters when there are no digits left.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Sequence

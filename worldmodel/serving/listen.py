@@ -1,7 +1,5 @@
 """Opens the port and runs the application until Ctrl-C."""
 
-from __future__ import annotations
-
 import contextlib
 import ipaddress
 import logging

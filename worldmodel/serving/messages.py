@@ -4,8 +4,6 @@ The page sends JSON as text. The server sends JSON as text, or as binary: the le
 (little-endian), the header, and the bytes of the parts whose names and lengths the header lists.
 """
 
-from __future__ import annotations
-
 import json
 from typing import Annotated, Any, Literal
 

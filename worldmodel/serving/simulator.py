@@ -1,7 +1,5 @@
 """The environment of a run beside its dream: in a process of its own, in step with the dream, compared with it."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

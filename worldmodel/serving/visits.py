@@ -1,7 +1,5 @@
 """A visitor's dream: its moments so far, and what the visitor is sent of them."""
 
-from __future__ import annotations
-
 import asyncio
 import dataclasses
 import tempfile

@@ -1,7 +1,5 @@
 """Data augmentation for codecs of sound, against overfitting to small data sets."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Output of sound: wave files, a page of spectrograms and pitch, and both for speech in several voices."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path

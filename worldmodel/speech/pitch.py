@@ -5,8 +5,6 @@ Society of America 111, 2002, steps 1 to 5. Instead of step 6, octave errors are
 neighbouring estimates.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

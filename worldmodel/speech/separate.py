@@ -1,7 +1,5 @@
 """Independent VQ-VAEs of several rates, as in Jukebox."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 

@@ -12,8 +12,6 @@ uint8 like images, and :func:`worldmodel.types.to_float` returns f up to roundin
 This module is without torch, like all that read data; :func:`worldmodel.speech.nn.mel.expanded` is for tensors.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import re

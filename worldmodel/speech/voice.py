@@ -2,10 +2,9 @@
 prior; and the utterances of a store with their codes.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -47,7 +46,7 @@ class VoiceModel:
         return round(self.spec.rate * self.window)
 
     @classmethod
-    def load(cls, run: str | Path, device: str = "auto") -> VoiceModel:
+    def load(cls, run: str | Path, device: str = "auto") -> Self:
         """Load a run; the prior is None when it is not trained yet.
 
         Raises :class:`RunError` when the run is missing, damaged or of another kind.

@@ -7,12 +7,11 @@ Codes are ordered by position, then by codebook. Codes of fixed width have the m
 fill the last byte. For entropy-coded codes see :mod:`worldmodel.speech.codec.entropy`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import struct
 import zlib
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -65,7 +64,7 @@ class Bitstream:
         return body + _CHECKSUM.pack(zlib.crc32(body))
 
     @classmethod
-    def of_bytes(cls, data: bytes, name: str = "the bitstream") -> Bitstream:
+    def of_bytes(cls, data: bytes, name: str = "the bitstream") -> Self:
         """Inverse of :meth:`to_bytes`. Raises :class:`DataError` for foreign, newer, truncated or damaged data."""
         if data[:4] != MAGIC:
             raise DataError(f"{name} is no bitstream of this codec; it does not begin with {MAGIC.decode()}")
@@ -87,7 +86,7 @@ class Bitstream:
             part.write_bytes(self.to_bytes())
 
     @classmethod
-    def load(cls, path: str | Path) -> Bitstream:
+    def load(cls, path: str | Path) -> Self:
         """Raises :class:`DataError` for a missing file, and like :meth:`of_bytes`."""
         try:
             data = Path(path).read_bytes()

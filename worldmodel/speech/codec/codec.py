@@ -5,8 +5,6 @@ samples; it is encoded when its last sample arrives and decoded when its codes a
 samples.
 """
 
-from __future__ import annotations
-
 import itertools
 import zlib
 from collections.abc import Callable, Iterable, Iterator

@@ -6,8 +6,6 @@ in the same order, one code at a time, so that rounding is the same on one machi
 integers of 24 bits, at least 1, so that every code can be coded.
 """
 
-from __future__ import annotations
-
 import abc
 import contextlib
 import copy
@@ -16,6 +14,7 @@ import hashlib
 import math
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Self
 
 import constriction
 import numpy as np
@@ -115,7 +114,7 @@ class CountModel(CodeModel):
             save_file(self._arrays(), part, {"fingerprint": self.fingerprint.hex()})
 
     @classmethod
-    def load(cls, path: str | Path) -> CountModel:
+    def load(cls, path: str | Path) -> Self:
         """Raises :class:`DataError` when the file is missing or invalid."""
         model = cls.__new__(cls)
         try:

@@ -1,7 +1,5 @@
 """The codec of a run, its entropy models, and the encoding and decoding of files with their reports."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Scores of voice conversion: classifiers of speakers and of phones read held-out utterances in every voice."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 All figures are of held-out utterances. Classifiers are trained on real speech only.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The report of a speech run: a table, plots, spectrograms, sound files and one HTML page."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

@@ -8,8 +8,6 @@ and Défossez et al., *EnCodec*, 2022, section 3.1: strided convolutions, two st
 dilated convolutions. Layers at the full sampling rate and EnCodec's LSTM are left out because they are slow.
 """
 
-from __future__ import annotations
-
 import abc
 import math
 from collections.abc import Sequence

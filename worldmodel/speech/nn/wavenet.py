@@ -1,7 +1,5 @@
 """The likelihood of a signal under an autoregressive :class:`WaveNet`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Annotated, Any
 

@@ -9,8 +9,6 @@ convolutions for its position and the last ``memory`` samples. The convolutions 
 is the original WaveNet.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import torch
