@@ -59,10 +59,8 @@ def load_network(folder: Path) -> DictConfig:
 def check_network(folder: Path, network: DictConfig) -> None:
     """Raises :class:`ConfigError` unless the trained actor of a run has this network."""
     if load_network(folder).network != OmegaConf.create(OmegaConf.to_container(network, resolve=True)):
-        raise ConfigError(
-            f"the agent of {folder.name} has another network than agent.learner.network; choose its own, or remove "
-            f"{folder / AGENT}"
-        )
+        fault = f"the agent of {folder.name} has another network than agent.learner.network"
+        raise ConfigError(f"{fault}; choose its own, or remove {folder / AGENT}")
 
 
 def load_actor(folder: Path, device: str | torch.device = "cpu") -> tuple[Tokenizer, ActorCritic]:

@@ -37,10 +37,8 @@ class Plan:
 def check_actions(action_names: Sequence[str], trained: Sequence[str], what: str, remedy: str) -> None:
     """Raise :class:`RunError` unless the environment has the actions with which ``what`` was trained."""
     if tuple(action_names) != tuple(trained):
-        raise RunError(
-            f"{what} was trained with the actions {', '.join(trained)}, and this environment has "
-            f"{', '.join(action_names)}; {remedy}"
-        )
+        known = f"{what} was trained with the actions {', '.join(trained)}"
+        raise RunError(f"{known}, and this environment has {', '.join(action_names)}; {remedy}")
 
 
 def choose(probabilities: np.ndarray, greedy: bool, rng: np.random.Generator) -> int:

@@ -87,13 +87,11 @@ def read(paths: Sequence[Path]) -> Evaluations:
             scores(metrics, "return")
             metrics["learning"] = returns_while_learning(path.resolve().parent, metrics)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunError(
-                f"{path} is not an evaluation of an agent; write one: python -m worldmodel.agents.evaluate"
-            ) from error
+            remedy = "write one: python -m worldmodel.agents.evaluate"
+            raise RunError(f"{path} is not an evaluation of an agent; {remedy}") from error
         if environment not in (None, own):
-            raise RunError(
-                f"{path} is of {own}, and {files[0]} of {environment}; compare evaluations of the same environment"
-            )
+            fault = f"{path} is of {own}, and {files[0]} of {environment}"
+            raise RunError(f"{fault}; compare evaluations of the same environment")
         environment = own
     return agents
 

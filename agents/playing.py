@@ -73,9 +73,8 @@ class UnfinishedEvaluation(contextlib.AbstractContextManager["UnfinishedEvaluati
         try:
             self._store = EpisodeStore.writer(self.folder, spec)
         except BusyError as error:
-            raise BusyError(
-                f"another process runs the same evaluation for {folder}; wait for it, or choose another --name"
-            ) from error
+            fault = f"another process runs the same evaluation for {folder}"
+            raise BusyError(f"{fault}; wait for it, or choose another --name") from error
         self._store.verify()  # damaged episodes are removed and played again
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:

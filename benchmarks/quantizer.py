@@ -57,9 +57,8 @@ def contenders(problem: Problem, vectors: Tensor) -> dict[str, nn.Module]:
     try:
         from vector_quantize_pytorch import VectorQuantize
     except ImportError as error:
-        raise ConfigError(
-            f"{THEIRS} cannot be imported ({error}); install it with pip install -e '.[benchmarks]'"
-        ) from None
+        remedy = "install it with pip install -e '.[benchmarks]'"
+        raise ConfigError(f"{THEIRS} cannot be imported ({error}); {remedy}") from None
     # Its defaults, except for the straight-through gradient as in the paper. It does not restart codes.
     theirs = VectorQuantize(
         dim=problem.width, codebook_size=problem.num_codes, decay=DECAY, commitment_weight=BETA, rotation_trick=False

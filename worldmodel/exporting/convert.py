@@ -38,11 +38,9 @@ def write_graphs(world: WorldModel, folder: Path, rows: int | None = None) -> di
             part = graph.part
             if graph.name == "prior" and not _exports(trunk_graph(world.prior)):
                 part = trunk_graph(world.prior).part
-            reason = _reason(error)
-            raise ConfigError(
-                f"the {part} cannot be exported ({reason}); choose tokenizer=vqvae and prior=conv, conv_pose or "
-                "transformer, which can"
-            ) from error
+            fault = f"the {part} cannot be exported ({_reason(error)})"
+            remedy = "choose tokenizer=vqvae and prior=conv, conv_pose or transformer, which can"
+            raise ConfigError(f"{fault}; {remedy}") from error
     return manifest(world, [folder / f"{graph.name}.onnx" for graph in graphs])
 
 

@@ -65,10 +65,8 @@ def compare(world: WorldModel, folder: Path, frames: int = FRAMES) -> dict[str, 
         found["encoder"].add("codes", run["encoder"]({"frames": picture})["codes"], world.tokenizer.encode(picture))
     for name, differences in found.items():
         if differences.share < LEAST_EQUAL:
-            raise ConfigError(
-                f"the graph of the {name} gives other codes than PyTorch ({differences}); another version of torch or "
-                "of onnxscript may export it correctly"
-            )
+            fault = f"the graph of the {name} gives other codes than PyTorch ({differences})"
+            raise ConfigError(f"{fault}; another version of torch or of onnxscript may export it correctly")
     return found
 
 

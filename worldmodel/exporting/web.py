@@ -99,10 +99,9 @@ def copy_runtime(source: Path, folder: Path) -> dict[str, Any]:
     for backend, files in RUNTIME.items():
         missing = [name for name in files.values() if not (found / name).is_file()]
         if missing and backend == "wasm":
-            raise ConfigError(
-                f"--runtime {source} holds no {missing[0]}; give the folder into which the npm package was unpacked: "
-                f"npm pack onnxruntime-web@{VERSION} && tar xzf onnxruntime-web-{VERSION}.tgz"
-            )
+            fault = f"--runtime {source} holds no {missing[0]}"
+            command = f"npm pack onnxruntime-web@{VERSION} && tar xzf onnxruntime-web-{VERSION}.tgz"
+            raise ConfigError(f"{fault}; give the folder into which the npm package was unpacked: {command}")
         if missing:
             continue
         folder.mkdir(exist_ok=True)

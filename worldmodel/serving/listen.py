@@ -33,10 +33,8 @@ def open_port(host: str, port: int) -> socket.socket:
     except socket.gaierror as error:
         raise ConfigError(f"--host {host}: there is no such host; give an address of this computer") from error
     except OSError as error:
-        reason = os.strerror(error.errno or 0)
-        raise ConfigError(
-            f"cannot listen at {host}:{port} ({reason}); choose another --port, or 0 for any that is free"
-        ) from error
+        fault = f"cannot listen at {host}:{port} ({os.strerror(error.errno or 0)})"
+        raise ConfigError(f"{fault}; choose another --port, or 0 for any that is free") from error
 
 
 def address(host: str, port: int, token: str | None) -> str:

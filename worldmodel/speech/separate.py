@@ -57,10 +57,9 @@ class SeparateLevels(Tokenizer):
         super().__init__(loss_weights)
         halvings = [len(level) for level in widths]
         if len(widths) < 2 or halvings != sorted(set(halvings)):
-            raise ConfigError(
-                f"tokenizer.widths has levels of {', '.join(map(str, halvings))} halvings; there must be two levels or "
-                "more, the finest first, each of more halvings than the one before it"
-            )
+            fault = f"tokenizer.widths has levels of {', '.join(map(str, halvings))} halvings"
+            rule = "two levels or more, the finest first, each of more halvings than the one before it"
+            raise ConfigError(f"{fault}; there must be {rule}")
         shared = blocks, num_codes, likelihood, encoder, decoder, condition_width, num_actions
         # The coarsest first, unlike widths.
         self.models = module_list(VQVAE(frame_shape, quantizer, level, *shared) for level in reversed(widths))

@@ -38,9 +38,8 @@ class Codec:
 
     def __init__(self, tokenizer: VQVAE, rate: int = 16_000):
         if not tokenizer.joined or tokenizer.frame_shape[0] != 1:
-            raise ConfigError(
-                f"a codec is for sound of one channel, not for frames {'×'.join(map(str, tokenizer.frame_shape))}"
-            )
+            shape = "×".join(map(str, tokenizer.frame_shape))
+            raise ConfigError(f"a codec is for sound of one channel, not for frames {shape}")
         self.tokenizer, self.rate = tokenizer.eval(), rate
         self.num_codes, self.num_codebooks = tokenizer.num_codes, tokenizer.slots[0] if tokenizer.slots else 1
         self.scalable = isinstance(tokenizer.quantizer, ResidualQuantizer)
@@ -137,15 +136,13 @@ class Codec:
         other codes than were encoded, which rounding on another machine can cause.
         """
         if stream.codec != self.fingerprint:
-            raise DataError(
-                f"the bitstream was written by the codec {stream.codec.hex()}, and this one is "
-                f"{self.fingerprint.hex()}; name the run that wrote it"
+            fault = (
+                f"the bitstream was written by the codec {stream.codec.hex()}, and this one is {self.fingerprint.hex()}"
             )
+            raise DataError(f"{fault}; name the run that wrote it")
         if stream.rate != self.rate or not 1 <= stream.codebooks <= self.num_codebooks:
-            raise DataError(
-                f"the bitstream has {stream.codebooks} codebooks at {stream.rate:,} Hz, and its codec has "
-                f"{self.num_codebooks} at {self.rate:,} Hz"
-            )
+            found = f"{stream.codebooks} codebooks at {stream.rate:,} Hz"
+            raise DataError(f"the bitstream has {found}, and its codec has {self.num_codebooks} at {self.rate:,} Hz")
         shape = self.positions(stream.samples), stream.codebooks
         if stream.model == NO_MODEL:
             return unpack(stream.payload, shape, self.num_codes)
@@ -155,18 +152,16 @@ class Codec:
         self._check(model)
         codes = entropy.decode(model, stream.payload[:-2], *shape)
         if _checksum(codes) != stream.payload[-2:]:
-            raise DataError(
-                "the entropy model does not reproduce the encoded codes, because this machine rounds differently; "
-                "decode it on the machine that encoded it, or encode with --entropy counts or none"
-            )
+            fault = "the entropy model does not reproduce the encoded codes, because this machine rounds differently"
+            remedy = "decode it on the machine that encoded it, or encode with --entropy counts or none"
+            raise DataError(f"{fault}; {remedy}")
         return codes
 
     def _check(self, model: entropy.CodeModel | None) -> None:
         if model is not None and (model.num_codes != self.num_codes or model.num_codebooks < self.num_codebooks):
-            raise ConfigError(
-                f"the entropy model is of {model.num_codebooks} codebooks of {model.num_codes} codes, and the codec "
-                f"has {self.num_codebooks} of {self.num_codes}"
-            )
+            found = f"{model.num_codebooks} codebooks of {model.num_codes} codes"
+            own = f"{self.num_codebooks} of {self.num_codes}"
+            raise ConfigError(f"the entropy model is of {found}, and the codec has {own}")
 
     def _used(self, codebooks: int | None) -> int:
         used = self.num_codebooks if codebooks is None else codebooks

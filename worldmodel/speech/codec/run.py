@@ -34,9 +34,8 @@ def load_codec(run: Path, device: str = "auto") -> Codec:
     """The codec of a run. Raises :class:`ConfigError` when its tokenizer is no codec, or :class:`RunError`."""
     tokenizer, spec = load_tokenizer(run, resolve_device(device)), load_spec(run)
     if not isinstance(tokenizer, VQVAE) or tokenizer.condition_width or not tokenizer.joined:
-        raise ConfigError(
-            f"the run {run.name} is no codec: a codec decodes sound without a speaker; train one with experiment=codec"
-        )
+        fault = f"the run {run.name} is no codec: a codec decodes sound without a speaker"
+        raise ConfigError(f"{fault}; train one with experiment=codec")
     return Codec(tokenizer, round(spec.rate * spec.frame_shape[1]))
 
 
@@ -107,10 +106,8 @@ def model_named(run: Path, codec: Codec, name: bytes) -> CodeModel | None:
             model = models_of(run, codec, wanted)[wanted]
             if model is not None and model.fingerprint == name:
                 return model
-    raise DataError(
-        f"the bitstream is entropy-coded by the model {name.hex()}, which the run {run.name} does not have: its "
-        f"prior was trained again, or {COUNTS} and the data were deleted"
-    )
+    fault = f"the bitstream is entropy-coded by the model {name.hex()}, which the run {run.name} does not have"
+    raise DataError(f"{fault}: its prior was trained again, or {COUNTS} and the data were deleted")
 
 
 def encode_file(run: Path, codec: Codec, file: Path, used: int, entropy: str, streaming: bool, output: Output) -> None:

@@ -105,10 +105,8 @@ def _check_data(run: Path, world: VoiceModel, store: EpisodeStore) -> None:
     if store.spec.frame_shape != world.spec.frame_shape or unknown:
         raise DataError(f"{store.path} has other speakers or windows than {run}; give another data=…")
     if world.rate != RATE:  # which the classifiers and the spectra support
-        raise ConfigError(
-            f"speech is scored at {RATE:,} samples a second, not {world.rate:,}; collect it again with "
-            f"source.rate={RATE}"
-        )
+        fault = f"speech is scored at {RATE:,} samples a second, not {world.rate:,}"
+        raise ConfigError(f"{fault}; collect it again with source.rate={RATE}")
     store.require("held_out")
 
 
