@@ -26,9 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _compare(argv: Sequence[str] | None) -> None:
     parser = Parser("python -m worldmodel.agents.compare", description=__doc__)
     parser.add_argument("files", nargs="+", type=expanded, metavar="metrics.json", help="evaluations, or their folders")
-    parser.add_argument(
-        "--to", type=expanded, default=Path("."), metavar="FOLDER", help="where to write (default: the current folder)"
-    )
+    where = "where to write (default: the current folder)"
+    parser.add_argument("--to", type=expanded, default=Path("."), metavar="FOLDER", help=where)
     args = parser.parse_args(argv)
 
     from worldmodel.agents.comparison import compare, learning, lines, read, save_chart  # slow: torch

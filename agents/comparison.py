@@ -162,12 +162,8 @@ def learning(agents: Evaluations) -> dict[str, dict[str, list[float]]]:
             continue  # one seed stopped before the first episode of another
         grid = np.linspace(first, last, POINTS)
         values = np.stack([np.interp(grid, *seed) for seed in seeds])
-        curves[agent] = {
-            "steps": grid.tolist(),
-            "return": values.mean(0).tolist(),
-            "low": values.min(0).tolist(),
-            "high": values.max(0).tolist(),
-        }
+        columns = {"steps": grid, "return": values.mean(0), "low": values.min(0), "high": values.max(0)}
+        curves[agent] = {name: column.tolist() for name, column in columns.items()}
     return curves
 
 

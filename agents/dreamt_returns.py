@@ -42,11 +42,8 @@ class ReturnPairs:
     def to_json(self, horizon: int, seed: int = 0) -> dict[str, Any]:
         """Rank correlations with intervals over episodes, for all windows, those at the start of an episode, and those
         of full length, for which a common end of the episode cannot cause the correlation."""
-        kinds = {
-            "all": np.ones(len(self.starts), bool),
-            "first": self.starts == 0,
-            "full_length": self.lengths == horizon,
-        }
+        first, full_length = self.starts == 0, self.lengths == horizon
+        kinds = {"all": np.ones(len(self.starts), bool), "first": first, "full_length": full_length}
         results = {}
         for name, rows in kinds.items():
             pairs = self.dreamt[rows], self.obtained[rows], self.episodes[rows]

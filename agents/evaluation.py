@@ -64,12 +64,9 @@ class EpisodeMeasurements:
     def add(self, played: Recording) -> None:
         number, episode = played.number, played.episode
         self.seconds += played.seconds
-        self.facts[number] = {
-            "return": float(episode.rewards.sum(dtype=np.float64)),
-            "length": episode.steps,
-            "terminated": episode.terminated,
-            "success": self.settings.succeeded(episode),
-        }
+        total, success = float(episode.rewards.sum(dtype=np.float64)), self.settings.succeeded(episode)
+        facts = {"return": total, "length": episode.steps, "terminated": episode.terminated, "success": success}
+        self.facts[number] = facts
         if number < self.settings.videos:
             self.in_videos[number] = played
         if self.planned_episode is None and any(played.plans):
@@ -173,10 +170,9 @@ def evaluate(config: DictConfig, settings: Settings, agent_name: str, name: str,
             if world is not None:
                 windows = [window for number in sorted(measured.windows) for window in measured.windows[number]]
                 task = bars.add_task("dreams", total=len(windows))
-                pairs = dream_returns(
-                    world, windows, settings.temperature, measured.seed, lambda done: bars.update(task, completed=done)
-                )
-                metrics["dream"] = pairs.to_json(settings.horizon, measured.seed)
+                seed, temperature = measured.seed, settings.temperature
+                pairs = dream_returns(world, windows, temperature, seed, lambda done: bars.update(task, completed=done))
+                metrics["dream"] = pairs.to_json(settings.horizon, seed)
         metrics["folder"] = str(folder)
         replace_text(folder / "metrics.json", json.dumps(metrics, indent=1))
         save_report(folder, metrics, measured, spec, world)

@@ -188,15 +188,8 @@ class ImaginationObjective(Objective):
             "spread": self.spread.clone(),
             "length": dream.continues.cumprod(1).sum(1).mean(),
         }
-        return PolicyBatch(
-            recent=dream.windows(self.agent.history),
-            actions=dream.actions[:, -self.horizon :],
-            log_policy=dream.log_policy,
-            returns=returns,
-            advantages=advantages,
-            weights=weights,
-            metrics=metrics,
-        )
+        recent, actions = dream.windows(self.agent.history), dream.actions[:, -self.horizon :]
+        return PolicyBatch(recent, actions, dream.log_policy, returns, advantages, weights, metrics)
 
     def start_states(self, batch: Segment) -> tuple[PriorState, RecentFrames]:
         """States of the world model and the actor at the last frames of segments of codes."""

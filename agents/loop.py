@@ -72,10 +72,8 @@ class AgentStage(Stage):
 
     def windows(self, settings: AgentSettings, source: Source, model: ActorCritic) -> dict[Split, Windows]:
         lead = self.lead(model)
-        return {
-            "train": Windows(source, "all", lead + 1, lead, rewarded=settings.rewarded),
-            "held_out": Windows(source, [], lead + 1, lead),
-        }
+        training = Windows(source, "all", lead + 1, lead, rewarded=settings.rewarded)
+        return {"train": training, "held_out": Windows(source, [], lead + 1, lead)}
 
     def objective(
         self, config: DictConfig, model: ActorCritic, tokenizer: Tokenizer, epoch: int = 100
@@ -157,11 +155,8 @@ def collect_steps(config: DictConfig, settings: LearnerSettings, steps: int, pre
     if previous is None:
         agent: ActionSource = build(OmegaConf.to_container(config.explorer, resolve=True), "explorer")
     else:
-        agent = ActorCriticAgent(
-            previous,
-            random_action_probability=settings.random_action_probability,
-            max_repeat=settings.max_repeat,
-        )
+        random = settings.random_action_probability
+        agent = ActorCriticAgent(previous, random_action_probability=random, max_repeat=settings.max_repeat)
     record_steps(config, agent, missing)
 
 

@@ -108,9 +108,8 @@ class MCTSAgent(Planner):
         self, transition: Transition, state: EpisodeState, priors: np.ndarray, values: np.ndarray
     ) -> list[Outcome]:
         """One outcome for every row of a batch of transitions."""
-        grids, rewards, ends = (
-            torch.stack(part, 1).cpu().numpy() for part in list(zip(*transition.steps, strict=True))[:3]
-        )
+        columns = list(zip(*transition.steps, strict=True))[:3]
+        grids, rewards, ends = (torch.stack(column, 1).cpu().numpy() for column in columns)
         pairs = zip(transition.rewards.tolist(), transition.discounts.tolist(), strict=True)
         return [
             Outcome(

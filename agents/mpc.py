@@ -165,8 +165,7 @@ class MPCAgent(Planner):
         """One candidate with its first sampled future."""
         row = best * evaluated.samples
         steps = [step for transition in evaluated.transitions for step in transition.steps]
-        codes, rewards, ends = (
-            np.stack([part[row].cpu().numpy() for part in parts]) for parts in list(zip(*steps, strict=True))[:3]
-        )
+        columns = list(zip(*steps, strict=True))[:3]
+        codes, rewards, ends = (np.stack([part[row].cpu().numpy() for part in column]) for column in columns)
         actions = evaluated.actions[best].repeat_interleave(model.repeat).cpu().numpy()
         return Plan(actions, rewards, ends, float(evaluated.returns[best]), codes, model.decode)

@@ -103,13 +103,9 @@ def save_dreams(path: Path, played: Sequence[Recording], world: WorldModel, seed
     above, below = [], []
     for episode in kept:
         frames, actions = (torch.tensor(part[:length]) for part in (episode.frames, episode.actions))
-        dream = world.imagine(
-            frames[:context],
-            actions[context:],
-            seen_actions=actions[:context],
-            temperature=temperature,
-            generator=torch.Generator().manual_seed(seed),
-        )
+        known, noise = actions[:context], torch.Generator().manual_seed(seed)
+        future = actions[context:]
+        dream = world.imagine(frames[:context], future, seen_actions=known, temperature=temperature, generator=noise)
         names = media.action_names(actions, spec.action_names)
         both = np.concatenate([frames[:context].numpy(), dream.frames[0].cpu().numpy()])
         obtained = episode.rewards[context:length].sum()
@@ -158,12 +154,8 @@ def plan_strips(episode: Episode, plans: Plans, names: Sequence[str], step: int)
     length = min(len(plan), episode.steps - step)
     seen, future = episode.frames[step : step + 1], slice(step + 1, step + length + 1)
     obtained, imagined = float(episode.rewards[future].sum()), float(plan.rewards[:length].sum())
-    real = media.Strip(
-        episode.frames[step : step + length + 1],
-        f"real: reward {obtained:.2f}",
-        (None, *media.action_names(episode.actions[future], names)),
-        seen=1,
-    )
+    frames, taken = episode.frames[step : step + length + 1], media.action_names(episode.actions[future], names)
+    real = media.Strip(frames, f"real: reward {obtained:.2f}", (None, *taken), seen=1)
     actions = (None, *media.action_names(plan.actions[:length], names))
     return [real, media.dream_strip(seen, plan.frames[:length], actions, f"imagined: reward {imagined:.2f}")]
 

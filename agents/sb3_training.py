@@ -118,17 +118,9 @@ def dream_envs(
     **options: Annotated[Any, PassedTo("worldmodel.envs.dreams.open_dreams")],
 ) -> VecEnv:
     """``envs`` parallel dreams of a run; ``steps`` is read by the training."""
-    dreams = gymnasium.make_vec(
-        "worldmodel/Dream-v0",
-        num_envs=envs,
-        vectorization_mode="vector_entry_point",
-        run=str(run),
-        device=device,
-        observations=observations,
-        autoreset_mode="SameStep",
-        **options,
-    )
-    return DreamVecEnv(dreams)
+    options |= {"run": str(run), "device": device, "observations": observations, "autoreset_mode": "SameStep"}
+    mode = "vector_entry_point"
+    return DreamVecEnv(gymnasium.make_vec("worldmodel/Dream-v0", num_envs=envs, vectorization_mode=mode, **options))
 
 
 class CheckpointCallback(BaseCallback):
@@ -195,9 +187,8 @@ def make_model(envs: VecEnv, info: PolicyInfo, settings: LearnerSettings, seed: 
     """Build an untrained PPO with its environments. Raises :class:`ConfigError`."""
     monitored: VecEnv = VecMonitor(envs)
     if settings.normalize_reward:
-        monitored = VecNormalize(
-            monitored, norm_obs=False, clip_reward=REWARD_CLIP, gamma=settings.ppo.get("gamma", 0.99)
-        )
+        gamma = settings.ppo.get("gamma", 0.99)
+        monitored = VecNormalize(monitored, norm_obs=False, clip_reward=REWARD_CLIP, gamma=gamma)
     if info.stack > 1:
         monitored = VecFrameStack(monitored, info.stack, channels_order="first")
     options = dict(settings.ppo)
@@ -260,10 +251,8 @@ def learn(config: DictConfig, **settings: Annotated[Any, PassedTo(LearnerSetting
         finally:
             envs.close()
     run_word = "" if run is None else f" run={run.name}"
-    print(
-        f"the agent is in {folder}; "
-        f"python -m worldmodel.agents.evaluate agent={NAME} env=…{run_word} seed={config.seed}"
-    )
+    command = f"python -m worldmodel.agents.evaluate agent={NAME} env=…{run_word} seed={config.seed}"
+    print(f"the agent is in {folder}; {command}")
     return folder
 
 

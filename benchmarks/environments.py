@@ -28,9 +28,8 @@ SHEET_FRAMES = 8  # per environment
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--only", type=listed(choices()["env"]), metavar="A,B", help="names in configs/env (default: all)"
-    )
+    which = "names in configs/env (default: all)"
+    parser.add_argument("--only", type=listed(choices()["env"]), metavar="A,B", help=which)
     add_number(parser, "--steps", Annotated[int, Ge(SHEET_FRAMES)], "steps per environment (400)", 400)
     parser.add_argument("--sheet", type=Path, metavar="FILE", help="write some frames of each as one PNG")
 

@@ -5,6 +5,7 @@ import functools
 import os
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -114,19 +115,10 @@ def measure_environment(subject: Subject, plan: Plan) -> list[Figure]:
 
 
 def _stepping(subject: Subject, kind: str, precision: Precision, batch: int) -> Contender:
-    env = gymnasium.make_vec(
-        "worldmodel/Dream-v0",
-        num_envs=batch,
-        run=subject.folder,
-        data=subject.store.path,
-        split="all",
-        observations=kind,
-        horizon=STEPS,
-        end_threshold=1.0,  # untrained weights would end half of the dreams at once
-        device=str(subject.device),
-        precision=precision,
-        autoreset_mode="SameStep",
-    )
+    dreams: dict[str, Any] = {"run": subject.folder, "data": subject.store.path, "split": "all", "horizon": STEPS}
+    dreams |= {"observations": kind, "device": str(subject.device), "precision": precision}
+    dreams["end_threshold"] = 1.0  # untrained weights would end half of the dreams at once
+    env = gymnasium.make_vec("worldmodel/Dream-v0", num_envs=batch, autoreset_mode="SameStep", **dreams)
     env.reset(seed=0)
     actions = np.random.default_rng(0).integers(len(subject.spec.action_names), size=(STEPS, batch))
     return lambda number: seconds(lambda: [env.step(action) for action in actions], subject.device)

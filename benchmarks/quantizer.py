@@ -158,12 +158,8 @@ def main(args: argparse.Namespace, config: Config) -> None:
     torch.set_num_threads(problem.threads)
     console, where, different = Console(), machine(DEVICE), different_codes(problem)
     differences = ", ".join(f"{count} codes differ ({what})" for what, count in different.items())
-    console.print(
-        f"{heading(where)}\n{problem.batch}×{problem.length} vectors of {problem.width}, {problem.num_codes} codes; "
-        f"{differences}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    sizes = f"{problem.batch}×{problem.length} vectors of {problem.width}, {problem.num_codes} codes"
+    console.print(f"{heading(where)}\n{sizes}; {differences}", highlight=False, soft_wrap=True)
     figures = {"time": speeds(problem, args.repeat), "memory": memory(problem)}
     for name, group in figures.items():
         console.print(table(name, group))

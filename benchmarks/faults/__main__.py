@@ -46,9 +46,8 @@ TESTS: dict[str, tuple[Inject, int]] = {
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", type=listed(TESTS), metavar="A,B", help=f"of {', '.join(TESTS)}")
-    add_number(
-        parser, "--count", Count, f"faults of each test ({', '.join(f'{test} {n}' for test, (_, n) in TESTS.items())})"
-    )
+    usual = ", ".join(f"{test} {count}" for test, (_, count) in TESTS.items())
+    add_number(parser, "--count", Count, f"faults of each test ({usual})")
     add_number(parser, "--seconds", Positive, "seconds after which a test ends (3600)", 3600.0)
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures and the machine as JSON")
 

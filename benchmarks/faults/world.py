@@ -18,9 +18,7 @@ SPEECH = Spec("tiny", (1, 640), ("p225", "p226"), 25.0)
 ENV = ("env=gym", f"env.id={ID}", f"env.size={SIZE}", "device=cpu", "collect.workers=1")
 STAGE = {"batch": 2, "steps": 6, "log_every": 1, "evaluate_every": 4, "evaluate_batches": 1, "checkpoint_seconds": 0,
          "precision": "fp32"}  # fmt: skip
-STAGES = [
-    f"training.{stage}.{key}={value}" for stage in ("tokenizer", "prior", "agent") for key, value in STAGE.items()
-]
+STAGES = [f"training.{stage}.{k}={v}" for stage in ("tokenizer", "prior", "agent") for k, v in STAGE.items()]
 SMALL = ("tokenizer.widths=[4,4]", "tokenizer.blocks=1", "tokenizer.num_codes=8", "prior.trunk.width=8",
          "prior.trunk.blocks=1", "prior.head.width=8")  # fmt: skip
 ACTOR = ("agent=actor_critic", "agent.learner.network.width=8", "agent.learner.network.reader.channels=4",

@@ -33,14 +33,8 @@ def imagination(bench: Bench) -> None:
 
             spent = bench.seconds(dream, 2, 5, 3.0) / steps
             counted = bench.kernels(lambda: dream(1)) if batch in (1, 1024) else {}
-            bench.add(
-                "imagination",
-                batch=batch,
-                temperature=temperature,
-                ms_a_frame=1e3 * spent,
-                frames_a_second=batch / spent,
-                **counted,
-            )
+            rate = {"ms_a_frame": 1e3 * spent, "frames_a_second": batch / spent}
+            bench.add("imagination", batch=batch, temperature=temperature, **rate, **counted)
         decoding = bench.seconds(lambda: world.tokenizer.decode(state.previous.clamp(min=0)))  # noqa: B023
         bench.add("imagination", batch=batch, decoding_ms=1e3 * decoding)
 

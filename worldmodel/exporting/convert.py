@@ -52,9 +52,8 @@ def convert(graph: Graph, path: Path, rows: int | None) -> None:
     with _quiet(), tempfile.TemporaryDirectory() as folder:
         program, raw = _program(graph, rows), Path(folder) / path.name
         names: dict[str, Any] = {"input_names": list(graph.inputs), "output_names": list(graph.outputs)}
-        file = torch.onnx.export(
-            program, opset_version=OPSET, optimize=False, external_data=False, verbose=False, **names
-        )
+        plain: dict[str, Any] = {"optimize": False, "external_data": False, "verbose": False}
+        file = torch.onnx.export(program, opset_version=OPSET, **plain, **names)
         assert file is not None
         file.save(raw)
         options = onnxruntime.SessionOptions()

@@ -128,11 +128,9 @@ def graphs_of(world: WorldModel) -> tuple[Graph, ...]:
     tokenizer, prior = world.tokenizer.requires_grad_(False), world.prior.requires_grad_(False)
     head, groups = prior.head, len(prior.head.groups)
     if groups > MOST_GROUPS:
-        fault = (
-            f"the head {type(head).__name__} cannot be exported: it draws {groups} groups of codes one after the other"
-        )
+        fault = f"it draws {groups} groups of codes one after the other, and a graph has at most {MOST_GROUPS}"
         remedy = "train a prior with another head, such as prior=conv"
-        raise ConfigError(f"{fault}, and a graph has at most {MOST_GROUPS}; {remedy}")
+        raise ConfigError(f"the head {type(head).__name__} cannot be exported: {fault}; {remedy}")
     frames = torch.zeros(2, *world.spec.frame_shape, dtype=torch.uint8)
     codes = torch.zeros(2, *prior.grid, dtype=torch.int64)
     kind = type(tokenizer).__name__

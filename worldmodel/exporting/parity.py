@@ -81,11 +81,8 @@ def _dream(world: WorldModel, frames: int) -> Iterator[tuple[dict[str, Tensor], 
         shape = (1, prior.positions, len(prior.head.vectors))
         noise = sampler.noise(shape, torch.empty(0), torch.Generator().manual_seed(number))
         step, after = prior.step(state, action, sampler, torch.Generator().manual_seed(number))
-        given = {
-            "action": action,
-            "noise": torch.zeros(shape) if noise is None else noise,
-            "temperature": torch.tensor(sampler.temperature),
-        }
+        drawn = torch.zeros(shape) if noise is None else noise
+        given = {"action": action, "noise": drawn, "temperature": torch.tensor(sampler.temperature)}
         inputs = {**leaves(state.trunk, "trunk"), "previous": state.previous, **given}
         outputs = {"codes": step.codes, "reward": step.rewards, "end": step.ends, **leaves(after.trunk, "next.trunk")}
         yield inputs, outputs

@@ -64,13 +64,9 @@ def starts(dreamer: Dreamer) -> list[dict[str, Any]]:
     for place, frame in dreamer.starts(STARTS, 0):
         moment = dreamer.begin(dreamer.read(place), 0)
         state = {**leaves(moment.state.trunk, "trunk"), "previous": moment.state.previous}
-        found.append(
-            {
-                "place": [place.episode, place.first],
-                "pixels": base64.b64encode(rgba(frame)).decode(),
-                "state": {name: base64.b64encode(packed(tensor)).decode() for name, tensor in state.items()},
-            }
-        )
+        pixels = base64.b64encode(rgba(frame)).decode()
+        texts = {name: base64.b64encode(packed(tensor)).decode() for name, tensor in state.items()}
+        found.append({"place": [place.episode, place.first], "pixels": pixels, "state": texts})
     if not found:
         raise DataError(f"no place in {dreamer.store.path} can be read to start from; give another data=…")
     return found

@@ -106,9 +106,8 @@ def _without_octave_errors(hertz: np.ndarray) -> np.ndarray:
     """Correct estimates (N,) that are whole octaves from the median of their neighbours; drop other outliers and short
     runs."""
     octaves = np.log2(hertz)
-    near = np.lib.stride_tricks.sliding_window_view(
-        np.pad(octaves, NEIGHBOURS // 2, constant_values=np.nan), NEIGHBOURS
-    )
+    padded = np.pad(octaves, NEIGHBOURS // 2, constant_values=np.nan)
+    near = np.lib.stride_tricks.sliding_window_view(padded, NEIGHBOURS)
     known = np.isfinite(near).any(1)
     median = np.full(len(octaves), np.nan)
     median[known] = np.nanmedian(near[known], 1)

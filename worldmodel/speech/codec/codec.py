@@ -136,10 +136,8 @@ class Codec:
         other codes than were encoded, which rounding on another machine can cause.
         """
         if stream.codec != self.fingerprint:
-            fault = (
-                f"the bitstream was written by the codec {stream.codec.hex()}, and this one is {self.fingerprint.hex()}"
-            )
-            raise DataError(f"{fault}; name the run that wrote it")
+            fault = f"the bitstream was written by the codec {stream.codec.hex()}"
+            raise DataError(f"{fault}, and this one is {self.fingerprint.hex()}; name the run that wrote it")
         if stream.rate != self.rate or not 1 <= stream.codebooks <= self.num_codebooks:
             found = f"{stream.codebooks} codebooks at {stream.rate:,} Hz"
             raise DataError(f"the bitstream has {found}, and its codec has {self.num_codebooks} at {self.rate:,} Hz")
