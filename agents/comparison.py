@@ -111,18 +111,11 @@ def compare(agents: Evaluations) -> dict[str, Any]:
         agent: {name: stratified(statistic, sheet[name]) for name, (_, _, statistic) in MEASURES.items()}
         for agent, sheet in sheets.items()
     }
-    returns = {agent: sheet["return"] for agent, sheet in sheets.items()}
-    pairs = [
-        {
-            "one": one,
-            "other": other,
-            "probability_of_improvement": stratified(
-                probability_of_improvement, returns[one], returns[other]
-            ).to_json(),
-            "apart": {name: disjoint(intervals[one][name], intervals[other][name]) for name in MEASURES},
-        }
-        for one, other in itertools.combinations(agents, 2)
-    ]
+    pairs = []
+    for one, other in itertools.combinations(agents, 2):
+        better = stratified(probability_of_improvement, sheets[one]["return"], sheets[other]["return"]).to_json()
+        apart = {name: disjoint(intervals[one][name], intervals[other][name]) for name in MEASURES}
+        pairs.append({"one": one, "other": other, "probability_of_improvement": better, "apart": apart})
     first = next(iter(agents.values()))[0]
     results = {
         agent: {

@@ -63,16 +63,10 @@ def episode_windows(episode: Episode, number: int, context: int, horizon: int, c
     windows = []
     for start in [0, *sorted(int(start) for start in others)]:
         first, last = max(0, start + 1 - context), min(start + horizon, episode.steps)
-        windows.append(
-            Window(
-                episode=number,
-                start=start,
-                seen=episode.frames[first : start + 1].copy(),
-                seen_actions=episode.actions[first : start + 1].copy(),
-                actions=episode.actions[start + 1 : last + 1].copy(),
-                obtained=float(episode.rewards[start + 1 : last + 1].sum(dtype=np.float64)),
-            )
-        )
+        known, future = slice(first, start + 1), slice(start + 1, last + 1)
+        seen, seen_actions = episode.frames[known].copy(), episode.actions[known].copy()
+        obtained = float(episode.rewards[future].sum(dtype=np.float64))
+        windows.append(Window(number, start, seen, seen_actions, episode.actions[future].copy(), obtained))
     return windows
 
 

@@ -8,6 +8,7 @@ import socket
 import threading
 import webbrowser
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -56,18 +57,10 @@ class Stoppable(uvicorn.Server):
 def listen(app: ASGIApp, opened: socket.socket, url: str, message_bytes: int, browse: bool) -> None:
     """Serve until Ctrl-C or SIGTERM."""
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
-    server = Stoppable(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            ws="websockets-sansio",
-            ws_max_size=4 * message_bytes,  # characters have up to four bytes
-            ws_per_message_deflate=False,  # it would delay every frame
-            server_header=False,
-        )
-    )
+    plain: dict[str, Any] = {"log_config": None, "access_log": False, "lifespan": "off", "server_header": False}
+    # Characters have up to four bytes, and compression would delay every frame.
+    sockets: dict[str, Any] = {"ws_max_size": 4 * message_bytes, "ws_per_message_deflate": False}
+    server = Stoppable(uvicorn.Config(app, ws="websockets-sansio", **sockets, **plain))
     if browse:
         threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
     with contextlib.suppress(KeyboardInterrupt), opened:

@@ -208,11 +208,7 @@ class Beside:
 
     def figures(self) -> dict[str, Any]:
         """What a frame's header has of the environment; PSNR in dB, of this frame and the mean since the start."""
-        count = len(self._decibels)
-        return {
-            "truth_reward": self.truth.reward,
-            "truth_total": self.truth.total,
-            "truth_ended": self.truth.ended,
-            "psnr": self._decibels[-1] if count else None,
-            "psnr_mean": sum(self._decibels) / count if count else None,
-        }
+        truth, decibels = self.truth, self._decibels
+        psnr, mean = (decibels[-1], sum(decibels) / len(decibels)) if decibels else (None, None)
+        told = {"truth_reward": truth.reward, "truth_total": truth.total, "truth_ended": truth.ended}
+        return {**told, "psnr": psnr, "psnr_mean": mean}

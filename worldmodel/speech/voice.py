@@ -8,7 +8,7 @@ from typing import Self
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from worldmodel.data.store import EpisodeStore
 from worldmodel.errors import ConfigError, RunError
@@ -71,7 +71,7 @@ class VoiceModel:
         return self.tokenizer.encode_episode(frames.to(self.device))
 
     def decode(
-        self, codes: Tensor, speaker: str | int, generator: torch.Generator | None = None, temperature: float = 1.0
+        self, codes: Tensor, speaker: str | int, generator: Generator | None = None, temperature: float = 1.0
     ) -> np.ndarray:
         """Codes (T, *grid) → a wave (T · L,) float32 in the voice of a speaker.
 
@@ -82,15 +82,13 @@ class VoiceModel:
         return to_wave(frames.flatten().cpu().numpy())
 
     def convert(
-        self, wave: np.ndarray, speaker: str | int, generator: torch.Generator | None = None, temperature: float = 1.0
+        self, wave: np.ndarray, speaker: str | int, generator: Generator | None = None, temperature: float = 1.0
     ) -> np.ndarray:
         """Voice conversion: a wave (n,) at :attr:`rate` → the same length in the voice of a speaker."""
         return self.decode(self.encode(self.frames(wave)), speaker, generator, temperature)[: len(wave)]
 
     @torch.no_grad()
-    def speak(
-        self, speaker: str | int, windows: int, sampler: Sampler, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def speak(self, speaker: str | int, windows: int, sampler: Sampler, generator: Generator | None = None) -> Tensor:
         """Draw codes of ``windows`` windows from the prior for a speaker, (windows, *grid).
 
         Raises :class:`RunError` when the run has no prior yet.

@@ -20,6 +20,7 @@ from worldmodel.nn.modules import dtype_of
 from worldmodel.quantizers import NO_CODE, ResidualQuantizer
 from worldmodel.speech.codec import entropy
 from worldmodel.speech.codec.bitstream import NO_MODEL, Bitstream, pack, unpack, width_of
+from worldmodel.speech.codec.entropy import CodeModel
 from worldmodel.speech.nn.causal import Causal
 from worldmodel.speech.nn.mel import companded, expanded
 from worldmodel.tokenizers import VQVAE
@@ -118,9 +119,7 @@ class Codec:
 
         return step
 
-    def write(
-        self, codes: np.ndarray, samples: int, model: entropy.CodeModel | None = None, gain: int = 0
-    ) -> Bitstream:
+    def write(self, codes: np.ndarray, samples: int, model: CodeModel | None = None, gain: int = 0) -> Bitstream:
         """Codes (positions, q) of a wave of ``samples`` samples → a bitstream. Raises :class:`ConfigError`."""
         self._check(model)
         if model is None:
@@ -129,7 +128,7 @@ class Codec:
             payload, name = entropy.encode(model, codes)[0] + _checksum(codes), model.fingerprint
         return Bitstream(self.rate, samples, codes.shape[1], self.fingerprint, name, payload, gain)
 
-    def read(self, stream: Bitstream, model: entropy.CodeModel | None = None) -> np.ndarray:
+    def read(self, stream: Bitstream, model: CodeModel | None = None) -> np.ndarray:
         """The codes (positions, q) of a bitstream; codes of fixed width need no model.
 
         Raises :class:`DataError` for an invalid bitstream, one of another codec or model, and when the model decodes
@@ -155,7 +154,7 @@ class Codec:
             raise DataError(f"{fault}; {remedy}")
         return codes
 
-    def _check(self, model: entropy.CodeModel | None) -> None:
+    def _check(self, model: CodeModel | None) -> None:
         if model is not None and (model.num_codes != self.num_codes or model.num_codebooks < self.num_codebooks):
             found = f"{model.num_codebooks} codebooks of {model.num_codes} codes"
             own = f"{self.num_codebooks} of {self.num_codes}"

@@ -177,12 +177,10 @@ def stream_decode(codec: Codec, codes: np.ndarray) -> np.ndarray:
     return streamed(codec.decode_stream, codes, max(1, round(CHUNK * codec.rate / codec.factor)))
 
 
-def streamed(
-    process: Callable[[Sequence[np.ndarray]], Iterator[np.ndarray]], whole: np.ndarray, size: int
-) -> np.ndarray:
+def streamed(code: Callable[[Sequence[np.ndarray]], Iterator[np.ndarray]], whole: np.ndarray, size: int) -> np.ndarray:
     """What is made of an array in chunks of so many rows, as one array; prints the time that the chunks take."""
     chunks = np.split(whole, np.arange(size, len(whole), size))
-    stream = process(chunks)
+    stream = code(chunks)
     parts, seconds = zip(*(timed(next, stream) for _ in chunks), strict=True)
     took = f"{1000 * np.mean(seconds):.1f} ms of computation each, at most {1000 * np.max(seconds):.1f} ms"
     print(f"{'stream':<10}{len(chunks)} chunks of {1000 * CHUNK:g} ms, {took}")
