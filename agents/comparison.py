@@ -199,13 +199,10 @@ def save_chart(result: dict[str, Any], path: Path) -> Path:
         panels.append(plots.Panel("probability of a higher return", improvements, mark=0.5, mark_name="equal"))
     if result["learning"]:
         names = list(result["agents"])
-        curves = {
-            agent: plots.Line(
-                curve["steps"], curve["return"], curve["low"], curve["high"],
-                colour=plots.COLOURS[names.index(agent) % len(plots.COLOURS)],
-            )
-            for agent, curve in result["learning"].items()
-        }  # fmt: skip
+        curves = {}
+        for agent, curve in result["learning"].items():
+            colour = plots.COLOURS[names.index(agent) % len(plots.COLOURS)]
+            curves[agent] = plots.Line(curve["steps"], curve["return"], curve["low"], curve["high"], colour=colour)
         title = f"return during training, mean of {SMOOTHING} episodes"
         panels.append(plots.Panel(title, curves, xlabel="steps of the real environment"))
     return plots.save_panels(path, panels, title=result["env"], columns=2)

@@ -110,14 +110,11 @@ class MCTSAgent(Planner):
         """One outcome for every row of a batch of transitions."""
         columns = list(zip(*transition.steps, strict=True))[:3]
         grids, rewards, ends = (torch.stack(column, 1).cpu().numpy() for column in columns)
-        pairs = zip(transition.rewards.tolist(), transition.discounts.tolist(), strict=True)
-        return [
-            Outcome(
-                Node(select_rows(state, slice(row, row + 1)), priors[row], float(values[row])),
-                reward, discount, grids[row], rewards[row], ends[row],
-            )
-            for row, (reward, discount) in enumerate(pairs)
-        ]  # fmt: skip
+        pairs, outcomes = zip(transition.rewards.tolist(), transition.discounts.tolist(), strict=True), []
+        for row, (reward, discount) in enumerate(pairs):
+            node = Node(select_rows(state, slice(row, row + 1)), priors[row], float(values[row]))
+            outcomes.append(Outcome(node, reward, discount, grids[row], rewards[row], ends[row]))
+        return outcomes
 
     def _estimate(self, model: PlanningModel, state: EpisodeState) -> tuple[np.ndarray, np.ndarray]:
         """Action priors (B, A) and values (B,) of new nodes."""

@@ -61,10 +61,8 @@ def save_plots(path: Path, metrics: dict[str, Any]) -> Path:
         title = "dreamt and obtained return" + ("" if rho is None else f": ρ = {rho['value']:.2f}")
         x, y = dream["pairs"]["obtained"], dream["pairs"]["dreamt"]
         ends = [min(*x, *y), max(*x, *y)]
-        cloud = {
-            "windows of episodes": plots.Line(x, y, points=True, colour=plots.COLOURS[5]),
-            "equal": plots.Line(ends, ends, dashed=True, colour=plots.GREY),
-        }
+        equal = plots.Line(ends, ends, dashed=True, colour=plots.GREY)
+        cloud = {"windows of episodes": plots.Line(x, y, points=True, colour=plots.COLOURS[5]), "equal": equal}
         panels.append(plots.Panel(title, cloud, "obtained", "dreamt"))
     return plots.save_panels(path, panels, title=f"{metrics['agent']} · {metrics['env']}")
 
@@ -103,8 +101,8 @@ def save_dreams(path: Path, played: Sequence[Recording], world: WorldModel, seed
     above, below = [], []
     for episode in kept:
         frames, actions = (torch.tensor(part[:length]) for part in (episode.frames, episode.actions))
-        known, noise = actions[:context], torch.Generator().manual_seed(seed)
-        future = actions[context:]
+        known, future = actions[:context], actions[context:]
+        noise = torch.Generator().manual_seed(seed)
         dream = world.imagine(frames[:context], future, seen_actions=known, temperature=temperature, generator=noise)
         names = media.action_names(actions, spec.action_names)
         both = np.concatenate([frames[:context].numpy(), dream.frames[0].cpu().numpy()])

@@ -91,11 +91,8 @@ def measure(config: DictConfig, steps: int, workers: int, repeat: int, ray: bool
     figures = [Figure.of(name, [1e6 * time / steps for time in times], "µs/step") for name, times in spent.items()]
     if ray:
         return [*figures, Figure.ratio(f"{workers} processes / {workers} actors", spent[several], spent[actors])]
-    ratios = (
-        Figure.ratio("recorded by 1 process / bare", spent[one], spent[bare]),
-        Figure.ratio(f"1 process / {workers} processes", spent[one], spent[several]),
-    )
-    return [*figures, *ratios]
+    overhead = Figure.ratio("recorded by 1 process / bare", spent[one], spent[bare])
+    return [*figures, overhead, Figure.ratio(f"1 process / {workers} processes", spent[one], spent[several])]
 
 
 def play(env: FrameSource, actions: Sequence[int], longest: int, seed: int) -> None:

@@ -55,10 +55,8 @@ def measure_store(subject: Subject, plan: Plan) -> list[Figure]:
         return warm(number)
 
     spent = rounds({"random windows, cold": cold, "random windows, warm": warm}, plan.repeat)
-    figures = [
-        Figure.of(name, rates(WINDOWS * CALLS, times), "windows/s", batch=WINDOWS, length=WINDOW)
-        for name, times in spent.items()
-    ]
+    work, size = WINDOWS * CALLS, {"batch": WINDOWS, "length": WINDOW}
+    figures = [Figure.of(name, rates(work, times), "windows/s", **size) for name, times in spent.items()]
     return [*figures, peak_memory(device)]
 
 

@@ -55,9 +55,8 @@ class Bitstream:
     def to_bytes(self) -> bytes:
         """Raises :class:`DataError` for more samples than the header can state."""
         try:
-            header = _HEADER.pack(
-                MAGIC, VERSION, self.coding, self.codebooks, self.rate, self.samples, self.codec, self.model, self.gain
-            )
+            facts = self.rate, self.samples, self.codec, self.model, self.gain
+            header = _HEADER.pack(MAGIC, VERSION, self.coding, self.codebooks, *facts)
         except struct.error:
             raise DataError(f"a bitstream holds up to 2³² samples, not {self.samples:,}; cut the sound") from None
         body = header + self.payload

@@ -86,10 +86,8 @@ def voice_figures(
         """The share of each wave's crops that is classified as its wanted speaker."""
         return shares[np.arange(len(wanted)), [speakers.index(speaker) for speaker in wanted]]
 
-    real, resynthesised, converted = (
-        speaker_shares(classifier, waves)
-        for waves in ([each.source.wave for each in own], [each.wave for each in own], [each.wave for each in other])
-    )
+    sets = [each.source.wave for each in own], [each.wave for each in own], [each.wave for each in other]
+    real, resynthesised, converted = (speaker_shares(classifier, waves) for waves in sets)
     rates = {
         "real_as_itself": classified(real, [each.target for each in own]),
         "resynthesised_as_itself": classified(resynthesised, [each.target for each in own]),
@@ -97,11 +95,8 @@ def voice_figures(
         "converted_as_source": by_source(own, classified(converted, [each.source.speaker for each in other])),
     }
     ratio = ratio_of_means(rates["converted_as_target"], rates["resynthesised_as_itself"], seed=seed)
-    return {
-        "chance": 1 / len(speakers),
-        **{name: mean_interval(rate, seed).to_json() for name, rate in rates.items()},
-        "converted_over_resynthesised": ratio.to_json(),
-    }
+    means = {name: mean_interval(rate, seed).to_json() for name, rate in rates.items()}
+    return {"chance": 1 / len(speakers), **means, "converted_over_resynthesised": ratio.to_json()}
 
 
 def by_source(own: Conversions, values: np.ndarray) -> np.ndarray:
@@ -118,10 +113,8 @@ def phone_figures(classifier: PhoneClassifier, own: Conversions, other: Conversi
     )
     rates = {"converted": by_source(own, converted), "resynthesised": resynthesised}
     ratio = ratio_of_means(rates["converted"], rates["resynthesised"], seed=seed)
-    return {
-        **{name: {"all": mean_interval(rate, seed).to_json()} for name, rate in rates.items()},
-        "converted_over_resynthesised": ratio.to_json(),
-    }
+    means = {name: {"all": mean_interval(rate, seed).to_json()} for name, rate in rates.items()}
+    return {**means, "converted_over_resynthesised": ratio.to_json()}
 
 
 def pitch_figures(
@@ -145,7 +138,8 @@ def pitch_figures(
         else:
             silent += 1
     decoded = [(source_tracks[id(each.source)], pitch(each.wave, world.rate).hertz) for each in own]
-    kept = [np.isfinite(track[np.isfinite(source)]).mean() for source, track in decoded]
+    kept = float(np.mean([np.isfinite(track[np.isfinite(source)]).mean() for source, track in decoded]))
+    voiced = float(np.mean([np.isfinite(track).mean() for _, track in decoded]))
     columns = zip(("to_target", "to_source", "way"), np.abs(distances).T, strict=True) if distances else ()
     return {
         "hertz": {world.spec.action_names[n]: math.exp(mean) for n, mean in means.items()},
@@ -154,11 +148,7 @@ def pitch_figures(
         "voiced": float(np.mean([np.isfinite(track).mean() for _, track in tracks])),
         "voiced_real": float(np.mean([np.isfinite(track).mean() for track in source_tracks.values()])),
         "follows": mean_correlation([(source_tracks[id(each.source)], track) for each, track in tracks]),
-        "resynthesised": {
-            "voiced": float(np.mean([np.isfinite(track).mean() for _, track in decoded])),
-            "kept": float(np.mean(kept)),
-            "follows": mean_correlation(decoded),
-        },
+        "resynthesised": {"voiced": voiced, "kept": kept, "follows": mean_correlation(decoded)},
         **{name: float(np.mean(column)) for name, column in columns},
     }
 

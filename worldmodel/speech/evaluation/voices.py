@@ -141,13 +141,8 @@ def code_figures(world: VoiceModel, held_out: Sequence[Utterance]) -> dict[str, 
     counts = [torch.bincount(book.flatten(), minlength=tokenizer.num_codes).numpy() for book in books]
     a_second = math.prod(tokenizer.grid) * world.spec.rate
     bits_a_second = a_second * math.log2(tokenizer.num_codes)
-    return {
-        "a_second": a_second,
-        "codes": tokenizer.num_codes,
-        "bits_a_second": bits_a_second,
-        "factor": 8 * world.rate / bits_a_second,
-        **usage_of([CodeUsage(each) for each in counts]),
-    }
+    rate = {"a_second": a_second, "codes": tokenizer.num_codes, "bits_a_second": bits_a_second}
+    return {**rate, "factor": 8 * world.rate / bits_a_second, **usage_of([CodeUsage(each) for each in counts])}
 
 
 @torch.no_grad()

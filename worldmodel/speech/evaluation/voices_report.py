@@ -101,12 +101,9 @@ def _phonemes(figures: dict[str, Any]) -> Rows:
     if "labels" in figures:
         rows.append(("classifier trained on the labels, new speakers", both("labels", "accuracy")))
     held = [f"{figures['codes'][what]['held_out']['accuracy']['value']:.3f}" for what in ("all", "speech")]
-    return [
-        *rows,
-        ("most frequent phoneme", both("codes", "most_frequent")),
-        ("codes, ratio to that", both("codes", "times_baseline", 1)),
-        ("codes, held-out speakers", "; ".join(held)),
-    ]
+    rows.append(("most frequent phoneme", both("codes", "most_frequent")))
+    rows.append(("codes, ratio to that", both("codes", "times_baseline", 1)))
+    return [*rows, ("codes, held-out speakers", "; ".join(held))]
 
 
 def _bigrams(figures: dict[str, Any]) -> Rows:
@@ -127,11 +124,8 @@ def _conversion(figures: dict[str, Any]) -> Rows:
         "converted_as_source": "converted, as the source",
         "converted_over_resynthesised": "converted over coded and decoded",
     }
-    rows = [
-        (f"{figures['conversions']} conversions among {', '.join(figures['speakers'])}", ""),
-        *intervals(voice, names),
-        ("chance", f"{voice['chance']:.2f}"),
-    ]
+    title = f"{figures['conversions']} conversions among {', '.join(figures['speakers'])}"
+    rows = [(title, ""), *intervals(voice, names), ("chance", f"{voice['chance']:.2f}")]
     if phones := figures.get("phones"):
         for key, name in (("resynthesised", "coded and decoded"), ("converted", "converted")):
             rows.append((f"other phones, {name}", number(phones[key]["all"])))
@@ -163,10 +157,8 @@ def panels(figures: dict[str, Any]) -> list[Panel]:
     result = codec_panels(figures["codec"]) if "codec" in figures else []
     if section := figures.get("phonemes"):
         short = {name: name.replace(", ", "\n").replace(" codes", "\ncodes") for name in SYSTEMS if name in section}
-        bars = {
-            label: Bar.of(section[name]["speech"]["accuracy"], COLOURS[SYSTEMS.index(name)])
-            for name, label in short.items()
-        }
+        colours = dict(zip(SYSTEMS, COLOURS, strict=False))
+        bars = {label: Bar.of(section[name]["speech"]["accuracy"], colours[name]) for name, label in short.items()}
         mark = section["codes"]["speech"]["most_frequent"]["value"]
         result.append(Panel("Codes as phonemes, without silence", bars, mark=mark, mark_name="most frequent"))
     if section := figures.get("conversion"):
