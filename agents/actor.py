@@ -21,8 +21,7 @@ from worldmodel.types import NO_ACTION
 from worldmodel.util.files import replace_text
 from worldmodel.util.ranges import Count, Share
 
-AGENT = "agent.safetensors"
-"""The file of a run with the weights of its actor and critic."""
+AGENT = "agent.safetensors"  # the file of a run with the weights of its actor and critic
 SETTINGS = "agent.yaml"
 RETURNS = "returns.jsonl"
 """A line for every training episode in the real environment: the steps up to its end, and its return."""

@@ -157,8 +157,7 @@ class ActorCritic(nn.Module):
         self.register_buffer("bins", symexp(torch.linspace(-SPAN, SPAN, BINS)), persistent=False)
 
     bins: Tensor
-    discount: float | None = None
-    """γ of a step with which the critic was trained; None if it was not saved."""
+    discount: float | None = None  # γ of a step with which the critic was trained; None if it was not saved
 
     def begin(self, batch: int) -> RecentFrames:
         """The input before the first frame."""
@@ -178,8 +177,7 @@ class ActorCritic(nn.Module):
         return -(two_hot(returns, self.bins) * value.log_softmax(-1)).sum(-1)
 
 
-DISCOUNT = 0.985
-"""Default γ of a step."""
+DISCOUNT = 0.985  # default γ of a step
 
 
 def lambda_returns(rewards: Tensor, values: Tensor, discounts: Tensor, mix: float) -> Tensor:

@@ -17,8 +17,7 @@ from worldmodel.dreaming.actions import parse_script
 from worldmodel.errors import ConfigError, UnknownActionError
 from worldmodel.util.ranges import Count, NonNegative, Share, Text, Weights, Whole
 
-Run = Annotated[Sequence[Count], Len(2, 2)]
-"""The shortest and the longest run of an action, in steps."""
+Run = Annotated[Sequence[Count], Len(2, 2)]  # the shortest and the longest run of an action, in steps
 
 
 class UniformExplorer(Agent):

@@ -16,11 +16,9 @@ from worldmodel.types import NO_ACTION, Segment
 from worldmodel.util.ranges import Count, NonNegative, Share
 from worldmodel.world import WorldModel
 
-SPREAD_DECAY = 0.9
-"""Decay of the moving average of the spread of returns, per dream."""
+SPREAD_DECAY = 0.9  # decay of the moving average of the spread of returns, per dream
 
-MIN_SPREAD = 0.1
-"""Smaller spreads are not scaled up, because without rewards they are noise of the world model."""
+MIN_SPREAD = 0.1  # smaller spreads are not scaled up, because without rewards they are noise of the world model
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,8 +16,7 @@ from worldmodel.recording.pool import RecorderPool, serialized
 from worldmodel.recording.recorder import ActionSource, FrameSource, Order, Recorder, Recording
 from worldmodel.types import Spec
 
-SECONDS = 1.0
-"""Interval of the progress reports; an episode of a planner can take many minutes."""
+SECONDS = 1.0  # interval of the progress reports; an episode of a planner can take many minutes
 
 UNFINISHED = "unfinished"
 

@@ -19,8 +19,7 @@ from worldmodel.training.checkpoint import save_tensors
 from worldmodel.types import Spec
 from worldmodel.world import Precision, WorldModel
 
-BESIDE_A_RUN = ("run", "runs", "data", "device")
-"""Settings that do not change a trained run."""
+BESIDE_A_RUN = ("run", "runs", "data", "device")  # settings that do not change a trained run
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 from worldmodel.config.entry_point import message_of
 
-Facts = Mapping[str, str]
-"""What was read, by name: the digests of episodes, codes or weights."""
+Facts = Mapping[str, str]  # what was read, by name: the digests of episodes, codes or weights
 
 
 class Outcome(enum.StrEnum):

@@ -20,8 +20,7 @@ from worldmodel import collect, dream, train
 from worldmodel.agents import evaluate
 from worldmodel.runs.folder import PRIOR, TOKENIZER
 
-Malicious = tuple[str, str, dict[str, bytes]]
-"""A row of the table, a description, and the contents of files by path."""
+Malicious = tuple[str, str, dict[str, bytes]]  # a row of the table, a description, and the contents of files by path
 DREAM = ("--actions", "left*2", "device=cpu", "--output", "out.gif", "data=data")
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], tuple[str, ...]]] = {
     "weights": (dream.main, DREAM),

@@ -18,11 +18,9 @@ from worldmodel.errors import ConfigError
 from worldmodel.exporting.graphs import Graph, graphs_of, leaves, trunk_graph
 from worldmodel.world import WorldModel
 
-FORMAT = 1
-"""Of the manifest; a reader refuses another number."""
+FORMAT = 1  # of the manifest; a reader refuses another number
 OPSET = 20
-ROWS = "batch"
-"""In place of a size in the manifest: any number of rows."""
+ROWS = "batch"  # in place of a size in the manifest: any number of rows
 
 
 def write_graphs(world: WorldModel, folder: Path, rows: int | None = None) -> dict[str, Any]:

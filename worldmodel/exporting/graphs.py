@@ -21,10 +21,8 @@ from worldmodel.tokenizers.base import as_float
 from worldmodel.types import to_uint8
 from worldmodel.world import WorldModel
 
-MOST_GROUPS = 100
-"""Groups of a head at most; the graph repeats its operations for each of them."""
-COLDEST = 1e-6
-"""Temperatures above 0 are at least this, so that no logit is divided by 0."""
+MOST_GROUPS = 100  # groups of a head at most; the graph repeats its operations for each of them
+COLDEST = 1e-6  # temperatures above 0 are at least this, so that no logit is divided by 0
 
 
 @dataclasses.dataclass(frozen=True)

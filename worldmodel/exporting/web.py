@@ -33,8 +33,7 @@ POLICY = (
     "default-src 'none'; script-src 'self' blob: 'wasm-unsafe-eval'; style-src 'self'; img-src 'self' data: blob:; "
     "worker-src 'self'; connect-src 'self' {host}; base-uri 'none'; form-action 'none'"
 )
-STARTS = 12
-"""Places to choose from."""
+STARTS = 12  # places to choose from
 
 
 def write_page(dreamer: Dreamer, run: str, manifest: dict[str, Any], folder: Path, runtime: Path | None) -> None:

@@ -22,12 +22,9 @@ from worldmodel.serving.messages import ProtocolError, Request, pack
 from worldmodel.serving.simulator import Beside
 from worldmodel.types import Spec
 
-KEPT_MOMENTS = 1000
-"""Frames that a dream may go back, or that are saved as a file, at most."""
-KEPT_BYTES = 64 * 2**20
-"""The same in bytes, for large frames."""
-STARTS = 12
-"""Places to choose from at a time."""
+KEPT_MOMENTS = 1000  # frames that a dream may go back, or that are saved as a file, at most
+KEPT_BYTES = 64 * 2**20  # the same in bytes, for large frames
+STARTS = 12  # places to choose from at a time
 
 
 MakeAgent = Callable[[], ActionSource]

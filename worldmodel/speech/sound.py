@@ -28,8 +28,7 @@ from worldmodel.speech.pitch import high_pass
 from worldmodel.util.formats import unreadable
 
 SUFFIXES = (".wav", ".flac")
-WINDOW, RATE = 640, 16000
-"""Samples of a frame, and samples a second: 25 frames a second."""
+WINDOW, RATE = 640, 16000  # samples of a frame, and samples a second: 25 frames a second
 
 LOUDNESS = -23.0  # dBFS RMS of the active part
 FLOOR = -60.0  # dBFS; a wave with a lower loud level is silent
@@ -48,8 +47,7 @@ HOP = 0.01  # seconds between levels, each over two hops
 LOUD_HOPS, ACTIVE_HOPS, NEAR_HOPS = 20, 8, 25
 
 MU = 255
-SILENCE = 128
-"""The sample value nearest to silence."""
+SILENCE = 128  # the sample value nearest to silence
 
 _SCALE = np.float32(math.log1p(MU))
 

@@ -45,8 +45,7 @@ SYSTEMS = (
 )  # fmt: skip
 QUALITY = {"si_sdr": "SI-SDR", "log_spectral_distance": "log-spectral distance"}
 
-Rows = list[tuple[str, str]]
-"""(name, value); an empty value heads a section."""
+Rows = list[tuple[str, str]]  # (name, value); an empty value heads a section
 
 
 def intervals(figures: dict[str, Any], names: dict[str, str], digits: int = 2, unit: str = "") -> Rows:
