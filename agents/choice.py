@@ -82,8 +82,7 @@ def build_agent(config: DictConfig, run: Path | None, folder: Path) -> Agent:
 
 def find_learner(config: DictConfig, name: str) -> Callable[[DictConfig], Path]:
     """The training function, ``agent.learner._target_``. Raises :class:`ConfigError` for an agent without one."""
-    target = OmegaConf.select(config, "agent.learner._target_")
-    if target is None:
+    if OmegaConf.select(config, "agent.learner._target_") is None:
         trainable = [each for each in choices()["agent"] if "learner" in _load_agent(each)]
         raise ConfigError(f"agent={name} cannot be trained; choose agent={' or agent='.join(trainable)}")
     settings = check(OmegaConf.to_container(config.agent.learner, resolve=True), "agent.learner")

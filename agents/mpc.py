@@ -134,8 +134,7 @@ class MPCAgent(Planner):
             if guided:
                 estimate = model.evaluate(select_rows(state, slice(rows - guided * samples, None, samples)))
                 assert estimate is not None, "guided candidates need an actor"
-                drawn = torch.multinomial(estimate.policy, 1, generator=self._generator)
-                actions[-guided:, decision] = drawn[:, 0]
+                actions[-guided:, decision] = torch.multinomial(estimate.policy, 1, generator=self._generator)[:, 0]
             transition, state = model.imagine(state, actions[:, decision].repeat_interleave(samples), self._generator)
             returns = returns + weights * transition.rewards
             weights = weights * transition.discounts

@@ -96,8 +96,7 @@ class NoveltyExplorer(StickyExplorer):
         if self._single or self._left == 0:
             return
         sequences = [self._random_sequence() for _ in range(self.num_sequences)]
-        best = int(self.novelty([actions for actions, _ in sequences]).argmax())
-        actions, length = sequences[best]
+        actions, length = sequences[int(self.novelty([actions for actions, _ in sequences]).argmax())]
         self._begin_run(actions[0], (length, length))
 
     def _random_sequence(self) -> tuple[list[int], int]:

@@ -83,8 +83,7 @@ class UnfinishedEvaluation(contextlib.AbstractContextManager["UnfinishedEvaluati
         """The stored episodes, in the order of :meth:`add`."""
         for index, entry in enumerate(self._store.entries):
             if match := re.fullmatch(r"(\d+) in (\S+) s", entry.key or ""):
-                episode = self._store.episode(index)
-                yield Recording(episode, number=int(match[1]), seconds=float(match[2]))
+                yield Recording(self._store.episode(index), number=int(match[1]), seconds=float(match[2]))
 
     def add(self, played: Recording) -> None:
         self._store.append(played.episode, held_out=False, key=f"{played.number} in {played.seconds!r} s")

@@ -42,8 +42,7 @@ def server(overrides: Sequence[str]) -> Iterator[tuple[str, subprocess.Popen[str
                 yield found[0], process
                 break
         process.terminate()
-        errors = process.stderr.read()
-        print(f"errors of the server: {errors or 'none'}")
+        print(f"errors of the server: {process.stderr.read() or 'none'}")
 
 
 @contextlib.asynccontextmanager

@@ -153,8 +153,7 @@ def recorder(root: Path, number: int) -> None:
     def send_signal() -> None:
         while not (root / "new/index.jsonl").exists():
             time.sleep(0.01)
-        children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text()
-        for child in children.split():
+        for child in Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split():
             os.kill(int(child), number)
 
     threading.Thread(target=send_signal, daemon=True).start()

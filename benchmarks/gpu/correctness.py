@@ -100,8 +100,7 @@ def against_the_cpu(bench: Bench) -> None:
     keys, shape = torch.arange(8 if bench.tiny else 64), (8 if bench.tiny else 64, 64, 512)
     noise = counter_noise(keys.to(bench.device), shape).cpu()
     bench.add("against_the_cpu", what="noise from counters", wrong=float((noise != counter_noise(keys, shape)).sum()))
-    cpu = torch.device("cpu")
-    here, there = bench.world(precision="fp32", device=cpu), bench.world(precision="fp32")
+    here, there = bench.world(precision="fp32", device=torch.device("cpu")), bench.world(precision="fp32")
     x = torch.from_numpy(smooth_frames(16 if bench.tiny else 256))
     mine = here.tokenizer.encode(x)
     torch.backends.cuda.matmul.fp32_precision = "tf32"  # it must not matter
@@ -143,6 +142,5 @@ def muon(bench: Bench) -> None:
         optimizer.step()
         results.append([parameter.detach().cpu() - start for parameter, start in zip(parameters, first, strict=True)])
         spent.append(1e3 * bench.seconds(optimizer.step))
-    pairs = zip(*results, strict=True)
-    apart = max(float((one - two).norm() / one.norm()) for one, two in pairs)
+    apart = max(float((one - two).norm() / one.norm()) for one, two in zip(*results, strict=True))
     bench.add("muon", relative_difference=apart, single_ms=spent[0], batched_ms=spent[1], wrong=float(apart > 0.05))

@@ -83,8 +83,8 @@ class Server:
                 return
             visit = Visit(self.spec, self.batcher)
             if self.make_env is not None:
-                context = self.batcher.dreamer.context
-                visit.beside = Beside(Simulator(self.make_env, self.spec.action_names, context))
+                simulator = Simulator(self.make_env, self.spec.action_names, self.batcher.dreamer.context)
+                visit.beside = Beside(simulator)
             if self.make_agent is not None:
                 visit.driver = Driver(self.make_agent, self.spec.action_names)
             self.visits.add(visit)

@@ -108,8 +108,7 @@ class Dreamer:
     def begin(self, beginning: Beginning, seed: int) -> Moment:
         """The moment of the last seen frame."""
         device = self.world.device
-        known = beginning.frames, beginning.actions
-        frames, actions = (torch.tensor(array)[None].to(device) for array in known)
+        frames, actions = (torch.tensor(array)[None].to(device) for array in beginning[:2])
         state = self.world.observe(frames, actions)
         noise = torch.Generator(device).manual_seed(seed).get_state()
         codes = state.previous[0].cpu().numpy()

@@ -71,8 +71,7 @@ def with_headers(send: Send, host: str) -> Send:
 
     async def wrapped(message: Message) -> None:
         if message["type"] == "http.response.start":
-            policy = {"Content-Security-Policy": POLICY.format(host=host)}
-            MutableHeaders(scope=message).update(HEADERS | policy)
+            MutableHeaders(scope=message).update(HEADERS | {"Content-Security-Policy": POLICY.format(host=host)})
         await send(message)
 
     return wrapped
