@@ -28,13 +28,14 @@ class Conversion(NamedTuple):
 
 
 Conversions = Sequence[Conversion]
+Classifiers = tuple[SpeakerClassifier, PhoneClassifier | None]  # that of phones is None without labelled speech
 
 
 def conversion(
     world: VoiceModel,
     sources: Sequence[Utterance],
     speakers: Sequence[int],
-    classifiers: tuple[SpeakerClassifier, PhoneClassifier | None],
+    classifiers: Classifiers,
     seed: int = 0,
     progress: Progress = silent,
     temperature: float = 1.0,
@@ -42,8 +43,8 @@ def conversion(
     """Convert every source to each of ``speakers`` (indices of the run) once, without selection; ``temperature``: of
     the decoder.
 
-    ``classifiers`` were trained on real speech; that of phones is None without labelled speech. Returns the figures and
-    example waves: the first source of each speaker, decoded in its own voice and in that of the next speaker.
+    ``classifiers`` were trained on real speech. Returns the figures and example waves: the first source of each
+    speaker, decoded in its own voice and in that of the next speaker.
     """
     generator = torch.Generator(world.device).manual_seed(seed)
     conversions: list[Conversion] = []

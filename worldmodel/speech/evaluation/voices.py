@@ -21,14 +21,9 @@ from worldmodel.heads import make_sampler
 from worldmodel.runs.data import source_path
 from worldmodel.speech.evaluation import voices_report
 from worldmodel.speech.evaluation.codes import codec_figures, level_figures, phoneme_figures
-from worldmodel.speech.evaluation.conversion import conversion
+from worldmodel.speech.evaluation.conversion import Classifiers, conversion
 from worldmodel.speech.scores.bigrams import bigram_figures, phone_sequence
-from worldmodel.speech.scores.classifiers import (
-    PhoneClassifier,
-    SpeakerClassifier,
-    train_phone_classifier,
-    train_speaker_classifier,
-)
+from worldmodel.speech.scores.classifiers import PhoneClassifier, train_phone_classifier, train_speaker_classifier
 from worldmodel.speech.scores.codes import leakage
 from worldmodel.speech.scores.waves import HOP, RATE, wave_scores
 from worldmodel.speech.separate import SeparateLevels
@@ -184,7 +179,7 @@ def leakage_figures(world: VoiceModel, utterances: Sequence[Utterance]) -> dict[
 
 def train_classifiers(
     utterances: Sequence[Utterance], speakers: Sequence[int], timit: Path | None, seed: int, progress: Progress
-) -> tuple[SpeakerClassifier, PhoneClassifier | None]:
+) -> Classifiers:
     """Classifiers of speakers, trained on the training utterances, and of phones, trained on all recordings of TIMIT if
     its folder is given; the latter is used to score other recordings only."""
     training = [each for each in utterances if not each.held_out and each.speaker in speakers]
