@@ -51,7 +51,7 @@ def arguments(target: Any, settings: Mapping[str, Any], name: str) -> Iterator[S
         if checks._builds(value):
             yield from built(value, f"{name}.{key}")
         elif mark is not None and isinstance(value, Mapping):
-            inner = checks._environment(settings["id"]) if mark.by_id else checks._importable(mark.target)
+            inner = checks.receiver(annotation, settings.get("id"))
             if inner is not None:  # of a package that is installed
                 yield from arguments(inner, value, f"{name}.{key}")
         else:
