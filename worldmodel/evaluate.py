@@ -138,10 +138,10 @@ def measure(
 
 def settings_of(args: argparse.Namespace, seed: int) -> Settings:
     """How much is measured of a world model."""
-    from worldmodel.evaluation.suite import QUICK, Settings
+    from worldmodel.evaluation.suite import COMPLETE, QUICK
 
     chosen = {name: getattr(args, name) for name in ("windows", "context") if getattr(args, name) is not None}
-    settings = dataclasses.replace(QUICK if args.quick else Settings(), seed=seed, top_k=args.top_k, **chosen)
+    settings = dataclasses.replace(QUICK if args.quick else COMPLETE, seed=seed, top_k=args.top_k, **chosen)
     omitted: dict[str, Any] = {SKIPPED[name]: None for name in args.skip or ()}
     return dataclasses.replace(settings, **omitted)
 

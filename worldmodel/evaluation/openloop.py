@@ -36,7 +36,7 @@ def silent(name: str, done: int, total: int) -> None:
     """Ignore progress."""
 
 
-DREAMS = {"dream": 0.0, "dream_sampled": 1.0, "shuffled": 0.0}  # their temperatures
+DREAMS = {"dream": 0.0, "dream_sampled": 1.0, "dream_mean": 1.0, "shuffled": 0.0}  # their temperatures
 COMPETITORS = ("reconstruction", *DREAMS, "last_frame", "last_frame_coded")
 
 
@@ -94,7 +94,7 @@ def open_loop(
     future = windows.actions[:, context:]
     shuffled = future[derangement(total, torch.Generator().manual_seed(seed))]
     generator = torch.Generator(world.device).manual_seed(seed)
-    names = [*DREAMS, *(["dream_mean"] if samples else [])]
+    names = [name for name in DREAMS if samples or name != "dream_mean"]
     errors, similar, shown = (collections.defaultdict[str, list[Any]](list) for _ in range(3))
     chosen = torch.linspace(0, total - 1, min(pictures, total)).long()  # spread over all episodes
     for start in range(0, total, batch):
@@ -105,13 +105,9 @@ def open_loop(
         predictions["last_frame_coded"] = reconstruct(world, last).expand_as(truth)
         for i, name in enumerate(names):
             actions = (shuffled if name == "shuffled" else future)[rows]
-            temperature = DREAMS.get(name, 1.0)
-            options: dict[str, Any] = {"temperature": temperature, "top_k": top_k if temperature else None}
-            options |= {"seen_actions": windows.actions[rows, :context], "generator": generator}
-            if name == "dream_mean":
-                predictions[name] = _mean_frames(world, seen, actions, samples, max(1, batch // samples), options)
-            else:
-                predictions[name] = world.imagine(seen, actions, **options).frames.cpu()
+            known = seen, actions, windows.actions[rows, :context]
+            options = {"temperature": DREAMS[name], "top_k": top_k if DREAMS[name] else None, "generator": generator}
+            predictions[name] = _dreamt(world, known, samples if name == "dream_mean" else 1, batch, options)
             progress("open loop", start * len(names) + (i + 1) * len(seen), total * len(names))
         for name, prediction in predictions.items():
             errors[name].append(mse(prediction, truth).numpy())
@@ -123,14 +119,16 @@ def open_loop(
     return OpenLoop(error, similarity, chosen, seen, truth, kept, future, shuffled)
 
 
-def _mean_frames(
-    world: WorldModel, seen: Tensor, actions: Tensor, samples: int, batch: int, options: dict[str, Any]
+def _dreamt(
+    world: WorldModel, known: tuple[Tensor, Tensor, Tensor], samples: int, batch: int, options: dict[str, Any]
 ) -> Tensor:
-    """The mean frames (B, H, C, *size) uint8 of ``samples`` dreams of each row, of ``batch`` rows at a time."""
+    """The mean frames (B, H, C, *size) uint8 of ``samples`` dreams of each row, at most ``batch`` dreams at a time.
+
+    ``known``: seen frames (B, T0, C, *size), future actions (B, H), actions (B, T0) that led to the seen frames.
+    """
     means = []
-    known = options.pop("seen_actions")
-    for frames, future, led_by in zip(seen.split(batch), actions.split(batch), known.split(batch), strict=True):
-        dream = world.imagine(frames, future, seen_actions=led_by, samples=samples, **options)
+    for seen, actions, led_by in zip(*(part.split(max(1, batch // samples)) for part in known), strict=True):
+        dream = world.imagine(seen, actions, seen_actions=led_by, samples=samples, **options)
         means.append(dream.mean_frames(samples).cpu())
     return torch.cat(means)
 

@@ -21,6 +21,7 @@ from worldmodel.priors import Prior
 from worldmodel.types import Segment
 from worldmodel.world import WorldModel
 
+NOTE = " · bands and whiskers: 95 %"  # in the title of the plots
 REMEMBERED = 32  # seen frames of the open loop, if the prior has a memory
 DEFINITIONS = {
     "held out": "Episodes that are not used for training, about one in ten, chosen by checksum. All competitors "
@@ -83,7 +84,8 @@ class Settings:
     seed: int = 0
 
 
-QUICK = Settings(windows=48, horizon=15, samples=0, frames=1000, budget=None, long_dreams=None, loops=None)
+COMPLETE = Settings()
+QUICK = Settings(windows=48, horizon=15, samples=8, frames=1000, budget=None, long_dreams=None, loops=None)
 """Takes some seconds: open loop to 15 steps on 48 windows, a few episodes one step ahead, no classifier, no long dreams
 and no loops."""
 
@@ -91,7 +93,7 @@ and no loops."""
 def evaluate(
     world: WorldModel,
     store: EpisodeStore,
-    settings: Settings | None = None,
+    settings: Settings = COMPLETE,
     *,
     recorded_loops: Mapping[str, EpisodeStore] | None = None,
     folder: Path | None = None,
@@ -106,7 +108,6 @@ def evaluate(
     classifier of actions are written to ``folder``, if given. Raises :class:`DataError` when the data do not fit the
     model or no episode is held out.
     """
-    settings = settings or Settings()
     held_out = _held_out(world, store)
     reach = int(np.median(store.frame_counts[held_out]))
     context = settings.context or default_context(world.prior, reach)
@@ -116,7 +117,7 @@ def evaluate(
     episodes = (store.episode(int(i)) for i in held_out)
     frames = min(settings.frames, int(store.frame_counts[held_out].sum()))
     one = onestep.one_step(world, episodes, context, context + settings.horizon, frames, **kinds)
-    sizes: dict[str, Any] = {"samples": settings.samples, "top_k": settings.top_k, "batch": settings.batch}
+    sizes = {name: getattr(settings, name) for name in ("samples", "top_k", "batch")}
     loop = openloop.open_loop(world, windows, context, **sizes, **kinds)
     obeyed, classifier = _action_figures(world, store, held_out, settings, folder, progress)
     far = _long_dreams(world, store, held_out, settings, classifier, progress)
@@ -135,9 +136,9 @@ def evaluate(
         "definitions": DEFINITIONS,
     }
     if folder is not None:
-        pictures, columns = {"strips": strips(loop, figures["actions"]), **pictures}, 4 if obeyed else 3
+        pictures = {"strips": strips(loop, figures["actions"]), **pictures}
         pictures |= {"long_dreams": long_report.picture(far)} if far else {}
-        write_report(folder, figures, rows(figures), panels(figures), pictures, " · bands and whiskers: 95 %", columns)
+        write_report(folder, figures, rows(figures), panels(figures), pictures, NOTE, columns=4 if obeyed else 3)
     return figures
 
 

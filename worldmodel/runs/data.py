@@ -61,12 +61,15 @@ def _registered(id: object) -> EnvSpec | None:
 
 def _make(spec: EnvSpec | None, settings: dict[str, Any]) -> FrameSource:
     """The environment of checked settings, in a process to which ``spec`` may be unknown."""
-    if spec is None or spec.id in gymnasium.registry:
-        return construct(settings)  # type: ignore[no-any-return]
-    gymnasium.registry[spec.id] = spec
+    sent = spec is not None and spec.id not in gymnasium.registry
+    if spec is not None:
+        gymnasium.registry.setdefault(spec.id, spec)
     try:
         return construct(settings)  # type: ignore[no-any-return]
-    except EnvError as error:  # not all that a script defines can be sent by value
+    except EnvError as error:
+        if spec is None or not sent:
+            raise
+        # Not all that a script defines can be sent by value.
         raise EnvError(f"{error}; define and register it in a module: env.id=my_module:{spec.id}") from error
 
 

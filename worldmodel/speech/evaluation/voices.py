@@ -55,9 +55,8 @@ def evaluate_voices(
 
     ``timit``: the folder of TIMIT, whose alignments label the codes of its recordings and train the phone classifier;
     figures that need it are left out without it. ``temperature``: of the decoder, if it is stochastic. The speakers of
-    the store are among those of the run, which may have been trained on several corpora.
-
-    Raises :class:`DataError` when the data do not fit, :class:`ConfigError` for another sampling rate than 16,000.
+    the store are among those of the run, which may have been trained on several corpora. Raises
+    :class:`DataError` when the data do not fit, :class:`ConfigError` for another sampling rate than 16,000.
     """
     _check_data(run, world, store)
     utterances = load_utterances(world, store, progress)
