@@ -7,8 +7,6 @@ A script is a list of action names, separated by commas, each with an optional c
 - with a horizon, the script is repeated or cut to the horizon.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 

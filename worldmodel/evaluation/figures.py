@@ -1,7 +1,5 @@
 """The panels of an evaluation, which :mod:`worldmodel.media.plots` draws."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

@@ -13,8 +13,6 @@ last_frame_coded    the reconstruction of the last seen frame, repeated
 ==================  ============================================================================================
 """
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The report of an evaluation: a table for the terminal, plots, strips of frames and one HTML page."""
 
-from __future__ import annotations
-
 import base64
 import datetime
 import json

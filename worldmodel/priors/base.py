@@ -1,7 +1,5 @@
 """The interfaces of priors and of their trunks, and operations on the rows of their states."""
 
-from __future__ import annotations
-
 import abc
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar

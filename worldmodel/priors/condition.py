@@ -1,7 +1,5 @@
 """Trunks without history, for images: the context is a function of the class or the caption."""
 
-from __future__ import annotations
-
 import abc
 import math
 import re

@@ -1,7 +1,5 @@
 """A trunk of convolutions over the last few grids of codes, with an optional memory of earlier frames."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 

@@ -3,8 +3,6 @@
 The trunk also reads the previous codes around each position.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -4,8 +4,6 @@ As for the codes of a VQ-VAE, it replaces the fixed prior of training; E_q [−l
 the bound.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """The motion of the camera under each action, estimated from recorded codes."""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

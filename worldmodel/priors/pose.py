@@ -5,8 +5,6 @@ arithmetic on poses is in integers: the same codes are recalled on every device,
 ``step`` of a trunk.
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

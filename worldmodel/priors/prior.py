@@ -1,7 +1,5 @@
 """The prior of the world model: a trunk, a head, outcomes; training losses, exact likelihood and stepping."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 
@@ -184,7 +182,7 @@ class Prior(LatentPrior):
         if self.outcomes is not None:
             facts = segment.rewards[:, first:].flatten(), segment.terminated[:, first:].flatten()
             terms["reward"], terms["end"] = self.outcomes.losses(self.outcomes(contexts, target), *facts)
-        means = torch.stack(list(terms.values())) @ weight
+        means = torch.stack(list(terms.values())).float() @ weight
         terms = dict(zip(terms, means.unbind(), strict=True))
         bits = terms["codes"].detach() / math.log(2)
         return terms, {"bits_per_code": bits, "bits_per_frame": bits * self.positions}

@@ -1,7 +1,5 @@
 """One step of a prior as a single CUDA graph: the trunk, the noise, all passes of the head, and the outcomes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 

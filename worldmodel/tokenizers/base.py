@@ -1,7 +1,5 @@
 """The interfaces of autoencoders, and of those among them that make codes: tokenizers."""
 
-from __future__ import annotations
-
 import abc
 import math
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """VQ-VAE-2: several grids of codes for one frame, each finer one given the coarser ones."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 

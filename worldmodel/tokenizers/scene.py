@@ -1,7 +1,5 @@
 """A second VQ-VAE that codes the grid of the first in a few codes, with an autoregressive decoder of the grid."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

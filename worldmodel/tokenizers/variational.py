@@ -4,8 +4,6 @@ It is compared with the VQ-VAE in its paper, and has its encoder and decoder. Th
 :class:`ConfigError` when the size of the frames cannot be halved that often or the likelihood is not exact.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple

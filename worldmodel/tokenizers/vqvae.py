@@ -1,7 +1,5 @@
 """VQ-VAE: convolutional encoder → quantiser → convolutional decoder, for any rank. VAE and VIMCO share its networks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch
