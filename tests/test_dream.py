@@ -240,6 +240,7 @@ LAST = len(record(4).frames) - 4  # the last frame of episode 4 at which four fr
         ("--replay 4 --top-k 0", "--top-k is 0; it must be at least 1"),
         ("--replay 4 --sampler fast", "choose from"),
         ("--replay 4 --start 3", "--start 3 goes with --actions"),
+        ("--replay 4 --mean-of 4 --temperature 0", "--mean-of 4: all dreams at temperature 0 are equal"),
         ("--replay 4 --mean-of 5000", "--mean-of is 5000; it must be at most 1000"),
         ("--replay 4 --mean-of 4 --samples 2", "--mean-of 4 shows one mean, --samples 2 dreams: give one of them"),
         ("--replay 4 --seed -1", "--seed is -1; it must be at least 0"),

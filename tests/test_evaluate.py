@@ -170,6 +170,7 @@ def test_flags_become_settings() -> None:
     both = dataclasses.replace(Settings(), budget=None, long_dreams=None)
     assert settings_of(arguments(skip=["inverse", "long"]), 0) == both
     assert settings_of(arguments(skip=["loops"]), 0) == dataclasses.replace(Settings(), loops=None)
+    assert settings_of(arguments(skip=["mean"]), 0) == dataclasses.replace(Settings(), samples=None)
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,8 @@ def test_a_store_that_is_repeated_zero_times_gives_its_actions_only(tmp_path: Pa
     assert {key.split("/")[0] for key in part.keys} == {"test:square"}
     with pytest.raises(ConfigError, match=r"source\.repeat has 1 numbers for 2 stores"):
         Stores(paths, repeat=[0])
+    with pytest.raises(ConfigError, match=r"source\.repeat=\[0, 0\] leaves no episode"):
+        Stores(paths, repeat=[0, 0])
 
 
 def test_mirror_images_exchange_left_and_right_and_are_for_training_only(tmp_path: Path) -> None:

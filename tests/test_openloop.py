@@ -79,6 +79,17 @@ def test_the_mean_of_equal_dreams_is_the_dream(result: OpenLoop) -> None:
     assert "dream_mean" not in result.squared_error and summary(result, (1,))["mean_gain_over_last_frame"] is None
 
 
+def test_the_other_dreams_do_not_depend_on_the_mean() -> None:
+    """Three batches, so that the noise of later ones would show it."""
+    world = World(obedience=0.5)
+    without, with_mean = (
+        open_loop(world, windows(24, 14), 4, seed=2, batch=10, samples=samples)  # type: ignore[arg-type]
+        for samples in (None, 4)
+    )
+    for name, errors in without.squared_error.items():
+        assert np.array_equal(errors, with_mean.squared_error[name])
+
+
 def test_one_window_cannot_be_shuffled() -> None:
     with pytest.raises(ValueError, match="two windows"):
         open_loop(World(), windows(1, 14), 4)  # type: ignore[arg-type]

@@ -60,6 +60,10 @@ def main(args: argparse.Namespace, config: Config) -> None:
         raise ConfigError(
             f"--start {args.start} goes with --actions; --replay EPISODE:FRAME states where a replay starts"
         )
+    if args.mean_of is not None and args.temperature == 0:
+        raise ConfigError(
+            f"--mean-of {args.mean_of}: all dreams at temperature 0 are equal; give a higher --temperature"
+        )
     if args.mean_of is not None and args.samples > 1:
         raise ConfigError(f"--mean-of {args.mean_of} shows one mean, --samples {args.samples} dreams: give one of them")
 

@@ -42,7 +42,7 @@ FLAGS_OF = {
 }
 """Flags that only a kind of run has."""
 
-SKIPPED = {"inverse": "budget", "long": "long_dreams", "loops": "loops"}
+SKIPPED = {"inverse": "budget", "long": "long_dreams", "loops": "loops", "mean": "samples"}
 """Parts that --skip omits, and the setting of each, which is then None."""
 
 
@@ -60,7 +60,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--skip",
         action="append",
         choices=list(SKIPPED),
-        help="environment: omit the classifier of actions, the long dreams, or the loops; may be repeated",
+        help="environment: omit the classifier of actions, the long dreams, the loops, the mean of dreams; repeatable",
     )
     parser.add_argument(
         "--timit", metavar="FOLDER", help="speech: TIMIT, whose phone labels are used to score codes and conversions"

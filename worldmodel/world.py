@@ -49,9 +49,12 @@ class Dream:
         """The mean (B // samples, H, C, *size) uint8 of the frames of every ``samples`` consecutive rows.
 
         For dreams from one start at temperature 1 it estimates the expected frames, whose squared error is the least:
-        what the dreams have in common is sharp, what is uncertain is blurred.
+        what the dreams have in common is sharp, what is uncertain is blurred. Raises :class:`ConfigError` for a number
+        of rows that is no multiple of ``samples``.
         """
-        return self.frames.float().unflatten(0, (-1, samples)).mean(1).round().to(torch.uint8)
+        if samples < 1 or len(self.codes) % samples:
+            raise ConfigError(f"samples is {samples}; the {len(self.codes)} dreams must be a multiple of it")
+        return self.frames.unflatten(0, (-1, samples)).mean(1, dtype=torch.float32).round().to(torch.uint8)
 
     def save(self, path: str | Path, index: int = 0, labels: media.Labels = "arrows") -> Path:
         """Write one trajectory as .mp4, .gif or .png (a contact sheet), the seen frames in front.
@@ -130,11 +133,13 @@ class WorldModel:
 
         Raises:
             UnknownActionError: a name or an index that the environment does not have.
-            ConfigError: no action at all, or shapes that do not fit the run's data.
+            ConfigError: no action at all, no sample, or shapes that do not fit the run's data.
         """
         seen = self._seen(frames)
         acts = self._actions(actions, len(seen))
         seen_acts = self._seen_actions(seen_actions, seen)
+        if samples < 1:
+            raise ConfigError(f"samples is {samples}; give at least 1")
         state = self.observe(seen, seen_acts)
         if samples > 1:
             rows = torch.arange(len(seen), device=self.device).repeat_interleave(samples)

@@ -74,7 +74,7 @@ def open_loop(
     *,
     top_k: int | None = None,
     seed: int = 0,
-    samples: int = 0,
+    samples: int | None = None,
     batch: int = 64,
     pictures: int = 6,
     progress: Progress = silent,
@@ -82,8 +82,8 @@ def open_loop(
     """Compare on ``windows`` (W ≥ 2 windows of context + H valid frames). The first ``context`` frames are seen.
 
     ``shuffled`` gives every window the future actions of another (a derangement of the windows); the actions of
-    the seen frames are not shuffled. ``samples``: number of dreams of which ``dream_mean`` is the mean; 0 omits it.
-    ``top_k`` applies to the dreams at temperature 1.
+    the seen frames are not shuffled. ``samples``: number of dreams of which ``dream_mean`` is the mean; None: it is
+    left out. ``top_k`` applies to the dreams at temperature 1.
     """
     assert windows.frames is not None
     frames, total = windows.frames, len(windows.actions)
@@ -91,7 +91,8 @@ def open_loop(
         raise ValueError("shuffling actions among windows needs at least two windows")
     future = windows.actions[:, context:]
     shuffled = future[derangement(total, torch.Generator().manual_seed(seed))]
-    generator = torch.Generator(world.device).manual_seed(seed)
+    # The mean has its own noise, so that the other dreams are the same without it.
+    noise, more = (torch.Generator(world.device).manual_seed(seed + i) for i in range(2))
     names = [name for name in DREAMS if samples or name != "dream_mean"]
     errors, similar, shown = (collections.defaultdict[str, list[Any]](list) for _ in range(3))
     chosen = torch.linspace(0, total - 1, min(pictures, total)).long()  # spread over all episodes
@@ -104,8 +105,9 @@ def open_loop(
         for i, name in enumerate(names):
             actions = (shuffled if name == "shuffled" else future)[rows]
             known = seen, actions, windows.actions[rows, :context]
+            count, generator = (samples, more) if samples and name == "dream_mean" else (1, noise)
             options = {"temperature": DREAMS[name], "top_k": top_k if DREAMS[name] else None, "generator": generator}
-            predictions[name] = _dreamt(world, known, samples if name == "dream_mean" else 1, batch, options)
+            predictions[name] = _dreamt(world, known, count, batch, options)
             progress("open loop", start * len(names) + (i + 1) * len(seen), total * len(names))
         for name, prediction in predictions.items():
             errors[name].append(mse(prediction, truth).numpy())

@@ -71,7 +71,7 @@ class Settings:
     context: int = 0  # 0: see default_context
     horizon: int = 30  # steps dreamt; fewer where held-out episodes are shorter
     steps: tuple[int, ...] = (1, 5, 10, 15, 30)  # of the table
-    samples: int = 16  # dreams at temperature 1 whose mean is compared, too; 0: none
+    samples: int | None = 16  # dreams at temperature 1 whose mean is compared, too; None: no mean
     top_k: int | None = None  # of the dreams at temperature 1
     frames: int = 20000  # maximum number scored one step ahead, in whole episodes
     budget: inverse.Budget | None = dataclasses.field(default_factory=inverse.Budget)  # None: no action classifier
@@ -85,7 +85,7 @@ class Settings:
 
 
 COMPLETE = Settings()
-QUICK = Settings(windows=48, horizon=15, samples=8, frames=1000, budget=None, long_dreams=None, loops=None)
+QUICK = Settings(windows=48, horizon=15, samples=4, frames=1000, budget=None, long_dreams=None, loops=None)
 """Takes some seconds: open loop to 15 steps on 48 windows, a few episodes one step ahead, no classifier, no long dreams
 and no loops."""
 

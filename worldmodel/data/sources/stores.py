@@ -26,7 +26,8 @@ class Stores(Source):
     several machines, are told apart by the names of their folders (…@folder/7), and the result has this Spec.
 
     ``repeat``: how many copies of its training episodes each store has, for small ones that should be drawn more often;
-    the key of the second copy ends in #2. A store with 0 gives its actions only. A model of all stores can then be
+    the key of the second copy ends in #2. A store with 0 gives its actions, but no episode,
+    held out or not. A model of all stores can then be
     trained further on some of them, since the Spec stays the same. None: one of each.
 
     ``mirror``: each training episode is followed by its mirror image, whose actions have left and right exchanged in
@@ -39,6 +40,8 @@ class Stores(Source):
     def __init__(self, paths: Names, name: Text = "stores", repeat: Wholes | None = None, mirror: bool = False):
         if repeat is not None and len(repeat) != len(paths):
             raise ConfigError(f"source.repeat has {len(repeat)} numbers for {len(paths)} stores; give one for each")
+        if repeat is not None and not any(repeat):
+            raise ConfigError(f"source.repeat={list(repeat)} leaves no episode; give at least one store 1 or more")
         self._stores = [EpisodeStore.open(path) for path in paths]
         specs = [store.spec for store in self._stores]
         for store in self._stores:

@@ -221,7 +221,8 @@ def prior_figures(
     held_out = [phone_sequence(classifier, each.wave) for each in utterances if each.held_out]
     figures = bigram_figures(sets.pop("real"), sets, held_out, len(PHONEMES), seed)
     seconds = sum(each.seconds for each in training)
-    return {"seconds": seconds, **figures}, [(f"from the prior as {world.spec.action_names[each.speaker]}", spoken)]
+    figures = {"seconds": seconds, "temperature": SPEECH_TEMPERATURE, **figures}
+    return figures, [(f"from the prior as {world.spec.action_names[each.speaker]}", spoken)]
 
 
 def resynthesis(

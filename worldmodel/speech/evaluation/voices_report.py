@@ -106,7 +106,8 @@ def _phonemes(figures: dict[str, Any]) -> Rows:
 
 
 def _bigrams(figures: dict[str, Any]) -> Rows:
-    names = {"real": "training speech", "decoded": "the same, coded and decoded", "prior": "speech from the prior",
+    prior = f"speech from the prior, temperature {figures['temperature']:g}"
+    names = {"real": "training speech", "decoded": "the same, coded and decoded", "prior": prior,
              "shuffled": "training speech, its phones in random order"}  # fmt: skip
     rows = [(f"Pairs of phones: bits a phone of held-out speech, given those of {figures['seconds']:.0f} s of", "")]
     rows += intervals(figures["bits"], names)
