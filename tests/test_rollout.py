@@ -52,7 +52,7 @@ def test_samples_are_dreams_of_equal_starts(world: WorldModel) -> None:
     assert torch.equal(samples.codes, same.codes) and torch.equal(samples.seen, starts[rows])
     mean = samples.frames.double().unflatten(0, (2, 3)).mean(1)
     assert (samples.mean_frames(3).double() - mean).abs().max() <= 0.5 and samples.mean_frames(3).dtype == torch.uint8
-    with pytest.raises(ConfigError, match="samples is 4; the 6 dreams must be a multiple of it"):
+    with pytest.raises(ConfigError, match="samples is 4; the number of dreams, 6, must be a multiple of it"):
         samples.mean_frames(4)
     with pytest.raises(ConfigError, match="samples is 0; give at least 1"):
         world.imagine(starts, actions, samples=0)

@@ -59,7 +59,7 @@ def add_output(parser: argparse.ArgumentParser, suffixes: Sequence[str]) -> None
 
 
 SPEECH_TEMPERATURE = 0.85
-"""Of priors of speech. The order of phones in their samples is then nearer to that of speech than at 1."""
+"""The default of priors of speech. The order of phones in their samples is nearer to that of real speech than at 1."""
 
 VOICE_TEMPERATURE = 0.5
 """Of decoders of sound that draw samples. At 1, a WaveNet that was trained for two hours loses most of the pitch."""

@@ -26,9 +26,8 @@ class Stores(Source):
     several machines, are told apart by the names of their folders (…@folder/7), and the result has this Spec.
 
     ``repeat``: how many copies of its training episodes each store has, for small ones that should be drawn more often;
-    the key of the second copy ends in #2. A store with 0 gives its actions, but no episode,
-    held out or not. A model of all stores can then be
-    trained further on some of them, since the Spec stays the same. None: one of each.
+    the key of the second copy ends in #2. A store with 0 contributes its actions, but no episode for training or held
+    out: the Spec stays the same, so that a model of all stores can be trained further on some of them. None: one copy.
 
     ``mirror``: each training episode is followed by its mirror image, whose actions have left and right exchanged in
     their names (turn_left, turn_right); its key ends in #mirror. For small recordings of worlds that are symmetrical.
