@@ -82,7 +82,8 @@ def save_episodes(path: Path, played: Sequence[Recording], spec: Spec) -> Path:
 
 def save_plans(path: Path, played: Recording, world: WorldModel) -> Path:
     """Write a video of an episode with recorded plans, and next to each frame those imagined for it before."""
-    plans = [plan and dataclasses.replace(plan, decode=PlanningModel(world).decode) for plan in played.plans]
+    decode = PlanningModel(world).decode
+    plans = [plan and dataclasses.replace(plan, decode=decode) for plan in played.plans]
     return save_plan(path, played.episode, plans, world.spec.action_names, world.spec.rate)
 
 

@@ -155,7 +155,7 @@ def test_loss_falls_in_both_precisions(tmp_path: Path) -> None:
 def test_bf16_leaves_marked_modules_and_collects_small_updates() -> None:
     module = cast(Toy(), torch.bfloat16)
     assert module.net[0].weight.dtype == torch.bfloat16 and module.counter.mean.dtype == torch.float32
-    optimizer = MasterOptimizer(module, (0.9, 0.99), 0.0, None, 0.0)
+    optimizer = MasterOptimizer(module, betas=(0.9, 0.99), weight_decay=0.0, clip=None, muon=0.0)
     weight = module.net[0].bias
     before = weight.detach().clone()
     tiny = float(before.abs().max()) / 1e4  # far below bfloat16's resolution of 1/256
@@ -191,7 +191,7 @@ def test_optimizer_copes_with_gradients_laid_out_differently() -> None:
     for layout in (torch.contiguous_format, torch.channels_last):
         torch.manual_seed(0)
         conv = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
-        optimizer = MasterOptimizer(conv, (0.9, 0.99), 0.0, None, 0.0)
+        optimizer = MasterOptimizer(conv, betas=(0.9, 0.99), weight_decay=0.0, clip=None, muon=0.0)
         for step in range(3):
             gradient = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(step))
             conv.weight.grad = gradient.contiguous(memory_format=layout)

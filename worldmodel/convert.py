@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from worldmodel.config.cli import Config
 from worldmodel.config.entry_point import entry_point
-from worldmodel.config.flags import VOICE_TEMPERATURE, add_output, add_seed, add_voice
+from worldmodel.config.flags import VOICE_TEMPERATURE, add_output, add_seed, add_voice_temperature
 from worldmodel.errors import ConfigError
 from worldmodel.util.output import SOUND_SUFFIXES, options_in_name
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--speakers", metavar="A,B", help="speakers, separated by commas (the first of the run)")
-    add_voice(parser)
+    add_voice_temperature(parser)
     add_seed(parser)
     add_output(parser, SOUND_SUFFIXES)
 

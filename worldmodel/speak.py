@@ -23,7 +23,7 @@ from worldmodel.config.flags import (
     add_output,
     add_sampling,
     add_seed,
-    add_voice,
+    add_voice_temperature,
 )
 from worldmodel.util.output import SOUND_SUFFIXES, options_in_name
 
@@ -39,7 +39,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--speakers", metavar="A,B", help="speakers, separated by commas (the first of the run)")
     add_number(parser, "--seconds", Seconds, f"seconds of speech ({SECONDS:g})", metavar="S")
     add_sampling(parser, SPEECH_TEMPERATURE)
-    add_voice(parser)
+    add_voice_temperature(parser)
     add_seed(parser)
     add_output(parser, SOUND_SUFFIXES)
 

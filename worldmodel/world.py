@@ -53,7 +53,9 @@ class Dream:
         of rows that is no multiple of ``samples``.
         """
         if samples < 1 or len(self.codes) % samples:
-            raise ConfigError(f"samples is {samples}; the number of dreams, {len(self.codes)}, must be a multiple of it")
+            raise ConfigError(
+                f"samples is {samples}; the number of dreams, {len(self.codes)}, must be a multiple of it"
+            )
         return self.frames.unflatten(0, (-1, samples)).mean(1, dtype=torch.float32).round().to(torch.uint8)
 
     def save(self, path: str | Path, index: int = 0, labels: media.Labels = "arrows") -> Path:

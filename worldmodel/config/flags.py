@@ -38,12 +38,12 @@ def add_seed(parser: argparse.ArgumentParser) -> None:
 
 def add_sampling(parser: argparse.ArgumentParser, temperature: float = 1.0) -> None:
     """How codes are drawn from the prior."""
-    help = f"below 1: more probable codes; 0: the expected codes ({temperature:g})"
-    add_number(parser, "--temperature", NonNegative, help, temperature, "T")
+    scale = f"below 1: more probable codes; 0: the expected codes ({temperature:g})"
+    add_number(parser, "--temperature", NonNegative, scale, temperature, "T")
     add_number(parser, "--top-k", Count, "draw each code from the K most probable ones", metavar="K")
     samplers = ("auto", "ancestral", "predictive")
-    help = "how the same codes are drawn; auto: the faster sampler (auto)"
-    parser.add_argument("--sampler", default="auto", choices=samplers, help=help)
+    how = "how the same codes are drawn; auto: the faster sampler (auto)"
+    parser.add_argument("--sampler", default="auto", choices=samplers, help=how)
 
 
 def add_output(parser: argparse.ArgumentParser, suffixes: Sequence[str]) -> None:
@@ -65,7 +65,7 @@ VOICE_TEMPERATURE = 0.5
 """Of decoders of sound that draw samples. At 1, a WaveNet that was trained for two hours loses most of the pitch."""
 
 
-def add_voice(parser: argparse.ArgumentParser) -> None:
+def add_voice_temperature(parser: argparse.ArgumentParser) -> None:
     """How samples of sound are drawn from the decoder."""
     help = f"temperature of a WaveNet; below 1: less noise, but a duller sound ({VOICE_TEMPERATURE})"
     add_number(parser, "--voice-temperature", Positive, help, VOICE_TEMPERATURE, "T")

@@ -216,9 +216,9 @@ def save(
     (T0 + H, C, H, W) uint8, if any."""
     # The action that led to the first seen frame was not given to the model.
     names = (None, *media.action_names(torch.cat([scene.seen_actions[1:], scene.actions]), spec.action_names))
-    captions = [caption] if len(frames) == 1 else [f"dream {n + 1}" for n in range(len(frames))]
+    captions = [caption] if len(frames) == 1 else [f"{caption} {n + 1}" for n in range(len(frames))]
     strips = [
-        media.dream_strip(scene.seen, dreamt, names, caption) for dreamt, caption in zip(frames, captions, strict=True)
+        media.dream_strip(scene.seen, dreamt, names, title) for dreamt, title in zip(frames, captions, strict=True)
     ]
     if scene.truth is not None and reconstruction is not None:
         truth = torch.cat([scene.seen, scene.truth])

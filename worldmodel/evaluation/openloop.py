@@ -92,7 +92,7 @@ def open_loop(
     future = windows.actions[:, context:]
     shuffled = future[derangement(total, torch.Generator().manual_seed(seed))]
     # The mean has its own noise, so that the other dreams are the same without it.
-    noise, more = (torch.Generator(world.device).manual_seed(seed + i) for i in range(2))
+    noise, noise_of_mean = (torch.Generator(world.device).manual_seed(seed + i) for i in range(2))
     names = [name for name in DREAMS if samples or name != "dream_mean"]
     errors, similar, shown = (collections.defaultdict[str, list[Any]](list) for _ in range(3))
     chosen = torch.linspace(0, total - 1, min(pictures, total)).long()  # spread over all episodes
@@ -105,7 +105,7 @@ def open_loop(
         for i, name in enumerate(names):
             actions = (shuffled if name == "shuffled" else future)[rows]
             known = seen, actions, windows.actions[rows, :context]
-            count, generator = (samples, more) if samples and name == "dream_mean" else (1, noise)
+            count, generator = (samples, noise_of_mean) if samples and name == "dream_mean" else (1, noise)
             options = {"temperature": DREAMS[name], "top_k": top_k if DREAMS[name] else None, "generator": generator}
             predictions[name] = _dreamt(world, known, count, batch, options)
             progress("open loop", start * len(names) + (i + 1) * len(seen), total * len(names))

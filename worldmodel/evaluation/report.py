@@ -19,7 +19,7 @@ from torch import Tensor
 
 from worldmodel.evaluation import long_report
 from worldmodel.evaluation.figures import FEW_EVENTS, LABELS, loop_label
-from worldmodel.evaluation.openloop import OpenLoop
+from worldmodel.evaluation.openloop import DREAMS, OpenLoop
 from worldmodel.media import Strip, action_names, contact_sheet, save_png
 from worldmodel.media.plots import Panel, save_panels
 from worldmodel.util.files import replace_text
@@ -64,8 +64,8 @@ def rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
     gains = {f"dream over {rival.replace('_', ' ')}": loop["gain_over"][rival] for rival in ("last_frame", "shuffled")}
     if loop["mean_gain_over_last_frame"]:
         gains["mean of dreams over last frame"] = loop["mean_gain_over_last_frame"]
-    for label, similarities in gains.items():
-        gain = similarities["psnr"]
+    for label, measures in gains.items():
+        gain = measures["psnr"]
         spread = _cells(f"{low:.1f}…{high:.1f}" for low, high in zip(gain["low"], gain["high"], strict=True))
         lines.append((label, _cells(f"{value:+.1f}" for value in gain["value"])))
         lines.append(("  95 %", spread))
@@ -158,9 +158,7 @@ def strips(result: OpenLoop, names: Sequence[str], windows: int = 4) -> np.ndarr
         given = result.shuffled_actions if name == "shuffled" else result.actions
         actions = action_names(given[result.shown[window]], names)
         both = torch.cat([result.seen[window, -1:], frames[window]]).numpy()
-        return Strip(
-            both, LABELS.get(name, name), (None, *actions), seen=1, dreamt=name.startswith(("dream", "shuffled"))
-        )
+        return Strip(both, LABELS.get(name, name), (None, *actions), seen=1, dreamt=name in DREAMS)
 
     sheets = []
     for window, number_of in enumerate(result.shown[:windows].tolist()):

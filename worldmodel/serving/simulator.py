@@ -210,5 +210,5 @@ class Beside:
         """What a frame's header has of the environment; PSNR in dB, of this frame and the mean since the start."""
         truth, decibels = self.truth, self._decibels
         psnr, mean = (decibels[-1], sum(decibels) / len(decibels)) if decibels else (None, None)
-        told = {"truth_reward": truth.reward, "truth_total": truth.total, "truth_ended": truth.ended}
-        return {**told, "psnr": psnr, "psnr_mean": mean}
+        facts = {"truth_reward": truth.reward, "truth_total": truth.total, "truth_ended": truth.ended}
+        return {**facts, "psnr": psnr, "psnr_mean": mean}

@@ -187,8 +187,10 @@ class VIMCO(ConvolutionalAutoencoder, Tokenizer):
         """H(q), (B,), and ē − stop(ē), (B, *spatial, slots · width), which is 0 and has the gradient of ē, the mean
         under q of what the decoder reads.
 
-        The first-order gradient of L_S is Σ_s w̃_s ∇ log p(x | e(z_s) + ē − stop(ē)) + ∇ H(q): a change of q is assumed to change what is read of a sample as it changes the mean (Bengio et al., *Estimating or Propagating Gradients Through
-        Stochastic Neurons*, 2013). The entropy H(q), the mean of −log q, has its exact gradient.
+        The first-order gradient of L_S is Σ_s w̃_s ∇ log p(x | e(z_s) + ē − stop(ē)) + ∇ H(q): a change of q is
+        assumed to change what the decoder reads of each sample as much as it changes the mean (Bengio et al.,
+        *Estimating or Propagating Gradients Through Stochastic Neurons*, 2013). The entropy H(q), the mean of −log q,
+        has its exact gradient.
         """
         q = posterior.exp()
         mean = torch.einsum("...sk,skd->...sd", q, self.tables.detach().float()).flatten(-2)

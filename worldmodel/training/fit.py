@@ -67,7 +67,8 @@ class Fit:
         self.fabric, self.objective, self.settings, self.stage = fabric, objective, settings, stage
         cast(objective, resolve_precision(settings.precision, fabric.device))
         self.module = fabric.setup_module(objective)
-        self.optimizer = MasterOptimizer(objective, settings.betas, settings.weight_decay, settings.clip, settings.muon)
+        decay, clip, muon = settings.weight_decay, settings.clip, settings.muon
+        self.optimizer = MasterOptimizer(objective, betas=settings.betas, weight_decay=decay, clip=clip, muon=muon)
         self.average = WeightAverage(self.optimizer, settings.ema)
         self.window = RunningMeans()
         self.terms: tuple[str, ...] = ()

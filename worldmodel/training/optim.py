@@ -58,7 +58,7 @@ class MasterOptimizer:
     """
 
     def __init__(
-        self, module: nn.Module, betas: tuple[float, float], weight_decay: float, clip: float | None, muon: float
+        self, module: nn.Module, *, betas: tuple[float, float], weight_decay: float, clip: float | None, muon: float
     ):
         self.names = [name for name, p in module.named_parameters() if p.requires_grad]
         self.parameters = [p for p in module.parameters() if p.requires_grad]

@@ -61,7 +61,8 @@ def _spec(meta: Path, name: str) -> Spec:
         spec = Spec(name, shape, tuple(str(action) for action in raw["action_names"]), float(raw["agent_fps"]))
         return Spec.from_json(spec.to_json())  # which checks it
     except (ValueError, KeyError, TypeError, DataError) as error:
-        raise DataError(f"{meta} does not state width, height, action_names and agent_fps ({error!r})") from error
+        fault = f"{meta} does not state width, height, action_names and agent_fps correctly"
+        raise DataError(f"{fault} ({error!r})") from error
 
 
 def read_episode(video: Path, spec: Spec) -> Episode:
